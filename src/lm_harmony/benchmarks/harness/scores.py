@@ -1,0 +1,95 @@
+"""Replies -> scores, filtered and counted by lm_eval's own functions."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lm_eval import utils as lm_eval_utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean, mean_stderr
+from lm_eval.api.task import Task
+
+from lm_harmony.benchmarks.examples import Example, Reply
+from lm_harmony.benchmarks.harness.requests import arguments_of
+from lm_harmony.benchmarks.score import Score
+
+BOOTSTRAP_DRAWS = 1000
+"""Resamples behind a standard error that has no closed form (mcc, f1, bits_per_byte); lm_eval draws 100,000, for minutes."""
+
+
+def count(task: Task, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
+    """Filter and count a model's replies with lm_eval's own functions.
+
+    Args:
+        task: the lm_eval task that the examples come from.
+        examples: the documents asked about.
+        replies: for each example, one reply to each of its requests, in order.
+        errors: compute standard errors (validation does not need them).
+        samples: keep per-document outcomes.
+    """
+    asked = [_instances(task, example, answers) for example, answers in zip(examples, replies, strict=True)]
+    for ensemble in task._filters:
+        ensemble.apply([instance for instances in asked for instance in instances])
+    values: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    kept: list[Mapping[str, Any]] = []
+    for ensemble in task._filters:
+        for instances in asked:
+            filtered = [instance.filtered_resps[ensemble.name] for instance in instances]
+            counted = task.process_results(instances[0].doc, filtered)
+            for metric, value in counted.items():
+                values[metric, ensemble.name].append(value)
+            if samples:
+                kept.append(_sample(task, instances, filtered, ensemble.name, counted))
+    aggregations = task.aggregation()
+    metrics, stderrs = {}, {}
+    for (metric, ensemble_name), items in values.items():
+        aggregate = aggregations.get(metric, mean)
+        metrics[f"{metric},{ensemble_name}"] = float(aggregate(items))
+        stderrs[f"{metric},{ensemble_name}"] = _stderr(aggregate, items) if errors else None
+    return Score(metrics=metrics, stderrs=stderrs, documents=len(asked), samples=tuple(kept))
+
+
+def _instances(task: Task, example: Example, replies: Sequence[Reply]) -> list[Instance]:
+    metadata = (task.task_name, example.row, task.config.repeats)
+    instances = []
+    for index, (request, reply) in enumerate(zip(example.requests, replies, strict=True)):
+        instance = Instance(request.kind, dict(example.document), arguments_of(request), index, metadata)
+        instance.resps.append(reply)
+        instances.append(instance)
+    return instances
+
+
+def _stderr(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:
+    if len(items) < 2:
+        return None
+    if aggregate is mean:
+        return float(mean_stderr(items))
+    draw = random.Random(0)
+    return statistics.stdev(float(aggregate(draw.choices(items, k=len(items)))) for _ in range(BOOTSTRAP_DRAWS))
+
+
+def _sample(
+    task: Task, instances: Sequence[Instance], filtered: Iterable[Reply], name: str, counted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write one document's outcome as ``lm_eval.evaluate(log_samples=True)`` does."""
+    doc, target = instances[0].doc, task.doc_to_target(instances[0].doc)
+    text = json.dumps(doc, indent=2, default=lm_eval_utils.handle_non_serializable, ensure_ascii=False)
+    return {
+        "doc_id": instances[0].doc_id,
+        "doc": doc,
+        "target": target,
+        "arguments": [instance.args for instance in instances],
+        "resps": [instance.resps for instance in instances],
+        "filtered_resps": list(filtered),
+        "filter": name,
+        "metrics": list(counted),
+        "doc_hash": lm_eval_utils.hash_string(text),
+        "prompt_hash": lm_eval_utils.hash_string(instances[0].arguments[0]),
+        "target_hash": lm_eval_utils.hash_string(str(target)),
+        **counted,
+    }

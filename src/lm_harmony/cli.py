@@ -1,0 +1,84 @@
+"""LM-Harmony: fine-tune every model on the benchmark's training split, and only then test."""
+# Parse, call one function, print. Imports of the engine stand inside functions, because --help must not wait for torch.
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lm_harmony.errors import HarmonyError
+from lm_harmony.flags import RunFlags
+
+commands = tyro.extras.SubcommandApp()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 1 a mendable error, 2 bad usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--version"]:
+        from lm_harmony import __version__
+
+        print(__version__)
+        return 0
+    try:
+        commands.cli(prog="lm-harmony", description=__doc__, args=arguments or ["--help"], use_underscores=True)
+    except HarmonyError as error:
+        if "--debug" in arguments:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"lm-harmony: {error}", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
+        return 130
+    return 0
+
+
+@commands.command
+def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
+    """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""
+    from lm_harmony import run_command
+
+    run_command.run(flags, sys.argv)
+
+
+@commands.command
+def benchmarks() -> None:
+    """List the catalogued benchmarks; every other lm_eval task with a training split works too."""
+    from lm_harmony.benchmarks.catalogue import BENCHMARKS
+
+    table = Table("task", "title", "category", "metric", "training rows", "splits", "chance", title="Benchmarks")
+    for info in BENCHMARKS.values():
+        splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
+        table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
+    Console().print(table)
+
+
+@commands.command
+def models() -> None:
+    """List the published board's models; every causal language model of the hub or a folder works too."""
+    from lm_harmony.models.catalogue import MODELS
+
+    table = Table("model", "family", "kind", "parameters (billions)", "training tokens (billions)", title="Models")
+    for info in MODELS.values():
+        tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
+        table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
+    Console().print(table)
+
+
+@commands.command
+def demo() -> None:
+    """Show train-before-test in a minute: a tiny model and a micro-benchmark that the package makes itself."""
+    from lm_harmony import run_command
+    from lm_harmony.demo.flags import demo_flags
+
+    run_command.run(demo_flags(Path("results")), [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The plain forward pass: sequences side by side, padded on the right; exact for every causal architecture.
+
+Both training and scoring ask one question, ``label_logprobs``: how probable is each label? A faster layout of the same sequences
+answers the same question and can take this one's place.
+
+Shapes: B sequences, T positions of the longest one, V vocabulary, L labels of all sequences one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from lm_harmony.engine.sequences import TokenSequence
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelLogprobs:
+    """Log-probabilities of all labels of a batch."""
+
+    logprobs_L: torch.Tensor
+    """Natural logarithm of each label's probability, float32; carries gradients in training."""
+    greedy_L: torch.Tensor
+    """Whether the label is the most probable token there."""
+    counts: tuple[int, ...]
+    """Labels of each sequence, in order; they sum to L."""
+
+
+def label_logprobs(module: torch.nn.Module, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+    """Run ``module`` over ``sequences`` and return the log-probability of every label.
+
+    Padding stands on the right, where causal attention cannot see it from a real token: no mask is needed (nor does lm_eval
+    pass one). ``use_cache`` is off because a cache costs memory and serves nothing here.
+    """
+    device = next(module.parameters()).device
+    longest = max(len(sequence.ids) for sequence in sequences) - 1
+    ids_BxT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    rows, columns, labels = [], [], []
+    for row, sequence in enumerate(sequences):
+        fed = sequence.ids[:-1]
+        ids_BxT[row, : len(fed)] = torch.tensor(fed)
+        rows += [row] * len(sequence.labels)
+        columns += range(sequence.first_label - 1, len(fed))
+        labels += sequence.labels
+    logits_BxTxV = module(input_ids=ids_BxT.to(device), use_cache=False).logits
+    labels_L = torch.tensor(labels, device=device)
+    logits_LxV = logits_BxTxV[torch.tensor(rows, device=device), torch.tensor(columns, device=device)].float()
+    chosen_L = logits_LxV.gather(1, labels_L[:, None])[:, 0]
+    return LabelLogprobs(
+        logprobs_L=chosen_L - logits_LxV.logsumexp(dim=-1),
+        greedy_L=logits_LxV.detach().argmax(dim=-1) == labels_L,
+        counts=tuple(len(sequence.labels) for sequence in sequences),
+    )
+
+
+def smaller_batch(size: int, error: RuntimeError) -> int:
+    """Return half of ``size`` if ``error`` says that memory ran out; else, or if there is nothing to halve, raise it.
+
+    Raises:
+        RuntimeError: ``error`` itself.
+    """
+    if size == 1 or not should_reduce_batch_size(error):
+        raise error
+    clear_device_cache()
+    return size // 2
+
+
+def in_batches(items: Sequence[TokenSequence], size: int, run: Callable[[Sequence[TokenSequence]], Result]) -> Iterator[Result]:
+    """Yield ``run`` over consecutive batches of at most ``size`` items, halving the size for good when memory runs out."""
+    start = 0
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            result = run(batch)
+        except RuntimeError as error:
+            size = smaller_batch(len(batch), error)
+            continue
+        yield result
+        start += len(batch)

@@ -1,0 +1,68 @@
+"""Optimizer and learning rate by their transformers names, and optimizer state as named tensors for safetensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from transformers import get_scheduler
+from transformers.optimization import Adafactor
+from transformers.trainer_pt_utils import get_parameter_names
+
+from lm_harmony.engine.adapters import Trainee
+from lm_harmony.recipe import Recipe
+
+_NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Names of biases and norms, as transformers' Trainer recognises them."""
+
+
+def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make the recipe's optimizer over the trained weights; biases and norms get no weight decay (as in transformers)."""
+    parameters = trainee.trained_parameters()
+    decayed = set(get_parameter_names(trainee.module, [torch.nn.LayerNorm], _NOT_DECAYED))
+    groups = [
+        {
+            "params": [weight for name, weight in parameters.items() if name in decayed],
+            "weight_decay": recipe.weight_decay,
+        },
+        {"params": [weight for name, weight in parameters.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+    if recipe.optimizer == "adafactor":
+        return Adafactor(groups, lr=recipe.learning_rate, scale_parameter=False, relative_step=False)
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=recipe.optimizer == "adamw_torch_fused",
+    )
+
+
+def learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step (from 0) of ``total``: transformers' schedules have no memory."""
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    schedule = get_scheduler(recipe.lr_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    factor = schedule.lr_lambdas[0]
+    return lambda step: recipe.learning_rate * factor(step)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's moments as "parameter number|name" -> tensor, copied to the processor."""
+    return {
+        f"{number}|{name}": torch.as_tensor(value).detach().cpu().clone().contiguous()
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what ``optimizer_state`` returned; PyTorch moves each tensor to its parameter's device."""
+    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        number, name = key.split("|")
+        per_parameter.setdefault(int(number), {})[name] = tensor.clone()
+    optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})

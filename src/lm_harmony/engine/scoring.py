@@ -1,0 +1,82 @@
+"""A model answers requests: log-likelihoods of continuations, of whole texts, and written answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lm_harmony.benchmarks.examples import Reply, Request
+from lm_harmony.engine.forward import LabelLogprobs, in_batches, label_logprobs
+from lm_harmony.engine.generation import generate
+from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.progress import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class Respondent:
+    """A model that answers; whatever weights it holds at that moment answer."""
+
+    model: LanguageModel
+    """Who answers."""
+    batch_size: int = 8
+    """Most sequences in one forward pass; halved when memory runs out. It changes no answer beyond rounding."""
+    max_new_tokens: int = 256
+    """Longest written answer in tokens, where the request sets none."""
+    seed: int = 0
+    """Seed of sampled answers."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Reply to each request in order: (nats, greedy?), nats or text, by its kind."""
+        replies: list[Reply] = [""] * len(requests)
+        for kind, respond in (
+            ("loglikelihood", self.loglikelihood),
+            ("loglikelihood_rolling", self.loglikelihood_rolling),
+            ("generate_until", self.generate_until),
+        ):
+            places = [place for place, request in enumerate(requests) if request.kind == kind]
+            if places:
+                for place, reply in zip(places, respond([requests[place] for place in places]), strict=True):
+                    replies[place] = reply
+        return replies
+
+    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it."""
+        pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
+        sequences = [cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)]
+        return self._sums(sequences)
+
+    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
+        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length."""
+        texts = self.model.text.encode([request.continuation for request in requests])
+        windows: list[TokenSequence] = []
+        for row, ids in enumerate(texts):
+            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length, row=row)
+        totals = [0.0] * len(texts)
+        for window, (nats, _) in zip(windows, self._sums(windows), strict=True):
+            totals[window.row] += nats
+        return totals
+
+    def generate_until(self, requests: Sequence[Request]) -> list[str]:
+        """Write an answer to each context: see ``generation.generate``."""
+        return generate(self.model, requests, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+    def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+        # Longest first: memory runs out at once or never, and sequences of like length share a batch.
+        order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
+        sums: list[tuple[float, bool]] = [(0.0, False)] * len(sequences)
+        done = 0
+        batches = in_batches([sequences[place] for place in order], self.batch_size, self._forward)
+        for batch in track(batches, "scoring", total=-(-len(sequences) // self.batch_size)):
+            parts = zip(batch.logprobs_L.split(batch.counts), batch.greedy_L.split(batch.counts), strict=True)
+            for logprobs, greedy in parts:
+                sums[order[done]] = (float(logprobs.double().sum()), bool(greedy.all()))
+                done += 1
+        return sums
+
+    def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+        with torch.no_grad():
+            found = label_logprobs(self.model.module, sequences)
+        return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)

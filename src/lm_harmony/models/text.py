@@ -1,0 +1,126 @@
+"""Text -> token ids, exactly as lm_eval's HFLM makes them, for scoring and training alike. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from lm_harmony.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPair:
+    """A context and its continuation as token ids; their concatenation is the text's encoding."""
+
+    context: tuple[int, ...]
+    """Ids that are only conditioned on; never empty."""
+    continuation: tuple[int, ...]
+    """Ids that are predicted."""
+
+
+class TextEncoder:
+    """A tokenizer under lm_eval's rules (``lm_eval.models.huggingface.HFLM``, ``TemplateLM._encode_pair``)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        """Wrap ``tokenizer``; ``name`` is the model's, for messages.
+
+        Raises:
+            ModelError: the tokenizer has no end-of-text token, which training appends to every text.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model {name}: its tokenizer has no eos_token. Set eos_token in its tokenizer_config.json.")
+        self.tokenizer, self.name = tokenizer, name
+        self.end_id: int = tokenizer.eos_token_id
+        self.prefix_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
+        self._prefix_text = str(tokenizer.decode(self.prefix_id))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts with the special tokens that the tokenizer adds by itself.
+
+        A text that begins with the BOS token as text (a rendered chat) gets none added: never a doubled BOS.
+        """
+        ids: list[list[int]] = [[] for _ in texts]
+        for added in (True, False):
+            group = [place for place, text in enumerate(texts) if text.startswith(self._prefix_text) is not added]
+            if group:
+                # verbose=False: texts longer than the model are cut later, on purpose.
+                batch = self.tokenizer([texts[place] for place in group], add_special_tokens=added, verbose=False)
+                for place, encoded in zip(group, batch["input_ids"], strict=True):
+                    ids[place] = encoded
+        return ids
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """Encode (context, continuation) texts; the boundary is where the context's own encoding ends.
+
+        Trailing spaces of a context go to the continuation; an empty context becomes the BOS (or end-of-text) token.
+        """
+        moved = []
+        for context, continuation in pairs:
+            bare = context.rstrip()
+            moved.append((bare, context[len(bare) :] + continuation) if context else ("", continuation))
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        context_ids = dict(zip(contexts, self.encode(contexts), strict=True))
+        whole_ids = self.encode([context + continuation for context, continuation in moved])
+        encoded = []
+        for (given, _), (context, continuation), whole in zip(pairs, moved, whole_ids, strict=True):
+            if given == "":
+                encoded.append(self._after_prefix(continuation))
+            else:
+                known = context_ids[context] or [self.prefix_id]  # a context of spaces alone leaves nothing to condition on
+                cut = len(context_ids[context])
+                encoded.append(EncodedPair(context=tuple(known), continuation=tuple(whole[cut:])))
+        return encoded
+
+    def _after_prefix(self, text: str) -> EncodedPair:
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        if ids and ids[0] == self.prefix_id:
+            return EncodedPair(context=ids[:1], continuation=ids[1:])
+        return EncodedPair(context=(self.prefix_id,), continuation=ids)
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Render messages with the model's chat template; a template that knows no system role gets none (as lm_eval).
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+        """
+        self.require_chat_template()
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(self.tokenizer.apply_chat_template(list(messages), **options))
+        except jinja2.TemplateError:
+            bare = [message for message in messages if message["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(bare, **options))
+
+    def require_chat_template(self) -> None:
+        """Refuse a model without a chat template.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"model {self.name}: its tokenizer has no chat template. Drop --dataset_param.apply_chat_template, "
+                f"or add chat_template.jinja to the model's folder."
+            )
+
+    def check_single_prefix(self, text: str) -> None:
+        """Stop a run whose texts would begin with two BOS tokens (or end with an end-of-text token in scoring).
+
+        Raises:
+            ModelError: the encoding of ``text`` begins with the BOS token twice.
+        """
+        ids = self.encode([text])[0]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise ModelError(
+                f"model {self.name}: a text begins with two {self.tokenizer.bos_token!r} tokens: {text[:80]!r}. "
+                f"Its chat template and its tokenizer both add one; switch one of them off."
+            )

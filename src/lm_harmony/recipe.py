@@ -1,0 +1,144 @@
+"""Recipe: every number that decides a training, as one frozen value; ``PUBLISHED`` is the recipe of the paper.
+
+Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language Model Rankings" (arXiv 2507.05195), appendix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lm_harmony.errors import UsageError, did_you_mean
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def _check(field: str, value: Any, rule: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A low-rank adapter, in PEFT's words (``peft.LoraConfig``)."""
+
+    r: int = 8
+    """Rank of the update matrices."""
+    lora_alpha: int = 32
+    """Scale: the update is multiplied by lora_alpha / r."""
+    lora_dropout: float = 0.1
+    """Probability with which an input of the adapter is zeroed in training."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the adapted modules; empty: PEFT's default for the architecture; ("all-linear",): every linear layer."""
+    bias: str = "none"
+    """Which biases are trained too: none, all or lora_only."""
+    use_rslora: bool = False
+    """Rank-stabilised scaling: lora_alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Weight-decomposed adapter (DoRA)."""
+
+    def __post_init__(self) -> None:
+        _check("peft_config.r", self.r, "at least 1", self.r >= 1)
+        _check("peft_config.lora_alpha", self.lora_alpha, "at least 1", self.lora_alpha >= 1)
+        _check("peft_config.lora_dropout", self.lora_dropout, "in [0, 1)", 0 <= self.lora_dropout < 1)
+        _one_of("peft_config.bias", self.bias, ("none", "all", "lora_only"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every model is prepared for every benchmark. Equal recipes give comparable scores."""
+
+    lora: Lora | None = Lora()
+    """The adapter that is trained; None: all weights are trained."""
+    epochs: int = 5
+    """Passes over the training rows; the best one by validation is tested."""
+    learning_rate: float = 2e-5
+    """Peak learning rate."""
+    batch_size: int = 8
+    """Sequences in one optimizer step, however many forward passes they take."""
+    max_length: int = 1024
+    """Longest training sequence in tokens; longer ones lose tokens of the context from the left, as in scoring."""
+    completion_only: bool = False
+    """Loss on the continuation only (True) or on all tokens (False, published)."""
+    optimizer: str = "adamw_torch"
+    """adamw_torch, adamw_torch_fused, adafactor or sgd."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, not applied to biases and norms."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    lr_schedule: str = "linear"
+    """linear (decay to zero), cosine, constant, constant_with_warmup or polynomial."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up."""
+    warmup_ratio: float = 0.0
+    """Warm-up as a fraction of all steps; used when warmup_steps is 0."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, in the middle of an epoch if need be; None: never."""
+    dtype: str = "auto"
+    """Type of the base weights: float32, bfloat16, or auto (bfloat16 on a GPU under an adapter, else float32)."""
+    max_new_tokens: int = 256
+    """Longest generated answer in tokens, for tasks that do not set their own limit."""
+
+    def __post_init__(self) -> None:
+        _check("train_param.num_train_epochs", self.epochs, "at least 1", self.epochs >= 1)
+        rate = self.learning_rate
+        _check("train_param.learning_rate", rate, "a positive number", math.isfinite(rate) and rate > 0)
+        _check("batch size", self.batch_size, "at least 1", self.batch_size >= 1)
+        _check("train_param.max_seq_length", self.max_length, "at least 2", self.max_length >= 2)
+        for name, beta in (("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)):
+            _check(f"train_param.{name}", beta, "in [0, 1)", 0 <= beta < 1)
+        _check("train_param.adam_epsilon", self.adam_epsilon, "positive", self.adam_epsilon > 0)
+        _check("train_param.weight_decay", self.weight_decay, "not negative", self.weight_decay >= 0)
+        _check("train_param.max_grad_norm", self.max_grad_norm, "not negative", self.max_grad_norm >= 0)
+        _check("train_param.warmup_steps", self.warmup_steps, "not negative", self.warmup_steps >= 0)
+        _check("train_param.warmup_ratio", self.warmup_ratio, "in [0, 1]", 0 <= self.warmup_ratio <= 1)
+        _check("train_param.max_steps", self.max_steps, "at least 1", self.max_steps is None or self.max_steps >= 1)
+        _check("max_new_tokens", self.max_new_tokens, "at least 1", self.max_new_tokens >= 1)
+        _one_of("train_param.optim", self.optimizer, OPTIMIZERS)
+        _one_of("train_param.lr_scheduler_type", self.lr_schedule, SCHEDULES)
+        _one_of("dtype", self.dtype, DTYPES)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that change exactly when a number of the recipe changes."""
+        return fingerprint(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Rebuild a recipe from ``dataclasses.asdict`` as a config.yaml holds it.
+
+        Raises:
+            UsageError: an unknown key or a value against a field's rule.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UsageError(f"recipe has no field {key!r}.{did_you_mean(key, known)}")
+        lora = values.get("lora")
+        if lora is not None:
+            lora = Lora(**{**lora, "target_modules": tuple(lora.get("target_modules", ()))})
+        return cls(**{**values, "lora": lora})
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+PUBLISHED = Recipe()
+"""The recipe of the published board: LoRA r 8, alpha 32, dropout 0.1; AdamW 2e-5; batch 8; 5 epochs; 1,024 tokens."""

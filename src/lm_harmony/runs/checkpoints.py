@@ -1,0 +1,73 @@
+"""Weights and optimizer of an epoch, written so that a folder with its final name is always whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lm_harmony.engine.adapters import Trainee
+from lm_harmony.engine.training import Epoch, Resumption
+from lm_harmony.errors import StoreError
+from lm_harmony.runs.store import RunStore, replace_folder
+
+_OPTIMIZER = "optimizer.safetensors"
+
+
+def save_checkpoint(store: RunStore, learner: Trainee, epoch: Epoch, *, resumable: bool) -> None:
+    """Write the weights of ``epoch`` and, if ``resumable``, the optimizer's state beside them.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    folder = store.checkpoint(epoch.number)
+    save_weights(learner, folder / "weights")
+    if resumable:
+        scratch = folder / f".{_OPTIMIZER}.part"
+        try:
+            save_file(dict(epoch.optimizer_state), scratch)
+            scratch.replace(folder / _OPTIMIZER)
+        except (OSError, SafetensorError) as error:
+            scratch.unlink(missing_ok=True)
+            raise StoreError(_no_room(folder, error)) from error
+
+
+def load_checkpoint(store: RunStore, learner: Trainee, epoch: int) -> Resumption:
+    """Put the weights of ``epoch`` into the model and return what training goes on with.
+
+    Raises:
+        StoreError: the checkpoint is not there.
+    """
+    folder = store.checkpoint(epoch)
+    if not (folder / _OPTIMIZER).is_file():
+        raise StoreError(
+            f"{folder} holds no checkpoint to resume from (was it run with save_strategy no?). Run again with --overwrite."
+        )
+    learner.load(folder / "weights")
+    return Resumption(epoch=epoch, optimizer_state=load_file(folder / _OPTIMIZER))
+
+
+def save_weights(learner: Trainee, folder: Path) -> None:
+    """Write the trained weights to ``folder``, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        learner.save(scratch)
+        replace_folder(scratch, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise StoreError(_no_room(folder, error)) from error
+
+
+def _no_room(folder: Path, error: Exception) -> str:
+    return (
+        f"{folder} cannot be written: {error}. What was finished before is whole; make room and resume with "
+        f"--resume_from_checkpoint."
+    )

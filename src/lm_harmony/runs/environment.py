@@ -1,0 +1,93 @@
+"""What a run cost and what it ran on: seconds of each phase, peak memory, versions, hardware, source revision."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = (
+    "lm-harmony",
+    "lm_eval",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+class Meter:
+    """Adds up the seconds of named phases."""
+
+    def __init__(self) -> None:
+        """Start with no phase."""
+        self.costs: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time under ``<name>_seconds``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(f"{name}_seconds", time.perf_counter() - started)
+
+    def add(self, name: str, amount: float) -> None:
+        """Add to a cost."""
+        self.costs[name] = self.costs.get(name, 0.0) + amount
+
+    def summary(self) -> dict[str, float]:
+        """Return all costs and the peak memory of the process (bytes; on a GPU also its allocator's)."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = {"peak_memory_bytes": float(peak if sys.platform == "darwin" else peak * 1024)}  # Linux counts KiB
+        if torch.cuda.is_available():
+            memory["peak_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+        return {**self.costs, **memory}
+
+
+def describe_environment(device: torch.device, *, use_git: bool) -> dict[str, Any]:
+    """Return versions, hardware and, with ``use_git``, the git revision of the working folder."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    hardware = {"machine": platform.machine(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "system": platform.platform(),
+        "hardware": hardware,
+        "device": str(device),
+        "git_revision": git_revision(Path.cwd()) if use_git else None,
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Return the commit that ``folder`` stands on, with "+changes" if files differ from it; None outside a repository."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

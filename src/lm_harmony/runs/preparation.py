@@ -1,0 +1,129 @@
+"""All that a run needs before its first step: the benchmark's rows, the model, and the two checked against each other."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lm_harmony.benchmarks import catalogue
+from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
+from lm_harmony.runs.record import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run about to begin."""
+
+    spec: RunSpec
+    """What was asked."""
+    model: LanguageModel = field(repr=False)
+    """Who learns."""
+    task: HarnessTask = field(repr=False)
+    """Who counts."""
+    splits: Splits = field(repr=False)
+    """What is learned, what chooses, what is tested."""
+    sequences: Sequence[TokenSequence] = field(repr=False)
+    """The training rows, encoded."""
+    metric: str
+    """The metric that chooses the epoch."""
+    higher_is_better: bool
+    """Its direction."""
+
+    def score(self, examples: Sequence[Example], *, final: bool) -> Score:
+        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples."""
+        respondent = Respondent(
+            model=self.model,
+            batch_size=self.spec.execution.eval_batch_size,
+            max_new_tokens=self.spec.recipe.max_new_tokens,
+            seed=self.spec.seed,
+        )
+        replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+        grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
+        return self.task.score(examples, grouped, errors=final, samples=final)
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load the benchmark, then the model, and render the rows.
+
+    Raises:
+        UsageError: an unknown task or metric.
+        BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
+        ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
+    """
+    task = HarnessTask(find_task_file(spec.benchmark.task, spec.benchmark.include_path), spec.benchmark.data_dir)
+    metric = spec.metric or default_metric(task)
+    if metric not in task.metrics:
+        known = list(task.metrics)
+        raise UsageError(
+            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
+            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
+        )
+    higher = task.metrics[metric]
+    if spec.greater_is_better not in (None, higher):
+        raise UsageError(
+            f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
+            f"got {spec.greater_is_better}. Drop the flag."
+        )
+    model = _load(spec)
+    chat = None
+    if spec.model.apply_chat_template:
+        model.text.require_chat_template()
+        chat = model.text.render_chat
+    splits = make_splits(task, caps=spec.benchmark.caps, seed=spec.seed, protocol=spec.benchmark.split_protocol, chat=chat)
+    first = splits.train[0]
+    model.text.check_single_prefix(first.context + (first.continuation or ""))
+    sequences = training_sequences(
+        model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
+    )
+    log.info(
+        "%s: %d train, %d validation, %d test rows",
+        task.name,
+        len(splits.train),
+        len(splits.validation),
+        len(splits.test),
+    )
+    return Prepared(
+        spec=spec,
+        model=model,
+        task=task,
+        splits=splits,
+        sequences=sequences,
+        metric=metric,
+        higher_is_better=higher,
+    )
+
+
+def default_metric(task: HarnessTask) -> str:
+    """Return the catalogued metric of a benchmark; of others acc_norm, then acc, then the first that the task reports."""
+    known = catalogue.find(task.name)
+    if known is not None:
+        return known.metric
+    reported = list(task.metrics)
+    preferred = [key for name in ("acc_norm,", "acc,") for key in reported if key.startswith(name)]
+    return (preferred or reported)[0]
+
+
+def _load(spec: RunSpec) -> LanguageModel:
+    device = resolve_device(spec.execution.device)
+    model = load_model(
+        spec.model.name,
+        revision=spec.model.revision,
+        dtype=resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None),
+        device=str(device),
+        trust_remote_code=spec.model.trust_remote_code,
+    )
+    if spec.execution.gradient_checkpointing:
+        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model

@@ -1,0 +1,182 @@
+"""Train-before-test, the whole method: fine-tune, choose the epoch on validation, and only then test.
+
+Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language Model Rankings" (arXiv 2507.05195).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.errors import StoreError
+from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from lm_harmony.runs.environment import Meter, describe_environment
+from lm_harmony.runs.preparation import Prepared, prepare
+from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord, RunSpec
+from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.tracking import Tracker, open_trackers
+
+log = logging.getLogger(__name__)
+
+
+def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
+    """Carry out one run and leave its record in ``store``; the record is the last file written.
+
+    Args:
+        spec: the model, the benchmark, the recipe, the seed.
+        store: the run's folder.
+        resume: continue an unfinished run after its last finished epoch; the record is that of an uninterrupted run.
+        overwrite: replace a run that is there.
+
+    Raises:
+        HarmonyError: bad input, or a training that diverged; what was finished before stays readable.
+    """
+    store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
+    meter = Meter()
+    with meter.phase("preparation"):
+        run = prepare(spec)
+    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
+    execution = spec.execution
+    with open_trackers(
+        execution.trackers, folder=store.folder / "trackers", run=run.task.name, logging_steps=execution.logging_steps
+    ) as tracker:
+        direct = _direct(run, store, meter) if spec.direct else None
+        with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
+            epochs = _learn(run, learner, store, meter, tracker)
+            chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
+            learner.load(store.checkpoint(chosen.epoch) / "weights")
+            log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
+            save_weights(learner, store.folder / "adapter")
+            trained = _test(run, meter) if spec.test else None
+            curve = {}
+            for epoch in epochs if spec.test_curve else ():
+                learner.load(store.checkpoint(epoch.epoch) / "weights")
+                curve[epoch.epoch] = _test(run, meter).metrics
+        for name, score in (("direct", direct), ("test", trained)):
+            if score is not None:
+                tracker.test(score.metrics, name=name, step=chosen.epoch)
+    meter.add("training_tokens", sum(epoch.tokens for epoch in epochs))
+    meter.add("training_seconds", sum(epoch.seconds for epoch in epochs))
+    meter.add("validation_seconds", sum(epoch.validation_seconds for epoch in epochs))
+    record = RunRecord(
+        spec=spec,
+        benchmark=run.task.name,
+        model_revision=run.model.revision,
+        metric=run.metric,
+        higher_is_better=run.higher_is_better,
+        data=_data(run),
+        direct=direct,
+        epochs=epochs,
+        chosen_epoch=chosen.epoch,
+        trained=trained,
+        test_curve=curve,
+        environment=describe_environment(run.model.device, use_git=execution.use_git),
+        costs=meter.summary(),
+    )
+    write_outcomes(store, run.task, record)
+    store.finish(record)
+    store.keep_checkpoints(())
+    return record
+
+
+def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better: bool) -> EpochRecord:
+    """Return the epoch with the best validation score: strictly better replaces, so ties keep the earlier one."""
+    best = epochs[0]
+    for epoch in epochs[1:]:
+        gain = epoch.validation[metric] - best.validation[metric]
+        if (gain if higher_is_better else -gain) > 0:
+            best = epoch
+    return best
+
+
+def score_again(store: RunStore) -> Score:
+    """Score the weights of a finished run once more on its test split; the record stays as it is.
+
+    Raises:
+        StoreError: the run is not finished, or its weights are gone.
+    """
+    record = store.record()
+    run = prepare(record.spec)
+    if run.splits.fingerprint() != record.data.fingerprint:
+        raise StoreError(f"{store.folder}: the rows changed since the run. Give the rows of then, or run it with --overwrite.")
+    with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
+        learner.load(store.folder / "adapter")
+        score = _test(run, Meter())
+    write_outcomes(store, run.task, replace(record, trained=score))
+    return score
+
+
+def _test(run: Prepared, meter: Meter) -> Score:
+    """Score the model as it is now on the test split. Nothing else in the package touches the test rows' answers."""
+    with meter.phase("test"):
+        return run.score(run.splits.test, final=True)
+
+
+def _direct(run: Prepared, store: RunStore, meter: Meter) -> Score:
+    """Score the untouched model, or take the score that this run kept before it was stopped."""
+    known = store.direct()
+    if known is None:
+        known = _test(run, meter)
+        store.write_samples("direct", known.samples)
+        store.keep_direct(known)
+    return known
+
+
+def _learn(run: Prepared, learner: Trainee, store: RunStore, meter: Meter, tracker: Tracker) -> tuple[EpochRecord, ...]:
+    """Train, validate after each epoch, and keep what a continued run and the choice need."""
+    spec, records = run.spec, store.epochs()
+    training = fine_tune(
+        learner,
+        run.sequences,
+        spec.recipe,
+        seed=spec.seed,
+        micro_batch=spec.execution.micro_batch,
+        resume=load_checkpoint(store, learner, records[-1].epoch) if records else None,
+    )
+    for epoch in training:
+        save_checkpoint(store, learner, epoch, resumable=spec.execution.save_checkpoints)
+        validating = Meter()
+        with validating.phase("validation"):
+            validation = run.score(run.splits.validation, final=False)
+        record = EpochRecord(
+            epoch=epoch.number,
+            loss=epoch.loss,
+            validation=validation.metrics,
+            tokens=epoch.tokens,
+            seconds=epoch.seconds,
+            validation_seconds=validating.costs["validation_seconds"],
+        )
+        store.add_epoch(record)
+        records = (*records, record)
+        tracker.epoch(epoch, validation.metrics)
+        log.info(
+            "epoch %d: loss %.4f, validation %s %.4f",
+            epoch.number,
+            epoch.loss,
+            run.metric,
+            validation.metrics[run.metric],
+        )
+        if not spec.test_curve:
+            best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
+            store.keep_checkpoints({best.epoch, epoch.number})
+    return records
+
+
+def _data(run: Prepared) -> DataRecord:
+    splits = run.splits
+    return DataRecord(
+        fingerprint=splits.fingerprint(),
+        train=len(splits.train),
+        validation=len(splits.validation),
+        test=len(splits.test),
+        carved=splits.carved,
+        dropped_from_train=splits.dropped_from_train,
+        dropped_from_validation=splits.dropped_from_validation,
+        without_answer=splits.without_answer,
+        truncated=sum(sequence.truncated for sequence in run.sequences),
+    )

@@ -1,0 +1,207 @@
+"""A run's folder.
+
+    <results>/<exp_name>/
+        config.yaml               all that was asked, with the recipe's fingerprint; written first
+        log.txt                   what happened, with times
+        direct.json               test score of the untouched model, where asked
+        epochs.jsonl              one line an epoch, appended as it ends
+        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, while the run lasts
+        adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
+        samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
+        results_<time>.json       lm_eval's results schema plus the key train_before_test
+        record.json               all that was answered; written last, atomically: a run with it is finished
+
+A folder without record.json is an unfinished run, which --resume_from_checkpoint continues after its last line in epochs.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.record import EpochRecord, RunRecord, RunSpec
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """The folder of one run."""
+
+    folder: Path
+    """Where everything of the run is."""
+
+    @classmethod
+    def at(cls, results: Path, name: str) -> RunStore:
+        """Return the store of run ``name`` below ``results``; nothing is created yet.
+
+        Raises:
+            UsageError: the name is empty or would leave the results folder.
+        """
+        parts = PurePosixPath(name).parts
+        if not name.strip() or name.startswith(("/", "~")) or ".." in parts or "\\" in name or not parts:
+            raise UsageError(f"exp_name must be a relative path without '..', got {name!r}. Name a folder inside {results}.")
+        return cls(results.joinpath(*parts))
+
+    def is_finished(self) -> bool:
+        """Tell whether the run has its record."""
+        return (self.folder / "record.json").is_file()
+
+    def refuse_conflict(self, spec: RunSpec, *, resume: bool, overwrite: bool) -> None:
+        """Refuse early, before anything is loaded, what the folder does not allow.
+
+        Raises:
+            UsageError: a run is there and neither ``resume`` nor ``overwrite`` was asked, or it was asked otherwise.
+        """
+        if overwrite:
+            return
+        if self.is_finished():
+            raise UsageError(f"exp_name: {self.folder} holds a finished run. Add --overwrite, or choose another --exp_name.")
+        asked = self.asked()
+        if asked is None:
+            return
+        if not resume:
+            raise UsageError(
+                f"exp_name: {self.folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
+            )
+        now = spec.to_dict()
+        other = [
+            f"{key} was {asked.get(key)}, is {value}"
+            for key, value in now.items()
+            if key != "execution" and asked.get(key) != value
+        ]
+        if other:
+            raise UsageError(
+                f"resume_from_checkpoint: {self.folder} was begun with another request: {'; '.join(other)}. "
+                f"Repeat the first request, or add --overwrite."
+            )
+
+    def begin(self, spec: RunSpec, *, data: str, overwrite: bool) -> None:
+        """Write config.yaml; of a run that is continued, check that its rows are the same.
+
+        Args:
+            spec: what is asked.
+            data: fingerprint of the rows.
+            overwrite: remove what a run left here.
+
+        Raises:
+            UsageError: the rows changed since the run was begun, or the folder holds other things than a run.
+        """
+        if overwrite:
+            self._clear()
+        asked = self.asked()
+        if asked is not None and asked["data_fingerprint"] != data:
+            raise UsageError(f"resume_from_checkpoint: the rows changed since {self.folder} was begun. Add --overwrite.")
+        if asked is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config = {**spec.to_dict(), "data_fingerprint": data}
+            _write(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def asked(self) -> dict[str, Any] | None:
+        """Return what config.yaml holds, or None where no run was begun."""
+        path = self.folder / "config.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _clear(self) -> None:
+        if self.folder.exists() and not (self.folder / "config.yaml").is_file() and any(self.folder.iterdir()):
+            raise UsageError(f"overwrite: {self.folder} holds files that are no run's. Choose another --exp_name.")
+        # The record goes first: whatever is left after an interruption is an unfinished run, never a false finished one.
+        (self.folder / "record.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def epochs(self) -> tuple[EpochRecord, ...]:
+        """Return the finished epochs whose line is whole; a line torn by a kill does not count."""
+        path = self.folder / "epochs.jsonl"
+        if not path.is_file():
+            return ()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
+        return tuple(EpochRecord(**json.loads(line)) for line in lines)
+
+    def add_epoch(self, epoch: EpochRecord) -> None:
+        """Append a finished epoch; its checkpoint must be written already."""
+        lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
+        _write(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Return the folder of an epoch's checkpoint."""
+        return self.folder / "checkpoints" / f"epoch-{epoch}"
+
+    def keep_checkpoints(self, epochs: Iterable[int]) -> None:
+        """Remove the checkpoints of all other epochs."""
+        kept = {self.checkpoint(epoch) for epoch in epochs}
+        for folder in (self.folder / "checkpoints").glob("*"):
+            if folder not in kept:
+                shutil.rmtree(folder)
+        if not kept:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def direct(self) -> Score | None:
+        """Return the test score of the untouched model if it was computed before the run stopped."""
+        path = self.folder / "direct.json"
+        return Score(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def keep_direct(self, score: Score) -> None:
+        """Keep the test score of the untouched model for a resumed run."""
+        _write(self.folder / "direct.json", json.dumps(score.to_dict()))
+
+    def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Write per-document outcomes."""
+        lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
+        _write(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
+
+    def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
+        """Write the results in lm_eval's schema; ``time`` names the file."""
+        _write(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
+
+    def finish(self, record: RunRecord) -> None:
+        """Write the record: from here on the run is finished."""
+        _write(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+
+    def record(self) -> RunRecord:
+        """Read the record of a finished run.
+
+        Raises:
+            StoreError: there is none, or it cannot be read.
+        """
+        path = self.folder / "record.json"
+        try:
+            return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} does not exist: the run is not finished. Run it first.") from error
+        except json.JSONDecodeError as error:
+            raise StoreError(f"{path} is not JSON: {error}. Run it again with --overwrite.") from error
+
+
+def replace_folder(scratch: Path, folder: Path) -> None:
+    """Put a folder that was written whole under ``scratch`` in the place of ``folder``."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(scratch, folder)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that its name holds either the old text or the new one, whole, whatever happens in between.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}. What was finished before is whole; make room and resume with "
+            f"--resume_from_checkpoint."
+        ) from error

@@ -1,0 +1,67 @@
+"""Losses and scores shown in TensorBoard, Trackio or Weights & Biases, through Accelerate's trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+from lm_harmony.engine.training import Epoch
+from lm_harmony.errors import MissingExtra
+
+
+class Tracker:
+    """All trackers of a run; without any, every call does nothing."""
+
+    def __init__(self, trackers: tuple[GeneralTracker, ...], logging_steps: int | None) -> None:
+        """Wrap opened trackers; every ``logging_steps``-th step's loss is logged."""
+        self._trackers, self._logging_steps = trackers, logging_steps
+
+    def epoch(self, epoch: Epoch, validation: Mapping[str, float]) -> None:
+        """Log the losses of an epoch's steps and its validation scores."""
+        for step in epoch.steps:
+            if self._logging_steps and step.number % self._logging_steps == 0:
+                values = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
+                self._log({f"train/{key}": value for key, value in values.items()}, step.number)
+        self._log({f"validation/{key}": value for key, value in validation.items()}, epoch.steps[-1].number)
+
+    def test(self, scores: Mapping[str, float], *, name: str, step: int) -> None:
+        """Log test scores under ``name``."""
+        self._log({f"{name}/{key}": value for key, value in scores.items()}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+
+@contextmanager
+def open_trackers(names: tuple[str, ...], *, folder: Path, run: str, logging_steps: int | None) -> Iterator[Tracker]:
+    """Open the named trackers for the length of a block; TensorBoard writes below ``folder``.
+
+    Raises:
+        MissingExtra: a tracker's package is not installed.
+    """
+    opened: list[GeneralTracker] = []
+    if names:
+        PartialState()  # Accelerate's trackers log through it
+    try:
+        for name in names:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            here = {"run_name": run, "logging_dir": str(folder)}
+            there = {"run_name": "lm-harmony", "name": run}
+            tracker = kind(**(here if kind.requires_logging_directory else there))
+            try:
+                tracker.start()
+            except ImportError as error:
+                raise MissingExtra(
+                    f"train_param.report_to {name} needs a package that is not there. Run: pip install 'lm-harmony[trackers]'"
+                ) from error
+            opened.append(tracker)
+        yield Tracker(tuple(opened), logging_steps)
+    finally:
+        for tracker in opened:
+            tracker.finish()
