@@ -56,7 +56,7 @@ def benchmarks() -> None:
     for info in BENCHMARKS.values():
         splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
         table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
-    Console().print(table)
+    _show(table)
 
 
 @commands.command
@@ -68,7 +68,7 @@ def models() -> None:
     for info in MODELS.values():
         tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
         table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
-    Console().print(table)
+    _show(table)
 
 
 @commands.command
@@ -77,7 +77,17 @@ def demo() -> None:
     from lm_harmony import run_command
     from lm_harmony.demo.flags import demo_flags
 
+    run_command.quiet_libraries()
     run_command.run(demo_flags(Path("results")), [])
+
+
+def _show(table: Table) -> None:
+    """Print a table; into a pipe or a file at its full width, so that no name is cut."""
+    console = Console()
+    if not console.is_terminal:
+        wide = console.options.update(width=1_000)
+        console = Console(width=console.measure(table, options=wide).maximum)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from lm_harmony.flags import RunFlags
@@ -34,8 +33,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     """
     given = given_flags(arguments)
     spec = run_spec(flags, given)
-    name = flags.exp_name or f"{Path(flags.task_name).stem}/{flags.base_model.strip('./')}"
-    store = RunStore.at(flags.results_dir, name)
+    model = Path(flags.base_model).resolve().name if Path(flags.base_model).is_dir() else flags.base_model
+    store = RunStore.at(flags.results_dir, flags.exp_name or f"{Path(flags.task_name).stem}/{model}")
     console = Console(stderr=True)
     with logging_to(console, store.folder, debug=flags.debug), display(console):
         for line in built_in_lines(given):
@@ -56,30 +55,30 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
             )
             raise
     Console().print(result_table(record))
-    Console(soft_wrap=True).print(f"Record, samples and adapter: {store.folder}", markup=False, highlight=False)
+    data = record.data
+    for line in (
+        f"Epoch {record.chosen_epoch} of {len(record.epochs)}, chosen on {data.validation:,} validation rows. "
+        f"{data.train:,} rows learned, {data.test:,} tested. ± is one standard error.",
+        f"Record, samples and adapter: {store.folder}",
+    ):
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def result_table(record: RunRecord) -> Table:
     """Return direct and trained test scores, metric by metric, the chosen one first."""
-    data, model = record.data, record.spec.model.name
-    table = Table(title=f"{model} on {record.benchmark}")
+    table = Table(title=f"{record.spec.model.name} on {record.benchmark}", title_justify="left")
     table.add_column("metric")
     if record.direct:
         table.add_column("direct", justify="right")
     if record.trained:
         table.add_column("train-before-test", justify="right")
-    reported = (record.trained or record.direct).metrics if record.trained or record.direct else {}
-    for metric in sorted(reported, key=lambda key: key != record.metric):
+    scores = [score for score in (record.direct, record.trained) if score]
+    for metric in sorted(scores[0].metrics if scores else (), key=lambda key: key != record.metric):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
-        for score in (record.direct, record.trained):
-            if score:
-                stderr = score.stderrs.get(metric)
-                cells.append(f"{score.metrics[metric]:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"))
+        for score in scores:
+            stderr = score.stderrs.get(metric)
+            cells.append(f"{score.metrics[metric]:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"))
         table.add_row(*cells)
-    table.caption = (
-        f"epoch {record.chosen_epoch} of {len(record.epochs)} chosen on {data.validation:,} validation rows; "
-        f"{data.train:,} rows trained on, {data.test:,} tested; ± is one standard error"
-    )
     return table
 
 
@@ -89,7 +88,7 @@ def logging_to(console: Console, folder: Path, *, debug: bool) -> Iterator[None]
 
     Only commands configure logging; the handlers are taken off again at the end of the block.
     """
-    shown = RichHandler(console=console, show_time=False, show_path=False, show_level=debug, markup=False, highlighter=None)
+    shown = _Shown(console)
     kept = _LateFile(folder / "log.txt")
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     ours, root = logging.getLogger("lm_harmony"), logging.getLogger()
@@ -98,7 +97,7 @@ def logging_to(console: Console, folder: Path, *, debug: bool) -> Iterator[None]
     for handler in handlers:
         (root if debug else ours).addHandler(handler)
     if not debug:
-        _quiet_libraries()
+        quiet_libraries()
     try:
         yield
     finally:
@@ -108,7 +107,8 @@ def logging_to(console: Console, folder: Path, *, debug: bool) -> Iterator[None]
             handler.close()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Switch off the progress bars and warnings of the libraries underneath; --debug shows them."""
     import datasets
     import transformers
 
@@ -117,6 +117,18 @@ def _quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+
+
+class _Shown(logging.Handler):
+    """Prints a message above the bars, unwrapped; warnings say that they are warnings."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        start = "warning: " if record.levelno >= logging.WARNING else ""
+        self.console.print(start + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
 
 
 class _LateFile(logging.Handler):

@@ -25,5 +25,5 @@ def demo_flags(results_dir: Path) -> RunFlags:
         overwrite=True,
         device="cpu",
         peft_config=PeftParam(target_modules=("all-linear",)),
-        train_param=TrainParam(learning_rate=2e-3, num_train_epochs=3),
+        train_param=TrainParam(learning_rate=5e-3, num_train_epochs=3),
     )

@@ -22,7 +22,7 @@ _WORDS = {
     1: ("lovely", "warm", "bright", "kind", "fresh", "clever"),
     0: ("dull", "cold", "broken", "rude", "stale", "clumsy"),
 }
-_ENDINGS = {1: ("i smiled", "we stayed", "i came back"), 0: ("i sighed", "we left", "i complained")}
+_ENDINGS = {1: ("i call it good", "we smiled", "i came back"), 0: ("i call it bad", "we sighed", "i complained")}
 
 
 @dataclass(frozen=True, kw_only=True)

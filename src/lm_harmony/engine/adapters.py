@@ -51,7 +51,7 @@ class Trainee:
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         try:
             if isinstance(self.module, PeftModel):
-                unexpected = set_peft_model_state_dict(self.module, weights).unexpected_keys
+                unexpected = set_peft_model_state_dict(self.module, weights).unexpected_keys  # type: ignore[attr-defined]
             else:
                 # Tied weights are saved once, so some names are absent on purpose.
                 unexpected = self.module.load_state_dict(weights, strict=False).unexpected_keys
@@ -79,6 +79,7 @@ def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trai
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = _with_lora(model, recipe.lora)
+    module.eval()  # PEFT adds its layers in training mode: their dropout would blur a score
     try:
         yield Trainee(module=module, model=model)
     finally:

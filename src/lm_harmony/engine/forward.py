@@ -41,7 +41,9 @@ def label_logprobs(module: torch.nn.Module, sequences: Sequence[TokenSequence]) 
     device = next(module.parameters()).device
     longest = max(len(sequence.ids) for sequence in sequences) - 1
     ids_BxT = torch.zeros(len(sequences), longest, dtype=torch.long)
-    rows, columns, labels = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[int] = []
     for row, sequence in enumerate(sequences):
         fed = sequence.ids[:-1]
         ids_BxT[row, : len(fed)] = torch.tensor(fed)

@@ -106,8 +106,8 @@ def _generate_batch(model: LanguageModel, contexts: Sequence[Sequence[int]], dec
     # Padding on the left, so that every row goes on from its last token; the mask hides it and shifts positions.
     ids_BxT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in contexts], device=model.device)
     mask_BxT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in contexts], device=model.device)
-    stop = (*decoding.stop, tokenizer.decode(model.text.end_id))
-    output_BxT = model.module.generate(
+    stop = (*decoding.stop, model.text.end_text)
+    output_BxT = model.module.generate(  # type: ignore[operator]
         input_ids=ids_BxT,
         attention_mask=mask_BxT,
         max_new_tokens=decoding.max_new_tokens,
@@ -126,7 +126,7 @@ def _cut(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+class _StopStrings(StoppingCriteria):
     """A row is done when its last tokens, decoded, hold one of its stop strings (lm_eval waits for the whole batch)."""
 
     def __init__(self, model: LanguageModel, stop: Sequence[str], prompt_length: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,12 @@ class Respondent:
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Reply to each request in order: (nats, greedy?), nats or text, by its kind."""
         replies: list[Reply] = [""] * len(requests)
-        for kind, respond in (
-            ("loglikelihood", self.loglikelihood),
-            ("loglikelihood_rolling", self.loglikelihood_rolling),
-            ("generate_until", self.generate_until),
-        ):
+        by_kind: dict[str, Callable[[Sequence[Request]], Sequence[Reply]]] = {
+            "loglikelihood": self.loglikelihood,
+            "loglikelihood_rolling": self.loglikelihood_rolling,
+            "generate_until": self.generate_until,
+        }
+        for kind, respond in by_kind.items():
             places = [place for place, request in enumerate(requests) if request.kind == kind]
             if places:
                 for place, reply in zip(places, respond([requests[place] for place in places]), strict=True):

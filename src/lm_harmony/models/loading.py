@@ -72,7 +72,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(_why_not(name, error)) from error
     commit = getattr(module.config, "_commit_hash", None)
-    return assemble(name, module.to(place), tokenizer, revision=commit)
+    return assemble(name, _moved(module, place), tokenizer, revision=commit)
 
 
 def assemble(name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None) -> LanguageModel:
@@ -81,7 +81,7 @@ def assemble(name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revisi
     Raises:
         ModelError: the tokenizer has no end-of-text token, or ids beyond the model's embedding.
     """
-    rows = module.get_input_embeddings().weight.shape[0]
+    rows = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         raise ModelError(
             f"model {name}: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows. Use the model's own tokenizer."
@@ -102,6 +102,11 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
             return int(value)
     # transformers writes a number above 10**29 where a tokenizer sets no limit.
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**29 else DEFAULT_MAX_LENGTH
+
+
+def _moved(module: PreTrainedModel, place: torch.device) -> PreTrainedModel:
+    torch.nn.Module.to(module, place)  # in place; transformers' own to() is typed as if it took no device
+    return module
 
 
 def resolve_device(device: str) -> torch.device:

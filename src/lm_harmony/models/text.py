@@ -36,6 +36,7 @@ class TextEncoder:
         self.tokenizer, self.name = tokenizer, name
         self.end_id: int = tokenizer.eos_token_id
         self.prefix_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
+        self.end_text = str(tokenizer.decode(self.end_id))
         self._prefix_text = str(tokenizer.decode(self.prefix_id))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -88,7 +89,7 @@ class TextEncoder:
             ModelError: the tokenizer has no chat template.
         """
         self.require_chat_template()
-        options = {
+        options: dict[str, Any] = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,

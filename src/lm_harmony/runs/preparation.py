@@ -111,7 +111,7 @@ def default_metric(task: HarnessTask) -> str:
     if known is not None:
         return known.metric
     reported = list(task.metrics)
-    preferred = [key for name in ("acc_norm,", "acc,") for key in reported if key.startswith(name)]
+    preferred: list[str] = [key for name in ("acc_norm,", "acc,") for key in reported if key.startswith(name)]
     return (preferred or reported)[0]
 
 

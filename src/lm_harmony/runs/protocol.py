@@ -94,8 +94,8 @@ def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better
     return best
 
 
-def score_again(store: RunStore) -> Score:
-    """Score the weights of a finished run once more on its test split; the record stays as it is.
+def score_again(store: RunStore) -> RunRecord:
+    """Score the weights of a finished run once more on its test split; record.json stays as it is.
 
     Raises:
         StoreError: the run is not finished, or its weights are gone.
@@ -107,8 +107,9 @@ def score_again(store: RunStore) -> Score:
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
-    write_outcomes(store, run.task, replace(record, trained=score))
-    return score
+    again = replace(record, trained=score)
+    write_outcomes(store, run.task, again)
+    return again
 
 
 def _test(run: Prepared, meter: Meter) -> Score:

@@ -32,7 +32,7 @@ def lm_eval_results(task: HarnessTask, record: RunRecord, score: Score, *, date:
         date: seconds since 1970.
     """
     name, described, spec = task.name, task.described(), record.spec
-    metrics = {}
+    metrics: dict[str, float | str] = {}
     for key, value in score.metrics.items():
         metric, filtered = key.split(",", 1)
         stderr = score.stderrs.get(key)

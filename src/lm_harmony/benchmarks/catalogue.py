@@ -1,0 +1,70 @@
+"""The 24 benchmarks of the published board: where lm_eval defines each, what it counts, and what guessing scores.
+
+The facts stand in catalogue.csv, in the published order (most training rows first); a test holds them equal to
+lm_eval's task files. The board's three perplexity corpora are no tasks of lm_eval and so not rows here: a text corpus
+is the user's own data and comes as a file, never by a catalogued name.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkInfo:
+    """What is known of one benchmark before lm_eval is imported."""
+
+    task: str
+    """lm_eval's task name."""
+    title: str
+    """Name on boards and figures."""
+    category: str
+    """Group on the board, e.g. "Commonsense Reasoning"."""
+    metric: str
+    """The one metric that the board shows, by lm_eval's key: metric, comma, filter ("acc_norm,none")."""
+    higher_is_better: bool
+    """Whether a larger value of ``metric`` is the better one."""
+    train_rows: int
+    """Rows of the hub's training split, before caps and before validation rows are cut from it."""
+    chance: float
+    """``metric`` of uniform guessing, a fraction: one over the number of choices, 0 for mcc and for written answers.
+
+    The usual number of choices counts where rows differ: 4 for ARC (a few rows have 3 or 5) and for HeadQA, whose
+    validation and test rows have 4 while its training rows have 5.
+    """
+    splits: tuple[str, ...]
+    """Roles with rows of their own, of train, validation and test; MedMCQA's test is its validation, named once."""
+    path: str
+    """The task's YAML file, relative to lm_eval's tasks folder."""
+
+
+def _read() -> dict[str, BenchmarkInfo]:
+    text = resources.files(__package__).joinpath("catalogue.csv").read_text(encoding="utf-8")
+    return {row["task"]: _info(row) for row in csv.DictReader(text.splitlines())}
+
+
+def _info(row: Mapping[str, str]) -> BenchmarkInfo:
+    return BenchmarkInfo(
+        task=row["task"],
+        title=row["title"],
+        category=row["category"],
+        metric=row["metric"],
+        higher_is_better=row["higher_is_better"] == "True",
+        train_rows=int(row["train_rows"]),
+        chance=float(row["chance"]),
+        splits=tuple(row["splits"].split()),
+        path=row["path"],
+    )
+
+
+BENCHMARKS: Mapping[str, BenchmarkInfo] = MappingProxyType(_read())
+"""lm_eval's task name -> its benchmark, in the published order."""
+
+
+def find(name: str) -> BenchmarkInfo | None:
+    """Return the catalogued benchmark of that task name, or None: other lm_eval tasks may be used all the same."""
+    return BENCHMARKS.get(name)

@@ -1,0 +1,59 @@
+"""The 61 models of the published board: family, kind and size.
+
+The facts stand in catalogue.csv, in the published order. Any other causal language model may be used all the same.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is published about one model."""
+
+    model: str
+    """Name on the Hugging Face hub."""
+    family: str
+    """Whose line of models it is of: Qwen, Gemma, Llama, Yi, Pythia or GPT-2."""
+    kind: str
+    """"base" (pretrained only) or "instruct" (tuned to follow instructions or to chat)."""
+    nominal_params_b: float
+    """Parameters as its name has them, in billions."""
+    params_b: float | None
+    """Parameters as counted by its makers, in billions; None: not published."""
+    pretraining_tokens_b: float | None
+    """Tokens that it was pretrained on, in billions; None: not published."""
+
+
+def _read() -> dict[str, ModelInfo]:
+    text = resources.files(__package__).joinpath("catalogue.csv").read_text(encoding="utf-8")
+    return {row["model"]: _info(row) for row in csv.DictReader(text.splitlines())}
+
+
+def _info(row: Mapping[str, str]) -> ModelInfo:
+    return ModelInfo(
+        model=row["model"],
+        family=row["family"],
+        kind=row["kind"],
+        nominal_params_b=float(row["nominal_params_b"]),
+        params_b=_optional(row["params_b"]),
+        pretraining_tokens_b=_optional(row["pretraining_tokens_b"]),
+    )
+
+
+def _optional(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+MODELS: Mapping[str, ModelInfo] = MappingProxyType(_read())
+"""Name on the hub -> its model, in the published order."""
+
+
+def find(name: str) -> ModelInfo | None:
+    """Return the catalogued model of that hub name, or None."""
+    return MODELS.get(name)

@@ -1,0 +1,93 @@
+"""Two-layer models of real architectures with a small real tokenizer, made in memory: the smallest real thing."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from lm_harmony.models.loading import LanguageModel, assemble
+
+TEXTS = (
+    "Question: Which of these would best slow the transfer of heat?\nAnswer: wood",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "Q: what is the capital of the country?\nA: the city by the river",
+    "Is this sentence positive or negative? yes no True False Neither maybe",
+)
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}<|sys|>{{ messages[0]['content'] }}\n{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+VOCABULARY = 300
+MAX_LENGTH = 128
+
+_ARCHITECTURES: dict[str, dict[str, object]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "gpt_neox": {},
+    "gpt2": {},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+}
+ARCHITECTURES = tuple(_ARCHITECTURES)
+"""Names of the architectures that ``tiny_module`` makes."""
+
+
+@cache
+def tiny_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+    """Make a byte-level BPE tokenizer; with ``bos`` it puts <|bos|> before every text, as Llama's does."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|bos|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet))
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", bos_token="<|bos|>" if bos else None, model_max_length=MAX_LENGTH
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_module(architecture: str = "llama", *, seed: int = 0) -> PreTrainedModel:
+    """Make a two-layer model with random weights, the same for the same seed, in float32."""
+    config = CONFIG_MAPPING[architecture](
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        **_ARCHITECTURES[architecture],
+    )
+    # Eager attention where an architecture refuses the fused one (gemma2's soft capping).
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # Random weights of this size give near-uniform predictions: larger ones make answers differ.
+        for weight in module.parameters():
+            if weight.dim() > 1:
+                weight.data.mul_(4)
+    return module.eval()
+
+
+def tiny_model(architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> LanguageModel:
+    """Make a tiny model with its tokenizer as the engine takes it."""
+    return assemble(f"tiny-{architecture}", tiny_module(architecture, seed=seed), tiny_tokenizer(bos=bos, chat=chat))
+
+
+def write_tiny_model(folder: Path, architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> Path:
+    """Write a tiny model's folder as save_pretrained does, and return it."""
+    tiny_module(architecture, seed=seed).save_pretrained(folder)
+    tiny_tokenizer(bos=bos, chat=chat).save_pretrained(folder)
+    return folder
