@@ -15,21 +15,29 @@ from rich.table import Table
 from lm_harmony.errors import HarmonyError
 from lm_harmony.flags import RunFlags
 
-commands = tyro.extras.SubcommandApp()
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 a mendable error, 2 bad usage, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["--version"]:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["--version"]:
         from lm_harmony import __version__
 
         print(__version__)
         return 0
+
+    def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
+        """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""
+        from lm_harmony import run_command
+
+        run_command.run(flags, words)
+
+    commands = tyro.extras.SubcommandApp()
+    for command in (run, benchmarks, models, demo):
+        commands.command(command)
     try:
-        commands.cli(prog="lm-harmony", description=__doc__, args=arguments or ["--help"], use_underscores=True)
+        commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
     except HarmonyError as error:
-        if "--debug" in arguments:
+        if "--debug" in words:
             raise
         Console(stderr=True, soft_wrap=True).print(f"lm-harmony: {error}", markup=False, highlight=False)
         return 1
@@ -39,15 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@commands.command
-def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
-    """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""
-    from lm_harmony import run_command
-
-    run_command.run(flags, sys.argv)
-
-
-@commands.command
 def benchmarks() -> None:
     """List the catalogued benchmarks; every other lm_eval task with a training split works too."""
     from lm_harmony.benchmarks.catalogue import BENCHMARKS
@@ -59,7 +58,6 @@ def benchmarks() -> None:
     _show(table)
 
 
-@commands.command
 def models() -> None:
     """List the published board's models; every causal language model of the hub or a folder works too."""
     from lm_harmony.models.catalogue import MODELS
@@ -71,7 +69,6 @@ def models() -> None:
     _show(table)
 
 
-@commands.command
 def demo() -> None:
     """Show train-before-test in a minute: a tiny model and a micro-benchmark that the package makes itself."""
     from lm_harmony import run_command

@@ -35,7 +35,7 @@ def _dataset(path: Path) -> Dataset:
             )
     try:
         return Dataset.from_list([row for _, row in rows])
-    except (ValueError, TypeError) as error:  # pyarrow's ArrowInvalid and ArrowTypeError are these
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are of the first two
         raise BenchmarkError(_mixed_types(path, rows) or f"{path}: {error}. Give each column one type.") from error
 
 

@@ -41,6 +41,10 @@ class Splits:
     carved: bool
     """Whether validation rows were cut from the training rows."""
 
+    def sizes(self) -> str:
+        """Say how many rows each split has."""
+        return f"{len(self.train):,} train, {len(self.validation):,} validation, {len(self.test):,} test rows"
+
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of every text in its order: the data that a run stands on."""
         digest = hashlib.sha256()

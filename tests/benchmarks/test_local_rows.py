@@ -1,0 +1,180 @@
+"""Rows from JSONL files: read as written, or refused with file, line and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import ROWS
+from task_files import write_rows
+
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.local_rows import read_splits
+from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.errors import BenchmarkError
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return read_splits({"train": path})["train"].to_list()
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BenchmarkError) as caught:
+        read(path)
+    return str(caught.value)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "train.jsonl"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.fixed_dictionaries({"q": TEXT, "n": st.integers(-(2**63), 2**63 - 1), "t": st.lists(TEXT)}), min_size=1))
+def test_every_text_comes_back_as_written(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any Unicode text, number and list in a JSONL file is read back unchanged, one row a line."""
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read(path) == rows
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_unicode_line_separators_inside_a_string_split_no_line(file: Path, separator: str) -> None:
+    """U+2028 and its like are text of a row; Python's splitlines() would cut the row there."""
+    rows = [{"q": f"one{separator}two"}, {"q": "three"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert len(text.splitlines()) == 3
+    file.write_text(text, encoding="utf-8")
+    assert read(file) == rows
+
+
+def test_blank_lines_and_windows_line_ends_are_no_rows(file: Path) -> None:
+    """Blank lines, white lines and CR LF change nothing."""
+    file.write_bytes(b'\n{"q": "a"}\r\n   \r\n\n{"q": "b"}\n\n')
+    assert read(file) == [{"q": "a"}, {"q": "b"}]
+
+
+def test_line_numbers_count_blank_lines(file: Path) -> None:
+    """The line named is the line that an editor shows."""
+    file.write_text('\n{"q": "a"}\n\n{"q": \n', encoding="utf-8")
+    assert f"{file} line 4, column 7: not JSON" in refusal(file)
+
+
+def test_missing_file_is_named(file: Path) -> None:
+    """A file that does not exist is named with what belongs there."""
+    assert f"{file} does not exist. Put the split's rows there" in refusal(file)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_file_without_rows_is_refused(file: Path, text: str) -> None:
+    """A file that is empty or blank is no split."""
+    file.write_text(text, encoding="utf-8")
+    assert f"{file} holds no rows" in refusal(file)
+
+
+def test_folder_in_place_of_a_file_is_refused(file: Path) -> None:
+    """A folder of the file's name is named, not a traceback."""
+    file.mkdir()
+    assert f"{file} cannot be read" in refusal(file)
+
+
+def test_bytes_that_are_not_utf8_are_refused(file: Path) -> None:
+    """Latin-1 bytes are named as unreadable UTF-8."""
+    file.write_bytes('{"q": "café"}'.encode("latin-1"))
+    message = refusal(file)
+    assert f"{file} cannot be read" in message
+    assert "UTF-8" in message
+
+
+def test_broken_json_names_line_and_column(file: Path) -> None:
+    """The JSON column is where the parser stopped."""
+    file.write_text('{"q": "a"}\n{"q": "b" "n": 1}\n', encoding="utf-8")
+    assert f"{file} line 2, column 11: not JSON (Expecting ',' delimiter)" in refusal(file)
+
+
+@pytest.mark.parametrize(("text", "kind"), [('["a"]', "list"), ('"a"', "str"), ("3", "int"), ("null", "NoneType")])
+def test_a_line_must_be_an_object(file: Path, text: str, kind: str) -> None:
+    """An array, a text or a number on a line is no row."""
+    file.write_text('{"q": "a"}\n' + text, encoding="utf-8")
+    assert f"{file} line 2: a {kind}, not an object" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("second", "state"),
+    [({"q": "b"}, "lacks column 'n'"), ({"q": "b", "n": 1, "x": 0}, "has column 'x'"), ({"q": "b", "N": 1}, "has column 'N'")],
+)
+def test_rows_need_the_same_columns(file: Path, second: dict[str, Any], state: str) -> None:
+    """A row without a column, or with one more, is named with the line it differs from."""
+    file.write_text(f"{json.dumps({'q': 'a', 'n': 1})}\n\n{json.dumps(second)}\n", encoding="utf-8")
+    assert f"{file} line 3: {state}, unlike line 1" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1, 2, "3"], "line 3, column 'n': str where line 1 has int"),
+        ([None, "a", 1], "line 3, column 'n': int where line 2 has str"),
+        ([[1], 2], "line 2, column 'n': int where line 1 has list"),
+        ([True, "yes"], "line 2, column 'n': str where line 1 has bool"),
+        ([1, 2.5, "3"], "line 3, column 'n': str where line 1 has int"),
+        ([{"a": 1}, "a"], "line 2, column 'n': str where line 1 has dict"),
+    ],
+)
+def test_mixed_types_name_line_column_and_types(file: Path, values: list[Any], names: str) -> None:
+    """A column with two types is named with both lines and both types."""
+    file.write_text("\n".join(json.dumps({"q": "a", "n": value}) for value in values), encoding="utf-8")
+    assert f"{file} {names}. Give the column one type." in refusal(file)
+
+
+@pytest.mark.parametrize("values", [[["a"], ["b", 2]], [{"a": 1}, {"a": "b"}], [1, 2**70]])
+def test_types_mixed_deeper_name_the_file(file: Path, values: list[Any]) -> None:
+    """Types that mix inside a list or an object, or a number beyond 64 bits, are refused with the file's name."""
+    file.write_text("\n".join(json.dumps({"n": value}) for value in values), encoding="utf-8")
+    assert str(file) in refusal(file)
+
+
+@pytest.mark.parametrize("values", [[1, 2.5], [2.5, 1], [None, 1, 2.5], ["a", None], [None, [1]], [True, None, False]])
+def test_numbers_and_missing_values_may_mix(file: Path, values: list[Any]) -> None:
+    """Whole and broken numbers make one column, and null fits any type."""
+    file.write_text("\n".join(json.dumps({"n": value}) for value in values), encoding="utf-8")
+    assert [row["n"] for row in read(file)] == values
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"), [("gsm8k", "validation"), ("medmcqa", "test"), ("mnli", "test"), ("arc_easy", "extra")]
+)
+def test_only_files_that_the_task_needs_are_read(tmp_path: Path, name: str, unread: str) -> None:
+    """A file of a role that the task does not have may be missing or broken; medmcqa's test is its validation file."""
+    write_rows(tmp_path / name, ROWS[name])
+    HarnessTask(find_task_file(name), tmp_path)
+    (tmp_path / name / f"{unread}.jsonl").write_text("no JSON", encoding="utf-8")
+    task = HarnessTask(find_task_file(name), tmp_path)
+    assert {role: len(task.documents(role)) for role in ROWS[name] if role in task.declared} == {
+        role: len(rows) for role, rows in ROWS[name].items()
+    }
+    needed = tmp_path / name / "train.jsonl"
+    needed.write_text("no JSON", encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"train\.jsonl line 1, column 1: not JSON"):
+        HarnessTask(find_task_file(name), tmp_path)
+
+
+def test_test_documents_of_medmcqa_are_its_validation_rows(tmp_path: Path) -> None:
+    """One split under two roles is one file."""
+    write_rows(tmp_path / "medmcqa", ROWS["medmcqa"])
+    task = HarnessTask(find_task_file("medmcqa"), tmp_path)
+    assert task.documents("test").to_list() == task.documents("validation").to_list() == ROWS["medmcqa"]["validation"]
+
+
+def test_missing_role_of_a_task_names_the_file(tmp_path: Path) -> None:
+    """A task whose test rows are missing says which file to write."""
+    write_rows(tmp_path / "gsm8k", {"train": ROWS["gsm8k"]["train"]})
+    with pytest.raises(BenchmarkError) as caught:
+        HarnessTask(find_task_file("gsm8k"), tmp_path)
+    assert str(tmp_path / "gsm8k" / "test.jsonl") in str(caught.value)

@@ -1,0 +1,156 @@
+"""A task's file is found by name as lm_eval finds it, without lm_eval's task index."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lm_eval.tasks._yaml_loader import load_yaml
+from rows import ROWS
+from task_files import PARITY, write_rows, write_task
+
+from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
+from lm_harmony.errors import UsageError
+
+RIVAL_ROWS = {"train": [{"question": "a", "label": 0}], "test": [{"question": "b", "label": 1}]}
+
+
+def refusal(name: str, include_path: Path | None = None) -> str:
+    with pytest.raises(UsageError) as caught:
+        find_task_file(name, include_path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_catalogued_tasks_are_where_the_catalogue_says(name: str) -> None:
+    """A catalogued name needs no search and gives the file that defines that very task."""
+    path = find_task_file(name)
+    assert path == lm_eval_tasks_folder() / BENCHMARKS[name].path
+    assert load_yaml(path, resolve_func=False)["task"] == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "copa",  # task: copa
+        "swag",
+        "wikitext",
+        "lambada_openai",
+        "mmlu_anatomy",  # "task": "mmlu_anatomy"
+        "mmlu_pro_biology",  # task: "mmlu_pro_biology"
+    ],
+)
+def test_other_tasks_are_searched_for(name: str) -> None:
+    """Any task of lm_eval is found, however its file writes the name."""
+    assert name not in BENCHMARKS
+    assert load_yaml(find_task_file(name), resolve_func=False)["task"] == name
+
+
+def test_yaml_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that ends in .yaml or .yml is a file, also relative to the working folder."""
+    path = write_task(tmp_path, RIVAL_ROWS, **PARITY)
+    short = path.rename(tmp_path / "own.yml")
+    monkeypatch.chdir(tmp_path)
+    assert find_task_file(str(short)) == find_task_file("own.yml") == short
+
+
+def test_missing_yaml_file_is_named() -> None:
+    """A YAML path without a file is refused by that path."""
+    assert "the file nowhere/own.yaml does not exist" in refusal("nowhere/own.yaml")
+
+
+def test_include_path_comes_first(tmp_path: Path) -> None:
+    """The user's own sst2 hides the catalogued and lm_eval's; other names still lead to lm_eval."""
+    own = write_task(tmp_path / "deep", RIVAL_ROWS, name="sst2", **PARITY)
+    assert find_task_file("sst2", tmp_path) == own
+    assert find_task_file("sst2") == lm_eval_tasks_folder() / BENCHMARKS["sst2"].path
+    assert find_task_file("copa", tmp_path) == find_task_file("copa")
+    assert HarnessTask(find_task_file("sst2", tmp_path), tmp_path / "deep").documents("train").to_list() == RIVAL_ROWS["train"]
+
+
+def test_task_files_written_later_are_found(tmp_path: Path) -> None:
+    """The user's folder is read at every look-up: a session that adds a task goes on."""
+    assert "no task 'own'" in refusal("own", tmp_path)
+    path = write_task(tmp_path, RIVAL_ROWS, **PARITY)
+    assert find_task_file("own", tmp_path) == path
+
+
+@pytest.mark.parametrize("kind", ["file", "nothing"])
+def test_include_path_must_be_a_folder(tmp_path: Path, kind: str) -> None:
+    """A file or nothing in place of the folder is named."""
+    place = tmp_path / "tasks"
+    if kind == "file":
+        place.write_text("", encoding="utf-8")
+    assert f"include_path: {place} is not a folder" in refusal("sst2", place)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("hellaswg", "'hellaswag'"), ("arc_chalenge", "'arc_challenge'"), ("copaa", "'copa'"), ("own_parityy", "'own_parity'")],
+)
+def test_unknown_names_get_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
+    """A slip of the pen is answered with the catalogued, the user's or lm_eval's nearest name."""
+    write_task(tmp_path, RIVAL_ROWS, name="own_parity", **PARITY)
+    message = refusal(name, tmp_path)
+    assert f"lm_eval has no task {name!r}. Did you mean" in message
+    assert nearest in message
+
+
+def test_names_near_to_nothing_get_no_guess() -> None:
+    """A name like no other is refused without a guess."""
+    message = refusal("qqqqzzzz0000")
+    assert "lm_eval has no task 'qqqqzzzz0000'. `lm-harmony benchmarks`" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "glue",  # tag: glue
+        "mmlu",  # group: mmlu
+        "ai2_arc",  # tag: a list of one
+        "super-glue-lm-eval-v1",
+        "math_word_problems",
+    ],
+)
+def test_groups_and_tags_are_refused_as_such(name: str) -> None:
+    """The name of several tasks is not said to be unknown."""
+    message = refusal(name)
+    assert f"{name!r} names a group of lm_eval tasks" in message
+    assert "no task" not in message
+
+
+@pytest.mark.parametrize(("name", "searches"), [("gsm8k", False), ("copa", True)])
+def test_lm_evals_task_index_is_never_built(tmp_path: Path, name: str, searches: bool) -> None:
+    """Finding and loading a catalogued task opens a handful of lm_eval's 14,000 task files; only other names are searched for.
+
+    lm_eval.tasks imports its manager on its own; what costs time is the manager's index, which opens them all.
+    """
+    rows = {role: items for role, items in ROWS["gsm8k"].items()}
+    if searches:
+        rows = {
+            role: [{"premise": "p", "question": "cause", "choice1": "a", "choice2": "b", "label": 0}]
+            for role in ("train", "validation")
+        }
+    write_rows(tmp_path / name, rows)
+    program = f"""
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+from pathlib import Path
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.task_index import find_task_file
+HarnessTask(find_task_file({name!r}), Path({str(tmp_path)!r}))
+tasks = [file for file in opened if "/lm_eval/tasks/" in file and file.endswith("yaml")]
+print(json.dumps([len(tasks), len(set(tasks)), "torch" in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    count, distinct, torch = json.loads(done.stdout.splitlines()[-1])
+    assert (count > 10_000) == searches
+    assert count <= distinct + 2  # the file itself is read again, as YAML
+    assert searches or count <= 3
+    assert not torch

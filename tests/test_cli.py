@@ -1,0 +1,185 @@
+"""The command line as a user meets it: in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from micro import write_micro
+from tiny import write_tiny_model
+
+from lm_harmony.cli import main
+from lm_harmony.errors import HarmonyError
+from lm_harmony.runs.store import RunStore
+
+
+def harmony(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``lm-harmony`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "lm_harmony.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_micro(folder)
+    write_tiny_model(folder / "model")
+    return folder
+
+
+def status_of(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    try:
+        return main(arguments)
+    except SystemExit as usage:  # tyro leaves so after naming a bad flag
+        return int(usage.code or 0)
+
+
+def run_arguments(world: Path, *more: str) -> list[str]:
+    flags = {
+        "base_model": "model",
+        "task_name": "micro.yaml",
+        "data_dir": ".",
+        "device": "cpu",
+        "train_param.num_train_epochs": "2",
+    }
+    return ["run", *[word for flag, value in flags.items() for word in (f"--{flag}", value)], *more]
+
+
+def test_help_names_the_commands() -> None:
+    done = harmony("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("run", "benchmarks", "models", "demo"))
+
+
+def test_the_catalogues_are_listed_whole() -> None:
+    benchmarks, models = harmony("benchmarks", COLUMNS="40"), harmony("models", COLUMNS="40")
+    assert "commonsense_qa" in benchmarks.stdout and "exact_match,remove_whitespace" in benchmarks.stdout
+    assert "EleutherAI/pythia-70m-deduped" in models.stdout and "meta-llama/Meta-Llama-3-8B-Instruct" in models.stdout
+
+
+def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> None:
+    done = harmony(
+        *run_arguments(world, "--eval_before_train", "--results_dir", str(tmp_path), "--train_param.packing"), cwd=world
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--train_param.packing: batches are laid out by the engine" in done.stderr
+    assert "epoch 1: loss" in done.stderr and "epoch 2 of 2" not in done.stderr.replace("epoch 2 of 2 chosen", "")
+    assert "direct" in done.stdout and "train-before-test" in done.stdout and "acc_norm,none" in done.stdout
+    record = RunStore(tmp_path / "micro" / "model").record()
+    assert "epoch 1: loss" in (tmp_path / "micro" / "model" / "log.txt").read_text()
+    again = harmony(*run_arguments(world, "--results_dir", str(tmp_path)), cwd=world)
+    assert again.returncode == 1 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
+    scored = harmony(*run_arguments(world, "--only_evaluate", "--results_dir", str(tmp_path)), cwd=world)
+    assert scored.returncode == 0, scored.stderr
+    assert record.trained is not None
+    assert f"{record.trained.metrics['acc_norm,none']:.4f}" in scored.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--train_param.learning_rat", "1e-4"), 2, "--train_param.learning_rate"),
+        (("--train_param.learning_rate", "-1"), 1, "train_param.learning_rate must be a positive number, got -1.0"),
+        (("--exp_name", "../out"), 1, "exp_name must be a relative path without '..', got '../out'"),
+        (("--exp_name", "/abs"), 1, "exp_name must be a relative path"),
+        (("--train_param.metric_for_best_model", "eval_acc_norn,none"), 1, "Did you mean 'acc_norm,none'"),
+        (("--train_param.fp16",), 1, "--dtype bfloat16"),
+        (("--train_param.eval_strategy", "steps"), 1, "train_param.eval_strategy cannot be 'steps'"),
+        (("--train_param.seed", "1", "--random_seed", "2"), 1, "contradicts random_seed 2"),
+        (("--train_param.report_to", "tensorbord"), 1, "Did you mean 'tensorboard'"),
+        (("--dataset_param.apply_chat_template",), 1, "has no chat template"),
+        (("--dataset_param.max_num_test", "0"), 1, "dataset_param.max_num_test must be at least 1, got 0"),
+        (("--device", "cuda:7"), 1, "device 'cuda:7' cannot be used"),
+        (("--include_path", "nowhere"), 1, "include_path"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_remedy(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    status: int,
+    said: str,
+) -> None:
+    task = ("--task_name", "micro") if "--include_path" in arguments else ()
+    monkeypatch.chdir(world)
+    assert status_of(*run_arguments(world, *task, "--results_dir", str(tmp_path / "results"), *arguments)) == status
+    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--task_name", "arc_eazy", "Did you mean 'arc_easy'"),
+        ("--task_name", "glue", "group"),
+        ("--task_name", "wikitext_nowhere.yaml", "does not exist"),
+        ("--base_model", "nobody/nothing", "cannot be loaded"),
+        ("--base_model", ".", "config.json"),
+        ("--data_dir", "nowhere", "train.jsonl does not exist"),
+    ],
+)
+def test_unknown_things_are_named(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(world)
+    arguments = run_arguments(world, "--results_dir", str(tmp_path / "results"), flag, value)
+    assert status_of(*arguments) == 1
+    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(HarmonyError, match=re.escape(said)):
+        main([*arguments, "--debug"])
+
+
+def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_the_uninterrupted(world: Path, tmp_path: Path) -> None:
+    write_micro(tmp_path, sizes={"train": 160, "validation": 8, "test": 12})
+    write_tiny_model(tmp_path / "model")
+    arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--train_param.num_train_epochs", "6")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lm_harmony.cli", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    store = RunStore(tmp_path / "stopped" / "micro" / "model")
+    deadline = time.monotonic() + 120
+    while not store.epochs() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume_from_checkpoint" in said and "Traceback" not in said
+    assert store.epochs() and not store.is_finished()
+    assert harmony(*arguments, "--resume_from_checkpoint", cwd=tmp_path).returncode == 0
+    whole = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
+    assert harmony(*whole, cwd=tmp_path).returncode == 0
+    assert store.record() == RunStore(tmp_path / "whole" / "micro" / "model").record()
+
+
+def test_the_demo_learns(tmp_path: Path) -> None:
+    done = harmony("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = RunStore(tmp_path / "results" / "demo").record()
+    assert record.direct is not None and record.trained is not None
+    assert record.trained.metrics["acc,none"] > record.direct.metrics["acc,none"] + 0.2
