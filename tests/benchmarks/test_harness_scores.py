@@ -42,8 +42,7 @@ EVERY_CHOICE_METRIC: dict[str, Any] = {
     "doc_to_target": "{{label}}",
     "doc_to_choice": ["no", "maybe, maybe not", "yes"],
     "metric_list": [
-        {"metric": metric}
-        for metric in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "brier_score", "likelihood", "exact_match")
+        {"metric": metric} for metric in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "brier_score", "exact_match")
     ],
 }
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Q: who?\nA: the city by the river ", "né à Zürich, naïve", "wood " * 60]
@@ -64,7 +63,7 @@ def scored_rows(name: str) -> list[Row]:
 
 def scored_task(folder: Path, name: str) -> tuple[HarnessTask, Any]:
     """Return our task and lm_eval's own on the same scored rows."""
-    rows = {role: scored_rows(name) for role in (ROWS[name] if name in ROWS else ("train", "test"))}
+    rows = {role: scored_rows(name) for role in ROWS.get(name, ("train", "test"))}
     if name in OWN_TASKS:
         path = write_task(folder, rows, name=name, **OWN_TASKS[name])
     else:
@@ -73,12 +72,12 @@ def scored_task(folder: Path, name: str) -> tuple[HarnessTask, Any]:
     return HarnessTask(path, folder), lm_eval_task(path, rows)
 
 
-def our_score(task: HarnessTask, answer: Answer, chat: Any = None) -> Score:
+def our_score(task: HarnessTask, answer: Answer, chat: Any = None, *, errors: bool = False) -> Score:
     role = "test" if "test" in task.declared else "validation"
     examples = [task.example(row, document, chat=chat, aliases="first") for row, document in enumerate(task.documents(role))]
     replies = iter(answer([request for example in examples for request in example.requests]))
     grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
-    return task.score(examples, grouped, errors=True, samples=True)
+    return task.score(examples, grouped, errors=errors, samples=True)
 
 
 def assert_equal_to_lm_eval(task: HarnessTask, lm_evals: Any, answer: Answer, chat: Any = None) -> Score:
@@ -172,7 +171,7 @@ def random_choices(requests: Sequence[Request]) -> list[Reply]:
 def test_standard_error_of_a_mean_is_lm_evals(tmp_path: Path) -> None:
     """acc and acc_norm get lm_eval's closed form."""
     task, lm_evals = scored_task(tmp_path, "openbookqa")
-    score = our_score(task, random_choices)
+    score = our_score(task, random_choices, errors=True)
     results = evaluate(lm=HarnessModel(random_choices), task_dict={"openbookqa": lm_evals}, bootstrap_iters=1)["results"]
     assert score.stderrs == {f"{key},none": results["openbookqa"][f"{key}_stderr,none"] for key in ("acc", "acc_norm")}
     assert all(error is not None and error > 0 for error in score.stderrs.values())
@@ -188,7 +187,7 @@ def matthews(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def test_standard_error_of_a_correlation_is_its_bootstrap(tmp_path: Path) -> None:
     """mcc's standard error is the same at every call, and near that of another bootstrap with another generator."""
     task, _ = scored_task(tmp_path, "cola")
-    score, again = our_score(task, random_choices), our_score(task, random_choices)
+    score, again = (our_score(task, random_choices, errors=True) for _ in range(2))
     assert score == again
     pairs = np.array([sample["mcc"] for sample in score.samples])
     assert score.metrics["mcc,none"] == pytest.approx(matthews(pairs[None, :, 0], pairs[None, :, 1])[0])
@@ -218,6 +217,19 @@ def test_every_request_needs_a_reply(tmp_path: Path) -> None:
     example = task.example(0, task.documents("train")[0], chat=None, aliases="first")
     with pytest.raises(ValueError, match="zip"):
         task.score([example], [[(-1.0, False)]], errors=False, samples=False)
+
+
+def test_chat_templates_have_names_of_their_own() -> None:
+    """lm_eval's request cache tells models apart by their template, not by their object."""
+    names = [
+        HarnessModel(lambda requests: [], template).tokenizer_name
+        for template in (
+            tiny_model(chat=True).text.render_chat,
+            tiny_model("gpt2", chat=True).text.render_chat,
+            lambda *_, **__: "x",
+        )
+    ]
+    assert names[0] == names[1] != names[2]
 
 
 def test_harness_model_without_template_refuses_chat() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.utils import hash_string
 
 from lm_harmony.benchmarks.examples import ChatTemplate, Reply, Request
 from lm_harmony.benchmarks.harness.requests import request_of
@@ -20,6 +21,11 @@ class HarnessModel(LM):
         """Wrap a function that replies to requests (``lm_harmony.engine.scoring.Respondent.answer``)."""
         super().__init__()
         self._answer, self._chat = answer, chat
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells this chat template from others: lm_eval keys its request cache with it and refuses models without."""
+        return str(hash_string(self.apply_chat_template([{"role": "user", "content": "?"}])))
 
     def _ask(self, requests: list[Instance]) -> list[Any]:
         return self._answer([request_of(instance) for instance in requests])

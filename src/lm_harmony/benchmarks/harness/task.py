@@ -157,7 +157,7 @@ class HarnessTask:
 
 def _load_config(path: Path) -> dict[str, Any]:
     try:
-        config = load_yaml(path)
+        config: dict[str, Any] = load_yaml(path)
     except (OSError, ValueError, ImportError, AttributeError, SyntaxError) as error:
         raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Mend the file.") from error
     if not isinstance(config.get("task"), str):

@@ -1,0 +1,93 @@
+"""A run's folder: nothing is lost, nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from micro import write_micro
+from tiny import write_tiny_model
+
+import lm_harmony.errors
+from lm_harmony.errors import HarmonyError, StoreError, UsageError
+from lm_harmony.runs.record import EpochRecord
+from lm_harmony.runs.store import RunStore
+
+
+@pytest.mark.parametrize("name", ["", " ", "/abs", "..", "a/../../b", "~/x", "a\\..\\b"])
+def test_a_name_that_leaves_the_results_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="exp_name"):
+        RunStore.at(tmp_path, name)
+
+
+def test_a_nested_name_is_a_nested_folder(tmp_path: Path) -> None:
+    assert RunStore.at(tmp_path, "arc_easy/org/model").folder == tmp_path / "arc_easy" / "org" / "model"
+
+
+def test_overwrite_spares_folders_that_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("dear")
+    with pytest.raises(UsageError, match="no run's"):
+        RunStore(tmp_path / "run")._clear()
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}'])
+def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(StoreError):
+        RunStore(tmp_path).record()
+
+
+def test_epochs_are_appended_whole(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    epochs = [
+        EpochRecord(epoch=number, loss=1.0, validation={"m": 0.5}, tokens=1, seconds=1.0, validation_seconds=1.0)
+        for number in (1, 2)
+    ]
+    for epoch in epochs:
+        store.add_epoch(epoch)
+    assert store.epochs() == tuple(epochs)
+
+
+def test_every_error_survives_pickling_and_is_a_standard_one() -> None:
+    kinds = [kind for kind in vars(lm_harmony.errors).values() if isinstance(kind, type) and issubclass(kind, HarmonyError)]
+    for kind in kinds:
+        copy = pickle.loads(pickle.dumps(kind("what and the remedy")))
+        assert type(copy) is kind and str(copy) == "what and the remedy"
+        assert kind is HarmonyError or len(kind.__mro__) > 4
+
+
+def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A process that may not write files above 20 kB stands for a full disk: its adapter is larger, its records are not."""
+    write_micro(tmp_path)
+    write_tiny_model(tmp_path / "model")
+    command = ["run", "--base_model", "model", "--task_name", "micro.yaml", "--data_dir", ".", "--device", "cpu"]
+    command += ["--peft_config.target_modules", "all-linear", "--train_param.num_train_epochs", "2"]
+    limited = textwrap.dedent("""
+        import resource, sys
+        from lm_harmony.cli import main
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        sys.exit(main(sys.argv[1:]))
+    """)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    full = subprocess.run(
+        [sys.executable, "-c", limited, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1, full.stderr
+    assert "cannot be written" in full.stderr and "--resume_from_checkpoint" in full.stderr and "Traceback" not in full.stderr
+    store = RunStore(tmp_path / "results" / "micro" / "model")
+    assert store.asked() is not None and not store.is_finished()
+    assert not list(store.folder.rglob("*.part"))
+    again = subprocess.run(
+        [sys.executable, "-m", "lm_harmony.cli", *command, "--resume_from_checkpoint"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads((store.folder / "record.json").read_text())["chosen_epoch"] in (1, 2)
