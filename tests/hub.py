@@ -1,7 +1,7 @@
-"""A Hugging Face hub on loopback: a real HTTP server for the real clients, so that tests need neither network nor fakes.
+"""A Hugging Face hub on loopback: a real HTTP server for the real clients, so tests need neither network nor fakes.
 
-It serves local folders as repositories to ``huggingface_hub``, ``datasets`` and ``from_pretrained``. These read HF_ENDPOINT
-when they are imported, so a test runs them in a subprocess under ``LoopbackHub.environment``.
+It serves local folders as repositories to ``huggingface_hub``, ``datasets`` and ``from_pretrained``. These read
+HF_ENDPOINT when they are imported, so a test runs them in a subprocess under ``LoopbackHub.environment``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,48 +23,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+_Fields = Mapping[str, list[str]]  # of a request's query and form
 _BRANCH = "main"
-_DATE = "2024-01-01T00:00:00.000Z"
-_ARC_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("question", pa.string()),
-        ("choices", pa.struct([("text", pa.list_(pa.string())), ("label", pa.list_(pa.string()))])),
-        ("answerKey", pa.string()),
-    ]
-)
-# The features as the hub's card of ai2_arc writes them, in the notation of older releases of `datasets`.
-_ARC_FEATURES = [
-    {"name": "id", "dtype": "string"},
-    {"name": "question", "dtype": "string"},
-    {"name": "choices", "sequence": [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": "string"}]},
-    {"name": "answerKey", "dtype": "string"},
-]
+_ARC_CHOICES = pa.struct([("text", pa.list_(pa.string())), ("label", pa.list_(pa.string()))])
+_ARC_SCHEMA = pa.schema({"id": pa.string(), "question": pa.string(), "choices": _ARC_CHOICES, "answerKey": pa.string()})
 
 
 def write_arc_dataset(folder: Path, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Write ``rows`` of each split as the hub's allenai/ai2_arc lays out ARC-Easy: a parquet file a split, and the card."""
+    """Write ``rows`` by split as the hub's allenai/ai2_arc lays out ARC-Easy: a parquet file a split, and the card."""
     (folder / "ARC-Easy").mkdir(parents=True)
     for split, split_rows in rows.items():
         table = pa.Table.from_pylist(split_rows, schema=_ARC_SCHEMA)
         pq.write_table(table, folder / "ARC-Easy" / f"{split}-00000-of-00001.parquet")
-    splits = [{"name": split, "num_examples": len(split_rows)} for split, split_rows in rows.items()]
     files = [{"split": split, "path": f"ARC-Easy/{split}-*"} for split in rows]
-    card = {
-        "dataset_info": [{"config_name": "ARC-Easy", "features": _ARC_FEATURES, "splits": splits}],
-        "configs": [{"config_name": "ARC-Easy", "data_files": files}],
-    }
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n# ARC\n", encoding="utf-8")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """What a client asks for; ``segments`` are unquoted one by one, for a revision may hold a quoted slash."""
-
-    segments: list[str]
-    query: Mapping[str, list[str]]
-    form: Mapping[str, list[str]]
-    byte_range: str
+    card = yaml.safe_dump({"configs": [{"config_name": "ARC-Easy", "data_files": files}]}, sort_keys=False)
+    (folder / "README.md").write_text(f"---\n{card}---\n\n# ARC\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +50,16 @@ class _Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    """A file on disk with the git blob id that the hub tells both as its ``oid`` and as its ETag."""
-
-    path: Path
-    size: int
-    oid: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Repository:
-    """The files of a folder at its one commit."""
+    """The contents of a folder's files by path, at their one commit."""
 
     name: str
-    files: Mapping[str, _File]
+    files: Mapping[str, bytes]
 
     @cached_property
     def commit(self) -> str:
         """The digest of paths and contents, so that the clients' caches never mix two contents up."""
-        return _digest(json.dumps([(path, file.oid) for path, file in self.files.items()]).encode())
+        return _digest(repr(sorted((path, _blob_id(content)) for path, content in self.files.items())).encode())
 
     @cached_property
     def folders(self) -> frozenset[str]:
@@ -104,14 +67,13 @@ class _Repository:
 
     def entries(self, paths: Iterable[str]) -> list[dict[str, Any]]:
         """Describe those of ``paths`` that exist, as the hub's tree and paths-info endpoints do."""
-        last = {"lastCommit": {"id": self.commit, "title": "Add files", "date": _DATE}}
         found = []
         for path in paths:
-            if file := self.files.get(path):
-                found.append({"type": "file", "path": path, "size": file.size, "oid": file.oid, **last})
+            if path in self.files:
+                content = self.files[path]
+                found.append({"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)})
             elif path in self.folders:
-                oid = _digest(f"{self.commit}/{path}".encode())
-                found.append({"type": "directory", "path": path, "size": 0, "oid": oid, **last})
+                found.append({"type": "directory", "path": path, "size": 0, "oid": _digest(path.encode())})
         return found
 
 
@@ -119,12 +81,13 @@ def _digest(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
+def _blob_id(content: bytes) -> str:
+    """Git's id of a file, which the hub tells both in listings and as the ETag."""
+    return _digest(b"blob %d\0" % len(content) + content)
+
+
 def _read_repository(name: str, folder: Path) -> _Repository:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        oid = _digest(b"blob %d\0" % len(content) + content)
-        files[path.relative_to(folder).as_posix()] = _File(path=path, size=len(content), oid=oid)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     if not files:
         raise ValueError(f"{folder} holds no file to serve as {name}")
     return _Repository(name=name, files=files)
@@ -134,57 +97,51 @@ def _json(value: object) -> _Answer:
     return _Answer(headers={"Content-Type": "application/json"}, body=json.dumps(value).encode())
 
 
-def _missing(code: str | None = None, headers: Mapping[str, str] | None = None) -> _Answer:
+def _missing(code: str = "", headers: Mapping[str, str] | None = None) -> _Answer:
     """Answer 404; the clients tell by ``code`` which of their exceptions to raise."""
-    said = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
-    return _Answer(status=404, headers={**(headers or {}), **said})
+    return _Answer(status=404, headers={**(headers or {}), "X-Error-Code": code} if code else {})
 
 
-def _info(repository: _Repository, path: str, request: _Request) -> _Answer:
-    siblings = [
-        {"rfilename": name, "size": file.size, "blobId": file.oid} for name, file in repository.files.items()
-    ]
-    flags = {"private": False, "gated": False, "disabled": False, "tags": []}
-    identity = {"_id": repository.commit[:24], "id": repository.name, "sha": repository.commit, "lastModified": _DATE}
-    return _json({**identity, **flags, "siblings": siblings})
+def _info(repository: _Repository, path: str, fields: _Fields) -> _Answer:
+    siblings = [{"rfilename": name, "size": len(content)} for name, content in repository.files.items()]
+    return _json({"id": repository.name, "sha": repository.commit, "tags": [], "siblings": siblings})
 
 
-def _tree(repository: _Repository, path: str, request: _Request) -> _Answer:
+def _tree(repository: _Repository, path: str, fields: _Fields) -> _Answer:
     if path and path not in repository.folders:
         return _missing("EntryNotFound")
     prefix = f"{path}/" if path else ""
     listed = [name for name in sorted([*repository.folders, *repository.files]) if name.startswith(prefix)]
-    if request.query.get("recursive", ["false"])[0].lower() != "true":
+    if fields.get("recursive", ["false"])[0].lower() != "true":
         listed = [name for name in listed if "/" not in name.removeprefix(prefix)]
     return _json(repository.entries(listed))
 
 
-def _paths_info(repository: _Repository, path: str, request: _Request) -> _Answer:
-    return _json(repository.entries(request.form.get("paths", [])))
+def _paths_info(repository: _Repository, path: str, fields: _Fields) -> _Answer:
+    return _json(repository.entries(fields.get("paths", [])))
 
 
-def _resolve(repository: _Repository, path: str, request: _Request) -> _Answer:
-    """Answer with a file or with the part of it that a Range header names."""
+def _resolve(repository: _Repository, path: str, fields: _Fields) -> _Answer:
     # Told with a missing file too: from it huggingface_hub learns in which commit the file is missing.
-    commit = {"X-Repo-Commit": repository.commit}
-    file = repository.files.get(path)
-    if file is None:
-        return _missing("EntryNotFound", commit)
-    headers = {**commit, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
-    content = file.path.read_bytes()
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.byte_range)
-    if asked is None or asked[0] == "bytes=-":
-        return _Answer(headers=headers, body=content)
-    first, last = asked.groups()
-    start = int(first) if first else max(file.size - int(last), 0)
-    stop = min(int(last) + 1, file.size) if first and last else file.size
+    headers = {"X-Repo-Commit": repository.commit}
+    content = repository.files.get(path)
+    if content is None:
+        return _missing("EntryNotFound", headers)
+    return _Answer(headers={**headers, "ETag": f'"{_blob_id(content)}"', "Accept-Ranges": "bytes"}, body=content)
+
+
+def _part(answer: _Answer, byte_range: str) -> _Answer:
+    """Cut ``answer`` to what a Range header names; leave it whole where that is empty or of another form."""
+    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
+    if asked is None or asked[0] == "bytes=-" or "Accept-Ranges" not in answer.headers:
+        return answer
+    (first, last), size = asked.groups(), len(answer.body)
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
-        return _Answer(status=416, headers={**headers, "Content-Range": f"bytes */{file.size}"})
-    part = {"Content-Range": f"bytes {start}-{stop - 1}/{file.size}"}
-    return _Answer(status=206, headers={**headers, **part}, body=content[start:stop])
-
-
-_ENDPOINTS = {"revision": _info, "tree": _tree, "paths-info": _paths_info}
+        return _Answer(status=416, headers={**answer.headers, "Content-Range": f"bytes */{size}"})
+    headers = {**answer.headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+    return _Answer(status=206, headers=headers, body=answer.body[start:stop])
 
 
 class _HubServer(ThreadingHTTPServer):
@@ -198,12 +155,12 @@ class _HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         super().__init__(("127.0.0.1", 0), _HubRequests)
 
-    def answer(self, request: _Request) -> _Answer:
-        """Answer with what the path names: /api/KIND/REPOSITORY/... or, for files, [/datasets]/REPOSITORY/resolve/..."""
+    def answer(self, segments: list[str], fields: _Fields) -> _Answer:
+        """Answer what the path names: /api/KIND/REPOSITORY/... or, for files, [/datasets]/REPOSITORY/resolve/..."""
         endpoints = {"resolve": _resolve}
-        match request.segments:
+        match segments:
             case ["api", "models" | "datasets" as kind, *rest]:
-                endpoints = _ENDPOINTS
+                endpoints = {"revision": _info, "tree": _tree, "paths-info": _paths_info}
             case ["api", *_]:
                 return _missing()
             case ["datasets", *rest]:
@@ -214,11 +171,11 @@ class _HubServer(ThreadingHTTPServer):
         repository = next((self.repositories[kind, name] for name in names if (kind, name) in self.repositories), None)
         if repository is None:
             return _missing("RepoNotFound")
-        match rest[len(repository.name.split("/")) :] or ["revision", _BRANCH]:
+        match rest[repository.name.count("/") + 1 :] or ["revision", _BRANCH]:
             case [action, revision, *path] if action in endpoints:
                 if revision not in (_BRANCH, repository.commit):
                     return _missing("RevisionNotFound")
-                return endpoints[action](repository, "/".join(path), request)
+                return endpoints[action](repository, "/".join(path), fields)
         return _missing()
 
 
@@ -234,13 +191,10 @@ class _HubRequests(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.server.requests.append(f"{self.command} {unquote(url.path)}")
-        request = _Request(
-            segments=[unquote(segment) for segment in url.path.strip("/").split("/")],
-            query=parse_qs(url.query),
-            form=parse_qs(body),
-            byte_range=self.headers.get("Range", ""),
-        )
-        answer = self.server.answer(request)
+        # Unquoted one by one, for a revision may hold a quoted slash.
+        segments = [unquote(segment) for segment in url.path.strip("/").split("/")]
+        fields = {**parse_qs(url.query), **parse_qs(body)}
+        answer = _part(self.server.answer(segments, fields), self.headers.get("Range", ""))
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
@@ -248,8 +202,7 @@ class _HubRequests(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-    do_HEAD = do_GET
-    do_POST = do_GET
+    do_HEAD = do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay silent: ``LoopbackHub.requests`` is the log."""
@@ -272,9 +225,7 @@ class LoopbackHub:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -284,20 +235,15 @@ class LoopbackHub:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Make the environment of a process whose hub clients know this hub alone and keep everything under ``cache``."""
+        """Make the environment of a process whose clients know this hub alone and keep everything under ``cache``."""
         # What the machine sets (offline mode, tokens, other caches, a proxy) would lead the clients elsewhere.
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")
-        }
+        foreign = re.compile(r"(HF_|HUGGING|TRANSFORMERS_).*|.*_proxy", re.IGNORECASE)
         return {
-            **kept,
+            **{name: value for name, value in os.environ.items() if not foreign.fullmatch(name)},
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             # `datasets` counts a download by a request to a fixed address on the internet.
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         }

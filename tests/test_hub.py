@@ -36,14 +36,15 @@ ROWS = {
 CLIENTS = f"""
 import json, torch
 from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def name_of_error(call, *args, **kwargs):
     try:
         call(*args, **kwargs)
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (DatasetNotFoundError, HfHubHTTPError) as error:
         return type(error).__name__
 
 loaded = load_dataset({ARC!r}, "ARC-Easy")
@@ -61,7 +62,7 @@ print(json.dumps({{
     "tree": [entry.path for entry in api.list_repo_tree({ARC!r}, repo_type="dataset")],
     "snapshot": snapshot_download({PYTHIA!r}),
     "unknown model": name_of_error(api.model_info, "nobody/nothing"),
-    "unknown dataset": name_of_error(load_dataset, "nobody/nothing") or name_of_error(api.dataset_info, "nobody/nothing"),
+    "unknown dataset": name_of_error(load_dataset, "nobody/nothing"),
     "unknown file": name_of_error(hf_hub_download, {PYTHIA!r}, "nothing.json"),
     "unknown revision": name_of_error(api.model_info, {PYTHIA!r}, revision="refs/pr/1"),
 }}))
@@ -136,15 +137,26 @@ def test_from_pretrained_gives_the_served_model_and_tokenizer(got: dict[str, Any
 
 def test_unknown_names_raise_the_clients_own_errors(got: dict[str, Any]) -> None:
     assert got["unknown model"] == "RepositoryNotFoundError"
-    assert got["unknown file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+    assert got["unknown dataset"] == "DatasetNotFoundError"
+    assert got["unknown file"] == "RemoteEntryNotFoundError"
     assert got["unknown revision"] == "RevisionNotFoundError"
 
 
 @pytest.mark.usefixtures("got")
 def test_requests_name_what_was_asked(served: Served) -> None:
-    print("\n".join(served.hub.requests))
-    assert f"HEAD /{PYTHIA}/resolve/main/config.json" in served.hub.requests
-    assert "GET /api/models/nobody/nothing" in served.hub.requests
+    assert f"HEAD /datasets/{ARC}/resolve/main/README.md" in served.hub.requests
+    assert f"GET /api/models/{PYTHIA}/revision/refs/pr/1" in served.hub.requests
+    assert any(request.endswith("/model.safetensors") for request in served.hub.requests)
+
+
+def test_environment_leaves_out_what_leads_elsewhere(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "HF_DATASETS_CACHE", "https_proxy")
+    for name in (*foreign, "HF_ENDPOINT", "UNRELATED"):
+        monkeypatch.setenv(name, "1")
+    environment = served.hub.environment(tmp_path)
+    assert environment.keys().isdisjoint(foreign)
+    assert environment["HF_ENDPOINT"] == served.hub.endpoint
+    assert environment["UNRELATED"] == "1"
 
 
 @pytest.mark.parametrize(

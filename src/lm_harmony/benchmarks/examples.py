@@ -41,6 +41,8 @@ class Example:
     """Target delimiter and right answer; None: the row has no usable answer and cannot be learned from."""
     requests: tuple[Request, ...]
     """What is asked of a model to score this document."""
+    target: str = ""
+    """lm_eval's target as text: what replies are counted against, e.g. all right answers where only the first is learned."""
 
     @property
     def identity(self) -> tuple[tuple[str, str], ...]:

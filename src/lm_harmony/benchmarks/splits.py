@@ -46,12 +46,13 @@ class Splits:
         return f"{len(self.train):,} train, {len(self.validation):,} validation, {len(self.test):,} test rows"
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of every text in its order: the data that a run stands on."""
+        """Return 16 hexadecimal digits of the SHA-256 of every text and target in its order: the data that a run stands on."""
         digest = hashlib.sha256()
         for examples in (self.train, self.validation, self.test):
             digest.update(f"split of {len(examples)}".encode())
             for example in examples:
-                digest.update(json.dumps([example.context, example.continuation, *example.identity]).encode())
+                texts = [example.context, example.continuation, example.target, *example.identity]
+                digest.update(json.dumps(texts).encode())
         return digest.hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.text import TextEncoder
@@ -71,7 +72,7 @@ def load_model(
         module = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(_why_not(name, error)) from error
-    commit = getattr(module.config, "_commit_hash", None)
+    commit = None if Path(name).is_dir() else extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
     return assemble(name, _moved(module, place), tokenizer, revision=commit)
 
 

@@ -220,10 +220,9 @@ class RunRecord:
         Raises:
             StoreError: a newer format, or a missing field.
         """
-        if values.get("format") != FORMAT:
-            raise StoreError(
-                f"record format {values.get('format')!r} is not {FORMAT}. Read it with the LM-Harmony that wrote it."
-            )
+        known = values.get("format") if isinstance(values, Mapping) else None
+        if known != FORMAT:
+            raise StoreError(f"record format {known!r} is not {FORMAT}. Read it with the LM-Harmony that wrote it.")
         try:
             rest = {field.name: values[field.name] for field in fields(cls)}
             rest["spec"] = RunSpec.from_dict(rest["spec"])

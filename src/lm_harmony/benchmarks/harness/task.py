@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import datasets
 import jinja2
+import yaml
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
@@ -28,6 +29,9 @@ _SPLIT_FIELDS: Mapping[Role, str] = {
     "validation": "validation_split",
     "test": "test_split",
 }
+
+# What lm_eval and the functions of a task raise when a row does not fit.
+_MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 # lm_eval compiles a template anew for every field of every document: 0.3 ms each, a minute for 50,000 rows.
 lm_eval_utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval_utils.env.from_string)
@@ -48,8 +52,7 @@ class HarnessTask:
         """
         config = _load_config(path)
         self.name: str = config["task"]
-        self.declared: dict[Role, str] = {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
-        _refuse_unfit(self.name, config, self.declared)
+        self.declared = _declared(config)
         if data_dir is not None:
             config["custom_dataset"] = functools.partial(_local_dataset, data_dir / self.name, self.declared)
             config.pop("dataset_kwargs", None)
@@ -68,13 +71,22 @@ class HarnessTask:
         }
 
     def documents(self, role: Role) -> datasets.Dataset:
-        """Return the documents of a declared role, preprocessed as lm_eval does."""
+        """Return the documents of a declared role, preprocessed as lm_eval does.
+
+        Raises:
+            BenchmarkError: the task's preprocessing cannot take a row.
+        """
         docs: Callable[[], datasets.Dataset] = {
             "train": self._task.training_docs,
             "validation": self._task.validation_docs,
             "test": self._task.test_docs,
         }[role]
-        return docs()
+        try:
+            return docs()
+        except _MISFITS as error:
+            raise BenchmarkError(
+                f"benchmark {self.name}, {role} rows: {error}. Mend the rows to the schema that the task expects."
+            ) from error
 
     def example(self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: str) -> Example:
         """Render one document.
@@ -106,7 +118,8 @@ class HarnessTask:
             )
             instances = built if isinstance(built, list) else [built]
             learned, answer = self._answer(document, instances, chat is not None, aliases)
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            target = str(task.doc_to_target(document))
+        except _MISFITS as error:
             raise BenchmarkError(
                 f"benchmark {self.name}, row {row}: {error} (columns: {', '.join(document)}). "
                 f"Mend the row to the schema that the task expects."
@@ -117,6 +130,7 @@ class HarnessTask:
             context=learned,
             continuation=answer,
             requests=tuple(request_of(instance) for instance in instances),
+            target=target,
         )
 
     def _answer(self, document: Mapping[str, Any], instances: list[Instance], chat: bool, aliases: str) -> tuple[str, str | None]:
@@ -156,15 +170,27 @@ class HarnessTask:
 
 
 def _load_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = load_yaml(path)
-    except (OSError, ValueError, ImportError, AttributeError, SyntaxError) as error:
-        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Mend the file.") from error
-    if not isinstance(config.get("task"), str):
-        raise BenchmarkError(f"{path}: `task` must be the name of one task, got {config.get('task')!r}. Give it a name.")
+    plain = _read(path, with_functions=False)
+    if not isinstance(plain.get("task"), str):
+        raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
+    # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
+    _refuse_unfit(plain["task"], plain, _declared(plain))
+    config = _read(path, with_functions=True)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     return config
+
+
+def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = load_yaml(path, resolve_func=with_functions)
+    except (OSError, ValueError, ImportError, AttributeError, SyntaxError, yaml.YAMLError) as error:
+        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Mend the file.") from error
+    return config
+
+
+def _declared(config: Mapping[str, Any]) -> dict[Role, str]:
+    return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
 
 
 def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, str]) -> None:
@@ -175,6 +201,8 @@ def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, 
         reason = "it needs images or sound, and models here read text"
     elif config.get("unsafe_code"):
         reason = "its metric executes what the model writes"
+    elif config.get("repeats", 1) != 1:
+        reason = f"it asks each question {config['repeats']} times, and one reply is counted here"
     elif "train" not in declared:
         reason = "it has no training split, and train-before-test needs rows to train on"
     elif not declared.keys() & {"validation", "test"}:
@@ -183,7 +211,7 @@ def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, 
         raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
 
 
-def _local_dataset(folder: Path, declared: Mapping[Role, str], **_: Any) -> datasets.DatasetDict:
+def _local_dataset(folder: Path, declared: Mapping[Role, str], /, **_: Any) -> datasets.DatasetDict:
     files: dict[str, Path] = {}
     for role, split in declared.items():
         files.setdefault(split, folder / f"{role}.jsonl")  # medmcqa: validation and test are one split, one file
@@ -201,7 +229,7 @@ def _build(name: str, config: dict[str, Any]) -> Task:
             f"benchmark {name}: data set {config.get('dataset_path')!r} cannot be loaded: {reason}. "
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
         ) from error
-    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except _MISFITS as error:
         raise BenchmarkError(
             f"benchmark {name}, first test row: {error}. Mend the rows to the schema that the task expects."
         ) from error

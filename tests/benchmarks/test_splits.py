@@ -1,0 +1,316 @@
+"""Splits follow the published rule to the row, and under "clean" no scored question is learned."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rows import ROWS
+from task_files import PARITY, Row, own_task, write_rows
+
+from lm_harmony.benchmarks.caps import Caps, SplitProtocol
+from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.errors import BenchmarkError, UsageError
+
+ROLES: tuple[Any, ...] = ("train", "validation", "test")
+OWN_SPLITS = {"three": ROLES, "no validation": ("train", "test"), "no test": ("train", "validation")}
+PROTOCOLS: tuple[SplitProtocol, ...] = ("clean", "published")
+few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def split(
+    task: HarnessTask, protocol: SplitProtocol = "clean", seed: int = 0, caps: Caps | None = None, chat: Any = None
+) -> Splits:
+    return make_splits(task, caps=caps or Caps(), seed=seed, protocol=protocol, chat=chat)
+
+
+def numbers(count: int, first: int = 0) -> list[Row]:
+    """Return rows with distinct questions."""
+    return [{"question": f"Is {number} odd or even?", "label": number % 2, "note": "n"} for number in range(first, first + count)]
+
+
+def sized_task(folder: Path, sizes: Sequence[int], kind: str = "three") -> HarnessTask:
+    firsts = itertools.accumulate(sizes, initial=0)
+    return own_task(folder, {role: numbers(size, first) for role, size, first in zip(OWN_SPLITS[kind], sizes, firsts)}, **PARITY)  # noqa: B905
+
+
+def rows_of(examples: Sequence[Example]) -> list[int]:
+    return [example.row for example in examples]
+
+
+def questions(examples: Sequence[Example]) -> list[str]:
+    return [example.document["question"] for example in examples]
+
+
+def cap(rows: np.ndarray, most: int, seed: int) -> list[int]:
+    """Keep the first ``most`` of a fresh permutation; fewer rows stay, in their order."""
+    return list(rows if len(rows) <= most else rows[np.random.RandomState(seed).permutation(len(rows))[:most]])
+
+
+def published_rows(sizes: dict[str, int], caps: Caps, seed: int) -> tuple[list[int], list[int], list[int]]:
+    """Write the published rule down once more."""
+    if len(sizes) == 3:
+        train, validation, test = (np.arange(sizes[role]) for role in ROLES)
+    else:
+        order = np.random.RandomState(seed).permutation(sizes["train"])
+        train, rest = order[: int(0.8 * len(order))], order[int(0.8 * len(order)) :]
+        validation = rest[: int(0.2 * len(order))]
+        test = np.arange(sizes["test" if "test" in sizes else "validation"])
+    return cap(train, caps.train, seed), cap(validation, caps.validation, seed), cap(test, caps.test, seed)
+
+
+SIZES = st.tuples(st.integers(5, 60), st.integers(1, 30), st.integers(1, 30))
+CAPS = st.builds(Caps, train=st.integers(1, 60), validation=st.integers(1, 12), test=st.integers(1, 30))
+
+
+@few
+@given(kind=st.sampled_from(sorted(OWN_SPLITS)), sizes=SIZES, caps=CAPS, seed=st.integers(0, 2**32 - 1))
+def test_rows_are_those_of_the_published_rule(kind: str, sizes: tuple[int, ...], caps: Caps, seed: int, tmp_path: Path) -> None:
+    """Own splits where there are three, else 80/20 of a seeded permutation; then caps: row by row, in order, for any size."""
+    task = sized_task(tmp_path, sizes, kind)
+    expected = published_rows(dict(zip(OWN_SPLITS[kind], sizes)), caps, seed)  # noqa: B905
+    for protocol in PROTOCOLS:  # with distinct questions the two protocols agree
+        splits = split(task, protocol, seed, caps)
+        assert (rows_of(splits.train), rows_of(splits.validation), rows_of(splits.test)) == expected
+        assert splits.carved == (kind != "three")
+        assert splits.dropped_from_train == splits.dropped_from_validation == splits.without_answer == 0
+
+
+def test_published_rule_in_numbers(tmp_path: Path) -> None:
+    """The rule with seed 0 on ten and three rows, as NumPy's legacy generator has given it since 2011."""
+    splits = split(sized_task(tmp_path, (10, 3), "no validation"))
+    assert (rows_of(splits.train), rows_of(splits.validation)) == ([2, 8, 4, 9, 1, 6, 7, 3], [0, 5])
+    assert rows_of(splits.test) == [0, 1, 2]
+    assert rows_of(split(sized_task(tmp_path, (10, 3), "no validation"), caps=Caps(test=2)).test) == [2, 1]
+
+
+@pytest.mark.parametrize("kind", sorted(OWN_SPLITS))
+def test_a_row_is_the_document_at_its_place(kind: str, tmp_path: Path) -> None:
+    """An example's row number leads back to its document in the split that it came from."""
+    task = sized_task(tmp_path, (20, 5, 5), kind)
+    splits = split(task, caps=Caps(train=9, validation=3, test=4), seed=5)
+    source = "validation" if kind == "three" else "train"
+    for role, examples in (("train", splits.train), (source, splits.validation), (OWN_SPLITS[kind][-1], splits.test)):
+        documents = task.documents(role)
+        assert [dict(example.document) for example in examples] == [documents[row] for row in rows_of(examples)]
+
+
+@pytest.mark.parametrize("kind", ["no validation", "no test"])
+def test_seed_decides_the_cut(kind: str, tmp_path: Path) -> None:
+    """Equal seeds give equal splits, another seed another cut of the same rows; the test rows stay."""
+    task = sized_task(tmp_path, (40, 10), kind)
+    first, again, other = split(task, seed=1), split(task, seed=1), split(task, seed=2)
+    assert first == again
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert set(rows_of(first.validation)) != set(rows_of(other.validation))
+    assert set(rows_of(first.train + first.validation)) == set(rows_of(other.train + other.validation)) == set(range(40))
+    assert first.test == other.test
+
+
+def test_seed_does_not_touch_own_splits_under_their_caps(tmp_path: Path) -> None:
+    """Three splits of the task's own are taken whole and in order, whatever the seed."""
+    task = sized_task(tmp_path, (12, 4, 5))
+    assert split(task, seed=1) == split(task, seed=2)
+    assert rows_of(split(task, seed=1).train) == list(range(12))
+    assert split(task, seed=1, caps=Caps(train=6)) != split(task, seed=2, caps=Caps(train=6))
+
+
+SMALL = st.integers(0, 9)
+RECURRING = st.tuples(*(st.lists(SMALL, min_size=size, max_size=25) for size in (5, 1, 1)))
+
+
+def expected_clean(train: list[int], validation: list[int], test: list[int]) -> tuple[list[int], list[int]]:
+    kept = [number for number in validation if number not in test]
+    return [number for number in train if number not in test and number not in kept], kept
+
+
+@few
+@given(kind=st.sampled_from(sorted(OWN_SPLITS)), drawn=RECURRING, caps=CAPS, seed=st.integers(0, 9))
+def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...], caps: Caps, seed: int, tmp_path: Path) -> None:
+    """Whatever recurs, "clean" learns no question of validation or test, chooses by none of test, and counts what it drops."""
+    rows = {role: [numbers(1, number)[0] for number in some] for role, some in zip(OWN_SPLITS[kind], drawn)}  # noqa: B905
+    task = own_task(tmp_path, rows, **PARITY)
+    sizes = {role: len(some) for role, some in rows.items()}
+    roles = ROLES if kind == "three" else ("train", "train", OWN_SPLITS[kind][1])
+    chosen = published_rows(sizes, caps, seed)
+    train, validation, test = ([rows[role][row]["question"] for row in some] for role, some in zip(roles, chosen, strict=True))
+    published = split(task, "published", seed, caps)
+    assert [questions(published.train), questions(published.validation), questions(published.test)] == [train, validation, test]
+    assert published.dropped_from_train == published.dropped_from_validation == 0
+    learned, kept = expected_clean(train, validation, test)
+    if not learned or not kept:
+        with pytest.raises(BenchmarkError, match="split holds no rows"):
+            split(task, "clean", seed, caps)
+        return
+    clean = split(task, "clean", seed, caps)
+    assert [questions(clean.train), questions(clean.validation), questions(clean.test)] == [learned, kept, test]
+    assert not set(learned) & set(kept + test)
+    assert not set(kept) & set(test)
+    assert clean.dropped_from_train == len(train) - len(learned)
+    assert clean.dropped_from_validation == len(validation) - len(kept)
+
+
+def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A question with another label or note is the same question; one with another letter is not. The user is told."""
+    train, validation, test = numbers(6), numbers(3, 10), numbers(3, 20)
+    train += [{**test[0], "label": 1 - test[0]["label"], "note": "x"}, {**test[1], "question": test[1]["question"] + " "}]
+    validation += [test[2], train[0]]
+    task = own_task(tmp_path, {"train": train, "validation": validation, "test": test}, **PARITY)
+    splits = split(task)
+    assert rows_of(splits.train) == [1, 2, 3, 4, 5, 7]
+    assert rows_of(splits.validation) == [0, 1, 2, 4]
+    assert (splits.dropped_from_train, splits.dropped_from_validation) == (2, 1)
+    assert "own: 2 training rows dropped: their question recurs in validation or test." in caplog.text
+    assert "own: 1 validation rows dropped: their question recurs in test." in caplog.text
+    assert rows_of(split(task, "published").train) == list(range(8))
+
+
+def test_rows_without_a_usable_answer_leave_train_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A label that is no choice cannot be learned from; such a scored row counts as wrong, as in lm_eval."""
+    rows = {
+        role: [*numbers(4, first), {"question": f"{role}?", "label": 7, "note": "n"}]
+        for role, first in zip(ROLES, (0, 10, 20), strict=True)
+    }
+    task = own_task(tmp_path, rows, **PARITY)
+    for protocol in PROTOCOLS:
+        splits = split(task, protocol)
+        assert (len(splits.train), len(splits.validation), len(splits.test)) == (4, 5, 5)
+        assert splits.without_answer == 1
+        assert splits.dropped_from_train == 0
+        assert all(example.continuation is not None for example in splits.train)
+    assert "own: 1 training rows dropped: their answer is none of their choices." in caplog.text
+
+
+def medmcqa(folder: Path, validation: int) -> HarnessTask:
+    pattern = ROWS["medmcqa"]["train"][0]
+    rows = [{**pattern, "question": f"Which bone is number {number}?"} for number in range(20 + validation)]
+    write_rows(folder / "medmcqa", {"train": rows[:20], "validation": rows[20:]})
+    return HarnessTask(find_task_file("medmcqa"), folder)
+
+
+def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its validation split is its test split: "published" keeps that and warns, "clean" cuts validation from train."""
+    task, caps = medmcqa(tmp_path, 9), Caps(validation=3)
+    published = split(task, "published", caps=caps)
+    assert rows_of(published.train) == list(range(20))
+    assert rows_of(published.test) == list(range(9))
+    assert rows_of(published.validation) == list(np.random.RandomState(0).permutation(9)[:3])
+    assert set(questions(published.validation)) < set(questions(published.test))
+    assert not published.carved
+    assert [record.message for record in caplog.records if record.name.startswith("lm_harmony")] == [
+        "medmcqa: validation is the test split; the epoch is chosen on its own test rows."
+    ]
+    caplog.clear()
+    clean = split(task, "clean", caps=caps)
+    assert clean.carved
+    order = np.random.RandomState(0).permutation(20)
+    assert rows_of(clean.train) == list(order[:16])
+    assert rows_of(clean.validation) == cap(order[16:], 3, 0)
+    assert rows_of(clean.test) == list(range(9))
+    assert not set(questions(clean.train + clean.validation)) & set(questions(clean.test))
+    assert "lm_harmony" not in {record.name.split(".")[0] for record in caplog.records if record.levelno >= logging.WARNING}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "role"),
+    [((4, 3), "no validation", "validation"), ((1, 3), "no test", "train"), ((0, 3, 3), "three", "train")],
+)
+def test_empty_splits_are_refused(sizes: tuple[int, ...], kind: str, role: str, tmp_path: Path) -> None:
+    """Too few rows to cut leave a split empty; the split is named."""
+    rows = {role: numbers(size, 100 * place) for place, (role, size) in enumerate(zip(OWN_SPLITS[kind], sizes, strict=True))}
+    if sizes[0] == 0:
+        rows["train"] = [{**row, "label": 9} for row in numbers(3)]
+    task = own_task(tmp_path, rows, **PARITY)
+    with pytest.raises(BenchmarkError, match=f"benchmark own: the {role} split holds no rows"):
+        split(task)
+
+
+def test_a_split_that_only_recurs_is_refused_under_clean_only(tmp_path: Path) -> None:
+    """Where every validation row is a test row nothing is left to choose by; the published protocol is named as a way out."""
+    task = own_task(tmp_path, {"train": numbers(5), "validation": numbers(2, 10), "test": numbers(2, 10)}, **PARITY)
+    with pytest.raises(BenchmarkError, match=r"the validation split holds no rows.*--split_protocol published"):
+        split(task)
+    assert len(split(task, "published").validation) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_caps_must_be_positive(name: str) -> None:
+    """A cap of nothing is refused with its flag."""
+    with pytest.raises(UsageError, match=r"dataset_param\.max_num_(train|valid|test) must be at least 1, got 0"):
+        Caps(**{name: 0})
+    assert (Caps().train, Caps().validation, Caps().test) == (50_000, 1_000, 10_000)
+
+
+@pytest.mark.parametrize(("protocol", "learned"), [("clean", " 12"), ("published", " 12 twelve a dozen")])
+def test_published_learns_all_aliases(protocol: SplitProtocol, learned: str, tmp_path: Path) -> None:
+    """Of several right answers the published runs learned all, joined by spaces; clean learns the first."""
+    train = [{**ROWS["nq_open"]["train"][1], "question": f"question {number}"} for number in range(5)]
+    write_rows(tmp_path / "nq_open", {"train": train, "validation": ROWS["nq_open"]["validation"]})
+    splits = split(HarnessTask(find_task_file("nq_open"), tmp_path), protocol)
+    assert {example.continuation for example in splits.train} == {learned}
+
+
+def fingerprint(folder: Path, rows: dict[str, list[Row]], protocol: SplitProtocol = "clean", **fields: Any) -> str:
+    return split(own_task(folder, rows, **{**PARITY, **fields}), protocol).fingerprint()
+
+
+@few
+@given(data=st.data())
+def test_fingerprint_changes_with_any_letter_of_any_row(data: st.DataObject, tmp_path: Path) -> None:
+    """One other character in one question of one split, or one other label, is other data."""
+    rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
+    before = fingerprint(tmp_path, rows)
+    role = data.draw(st.sampled_from(ROLES))
+    row = data.draw(st.sampled_from(rows[role]))
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(row["question"]) - 1))
+        row["question"] = row["question"][:place] + "#" + row["question"][place + 1 :]
+    else:
+        row["label"] = 1 - row["label"]
+    assert fingerprint(tmp_path, rows) != before
+
+
+def test_fingerprint_stays_where_no_text_changes(tmp_path: Path) -> None:
+    """Layout of the files, columns that the task does not read, and the protocol where nothing recurs change nothing."""
+    rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
+    before = fingerprint(tmp_path, rows)
+    turned = {role: [dict(reversed({**row, "note": "other", "new": 1}.items())) for row in some] for role, some in rows.items()}
+    assert fingerprint(tmp_path, turned) == before
+    assert fingerprint(tmp_path, rows, "published") == before
+    assert len(before) == 16
+    assert int(before, 16) >= 0
+
+
+def test_fingerprint_tells_order_splits_and_template(tmp_path: Path) -> None:
+    """Rows in another order, in another split, or under another template are other data."""
+    rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
+    moved = {**rows, "train": numbers(5), "validation": [*numbers(1, 5), *numbers(3, 10)]}
+    swapped = {**rows, "train": [*numbers(4), *reversed(numbers(2, 4))]}
+    found = [fingerprint(tmp_path, some) for some in (rows, moved, swapped)]
+    found += [
+        fingerprint(tmp_path, rows, doc_to_text="{{question}}\n"),
+        fingerprint(tmp_path, rows, doc_to_choice=["odd", "Even"]),
+    ]
+    assert len(set(found)) == 5
+
+
+def test_fingerprint_tells_what_counts_as_right(tmp_path: Path) -> None:
+    """A second right answer of a test row is not learned, and still decides the score: the data is other data."""
+    rows = {role: [dict(row) for row in some] for role, some in ROWS["nq_open"].items()}
+    rows["train"] = [{**rows["train"][0], "question": f"question {number}"} for number in range(5)]
+    found = []
+    for answer in (["1954", "in 1954"], ["1954", "May 1954"]):
+        rows["validation"][0]["answer"] = answer
+        write_rows(tmp_path / "nq_open", rows)
+        found.append(split(HarnessTask(find_task_file("nq_open"), tmp_path)).fingerprint())
+    assert found[0] != found[1]

@@ -1,0 +1,73 @@
+"""The reference command line, word for word, with the real clients against a hub on loopback."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import LoopbackHub, write_arc_dataset
+from rows import ROWS
+from tiny import write_tiny_model
+
+from lm_harmony.recipe import PUBLISHED
+from lm_harmony.runs.store import RunStore
+
+ROOT = Path(__file__).parents[1]
+COMMAND = (
+    "python main.py --exp_name arc_easy/EleutherAI/pythia-70m-deduped --base_model EleutherAI/pythia-70m-deduped "
+    "--task_name arc_easy --train_param.num_train_epochs 5 --eval_before_train --eval_every_epoch --eval_after_train "
+    "--train_param.greater_is_better --train_param.metric_for_best_model eval_acc_norm,none "
+    "--dataset_param.max_num_train 50000 --dataset_param.max_num_valid 1000 --dataset_param.max_num_test 10000 --no-use_git"
+)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    folder = tmp_path_factory.mktemp("hub")
+    write_arc_dataset(folder / "arc", ROWS["arc_easy"])
+    write_tiny_model(folder / "pythia", "gpt_neox")
+    models = {"EleutherAI/pythia-70m-deduped": folder / "pythia"}
+    with LoopbackHub(models=models, datasets={"allenai/ai2_arc": folder / "arc"}) as running:
+        yield running
+
+
+def run(command: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    python, script, *arguments = shlex.split(command)
+    assert python == "python"
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_reference_command_works_word_for_word(hub: LoopbackHub, tmp_path: Path) -> None:
+    done = run(COMMAND, hub.environment(tmp_path / "cache"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = RunStore(tmp_path / "results/arc_easy/EleutherAI/pythia-70m-deduped").record()
+    assert record.benchmark == "arc_easy" and record.metric == "acc_norm,none"
+    assert record.spec.recipe == PUBLISHED
+    assert len(record.epochs) == 5 and record.test_curve.keys() == {1, 2, 3, 4, 5}
+    assert record.direct is not None and record.trained is not None
+    assert (record.data.train, record.data.validation, record.data.test) == (3, 2, 2)
+    assert record.model_revision is not None and len(record.model_revision) == 40
+    assert record.environment["git_revision"] is None
+    assert any("/datasets/allenai/ai2_arc/resolve/" in request for request in hub.requests)
+
+
+def test_a_model_that_the_hub_does_not_have_is_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
+    command = "python main.py --base_model nobody/nothing --task_name arc_easy"
+    done = run(command, hub.environment(tmp_path / "cache"), tmp_path)
+    assert done.returncode == 1
+    assert "nobody/nothing" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_a_hub_the_error_says_how_to_go_on(hub: LoopbackHub, tmp_path: Path) -> None:
+    closed = {**hub.environment(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = run("python main.py --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy", closed, tmp_path)
+    assert done.returncode == 1
+    assert "--data_dir" in done.stderr and "Traceback" not in done.stderr
