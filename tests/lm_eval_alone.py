@@ -1,4 +1,4 @@
-"""What lm_eval does by itself, with no code of LM-Harmony: the measure that the harness room is held to."""
+"""What lm_eval does by itself, with no code of ours: the measure that the harness room is held to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
+
+from lm_harmony.benchmarks.examples import Example
 
 SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -34,3 +36,13 @@ def lm_eval_requests(
     for instance in task.instances:
         documents[instance.doc_id].append(instance.args)
     return documents
+
+
+def asked(example: Example) -> list[tuple[Any, ...]]:
+    """Return the example's requests as the arguments of lm_eval's instances."""
+    return [
+        (request.continuation,)
+        if request.kind == "loglikelihood_rolling"
+        else (request.context, dict(request.generation) if request.kind == "generate_until" else request.continuation)
+        for request in example.requests
+    ]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
 
 Row = dict[str, Any]
 RowsByRole = Mapping[str, Sequence[Mapping[str, Any]]]
+
+_SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 PARITY: dict[str, Any] = {
     "output_type": "multiple_choice",
@@ -22,6 +25,11 @@ PARITY: dict[str, Any] = {
     "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
 }
 """Fields of a multiple-choice task on rows {"question", "label"}."""
+
+
+def numbers(count: int, first: int = 0) -> list[Row]:
+    """Return rows of ``PARITY`` with distinct questions, and a column that the task does not read."""
+    return [{"question": f"Is {number} odd or even?", "label": number % 2, "note": "n"} for number in range(first, first + count)]
 
 
 def write_rows(folder: Path, rows: RowsByRole) -> None:
@@ -49,4 +57,6 @@ def own_task(folder: Path, rows: RowsByRole, *, name: str = "own", **fields: Any
     return HarnessTask(write_task(folder, rows, name=name, **fields), folder)
 
 
-_SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+def examples(task: HarnessTask, role: Any, chat: Callable[..., str] | None = None, aliases: str = "first") -> list[Example]:
+    """Render every document of a role."""
+    return [task.example(row, document, chat=chat, aliases=aliases) for row, document in enumerate(task.documents(role))]

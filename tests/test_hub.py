@@ -60,6 +60,7 @@ print(json.dumps({{
     "logits": logits.tolist(),
     "files": sorted(api.list_repo_files({ARC!r}, repo_type="dataset")),
     "tree": [entry.path for entry in api.list_repo_tree({ARC!r}, repo_type="dataset")],
+    "some": [entry.path for entry in api.get_paths_info({ARC!r}, ["ARC-Easy", "nothing"], repo_type="dataset")],
     "snapshot": snapshot_download({PYTHIA!r}),
     "unknown model": name_of_error(api.model_info, "nobody/nothing"),
     "unknown dataset": name_of_error(load_dataset, "nobody/nothing"),
@@ -122,6 +123,7 @@ def test_load_dataset_gives_the_served_rows_back(got: dict[str, Any]) -> None:
     assert got["rows"] == ROWS
     assert got["files"] == ["ARC-Easy/" + f"{split}-00000-of-00001.parquet" for split in sorted(ROWS)] + ["README.md"]
     assert got["tree"] == ["ARC-Easy", "README.md"]
+    assert got["some"] == ["ARC-Easy"]
 
 
 def test_from_pretrained_gives_the_served_model_and_tokenizer(got: dict[str, Any], served: Served) -> None:
@@ -149,7 +151,7 @@ def test_requests_name_what_was_asked(served: Served) -> None:
     assert any(request.endswith("/model.safetensors") for request in served.hub.requests)
 
 
-def test_environment_leaves_out_what_leads_elsewhere(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_knows_this_hub_alone(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "HF_DATASETS_CACHE", "https_proxy")
     for name in (*foreign, "HF_ENDPOINT", "UNRELATED"):
         monkeypatch.setenv(name, "1")

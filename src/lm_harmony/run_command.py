@@ -54,10 +54,12 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
                 store.folder,
             )
             raise
-    Console().print(result_table(record))
+    if record.direct or record.trained:
+        Console().print(result_table(record))
     data = record.data
     for line in (
-        f"Epoch {record.chosen_epoch} of {len(record.epochs)}, chosen on {data.validation:,} validation rows. "
+        f"Epoch {record.chosen_epoch} of {len(record.epochs)}, chosen on {data.validation:,} validation rows "
+        f"({record.metric} {record.epochs[record.chosen_epoch - 1].validation[record.metric]:.4f}). "
         f"{data.train:,} rows learned, {data.test:,} tested. ± is one standard error.",
         f"Record, samples and adapter: {store.folder}",
     ):

@@ -198,6 +198,7 @@ def test_standard_error_of_a_correlation_is_its_bootstrap(tmp_path: Path) -> Non
     assert score.stderrs["mcc,none"] != pytest.approx(expected / np.sqrt(2), rel=0.2)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn, of one document
 def test_standard_errors_and_samples_are_made_on_demand(tmp_path: Path) -> None:
     """Validation asks for neither: no bootstrap, no samples, the same metrics."""
     task, _ = scored_task(tmp_path, "cola")

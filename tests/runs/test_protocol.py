@@ -256,3 +256,17 @@ def test_a_diverged_training_names_step_and_rows_and_leaves_no_record(spec: RunS
         train_before_test(broken, store)
     assert not store.is_finished()
     assert math.isfinite(torch.rand(1).item())
+
+
+def test_losses_and_scores_reach_tensorboard(spec: RunSpec, tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    store = RunStore(tmp_path / "run")
+    execution = Execution(device="cpu", trackers=("tensorboard",), logging_steps=1)
+    record = train_before_test(dataclasses.replace(spec, execution=execution), store)
+    events = event_accumulator.EventAccumulator(str(store.folder / "trackers" / "micro"))
+    events.Reload()
+    assert len(events.Scalars("train/loss")) == 9
+    shown = [event.value for event in events.Scalars("validation/acc,none")]
+    assert shown == pytest.approx([epoch.validation["acc,none"] for epoch in record.epochs])
+    assert record.trained is not None
+    assert events.Scalars("test/acc,none")[0].value == pytest.approx(record.trained.metrics["acc,none"])

@@ -100,12 +100,12 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def default_metric(task: HarnessTask) -> str:
-    """Return the catalogued metric of a benchmark; of others acc_norm, then acc, then the first that the task reports."""
+    """Return the catalogued metric of a benchmark; of others acc_norm, acc or bits_per_byte, or what they report first."""
     known = catalogue.find(task.name)
     if known is not None:
         return known.metric
     reported = list(task.metrics)
-    preferred: list[str] = [key for name in ("acc_norm,", "acc,") for key in reported if key.startswith(name)]
+    preferred: list[str] = [key for name in ("acc_norm,", "acc,", "bits_per_byte,") for key in reported if key.startswith(name)]
     return (preferred or reported)[0]
 
 

@@ -1,0 +1,126 @@
+"""Tasks of the user's own: targets, delimiters, descriptions and begun answers of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval_alone import asked, lm_eval_requests
+from task_files import examples, own_task, write_task
+from tiny import tiny_model, tiny_module, tiny_tokenizer
+
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.errors import BenchmarkError
+
+CHOICE: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": ["red", "blue", "green"],
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+WRITTEN: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "{{a}}",
+    "generation_kwargs": {"until": ["\n"], "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture(scope="module")
+def hflm() -> HFLM:
+    return HFLM(pretrained=tiny_module(), tokenizer=tiny_tokenizer(chat=True), batch_size=1)
+
+
+def learned(tmp_path: Path, row: dict[str, Any], chat: Callable[..., str] | None = None, **fields: Any) -> tuple[str, str | None]:
+    task = own_task(tmp_path, {"train": [row], "test": [row]}, **fields)
+    [example] = examples(task, "train", chat)
+    return example.context, example.continuation
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [("a", 1), ("a", "blue"), ("{{a}}", "blue"), ("{{a}}", 1), ("{{['red', 'blue'].index(a)}}", "blue"), (1, 0), ("a", [1, 2])],
+)
+def test_integer_and_string_targets_mean_the_same_choice(tmp_path: Path, target: str | int, value: Any) -> None:
+    """A target may be an index, a choice's text, a column or a template; of several right choices the first is learned."""
+    assert learned(tmp_path, {"q": "The sky?", "a": value}, doc_to_target=target, **CHOICE) == ("The sky?", " blue")
+
+
+@pytest.mark.parametrize("value", [3, -1, "pink", "1", [], [7]])
+def test_a_label_that_is_no_choice_has_no_continuation(tmp_path: Path, value: Any) -> None:
+    """Such a row cannot be learned from; it is scored all the same."""
+    good = {"q": "Grass?", "a": [2] if isinstance(value, list) else "green" if isinstance(value, str) else 2}
+    task = own_task(tmp_path, {"train": [good, {"q": "The sky?", "a": value}], "test": [good]}, doc_to_target="a", **CHOICE)
+    known, unknown = examples(task, "train")
+    assert (known.context, known.continuation) == ("Grass?", " green")
+    assert unknown.continuation is None
+    assert [request.continuation for request in unknown.requests] == [" red", " blue", " green"]
+
+
+def test_a_written_answer_without_aliases_has_no_continuation(tmp_path: Path) -> None:
+    """An empty list of right answers teaches nothing."""
+    rows = [{"q": "One?", "a": ["1", "one"]}, {"q": "None?", "a": []}]
+    task = own_task(tmp_path, {"train": rows, "test": rows}, **WRITTEN)
+    assert [example.continuation for example in examples(task, "train")] == [" 1", None]
+
+
+def test_description_stands_first_and_may_use_the_row(tmp_path: Path) -> None:
+    """A description is rendered with the row and opens the context; under a chat template it is the system message."""
+    row, fields = {"q": "The sky?", "a": 1, "topic": "colours"}, {**CHOICE, "doc_to_target": "a"}
+    description = "About {{topic}}.\n\n"
+    assert learned(tmp_path, row, description=description, **fields) == ("About colours.\n\nThe sky?", " blue")
+    chat = tiny_model(chat=True).text.render_chat
+    assert learned(tmp_path, row, chat, description=description, **fields) == (
+        "<|sys|>About colours.\n\n\n<|user|>The sky?\n<|assistant|>",
+        "blue",
+    )
+
+
+@pytest.mark.parametrize("delimiter", [" ", "\n", ""])
+def test_target_delimiter_stands_before_the_answer(tmp_path: Path, delimiter: str) -> None:
+    """The task's delimiter, whatever it is, goes with the answer."""
+    row = {"q": "The sky?", "a": "blue"}
+    for fields in (WRITTEN, {**CHOICE, "doc_to_target": "a"}):
+        assert learned(tmp_path, row, target_delimiter=delimiter, **fields) == ("The sky?", f"{delimiter}blue")
+
+
+@pytest.mark.parametrize("kind", ["choice", "written"])
+@pytest.mark.parametrize("prefix", ["It is", "It is ", "{{p}}"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_gen_prefix_is_part_of_the_context(tmp_path: Path, kind: str, prefix: str, chat: bool, hflm: HFLM) -> None:
+    """The beginning of the answer is given, in the requests as lm_eval writes them; one space parts it from a written answer."""
+    row = {"q": "The sky?", "a": "blue", "p": "It is"}
+    fields = {**(WRITTEN if kind == "written" else {**CHOICE, "doc_to_target": "a"}), "gen_prefix": prefix}
+    task = own_task(tmp_path, {"train": [row], "test": [row]}, **fields)
+    render, lm_evals = (tiny_model(chat=True).text.render_chat, hflm.apply_chat_template) if chat else (None, None)
+    [example] = examples(task, "train", render)
+    assert [asked(example)] == lm_eval_requests(tmp_path / "own.yaml", {"train": [row], "test": [row]}, "train", lm_evals)
+    shown = "It is " if prefix == "It is " else "It is"
+    assert example.context == (f"<|user|>The sky?\n<|assistant|>{shown}" if chat else f"The sky? {shown}")
+    if kind == "written":
+        assert f"{example.context}{example.continuation}".endswith("It is blue")
+    else:
+        assert asked(example)[1] == (example.context, example.continuation)
+
+
+def test_data_that_lm_eval_loads_itself_is_rendered_alike(tmp_path: Path) -> None:
+    """Without a data folder the rows come through lm_eval's own loading of the task's data set, here files on disk."""
+    rows = {"train": [{"q": "Grass?", "a": 2}, {"q": "The sky?", "a": 1}], "test": [{"q": "Blood?", "a": 0}]}
+    fields = {**CHOICE, "doc_to_target": "a"}
+    local = own_task(tmp_path, rows, **fields)
+    files = {role: str(tmp_path / "own" / f"{role}.jsonl") for role in rows}
+    loading = {"dataset_path": "json", "dataset_kwargs": {"data_files": files, "cache_dir": str(tmp_path / "cache")}}
+    loaded = HarnessTask(write_task(tmp_path, rows, **fields, **loading))
+    for role in rows:
+        assert examples(loaded, role) == examples(local, role)
+
+
+def test_data_set_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    """A data set that is not there is named, with the way to give its rows."""
+    path = write_task(tmp_path, {"train": [], "test": []}, dataset_path=str(tmp_path / "nowhere"), doc_to_target="a", **CHOICE)
+    with pytest.raises(BenchmarkError, match=r"data set '.*nowhere' cannot be loaded: .*--data_dir DIR as DIR/own/train\.jsonl"):
+        HarnessTask(path)

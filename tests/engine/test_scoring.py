@@ -1,0 +1,388 @@
+"""Answers equal those of lm_eval's HFLM, whatever the batch size, the order of the requests and the memory at hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
+from transformers import CONFIG_MAPPING
+
+from lm_harmony.benchmarks.examples import Reply, Request
+from lm_harmony.engine.generation import Decoding
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.models.loading import LanguageModel, longest_input
+
+LONG = " ".join(TEXTS) * 3
+PAIRS = (
+    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
+    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " the quick brown fox"),
+    ("Is this sentence positive or negative?  ", "yes"),  # trailing spaces move to the continuation
+    ("Is this sentence positive or negative?\n", "no"),
+    ("", " yes"),
+    ("", "The quick brown fox jumps over the lazy dog"),
+    ("a", "b"),  # one token each
+    ("a", "b"),  # asked twice
+    ("Q: a\nA:", "X"),  # one-token continuations of one context, which HFLM answers from one forward pass
+    ("Q: a\nA:", "Y"),
+    ("naïve – ☃", "日本語 ✓"),
+    ("<|bos|>a chat", " b"),
+    ("<|end|>a text", " b"),
+    (LONG, " no"),  # longer than the model: cut from the left
+    (LONG, "\nThe quick brown fox jumps over the lazy dog"),
+    (LONG, "7" * (MAX_LENGTH - 1)),
+    (LONG, "7" * MAX_LENGTH),
+)
+GENERATION = (
+    ("Question: what is the capital?\nAnswer:", {"max_gen_toks": 12}),
+    ("Q: a", {"until": [], "max_new_tokens": 12, "do_sample": False, "temperature": 0.0}),
+    ("naïve – ☃", {"until": "\n", "max_gen_toks": 12, "do_sample": False}),
+    ("x", {"until": ["\n\n", "Question:"], "max_gen_toks": 12}),
+    (LONG, {"until": ["\n\n", "Question:"], "max_gen_toks": 12}),
+    (LONG, {"until": ["."], "max_gen_toks": MAX_LENGTH - 1}),
+)
+BOTH = pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
+EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@cache
+def rivals(architecture: str, bos: bool) -> tuple[LanguageModel, HFLM]:
+    """Return one tiny model, as LM-Harmony and as lm_eval hold it."""
+    model = tiny_model(architecture, bos=bos)
+    tokenizer = copy.deepcopy(model.text.tokenizer)  # HFLM sets its pad token
+    return model, HFLM(pretrained=model.module, tokenizer=tokenizer, batch_size=4, device="cpu")
+
+
+def scored(context: str, continuation: str) -> Request:
+    return Request(kind="loglikelihood", context=context, continuation=continuation)
+
+
+def rolled(text: str) -> Request:
+    return Request(kind="loglikelihood_rolling", context="", continuation=text)
+
+
+def written(context: str, arguments: Mapping[str, Any]) -> Request:
+    return Request(kind="generate_until", context=context, generation=arguments)
+
+
+def hflm_answers(hflm: HFLM, requests: Sequence[Request]) -> list[Any]:
+    """Ask lm_eval's HFLM requests of one kind."""
+    arguments: list[tuple[Any, ...]] = []
+    for request in requests:
+        if request.kind == "loglikelihood_rolling":
+            arguments.append((request.continuation,))
+        elif request.kind == "loglikelihood":
+            arguments.append((request.context, request.continuation))
+        else:
+            arguments.append((request.context, dict(request.generation)))
+    instances = [Instance(requests[0].kind, {}, asked, number) for number, asked in enumerate(arguments)]
+    answer: Callable[..., list[Any]] = getattr(hflm, requests[0].kind)
+    return answer(instances, disable_tqdm=True)
+
+
+def greedy_pairs(hflm: HFLM) -> list[tuple[str, str]]:
+    """Return contexts with what the model writes after them, where the tokenizer can write it back."""
+    contexts = ["Q: what is the city?", "the fox", "yes no", "Is it", "a dog", "Answer: the", *"bcdefghijk"]
+    texts = hflm_answers(hflm, [written(context, {"max_gen_toks": 1}) for context in contexts])
+    return [(context, text) for context, text in zip(contexts, texts, strict=True) if text.strip() and "\ufffd" not in text]
+
+
+def text_of(tokens: int, bos: bool) -> str:
+    """Return a text of that many tokens: digits are never merged."""
+    return "".join(str(number * number % 10) for number in range(tokens - bos))
+
+
+@BOTH
+@EACH
+def test_loglikelihoods_and_greedy_flags_are_those_of_hflm(architecture: str, bos: bool) -> None:
+    """Every kind of context and continuation gets HFLM's log-likelihood within 1e-4 nats and its greedy flag."""
+    model, hflm = rivals(architecture, bos)
+    requests = [scored(*pair) for pair in (*PAIRS, *greedy_pairs(hflm))]
+    ours = Respondent(model=model, batch_size=4).loglikelihood(requests)
+    theirs = hflm_answers(hflm, requests)
+    # Beyond 1e-4, float32 itself: HFLM sums the label's log-probabilities in it.
+    assert [nats for nats, _ in ours] == pytest.approx([nats for nats, _ in theirs], abs=1e-4, rel=1e-7)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert {greedy for _, greedy in ours} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        (("Is it?  ", "yes"), ("Is it?", "yes")),  # spaces dropped
+        (("", " yes"), ("a", " yes")),
+        ((LONG, " no"), (LONG[:80], " no")),  # cut from the right
+        (("<|bos|>a chat", " b"), ("a chat", " b")),
+    ],
+)
+def test_the_comparison_notices_a_wrong_reading(asked: tuple[str, str], wrong: tuple[str, str]) -> None:
+    """Small mistakes in reading a request move its log-likelihood by far more than 1e-3 nats (negative control)."""
+    model, hflm = rivals("llama", False)
+    [(theirs, _)] = hflm_answers(hflm, [scored(*asked)])
+    [(ours, _)] = Respondent(model=model).loglikelihood([scored(*wrong)])
+    assert abs(ours - theirs) > 1e-2
+
+
+@EACH
+def test_loglikelihoods_are_those_of_float64_arithmetic(architecture: str) -> None:
+    """Within 1e-4 nats of the same model in float64, one sequence at a time, by the definition."""
+    model, _ = rivals(architecture, False)
+    exact = copy.deepcopy(model.module).double()
+    requests = [scored(*pair) for pair in PAIRS]
+    for request, (nats, _) in zip(requests, Respondent(model=model).loglikelihood(requests), strict=True):
+        [pair] = model.text.encode_pairs([(request.context, request.continuation)])
+        ids = torch.tensor((pair.context + pair.continuation)[-MAX_LENGTH - 1 :])
+        with torch.no_grad():
+            logprobs = exact(ids[None, :-1], use_cache=False).logits[0].double().log_softmax(dim=-1)
+        chosen = logprobs.gather(1, ids[1:, None])[-len(pair.continuation) :]
+        assert nats == pytest.approx(float(chosen.sum()), abs=1e-4)
+
+
+@BOTH
+@EACH
+def test_rolling_loglikelihoods_are_those_of_hflm(architecture: str, bos: bool) -> None:
+    """Texts shorter than, as long as, one longer than and three times the model's maximum, and none at all."""
+    model, hflm = rivals(architecture, bos)
+    lengths = (5, MAX_LENGTH - 1, MAX_LENGTH, MAX_LENGTH + 1, 3 * MAX_LENGTH)
+    texts = [text_of(tokens, bos) for tokens in lengths]
+    assert [len(ids) for ids in model.text.encode(texts)] == list(lengths)
+    requests = [rolled(text) for text in (*texts, "naïve – ☃ 日本語", "", LONG)]
+    ours = Respondent(model=model, batch_size=4).loglikelihood_rolling(requests)
+    assert ours == pytest.approx(hflm_answers(hflm, requests), abs=1e-4, rel=1e-7)
+    assert ours[lengths.index(MAX_LENGTH)] - ours[lengths.index(MAX_LENGTH + 1)] > 1e-2  # the 129th token counts
+
+
+@BOTH
+@EACH
+def test_written_answers_are_those_of_hflm(architecture: str, bos: bool) -> None:
+    """Several stop strings, limits, and contexts longer than the room give the same strings."""
+    model, hflm = rivals(architecture, bos)
+    requests = [written(context, arguments) for context, arguments in GENERATION]
+    ours = Respondent(model=model, batch_size=4).generate_until(requests)
+    assert ours == hflm_answers(hflm, requests)
+    assert all(ours)
+
+
+@EACH
+def test_answers_end_before_their_first_stop_string(architecture: str) -> None:
+    """Each row of a batch ends at its own first stop string, also one that spans tokens; strings are HFLM's."""
+    model, hflm = rivals(architecture, False)
+    contexts = ["Q: what?\nA:", "the dog", LONG, "yes no", "Is it"]
+    free = hflm_answers(hflm, [written(context, {"max_gen_toks": 24}) for context in contexts])
+    clean = [place for place, text in enumerate(free) if "\ufffd" not in text[8:11]]
+    for stop in [free[place][8:11] for place in clean]:
+        requests = [written(context, {"until": ["\n\n\n", stop], "max_gen_toks": 24}) for context in contexts]
+        ours = Respondent(model=model, batch_size=8).generate_until(requests)
+        assert ours == hflm_answers(hflm, requests) == [text.split(stop)[0] for text in free]
+    assert clean
+
+
+def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
+    """max_new_tokens limits requests without their own limit and no others."""
+    model, hflm = rivals("llama", False)
+    respondent = Respondent(model=model, max_new_tokens=3)
+    short, long = respondent.generate_until([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
+    assert [short] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 3})])
+    assert [long] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 9})])
+    assert len(long) > len(short)
+
+
+def test_a_limit_without_room_for_a_question_is_refused() -> None:
+    """As many new tokens as the model takes leave nothing to read."""
+    request = written("Q:", {"max_gen_toks": MAX_LENGTH})
+    with pytest.raises(BenchmarkError, match=r"leaves no room .* Lower --max_new_tokens"):
+        Respondent(model=tiny_model()).generate_until([request])
+
+
+def test_an_empty_question_is_answered() -> None:
+    """Generation from nothing begins at the prefix token."""
+    model, hflm = rivals("llama", False)
+    [ours] = Respondent(model=model).generate_until([written("", {"max_gen_toks": 8})])
+    assert [ours] == hflm_answers(hflm, [written("<|end|>", {"max_gen_toks": 8})])
+
+
+LIMIT = st.none() | st.integers(1, 300)
+ARGUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "until": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+        "max_gen_toks": LIMIT,
+        "max_new_tokens": LIMIT,
+        "max_tokens": LIMIT,
+        "max_completion_tokens": LIMIT,
+        "do_sample": st.none() | st.booleans(),
+        "temperature": st.sampled_from([0, 0.0, 0.5, 1.0]),
+        "top_p": st.sampled_from([0.5, 0.9]),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(arguments=ARGUMENTS)
+def test_generation_arguments_are_read_as_lm_eval_reads_them(arguments: dict[str, Any]) -> None:
+    """Stop strings, limit, sampling and temperature are those of lm_eval's normalize_gen_kwargs."""
+    theirs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, 77))
+    ours = Decoding.read(arguments, default_limit=77)
+    options = dict(ours.options)
+    assert list(ours.stop) == theirs["until"]
+    assert ours.max_new_tokens == theirs["max_gen_toks"]
+    assert options["do_sample"] == bool(theirs["do_sample"])
+    assert options.get("top_p") == arguments.get("top_p")
+    if options["do_sample"]:
+        assert options.get("temperature", 0.0) == theirs.get("temperature", 0.0)
+    else:
+        assert "temperature" not in options
+
+
+@EACH
+def test_the_longest_input_is_hflms(architecture: str) -> None:
+    """max_length equals HFLM's for every architecture."""
+    model, hflm = rivals(architecture, False)
+    assert model.max_length == hflm.max_length == MAX_LENGTH
+
+
+@pytest.mark.parametrize("limit", [77, None])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mamba", "bloom", "gemma3", "mpt", "falcon"])
+def test_the_longest_input_follows_lm_evals_rule(kind: str, limit: int | None) -> None:
+    """Config, nested text config, tokenizer and default are asked in lm_eval's order."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.model_max_length = int(1e30) if limit is None else limit
+    config = CONFIG_MAPPING[kind]()
+    assert longest_input(config, tokenizer) == resolve_max_length(config, tokenizer)
+
+
+class Reader(HFLM):
+    """HFLM that returns what it would feed to the model."""
+
+    def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
+        return [(context, continuation) for _, context, continuation in requests]
+
+
+PIECES = st.sampled_from([" ", "  ", "\n", "\t", "the", " the", "Answer:", "<|end|>", "<|bos|>", "é", "日", "\u2003"])
+TEXT = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=6).map("".join)
+
+
+@BOTH
+@settings(max_examples=80, deadline=None)
+@given(pairs=st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=6))
+def test_texts_become_hflms_token_ids(pairs: list[tuple[str, str]], bos: bool) -> None:
+    """Context and continuation ids of any texts, empty contexts included, equal those that HFLM sends."""
+    model, hflm = rivals("llama", bos)
+    reader = Reader(pretrained=model.module, tokenizer=hflm.tokenizer, batch_size=4, device="cpu")
+    theirs = hflm_answers(reader, [scored(*pair) for pair in pairs])
+    for (context, continuation), ours, (context_ids, ids) in zip(pairs, model.text.encode_pairs(pairs), theirs, strict=True):
+        # HFLM fails on a context of spaces alone where the tokenizer adds no BOS token; we give it one.
+        assert list(ours.context) == (context_ids or [model.text.prefix_id])
+        assert list(ours.continuation) == ids
+        if context:
+            assert (context_ids, ids) == hflm._encode_pair(context, continuation)
+
+
+def mixed_requests() -> list[Request]:
+    """Return requests of all three kinds, one kind after another and back."""
+    scores = [scored(*pair) for pair in PAIRS]
+    rolls = [rolled(text) for text in ("short", LONG, "", text_of(MAX_LENGTH + 1, False))]
+    texts = [written(context, {"until": ["e"], "max_gen_toks": 8}) for context in ("Q: a", "the dog", LONG, "yes", "naïve")]
+    return [*scores[:5], *texts[:2], *rolls, *scores[5:], *texts[2:]]
+
+
+def assert_same(ours: Sequence[Reply], expected: Sequence[Reply]) -> None:
+    """Strings and greedy flags are equal, numbers but for rounding."""
+    assert len(ours) == len(expected)
+    for one, other in zip(ours, expected, strict=True):
+        if isinstance(one, str) or isinstance(other, str):
+            assert one == other
+        else:
+            assert one == pytest.approx(other, abs=1e-4, rel=1e-7)
+            assert not isinstance(one, tuple) or not isinstance(other, tuple) or one[1] == other[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@EACH
+def test_answers_do_not_depend_on_the_batch_size(architecture: str, batch_size: int) -> None:
+    """One, three or all rows at once: the same answers, each in its request's place."""
+    model, _ = rivals(architecture, False)
+    expected = Respondent(model=model, batch_size=5).answer(mixed_requests())
+    assert_same(Respondent(model=model, batch_size=batch_size).answer(mixed_requests()), expected)
+
+
+def test_answers_do_not_depend_on_the_order_of_requests() -> None:
+    """Reversed requests get the reversed answers."""
+    respondent = Respondent(model=tiny_model(), batch_size=4)
+    expected = respondent.answer(mixed_requests())
+    assert_same(respondent.answer(mixed_requests()[::-1])[::-1], expected)
+    with pytest.raises(AssertionError):  # negative control
+        assert_same(respondent.answer(mixed_requests()[::-1]), expected)
+
+
+def test_no_request_gets_no_answer() -> None:
+    """Nothing asked, nothing answered."""
+    assert Respondent(model=tiny_model()).answer([]) == []
+
+
+def test_answers_survive_scarce_memory(out_of_memory: Callable[..., list[int]]) -> None:
+    """When more than two rows do not fit, answers of every kind stay the same and each batch is tried once too large."""
+    model = tiny_model()
+    expected = Respondent(model=model, batch_size=8).answer(mixed_requests())
+    calls = out_of_memory(model.module, 2)
+    assert_same(Respondent(model=model, batch_size=8).answer(mixed_requests()), expected)
+    # 8 and 4 rows fail once in scoring and once in rolling; 5 rows of generation once, halved to 2.
+    assert [rows for rows in calls if rows > 2] == [8, 4, 6, 3, 5]
+
+
+@pytest.mark.parametrize("request_", [scored("a", "b"), rolled("text"), written("a", {"max_gen_toks": 3})])
+def test_one_row_without_room_raises_what_happened(request_: Request, out_of_memory: Callable[..., list[int]]) -> None:
+    """With one row there is nothing to halve: the caller gets the error itself."""
+    model = tiny_model()
+    calls = out_of_memory(model.module, 0)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        Respondent(model=model, batch_size=2).answer([request_] * 2)
+    assert calls == [2, 1]
+
+
+def test_another_error_is_no_lack_of_memory() -> None:
+    """An error that has nothing to do with memory comes out at once."""
+    model = tiny_model()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    model.module.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        Respondent(model=model, batch_size=8).answer([scored("a", "b")] * 8)
+
+
+def sampled(seed: int, *, temperature: float = 1.0) -> list[str]:
+    request = written("Q: what is it?\nA:", {"do_sample": True, "temperature": temperature, "max_gen_toks": 8})
+    return Respondent(model=tiny_model(), seed=seed).generate_until([request] * 4)
+
+
+def test_sampling_is_governed_by_the_seed_alone() -> None:
+    """The same seed writes the same answers whatever was drawn before; another seed and another temperature do not."""
+    torch.manual_seed(1)
+    first = sampled(0)
+    torch.manual_seed(2)
+    assert sampled(0) == first
+    assert sampled(1) != first
+    assert sampled(0, temperature=9.0) != first
+    assert len(set(first)) > 1
+
+
+def test_sampling_leaves_the_callers_random_state() -> None:
+    """torch's global generator is where it was, also when the generation fails."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    sampled(0)
+    with pytest.raises(BenchmarkError):
+        Respondent(model=tiny_model()).generate_until([written("Q", {"max_gen_toks": 10**6, "do_sample": True})])
+    assert torch.equal(torch.get_rng_state(), before)

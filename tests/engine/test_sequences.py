@@ -1,0 +1,194 @@
+"""Text becomes labelled token sequences: windows as lm_eval's, answers never cut, training text = scored text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tiny import MAX_LENGTH, tiny_model
+
+from lm_harmony.benchmarks.examples import Example, Request
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.models.text import EncodedPair
+
+IDS = st.lists(st.integers(2, 299), max_size=80)
+PREFIX = 1
+QUESTIONS = (
+    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
+    ("Q: what is the capital of the country?  ", "the city by the river"),
+    ("naïve – ☃\n", "日本語 ✓"),
+    ("yes", " no<|end|>"),
+    ("", "the dog does not mind."),
+)
+
+
+def lm_eval_windows(ids: list[int], max_input: int) -> list[tuple[list[int], list[int]]]:
+    windows = get_rolling_token_windows(ids, prefix_token=PREFIX, max_seq_len=max_input, context_len=1)
+    return [make_disjoint_window(window) for window in windows]
+
+
+def halves(sequence: TokenSequence) -> tuple[list[int], list[int]]:
+    return list(sequence.ids[: sequence.first_label]), list(sequence.labels)
+
+
+def whole_text(row: int, text: str) -> Example:
+    """Make the example of a rolling benchmark: no context, the whole text is learned."""
+    asked = (Request(kind="loglikelihood_rolling", context="", continuation=text),)
+    return Example(row=row, document={}, context="", continuation=text, requests=asked)
+
+
+def question(row: int, context: str, answer: str) -> Example:
+    asked = (Request(kind="loglikelihood", context=context, continuation=answer),)
+    return Example(row=row, document={}, context=context, continuation=answer, requests=asked)
+
+
+def learned(model: LanguageModel, examples: list[Example], *, max_length: int = 1024, only: bool = False) -> list[TokenSequence]:
+    return training_sequences(model, examples, max_length=max_length, completion_only=only)
+
+
+def fed_in_scoring(model: LanguageModel, requests: list[Request]) -> list[list[int]]:
+    """Return the token ids that reach the model when the requests are scored one by one, in their order."""
+    fed: list[list[int]] = []
+
+    def record(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        fed.append(kwargs["input_ids"][0].tolist())
+
+    hook = model.module.register_forward_pre_hook(record, with_kwargs=True)
+    for request in requests:
+        Respondent(model=model, batch_size=1).answer([request])
+    hook.remove()
+    return fed
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=IDS, max_input=st.integers(1, 30))
+@example(ids=[5] * 30, max_input=30)
+@example(ids=[5] * 31, max_input=30)
+def test_rolling_windows_are_those_of_lm_eval(ids: list[int], max_input: int) -> None:
+    """Context and predicted ids of every window equal lm_eval's disjoint windows of context length 1."""
+    assert [halves(window) for window in rolling_windows(ids, PREFIX, max_input)] == lm_eval_windows(ids, max_input)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=IDS, max_input=st.integers(1, 30))
+def test_rolling_windows_predict_every_token_once_within_the_model(ids: list[int], max_input: int) -> None:
+    """The labels, joined, are the text; no window feeds more than the model takes; all but the first are full."""
+    windows = rolling_windows(ids, PREFIX, max_input, row=7)
+    assert [label for window in windows for label in window.labels] == ids
+    assert all(1 <= window.first_label and len(window.ids) - 1 <= max_input for window in windows)
+    assert all(len(window.ids) == max_input + 1 for window in windows[1:])
+    assert {window.row for window in windows} <= {7}
+
+
+def test_windows_without_context_would_not_be_lm_evals() -> None:
+    """The comparison notices windows that merely cut the text into pieces (negative control)."""
+    ids = list(range(2, 27))
+    pieces = [([PREFIX], ids[start : start + 10]) for start in range(0, len(ids), 10)]
+    assert pieces != lm_eval_windows(ids, 10)
+    assert [label for _, labels in pieces for label in labels] == ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(context=st.lists(st.integers(2, 299), min_size=1, max_size=60), continuation=IDS, max_input=st.integers(1, 40))
+def test_cutting_keeps_the_continuation_whole(context: list[int], continuation: list[int], max_input: int) -> None:
+    """What is kept is the end of the text with all of its continuation and some context, or the row is refused."""
+    pair = EncodedPair(context=tuple(context), continuation=tuple(continuation))
+    if not 1 <= len(continuation) <= max_input:
+        with pytest.raises(BenchmarkError, match="row 3"):
+            cut_to_length(pair, max_input, row=3)
+        return
+    sequence = cut_to_length(pair, max_input, row=3)
+    whole = pair.context + pair.continuation
+    assert sequence.labels == pair.continuation
+    assert sequence.first_label >= 1 and len(sequence.ids) == min(len(whole), max_input + 1)
+    assert whole[-len(sequence.ids) :] == sequence.ids
+    assert sequence.truncated == (len(whole) > max_input + 1)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_learned_text_is_the_scored_text_and_one_end_token(bos: bool) -> None:
+    """Token for token, training reads what scoring sends for the right answer, then exactly one end-of-text token."""
+    model = tiny_model(bos=bos)
+    examples = [question(row, context, answer) for row, (context, answer) in enumerate(QUESTIONS)]
+    fed = fed_in_scoring(model, [request for item in examples for request in item.requests])
+    for item, sequence, sent in zip(examples, learned(model, examples), fed, strict=True):
+        already_ended = (item.continuation or "").endswith("<|end|>")
+        text = sequence.ids if already_ended else sequence.ids[:-1]
+        assert list(text[:-1]) == sent  # the last scored token is predicted, never fed
+        assert sequence.ids[-1] == model.text.end_id and sequence.ids[1:].count(model.text.end_id) == 1
+        assert sequence.ids[:3].count(model.text.prefix_id) == (1 if bos or item.context == "" else 0)
+        assert sequence.row == item.row and not sequence.truncated
+
+
+def test_the_learned_text_of_a_whole_text_is_the_scored_one() -> None:
+    """A corpus text is learned as rolling scoring reads it, then one end-of-text token."""
+    model = tiny_model()
+    item = whole_text(0, "Q: what is the capital of the country?")
+    [sequence] = learned(model, [item])
+    [sent] = fed_in_scoring(model, list(item.requests))
+    assert [*sent, sequence.ids[-2], model.text.end_id] == list(sequence.ids)
+    assert sequence.first_label == 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_completion_only_labels_the_answer_and_its_end(bos: bool) -> None:
+    """With completion_only the labels begin where the context's encoding ends; without, right after the first token."""
+    model = tiny_model(bos=bos)
+    examples = [question(row, *pair) for row, pair in enumerate(QUESTIONS)]
+    everything, answers = learned(model, examples), learned(model, examples, only=True)
+    pairs = model.text.encode_pairs(list(QUESTIONS))
+    for whole, answer, pair in zip(everything, answers, pairs, strict=True):
+        assert answer.ids == whole.ids and whole.first_label == 1
+        assert answer.first_label == len(pair.context)
+        assert answer.labels == (pair.continuation if pair.continuation[-1] == 0 else (*pair.continuation, 0))
+    assert answers[0].first_label > 1
+
+
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("max_length", [12, 40, 1024])
+def test_a_long_context_is_cut_from_the_left_and_said_so(max_length: int, only: bool) -> None:
+    """The sequence is as long as allowed, ends with the whole answer, and is marked truncated; a shorter one is not."""
+    model = tiny_model()
+    long, short = question(0, "the dog " * 200 + "\nA:", " the city by"), question(1, "a", " b")
+    cut, kept = learned(model, [long, short], max_length=max_length, only=only)
+    [pair] = model.text.encode_pairs([(long.context, long.continuation or "")])
+    answer = (*pair.continuation, model.text.end_id)
+    assert len(cut.ids) == min(max_length, MAX_LENGTH + 1) and cut.truncated and not kept.truncated
+    assert cut.ids == (*pair.context, *answer)[-len(cut.ids) :]
+    assert cut.labels == (answer if only else cut.ids[1:])
+
+
+def test_an_answer_longer_than_the_room_is_refused_with_its_row() -> None:
+    """An answer is never cut: a row whose answer does not fit is named."""
+    with pytest.raises(BenchmarkError, match="row 5"):
+        learned(tiny_model(), [question(5, "Q:", " a long answer that needs more")], max_length=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), max_length=st.integers(2, 40))
+@example(text="0123456", max_length=8)
+@example(text="01234567", max_length=8)
+@example(text="012345678", max_length=8)
+@pytest.mark.parametrize("only", [False, True])
+def test_a_long_text_becomes_windows_that_label_every_token_once(text: str, max_length: int, only: bool) -> None:
+    """The labels of a whole text's windows, joined, are its ids and the end token; no window exceeds max_length."""
+    model = tiny_model()
+    sequences = learned(model, [whole_text(4, text)], max_length=max_length, only=only)
+    ids = model.text.tokenizer.encode(text, add_special_tokens=False)
+    assert [label for sequence in sequences for label in sequence.labels] == [*ids, model.text.end_id]
+    assert all(len(sequence.ids) <= max_length and sequence.row == 4 for sequence in sequences)
+
+
+def test_a_text_of_three_models_length_is_windowed_at_the_models_length() -> None:
+    """max_length beyond the model's own maximum is the model's maximum."""
+    model = tiny_model()
+    sequences = learned(model, [whole_text(0, "7" * (3 * MAX_LENGTH))])
+    assert [len(sequence.ids) - 1 for sequence in sequences] == [MAX_LENGTH] * 4
+    assert sum(len(sequence.labels) for sequence in sequences) == 3 * MAX_LENGTH + 1
