@@ -21,10 +21,10 @@ FLOORS: dict[str, set[str]] = {
     "models": {"errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
-    "flags": {"benchmarks", "errors"},
+    "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},
-    "demo": {"flags"},
+    "demo": {"flags", "recipe"},
     "cli": {"flags", "run_command", "benchmarks", "models", "demo", "errors"},
 }
 """Room -> the rooms that it may import."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.benchmarks.caps import SplitProtocol
+from lm_harmony.recipe import Lora
 
 BUILT_IN = {
     "train_param.packing": "batches are laid out by the engine; texts never see each other",
@@ -35,26 +36,6 @@ class DatasetParam:
     """Most test rows."""
     apply_chat_template: bool = False
     """Render training and scoring with the model's chat template."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeftParam:
-    """The LoRA adapter, in PEFT's words."""
-
-    r: int = 8
-    """Rank."""
-    lora_alpha: int = 32
-    """Scale: the update is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.1
-    """Dropout before the adapter."""
-    target_modules: tuple[str, ...] = ()
-    """Module names, or all-linear; empty: PEFT's default for the architecture."""
-    bias: str = "none"
-    """Which biases are trained too: none, all, lora_only."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r)."""
-    use_dora: bool = False
-    """Weight-decomposed adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +168,7 @@ class RunFlags:
     """Show tracebacks and the libraries' own messages."""
     dataset_param: DatasetParam = DatasetParam()
     """Which rows are used, and how they are rendered."""
-    peft_config: PeftParam = PeftParam()
+    peft_config: Lora = Lora()
     """The LoRA adapter, in PEFT's words."""
     train_param: TrainParam = TrainParam()
     """Training, in the words of transformers' TrainingArguments."""

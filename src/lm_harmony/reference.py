@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.flags import BUILT_IN, RunFlags
-from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.recipe import Recipe
 from lm_harmony.runs.record import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 
@@ -76,20 +76,11 @@ def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
 
 
 def _recipe(flags: RunFlags) -> Recipe:
-    train, peft = flags.train_param, flags.peft_config
+    train = flags.train_param
     if train.bf16 and flags.dtype not in ("auto", "bfloat16"):
         raise UsageError(f"train_param.bf16 contradicts --dtype {flags.dtype}. Give one of them.")
-    lora = Lora(
-        r=peft.r,
-        lora_alpha=peft.lora_alpha,
-        lora_dropout=peft.lora_dropout,
-        target_modules=peft.target_modules,
-        bias=peft.bias,
-        use_rslora=peft.use_rslora,
-        use_dora=peft.use_dora,
-    )
     return Recipe(
-        lora=lora if flags.use_peft else None,
+        lora=flags.peft_config if flags.use_peft else None,
         epochs=train.num_train_epochs,
         learning_rate=train.learning_rate,
         batch_size=train.per_device_train_batch_size * train.gradient_accumulation_steps,

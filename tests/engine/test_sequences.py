@@ -82,7 +82,7 @@ def test_rolling_windows_predict_every_token_once_within_the_model(ids: list[int
     """The labels, joined, are the text; no window feeds more than the model takes; all but the first are full."""
     windows = rolling_windows(ids, PREFIX, max_input, row=7)
     assert [label for window in windows for label in window.labels] == ids
-    assert all(1 <= window.first_label and len(window.ids) - 1 <= max_input for window in windows)
+    assert all(window.first_label >= 1 and len(window.ids) - 1 <= max_input for window in windows)
     assert all(len(window.ids) == max_input + 1 for window in windows[1:])
     assert {window.row for window in windows} <= {7}
 

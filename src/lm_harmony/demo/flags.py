@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm_harmony.flags import PeftParam, RunFlags, TrainParam
+from lm_harmony.flags import RunFlags, TrainParam
+from lm_harmony.recipe import Lora
 
 TASK_FILE = Path(__file__).with_name("micro_reviews.yaml")
 
@@ -24,6 +25,6 @@ def demo_flags(results_dir: Path) -> RunFlags:
         eval_every_epoch=True,
         overwrite=True,
         device="cpu",
-        peft_config=PeftParam(target_modules=("all-linear",)),
+        peft_config=Lora(target_modules=("all-linear",)),
         train_param=TrainParam(learning_rate=5e-3, num_train_epochs=3),
     )

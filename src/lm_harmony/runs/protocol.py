@@ -6,7 +6,7 @@ Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language M
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lm_harmony.benchmarks.score import Score
@@ -41,28 +41,19 @@ def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, o
     with meter.phase("preparation"):
         run = prepare(spec)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
-    execution = spec.execution
-    with open_trackers(
-        execution.trackers, folder=store.folder / "trackers", run=run.task.name, logging_steps=execution.logging_steps
-    ) as tracker:
+    with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter) if spec.direct else None
         with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
-            epochs = _learn(run, learner, store, meter, tracker)
-            chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
-            learner.load(store.checkpoint(chosen.epoch) / "weights")
+            epochs = _learn(run, learner, store, tracker)
+            best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
+            chosen = best if spec.choose_best else epochs[-1]
             log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
+            trained, curve = _test_after(run, learner, store, meter, epochs, chosen)
+            learner.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(learner, store.folder / "adapter")
-            trained = _test(run, meter) if spec.test else None
-            curve = {}
-            for epoch in epochs if spec.test_curve else ():
-                learner.load(store.checkpoint(epoch.epoch) / "weights")
-                curve[epoch.epoch] = _test(run, meter).metrics
         for name, score in (("direct", direct), ("test", trained)):
             if score is not None:
                 tracker.test(score.metrics, name=name, step=chosen.epoch)
-    meter.add("training_tokens", sum(epoch.tokens for epoch in epochs))
-    meter.add("training_seconds", sum(epoch.seconds for epoch in epochs))
-    meter.add("validation_seconds", sum(epoch.validation_seconds for epoch in epochs))
     record = RunRecord(
         spec=spec,
         benchmark=run.task.name,
@@ -75,8 +66,8 @@ def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, o
         chosen_epoch=chosen.epoch,
         trained=trained,
         test_curve=curve,
-        environment=describe_environment(run.model.device, use_git=execution.use_git),
-        costs=meter.summary(),
+        environment=describe_environment(run.model.device, use_git=spec.execution.use_git),
+        costs={**meter.summary(), **_training_costs(epochs)},
     )
     write_outcomes(store, run.task, record)
     store.finish(record)
@@ -128,7 +119,21 @@ def _direct(run: Prepared, store: RunStore, meter: Meter) -> Score:
     return known
 
 
-def _learn(run: Prepared, learner: Trainee, store: RunStore, meter: Meter, tracker: Tracker) -> tuple[EpochRecord, ...]:
+def _test_after(
+    run: Prepared, learner: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
+) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
+    """Test the chosen epoch, and for the record only the others where asked: (its score, epoch -> metrics)."""
+    trained, curve = None, {}
+    for epoch in epochs:
+        if run.spec.test_curve or (run.spec.test and epoch == chosen):
+            learner.load(store.checkpoint(epoch.epoch) / "weights")
+            score = _test(run, meter)
+            curve[epoch.epoch] = score.metrics
+            trained = score if run.spec.test and epoch == chosen else trained
+    return trained, curve if run.spec.test_curve else {}
+
+
+def _learn(run: Prepared, learner: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
     """Train, validate after each epoch, and keep what a continued run and the choice need."""
     spec, records = run.spec, store.epochs()
     training = fine_tune(
@@ -166,6 +171,15 @@ def _learn(run: Prepared, learner: Trainee, store: RunStore, meter: Meter, track
             best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
             store.keep_checkpoints({best.epoch, epoch.number})
     return records
+
+
+def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
+    """Add up over all epochs, those before an interruption too."""
+    return {
+        "training_tokens": sum(epoch.tokens for epoch in epochs),
+        "training_seconds": sum(epoch.seconds for epoch in epochs),
+        "validation_seconds": sum(epoch.validation_seconds for epoch in epochs),
+    }
 
 
 def _data(run: Prepared) -> DataRecord:

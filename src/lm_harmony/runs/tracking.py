@@ -12,6 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from lm_harmony.engine.training import Epoch
 from lm_harmony.errors import MissingExtra
+from lm_harmony.runs.record import Execution
 
 
 class Tracker:
@@ -39,17 +40,17 @@ class Tracker:
 
 
 @contextmanager
-def open_trackers(names: tuple[str, ...], *, folder: Path, run: str, logging_steps: int | None) -> Iterator[Tracker]:
-    """Open the named trackers for the length of a block; TensorBoard writes below ``folder``.
+def open_trackers(execution: Execution, *, folder: Path, run: str) -> Iterator[Tracker]:
+    """Open the trackers that were asked for the length of a block; TensorBoard writes below ``folder``.
 
     Raises:
         MissingExtra: a tracker's package is not installed.
     """
     opened: list[GeneralTracker] = []
-    if names:
+    if execution.trackers:
         PartialState()  # Accelerate's trackers log through it
     try:
-        for name in names:
+        for name in execution.trackers:
             kind = LOGGER_TYPE_TO_CLASS[name]
             here = {"run_name": run, "logging_dir": str(folder)}
             there = {"run_name": "lm-harmony", "name": run}
@@ -61,7 +62,7 @@ def open_trackers(names: tuple[str, ...], *, folder: Path, run: str, logging_ste
                     f"train_param.report_to {name} needs a package that is not there. Run: pip install 'lm-harmony[trackers]'"
                 ) from error
             opened.append(tracker)
-        yield Tracker(tuple(opened), logging_steps)
+        yield Tracker(tuple(opened), execution.logging_steps)
     finally:
         for tracker in opened:
             tracker.finish()
