@@ -1,0 +1,138 @@
+"""Sequences that share beginnings, as trees: each shared token is computed once. No torch.
+
+A question's requests form a tree: the context once, each continuation a branch. Sequences are sorted, so those that share a
+beginning stand side by side; neighbours that share at least half of the shorter one become one tree, and what all trees of a
+row have in common (few-shot examples, an instruction) becomes the row's trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lm_harmony.engine.sequences import TokenSequence
+
+MIN_TRUNK = 16
+"""Shortest common beginning, in tokens, that is worth a trunk: every tree attends to it apart from its own tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The tokens of one group of sequences, each distinct beginning once, parents before children."""
+
+    ids: tuple[int, ...]
+    """Token of each node."""
+    depths: tuple[int, ...]
+    """Position of each node in its sequences."""
+    parents: tuple[int, ...]
+    """Node that each node follows; -1: it follows the row's trunk, or nothing."""
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each node follows the one before it: plain causal attention."""
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A token to predict."""
+
+    source: int
+    """Place in the row of the token that predicts it."""
+    token: int
+    """The token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one forward pass computes: a trunk, then trees that each follow the trunk and do not see each other."""
+
+    trunk: tuple[int, ...]
+    """Tokens that all sequences begin with."""
+    trees: tuple[Tree, ...]
+    """What comes after it, tree by tree."""
+    labels: tuple[tuple[Label, ...], ...]
+    """For each sequence, in the order given, its labels."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return len(self.trunk) + sum(len(tree.ids) for tree in self.trees)
+
+
+def chain_row(sequences: Sequence[TokenSequence]) -> Row:
+    """Lay sequences one after another, sharing nothing: what training takes (dropout differs from copy to copy)."""
+    trees, labels, start = [], [], 0
+    for sequence in sequences:
+        fed = sequence.ids[:-1]
+        trees.append(Tree(ids=fed, depths=tuple(range(len(fed))), parents=tuple(range(-1, len(fed) - 1))))
+        sources = range(start + sequence.first_label - 1, start + len(fed))
+        labels.append(tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True)))
+        start += len(fed)
+    return Row(trunk=(), trees=tuple(trees), labels=tuple(labels))
+
+
+def shared_row(sequences: Sequence[TokenSequence]) -> Row:
+    """Lay sequences out so that every shared beginning is computed once."""
+    order = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
+    first, last = sequences[order[0]].ids[:-1], sequences[order[-1]].ids[:-1]
+    # Sorted: what the first and the last share, all share. A sequence keeps a token of its own after the trunk.
+    longest = min(len(sequence.ids) - 1 for sequence in sequences) - 1
+    common = min(_common(first, last), longest)
+    trunk = first[:common] if common >= MIN_TRUNK and len(sequences) > 1 else ()
+    trees: list[Tree] = []
+    labels: list[tuple[Label, ...]] = [()] * len(sequences)
+    start = len(trunk)
+    for group in _groups(sequences, order, len(trunk)):
+        tree, paths = _grow([sequences[place] for place in group], len(trunk))
+        for place, path in zip(group, paths, strict=True):
+            row_path = [*range(len(trunk)), *(start + node for node in path)]
+            sequence = sequences[place]
+            sources = row_path[sequence.first_label - 1 :]
+            labels[place] = tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True))
+        trees.append(tree)
+        start += len(tree.ids)
+    return Row(trunk=trunk, trees=tuple(trees), labels=tuple(labels))
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    shared = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        shared += 1
+    return shared
+
+
+def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int) -> list[list[int]]:
+    """Cut the sorted sequences where a neighbour shares less than half of the shorter one (after the trunk)."""
+    groups = [[order[0]]]
+    for before, place in zip(order, order[1:], strict=False):
+        left, right = sequences[before].ids[trunk:-1], sequences[place].ids[trunk:-1]
+        if 2 * _common(left, right) >= min(len(left), len(right)):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _grow(sequences: Sequence[TokenSequence], trunk: int) -> tuple[Tree, list[list[int]]]:
+    """Merge sequences (without their trunk) into a tree; also return each sequence's path of nodes."""
+    nodes: dict[tuple[int, int], int] = {}
+    ids: list[int] = []
+    depths: list[int] = []
+    parents: list[int] = []
+    paths = []
+    for sequence in sequences:
+        path, parent = [], -1
+        for depth, token in enumerate(sequence.ids[trunk:-1], start=trunk):
+            node = nodes.get((parent, token))
+            if node is None:
+                node = nodes[parent, token] = len(ids)
+                ids.append(token)
+                depths.append(depth)
+                parents.append(parent)
+            path.append(node)
+            parent = node
+        paths.append(path)
+    return Tree(ids=tuple(ids), depths=tuple(depths), parents=tuple(parents)), paths
