@@ -13,7 +13,7 @@ from lm_harmony.errors import UsageError
 from lm_harmony.flags import BUILT_IN, RunFlags
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
 from lm_harmony.reference import built_in_lines, given_flags, run_spec
-from lm_harmony.runs.record import RunSpec
+from lm_harmony.runs.spec import RunSpec
 
 REFERENCE = (
     "--exp_name arc_easy/EleutherAI/pythia-70m-deduped --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy "
@@ -26,7 +26,7 @@ FLAGS = {
     "eval_before_train", "eval_after_train", "eval_every_epoch", "resume_from_checkpoint", "completion_only",
     "max_new_tokens", "use_peft",
     # LM-Harmony's own
-    "data_dir", "include_path", "split_protocol", "overwrite", "dtype", "device", "revision", "trust_remote_code",
+    "data_dir", "include_path", "split_protocol", "overwrite", "dtype", "device", "engine", "revision", "trust_remote_code",
     "results_dir", "debug",
 }  # fmt: skip
 DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template"}

@@ -78,6 +78,7 @@ def test_only_the_harness_imports_lm_eval() -> None:
     ("module", "absent"),
     [
         ("lm_harmony.runs.record", ("torch", "transformers", "lm_eval", "datasets", "pandas")),
+        ("lm_harmony.runs.spec", ("torch", "transformers", "lm_eval", "datasets", "pandas")),
         ("lm_harmony.runs.store", ("torch", "transformers", "lm_eval", "datasets")),
         ("lm_harmony.benchmarks.catalogue", ("torch", "lm_eval", "datasets", "numpy")),
         ("lm_harmony.models.catalogue", ("torch", "transformers", "numpy")),

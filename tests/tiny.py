@@ -25,16 +25,37 @@ CHAT_TEMPLATE = (
 VOCABULARY = 300
 MAX_LENGTH = 128
 
-_ARCHITECTURES: dict[str, dict[str, object]] = {
-    "llama": {"num_key_value_heads": 2},
-    "qwen2": {"num_key_value_heads": 2},
+_GROUPED: dict[str, object] = {"num_key_value_heads": 2}
+_CONFIGS: dict[str, dict[str, object]] = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
     "gpt_neox": {},
     "gpt2": {},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+    "gemma2": {**_GROUPED, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "mistral": {**_GROUPED, "sliding_window": 16},
+    "qwen3": {**_GROUPED, "head_dim": 8},
+    "gemma": {**_GROUPED, "head_dim": 8},
+    "gemma3_text": {
+        **_GROUPED,
+        "head_dim": 8,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": _GROUPED,
+    "olmo2": {},
+    "granite": {**_GROUPED, "logits_scaling": 4.0},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {},
+    "falcon": {"alibi": True},
+    "mamba": {},
 }
-ARCHITECTURES = tuple(_ARCHITECTURES)
-"""Names of the architectures that ``tiny_module`` makes."""
+ARCHITECTURES = ("llama", "qwen2", "gpt_neox", "gpt2", "gemma2", "mistral")
+"""Architectures on which the plain engine is held against lm_eval."""
+PACKABLE = (*ARCHITECTURES, "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "granite", "opt")
+"""Architectures that the fast paths serve."""
+UNPACKABLE = ("bloom", "falcon", "mamba")
+"""Architectures that they cannot serve: positions by slope (alibi), or a state carried from token to token."""
 
 
 @cache
@@ -68,7 +89,7 @@ def tiny_module(architecture: str = "llama", *, seed: int = 0) -> PreTrainedMode
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
-        **_ARCHITECTURES[architecture],
+        **_CONFIGS[architecture],
     )
     # Eager attention where an architecture refuses the fused one (gemma2's soft capping).
     with torch.random.fork_rng():

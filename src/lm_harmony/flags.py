@@ -156,6 +156,8 @@ class RunFlags:
     """Base weights: float32, bfloat16, or auto (bfloat16 on a GPU under an adapter, else float32)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
+    engine: str = "auto"
+    """auto: the fast forward passes where a probe finds them exact; plain: padded batches everywhere."""
     revision: str = "main"
     """Branch, tag or commit of the model."""
     trust_remote_code: bool = False

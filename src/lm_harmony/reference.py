@@ -8,7 +8,7 @@ from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.flags import BUILT_IN, RunFlags
 from lm_harmony.recipe import Recipe
-from lm_harmony.runs.record import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.spec import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 
 def given_flags(arguments: Sequence[str]) -> frozenset[str]:
@@ -64,6 +64,7 @@ def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
         test_curve=flags.eval_every_epoch,
         execution=Execution(
             device=flags.device,
+            engine=flags.engine,
             micro_batch=train.per_device_train_batch_size,
             eval_batch_size=min(train.per_device_eval_batch_size, flags.eval_max_batch_size or train.per_device_eval_batch_size),
             gradient_checkpointing=train.gradient_checkpointing,

@@ -121,8 +121,7 @@ def test_seed_does_not_touch_own_splits_under_their_caps(tmp_path: Path) -> None
     assert split(task, seed=1, caps=Caps(train=6)) != split(task, seed=2, caps=Caps(train=6))
 
 
-SMALL = st.integers(0, 9)
-RECURRING = st.tuples(*(st.lists(SMALL, min_size=size, max_size=25) for size in (5, 1, 1)))
+RECURRING = st.tuples(*(st.lists(st.integers(0, 9), min_size=size, max_size=25) for size in (5, 1, 1)))
 
 
 def expected_clean(train: list[str], validation: list[str], test: list[str]) -> tuple[list[str], list[str]]:
@@ -156,10 +155,11 @@ def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...],
 
 def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A question with another label or note is the same question; one with another letter is not. The user is told."""
-    train, validation, test = numbers(6), numbers(3, 10), numbers(3, 20)
-    train += [{**test[0], "label": 1 - test[0]["label"], "note": "x"}, {**test[1], "question": test[1]["question"] + " "}]
-    validation += [test[2], train[0]]
-    task = own_task(tmp_path, {"train": train, "validation": validation, "test": test}, **PARITY)
+    rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
+    same, other, third = rows["test"]
+    rows["train"] += [{**same, "label": 1 - same["label"], "note": "x"}, {**other, "question": other["question"] + " "}]
+    rows["validation"] += [third, rows["train"][0]]
+    task = own_task(tmp_path, rows, **PARITY)
     splits = split(task)
     assert rows_of(splits.train) == [1, 2, 3, 4, 5, 7]
     assert rows_of(splits.validation) == [0, 1, 2, 4]
@@ -209,10 +209,8 @@ def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: 
     caplog.clear()
     clean = split(task, "clean", caps=caps)
     assert clean.carved
-    order = np.random.RandomState(0).permutation(20)
-    assert rows_of(clean.train) == list(order[:16])
-    assert rows_of(clean.validation) == cap(order[16:], 3, 0)
-    assert rows_of(clean.test) == list(range(9))
+    expected = published_rows({"train": 20, "test": 9}, caps, 0)
+    assert (rows_of(clean.train), rows_of(clean.validation), rows_of(clean.test)) == expected
     assert not set(questions(clean.train + clean.validation)) & set(questions(clean.test))
     assert "lm_harmony" not in {record.name.split(".")[0] for record in caplog.records if record.levelno >= logging.WARNING}
 

@@ -13,7 +13,7 @@ OutOfMemory = Callable[..., list[int]]
 
 @pytest.fixture
 def out_of_memory() -> Iterator[OutOfMemory]:
-    """Return ``arrange(module, most, spare=0)``: after ``spare`` calls, forward passes of more than ``most`` rows run out of memory.
+    """Return ``arrange(module, most, spare=0)``: forward passes of more than ``most`` rows fail, but for the first ``spare``.
 
     ``arrange`` returns the list to which every call's number of rows is added.
     """

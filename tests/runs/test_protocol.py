@@ -19,7 +19,8 @@ from lm_harmony.errors import BenchmarkError, ModelError, StoreError, TrainingDi
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs import protocol
 from lm_harmony.runs.protocol import choose_epoch, score_again, train_before_test
-from lm_harmony.runs.record import BenchmarkSpec, EpochRecord, Execution, ModelSpec, RunRecord, RunSpec
+from lm_harmony.runs.record import EpochRecord, RunRecord
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 RECIPE = Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))

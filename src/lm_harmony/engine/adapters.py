@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -45,21 +47,51 @@ class Trainee:
         Raises:
             StoreError: the folder holds no weights, or those of another model.
         """
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
+        if not any(folder.glob("*.safetensors")):
             raise StoreError(f"{folder} holds no safetensors. The run's weights are gone: run it again with --overwrite.")
-        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        module = self.module
         try:
-            if isinstance(self.module, PeftModel):
-                unexpected = set_peft_model_state_dict(self.module, weights).unexpected_keys  # type: ignore[attr-defined]
-            else:
-                # Tied weights are saved once, so some names are absent on purpose.
-                unexpected = self.module.load_state_dict(weights, strict=False).unexpected_keys
-                self.module.tie_weights()
-        except RuntimeError as error:
-            raise StoreError(f"{folder} does not fit the model: {str(error).splitlines()[0]}") from error
-        if unexpected:
-            raise StoreError(f"{folder} does not fit the model: it has weights named {unexpected[0]!r}.")
+            misfit = _fill_adapter(module, folder) if isinstance(module, PeftModel) else _fill_all(module, folder)
+        except SafetensorError as error:
+            raise StoreError(f"{folder} cannot be read: {error}. Run it again with --overwrite.") from error
+        if misfit:
+            raise StoreError(f"{folder} does not fit the model: it {misfit}. Take the model and recipe that it was trained with.")
+
+
+def _fill_adapter(module: PeftModel, folder: Path) -> str:
+    """Fill an adapter in place; return what does not fit, or nothing."""
+    weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    try:
+        found: Any = set_peft_model_state_dict(module, weights)
+    except RuntimeError as error:  # its first line only says that there are errors
+        return f"has a {str(error).splitlines()[-1].strip().rstrip('.')}"
+    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    absent = set(trained) & set(found.missing_keys)  # the weights of the base are missing by design
+    return _first("has weights named", found.unexpected_keys) or _first("lacks weights named", absent)
+
+
+def _fill_all(module: PreTrainedModel, folder: Path) -> str:
+    """Fill all weights in place; return what does not fit, or nothing."""
+    # transformers saves some weights under their names on the hub (Pythia's head): its own reader knows them again.
+    try:
+        found: Any = type(module).from_pretrained(
+            folder, config=module.config, dtype=module.dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:  # the folder of an adapter
+        return f"holds no whole model ({' '.join(str(error).split())[:200].rstrip('.')})"
+    stored, report = found
+    misfit = (
+        _first("has weights named", report["unexpected_keys"])
+        or _first("lacks weights named", report["missing_keys"])
+        or _first("has a size mismatch for", [name for name, *_ in report["mismatched_keys"]])
+    )
+    if not misfit:
+        module.load_state_dict(stored.state_dict())
+    return misfit
+
+
+def _first(what: str, names: Iterable[str]) -> str:
+    return next((f"{what} {name!r}" for name in sorted(names)), "")
 
 
 @contextmanager
@@ -76,14 +108,19 @@ def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trai
             weight.requires_grad_(True)
         yield Trainee(module=model.module, model=model)
         return
+    own = list(model.module.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = _with_lora(model, recipe.lora)
+    # With a bias option PEFT trains biases of the model itself, which unload() leaves as they became.
+    biases = [(weight, weight.detach().clone()) for weight in own if weight.requires_grad]
     module.eval()  # PEFT adds its layers in training mode: their dropout would blur a score
     try:
         yield Trainee(module=module, model=model)
     finally:
         module.unload()
+        for weight, value in biases:
+            weight.data.copy_(value)
 
 
 def _with_lora(model: LanguageModel, lora: Lora) -> PeftModel:

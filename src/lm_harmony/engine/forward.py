@@ -14,10 +14,13 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers import PreTrainedModel
 
 from lm_harmony.engine.sequences import TokenSequence
 
 Result = TypeVar("Result")
+Forward = Callable[[PreTrainedModel, Sequence["TokenSequence"]], "LabelLogprobs"]
+"""Runs a model over sequences and returns the log-probability of every label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class LabelLogprobs:
     """Labels of each sequence, in order; they sum to L."""
 
 
-def label_logprobs(module: torch.nn.Module, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+def label_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
     """Run ``module`` over ``sequences`` and return the log-probability of every label.
 
     Padding stands on the right, where causal attention cannot see it from a real token: no mask is needed (nor does lm_eval
@@ -73,15 +76,35 @@ def smaller_batch(size: int, error: RuntimeError) -> int:
     return size // 2
 
 
-def in_batches(items: Sequence[TokenSequence], size: int, run: Callable[[Sequence[TokenSequence]], Result]) -> Iterator[Result]:
-    """Yield ``run`` over consecutive batches of at most ``size`` items, halving the size for good when memory runs out."""
+def rows_from(items: Sequence[TokenSequence], start: int, size: int) -> int:
+    """Return where a batch of at most ``size`` sequences that begins at ``start`` ends."""
+    return min(start + size, len(items))
+
+
+def in_batches(
+    items: Sequence[TokenSequence],
+    size: int,
+    run: Callable[[Sequence[TokenSequence]], Result],
+    *,
+    end_of_batch: Callable[[Sequence[TokenSequence], int, int], int] = rows_from,
+) -> Iterator[Result]:
+    """Yield ``run`` over consecutive batches, halving their size for good when memory runs out.
+
+    Args:
+        items: what is computed, in order.
+        size: largest batch, in the unit of ``end_of_batch``.
+        run: computes a batch.
+        end_of_batch: (items, start, size) -> end of the batch that begins at start; at least one item.
+    """
     start = 0
     while start < len(items):
-        batch = items[start : start + size]
+        end = end_of_batch(items, start, size)
         try:
-            result = run(batch)
+            result = run(items[start:end])
         except RuntimeError as error:
-            size = smaller_batch(len(batch), error)
+            if end - start == 1:
+                raise
+            size = smaller_batch(size, error)
             continue
         yield result
-        start += len(batch)
+        start = end

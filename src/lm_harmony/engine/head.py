@@ -6,30 +6,40 @@ Shapes: U rows that predict, each row once; L labels, each of one row; D hidden 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CHUNK = 128
 """Rows whose logits exist at once (measured best on a processor with a vocabulary of 49,152)."""
 
-Head = Callable[[torch.Tensor], torch.Tensor]
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states -> logits, as the model's own forward computes them."""
+
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    """C x D -> C x V."""
+    trained: bool
+    """Whether its weights are trained too."""
 
 
 def head_of(module: PreTrainedModel) -> Head:
-    """Return hidden states -> logits as the model's own forward computes them, scaling and soft capping included."""
-    output: torch.nn.Module = module.get_output_embeddings()
+    """Return the output layer of ``module`` with its scaling and soft capping."""
+    output: Callable[[torch.Tensor], torch.Tensor] = module.get_output_embeddings()
     config = module.config.get_text_config()
     divided = float(getattr(config, "logits_scaling", None) or 1.0)  # granite
     multiplied = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
     softcap = getattr(config, "final_logit_softcapping", None)  # gemma
 
-    def head(hidden: torch.Tensor) -> torch.Tensor:
+    def logits_of(hidden: torch.Tensor) -> torch.Tensor:
         logits = output(hidden) * (multiplied / divided) if multiplied != divided else output(hidden)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    return head
+    return Head(logits_of, trained=any(weight.requires_grad for weight in module.get_output_embeddings().parameters()))
 
 
 def head_logprobs(
@@ -43,15 +53,21 @@ def head_logprobs(
         rows_L: for each label its row, ascending.
         labels_L: the labels.
     """
-    if hidden_UxD.requires_grad:
-        logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, rows_L, labels_L)
+    if hidden_UxD.requires_grad and not head.trained:
+        logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, rows_L, labels_L)  # type: ignore[no-untyped-call]
         return logprobs_L, greedy_L
-    logprobs, greedy = [], []
+    found = []
     for start, chosen, targets in _chunks(hidden_UxD, rows_L, labels_L):
-        logits_CxV = head(hidden_UxD[start : start + CHUNK]).float()
-        logprobs.append(logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen])
-        greedy.append(logits_CxV.argmax(dim=-1)[chosen] == targets)
-    return torch.cat(logprobs), torch.cat(greedy)
+        rows = hidden_UxD[start : start + CHUNK]
+        # A trained head's logits are computed again in the backward pass rather than kept.
+        found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False))
+    return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
+
+
+def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_CxV = head.logits(rows_CxD).float()
+    logprobs = logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen]
+    return logprobs, logits_CxV.detach().argmax(dim=-1)[chosen] == targets
 
 
 def _chunks(hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor) -> Any:
@@ -78,11 +94,10 @@ class _FrozenHead(torch.autograd.Function):
         for start, chosen, targets in _chunks(hidden_UxD, rows_L, labels_L):
             with torch.enable_grad():
                 rows = hidden_UxD[start : start + CHUNK].detach().requires_grad_()
-                logits_CxV = head(rows).float()
-                found = logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen]
+                found, most = _chunk(head, rows, chosen, targets)
                 grads.append(torch.autograd.grad(found.sum(), rows)[0])
             logprobs.append(found.detach())
-            greedy.append(logits_CxV.detach().argmax(dim=-1)[chosen] == targets)
+            greedy.append(most)
         ctx.save_for_backward(torch.cat(grads))
         result, flags = torch.cat(logprobs), torch.cat(greedy)
         ctx.mark_non_differentiable(flags)

@@ -30,9 +30,7 @@ def shared_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence])
 def _row_logprobs(module: PreTrainedModel, row: Row) -> LabelLogprobs:
     device = next(module.parameters()).device
     ids_N = torch.tensor([*row.trunk, *(token for tree in row.trees for token in tree.ids)], device=device)
-    positions_N = torch.tensor(
-        [*range(len(row.trunk)), *(depth for tree in row.trees for depth in tree.depths)], device=device
-    )
+    positions_N = torch.tensor([*range(len(row.trunk)), *(depth for tree in row.trees for depth in tree.depths)], device=device)
     labels = [label for labels in row.labels for label in labels]
     sources_L = torch.tensor([label.source for label in labels], device=device)
     tokens_L = torch.tensor([label.token for label in labels], device=device)

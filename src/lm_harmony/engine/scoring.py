@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lm_harmony.benchmarks.examples import Reply, Request
-from lm_harmony.engine.forward import LabelLogprobs, in_batches, label_logprobs
+from lm_harmony.engine.forward import LabelLogprobs, in_batches
 from lm_harmony.engine.generation import generate
+from lm_harmony.engine.paths import PLAIN, ROW_TOKENS, Paths
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -27,6 +28,8 @@ class Respondent:
     """Longest written answer in tokens, where the request sets none."""
     seed: int = 0
     """Seed of sampled answers."""
+    paths: Paths = PLAIN
+    """How forward passes are laid out."""
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Reply to each request in order: (nats, greedy?), nats or text, by its kind."""
@@ -65,19 +68,22 @@ class Respondent:
         return generate(self.model, requests, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, seed=self.seed)
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
-        # Longest first: memory runs out at once or never, and sequences of like length share a batch.
-        order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
-        sums: list[tuple[float, bool]] = [(0.0, False)] * len(sequences)
-        done = 0
-        batches = in_batches([sequences[place] for place in order], self.batch_size, self._forward)
-        for batch in track(batches, "scoring", total=-(-len(sequences) // self.batch_size)):
-            parts = zip(batch.logprobs_L.split(batch.counts), batch.greedy_L.split(batch.counts), strict=True)
-            for logprobs, greedy in parts:
-                sums[order[done]] = (float(logprobs.double().sum()), bool(greedy.all()))
-                done += 1
+        order = self.paths.order(sequences)
+        size = ROW_TOKENS if self.paths.shares else self.batch_size
+        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
+        sums = [(0.0, False)] * len(sequences)
+        for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
+            sums[place] = found
         return sums
 
     def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
         with torch.no_grad():
-            found = label_logprobs(self.model.module, sequences)
+            found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
+
+
+def _each(batches: Iterable[LabelLogprobs]) -> Iterator[tuple[float, bool]]:
+    """Yield (sum in nats, all greedy?) of each sequence of each batch."""
+    for batch in batches:
+        for logprobs, greedy in zip(batch.logprobs_L.split(batch.counts), batch.greedy_L.split(batch.counts), strict=True):
+            yield float(logprobs.double().sum()), bool(greedy.all())

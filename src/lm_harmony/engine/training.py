@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.forward import label_logprobs, smaller_batch
+from lm_harmony.engine.forward import Forward, label_logprobs, smaller_batch
 from lm_harmony.engine.optimizers import learning_rates, load_optimizer_state, make_optimizer, optimizer_state
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import TrainingDiverged
@@ -72,6 +72,7 @@ def fine_tune(
     *,
     seed: int,
     micro_batch: int,
+    forward: Forward = label_logprobs,
     resume: Resumption | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield after each epoch.
@@ -83,10 +84,11 @@ def fine_tune(
         seed: decides order and dropout.
         micro_batch: most sequences in one forward pass; halved when memory runs out. Gradients accumulate up to
             ``recipe.batch_size`` sequences, weighted by labels, so that it changes no number beyond rounding.
+        forward: how a forward pass is laid out.
         resume: go on after this epoch.
 
     Raises:
-        TrainingDiverged: the loss of a step is not finite; names the step and its rows.
+        TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
     """
     optimizer = make_optimizer(trainee, recipe)
     per_epoch = math.ceil(len(sequences) / recipe.batch_size)
@@ -106,7 +108,7 @@ def fine_tune(
             batch = [sequences[index] for index in order[start : start + recipe.batch_size]]
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(step)
-            loss, norm, micro_batch = _step(trainee, optimizer, batch, (seed, step + 1), recipe, micro_batch)
+            loss, norm, micro_batch = _step(trainee, optimizer, batch, (seed, step + 1), recipe, micro_batch, forward)
             steps.append(Step(number=step + 1, loss=loss, learning_rate=rate_of(step), grad_norm=norm))
             labels.append(sum(len(sequence.labels) for sequence in batch))
             tokens += sum(len(sequence.ids) - 1 for sequence in batch)
@@ -128,6 +130,7 @@ def _step(
     seed_and_step: tuple[int, int],
     recipe: Recipe,
     micro_batch: int,
+    forward: Forward,
 ) -> tuple[float, float, int]:
     """Take one optimizer step; return (loss in nats, gradient norm, micro-batch that fitted in memory)."""
     labels = sum(len(sequence.labels) for sequence in batch)
@@ -137,7 +140,7 @@ def _step(
         try:
             loss = 0.0
             for start in range(0, len(batch), micro_batch):
-                logprobs = label_logprobs(trainee.module, batch[start : start + micro_batch]).logprobs_L
+                logprobs = forward(trainee.model.module, batch[start : start + micro_batch]).logprobs_L
                 part = -logprobs.sum() / labels
                 part.backward()
                 loss += part.item()
@@ -145,14 +148,16 @@ def _step(
         except RuntimeError as error:
             micro_batch = smaller_batch(min(micro_batch, len(batch)), error)
             optimizer.zero_grad()
-    if not math.isfinite(loss):
-        rows = sorted({sequence.row for sequence in batch})
-        raise TrainingDiverged(
-            f"the loss of step {seed_and_step[1]} is {loss} on training rows {rows}. Look at these rows, or lower the learning "
-            f"rate (--train_param.learning_rate, now {recipe.learning_rate})."
-        )
     parameters = list(trainee.trained_parameters().values())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf))
+    # A finite loss may have an infinite gradient, which would spoil the weights; after the last step no loss would tell.
+    for what, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            rows = sorted({sequence.row for sequence in batch})
+            raise TrainingDiverged(
+                f"the {what} of step {seed_and_step[1]} is {value} on training rows {rows}. Look at these rows, or lower the "
+                f"learning rate (--train_param.learning_rate, now {recipe.learning_rate})."
+            )
     optimizer.step()
     optimizer.zero_grad()
-    return loss, float(norm), micro_batch
+    return loss, norm, micro_batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lm_harmony.engine.sequences import TokenSequence
 
@@ -95,6 +96,24 @@ def shared_row(sequences: Sequence[TokenSequence]) -> Row:
     return Row(trunk=trunk, trees=tuple(trees), labels=tuple(labels))
 
 
+def tokens_from(items: Sequence[TokenSequence], start: int, size: int) -> int:
+    """Return where a batch that computes at most about ``size`` tokens ends; ``items`` are sorted, so that trees lie together.
+
+    A batch ends between trees where it can, so that no shared beginning is computed twice.
+    """
+    tokens, end, cut = len(items[start].ids), start + 1, start + 1
+    while end < len(items):
+        before, ids = items[end - 1].ids, items[end].ids
+        shared = _common(before, ids)
+        tokens += len(ids) - shared
+        if 2 * shared < min(len(before), len(ids)):
+            cut = end
+        if tokens > size:
+            return cut if cut > start + 1 or shared == 0 else end
+        end += 1
+    return end
+
+
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     shared = 0
     for one, other in zip(left, right, strict=False):
@@ -107,7 +126,7 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int) -> list[list[int]]:
     """Cut the sorted sequences where a neighbour shares less than half of the shorter one (after the trunk)."""
     groups = [[order[0]]]
-    for before, place in zip(order, order[1:], strict=False):
+    for before, place in pairwise(order):
         left, right = sequences[before].ids[trunk:-1], sequences[place].ids[trunk:-1]
         if 2 * _common(left, right) >= min(len(left), len(right)):
             groups[-1].append(place)

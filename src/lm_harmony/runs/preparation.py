@@ -13,11 +13,12 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.engine.paths import Paths, choose_paths
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
-from lm_harmony.runs.record import RunSpec
+from lm_harmony.runs.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Prepared:
     """Who learns."""
     task: HarnessTask = field(repr=False)
     """Who counts."""
+    paths: Paths = field(repr=False)
+    """How its forward passes are laid out."""
     splits: Splits = field(repr=False)
     """What is learned, what chooses, what is tested."""
     sequences: Sequence[TokenSequence] = field(repr=False)
@@ -48,6 +51,7 @@ class Prepared:
             batch_size=self.spec.execution.eval_batch_size,
             max_new_tokens=self.spec.recipe.max_new_tokens,
             seed=self.spec.seed,
+            paths=self.paths,
         )
         replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
@@ -92,6 +96,7 @@ def prepare(spec: RunSpec) -> Prepared:
         spec=spec,
         model=model,
         task=task,
+        paths=choose_paths(model, "plain" if spec.execution.gradient_checkpointing else spec.execution.engine),
         splits=splits,
         sequences=sequences,
         metric=metric,

@@ -16,8 +16,9 @@ from lm_harmony.errors import StoreError
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.preparation import Prepared, prepare
-from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord, RunSpec
+from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
 from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
 
@@ -142,6 +143,7 @@ def _learn(run: Prepared, learner: Trainee, store: RunStore, tracker: Tracker) -
         spec.recipe,
         seed=spec.seed,
         micro_batch=spec.execution.micro_batch,
+        forward=run.paths.learn,
         resume=load_checkpoint(store, learner, records[-1].epoch) if records else None,
     )
     for epoch in training:

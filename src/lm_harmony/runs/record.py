@@ -1,132 +1,17 @@
-"""What was asked of a run and what it answered. No torch: a board reads these records on a laptop."""
+"""What a run answered. No torch: a board reads these records on a laptop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from lm_harmony.benchmarks.caps import Caps, SplitProtocol
 from lm_harmony.benchmarks.score import Score
-from lm_harmony.errors import StoreError, UsageError
-from lm_harmony.recipe import PUBLISHED, Recipe
+from lm_harmony.errors import StoreError
+from lm_harmony.runs.spec import RunSpec
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
-"""Trackers that a run can report to."""
 FORMAT = 1
 """Version of record.json; a reader refuses a newer one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Which model."""
-
-    name: str
-    """Hub id or folder."""
-    revision: str = "main"
-    """Branch, tag or commit on the hub."""
-    trust_remote_code: bool = False
-    """Run code from the model's repository."""
-    apply_chat_template: bool = False
-    """Render training and scoring with the model's chat template."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSpec:
-    """Which benchmark, with which rows."""
-
-    task: str
-    """Name of an lm_eval task, or a task's YAML file."""
-    include_path: Path | None = None
-    """Folder of further task files."""
-    data_dir: Path | None = None
-    """Folder that holds <task>/{train,validation,test}.jsonl; None: the hub."""
-    caps: Caps = Caps()
-    """The most rows of each split."""
-    split_protocol: SplitProtocol = "clean"
-    """"clean" or "published": see ``benchmarks.splits.make_splits``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a run is carried out: nothing here changes a score beyond rounding, so a resumed run may differ in it."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
-    micro_batch: int = 8
-    """Most training sequences in one forward pass."""
-    eval_batch_size: int = 8
-    """Most sequences in one scoring pass."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third more time, much less memory."""
-    save_checkpoints: bool = True
-    """Keep what --resume_from_checkpoint needs after each epoch."""
-    trackers: tuple[str, ...] = ()
-    """Where losses and scores are shown too: tensorboard, trackio, wandb."""
-    logging_steps: int | None = 10
-    """Optimizer steps between two logged losses; None: losses are not logged."""
-    use_git: bool = True
-    """Note the git revision of the working folder."""
-
-    def __post_init__(self) -> None:
-        for flag, value in (
-            ("train_param.per_device_train_batch_size", self.micro_batch),
-            ("train_param.per_device_eval_batch_size", self.eval_batch_size),
-            ("train_param.logging_steps", self.logging_steps or 1),
-        ):
-            if value < 1:
-                raise UsageError(f"{flag} must be at least 1, got {value}. Give a positive number.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """One run: a model on a benchmark by a recipe."""
-
-    model: ModelSpec
-    """Which model."""
-    benchmark: BenchmarkSpec
-    """Which benchmark."""
-    recipe: Recipe = PUBLISHED
-    """How it is prepared."""
-    seed: int = 0
-    """Governs everything random: split, order, dropout, adapter."""
-    metric: str | None = None
-    """Metric that chooses the epoch, as lm_eval keys it ("acc_norm,none"); None: the benchmark's own."""
-    greater_is_better: bool | None = None
-    """Direction that the user takes the metric to have; a wrong one is refused. None: the benchmark's own."""
-    choose_best: bool = True
-    """Test the best epoch by validation (the protocol); False: the last one."""
-    direct: bool = False
-    """Score the untouched model on the test split too."""
-    test: bool = True
-    """Score the chosen epoch on the test split."""
-    test_curve: bool = False
-    """After the choice, score every epoch on the test split, for the record only."""
-    execution: Execution = field(default=Execution(), compare=False)
-    """How it is carried out."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the specification as plain values for YAML and JSON."""
-        return {**_plain(asdict(self)), "recipe_fingerprint": self.recipe.fingerprint()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
-        """Rebuild what ``to_dict`` returned."""
-        benchmark = dict(values["benchmark"])
-        for key in ("include_path", "data_dir"):
-            benchmark[key] = None if benchmark[key] is None else Path(benchmark[key])
-        benchmark["caps"] = Caps(**benchmark["caps"])
-        rest = {
-            key: values[key] for key in ("seed", "metric", "greater_is_better", "choose_best", "direct", "test", "test_curve")
-        }
-        return cls(
-            model=ModelSpec(**values["model"]),
-            benchmark=BenchmarkSpec(**benchmark),
-            recipe=Recipe.from_dict(values["recipe"]),
-            execution=Execution(**{**values["execution"], "trackers": tuple(values["execution"]["trackers"])}),
-            **rest,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +119,3 @@ class RunRecord:
             return cls(**rest)
         except (KeyError, TypeError) as error:
             raise StoreError(f"the record lacks or adds a field: {error}. Run it again with --overwrite.") from error
-
-
-def _plain(value: Any) -> Any:
-    """Turn paths to strings and tuples to lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -28,7 +28,8 @@ import yaml
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
-from lm_harmony.runs.record import EpochRecord, RunRecord, RunSpec
+from lm_harmony.runs.record import EpochRecord, RunRecord
+from lm_harmony.runs.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RunStore:
         other = [
             f"{key} was {asked.get(key)}, is {value}"
             for key, value in now.items()
-            if key != "execution" and asked.get(key) != value
+            if _decides(key, asked.get(key)) != _decides(key, value)
         ]
         if other:
             raise UsageError(
@@ -177,6 +178,13 @@ class RunStore:
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.") from error
         except json.JSONDecodeError as error:
             raise StoreError(f"{path} is not JSON: {error}. Run it again with --overwrite.") from error
+
+
+def _decides(key: str, value: Any) -> Any:
+    """Return of a part of the request what a continued run must repeat: all but where and how often it shows or keeps things."""
+    if key != "execution" or value is None:
+        return value
+    return {name: value[name] for name in ("engine", "device", "micro_batch", "gradient_checkpointing")}
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from lm_harmony.engine.training import Epoch
 from lm_harmony.errors import MissingExtra
-from lm_harmony.runs.record import Execution
+from lm_harmony.runs.spec import Execution
 
 
 class Tracker:

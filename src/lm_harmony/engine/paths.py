@@ -1,0 +1,96 @@
+"""Which forward pass serves a model: the fast ones where a probe finds them exact, the plain one everywhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lm_harmony.engine.forward import Forward, label_logprobs, rows_from
+from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.trees import tokens_from
+from lm_harmony.models.loading import LanguageModel
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+"""Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
+ROW_TOKENS = 4_096
+"""Tokens in one row of shared-context scoring on a processor, where longer rows gain nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """How a model's forward passes are laid out."""
+
+    learn: Forward
+    """For training."""
+    score: Forward
+    """For scoring."""
+    shares: bool
+    """Whether ``score`` computes shared beginnings once: then sequences are sorted to lie together and counted in tokens."""
+
+    def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
+        """Return the order in which sequences are best scored."""
+        if self.shares:
+            return sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
+        # Longest first: memory runs out at once or never, and sequences of like length share a batch.
+        return sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
+
+    def end_of_batch(self) -> Callable[[Sequence[TokenSequence], int, int], int]:
+        """Return the rule that ends a batch of scoring: by tokens computed, or by sequences."""
+        return tokens_from if self.shares else rows_from
+
+
+PLAIN = Paths(learn=label_logprobs, score=label_logprobs, shares=False)
+"""The plain path for everything."""
+FAST = Paths(learn=packed_logprobs, score=shared_logprobs, shares=True)
+"""The fast paths."""
+
+
+def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
+    """Compare the fast paths with the plain one on this very model, and return what is exact.
+
+    Args:
+        model: in evaluation mode.
+        engine: "auto", or "plain" to ask for the plain path.
+    """
+    if engine == "plain":
+        return PLAIN
+    sequences = _probe_sequences(model)
+    with torch.no_grad():
+        padded = label_logprobs(model.module, sequences).logprobs_L
+        alone = torch.cat([label_logprobs(model.module, [sequence]).logprobs_L for sequence in sequences])
+        allowed = TOLERANCE + 4 * float((padded - alone).abs().max())
+        for name, path in (("packed training", packed_logprobs), ("shared-context scoring", shared_logprobs)):
+            try:
+                difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
+            # Whatever an architecture makes of a row it does not expect, it must not stop a run that the plain path can do.
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if difference <= allowed:
+                    continue
+                reason = f"log-probabilities differ by {difference:.2g} nats"
+            kind = model.module.config.model_type
+            log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
+            return PLAIN
+    return FAST
+
+
+def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
+    """Make texts of two questions with two answers each behind a common beginning: trunk, trees and branches are all used."""
+    generator = torch.Generator().manual_seed(0)
+    rows = int(model.module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    ids = torch.randint(rows, (40,), generator=generator).tolist()
+    begin, first, second = ids[:18], ids[18:26], ids[26:32]
+    texts = [
+        (*begin, *first, *ids[32:35]),
+        (*begin, *first, *ids[35:37]),
+        (*begin, *second, ids[37]),
+        (*begin, *second, *ids[38:]),
+    ]
+    return [TokenSequence(ids=tuple(text), first_label=2) for text in texts]

@@ -1,0 +1,396 @@
+"""An adapter goes in and out without a trace, is drawn from the seed alone, and is saved as PEFT and transformers save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+import peft
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny import ARCHITECTURES, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
+from transformers import AutoModelForCausalLM
+
+from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.errors import ModelError, StoreError
+from lm_harmony.models.loading import LanguageModel, assemble, load_model
+from lm_harmony.recipe import Lora, Recipe
+
+Weights = dict[str, torch.Tensor]
+RECIPE = Recipe(epochs=1, learning_rate=1e-2)
+FULL = dataclasses.replace(RECIPE, lora=None)
+VARIANTS = {
+    "default": Lora(),
+    "all-linear": Lora(target_modules=("all-linear",)),
+    "all biases": Lora(bias="all"),
+    "lora biases": Lora(bias="lora_only"),
+    "rslora": Lora(use_rslora=True),
+    "dora": Lora(use_dora=True),
+}
+SEQUENCES = [TokenSequence(ids=tuple(range(start, start + 12)), first_label=1, row=start) for start in range(2, 18)]
+IDS = torch.arange(2, 42)[None]
+EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def with_lora(lora: Lora) -> Recipe:
+    return dataclasses.replace(RECIPE, lora=lora)
+
+
+def teach(learner: Trainee, recipe: Recipe = RECIPE) -> Trainee:
+    list(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8))
+    return learner
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = module(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def everything(module: torch.nn.Module) -> Weights:
+    return {name: weight.clone() for name, weight in module.state_dict().items()}
+
+
+def trained(learner: Trainee) -> Weights:
+    return {name: weight.detach().clone() for name, weight in learner.trained_parameters().items()}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_bare(model: LanguageModel) -> None:
+    """The module holds no PEFT layer, no PEFT configuration and is ready to be asked."""
+    assert not [module for module in model.module.modules() if isinstance(module, BaseTunerLayer)]
+    assert not isinstance(model.module, PeftModel) and not hasattr(model.module, "peft_config")
+    assert not model.module.training
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@EACH
+def test_taking_an_adapter_out_leaves_the_model_as_it_was(architecture: str, variant: str) -> None:
+    """After a training that changed its logits the model is bit for bit the old one, biases included."""
+    model, recipe = tiny_model(architecture), with_lora(VARIANTS[variant])
+    before, asked = everything(model.module), logits(model.module)
+    with trainee(model, recipe, seed=0) as learner:
+        teach(learner, recipe)
+        assert not torch.equal(logits(model.module), asked)
+        assert torch.equal(logits(model.module), logits(learner.module))
+    assert same(everything(model.module), before)
+    assert torch.equal(logits(model.module), asked)
+    assert_bare(model)
+
+
+def test_an_adapter_is_taken_out_when_the_block_fails() -> None:
+    """An interruption in the middle of a training leaves the model as it was too."""
+    model = tiny_model()
+    before = everything(model.module)
+
+    def learn_and_stop() -> None:
+        with trainee(model, RECIPE, seed=0) as learner:
+            teach(learner)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_and_stop()
+    assert same(everything(model.module), before)
+    assert_bare(model)
+
+
+@EACH
+def test_a_second_adapter_does_not_know_of_the_first(architecture: str, recwarn: pytest.WarningsRecorder) -> None:
+    """One model learns twice, each time as a fresh one would, and PEFT does not warn of a second adapter."""
+    model, alone = tiny_model(architecture), tiny_model(architecture)
+    with trainee(model, RECIPE, seed=5) as learner:
+        teach(learner)
+    with trainee(model, RECIPE, seed=0) as again, trainee(alone, RECIPE, seed=0) as fresh:
+        assert same(trained(teach(again)), trained(teach(fresh)))
+    assert not [warning for warning in recwarn if "second time" in str(warning.message)]
+
+
+@EACH
+def test_a_new_adapter_changes_no_answer(architecture: str) -> None:
+    """Before its first step an adapter adds exactly nothing: the starting point is the direct model."""
+    model = tiny_model(architecture)
+    asked = logits(model.module)
+    with trainee(model, RECIPE, seed=0) as learner:
+        assert torch.equal(logits(learner.module), asked)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_initial_adapter_depends_on_the_seed_alone(variant: str) -> None:
+    """Whatever was drawn before, a seed gives one adapter; another seed another; the caller's random state stays."""
+    initial = []
+    for drawn, seed in ((1, 0), (2, 0), (1, 7)):
+        torch.manual_seed(drawn)
+        state = torch.get_rng_state()
+        with trainee(tiny_model("qwen2"), with_lora(VARIANTS[variant]), seed=seed) as learner:
+            assert torch.equal(torch.get_rng_state(), state)
+            initial.append(trained(learner))
+    assert same(initial[0], initial[1])
+    assert not same(initial[0], initial[2])
+
+
+def test_only_the_adapter_is_trained() -> None:
+    """Under an adapter the base has no trained weight; without one all weights are trained, also after an adapter was."""
+    model = tiny_model()
+    with trainee(model, RECIPE, seed=0) as learner:
+        assert all("lora_" in name for name in learner.trained_parameters())
+        layers = [module for module in learner.module.modules() if isinstance(module, BaseTunerLayer)]
+        assert {(layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) for layer in layers} == {
+            (8, 4.0, 0.1)
+        }
+    with trainee(model, FULL, seed=0) as learner:
+        assert learner.trained_parameters().keys() == dict(model.module.named_parameters()).keys()
+    with trainee(model, RECIPE, seed=0) as learner:
+        assert all("lora_" in name for name in learner.trained_parameters())
+
+
+def test_the_default_modules_are_pefts() -> None:
+    """Without target_modules PEFT's own choice for the architecture is adapted; all-linear is every linear layer but the head."""
+    with trainee(tiny_model(), RECIPE, seed=0) as learner:
+        assert adapted(learner) == {"q_proj", "v_proj"}
+    with trainee(tiny_model(), with_lora(VARIANTS["all-linear"]), seed=0) as learner:
+        assert adapted(learner) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def adapted(learner: Trainee) -> set[str]:
+    return {name.split(".")[-1] for name, module in learner.module.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@EACH
+def test_peft_itself_loads_a_saved_adapter(architecture: str, variant: str, tmp_path: Path) -> None:
+    """AutoPeftModelForCausalLM finds the base by the folder and gives the very logits of the trained model."""
+    model = loaded(write_tiny_model(tmp_path / "base", architecture), architecture)
+    recipe = with_lora(VARIANTS[variant])
+    with trainee(model, recipe, seed=0) as learner:
+        teach(learner, recipe).save(tmp_path / "adapter")
+        ours = logits(learner.module)
+    theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(theirs.eval()), ours)
+    assert not torch.equal(ours, logits(model.module))
+    assert_only_safetensors(tmp_path / "adapter")
+
+
+def loaded(folder: Path, architecture: str) -> LanguageModel:
+    """Load a tiny model's folder as a run does."""
+    if architecture == "qwen2":
+        # transformers reads every Qwen2 tokenizer as Qwen2Tokenizer, which adds a token beyond the tiny embedding.
+        return assemble(str(folder), AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer())
+    return load_model(str(folder), device="cpu")
+
+
+def assert_only_safetensors(folder: Path) -> None:
+    """Weights lie in safetensors files; everything else is text."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".safetensors"]
+    for path in files:
+        if path.suffix != ".safetensors":
+            assert path.suffix in (".json", ".md", ".jinja")
+            path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_adapter_comes_back_bit_for_bit(variant: str, tmp_path: Path) -> None:
+    """Loading fills every trained weight of a differently seeded trainee; so does loading an older epoch again."""
+    recipe = with_lora(VARIANTS[variant])
+    with trainee(tiny_model("qwen2"), recipe, seed=0) as learner:
+        learner.save(tmp_path / "first")
+        first = trained(learner)
+        teach(learner, recipe).save(tmp_path / "second")
+        second = trained(learner)
+        learner.load(tmp_path / "first")
+        assert same(trained(learner), first) and not same(first, second)
+    with trainee(tiny_model("qwen2"), recipe, seed=9) as other:
+        assert not same(trained(other), second)
+        other.load(tmp_path / "second")
+        assert same(trained(other), second)
+
+
+@EACH
+def test_all_weights_come_back_bit_for_bit(architecture: str, tmp_path: Path) -> None:
+    """A fully trained model's folder fills another model and loads as any model folder; tied embeddings stay tied."""
+    model, other = tiny_model(architecture), tiny_model(architecture, seed=9)
+    tied = is_tied(model)
+    with trainee(model, FULL, seed=0) as learner:
+        teach(learner, FULL).save(tmp_path)
+    with trainee(other, FULL, seed=0) as learner:
+        assert not torch.equal(logits(other.module), logits(model.module))
+        learner.load(tmp_path)
+    assert same(everything(other.module), everything(model.module))
+    assert is_tied(other) == is_tied(model) == tied == (architecture in ("gpt2", "gemma2"))
+    again = loaded(tmp_path, architecture)
+    assert torch.equal(logits(again.module), logits(model.module))
+    assert again.text.encode(["the dog"]) == model.text.encode(["the dog"])
+    assert_only_safetensors(tmp_path)
+
+
+def is_tied(model: LanguageModel) -> bool:
+    head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
+    assert head is not None
+    return bool(head.weight.data_ptr() == embedding.weight.data_ptr())
+
+
+def test_tied_embeddings_are_trained_as_one(tmp_path: Path) -> None:
+    """After a round trip a further step moves head and embedding together."""
+    with trainee(tiny_model("gpt2"), FULL, seed=0) as learner:
+        teach(learner, FULL).save(tmp_path)
+        learner.load(tmp_path)
+        before = trained(learner)["transformer.wte.weight"]
+        teach(learner, FULL)
+        assert is_tied(learner.model)
+        assert not torch.equal(trained(learner)["transformer.wte.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("saved", "architecture", "wanted", "other", "reason"),
+    [
+        (with_lora(Lora(r=4)), "llama", RECIPE, "llama", "has a size mismatch for"),
+        (with_lora(Lora(target_modules=("q_proj",))), "llama", RECIPE, "llama", "lacks weights named"),
+        (RECIPE, "llama", with_lora(Lora(target_modules=("q_proj",))), "llama", "has weights named"),
+        (RECIPE, "gpt2", RECIPE, "llama", "has weights named"),
+        (RECIPE, "llama", with_lora(VARIANTS["dora"]), "llama", "lacks weights named"),
+        (RECIPE, "qwen2", with_lora(VARIANTS["all biases"]), "qwen2", "lacks weights named"),
+        (FULL, "llama", RECIPE, "llama", "has weights named"),
+        (RECIPE, "llama", FULL, "llama", "holds no whole model"),
+        (FULL, "gpt2", FULL, "llama", "has weights named"),
+        (FULL, "llama", FULL, "qwen2", "lacks weights named"),
+        (FULL, "qwen2", FULL, "llama", "has weights named"),
+    ],
+)
+def test_weights_of_another_model_are_refused(
+    saved: Recipe, architecture: str, wanted: Recipe, other: str, reason: str, tmp_path: Path
+) -> None:
+    """Weights that do not fill exactly what is trained are refused with a reason and a remedy, never taken in part."""
+    with trainee(tiny_model(architecture), saved, seed=0) as learner:
+        learner.save(tmp_path)
+    with (
+        trainee(tiny_model(other), wanted, seed=0) as learner,
+        pytest.raises(StoreError, match=rf"does not fit the model: it {reason} .*Take the model"),
+    ):
+        learner.load(tmp_path)
+
+
+def test_all_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    """A model of the same architecture and another vocabulary is refused, and nothing of it is taken in."""
+    with trainee(tiny_model(seed=1), FULL, seed=0) as learner:
+        learner.model.module.resize_token_embeddings(VOCABULARY + 8)
+        learner.save(tmp_path)
+    with trainee(tiny_model(), FULL, seed=0) as learner:
+        before = trained(learner)
+        with pytest.raises(StoreError, match=r"has a size mismatch for 'lm_head\.weight'"):
+            learner.load(tmp_path)
+        assert same(trained(learner), before)
+
+
+def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+    """An adapter with too few or too many layers is refused both ways."""
+    short = tiny_model()
+    short.module.model.layers = short.module.model.layers[:1]
+    with trainee(short, RECIPE, seed=0) as small, trainee(tiny_model(), RECIPE, seed=0) as large:
+        small.save(tmp_path / "small")
+        large.save(tmp_path / "large")
+        with pytest.raises(StoreError, match=r"it lacks weights named .*layers\.1"):
+            large.load(tmp_path / "small")
+        with pytest.raises(StoreError, match=r"it has weights named .*layers\.1"):
+            small.load(tmp_path / "large")
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, FULL], ids=["lora", "full"])
+def test_an_empty_folder_and_a_torn_file_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    """Weights that are gone or cut off are a StoreError with a remedy."""
+    with trainee(tiny_model(), recipe, seed=0) as learner:
+        with pytest.raises(StoreError, match=r"no safetensors.*--overwrite"):
+            learner.load(tmp_path)
+        learner.save(tmp_path)
+        [file] = tmp_path.glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(StoreError, match=r"cannot be read.*--overwrite"):
+            learner.load(tmp_path)
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Cut the network off, and list every attempt to use it: PEFT swallows the error itself."""
+    attempts: list[str] = []
+
+    def refuse(*args: Any, **_: Any) -> NoReturn:
+        attempts.append(str(args))
+        raise OSError("the network is cut off")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return attempts
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, with_lora(VARIANTS["all-linear"]), FULL], ids=["lora", "all-linear", "full"])
+def test_saving_and_loading_ask_no_network(recipe: Recipe, dialled: list[str], tmp_path: Path) -> None:
+    """A model from the hub is trained, saved and loaded without one attempt to reach the hub."""
+    with trainee(from_hub(), recipe, seed=0) as learner:
+        teach(learner, recipe).save(tmp_path)
+        learner.load(tmp_path)
+    assert dialled == []
+
+
+def from_hub() -> LanguageModel:
+    """Return a model that looks as if it came from the hub."""
+    model = tiny_model()
+    model.module.name_or_path = model.module.config._name_or_path = "someone/some-model"
+    return model
+
+
+def test_pefts_own_saving_would_ask_the_hub(dialled: list[str], tmp_path: Path) -> None:
+    """The guard notices what PEFT does when left to itself (negative control)."""
+    with trainee(from_hub(), RECIPE, seed=0) as learner:
+        assert isinstance(learner.module, PeftModel)
+        with pytest.warns(UserWarning, match="Could not find a config file in someone/some-model"):
+            learner.module.save_pretrained(str(tmp_path))
+    assert dialled
+
+
+def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
+    """Modules that the model lacks are named with the flag that names others; the model is usable afterwards."""
+    model = tiny_model()
+    before = logits(model.module)
+    with (
+        pytest.raises(ModelError, match=r"tiny-llama.*c_attn.*--peft_config.target_modules, or use all-linear"),
+        trainee(model, with_lora(Lora(target_modules=("c_attn",))), seed=0),
+    ):
+        pass
+    assert torch.equal(logits(model.module), before)
+    assert_bare(model)
+    with trainee(model, RECIPE, seed=0) as learner:
+        assert adapted(learner) == {"q_proj", "v_proj"}
+
+
+def test_an_architecture_without_default_modules_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PEFT knows no modules of an architecture, they must be named, and all-linear serves."""
+    known = peft.tuners.lora.model.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    monkeypatch.delitem(known, "llama")
+    model = tiny_model()
+    with (
+        pytest.raises(ModelError, match=r"target_modules.*use all-linear"),
+        trainee(model, RECIPE, seed=0),
+    ):
+        pass
+    assert_bare(model)
+    with trainee(model, with_lora(VARIANTS["all-linear"]), seed=0) as learner:
+        assert len(adapted(learner)) == 7
+
+
+def test_the_yardsticks_are_sharp() -> None:
+    """Comparisons by bits notice one changed bit, and the tiny models predict far from uniformly (negative control)."""
+    weights = everything(tiny_module())
+    nudged = {name: weight.clone() for name, weight in weights.items()}
+    nudged["lm_head.weight"].view(-1)[0] = torch.nextafter(nudged["lm_head.weight"].view(-1)[0], torch.tensor(math.inf))
+    assert same(weights, everything(tiny_module())) and not same(weights, nudged)
+    assert float(logits(tiny_module()).softmax(-1).amax(-1).mean()) > 2 / VOCABULARY

@@ -1,0 +1,237 @@
+"""The fast forward passes equal the plain one, and step aside where they would not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine import segments
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.forward import LabelLogprobs, label_logprobs
+from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
+from lm_harmony.engine.paths import FAST, PLAIN, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.engine.trees import shared_row, tokens_from
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import Lora, Recipe
+
+model_of = cache(tiny_model)
+TOKEN = st.integers(2, VOCABULARY - 1)
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[TokenSequence]:
+    """Draw sequences that share beginnings of any depth, repeat each other, and have contexts of one token or more."""
+    trunk = draw(st.lists(TOKEN, min_size=0, max_size=30))
+    sequences = []
+    for _ in range(draw(st.integers(1, 4))):
+        context = [*trunk, *draw(st.lists(TOKEN, min_size=1, max_size=20))]
+        for _ in range(draw(st.integers(1, 4))):
+            context = context[: draw(st.integers(1, len(context)))] if draw(st.booleans()) else context
+            continuation = draw(st.lists(TOKEN, min_size=1, max_size=5))
+            sequence = TokenSequence(ids=(*context, *continuation), first_label=len(context))
+            sequences += [sequence] * draw(st.integers(1, 2))
+    return draw(st.permutations(sequences))
+
+
+def questions() -> list[TokenSequence]:
+    """Five questions with three answers each behind a common beginning; longer than the tiny models' sliding windows."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda size: torch.randint(2, VOCABULARY, (size,), generator=generator).tolist()  # noqa: E731
+    trunk, sequences = draw(20), []
+    for _ in range(5):
+        context = [*trunk, *draw(12)]
+        answers = [draw(size) for size in (1, 2, 4)]
+        sequences += [TokenSequence(ids=(*context, *answer), first_label=len(context)) for answer in answers]
+    return sequences
+
+
+def difference(found: LabelLogprobs, expected: LabelLogprobs) -> float:
+    assert found.counts == expected.counts
+    return float((found.logprobs_L - expected.logprobs_L).abs().max())
+
+
+@pytest.mark.parametrize("path", [packed_logprobs, shared_logprobs])
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_log_likelihoods_equal_the_plain_path(architecture: str, path: Callable[..., LabelLogprobs]) -> None:
+    module = model_of(architecture).module
+    with torch.no_grad():
+        expected, found = label_logprobs(module, questions()), path(module, questions())
+    assert difference(found, expected) < 1e-5
+    assert torch.equal(found.greedy_L, expected.greedy_L)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences=forests(), architecture=st.sampled_from(["llama", "mistral", "gemma3_text", "gpt2"]))
+def test_any_forest_of_sequences_scores_as_each_by_itself(sequences: list[TokenSequence], architecture: str) -> None:
+    module = model_of(architecture).module
+    with torch.no_grad():
+        expected = label_logprobs(module, sequences)
+        for path in (packed_logprobs, shared_logprobs):
+            found = path(module, sequences)
+            assert difference(found, expected) < 1e-4
+            # Two tokens may be equally probable within rounding.
+            assert float((found.greedy_L != expected.greedy_L).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_loss_and_gradients_equal_the_plain_path(architecture: str) -> None:
+    gradients = []
+    for path in (label_logprobs, packed_logprobs):
+        recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
+        with trainee(tiny_model(architecture), recipe, seed=0) as learner:
+            for name, weight in learner.trained_parameters().items():
+                if "lora_B" in name:  # zero at the start, which would hide half of the gradients
+                    torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            loss = -path(learner.model.module, questions()).logprobs_L.mean()
+            loss.backward()
+            gradients.append({name: weight.grad for name, weight in learner.trained_parameters().items()} | {"loss": loss})
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
+
+
+def test_a_trained_head_learns_as_under_the_plain_path() -> None:
+    gradients = []
+    for path in (label_logprobs, packed_logprobs):
+        with trainee(tiny_model("gpt_neox"), Recipe(lora=None), seed=0) as learner:
+            (-path(learner.model.module, questions()).logprobs_L.mean()).backward()
+            gradients.append({name: weight.grad.clone() for name, weight in learner.trained_parameters().items()})
+    assert any("embed_out" in name or "lm_head" in name for name in gradients[0])
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
+
+
+def test_fifty_steps_end_where_the_plain_path_ends() -> None:
+    recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0), epochs=25, learning_rate=1e-3)
+    ends = []
+    for path in (label_logprobs, packed_logprobs):
+        with trainee(tiny_model(), recipe, seed=0) as learner:
+            steps = sum(len(e.steps) for e in fine_tune(learner, questions(), recipe, seed=0, micro_batch=8, forward=path))
+            ends.append({name: weight.detach().clone() for name, weight in learner.trained_parameters().items()})
+    assert steps == 50
+    for name, expected in ends[0].items():
+        assert (ends[1][name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: one token of one segment sees one token of a branch that is not its own."""
+    module = model_of("llama").module
+    honest = segments.Segment._make_mask
+
+    def leaking(self: segments.Segment, window: int | None) -> torch.Tensor | None:
+        mask = honest(self, window)
+        if mask is not None and not mask[-1].all():
+            mask[-1, int((~mask[-1]).nonzero()[0])] = True
+        return mask
+
+    with torch.no_grad():
+        expected = label_logprobs(module, questions())
+        monkeypatch.setattr(segments.Segment, "_make_mask", leaking)
+        assert difference(shared_logprobs(module, questions()), expected) > 1e-4
+
+
+def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: transformers' own attention over the packed row with a cache, so that sequences see each other."""
+    module = model_of("llama").module
+    sequences = questions()
+    with torch.no_grad():
+        expected = label_logprobs(module, sequences)
+        ids = torch.tensor([[token for sequence in sequences for token in sequence.ids[:-1]]])
+        positions = torch.tensor([[place for sequence in sequences for place in range(len(sequence.ids) - 1)]])
+        last = torch.tensor([len(sequence.ids) - 1 for sequence in sequences]).cumsum(0) - 1
+        for cache_on, equal in ((False, True), (True, False)):
+            logits = module(input_ids=ids, position_ids=positions, use_cache=cache_on).logits[0, last]
+            final = torch.tensor([sequence.ids[-1] for sequence in sequences])
+            found = logits.log_softmax(-1)[torch.arange(len(last)), final]
+            ends = expected.logprobs_L[torch.tensor(expected.counts).cumsum(0) - 1]
+            assert bool((found - ends).abs().max() < 1e-4) is equal
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
+    assert choose_paths(model_of(architecture)) is FAST
+
+
+@pytest.mark.parametrize("architecture", UNPACKABLE)
+def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="lm_harmony"):
+        assert choose_paths(model_of(architecture)) is PLAIN
+    (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
+    assert architecture in line
+
+
+def test_the_plain_path_can_be_asked_for() -> None:
+    assert choose_paths(model_of("llama"), "plain") is PLAIN
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])
+def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> None:
+    model = model_of(architecture)
+    requests = [
+        Request(kind="loglikelihood", context=context, continuation=continuation)
+        for context in ("Question: what is heat?\nAnswer:", "Question: what is wood?\nAnswer:", "", "the dog " * 60)
+        for continuation in (" wood", " the lazy dog", " yes", " yes")
+    ]
+    requests += [Request(kind="loglikelihood_rolling", context="", continuation="the quick brown fox " * 40)]
+    plain = Respondent(model=model).answer(requests)
+    fast = Respondent(model=model, paths=choose_paths(model)).answer(requests)
+    for expected, found in zip(plain, fast, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequences=forests())
+def test_each_shared_beginning_is_computed_once(sequences: list[TokenSequence]) -> None:
+    """No tree holds a node twice, nothing outside the row is a source, and tokens never exceed what padding-free rows hold."""
+    row = shared_row(sequences)
+    for tree in row.trees:
+        assert len(set(zip(tree.parents, tree.ids, strict=True))) == len(tree.ids)
+        assert all(parent < node for node, parent in enumerate(tree.parents))
+    assert row.tokens <= sum(len(sequence.ids) - 1 for sequence in set(sequences))
+    assert all(0 <= label.source < row.tokens for labels in row.labels for label in labels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequences=forests(), size=st.integers(1, 200))
+def test_batches_by_tokens_cover_everything_once(sequences: list[TokenSequence], size: int) -> None:
+    ordered = sorted(sequences, key=lambda sequence: sequence.ids)
+    start, ends = 0, []
+    while start < len(ordered):
+        end = tokens_from(ordered, start, size)
+        assert end > start
+        ends.append(end)
+        start = end
+    assert ends[-1] == len(ordered)
+
+
+def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: LanguageModel = tiny_model()
+    requests = [
+        Request(kind="loglikelihood", context=f"Question: {number}?\nAnswer:", continuation=answer)
+        for number in range(12)
+        for answer in (" yes", " no")
+    ]
+    expected = Respondent(model=model, paths=FAST).answer(requests)
+    seen = []
+
+    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(kwargs["input_ids"].shape[1])
+        if seen[-1] > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
+    found = Respondent(model=model, paths=FAST).answer(requests)
+    hook.remove()
+    assert max(seen) > 60
+    for one, other in zip(expected, found, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)

@@ -1,0 +1,490 @@
+"""fine_tune() is the arithmetic of transformers' Trainer, and its numbers depend on recipe, data and seed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, tiny_model, tiny_module
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from lm_harmony.benchmarks.examples import Example, Request
+from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.optimizers import make_optimizer
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.engine.training import Epoch, Resumption, fine_tune
+from lm_harmony.errors import TrainingDiverged
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import OPTIMIZERS, SCHEDULES, Lora, Recipe
+
+Weights = dict[str, torch.Tensor]
+EXACT = Lora(lora_dropout=0.0, target_modules=("all-linear",))
+DROPOUT = Lora(lora_dropout=0.1, target_modules=("all-linear",))
+# A larger epsilon than usual: where a gradient is nothing but rounding (the bias of a key), Adam would enlarge the rounding.
+PLAIN = Recipe(lora=EXACT, epochs=1, learning_rate=1e-3, adam_epsilon=1e-5)
+
+
+def random_sequences(count: int, *, length: int | None = None) -> list[TokenSequence]:
+    """Make sequences of random ids; lengths and numbers of labels differ widely unless ``length`` fixes them."""
+    rng = np.random.default_rng(0)
+    lengths = [length or int(size) for size in rng.integers(3, 40, count)]
+    starts = [1 if length or row % 2 else size - 1 for row, size in enumerate(lengths)]
+    ids = [tuple(int(token) for token in rng.integers(2, 300, size)) for size in lengths]
+    return [TokenSequence(ids=ids[row], first_label=starts[row], row=100 + row) for row in range(count)]
+
+
+SEQUENCES = random_sequences(24)
+
+
+def undropped(model: LanguageModel) -> LanguageModel:
+    """Switch off the base model's own dropout (GPT-2's)."""
+    for module in model.module.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def weights_of(learner: Trainee) -> Weights:
+    return {name: weight.detach().clone() for name, weight in learner.trained_parameters().items()}
+
+
+def learn(
+    recipe: Recipe,
+    *,
+    model: LanguageModel | None = None,
+    sequences: Sequence[TokenSequence] = SEQUENCES,
+    seed: int = 0,
+    micro_batch: int = 8,
+    between: Callable[[LanguageModel], object] = lambda model: None,
+) -> tuple[Weights, list[Epoch]]:
+    """Fine-tune a fresh tiny model; return the trained weights and the epochs."""
+    model = model or undropped(tiny_model())
+    epochs = []
+    with trainee(model, recipe, seed=0) as learner:
+        for epoch in fine_tune(learner, sequences, recipe, seed=seed, micro_batch=micro_batch):
+            epochs.append(epoch)
+            between(model)
+        return weights_of(learner), epochs
+
+
+def difference(ours: Weights, theirs: Weights) -> float:
+    """Return the largest relative difference of a weight tensor, in its norm."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
+
+
+def same(ours: Weights, theirs: Weights) -> bool:
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def steps_of(epochs: Sequence[Epoch]) -> list[Any]:
+    return [step for epoch in epochs for step in epoch.steps]
+
+
+def padded(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    """Make transformers' batch: right-padded ids, attention mask, labels with -100 where nothing is learned."""
+    longest = max(len(sequence.ids) for sequence in sequences)
+    batch = {name: torch.zeros(len(sequences), longest, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    batch["labels"] = torch.full((len(sequences), longest), -100)
+    for row, sequence in enumerate(sequences):
+        batch["input_ids"][row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        batch["attention_mask"][row, : len(sequence.ids)] = 1
+        batch["labels"][row, sequence.first_label : len(sequence.ids)] = torch.tensor(sequence.labels)
+    return batch
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize("lora", [EXACT, None], ids=["lora", "full"])
+def test_the_micro_batch_changes_no_number(lora: Lora | None, optimizer: str) -> None:
+    """One, two or four sequences at a time give the weights of eight at a time after three steps, whatever their lengths."""
+    recipe = dataclasses.replace(PLAIN, lora=lora, optimizer=optimizer)
+    whole, [epoch] = learn(recipe, micro_batch=8)
+    for micro_batch in (1, 2, 4, 100):
+        parts, [other] = learn(recipe, micro_batch=micro_batch)
+        assert difference(parts, whole) < 1e-5
+        assert [step.loss for step in other.steps] == pytest.approx([step.loss for step in epoch.steps], rel=1e-6)
+    assert len(epoch.steps) == 3
+
+
+def test_a_mean_of_means_would_change_the_numbers() -> None:
+    """Averaging the micro-batches' own means, as careless accumulation does, is far outside the tolerance (negative control)."""
+    batch = SEQUENCES[:8]
+    whole = gradients(tiny_module(), [batch])
+    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]], mean_of_means=True), whole) > 1e-2
+    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]]), whole) < 1e-5
+
+
+def gradients(module: torch.nn.Module, parts: Sequence[Sequence[TokenSequence]], *, mean_of_means: bool = False) -> Weights:
+    """Return the gradient of transformers' own loss, accumulated over ``parts`` by labels or as a mean of means."""
+    labels = [sum(len(sequence.labels) for sequence in part) for part in parts]
+    for part, count in zip(parts, labels, strict=True):
+        (module(**padded(part)).loss * (1 / len(parts) if mean_of_means else count / sum(labels))).backward()
+    return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_step_is_a_hand_written_one(architecture: str, clip: float) -> None:
+    """After one AdamW step all weights equal those of a plain torch loop on transformers' labels= loss."""
+    recipe = Recipe(lora=None, epochs=1, learning_rate=1e-3, weight_decay=0.1, adam_epsilon=1e-4, max_grad_norm=clip)
+    batch = random_sequences(8, length=20)
+    ours, [epoch] = learn(recipe, model=undropped(tiny_model(architecture)), sequences=batch)
+    module = undropped(tiny_model(architecture)).module.train()
+    named = dict(module.named_parameters())
+    weights_before = {name: weight.detach().clone() for name, weight in named.items()}
+    spared = [name for name in named if "norm" in name or "ln_" in name or name.endswith("bias")]
+    groups = [
+        {"params": [weight for name, weight in named.items() if name not in spared], "weight_decay": 0.1},
+        {"params": [weight for name, weight in named.items() if name in spared], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-4)
+    ids = torch.tensor([sequence.ids for sequence in batch])
+    loss = module(input_ids=ids, labels=ids).loss
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(list(named.values()), clip or math.inf)
+    optimizer.step()
+    assert difference(ours, {name: weight.detach() for name, weight in named.items()}) < 2e-5
+    assert difference(ours, weights_before) > 1e-4
+    assert epoch.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert epoch.steps[0].grad_norm == pytest.approx(float(norm), rel=1e-5)
+
+
+def trainer_weights(recipe: Recipe, sequences: Sequence[TokenSequence], folder: Path, architecture: str) -> tuple[Weights, Any]:
+    """Train with transformers' Trainer by the same recipe; all sequences in every batch, so that their order is no matter."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(sequences),
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        optim=recipe.optimizer,
+        lr_scheduler_type=recipe.lr_schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.adam_beta1,
+        adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
+        max_grad_norm=recipe.max_grad_norm,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    with trainee(undropped(tiny_model(architecture)), recipe, seed=0) as learner:
+        trainer = Trainer(
+            model=learner.module,
+            args=arguments,
+            train_dataset=list(sequences),
+            data_collator=padded,
+        )
+        trainer.train()
+        return weights_of(learner), trainer.state.log_history
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora", "optimizer"),
+    [
+        *((architecture, EXACT, "adamw_torch") for architecture in ARCHITECTURES),
+        *((architecture, None, "adamw_torch") for architecture in ("llama", "gpt2")),
+        *(("llama", EXACT, optimizer) for optimizer in ("adamw_torch_fused", "sgd", "adafactor")),
+    ],
+)
+def test_training_is_that_of_transformers_trainer(architecture: str, lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
+    """Four epochs with padding, masked labels, warm-up, decay and clipping give the Trainer's weights, losses and rates."""
+    recipe = Recipe(
+        lora=lora,
+        epochs=4,
+        learning_rate=1e-3,
+        optimizer=optimizer,
+        warmup_steps=2,
+        weight_decay=0.1,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-4,
+        max_grad_norm=0.5,
+    )
+    batch = SEQUENCES[:8]
+    theirs, log = trainer_weights(recipe, batch, tmp_path, architecture)
+    ours, epochs = learn(recipe, model=undropped(tiny_model(architecture)), sequences=batch)
+    assert difference(ours, theirs) < 5e-6  # without weight decay it is 2e-4
+    for step, logged in zip(steps_of(epochs), log, strict=False):
+        assert step.loss == pytest.approx(logged["loss"], rel=1e-4)
+        assert step.learning_rate == pytest.approx(logged["learning_rate"])
+        assert step.grad_norm == pytest.approx(logged["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("lora", [EXACT, None, Lora(bias="all")], ids=["lora", "full", "biases"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weight_decay_spares_what_transformers_spares(architecture: str, lora: Lora | None) -> None:
+    """The decayed parameters are those that the Trainer would decay."""
+    with trainee(tiny_model(architecture), Recipe(lora=lora), seed=0) as learner:
+        expected = set(Trainer.get_decay_parameter_names(None, learner.module))  # type: ignore[arg-type]
+        groups = make_optimizer(learner, Recipe(lora=lora, weight_decay=0.1)).param_groups
+        decayed = {id(weight) for group in groups if group["weight_decay"] == 0.1 for weight in group["params"]}
+        all_of_them = {id(weight) for group in groups for weight in group["params"]}
+        named = learner.trained_parameters()
+        assert {name for name, weight in named.items() if id(weight) in decayed} == expected & named.keys()
+        assert {name for name, weight in named.items() if id(weight) in all_of_them} == named.keys()
+
+
+ROWS = (
+    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
+    ("Q: what is the capital?\nA:", " the city by the river"),
+    ("Is it?", " yes"),
+)
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_the_gradient_is_that_of_the_wanted_labels(only: bool) -> None:
+    """One SGD step moves the weights by transformers' gradient over all labels, or over the answers' labels alone."""
+    examples = [
+        Example(
+            row=row,
+            document={},
+            context=context,
+            continuation=answer,
+            requests=(Request(kind="loglikelihood", context=context, continuation=answer),),
+        )
+        for row, (context, answer) in enumerate(ROWS)
+    ]
+    model = tiny_model()
+    sequences = training_sequences(model, examples, max_length=64, completion_only=only)
+    recipe = Recipe(
+        lora=None, epochs=1, learning_rate=0.1, optimizer="sgd", weight_decay=0, max_grad_norm=0, completion_only=only
+    )
+    before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
+    after, [epoch] = learn(recipe, model=model, sequences=sequences)
+    moved = {name: (before[name] - after[name]) / 0.1 for name in after}
+    contexts = [len(model.text.encode([context])[0]) for context, _ in ROWS]
+    wanted = [
+        dataclasses.replace(sequence, first_label=context if only else 1)
+        for sequence, context in zip(sequences, contexts, strict=True)
+    ]
+    unwanted = [dataclasses.replace(sequence, first_label=1 if only else 4) for sequence in sequences]
+    assert difference(moved, gradients(tiny_module(), [wanted])) < 1e-3
+    assert difference(moved, gradients(tiny_module(), [unwanted])) > 0.1
+    assert epoch.loss == pytest.approx(tiny_module()(**padded(wanted)).loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("warmup_steps", "warmup_ratio"), [(0, 0.0), (2, 0.0), (0, 0.3), (2, 0.9)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_learning_rate_is_transformers(schedule: str, warmup_steps: int, warmup_ratio: float) -> None:
+    """Each step uses the rate of transformers' get_scheduler; warmup_steps go before warmup_ratio."""
+    recipe = dataclasses.replace(
+        PLAIN,
+        batch_size=1,
+        learning_rate=1e-3,
+        lr_schedule=schedule,
+        warmup_steps=warmup_steps,
+        warmup_ratio=warmup_ratio,
+    )
+    _, epochs = learn(recipe, sequences=random_sequences(8, length=4))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    warmup = warmup_steps or math.ceil(8 * warmup_ratio)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=8)
+    expected = []
+    for _ in range(8):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert [step.learning_rate for step in steps_of(epochs)] == expected
+    assert schedule.startswith("constant") or len(set(expected)) > 1
+
+
+@pytest.mark.parametrize(
+    ("lora", "optimizer"), [*((DROPOUT, optimizer) for optimizer in OPTIMIZERS), (None, "adamw_torch"), (None, "adafactor")]
+)
+def test_resumed_is_uninterrupted_bit_for_bit(lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
+    """Weights and optimizer of epoch 1, put from disk into a fresh model, lead to the very weights and losses."""
+    recipe = dataclasses.replace(PLAIN, lora=lora, optimizer=optimizer, epochs=3)
+    whole, epochs = learn(recipe)
+    resumed, rest = interrupted(recipe, tmp_path)
+    assert same(resumed, whole)
+    assert [epoch.steps for epoch in rest] == [epoch.steps for epoch in epochs[1:]]
+    assert [epoch.loss for epoch in rest] == [epoch.loss for epoch in epochs[1:]]
+    assert [epoch.number for epoch in rest] == [2, 3]
+    if optimizer != "sgd":  # without momentum SGD has no state
+        forgetful, _ = interrupted(recipe, tmp_path, forget=True)
+        assert not same(forgetful, whole)
+
+
+def interrupted(recipe: Recipe, folder: Path, *, forget: bool = False) -> tuple[Weights, list[Epoch]]:
+    """Train one epoch, save, and go on in another model; ``forget`` loses the optimizer's state."""
+    with trainee(undropped(tiny_model()), recipe, seed=0) as learner:
+        first = next(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8))
+        learner.save(folder / "weights")
+        save_file(dict(first.optimizer_state), folder / "optimizer.safetensors")
+    torch.manual_seed(77)
+    with trainee(undropped(tiny_model(seed=0 if recipe.lora else 9)), recipe, seed=9) as learner:
+        learner.load(folder / "weights")
+        state = {} if forget else load_file(folder / "optimizer.safetensors")
+        resumption = Resumption(epoch=1, optimizer_state=state)
+        rest = list(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8, resume=resumption))
+        return weights_of(learner), rest
+
+
+def test_a_finished_training_resumed_has_nothing_to_do() -> None:
+    """Resuming after the last epoch yields no epoch and changes no weight."""
+    with trainee(tiny_model(), PLAIN, seed=0) as learner:
+        before = weights_of(learner)
+        assert not list(
+            fine_tune(learner, SEQUENCES, PLAIN, seed=0, micro_batch=8, resume=Resumption(epoch=1, optimizer_state={}))
+        )
+        assert same(weights_of(learner), before)
+
+
+def disturb(model: LanguageModel) -> None:
+    """Do what a caller may do between two epochs: draw, seed, score, write."""
+    np.random.seed(3)
+    np.random.default_rng().random(5)
+    torch.manual_seed(4)
+    torch.rand(5)
+    asked = (
+        Request(kind="loglikelihood", context="a", continuation=" b"),
+        Request(kind="generate_until", context="a", generation={"do_sample": True, "max_gen_toks": 3}),
+    )
+    Respondent(model=model).answer(asked)
+
+
+def test_the_seed_alone_decides() -> None:
+    """The same seed gives the same weights bit for bit, also when its caller draws and scores in between; another does not."""
+    recipe = dataclasses.replace(PLAIN, lora=DROPOUT, epochs=3, batch_size=4)
+    weights, epochs = learn(recipe, sequences=SEQUENCES[:8])
+    torch.manual_seed(123)
+    again, repeated = learn(recipe, sequences=SEQUENCES[:8])
+    disturbed, _ = learn(recipe, sequences=SEQUENCES[:8], between=disturb)
+    assert same(again, weights) and same(disturbed, weights)
+    assert [epoch.steps for epoch in repeated] == [epoch.steps for epoch in epochs]
+    other, _ = learn(recipe, sequences=SEQUENCES[:8], seed=1)
+    assert not same(other, weights)
+
+
+def test_dropout_is_on_in_training_and_drawn_anew_each_step() -> None:
+    """With one batch repeated, the losses with dropout differ from those without, and from one seed to another."""
+    batch, slow = SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=4, learning_rate=1e-2)
+    exact, _ = learn(slow, sequences=batch)
+    dropped, _ = learn(dataclasses.replace(slow, lora=DROPOUT), sequences=batch)
+    other, _ = learn(dataclasses.replace(slow, lora=DROPOUT), sequences=batch, seed=1)
+    reordered, _ = learn(slow, sequences=batch, seed=1)
+    assert difference(dropped, exact) > 1e-3
+    assert difference(other, dropped) > 1e-3
+    assert difference(reordered, exact) < 1e-5  # the order within one batch is no matter
+
+
+def test_every_epoch_feeds_every_sequence_once_in_an_order_of_its_own() -> None:
+    """Each epoch is a permutation of the sequences, another one each time, and decided by the seed."""
+    recipe = dataclasses.replace(PLAIN, epochs=3, batch_size=3)
+    orders = [fed_order(recipe, seed=0), fed_order(recipe, seed=0), fed_order(recipe, seed=1)]
+    assert orders[0] == orders[1] != orders[2]
+    everything = sorted(sequence.ids[:-1] for sequence in SEQUENCES[:8])
+    passes = [orders[0][start : start + 8] for start in (0, 8, 16)]
+    assert len(orders[0]) == 24 and all(sorted(one) == everything for one in passes)
+    assert all(one != other for one, other in itertools.combinations(passes, 2))
+
+
+def fed_order(recipe: Recipe, *, seed: int) -> list[tuple[int, ...]]:
+    model = tiny_model()
+    fed: list[tuple[int, ...]] = []
+
+    def record(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        fed.append(tuple(kwargs["input_ids"][0].tolist()))
+
+    model.module.register_forward_pre_hook(record, with_kwargs=True)
+    learn(recipe, model=model, sequences=SEQUENCES[:8], seed=seed, micro_batch=1)
+    return fed
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_scarce_memory_halves_the_micro_batch_and_changes_no_number(spare: int, out_of_memory: Callable[..., list[int]]) -> None:
+    """Memory that runs out at once, or in the middle of a step or of an epoch, costs a repetition and nothing else."""
+    whole, [epoch] = learn(PLAIN)
+    model = undropped(tiny_model())
+    calls = out_of_memory(model.module, 2, spare=spare)
+    scarce, [other] = learn(PLAIN, model=model, micro_batch=4 if spare < 2 else 8)
+    assert difference(scarce, whole) < 1e-5
+    assert [step.loss for step in other.steps] == pytest.approx([step.loss for step in epoch.steps], rel=1e-6)
+    attempts = {0: [4], 1: [4, 4], 2: [8, 8, 8, 4]}[spare]
+    assert calls == attempts + [2] * (12 if spare < 2 else 4)
+
+
+def test_one_sequence_without_room_raises_what_happened(out_of_memory: Callable[..., list[int]]) -> None:
+    """With one sequence there is nothing to halve: the caller gets the error itself."""
+    model = tiny_model()
+    calls = out_of_memory(model.module, 0)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        learn(PLAIN, model=model)
+    assert calls == [8, 4, 2, 1]
+
+
+def test_a_spoiled_weight_is_named_with_step_and_rows() -> None:
+    """A loss that is not a number stops the training and says which step and which rows it was."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight[SEQUENCES[0].ids[0]] = math.nan
+    with pytest.raises(TrainingDiverged, match=r"loss of step 1 is nan on training rows \[100, 101, 102\].*--train_param"):
+        learn(PLAIN, model=model, sequences=SEQUENCES[:3])
+
+
+def test_a_training_that_explodes_stops_at_its_step() -> None:
+    """An absurd learning rate spoils the second step; the first one is not blamed."""
+    recipe = Recipe(lora=None, epochs=1, learning_rate=1e30, max_grad_norm=0)
+    with pytest.raises(TrainingDiverged, match=r"step 2 .*learning_rate, now 1e\+30"):
+        learn(recipe)
+
+
+def test_a_spoiled_gradient_stops_before_it_reaches_the_weights() -> None:
+    """A finite loss with an infinite gradient is refused too: after the last step nobody would compute a loss again."""
+    model = tiny_model()
+    with trainee(model, PLAIN, seed=0) as learner:
+        weight = next(iter(learner.trained_parameters().values()))
+        weight.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(TrainingDiverged, match=r"gradient norm of step 1 is (nan|inf) on training rows \[100, 101"):
+            next(fine_tune(learner, SEQUENCES[:8], PLAIN, seed=0, micro_batch=8))
+        assert all(value.isfinite().all() for value in learner.trained_parameters().values())
+
+
+def test_max_steps_stops_in_the_middle_of_an_epoch() -> None:
+    """Steps, rows fed and the decay of the learning rate all end at max_steps."""
+    recipe = dataclasses.replace(PLAIN, epochs=5, max_steps=4)
+    _, epochs = learn(recipe)
+    assert [len(epoch.steps) for epoch in epochs] == [3, 1]
+    assert [step.number for step in steps_of(epochs)] == [1, 2, 3, 4]
+    assert [step.learning_rate for step in steps_of(epochs)] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert epochs[0].tokens == sum(len(sequence.ids) - 1 for sequence in SEQUENCES) > epochs[1].tokens
+    assert len(learn(dataclasses.replace(recipe, epochs=1))[1]) == 1
+
+
+def test_an_epoch_reports_the_mean_over_its_labels() -> None:
+    """An epoch's loss is the mean over all its labels: steps with more labels weigh more."""
+    recipe = dataclasses.replace(PLAIN, learning_rate=1e-12, batch_size=7)
+    _, [epoch] = learn(recipe)
+    with torch.no_grad():
+        expected = tiny_module()(**padded(SEQUENCES)).loss.item()
+    assert epoch.loss == pytest.approx(expected, rel=1e-5)
+    assert float(np.mean([step.loss for step in epoch.steps])) != pytest.approx(expected, rel=1e-3)
+    assert len(epoch.steps) == 4 and epoch.seconds > 0
+
+
+@pytest.mark.parametrize(("lora", "rate"), [(DROPOUT, 5e-3), (None, 3e-3)], ids=["lora", "full"])
+def test_the_loss_falls(lora: Lora | None, rate: float) -> None:
+    """A few sequences are learned by heart."""
+    recipe = Recipe(lora=lora, epochs=25, learning_rate=rate, lr_schedule="constant")
+    _, epochs = learn(recipe, sequences=SEQUENCES[:2])
+    assert epochs[-1].loss < 0.7 * epochs[0].loss
+
+
+def test_the_model_is_in_evaluation_mode_between_epochs_and_learns_on_after() -> None:
+    """At each yield dropout is off, and the next epoch switches it on again."""
+    model, modes = tiny_model(), []
+    learn(dataclasses.replace(PLAIN, epochs=2), model=model, between=lambda seen: modes.append(seen.module.training))
+    assert modes == [False, False]
