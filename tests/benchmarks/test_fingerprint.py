@@ -15,6 +15,8 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 
+FIRSTS = {"train": 0, "validation": 10, "test": 20}
+
 
 def fingerprint(folder: Path, rows: dict[str, list[Row]], protocol: SplitProtocol = "clean", **fields: Any) -> str:
     task = own_task(folder, rows, **{**PARITY, **fields})
@@ -59,6 +61,24 @@ def test_fingerprint_tells_order_splits_and_template(tmp_path: Path) -> None:
         fingerprint(tmp_path, rows, doc_to_choice=["odd", "Even"]),
     ]
     assert len(set(found)) == 5
+
+
+def test_fingerprint_tells_wrong_choices(tmp_path: Path) -> None:
+    """A wrong choice is not learned, and still decides what is scored."""
+    found = []
+    for wrong in ("even", "Even"):
+        rows = {
+            role: [{**row, "label": 0, "choices": ["odd", wrong]} for row in numbers(3, first)] for role, first in FIRSTS.items()
+        }
+        found.append(fingerprint(tmp_path, rows, doc_to_choice="choices"))
+    assert found[0] != found[1]
+
+
+def test_fingerprint_tells_how_an_answer_is_written(tmp_path: Path) -> None:
+    """The delimiter of a written answer is learned, and stands in no request."""
+    rows = {role: [{**row, "label": "odd"} for row in numbers(3, first)] for role, first in FIRSTS.items()}
+    written = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": [{"metric": "exact_match"}]}
+    assert fingerprint(tmp_path, rows, **written) != fingerprint(tmp_path, rows, target_delimiter="\n", **written)
 
 
 def test_fingerprint_tells_what_counts_as_right(tmp_path: Path) -> None:

@@ -89,17 +89,17 @@ def test_target_delimiter_stands_before_the_answer(tmp_path: Path, delimiter: st
 
 
 @pytest.mark.parametrize("kind", ["choice", "written"])
-@pytest.mark.parametrize("prefix", ["It is", "It is ", "{{p}}"])
+@pytest.mark.parametrize("prefix", ["It is", "It is ", "{{p}}", "s"])
 @pytest.mark.parametrize("chat", [False, True])
 def test_gen_prefix_is_part_of_the_context(tmp_path: Path, kind: str, prefix: str, chat: bool, hflm: HFLM) -> None:
     """The beginning of the answer is given, in the requests as lm_eval writes them; one space parts it from a written answer."""
-    row = {"q": "The sky?", "a": "blue", "p": "It is"}
+    row = {"q": "The sky?", "a": "blue", "p": "It is", "s": "It is "}
     fields = {**(WRITTEN if kind == "written" else {**CHOICE, "doc_to_target": "a"}), "gen_prefix": prefix}
     task = own_task(tmp_path, {"train": [row], "test": [row]}, **fields)
     render, lm_evals = (tiny_model(chat=True).text.render_chat, hflm.apply_chat_template) if chat else (None, None)
     [example] = examples(task, "train", render)
     assert [asked(example)] == lm_eval_requests(tmp_path / "own.yaml", {"train": [row], "test": [row]}, "train", lm_evals)
-    shown = "It is " if prefix == "It is " else "It is"
+    shown = "It is " if prefix in ("It is ", "s") else "It is"
     assert example.context == (f"<|user|>The sky?\n<|assistant|>{shown}" if chat else f"The sky? {shown}")
     if kind == "written":
         assert f"{example.context}{example.continuation}".endswith("It is blue")

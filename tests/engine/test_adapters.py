@@ -37,6 +37,14 @@ VARIANTS = {
 SEQUENCES = [TokenSequence(ids=tuple(range(start, start + 12)), first_label=1, row=start) for start in range(2, 18)]
 IDS = torch.arange(2, 42)[None]
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
+KINDS = pytest.mark.parametrize(
+    ("architecture", "variant"),
+    [
+        *((architecture, "default") for architecture in ARCHITECTURES),
+        *(("qwen2", variant) for variant in VARIANTS if variant != "default"),
+        *(("gpt2", variant) for variant in ("all-linear", "all biases", "dora")),
+    ],
+)
 
 
 def with_lora(lora: Lora) -> Recipe:
@@ -73,8 +81,7 @@ def assert_bare(model: LanguageModel) -> None:
     assert not model.module.training
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@EACH
+@KINDS
 def test_taking_an_adapter_out_leaves_the_model_as_it_was(architecture: str, variant: str) -> None:
     """After a training that changed its logits the model is bit for bit the old one, biases included."""
     model, recipe = tiny_model(architecture), with_lora(VARIANTS[variant])
@@ -165,8 +172,7 @@ def adapted(learner: Trainee) -> set[str]:
     return {name.split(".")[-1] for name, module in learner.module.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@EACH
+@KINDS
 def test_peft_itself_loads_a_saved_adapter(architecture: str, variant: str, tmp_path: Path) -> None:
     """AutoPeftModelForCausalLM finds the base by the folder and gives the very logits of the trained model."""
     model = loaded(write_tiny_model(tmp_path / "base", architecture), architecture)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model
 from lm_harmony.benchmarks.examples import Request
 from lm_harmony.engine import segments
 from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.decoding import can_decode, decode_greedily
 from lm_harmony.engine.forward import LabelLogprobs, label_logprobs
+from lm_harmony.engine.generation import generate
 from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
 from lm_harmony.engine.paths import FAST, PLAIN, choose_paths
 from lm_harmony.engine.scoring import Respondent
@@ -235,3 +239,40 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(seen) > 60
     for one, other in zip(expected, found, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str) -> None:
+    """Forty questions, five rows at a time, stop strings and limits: the same strings as transformers' own generate."""
+    model, draw = model_of(architecture), random.Random(0)
+    words = ["the", "dog", "fox", "quick", "question", "answer", "heat", "river", "yes", "no"]
+    requests = [
+        Request(
+            kind="generate_until",
+            context=" ".join(draw.choices(words, k=draw.randint(1, 15))),
+            generation={"until": ["\n", "e "], "max_gen_toks": draw.choice((3, 24)), "do_sample": False},
+        )
+        for _ in range(40)
+    ]
+    expected = generate(model, requests, batch_size=8, max_new_tokens=24, seed=0)
+    assert generate(model, requests, batch_size=5, max_new_tokens=24, seed=0, fast=True) == expected
+    assert len({len(answer) for answer in expected}) > 5
+    assert can_decode(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
+
+
+def test_writing_survives_scarce_memory() -> None:
+    model = tiny_model()
+    contexts = model.text.encode([f"question {number} " * (1 + number % 3) for number in range(9)])
+    options: dict[str, Any] = {"max_new_tokens": 12, "is_finished": lambda rows: [row[-1] % 7 == 0 for row in rows]}
+    expected = {row.place: row.written for row in decode_greedily(model, contexts, batch_size=9, **options)}
+    calls = 0
+
+    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        nonlocal calls
+        calls += 1
+        if kwargs["input_ids"].shape[0] > 4 and calls > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    model.module.register_forward_pre_hook(scarce, with_kwargs=True)
+    assert {row.place: row.written for row in decode_greedily(model, contexts, batch_size=9, **options)} == expected
+    assert len(expected) == 9

@@ -333,6 +333,17 @@ def interrupted(recipe: Recipe, folder: Path, *, forget: bool = False) -> tuple[
         return weights_of(learner), rest
 
 
+def test_an_epoch_keeps_its_optimizer_state() -> None:
+    """What an epoch carries for a resumption is not changed by the epochs after it."""
+    with trainee(tiny_model(), dataclasses.replace(PLAIN, epochs=2), seed=0) as learner:
+        training = fine_tune(learner, SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=2), seed=0, micro_batch=8)
+        first = next(training)
+        kept = {name: value.clone() for name, value in first.optimizer_state.items()}
+        second = next(training)
+    assert kept and same(dict(first.optimizer_state), kept)
+    assert not same(dict(second.optimizer_state), kept)
+
+
 def test_a_finished_training_resumed_has_nothing_to_do() -> None:
     """Resuming after the last epoch yields no epoch and changes no weight."""
     with trainee(tiny_model(), PLAIN, seed=0) as learner:

@@ -11,6 +11,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.decoding import can_decode, decode_greedily
 from lm_harmony.engine.forward import smaller_batch
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
@@ -51,7 +52,9 @@ class Decoding:
         )
 
 
-def generate(model: LanguageModel, requests: Sequence[Request], *, batch_size: int, max_new_tokens: int, seed: int) -> list[str]:
+def generate(
+    model: LanguageModel, requests: Sequence[Request], *, batch_size: int, max_new_tokens: int, seed: int, fast: bool = False
+) -> list[str]:
     """Write an answer to each context, cut before its first stop string or end-of-text token.
 
     Args:
@@ -60,6 +63,7 @@ def generate(model: LanguageModel, requests: Sequence[Request], *, batch_size: i
         batch_size: most rows at once; halved when memory runs out.
         max_new_tokens: longest answer in tokens where the request sets none.
         seed: of sampled answers; greedy ones (the rule) need none.
+        fast: let finished rows leave and waiting ones enter, where the model's cache allows it.
 
     Raises:
         BenchmarkError: the longest answer leaves no room for a context.
@@ -81,66 +85,84 @@ def generate(model: LanguageModel, requests: Sequence[Request], *, batch_size: i
             # Longest first: memory runs out at once or never; rows of a batch are of like length.
             places = sorted(places, key=lambda place: -len(contexts[place]))
             fed = [contexts[place][-room:] or [model.text.prefix_id] for place in places]
-            written = track(_batches(model, fed, decoding, batch_size), "writing answers", total=len(fed))
-            for place, answer in zip(places, written, strict=True):
-                answers[place] = answer
+            written = _write(model, fed, decoding, batch_size, fast=fast)
+            for number, answer in track(written, "writing answers", total=len(fed)):
+                answers[places[number]] = answer
     return answers
 
 
-def _batches(model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, size: int) -> Iterator[str]:
+def _write(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, *, fast: bool
+) -> Iterator[tuple[int, str]]:
+    """Yield (number of the context, answer) as answers end."""
+    stop = _StopStrings(model, decoding.stop)
+    if fast and decoding.options == (("do_sample", False),) and can_decode(model.module):
+        finished = decode_greedily(
+            model, contexts, batch_size=batch_size, max_new_tokens=decoding.max_new_tokens, is_finished=stop.are_finished
+        )
+        for row in finished:
+            yield row.place, stop.text_of(row.written)
+        return
     start = 0
     while start < len(contexts):
-        batch = contexts[start : start + size]
+        batch = contexts[start : start + batch_size]
         try:
-            written = _generate_batch(model, batch, decoding)
+            output = _generate_batch(model, batch, decoding, stop)
         except RuntimeError as error:
-            size = smaller_batch(len(batch), error)
+            batch_size = smaller_batch(len(batch), error)
             continue
-        yield from written
+        for place, written in enumerate(output, start=start):
+            yield place, stop.text_of(written)
         start += len(batch)
 
 
-def _generate_batch(model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding) -> list[str]:
-    tokenizer, longest = model.text.tokenizer, max(map(len, contexts))
-    pad = model.text.end_id
+def _generate_batch(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, stop: _StopStrings
+) -> list[list[int]]:
+    longest, pad = max(map(len, contexts)), model.text.end_id
     # Padding on the left, so that every row goes on from its last token; the mask hides it and shifts positions.
     ids_BxT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in contexts], device=model.device)
     mask_BxT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in contexts], device=model.device)
-    stop = (*decoding.stop, model.text.end_text)
+    stop.prompt_length = longest
     output_BxT = model.module.generate(  # type: ignore[operator]
         input_ids=ids_BxT,
         attention_mask=mask_BxT,
         max_new_tokens=decoding.max_new_tokens,
-        stopping_criteria=StoppingCriteriaList([_StopStrings(model, stop, longest)]),
+        stopping_criteria=StoppingCriteriaList([stop]),
         pad_token_id=pad,
         use_cache=True,
         **dict(decoding.options),
     )
-    return [_cut(text, stop) for text in tokenizer.batch_decode(output_BxT[:, longest:], skip_special_tokens=True)]
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    for end in stop:
-        if end:
-            text = text.split(end)[0]
-    return text
+    written: list[list[int]] = output_BxT[:, longest:].tolist()
+    return written
 
 
 class _StopStrings(StoppingCriteria):
     """A row is done when its last tokens, decoded, hold one of its stop strings (lm_eval waits for the whole batch)."""
 
-    def __init__(self, model: LanguageModel, stop: Sequence[str], prompt_length: int) -> None:
-        self.tokenizer, self.stop, self.prompt_length = (
-            model.text.tokenizer,
-            [end for end in stop if end],
-            prompt_length,
-        )
+    def __init__(self, model: LanguageModel, stop: Sequence[str]) -> None:
+        self.tokenizer, self.prompt_length = model.text.tokenizer, 0
+        self.stop = [end for end in (*stop, model.text.end_text) if end]
+        ends = model.module.generation_config.eos_token_id
+        self.end_ids = set(ends if isinstance(ends, list) else [ends]) | {model.text.end_id}
         # Two tokens more than a stop string takes: the model may spell it in other tokens (lm_eval's rule).
         spelled = self.tokenizer(self.stop, add_special_tokens=False)["input_ids"]
         self.lookback = max(map(len, spelled)) + 2
 
+    def are_finished(self, written: Sequence[Sequence[int]]) -> list[bool]:
+        """Tell of each row of new tokens whether it has ended."""
+        texts = self.tokenizer.batch_decode([list(tokens[-self.lookback :]) for tokens in written])
+        return [
+            tokens[-1] in self.end_ids or any(end in text for end in self.stop)
+            for tokens, text in zip(written, texts, strict=True)
+        ]
+
+    def text_of(self, written: Sequence[int]) -> str:
+        """Return the text of a row's new tokens before its first stop string."""
+        text = str(self.tokenizer.decode(list(written), skip_special_tokens=True))
+        for end in self.stop:
+            text = text.split(end)[0]
+        return text
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        written = input_ids[:, self.prompt_length :][:, -self.lookback :]
-        texts = self.tokenizer.batch_decode(written)
-        done = [any(end in text for end in self.stop) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+        return torch.tensor(self.are_finished(input_ids[:, self.prompt_length :].tolist()), device=input_ids.device)

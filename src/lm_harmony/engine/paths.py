@@ -20,6 +20,8 @@ TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
 ROW_TOKENS = 4_096
 """Tokens in one row of shared-context scoring on a processor, where longer rows gain nothing."""
+GENERATION_ROWS = 24
+"""Answers written at once where finished rows leave the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

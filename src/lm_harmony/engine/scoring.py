@@ -10,7 +10,7 @@ import torch
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.forward import LabelLogprobs, in_batches
 from lm_harmony.engine.generation import generate
-from lm_harmony.engine.paths import PLAIN, ROW_TOKENS, Paths
+from lm_harmony.engine.paths import GENERATION_ROWS, PLAIN, ROW_TOKENS, Paths
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -65,7 +65,14 @@ class Respondent:
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Write an answer to each context: see ``generation.generate``."""
-        return generate(self.model, requests, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, seed=self.seed)
+        return generate(
+            self.model,
+            requests,
+            batch_size=GENERATION_ROWS if self.paths.shares else self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            fast=self.paths.shares,
+        )
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         order = self.paths.order(sequences)
