@@ -1,0 +1,49 @@
+"""Greedy generation against HFLM.generate_until: ``python -m bench.generation``."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import tyro
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.models.loading import load_model
+
+TASKS = ("gsm8k", "nq_open")
+BATCHES = (8, 24)
+
+
+def main(flags: BenchFlags) -> None:
+    """Write answers to 64 rows of each task on all sides, check that they agree, and print the ratio to each."""
+    logging.disable(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"
+    model = load_model(str(flags.model))
+    respondent = Respondent(model=model, paths=choose_paths(model))
+    measured: list[Measured] = []
+    for task in flags.tasks or TASKS:
+        _, splits = splits_of(task, flags.data, Caps(train=8, validation=8, test=flags.rows or 64))
+        requests = requests_of(splits.test)
+        for size in BATCHES:
+            harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, batch_size=size, device="cpu")
+            instances = [
+                Instance("generate_until", {}, (request.context, dict(request.generation)), place)
+                for place, request in enumerate(requests)
+            ]
+            sides = {
+                "LM-Harmony": lambda: respondent.generate_until(requests),  # noqa: B023
+                "lm_eval HFLM": lambda: harness.generate_until(instances, disable_tqdm=True),  # noqa: B023
+            }
+            same = respondent.generate_until(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
+            assert same, "the two sides write different answers"
+            measured.append(compare(f"{task}, {len(requests)} rows, HFLM at batch {size}", sides, runs=flags.runs))
+    show("generation", measured)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchFlags))

@@ -1,0 +1,47 @@
+"""Log-likelihood scoring against lm_eval's HFLM at its best batch size: ``python -m bench.scoring``."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import tyro
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.models.loading import load_model
+
+TASKS = ("arc_easy", "headqa_en", "commonsense_qa", "mnli", "boolq", "cola")
+
+
+def main(flags: BenchFlags) -> None:
+    """Score the test rows of each task on both sides, check that they agree, and print the ratio."""
+    logging.disable(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"
+    model = load_model(str(flags.model))
+    respondent = Respondent(model=model, paths=choose_paths(model))
+    harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, batch_size=8, device="cpu")
+    measured: list[Measured] = []
+    for task in flags.tasks or TASKS:
+        _, splits = splits_of(task, flags.data, Caps(train=8, validation=8, test=flags.rows or 500))
+        requests = requests_of(splits.test)
+        instances = [
+            Instance("loglikelihood", {}, (request.context, request.continuation), place)
+            for place, request in enumerate(requests)
+        ]
+        ours, theirs = respondent.loglikelihood(requests[:40]), harness.loglikelihood(instances[:40], disable_tqdm=True)
+        assert max(abs(one[0] - other[0]) for one, other in zip(ours, theirs, strict=True)) < 1e-3
+        sides = {
+            "LM-Harmony": lambda: respondent.loglikelihood(requests),  # noqa: B023
+            "lm_eval HFLM, batch 8": lambda: harness.loglikelihood(instances, disable_tqdm=True),  # noqa: B023
+        }
+        measured.append(compare(f"{task}, {len(splits.test)} questions", sides, runs=flags.runs))
+    show("scoring", measured)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchFlags))

@@ -1,0 +1,99 @@
+"""Time two ways of doing one thing in one process, in turn, and compare medians: these machines are noisy."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_index import find_task_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags:
+    """Where the model and the rows are, and how often each side runs."""
+
+    model: Path = Path("models/SmolLM2-135M-Instruct")
+    """Folder of the model."""
+    data: Path = Path("../shared/data")
+    """Folder with <task>/{train,validation,test}.jsonl."""
+    runs: int = 3
+    """Counted runs of each side, in turn, after one warm-up."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; default: the bench's own."""
+    rows: int | None = None
+    """Rows of each task; default: the bench's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Medians of one comparison."""
+
+    what: str
+    """What was done."""
+    seconds: Mapping[str, float]
+    """Side -> median seconds; the first side is ours."""
+    ratio: float
+    """Best other side over ours, the median of the ratios of neighbouring runs."""
+    spread: tuple[float, float]
+    """Smallest and largest of those ratios."""
+
+
+def compare(what: str, sides: Mapping[str, Callable[[], object]], *, runs: int) -> Measured:
+    """Run every side once to warm up, then ``runs`` times in turn.
+
+    Args:
+        what: label of the table's row.
+        sides: name -> what to time; the first is ours.
+        runs: counted rounds.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(runs + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    ours, *others = sides
+    best = min(others, key=lambda name: medians[name])
+    ratios = [other / own for own, other in zip(taken[ours], taken[best], strict=True)]
+    return Measured(what=what, seconds=medians, ratio=statistics.median(ratios), spread=(min(ratios), max(ratios)))
+
+
+def show(title: str, measured: Sequence[Measured]) -> None:
+    """Print the table and the JSON line."""
+    sides = list(measured[0].seconds)
+    table = Table("what", *(f"{side} (s)" for side in sides), "ratio", "min - max", title=title)
+    for row in measured:
+        low, high = row.spread
+        times = (f"{row.seconds[side]:.2f}" for side in sides)
+        table.add_row(row.what, *times, f"{row.ratio:.2f}x", f"{low:.2f} - {high:.2f}")
+    Console(width=120).print(table)
+    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    rows = [{"what": row.what, "seconds": dict(row.seconds), "ratio": row.ratio, "spread": row.spread} for row in measured]
+    print(json.dumps({"bench": title, "date": date.today().isoformat(), "machine": machine, "rows": rows}))
+
+
+def splits_of(task: str, data: Path, caps: Caps) -> tuple[HarnessTask, Splits]:
+    """Load a task on local rows."""
+    harness = HarnessTask(find_task_file(task), data)
+    return harness, make_splits(harness, caps=caps, seed=0, protocol="clean", chat=None)
+
+
+def requests_of(examples: Sequence[Example]) -> list:
+    """Return the requests of examples, one after another."""
+    return [request for example in examples for request in example.requests]
