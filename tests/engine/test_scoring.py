@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.generation import Decoding
@@ -187,6 +187,25 @@ def test_answers_end_before_their_first_stop_string(architecture: str) -> None:
     assert clean
 
 
+def test_writing_stops_with_the_last_row() -> None:
+    """A batch costs no more forward passes than its longest answer, however its stop string is spelled in tokens."""
+    model, hflm = rivals("llama", False)
+    passes: list[int] = []
+    hook = model.module.register_forward_pre_hook(lambda *_: passes.append(1))
+    [free] = hflm_answers(hflm, [written("Q: what?\nA:", {"max_gen_toks": 40})])
+    assert len(passes) == 40
+    needed = next(tokens for tokens in range(1, 40) if free[8:11] in first_tokens(model, tokens))
+    passes.clear()
+    Respondent(model=model).generate_until([written("Q: what?\nA:", {"until": [free[8:11]], "max_gen_toks": 40})] * 2)
+    hook.remove()
+    assert len(passes) == needed < 40
+
+
+def first_tokens(model: LanguageModel, tokens: int) -> str:
+    [text] = Respondent(model=model).generate_until([written("Q: what?\nA:", {"max_gen_toks": tokens})])
+    return text
+
+
 def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
     """max_new_tokens limits requests without their own limit and no others."""
     model, hflm = rivals("llama", False)
@@ -252,13 +271,15 @@ def test_the_longest_input_is_hflms(architecture: str) -> None:
     assert model.max_length == hflm.max_length == MAX_LENGTH
 
 
+CONFIGS = [PretrainedConfig(n_ctx=55), *(CONFIG_MAPPING[kind]() for kind in ("gpt2", "llama", "mamba", "gemma3", "mpt"))]
+
+
 @pytest.mark.parametrize("limit", [77, None])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "mamba", "bloom", "gemma3", "mpt", "falcon"])
-def test_the_longest_input_follows_lm_evals_rule(kind: str, limit: int | None) -> None:
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type or "n_ctx")
+def test_the_longest_input_follows_lm_evals_rule(config: PretrainedConfig, limit: int | None) -> None:
     """Config, nested text config, tokenizer and default are asked in lm_eval's order."""
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.model_max_length = int(1e30) if limit is None else limit
-    config = CONFIG_MAPPING[kind]()
     assert longest_input(config, tokenizer) == resolve_max_length(config, tokenizer)
 
 

@@ -90,17 +90,18 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         train, validation = order[:kept], order[kept : kept + int(VALIDATION_SHARE * len(order))]
     aliases = "joined" if protocol == "published" else "first"
     rendered = []
-    for role, source, chosen, cap in (
-        ("train", rows["train"], train, caps.train),
-        ("validation", rows["validation" if own else "train"], validation, caps.validation),
-        ("test", rows[evaluation], test, caps.test),
-    ):
+    origins: tuple[tuple[str, Role, np.ndarray, int], ...] = (
+        ("train", "train", train, caps.train),
+        ("validation", "validation" if own else "train", validation, caps.validation),
+        ("test", evaluation, test, caps.test),
+    )
+    for role, origin, chosen, cap in origins:
         _refuse_empty(task.name, role, chosen)
         kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
-        documents = track(source.select(kept_rows), f"reading {role} rows", total=len(kept_rows))
+        documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
         rendered.append(
             tuple(
-                task.example(int(row), document, chat=chat, aliases=aliases)
+                task.example(int(row), document, chat=chat, aliases=aliases, split=task.declared[origin])
                 for row, document in zip(kept_rows, documents, strict=True)
             )
         )

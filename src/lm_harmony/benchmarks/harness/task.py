@@ -88,14 +88,17 @@ class HarnessTask:
                 f"benchmark {self.name}, {role} rows: {error}. Mend the rows to the schema that the task expects."
             ) from error
 
-    def example(self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: str) -> Example:
+    def example(
+        self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: str, split: str = ""
+    ) -> Example:
         """Render one document.
 
         Args:
-            row: its row number, for messages and records.
+            row: its row number in its split, from 0, for messages and records.
             document: the row.
             chat: the model's chat template, or None for plain text.
             aliases: of several right answers, learn the "first" or all "joined" by spaces (as published).
+            split: the split that the row comes from, for messages.
 
         Raises:
             BenchmarkError: the row lacks a column or holds a value that the task's templates cannot take.
@@ -121,7 +124,7 @@ class HarnessTask:
             target = str(task.doc_to_target(document))
         except _MISFITS as error:
             raise BenchmarkError(
-                f"benchmark {self.name}, row {row}: {error} (columns: {', '.join(document)}). "
+                f"benchmark {self.name}, {f'{split} row {row}'.strip()}: {error} (columns: {', '.join(document)}). "
                 f"Mend the row to the schema that the task expects."
             ) from error
         return Example(
