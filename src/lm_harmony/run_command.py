@@ -29,7 +29,7 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
 
     Raises:
         HarmonyError: bad input, or a training that diverged.
-        KeyboardInterrupt: after a line that says how to go on.
+        KeyboardInterrupt: after a line that says how to go on, if a run was begun.
     """
     given = given_flags(arguments)
     spec = run_spec(flags, given)
@@ -47,12 +47,9 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
             else:
                 record = train_before_test(spec, store, resume=flags.resume_from_checkpoint, overwrite=flags.overwrite)
         except KeyboardInterrupt:
-            epochs = len(store.epochs())
-            log.warning(
-                "Stopped by Ctrl-C; %d finished epochs are kept in %s. Repeat the command with --resume_from_checkpoint.",
-                epochs,
-                store.folder,
-            )
+            if store.asked() is not None and not store.is_finished():
+                kept = f"{len(store.epochs())} finished epochs are kept in {store.folder}"
+                log.warning("stopped by Ctrl-C; %s. Repeat the command with --resume_from_checkpoint to go on.", kept)
             raise
     if record.direct or record.trained:
         Console().print(result_table(record))

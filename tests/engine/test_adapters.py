@@ -212,13 +212,14 @@ def test_a_saved_adapter_comes_back_bit_for_bit(variant: str, tmp_path: Path) ->
         learner.save(tmp_path / "first")
         first = trained(learner)
         teach(learner, recipe).save(tmp_path / "second")
-        second = trained(learner)
+        second, answers = trained(learner), logits(learner.module)
         learner.load(tmp_path / "first")
         assert same(trained(learner), first) and not same(first, second)
     with trainee(tiny_model("qwen2"), recipe, seed=9) as other:
         assert not same(trained(other), second)
         other.load(tmp_path / "second")
         assert same(trained(other), second)
+        assert torch.equal(logits(other.module), answers)  # dropout is off before any training
 
 
 @EACH

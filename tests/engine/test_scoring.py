@@ -187,23 +187,22 @@ def test_answers_end_before_their_first_stop_string(architecture: str) -> None:
     assert clean
 
 
-def test_writing_stops_with_the_last_row() -> None:
-    """A batch costs no more forward passes than its longest answer, however its stop string is spelled in tokens."""
-    model, hflm = rivals("llama", False)
+def test_writing_stops_with_the_stop_string() -> None:
+    """A batch takes no more forward passes than its answers have tokens, however the stop string is spelled in tokens."""
+    model, _ = rivals("llama", False)
+    free = [written_by(model, tokens) for tokens in range(1, 41)]
+    clean = [free[-1][start : start + 3] for start in range(9, len(free[-1]) - 3)]
+    stop = next(span for span in clean if "\ufffd" not in span and span not in free[9])
     passes: list[int] = []
     hook = model.module.register_forward_pre_hook(lambda *_: passes.append(1))
-    [free] = hflm_answers(hflm, [written("Q: what?\nA:", {"max_gen_toks": 40})])
-    assert len(passes) == 40
-    needed = next(tokens for tokens in range(1, 40) if free[8:11] in first_tokens(model, tokens))
-    passes.clear()
-    Respondent(model=model).generate_until([written("Q: what?\nA:", {"until": [free[8:11]], "max_gen_toks": 40})] * 2)
+    written_by(model, 40, until=stop)
     hook.remove()
-    assert len(passes) == needed < 40
+    assert len(passes) == next(tokens for tokens, text in enumerate(free, start=1) if stop in text) < 40
 
 
-def first_tokens(model: LanguageModel, tokens: int) -> str:
-    [text] = Respondent(model=model).generate_until([written("Q: what?\nA:", {"max_gen_toks": tokens})])
-    return text
+def written_by(model: LanguageModel, tokens: int, **arguments: str) -> str:
+    request = written("yes no", {"max_gen_toks": tokens, **arguments})
+    return Respondent(model=model).generate_until([request] * 2)[0]
 
 
 def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:

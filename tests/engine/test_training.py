@@ -381,7 +381,7 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_dropout_is_drawn_anew_from_seed_and_step() -> None:
-    """With weights that stand still, each step of one text has a loss of its own, decided by the seed; without dropout all agree."""
+    """With weights that stand still, each step of one text has a loss of its own, decided by the seed."""
     still = Recipe(lora=None, epochs=4, learning_rate=1e-12, weight_decay=0)
     runs = [learn(still, model=tiny_model("gpt2"), sequences=SEQUENCES[:1], seed=seed)[1] for seed in (0, 0, 1)]
     first, again, other = [[step.loss for step in steps_of(epochs)] for epochs in runs]
