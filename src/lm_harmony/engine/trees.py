@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from lm_harmony.engine.sequences import TokenSequence
 
+MAX_TREE = 512
+"""Tokens after which a tree of several short texts takes no further one."""
 MIN_TRUNK = 16
 """Shortest common beginning, in tokens, that is worth a trunk: every tree attends to it apart from its own tokens."""
 
@@ -124,14 +126,22 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int) -> list[list[int]]:
-    """Cut the sorted sequences where a neighbour shares less than half of the shorter one (after the trunk)."""
+    """Cut the sorted sequences where a neighbour shares less than half of the shorter one (after the trunk).
+
+    A tree is also cut when it has grown large: each of its tokens looks at all of them, so one tree of many short questions
+    that begin alike costs more than computing their beginning again.
+    """
     groups = [[order[0]]]
+    size = len(sequences[order[0]].ids) - trunk
     for before, place in pairwise(order):
         left, right = sequences[before].ids[trunk:-1], sequences[place].ids[trunk:-1]
-        if 2 * _common(left, right) >= min(len(left), len(right)):
+        shared = _common(left, right)
+        size += len(right) - shared
+        if 2 * shared >= min(len(left), len(right)) and size <= max(MAX_TREE, 2 * len(right)):
             groups[-1].append(place)
         else:
             groups.append([place])
+            size = len(right)
     return groups
 
 
