@@ -30,7 +30,7 @@ Weights = dict[str, torch.Tensor]
 EXACT = Lora(lora_dropout=0.0, target_modules=("all-linear",))
 DROPOUT = Lora(lora_dropout=0.1, target_modules=("all-linear",))
 # A larger epsilon than usual: where a gradient is nothing but rounding (the bias of a key), Adam would enlarge the rounding.
-PLAIN = Recipe(lora=EXACT, epochs=1, learning_rate=1e-3, adam_epsilon=1e-5)
+PLAIN = Recipe(lora=EXACT, epochs=1, learning_rate=1e-3, adam_epsilon=1e-4)
 
 
 def random_sequences(count: int, *, length: int | None = None) -> list[TokenSequence]:
