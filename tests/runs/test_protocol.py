@@ -13,6 +13,7 @@ import torch
 import yaml
 from micro import write_micro
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from tiny import write_tiny_model
 
 from lm_harmony.errors import BenchmarkError, ModelError, StoreError, TrainingDiverged, UsageError
@@ -271,3 +272,26 @@ def test_losses_and_scores_reach_tensorboard(spec: RunSpec, tmp_path: Path) -> N
     assert shown == pytest.approx([epoch.validation["acc,none"] for epoch in record.epochs])
     assert record.trained is not None
     assert events.Scalars("test/acc,none")[0].value == pytest.approx(record.trained.metrics["acc,none"])
+
+
+def test_the_engine_changes_no_score(spec: RunSpec, tmp_path: Path) -> None:
+    """Without dropout, whose places depend on the layout, the fast engine and the plain one leave the same record."""
+    recipe = dataclasses.replace(RECIPE, lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
+    asked = dataclasses.replace(spec, recipe=recipe)
+    fast, plain = (
+        train_before_test(
+            dataclasses.replace(asked, execution=Execution(device="cpu", engine=engine)), RunStore(tmp_path / engine)
+        )
+        for engine in ("auto", "plain")
+    )
+    assert fast.direct == plain.direct
+    assert fast.trained == plain.trained
+    assert [epoch.loss for epoch in fast.epochs] == pytest.approx([epoch.loss for epoch in plain.epochs], rel=1e-4)
+
+
+def test_bfloat16_weights_carry_a_float32_adapter(spec: RunSpec, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    record = train_before_test(dataclasses.replace(spec, recipe=dataclasses.replace(RECIPE, dtype="bfloat16")), store)
+    weights = load_file(store.folder / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(math.isfinite(epoch.loss) for epoch in record.epochs)
