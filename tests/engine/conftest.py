@@ -1,4 +1,4 @@
-"""Scarce memory: a real module that refuses large batches as a full GPU does."""
+"""One thread for tiny models, and scarce memory: a real module that refuses large batches as a full GPU does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
+# Two threads on a shared machine wait for one another: minutes become hours on models this small.
+torch.set_num_threads(1)
 
 OutOfMemory = Callable[..., list[int]]
 
