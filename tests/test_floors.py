@@ -116,4 +116,4 @@ def test_no_file_and_no_function_outgrows_a_page(file: Path) -> None:
     assert text.count("\n") <= 250
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, f"{file}:{node.name}"
+            assert (node.end_lineno or 0) - node.lineno < 50, f"{file}:{node.name}"

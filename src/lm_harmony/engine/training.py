@@ -98,29 +98,41 @@ def fine_tune(
         load_optimizer_state(optimizer, resume.optimizer_state)
     for epoch in range((resume.epoch if resume else 0) + 1, math.ceil(total / per_epoch) + 1):
         started = time.perf_counter()
-        first = (epoch - 1) * per_epoch
-        planned = range(first, min(first + per_epoch, total))
-        order = np.random.default_rng((seed, epoch)).permutation(len(sequences))
+        batches = _batches(sequences, recipe, (seed, epoch), total)
         trainee.module.train()
-        steps, labels, tokens = [], [], 0
-        for step in track(planned, f"epoch {epoch}/{recipe.epochs}", total=len(planned)):
-            start = (step - first) * recipe.batch_size
-            batch = [sequences[index] for index in order[start : start + recipe.batch_size]]
+        steps = []
+        for step, batch in track(batches, f"epoch {epoch}/{recipe.epochs}", total=len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(step)
             loss, norm, micro_batch = _step(trainee, optimizer, batch, (seed, step + 1), recipe, micro_batch, forward)
             steps.append(Step(number=step + 1, loss=loss, learning_rate=rate_of(step), grad_norm=norm))
-            labels.append(sum(len(sequence.labels) for sequence in batch))
-            tokens += sum(len(sequence.ids) - 1 for sequence in batch)
         trainee.module.eval()
         yield Epoch(
             number=epoch,
-            loss=float(np.average([step.loss for step in steps], weights=labels)),
-            tokens=tokens,
+            loss=float(np.average([step.loss for step in steps], weights=[_labels(batch) for _, batch in batches])),
+            tokens=sum(len(sequence.ids) - 1 for _, batch in batches for sequence in batch),
             seconds=time.perf_counter() - started,
             steps=tuple(steps),
             optimizer_state=optimizer_state(optimizer),
         )
+
+
+def _batches(
+    sequences: Sequence[TokenSequence], recipe: Recipe, seed_and_epoch: tuple[int, int], total: int
+) -> list[tuple[int, list[TokenSequence]]]:
+    """Return the epoch's steps (from 0 over all epochs, below ``total``), each with its optimizer batch."""
+    order = np.random.default_rng(seed_and_epoch).permutation(len(sequences))
+    starts = range(0, len(sequences), recipe.batch_size)
+    first = (seed_and_epoch[1] - 1) * len(starts)
+    return [
+        (step, [sequences[index] for index in order[start : start + recipe.batch_size]])
+        for step, start in enumerate(starts, start=first)
+        if step < total
+    ]
+
+
+def _labels(batch: Sequence[TokenSequence]) -> int:
+    return sum(len(sequence.labels) for sequence in batch)
 
 
 def _step(
@@ -133,7 +145,7 @@ def _step(
     forward: Forward,
 ) -> tuple[float, float, int]:
     """Take one optimizer step; return (loss in nats, gradient norm, micro-batch that fitted in memory)."""
-    labels = sum(len(sequence.labels) for sequence in batch)
+    labels = _labels(batch)
     while True:
         # Dropout is drawn from (seed, step): a repeated or resumed step draws the same.
         torch.manual_seed(int(np.random.SeedSequence(seed_and_step).generate_state(1)[0]))
