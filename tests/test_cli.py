@@ -64,6 +64,15 @@ def test_help_names_the_commands() -> None:
     assert all(command in done.stdout for command in ("run", "benchmarks", "models", "demo"))
 
 
+def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
+    """``lm-harmony run --help | head -1``: no traceback."""
+    command = f"{sys.executable} -m lm_harmony.cli run --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage:")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_the_catalogues_are_listed_whole() -> None:
     benchmarks, models = harmony("benchmarks", COLUMNS="40"), harmony("models", COLUMNS="40")
     assert "commonsense_qa" in benchmarks.stdout and "exact_match,remove_whitespace" in benchmarks.stdout

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         Console(stderr=True, soft_wrap=True).print(f"lm-harmony: {error}", markup=False, highlight=False)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
