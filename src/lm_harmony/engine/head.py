@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CHUNK = 128
-"""Rows whose logits exist at once (measured best on a processor with a vocabulary of 49,152)."""
+"""Rows whose logits exist at once."""
 
 
 @dataclass(frozen=True)

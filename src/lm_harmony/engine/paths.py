@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
 ROW_TOKENS = 4_096
-"""Tokens in one row of shared-context scoring on a processor, where longer rows gain nothing."""
+"""Tokens in one row of shared-context scoring; halved when memory runs out."""
 GENERATION_ROWS = 24
 """Answers written at once where finished rows leave the batch."""
 
@@ -32,24 +32,25 @@ class Paths:
     """For training."""
     score: Forward
     """For scoring."""
-    shares: bool
-    """Whether ``score`` computes shared beginnings once: then sequences are sorted to lie together and counted in tokens."""
+    fast: bool
+    """Whether shared beginnings are computed once (then sequences are sorted to lie together and counted in tokens) and finished
+    answers leave the batch."""
 
     def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences are best scored."""
-        if self.shares:
+        if self.fast:
             return sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
         # Longest first: memory runs out at once or never, and sequences of like length share a batch.
         return sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
 
     def end_of_batch(self) -> Callable[[Sequence[TokenSequence], int, int], int]:
         """Return the rule that ends a batch of scoring: by tokens computed, or by sequences."""
-        return tokens_from if self.shares else rows_from
+        return tokens_from if self.fast else rows_from
 
 
-PLAIN = Paths(learn=label_logprobs, score=label_logprobs, shares=False)
+PLAIN = Paths(learn=label_logprobs, score=label_logprobs, fast=False)
 """The plain path for everything."""
-FAST = Paths(learn=packed_logprobs, score=shared_logprobs, shares=True)
+FAST = Paths(learn=packed_logprobs, score=shared_logprobs, fast=True)
 """The fast paths."""
 
 

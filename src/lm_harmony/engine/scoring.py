@@ -68,15 +68,15 @@ class Respondent:
         return generate(
             self.model,
             requests,
-            batch_size=GENERATION_ROWS if self.paths.shares else self.batch_size,
+            batch_size=GENERATION_ROWS if self.paths.fast else self.batch_size,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
-            fast=self.paths.shares,
+            fast=self.paths.fast,
         )
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         order = self.paths.order(sequences)
-        size = ROW_TOKENS if self.paths.shares else self.batch_size
+        size = ROW_TOKENS if self.paths.fast else self.batch_size
         batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
         sums = [(0.0, False)] * len(sequences)
         for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):

@@ -6,6 +6,7 @@
         direct.json               test score of the untouched model, where asked
         epochs.jsonl              one line an epoch, appended as it ends
         checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, while the run lasts
+        trackers/                 TensorBoard's files, where asked
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
         results_<time>.json       lm_eval's results schema plus the key train_before_test
