@@ -18,10 +18,11 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lm_harmony.benchmarks.examples import Example, Request
 from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.course import Epoch, Resumption
 from lm_harmony.engine.optimizers import make_optimizer
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.engine.training import Epoch, Resumption, fine_tune
+from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import TrainingDiverged
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import OPTIMIZERS, SCHEDULES, Lora, Recipe

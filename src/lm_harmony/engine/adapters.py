@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.dropout import Draws, seed_dropout
 from lm_harmony.errors import ModelError, StoreError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
+
+ONLY = "default"
+"""PEFT's name of an adapter that is alone on its model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +31,28 @@ class Trainee:
     """Runs forward with the trained weights applied."""
     model: LanguageModel
     """The model underneath."""
+    adapter: str = ONLY
+    """Name of the adapter, where several live on one model."""
+    draws: Draws = field(default_factory=Draws)
+    """What the adapter's dropout draws."""
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that training changes, by name."""
-        return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
+        return {
+            name: weight
+            for name, weight in self.module.named_parameters()
+            if weight.requires_grad and (self.adapter == ONLY or f".{self.adapter}." in name)
+        }
 
     def save(self, folder: Path) -> None:
         """Write the trained weights: PEFT's adapter format, or a whole model folder with its tokenizer."""
         if isinstance(self.module, PeftModel):
             # Left on "auto", PEFT asks the hub whether the vocabulary was changed.
-            self.module.save_pretrained(str(folder), save_embedding_layers=False)
+            self.module.save_pretrained(str(folder), selected_adapters=[self.adapter], save_embedding_layers=False)
+            if self.adapter != ONLY:  # PEFT puts it into a folder of its name
+                for file in (folder / self.adapter).iterdir():
+                    file.replace(folder / file.name)
+                (folder / self.adapter).rmdir()
         else:
             self.module.save_pretrained(folder)
             self.model.text.tokenizer.save_pretrained(folder)
@@ -51,21 +67,23 @@ class Trainee:
             raise StoreError(f"{folder} holds no safetensors. The run's weights are gone: run it again with --overwrite.")
         module = self.module
         try:
-            misfit = _fill_adapter(module, folder) if isinstance(module, PeftModel) else _fill_all(module, folder)
+            if isinstance(module, PeftModel):
+                misfit = _fill_adapter(module, folder, self.adapter, self.trained_parameters())
+            else:
+                misfit = _fill_all(module, folder)
         except SafetensorError as error:
             raise StoreError(f"{folder} cannot be read: {error}. Run it again with --overwrite.") from error
         if misfit:
             raise StoreError(f"{folder} does not fit the model: it {misfit}. Take the model and recipe that it was trained with.")
 
 
-def _fill_adapter(module: PeftModel, folder: Path) -> str:
+def _fill_adapter(module: PeftModel, folder: Path, adapter: str, trained: Iterable[str]) -> str:
     """Fill an adapter in place; return what does not fit, or nothing."""
     weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     try:
-        found: Any = set_peft_model_state_dict(module, weights)
+        found: Any = set_peft_model_state_dict(module, weights, adapter_name=adapter)
     except RuntimeError as error:  # its first line only says that there are errors
         return f"has a {str(error).splitlines()[-1].strip().rstrip('.')}"
-    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
     absent = set(trained) & set(found.missing_keys)  # the weights of the base are missing by design
     return _first("has weights named", found.unexpected_keys) or _first("lacks weights named", absent)
 
@@ -111,25 +129,33 @@ def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trai
     own = list(model.module.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = _with_lora(model, recipe.lora)
+        module = attach(model, recipe.lora)
     # With a bias option PEFT trains biases of the model itself, which unload() leaves as they became.
     biases = [(weight, weight.detach().clone()) for weight in own if weight.requires_grad]
     module.eval()  # PEFT adds its layers in training mode: their dropout would blur a score
     try:
-        yield Trainee(module=module, model=model)
+        yield Trainee(module=module, model=model, draws=seed_dropout(module, ONLY))
     finally:
         module.unload()
         for weight, value in biases:
             weight.data.copy_(value)
 
 
-def _with_lora(model: LanguageModel, lora: Lora) -> PeftModel:
+def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: PeftModel | None = None) -> PeftModel:
+    """Attach an adapter to ``model``; ``beside`` is what carries the model's other adapters already.
+
+    Raises:
+        ModelError: PEFT does not know which modules of the architecture to adapt.
+    """
     options = asdict(lora)
     targets = options.pop("target_modules")
     chosen = "all-linear" if targets == ("all-linear",) else list(targets) or None
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=chosen, **options)
     try:
-        return get_peft_model(model.module, config)
+        if beside is None:
+            return get_peft_model(model.module, config, adapter_name=adapter)
+        beside.add_adapter(adapter, config)
+        return beside
     except ValueError as error:
         raise ModelError(
             f"model {model.name}: no adapter can be attached: {error} "

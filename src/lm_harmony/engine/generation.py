@@ -13,6 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from lm_harmony.benchmarks.examples import Request
 from lm_harmony.engine.decoding import can_decode, decode_greedily
 from lm_harmony.engine.forward import smaller_batch
+from lm_harmony.engine.room import Room
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -53,17 +54,24 @@ class Decoding:
 
 
 def generate(
-    model: LanguageModel, requests: Sequence[Request], *, batch_size: int, max_new_tokens: int, seed: int, fast: bool = False
+    model: LanguageModel,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    seed: int,
+    room: Room | None = None,
 ) -> list[str]:
     """Write an answer to each context, cut before its first stop string or end-of-text token.
 
     Args:
         model: who writes.
         requests: of kind generate_until.
-        batch_size: most rows at once; halved when memory runs out.
+        batch_size: most rows at once for ``transformers.generate``; halved when memory runs out.
         max_new_tokens: longest answer in tokens where the request sets none.
         seed: of sampled answers; greedy ones (the rule) need none.
-        fast: let finished rows leave and waiting ones enter, where the model's cache allows it.
+        room: let finished rows leave and waiting ones enter, as many at once as there is room for, where the model's cache
+            allows it; None: ``transformers.generate`` in batches.
 
     Raises:
         BenchmarkError: the longest answer leaves no room for a context.
@@ -76,30 +84,30 @@ def generate(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for decoding, places in groups.items():
-            room = model.max_length - decoding.max_new_tokens
-            if room < 1:
+            most = model.max_length - decoding.max_new_tokens
+            if most < 1:
                 raise BenchmarkError(
                     f"max_new_tokens {decoding.max_new_tokens} leaves no room for a question: model {model.name} takes "
                     f"{model.max_length} tokens in all. Lower --max_new_tokens."
                 )
             # Longest first: memory runs out at once or never; rows of a batch are of like length.
             places = sorted(places, key=lambda place: -len(contexts[place]))
-            fed = [contexts[place][-room:] or [model.text.prefix_id] for place in places]
-            written = _write(model, fed, decoding, batch_size, fast=fast)
+            fed = [contexts[place][-most:] or [model.text.prefix_id] for place in places]
+            written = _write(model, fed, decoding, batch_size, room)
             for number, answer in track(written, "writing answers", total=len(fed)):
                 answers[places[number]] = answer
     return answers
 
 
 def _write(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, *, fast: bool
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, room: Room | None
 ) -> Iterator[tuple[int, str]]:
     """Yield (number of the context, answer) as answers end."""
     stop = _StopStrings(model, decoding.stop)
-    if fast and decoding.options == (("do_sample", False),) and can_decode(model.module):
-        finished = decode_greedily(
-            model, contexts, batch_size=batch_size, max_new_tokens=decoding.max_new_tokens, is_finished=stop.are_finished
-        )
+    limit = decoding.max_new_tokens
+    if room is not None and decoding.options == (("do_sample", False),) and can_decode(model.module):
+        rows = max(1, min(room.written_rows, room.cached_tokens // (len(contexts[0]) + limit)))
+        finished = decode_greedily(model, contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
         for row in finished:
             yield row.place, stop.text_of(row.written)
         return

@@ -5,7 +5,7 @@ Shapes: U rows that predict, each row once; L labels, each of one row; D hidden 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-CHUNK = 128
-"""Rows whose logits exist at once."""
+LOGITS_ON_CPU, LOGITS_ON_GPU = 12_000_000, 120_000_000
+"""Logits that exist at once: 48 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
+output layer again for every chunk."""
+
+_Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Head:
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     """C x D -> C x V."""
+    vocabulary: int
+    """Number of logits of a row."""
     trained: bool
     """Whether its weights are trained too."""
 
@@ -39,7 +44,8 @@ def head_of(module: PreTrainedModel) -> Head:
         logits = output(hidden) * (multiplied / divided) if multiplied != divided else output(hidden)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    return Head(logits_of, trained=any(weight.requires_grad for weight in module.get_output_embeddings().parameters()))
+    weights = list(module.get_output_embeddings().parameters())
+    return Head(logits_of, vocabulary=len(weights[0]), trained=any(weight.requires_grad for weight in weights))
 
 
 def head_logprobs(
@@ -57,8 +63,7 @@ def head_logprobs(
         logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, rows_L, labels_L)  # type: ignore[no-untyped-call]
         return logprobs_L, greedy_L
     found = []
-    for start, chosen, targets in _chunks(hidden_UxD, rows_L, labels_L):
-        rows = hidden_UxD[start : start + CHUNK]
+    for rows, chosen, targets in _chunks(head, hidden_UxD, rows_L, labels_L):
         # A trained head's logits are computed again in the backward pass rather than kept.
         found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False))
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
@@ -70,19 +75,21 @@ def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: to
     return logprobs, logits_CxV.detach().argmax(dim=-1)[chosen] == targets
 
 
-def _chunks(hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor) -> Any:
-    """Yield (first row, row of each label within the chunk, labels) for chunks of CHUNK rows."""
-    starts = range(0, len(hidden_UxD), CHUNK)
+def _chunks(head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor) -> Iterator[_Chunk]:
+    """Yield (hidden states C x D, row of each label within the chunk, labels), C by the size of the vocabulary."""
+    size = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
+    starts = range(0, len(hidden_UxD), size)
     cuts = torch.searchsorted(rows_L, torch.tensor([*starts, len(hidden_UxD)], device=rows_L.device)).tolist()
     for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
-        yield start, rows_L[low:high] - start, labels_L[low:high]
+        yield hidden_UxD[start : start + size], rows_L[low:high] - start, labels_L[low:high]
 
 
 class _FrozenHead(torch.autograd.Function):
     """Log-probabilities under a head that is not trained: the gradient of each row is computed with its logits and kept.
 
     A label's log-probability depends on its own row of hidden states only, so its gradient can be had before the loss is known;
-    what is kept is U x D numbers instead of U x V.
+    what is kept is U x D numbers instead of U x V. The gradient by the logits (one at the label, minus every probability) is
+    written over the logits themselves.
     """
 
     @staticmethod
@@ -90,14 +97,21 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden_UxD: torch.Tensor, head: Head, rows_L: torch.Tensor, labels_L: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute log-probabilities and, for each row (one label each), their gradient."""
+        assert len(rows_L) == len(hidden_UxD), "a trained row predicts one label"
         logprobs, greedy, grads = [], [], []
-        for start, chosen, targets in _chunks(hidden_UxD, rows_L, labels_L):
+        for rows, _, targets in _chunks(head, hidden_UxD, rows_L, labels_L):
             with torch.enable_grad():
-                rows = hidden_UxD[start : start + CHUNK].detach().requires_grad_()
-                found, most = _chunk(head, rows, chosen, targets)
-                grads.append(torch.autograd.grad(found.sum(), rows)[0])
-            logprobs.append(found.detach())
-            greedy.append(most)
+                rows = rows.detach().requires_grad_()
+                logits_CxV = head.logits(rows)
+            found_CxV = logits_CxV.detach().float()
+            top_C, most_C = found_CxV.max(dim=-1)
+            labels_Cx1 = targets[:, None]
+            chosen_C = found_CxV.gather(1, labels_Cx1)[:, 0] - top_C
+            sums_C = found_CxV.sub_(top_C[:, None]).exp_().sum(dim=-1)
+            logprobs.append(chosen_C - sums_C.log())
+            greedy.append(most_C == targets)
+            found_CxV.div_(-sums_C[:, None]).scatter_add_(1, labels_Cx1, torch.ones_like(labels_Cx1, dtype=torch.float32))
+            grads.append(torch.autograd.grad(logits_CxV, rows, found_CxV.to(logits_CxV.dtype))[0])
         ctx.save_for_backward(torch.cat(grads))
         result, flags = torch.cat(logprobs), torch.cat(greedy)
         ctx.mark_non_differentiable(flags)

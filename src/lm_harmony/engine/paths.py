@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lm_harmony.engine.forward import Forward, label_logprobs, rows_from
 from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
+from lm_harmony.engine.room import Room, room_of
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.trees import tokens_from
 from lm_harmony.models.loading import LanguageModel
@@ -18,10 +19,6 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
-ROW_TOKENS = 4_096
-"""Tokens in one row of shared-context scoring; halved when memory runs out."""
-GENERATION_ROWS = 24
-"""Answers written at once where finished rows leave the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +32,8 @@ class Paths:
     fast: bool
     """Whether shared beginnings are computed once (then sequences are sorted to lie together and counted in tokens) and finished
     answers leave the batch."""
+    room: Room = Room()
+    """How much one pass may hold."""
 
     def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences are best scored."""
@@ -61,13 +60,14 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
         model: in evaluation mode.
         engine: "auto", or "plain" to ask for the plain path.
     """
+    room = room_of(model.module)
     if engine == "plain":
-        return PLAIN
+        return replace(PLAIN, room=room)
     sequences = _probe_sequences(model)
     with torch.no_grad():
         padded = label_logprobs(model.module, sequences).logprobs_L
-        alone = torch.cat([label_logprobs(model.module, [sequence]).logprobs_L for sequence in sequences])
-        allowed = TOLERANCE + 4 * float((padded - alone).abs().max())
+        alone = label_logprobs(model.module, sequences[-1:]).logprobs_L
+        allowed = TOLERANCE + 4 * float((padded[-len(alone) :] - alone).abs().max())
         for name, path in (("packed training", packed_logprobs), ("shared-context scoring", shared_logprobs)):
             try:
                 difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
@@ -80,8 +80,8 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
                 reason = f"log-probabilities differ by {difference:.2g} nats"
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
-            return PLAIN
-    return FAST
+            return replace(PLAIN, room=room)
+    return replace(FAST, room=room)
 
 
 def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:

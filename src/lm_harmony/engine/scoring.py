@@ -10,7 +10,7 @@ import torch
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.forward import LabelLogprobs, in_batches
 from lm_harmony.engine.generation import generate
-from lm_harmony.engine.paths import GENERATION_ROWS, PLAIN, ROW_TOKENS, Paths
+from lm_harmony.engine.paths import PLAIN, Paths
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -68,15 +68,15 @@ class Respondent:
         return generate(
             self.model,
             requests,
-            batch_size=GENERATION_ROWS if self.paths.fast else self.batch_size,
+            batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
-            fast=self.paths.fast,
+            room=self.paths.room if self.paths.fast else None,
         )
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         order = self.paths.order(sequences)
-        size = ROW_TOKENS if self.paths.fast else self.batch_size
+        size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
         batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
         sums = [(0.0, False)] * len(sequences)
         for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):

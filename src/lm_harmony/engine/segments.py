@@ -117,11 +117,15 @@ def _attend(
     segments = _segments.get()
     assert segments is not None, "segment attention outside attention_in()"
     parts = []
-    for segment in segments:
-        q, k, v = (tensor[:, :, segment.start : segment.stop] for tensor in (query, key, value))
-        if segment.trunk:
-            k = torch.cat([key[:, :, : segment.trunk], k], dim=2)
-            v = torch.cat([value[:, :, : segment.trunk], v], dim=2)
+    # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
+    sizes = [segment.stop - segment.start for segment in segments]
+    pieces = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
+    trunk_k = trunk_v = None
+    for segment, q, k, v in zip(segments, *pieces, strict=True):
+        if segment.trunk and trunk_k is not None and trunk_v is not None:
+            k, v = torch.cat([trunk_k, k], dim=2), torch.cat([trunk_v, v], dim=2)
+        elif trunk_k is None:
+            trunk_k, trunk_v = k, v
         mask = segment.mask(sliding_window)
         if softcap is not None:
             parts.append(_softcapped(q, k, v, mask, scaling, softcap))

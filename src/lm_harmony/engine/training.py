@@ -6,63 +6,17 @@ It knows no validation, no store and no benchmark. The order of an epoch's rows 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.forward import Forward, label_logprobs, smaller_batch
-from lm_harmony.engine.optimizers import learning_rates, load_optimizer_state, make_optimizer, optimizer_state
+from lm_harmony.engine.course import Course, Epoch, Resumption
+from lm_harmony.engine.forward import smaller_batch
+from lm_harmony.engine.paths import PLAIN, Paths
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.errors import TrainingDiverged
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimizer step."""
-
-    number: int
-    """Counted from 1 over all epochs."""
-    loss: float
-    """Mean negative log-likelihood of the step's labels, in nats."""
-    learning_rate: float
-    """Rate that the step used."""
-    grad_norm: float
-    """Norm of the gradient before clipping."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One finished pass; the model holds its weights until the generator is resumed."""
-
-    number: int
-    """Counted from 1."""
-    loss: float
-    """Mean negative log-likelihood of the epoch's labels, in nats."""
-    tokens: int
-    """Tokens fed, without padding."""
-    seconds: float
-    """Time it took."""
-    steps: tuple[Step, ...] = field(repr=False)
-    """Its optimizer steps."""
-    optimizer_state: Mapping[str, torch.Tensor] = field(repr=False)
-    """What a resumed run needs beside the weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumption:
-    """Where an interrupted training goes on; the weights are in the model already."""
-
-    epoch: int
-    """The last finished epoch."""
-    optimizer_state: Mapping[str, torch.Tensor]
-    """``Epoch.optimizer_state`` of that epoch."""
 
 
 def fine_tune(
@@ -72,7 +26,7 @@ def fine_tune(
     *,
     seed: int,
     micro_batch: int,
-    forward: Forward = label_logprobs,
+    paths: Paths = PLAIN,
     resume: Resumption | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield after each epoch.
@@ -84,92 +38,48 @@ def fine_tune(
         seed: decides order and dropout.
         micro_batch: most sequences in one forward pass; halved when memory runs out. Gradients accumulate up to
             ``recipe.batch_size`` sequences, weighted by labels, so that it changes no number beyond rounding.
-        forward: how a forward pass is laid out.
+        paths: how a forward pass is laid out, and how many tokens it may hold.
         resume: go on after this epoch.
 
     Raises:
         TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
     """
-    optimizer = make_optimizer(trainee, recipe)
-    per_epoch = math.ceil(len(sequences) / recipe.batch_size)
-    total = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
-    rate_of = learning_rates(optimizer, recipe, total)
-    if resume:
-        load_optimizer_state(optimizer, resume.optimizer_state)
-    for epoch in range((resume.epoch if resume else 0) + 1, math.ceil(total / per_epoch) + 1):
-        started = time.perf_counter()
-        batches = _batches(sequences, recipe, (seed, epoch), total)
+    course = Course(trainee, sequences, recipe, seed=seed, resume=resume)
+    while not course.finished:
+        course.begin_epoch()
         trainee.module.train()
-        steps = []
-        for step, batch in track(batches, f"epoch {epoch}/{recipe.epochs}", total=len(batches)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate_of(step)
-            loss, norm, micro_batch = _step(trainee, optimizer, batch, (seed, step + 1), recipe, micro_batch, forward)
-            steps.append(Step(number=step + 1, loss=loss, learning_rate=rate_of(step), grad_norm=norm))
+        for _ in track(range(course.steps_left), f"epoch {course.epoch}/{recipe.epochs}", total=course.steps_left):
+            loss, micro_batch = _backward(course, micro_batch, paths)
+            course.advance(loss)
         trainee.module.eval()
-        yield Epoch(
-            number=epoch,
-            loss=float(np.average([step.loss for step in steps], weights=[_labels(batch) for _, batch in batches])),
-            tokens=sum(len(sequence.ids) - 1 for _, batch in batches for sequence in batch),
-            seconds=time.perf_counter() - started,
-            steps=tuple(steps),
-            optimizer_state=optimizer_state(optimizer),
-        )
+        yield course.end_epoch()
 
 
-def _batches(
-    sequences: Sequence[TokenSequence], recipe: Recipe, seed_and_epoch: tuple[int, int], total: int
-) -> list[tuple[int, list[TokenSequence]]]:
-    """Return the epoch's steps (from 0 over all epochs, below ``total``), each with its optimizer batch."""
-    order = np.random.default_rng(seed_and_epoch).permutation(len(sequences))
-    starts = range(0, len(sequences), recipe.batch_size)
-    first = (seed_and_epoch[1] - 1) * len(starts)
-    return [
-        (step, [sequences[index] for index in order[start : start + recipe.batch_size]])
-        for step, start in enumerate(starts, start=first)
-        if step < total
-    ]
-
-
-def _labels(batch: Sequence[TokenSequence]) -> int:
-    return sum(len(sequence.labels) for sequence in batch)
-
-
-def _step(
-    trainee: Trainee,
-    optimizer: torch.optim.Optimizer,
-    batch: Sequence[TokenSequence],
-    seed_and_step: tuple[int, int],
-    recipe: Recipe,
-    micro_batch: int,
-    forward: Forward,
-) -> tuple[float, float, int]:
-    """Take one optimizer step; return (loss in nats, gradient norm, micro-batch that fitted in memory)."""
-    labels = _labels(batch)
+def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[float, int]:
+    """Compute the gradient of one optimizer batch; return (loss in nats, micro-batch that fitted in memory)."""
+    module, batch = course.trainee.model.module, course.batch
     while True:
-        # Dropout is drawn from (seed, step): a repeated or resumed step draws the same.
-        torch.manual_seed(int(np.random.SeedSequence(seed_and_step).generate_state(1)[0]))
+        torch.manual_seed(course.step_seed)  # of the dropout that a model has of its own (GPT-2)
         try:
             loss = 0.0
-            for start in range(0, len(batch), micro_batch):
-                logprobs = forward(trainee.model.module, batch[start : start + micro_batch]).logprobs_L
-                part = -logprobs.sum() / labels
+            for start, stop in passes(batch, micro_batch, paths.room.training_tokens):
+                course.draw_for(start, stop)
+                part = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
                 part.backward()
                 loss += part.item()
-            break
+            return loss, micro_batch
         except RuntimeError as error:
             micro_batch = smaller_batch(min(micro_batch, len(batch)), error)
-            optimizer.zero_grad()
-    parameters = list(trainee.trained_parameters().values())
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf))
-    # A finite loss may have an infinite gradient, which would spoil the weights; after the last step no loss would tell.
-    for what, value in (("loss", loss), ("gradient norm", norm)):
-        if not math.isfinite(value):
-            rows = sorted({sequence.row for sequence in batch})
-            raise TrainingDiverged(
-                f"the {what} of step {seed_and_step[1]} is {value} on training rows {rows}. Look at these rows, or lower the "
-                f"learning rate (--train_param.learning_rate, now {recipe.learning_rate})."
-            )
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss, norm, micro_batch
+            course.optimizer.zero_grad()
+
+
+def passes(batch: Sequence[TokenSequence], most: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut a batch into passes (start, stop) of at most ``most`` sequences and about ``tokens`` tokens, one sequence at least."""
+    start, held = 0, 0
+    for place, sequence in enumerate(batch):
+        size = len(sequence.ids) - 1
+        if place > start and (place - start == most or held + size > tokens):
+            yield start, place
+            start, held = place, 0
+        held += size
+    yield start, len(batch)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.training import Epoch, Resumption
+from lm_harmony.engine.course import Epoch, Resumption
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.store import RunStore, replace_folder
 

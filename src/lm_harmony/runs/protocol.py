@@ -143,7 +143,7 @@ def _learn(run: Prepared, learner: Trainee, store: RunStore, tracker: Tracker) -
         spec.recipe,
         seed=spec.seed,
         micro_batch=spec.execution.micro_batch,
-        forward=run.paths.learn,
+        paths=run.paths,
         resume=load_checkpoint(store, learner, records[-1].epoch) if records else None,
     )
     for epoch in training:

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from lm_harmony.engine.training import Epoch
+from lm_harmony.engine.course import Epoch
 from lm_harmony.errors import MissingExtra
 from lm_harmony.runs.spec import Execution
 

@@ -1,0 +1,72 @@
+"""How much fits: found from the memory that is free when a model has been loaded, not from the longest possible input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+SHARE = 0.6
+"""Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
+CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 256, 1_024, 24
+"""What a processor gains nothing beyond: its multipliers are busy, and more leaves its caches."""
+GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS = 16_384, 32_768, 256
+"""What a GPU gains nothing beyond."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """The largest passes that fit and are worth it."""
+
+    training_tokens: int = CPU_TRAINING_TOKENS
+    """Tokens of one packed forward and backward pass."""
+    scoring_tokens: int = CPU_SCORING_TOKENS
+    """Tokens of one row of shared-context scoring."""
+    written_rows: int = CPU_WRITTEN_ROWS
+    """Answers written at once."""
+    cached_tokens: int = 1 << 30
+    """Tokens whose keys and values may be kept while answers are written."""
+
+
+def room_of(module: PreTrainedModel) -> Room:
+    """Find the room that ``module`` leaves on its device: free memory over the bytes that a token takes."""
+    config, on_cpu = module.config.get_text_config(), module.device.type == "cpu"
+    layers = int(getattr(config, "num_hidden_layers", None) or 1)
+    hidden = int(getattr(config, "hidden_size", None) or 1)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    grouped = (getattr(config, "num_key_value_heads", None) or heads) * (getattr(config, "head_dim", None) or hidden // heads)
+    width = module.dtype.itemsize
+    # Of each layer training keeps some twelve tensors as wide as the model and five as wide as its inner layer; scoring holds
+    # about as many of one layer at a time; a cache keeps keys and values.
+    live = (12 * hidden + 5 * inner) * width
+    budget = SHARE * free_bytes(module.device)
+    training, scoring, rows = (
+        (CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS)
+        if on_cpu
+        else (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS)
+    )
+    return Room(
+        training_tokens=max(1, min(training, int(budget / (layers * live)))),
+        scoring_tokens=max(1, min(scoring, int(budget / live))),
+        written_rows=rows,
+        cached_tokens=max(1, int(budget / (2 * layers * int(grouped) * width))),
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free: of the GPU with what its allocator holds unused, or of this machine or its container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")  # a container's limit, which the machine's own figures do not know
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        return free if limit == "max" else max(0, min(free, int(limit) - int(used) + int(cached)))
+    except (OSError, ValueError, KeyError):
+        return free

@@ -1,0 +1,193 @@
+"""Runs that are trained together end where each would have ended alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model
+
+from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.course import Resumption
+from lm_harmony.engine.forward import label_logprobs
+from lm_harmony.engine.paths import FAST
+from lm_harmony.engine.room import Room
+from lm_harmony.engine.routing import Routed
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.together import Lesson, Progress, fine_tune_together
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import Lora, Recipe
+
+Weights = dict[str, torch.Tensor]
+
+
+def rows(seed: int, count: int) -> list[TokenSequence]:
+    draw = random.Random(seed)
+    texts = [tuple(draw.choices(range(2, VOCABULARY), k=draw.randint(4, 40))) for _ in range(count)]
+    return [TokenSequence(ids=text, first_label=draw.randint(1, 3), row=row) for row, text in enumerate(texts)]
+
+
+def lessons() -> list[Lesson]:
+    """Five runs that differ in everything a run may differ in: rows, seed, rate, schedule, batch, epochs, rank, modules."""
+    plain = Recipe(learning_rate=1e-3, epochs=10, lora=Lora(lora_dropout=0.2))
+    return [
+        Lesson(sequences=rows(1, 40), recipe=plain, seed=0),
+        Lesson(sequences=rows(1, 40), recipe=plain, seed=1),
+        Lesson(sequences=rows(2, 21), recipe=replace(plain, learning_rate=3e-3, batch_size=5, max_steps=50), seed=0),
+        Lesson(sequences=rows(3, 30), recipe=replace(plain, lora=Lora(r=4, target_modules=("all-linear",)), epochs=3), seed=2),
+        Lesson(sequences=rows(4, 80), recipe=replace(plain, lr_schedule="cosine", epochs=5, lora=Lora(use_rslora=True)), seed=0),
+    ]
+
+
+def weights_of(learner: Trainee) -> Weights:
+    return {name.replace(f".{learner.adapter}.", "."): w.detach().clone() for name, w in learner.trained_parameters().items()}
+
+
+def alone(model: LanguageModel, lesson: Lesson) -> Weights:
+    with trainee(model, lesson.recipe, seed=lesson.seed) as learner:
+        for _ in fine_tune(learner, lesson.sequences, lesson.recipe, seed=lesson.seed, micro_batch=8, paths=FAST):
+            pass
+        return weights_of(learner)
+
+
+def together(model: LanguageModel, asked: Sequence[Lesson], at_once: int, room: Room = FAST.room) -> Iterator[Progress]:
+    return fine_tune_together(model, asked, paths=replace(FAST, room=room), micro_batch=8, at_once=at_once)
+
+
+def ends_of(training: Iterator[Progress]) -> dict[int, Weights]:
+    return {progress.run: weights_of(progress.trainee) for progress in training}
+
+
+def distance(found: Weights, expected: Weights) -> float:
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - weight).norm() / weight.norm()) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize(("at_once", "tokens"), [(5, 10_000), (2, 10_000), (3, 90)])
+def test_each_run_ends_where_it_ends_alone(architecture: str, at_once: int, tokens: int) -> None:
+    """After 50 steps and more, within 1e-5: all at once, two at a time, and with rows cut to fit."""
+    model, asked = tiny_model(architecture), lessons()
+    before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    ends, steps = dict[int, Weights](), dict[int, int]()
+    for progress in together(model, asked, at_once, Room(training_tokens=tokens)):
+        assert progress.epoch is not None
+        steps[progress.run] = steps.get(progress.run, 0) + len(progress.epoch.steps)
+        ends[progress.run] = weights_of(progress.trainee)
+    assert steps == {0: 50, 1: 50, 2: 50, 3: 12, 4: 50}
+    assert all(torch.equal(weight, before[name]) for name, weight in model.module.state_dict().items())
+    for run, lesson in enumerate(asked):
+        assert distance(ends[run], alone(model, lesson)) < 1e-5, run
+
+
+def test_an_adapter_on_the_wrong_part_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: two runs' adapters change places in every layer."""
+    honest = Routed.__call__
+
+    def crossed(self: Routed, x: torch.Tensor) -> torch.Tensor:
+        first, second, *rest = self.sizes
+        sizes = list(self.sizes.values())
+        return honest(replace(self, sizes=dict(zip((second, first, *rest), sizes, strict=True))), x)
+
+    model, asked = tiny_model(), lessons()[:2]
+    # Each adapter meets the other run's rows; the dropout of both is off, which would see that the sizes differ.
+    still = [replace(lesson, recipe=replace(lesson.recipe, lora=Lora(lora_dropout=0.0))) for lesson in asked]
+    expected = alone(model, still[0])
+    assert distance(ends_of(together(model, still, 2))[0], expected) < 1e-5
+    monkeypatch.setattr(Routed, "__call__", crossed)
+    assert distance(ends_of(together(model, still, 2))[0], expected) > 1e-3
+
+
+def test_whoever_asks_between_two_steps_meets_the_right_adapter() -> None:
+    model, asked = tiny_model(), lessons()[:3]
+    probe = rows(9, 6)
+    found, expected = dict[tuple[int, int], torch.Tensor](), dict[tuple[int, int], torch.Tensor]()
+    with torch.no_grad():
+        untouched = label_logprobs(model.module, probe).logprobs_L
+    for progress in together(model, asked, 3):
+        assert progress.epoch is not None
+        assert not model.module.training
+        with torch.no_grad():
+            found[progress.run, progress.epoch.number] = label_logprobs(model.module, probe).logprobs_L
+    for run, lesson in enumerate(asked):
+        with trainee(model, lesson.recipe, seed=lesson.seed) as learner:
+            for epoch in fine_tune(learner, lesson.sequences, lesson.recipe, seed=lesson.seed, micro_batch=8, paths=FAST):
+                with torch.no_grad():
+                    expected[run, epoch.number] = label_logprobs(model.module, probe).logprobs_L
+    assert found.keys() == expected.keys()
+    for key, logprobs in expected.items():
+        assert torch.allclose(found[key], logprobs, atol=1e-5), key
+        assert not torch.allclose(untouched, logprobs, atol=1e-3)
+
+
+def test_a_run_that_diverges_leaves_the_others_untouched() -> None:
+    model, asked = tiny_model(), lessons()[:3]
+    asked[1] = replace(asked[1], recipe=replace(asked[1].recipe, learning_rate=1e30))
+    ends, diverged = dict[int, Weights](), list[int]()
+    for progress in together(model, asked, 3):
+        if progress.epoch is None:
+            diverged.append(progress.run)
+            assert "not finite" in str(progress.diverged) or "nan" in str(progress.diverged) or "inf" in str(progress.diverged)
+        else:
+            ends[progress.run] = weights_of(progress.trainee)
+    assert diverged == [1]
+    for run in (0, 2):
+        assert distance(ends[run], alone(model, asked[run])) < 1e-5
+
+
+def test_a_run_saved_from_among_others_is_an_adapter_of_its_own_and_goes_on(tmp_path: Path) -> None:
+    model, asked = tiny_model(), lessons()[:3]
+    states = dict[int, Resumption]()
+    for progress in together(model, asked, 3):
+        assert progress.epoch is not None
+        if progress.epoch.number == 2:
+            progress.trainee.save(tmp_path / str(progress.run))
+            states[progress.run] = Resumption(epoch=2, optimizer_state=progress.epoch.optimizer_state)
+        if len(states) == 3:
+            break
+    assert {path.name for path in (tmp_path / "0").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+
+    def resumption(run: int, learner: Trainee) -> Resumption:
+        learner.load(tmp_path / str(run))
+        return states[run]
+
+    fresh = tiny_model()
+    resumed = [replace(lesson, resume=lambda learner, run=run: resumption(run, learner)) for run, lesson in enumerate(asked)]
+    ends = ends_of(together(fresh, resumed, 2))
+    for run, lesson in enumerate(asked):
+        assert distance(ends[run], alone(fresh, lesson)) < 1e-5
+
+
+def test_what_cannot_share_a_pass_has_its_turn() -> None:
+    """A model with dropout of its own, a recipe that trains biases, and the processor's rule: one after another."""
+    asked = lessons()[:2]
+    for model, given, at_once in (
+        (tiny_model("gpt2"), asked, 2),
+        (tiny_model(), [replace(one, recipe=replace(one.recipe, lora=Lora(bias="all"))) for one in asked], 2),
+        (tiny_model(), asked, None),
+    ):
+        order = [progress.run for progress in fine_tune_together(model, given, paths=FAST, micro_batch=8, at_once=at_once)]
+        assert order == [0] * 10 + [1] * 10
+
+
+def test_scarce_memory_halves_the_part_of_every_run() -> None:
+    model, asked = tiny_model(), lessons()[:2]
+    expected = [alone(model, lesson) for lesson in asked]
+    seen = list[int]()
+
+    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(kwargs["input_ids"].shape[1])
+        if seen[-1] > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
+    ends = ends_of(together(model, asked, 2, Room(training_tokens=9_999)))
+    hook.remove()
+    assert max(seen) > 200
+    for run in (0, 1):
+        assert distance(ends[run], expected[run]) < 1e-5
