@@ -1,7 +1,7 @@
 """One whole run, ours against the plain engine told to do what the reference does: ``python -m bench.end_to_end``.
 
-Two processes in turn: ``lm-harmony run`` as it is; and padded training with validation and test, one request a forward pass, before
-training, after every epoch, and once more with the chosen one, as the published code does ((epochs + 2) x (validation + test)).
+Two processes in turn: ``lm-harmony run`` as it is; and padded training with validation and test, one request a forward pass,
+before training, after every epoch, and once more with the chosen one, as the published code does.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import tyro
 from lm_eval.api.instance import Instance
@@ -11,11 +13,25 @@ from lm_eval.models.huggingface import HFLM
 
 from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
 from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.examples import Request
 from lm_harmony.engine.paths import choose_paths
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.models.loading import load_model
 
-TASKS = ("arc_easy", "headqa_en", "commonsense_qa", "mnli", "boolq", "cola")
+TASKS = ("arc_easy", "headqa_en", "commonsense_qa", "mnli", "boolq", "cola", "arc_easy 5-shot")
+FEWSHOT_ROWS = 100
+
+
+def asked(task: str, data: Path, rows: int | None) -> tuple[str, list[Request]]:
+    """Return a label and the requests of a task; "<task> 5-shot" puts the first five training examples before every question."""
+    name, *shots = task.split()
+    harness, splits = splits_of(name, data, Caps(train=8, validation=8, test=rows or (FEWSHOT_ROWS if shots else 500)))
+    begin = ""
+    for row in range(int(shots[0].split("-")[0]) if shots else 0):
+        shown = harness.example(row, harness.documents("train")[row], chat=None, aliases="first")
+        begin += f"{shown.context}{shown.continuation}\n\n"
+    requests = [replace(request, context=begin + request.context) for request in requests_of(splits.test)]
+    return f"{task}, {len(splits.test)} questions", requests
 
 
 def main(flags: BenchFlags) -> None:
@@ -27,8 +43,7 @@ def main(flags: BenchFlags) -> None:
     harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, batch_size=8, device="cpu")
     measured: list[Measured] = []
     for task in flags.tasks or TASKS:
-        _, splits = splits_of(task, flags.data, Caps(train=8, validation=8, test=flags.rows or 500))
-        requests = requests_of(splits.test)
+        label, requests = asked(task, flags.data, flags.rows)
         instances = [
             Instance("loglikelihood", {}, (request.context, request.continuation), place)
             for place, request in enumerate(requests)
@@ -39,7 +54,7 @@ def main(flags: BenchFlags) -> None:
             "LM-Harmony": lambda: respondent.loglikelihood(requests),  # noqa: B023
             "lm_eval HFLM, batch 8": lambda: harness.loglikelihood(instances, disable_tqdm=True),  # noqa: B023
         }
-        measured.append(compare(f"{task}, {len(splits.test)} questions", sides, runs=flags.runs))
+        measured.append(compare(label, sides, runs=flags.runs))
     show("scoring", measured)
 
 
