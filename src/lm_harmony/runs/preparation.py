@@ -13,12 +13,13 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
-from lm_harmony.engine.paths import Paths, choose_paths
+from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
+from lm_harmony.models.loading import LanguageModel
 from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.warm import WarmBase
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Prepared:
         return self.task.score(examples, grouped, errors=final, samples=final)
 
 
-def prepare(spec: RunSpec) -> Prepared:
-    """Load the benchmark, then the model, and render the rows.
+def prepare(spec: RunSpec, warm: WarmBase | None = None) -> Prepared:
+    """Load the benchmark, then the model (or take the warm one), and render the rows.
 
     Raises:
         UsageError: an unknown task or metric.
@@ -80,7 +81,8 @@ def prepare(spec: RunSpec) -> Prepared:
             f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
             f"got {spec.greater_is_better}. Drop the flag."
         )
-    model = _load(spec)
+    base = (warm or WarmBase()).take(spec)
+    model = base.model
     chat = None
     if spec.model.apply_chat_template:
         model.text.require_chat_template()
@@ -96,7 +98,7 @@ def prepare(spec: RunSpec) -> Prepared:
         spec=spec,
         model=model,
         task=task,
-        paths=choose_paths(model, "plain" if spec.execution.gradient_checkpointing else spec.execution.engine),
+        paths=base.paths,
         splits=splits,
         sequences=sequences,
         metric=metric,
@@ -112,17 +114,3 @@ def default_metric(task: HarnessTask) -> str:
     reported = list(task.metrics)
     preferred: list[str] = [key for name in ("acc_norm,", "acc,", "bits_per_byte,") for key in reported if key.startswith(name)]
     return (preferred or reported)[0]
-
-
-def _load(spec: RunSpec) -> LanguageModel:
-    device = resolve_device(spec.execution.device)
-    model = load_model(
-        spec.model.name,
-        revision=spec.model.revision,
-        dtype=resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None),
-        device=str(device),
-        trust_remote_code=spec.model.trust_remote_code,
-    )
-    if spec.execution.gradient_checkpointing:
-        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model

@@ -21,11 +21,14 @@ from lm_harmony.runs.results import write_outcomes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
+from lm_harmony.runs.warm import WarmBase
 
 log = logging.getLogger(__name__)
 
 
-def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
+def train_before_test(
+    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, warm: WarmBase | None = None
+) -> RunRecord:
     """Carry out one run and leave its record in ``store``; the record is the last file written.
 
     Args:
@@ -33,6 +36,7 @@ def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, o
         store: the run's folder.
         resume: continue an unfinished run after its last finished epoch; the record is that of an uninterrupted run.
         overwrite: replace a run that is there.
+        warm: keeps the base model for the next run.
 
     Raises:
         HarmonyError: bad input, or a training that diverged; what was finished before stays readable.
@@ -40,7 +44,7 @@ def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, o
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     meter = Meter()
     with meter.phase("preparation"):
-        run = prepare(spec)
+        run = prepare(spec, warm)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter) if spec.direct else None
@@ -52,9 +56,7 @@ def train_before_test(spec: RunSpec, store: RunStore, *, resume: bool = False, o
             trained, curve = _test_after(run, learner, store, meter, epochs, chosen)
             learner.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(learner, store.folder / "adapter")
-        for name, score in (("direct", direct), ("test", trained)):
-            if score is not None:
-                tracker.test(score.metrics, name=name, step=chosen.epoch)
+        tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
         benchmark=run.task.name,

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
+from lm_harmony.benchmarks.score import Score
 from lm_harmony.engine.course import Epoch
 from lm_harmony.errors import MissingExtra
 from lm_harmony.runs.spec import Execution
@@ -30,9 +31,11 @@ class Tracker:
                 self._log({f"train/{key}": value for key, value in values.items()}, step.number)
         self._log({f"validation/{key}": value for key, value in validation.items()}, epoch.steps[-1].number)
 
-    def test(self, scores: Mapping[str, float], *, name: str, step: int) -> None:
-        """Log test scores under ``name``."""
-        self._log({f"{name}/{key}": value for key, value in scores.items()}, step)
+    def tested(self, scores: Mapping[str, Score | None], *, step: int) -> None:
+        """Log the test scores that there are under their names."""
+        for name, score in scores.items():
+            if score is not None:
+                self._log({f"{name}/{key}": value for key, value in score.metrics.items()}, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         for tracker in self._trackers:

@@ -1,0 +1,98 @@
+"""One base model kept in memory from run to run: loaded once, probed once, and proven unchanged before it serves again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from lm_harmony.engine.paths import Paths, choose_paths
+from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
+from lm_harmony.runs.spec import ModelSpec, RunSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A loaded base model."""
+
+    model: LanguageModel
+    """The weights without any adapter."""
+    paths: Paths
+    """How its forward passes are laid out, as the probe found."""
+    checksum: tuple[int, ...]
+    """Of its weights as they were loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What decides a load."""
+
+    model: ModelSpec
+    dtype: str
+    device: torch.device
+    engine: str
+    gradient_checkpointing: bool
+
+
+class WarmBase:
+    """The base of the last run; the next run on the same model takes it instead of loading again."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self.loads = 0
+        self._asked: _Asked | None = None
+        self._base: Base | None = None
+
+    def take(self, spec: RunSpec) -> Base:
+        """Return the base that ``spec`` asks for, loaded if another one (or a changed one) is held.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        device = resolve_device(spec.execution.device)
+        asked = _Asked(
+            model=replace(spec.model, apply_chat_template=False),
+            dtype=resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None),
+            device=device,
+            engine=spec.execution.engine,
+            gradient_checkpointing=spec.execution.gradient_checkpointing,
+        )
+        if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
+            return self._base
+        if self._base is not None and asked == self._asked:
+            log.info("%s is loaded again: the last run trained its own weights.", spec.model.name)
+        self._base = None  # frees the old weights before the new ones are read
+        self._base, self._asked = _load(asked), asked
+        self.loads += 1
+        return self._base
+
+
+def checksum(module: torch.nn.Module) -> tuple[int, ...]:
+    """Return sums over the bits of every weight, of which some changes when any weight changes or two change places."""
+    sums: list[torch.Tensor] = []
+    for tensor in module.state_dict().values():
+        bits = tensor.detach().reshape(-1)
+        if tensor.element_size() in _INTEGERS:
+            bits = bits.view(_INTEGERS[tensor.element_size()])
+        sums += [bits[::stride].sum(dtype=torch.int64) for stride in (1, 2, 3)]
+    return tuple(torch.stack(sums).tolist())
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _load(asked: _Asked) -> Base:
+    model = load_model(
+        asked.model.name,
+        revision=asked.model.revision,
+        dtype=asked.dtype,
+        device=str(asked.device),
+        trust_remote_code=asked.model.trust_remote_code,
+    )
+    if asked.gradient_checkpointing:
+        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    paths = choose_paths(model, "plain" if asked.gradient_checkpointing else asked.engine)
+    return Base(model=model, paths=paths, checksum=checksum(model.module))

@@ -1,0 +1,88 @@
+"""One base serves many runs, and only while it is what was loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from micro import write_micro
+from tiny import tiny_module, write_tiny_model
+
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.warm import WarmBase, checksum
+
+RECIPE = Recipe(epochs=2, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(tmp_path / "model"))),
+        benchmark=BenchmarkSpec(task=str(write_micro(tmp_path)), data_dir=tmp_path),
+        recipe=RECIPE,
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+
+
+def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path: Path) -> None:
+    warm = WarmBase()
+    asked = [
+        spec,
+        replace(spec, seed=1),
+        replace(spec, recipe=replace(RECIPE, lora=Lora(bias="all", use_dora=True))),
+        replace(spec, seed=2, recipe=replace(RECIPE, completion_only=True)),
+    ]
+    for number, one in enumerate(asked):
+        expected = train_before_test(one, RunStore(tmp_path / f"fresh{number}"))
+        assert train_before_test(one, RunStore(tmp_path / f"warm{number}"), warm=warm) == expected
+    assert warm.loads == 1
+
+
+def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
+    warm, whole = WarmBase(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
+    expected = train_before_test(spec, RunStore(tmp_path / "fresh"))
+    train_before_test(whole, RunStore(tmp_path / "whole"), warm=warm)
+    assert train_before_test(spec, RunStore(tmp_path / "after"), warm=warm) == expected
+    assert warm.loads == 2
+
+
+def test_a_base_that_someone_touched_is_loaded_again(spec: RunSpec) -> None:
+    warm = WarmBase()
+    first = warm.take(spec)
+    with torch.no_grad():
+        next(first.model.module.parameters()).view(-1)[7] += 1e-7
+    second = warm.take(spec)
+    assert second is not first
+    assert second.checksum == first.checksum
+    assert warm.take(spec) is second
+
+
+def test_another_model_takes_the_place(spec: RunSpec, tmp_path: Path) -> None:
+    warm = WarmBase()
+    first = warm.take(spec)
+    other = replace(spec, model=ModelSpec(name=str(write_tiny_model(tmp_path / "other", seed=1))))
+    assert warm.take(other).checksum != first.checksum
+    assert warm.take(replace(other, seed=5)) is warm.take(other)
+    assert warm.take(replace(other, execution=replace(spec.execution, engine="plain"))).paths.fast is False
+    assert warm.loads == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_checksum_sees_one_bit_and_two_weights_that_change_places(dtype: torch.dtype) -> None:
+    module = tiny_module().to(dtype)
+    expected = checksum(module)
+    assert checksum(tiny_module().to(dtype)) == expected
+    weight = module.model.layers[0].mlp.up_proj.weight.data
+    before = weight.clone()
+    weight.view(torch.int16)[3, 4] ^= 1
+    assert checksum(module) != expected
+    weight.copy_(before)
+    assert checksum(module) == expected
+    weight[0, 0], weight[0, 1] = before[0, 1].clone(), before[0, 0].clone()
+    assert checksum(module) != expected
