@@ -49,7 +49,10 @@ class BenchmarkSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run is carried out: nothing here changes a score beyond rounding and the places that dropout hits."""
+    """How a run is carried out.
+
+    Nothing here changes a score beyond rounding (and, of models with dropout of their own such as GPT-2, the places it hits).
+    """
 
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
