@@ -21,11 +21,13 @@ FLOORS: dict[str, set[str]] = {
     "models": {"errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
+    "studies": {"runs", "models", "benchmarks", "recipe", "errors"},
+    "study_command": {"studies"},
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},
     "demo": {"flags", "recipe"},
-    "cli": {"flags", "run_command", "benchmarks", "models", "demo", "errors"},
+    "cli": {"flags", "run_command", "studies", "study_command", "benchmarks", "models", "demo", "errors"},
 }
 """Room -> the rooms that it may import."""
 
@@ -80,6 +82,7 @@ def test_only_the_harness_imports_lm_eval() -> None:
         ("lm_harmony.runs.record", ("torch", "transformers", "lm_eval", "datasets", "pandas")),
         ("lm_harmony.runs.spec", ("torch", "transformers", "lm_eval", "datasets", "pandas")),
         ("lm_harmony.runs.store", ("torch", "transformers", "lm_eval", "datasets")),
+        ("lm_harmony.studies.study", ("torch", "transformers", "lm_eval", "datasets")),
         ("lm_harmony.benchmarks.catalogue", ("torch", "lm_eval", "datasets", "numpy")),
         ("lm_harmony.models.catalogue", ("torch", "transformers", "numpy")),
         ("lm_harmony.benchmarks.harness", ("torch",)),
@@ -99,8 +102,8 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and re.search(r"\bsplits\.test\b", ast.unparse(node))
     ]
-    # _data counts its rows, _test scores them.
-    assert sorted(touching) == ["protocol.py:_data", "protocol.py:_test"]
+    # `tested` fingerprints its texts, _data counts its rows, _test scores them.
+    assert sorted(touching) == ["preparation.py:tested", "protocol.py:_data", "protocol.py:_test"]
 
 
 def test_function_level_imports_stand_only_where_they_save_a_start() -> None:

@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_command.run(flags, words)
 
     commands = tyro.extras.SubcommandApp()
-    for command in (run, benchmarks, models, demo):
+    for command in (run, study, status, benchmarks, models, demo):
         commands.command(command)
     try:
-        commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
+        said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
     except HarmonyError as error:
         if "--debug" in words:
             raise
@@ -48,7 +48,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
         return 130
-    return 0
+    return 1 if said is False else 0
+
+
+def study(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    workers: int | None = None,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    retry_failed: bool = False,
+    dry_run: bool = False,
+) -> bool:
+    """Carry out what remains of a study; repeat the command to continue. The exit status is 1 if a run failed.
+
+    Args:
+        file: the study's YAML file.
+        workers: processes at once; default: one for each GPU, or one.
+        only: carry out only the runs whose name holds one of these (* and ? allowed).
+        skip: leave out the runs whose name holds one of these.
+        retry_failed: try again what was given up.
+        dry_run: only list the runs and how they stand.
+    """
+    from lm_harmony.studies.study import Study
+    from lm_harmony.study_command import list_runs, run_study
+
+    asked = Study.read(file, only=only, skip=skip)
+    if dry_run:
+        list_runs(asked)
+        return True
+    return run_study(asked, workers=workers, retry_failed=retry_failed)
+
+
+def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) -> bool:
+    """Tell how a study stands: finished, running, failed with causes, waiting. The exit status is 1 if a run failed.
+
+    Args:
+        file: the study's YAML file.
+        watch: keep showing it until nothing runs.
+    """
+    from lm_harmony import study_command
+    from lm_harmony.studies.study import Study
+
+    asked = Study.read(file)
+    if watch:
+        study_command.watch(asked)
+    now = asked.status()
+    study_command.show_status(now, asked.spec.results_dir)
+    return not now.failed
 
 
 def benchmarks() -> None:

@@ -14,7 +14,7 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.runs.warm import WarmBase, checksum
+from lm_harmony.runs.warm import Kept, WarmBase, checksum
 
 RECIPE = Recipe(epochs=2, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
 
@@ -31,7 +31,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path: Path) -> None:
-    warm = WarmBase()
+    kept = Kept()
     asked = [
         spec,
         replace(spec, seed=1),
@@ -40,16 +40,16 @@ def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path
     ]
     for number, one in enumerate(asked):
         expected = train_before_test(one, RunStore(tmp_path / f"fresh{number}"))
-        assert train_before_test(one, RunStore(tmp_path / f"warm{number}"), warm=warm) == expected
-    assert warm.loads == 1
+        assert train_before_test(one, RunStore(tmp_path / f"warm{number}"), kept=kept) == expected
+    assert kept.base.loads == 1
 
 
 def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
-    warm, whole = WarmBase(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
+    kept, whole = Kept(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
     expected = train_before_test(spec, RunStore(tmp_path / "fresh"))
-    train_before_test(whole, RunStore(tmp_path / "whole"), warm=warm)
-    assert train_before_test(spec, RunStore(tmp_path / "after"), warm=warm) == expected
-    assert warm.loads == 2
+    train_before_test(whole, RunStore(tmp_path / "whole"), kept=kept)
+    assert train_before_test(spec, RunStore(tmp_path / "after"), kept=kept) == expected
+    assert kept.base.loads == 2
 
 
 def test_a_base_that_someone_touched_is_loaded_again(spec: RunSpec) -> None:

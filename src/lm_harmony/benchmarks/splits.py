@@ -47,13 +47,18 @@ class Splits:
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of every text and target in its order: the data that a run stands on."""
-        digest = hashlib.sha256()
-        for examples in (self.train, self.validation, self.test):
-            digest.update(f"split of {len(examples)}".encode())
-            for example in examples:
-                texts = [example.context, example.continuation, example.target, *example.identity]
-                digest.update(json.dumps(texts).encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.train, self.validation, self.test)
+
+
+def fingerprint_of(*splits: Sequence[Example]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of every text and target of ``splits`` in their order."""
+    digest = hashlib.sha256()
+    for examples in splits:
+        digest.update(f"split of {len(examples)}".encode())
+        for example in examples:
+            texts = [example.context, example.continuation, example.target, *example.identity]
+            digest.update(json.dumps(texts).encode())
+    return digest.hexdigest()[:16]
 
 
 def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None) -> Splits:

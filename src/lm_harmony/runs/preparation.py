@@ -11,7 +11,7 @@ from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.score import Score
-from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.splits import Splits, fingerprint_of, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent
@@ -19,7 +19,7 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.runs.warm import WarmBase
+from lm_harmony.runs.warm import Kept
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,11 @@ class Prepared:
     higher_is_better: bool
     """Its direction."""
 
+    @property
+    def tested(self) -> str:
+        """Fingerprint of what the test asks, without asking it."""
+        return fingerprint_of(self.splits.test)
+
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples."""
         respondent = Respondent(
@@ -59,8 +64,8 @@ class Prepared:
         return self.task.score(examples, grouped, errors=final, samples=final)
 
 
-def prepare(spec: RunSpec, warm: WarmBase | None = None) -> Prepared:
-    """Load the benchmark, then the model (or take the warm one), and render the rows.
+def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
+    """Load the benchmark, then the model (or take the one that is kept), and render the rows.
 
     Raises:
         UsageError: an unknown task or metric.
@@ -81,7 +86,7 @@ def prepare(spec: RunSpec, warm: WarmBase | None = None) -> Prepared:
             f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
             f"got {spec.greater_is_better}. Drop the flag."
         )
-    base = (warm or WarmBase()).take(spec)
+    base = (kept or Kept()).base.take(spec)
     model = base.model
     chat = None
     if spec.model.apply_chat_template:

@@ -15,19 +15,20 @@ from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.environment import Meter, describe_environment
+from lm_harmony.runs.identity import direct_id
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
 from lm_harmony.runs.results import write_outcomes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
-from lm_harmony.runs.warm import WarmBase
+from lm_harmony.runs.warm import Kept
 
 log = logging.getLogger(__name__)
 
 
 def train_before_test(
-    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, warm: WarmBase | None = None
+    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, kept: Kept | None = None
 ) -> RunRecord:
     """Carry out one run and leave its record in ``store``; the record is the last file written.
 
@@ -36,7 +37,7 @@ def train_before_test(
         store: the run's folder.
         resume: continue an unfinished run after its last finished epoch; the record is that of an uninterrupted run.
         overwrite: replace a run that is there.
-        warm: keeps the base model for the next run.
+        kept: what earlier runs hand on: the loaded model, direct scores.
 
     Raises:
         HarmonyError: bad input, or a training that diverged; what was finished before stays readable.
@@ -44,10 +45,10 @@ def train_before_test(
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     meter = Meter()
     with meter.phase("preparation"):
-        run = prepare(spec, warm)
+        run = prepare(spec, kept)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
-        direct = _direct(run, store, meter) if spec.direct else None
+        direct = _direct(run, store, meter, kept) if spec.direct else None
         with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
             epochs = _learn(run, learner, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
@@ -95,9 +96,7 @@ def score_again(store: RunStore) -> RunRecord:
         StoreError: the run is not finished, or its weights are gone.
     """
     record = store.record()
-    run = prepare(record.spec)
-    if run.splits.fingerprint() != record.data.fingerprint:
-        raise StoreError(f"{store.folder}: the rows changed since the run. Give the rows of then, or run it with --overwrite.")
+    run = _prepare_again(store, record, None)
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
@@ -106,20 +105,45 @@ def score_again(store: RunStore) -> RunRecord:
     return again
 
 
+def _prepare_again(store: RunStore, record: RunRecord, kept: Kept | None) -> Prepared:
+    run = prepare(record.spec, kept)
+    if run.splits.fingerprint() != record.data.fingerprint:
+        raise StoreError(f"{store.folder}: the rows changed since the run. Give the rows of then, or run it with --overwrite.")
+    return run
+
+
 def _test(run: Prepared, meter: Meter) -> Score:
     """Score the model as it is now on the test split. Nothing else in the package touches the test rows' answers."""
     with meter.phase("test"):
         return run.score(run.splits.test, final=True)
 
 
-def _direct(run: Prepared, store: RunStore, meter: Meter) -> Score:
-    """Score the untouched model, or take the score that this run kept before it was stopped."""
+def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> Score:
+    """Score the untouched model, or take the score that this run kept before it was stopped, or that another run shares."""
     known = store.direct()
     if known is None:
-        known = _test(run, meter)
-        store.write_samples("direct", known.samples)
+        shared = kept.directs if kept else None
+        name = direct_id(run.spec, run.tested)
+        known = shared.find(name) if shared else None
+        if known is None:
+            known = _test(run, meter)
+            (shared.keep(name, known) if shared else store.write_samples("direct", known.samples))
         store.keep_direct(known)
     return known
+
+
+def add_direct(store: RunStore, kept: Kept | None = None) -> RunRecord:
+    """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
+
+    Raises:
+        StoreError: the run is not finished, or its rows have changed.
+    """
+    record = store.record()
+    spec = replace(record.spec, direct=True)
+    run = _prepare_again(store, record, kept)
+    again = replace(record, spec=spec, direct=_direct(run, store, Meter(), kept))
+    store.finish(again)
+    return again
 
 
 def _test_after(

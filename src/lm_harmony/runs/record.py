@@ -57,6 +57,29 @@ class DataRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run has no record: it was given up."""
+
+    kind: str
+    """Name of the error, or "worker died"."""
+    cause: str
+    """What it said, or how the worker ended."""
+    attempts: int
+    """How often the run was begun."""
+    log_tail: tuple[str, ...] = ()
+    """Last lines of the worker's log."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the failure as plain values for JSON."""
+        return {**asdict(self), "log_tail": list(self.log_tail)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Failure:
+        """Rebuild what ``to_dict`` returned."""
+        return cls(**{**values, "log_tail": tuple(values["log_tail"])})
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a run answered. Two runs of one command on one machine have equal records (costs are not compared)."""
 

@@ -10,9 +10,11 @@
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
         results_<time>.json       lm_eval's results schema plus the key train_before_test
+        failure.json              why a study gave the run up; gone when it is tried again
         record.json               all that was answered; written last, atomically: a run with it is finished
 
 A folder without record.json is an unfinished run, which --resume_from_checkpoint continues after its last line in epochs.jsonl.
+In a study the file .<run>.lease beside the folder tells who works in it now.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import yaml
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
-from lm_harmony.runs.record import EpochRecord, RunRecord
+from lm_harmony.runs.record import EpochRecord, Failure, RunRecord
 from lm_harmony.runs.spec import RunSpec
 
 
@@ -165,6 +167,20 @@ class RunStore:
     def finish(self, record: RunRecord) -> None:
         """Write the record: from here on the run is finished."""
         _write(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+
+    def fail(self, failure: Failure) -> None:
+        """Note that the run was given up; what it finished before stays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
+
+    def failure(self) -> Failure | None:
+        """Return why the run was given up, or None."""
+        path = self.folder / "failure.json"
+        return Failure.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def forget_failure(self) -> None:
+        """Let the run be tried again."""
+        (self.folder / "failure.json").unlink(missing_ok=True)
 
     def record(self) -> RunRecord:
         """Read the record of a finished run.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from lm_harmony.engine.paths import Paths, choose_paths
 from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
+from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,16 @@ class WarmBase:
         self._base, self._asked = _load(asked), asked
         self.loads += 1
         return self._base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What runs hand on to one another."""
+
+    base: WarmBase = field(default_factory=WarmBase)
+    """The loaded model."""
+    directs: DirectScores | None = None
+    """Test scores of untouched models, for every seed and recipe."""
 
 
 def checksum(module: torch.nn.Module) -> tuple[int, ...]:

@@ -1,0 +1,28 @@
+"""Test scores of untouched models, one folder each: computed once, shared by every seed and recipe that is trained on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.runs.store import RunStore
+
+
+@dataclass(frozen=True)
+class DirectScores:
+    """The folder that holds them: <id>/direct.json and <id>/samples_direct.jsonl."""
+
+    folder: Path
+    """Where they are."""
+
+    def find(self, name: str) -> Score | None:
+        """Return the score kept under ``identity.direct_id``, without samples, or None."""
+        return RunStore(self.folder / name).direct()
+
+    def keep(self, name: str, score: Score) -> None:
+        """Keep a score; the samples go first, so that a score that is found is whole."""
+        store = RunStore(self.folder / name)
+        store.folder.mkdir(parents=True, exist_ok=True)
+        store.write_samples("direct", score.samples)
+        store.keep_direct(score)

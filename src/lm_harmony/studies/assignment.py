@@ -1,0 +1,43 @@
+"""One run of a study and where it belongs. No torch: the coordinator deals in these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_harmony.runs.identity import folder_name
+from lm_harmony.runs.record import Failure
+from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.store import RunStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A run and where it belongs."""
+
+    spec: RunSpec
+    """What is asked."""
+    results_dir: Path
+    """The study's results."""
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the results, which is its identity."""
+        return folder_name(self.spec)
+
+    @property
+    def store(self) -> RunStore:
+        """The run's folder."""
+        return RunStore(self.results_dir / self.name)
+
+    def is_finished(self) -> bool:
+        """Tell whether the record is there, with the direct score if that is asked."""
+        return self.store.is_finished() and (not self.spec.direct or self.store.record().direct is not None)
+
+
+def give_up(assignment: Assignment, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:
+    """Record that a run cannot be done."""
+    failure = Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail))
+    assignment.store.fail(failure)
+    return failure

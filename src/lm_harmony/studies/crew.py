@@ -1,0 +1,96 @@
+"""Local worker processes: started, fed, watched and replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.studies.assignment import Assignment
+from lm_harmony.studies.queue import Queue
+
+TAIL = 20
+"""Lines of a dead worker's log that its run's failure keeps."""
+
+
+class Worker:
+    """One worker process; started when it is first needed, and again after it died."""
+
+    def __init__(self, number: int, log_folder: Path, environment: Mapping[str, str]) -> None:
+        """Describe worker ``number``: where it logs, and its share of GPUs and threads as environment variables."""
+        self.number, self.log = number, log_folder / f"{os.getpid()}-{number}.log"
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+
+    def carry_out(self, assignment: Assignment) -> dict[str, Any]:
+        """Hand over a run and wait for the answer; a worker that dies answers {"outcome": "died", ...}."""
+        process = self._process or self._start()
+        words = {"spec": assignment.spec.to_dict(), "results_dir": str(assignment.results_dir)}
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(words) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self._process = None
+        return {"outcome": "died", "cause": _how_it_ended(process.wait()), "log_tail": self._tail()}
+
+    def stop(self) -> None:
+        """End the process, whatever it does: what it finished is on disk."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lm_harmony.studies.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **self._environment},
+            )
+        return self._process
+
+    def _tail(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"the worker ended with status {status}"
+    return f"the worker was ended by signal {-status}" + (" (killed; out of memory?)" if status == -9 else "")
+
+
+def work_through(queue: Queue, workers: list[Worker]) -> Iterator[tuple[Assignment, dict[str, Any]]]:
+    """Let ``workers`` carry out what is in ``queue``; yield each answer as it comes, until nothing is left.
+
+    The caller decides what an answer means, and may put the run back into the queue before it asks for the next answer.
+    """
+    threads = [threading.Thread(target=_serve, args=(queue, worker), daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield from queue.answers()
+    finally:
+        queue.close()
+        for worker in workers:
+            worker.stop()
+        for thread in threads:
+            thread.join()
+
+
+def _serve(queue: Queue, worker: Worker) -> None:
+    while (assignment := queue.take(worker.number)) is not None:
+        queue.answer(assignment, worker.carry_out(assignment))

@@ -1,0 +1,142 @@
+"""A lease on a run's folder: whoever holds it works there, and nobody else does.
+
+The file .<run>.lease beside the folder is created by the one that comes first, and touched while it works. A lease whose holder
+is gone is taken over: at once where the holder ran on this machine and its process has ended, otherwise when it was not touched
+for STALE seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+STALE = 120.0
+"""Seconds after which an untouched lease counts as abandoned."""
+BEAT = 5.0
+"""Seconds between two touches."""
+
+
+class LeaseHeld(Exception):
+    """Someone else works in the folder."""
+
+
+@contextmanager
+def lease(folder: Path, *, lost: Callable[[], None], stale: float = STALE, beat: float = BEAT) -> Iterator[None]:
+    """Hold the lease of ``folder`` for the length of a block.
+
+    Args:
+        folder: of the run.
+        lost: called from another thread when the lease was taken over (this process was stopped for too long).
+        stale: seconds after which another holder's untouched lease is taken over.
+        beat: seconds between two touches of ours.
+
+    Raises:
+        LeaseHeld: someone else holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path, token, ended = _path(folder), uuid.uuid4().hex, threading.Event()
+    _claim(path, token, stale)
+
+    def keep() -> None:
+        while not ended.wait(beat):
+            if _holder(path).get("token") != token:
+                lost()
+                return
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+        if _holder(path).get("token") == token:
+            for left in path.parent.glob(f"{path.name}.*.part"):  # of a process that was killed while it claimed
+                left.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def is_held(folder: Path, stale: float = STALE) -> bool:
+    """Tell whether someone works in ``folder`` now."""
+    path = _path(folder)
+    return path.is_file() and not _abandoned(path, stale)
+
+
+def _path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lease")
+
+
+def _claim(path: Path, token: str, stale: float) -> None:
+    """Create the lease, whole from its first moment: written aside, then linked, which fails where one is there."""
+    scratch = path.with_name(f"{path.name}.{token}.part")
+    process = psutil.Process()
+    scratch.write_text(
+        json.dumps({"token": token, "machine": _machine(), "pid": process.pid, "born": process.create_time()}), encoding="utf-8"
+    )
+    try:
+        try:
+            os.link(scratch, path)
+        except FileExistsError:
+            if not _abandoned(path, stale):
+                raise LeaseHeld(f"{path} is held by {_holder(path)}") from None
+            _set_aside(path, path.with_name(f"{path.name}.{token}.old"), _holder(path).get("token"))
+            try:
+                os.link(scratch, path)
+            except FileExistsError:
+                raise LeaseHeld(f"{path} was taken over by another") from None
+        except FileNotFoundError:  # whoever held it has just left, and swept our scratch file away
+            raise LeaseHeld(f"{path} was held until now") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _set_aside(path: Path, aside: Path, abandoned: object) -> None:
+    """Take an abandoned lease away; if a fresh one has come in its place meanwhile, put that back."""
+    with contextlib.suppress(FileNotFoundError):  # another has set it aside
+        os.rename(path, aside)
+        try:
+            if _holder(aside).get("token") != abandoned:
+                with contextlib.suppress(FileExistsError):  # its holder sees that it has lost the lease
+                    os.link(aside, path)
+                raise LeaseHeld(f"{path} was taken over by another")
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path, stale: float) -> bool:
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    holder = _holder(path)
+    if holder.get("machine") == _machine():
+        try:
+            return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["born"]) > 1)
+        except psutil.NoSuchProcess:
+            return True
+    return age > stale
+
+
+def _holder(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """Name this machine and its boot: a process number means nothing on another one."""
+    return f"{platform.node()}/{psutil.boot_time():.0f}"

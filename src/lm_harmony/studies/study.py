@@ -1,0 +1,174 @@
+"""Study: models x benchmarks x seeds, carried out on this machine; what was finished is never computed again."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.errors import StoreError
+from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.studies.assignment import Assignment, give_up
+from lm_harmony.studies.crew import Worker, work_through
+from lm_harmony.studies.events import EventLog
+from lm_harmony.studies.lease import is_held
+from lm_harmony.studies.queue import Queue
+from lm_harmony.studies.study_file import StudySpec, read_study
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often a run is begun before it is given up."""
+NO_ROOM_PAUSE = 10.0
+"""Seconds before a run is tried again whose results could not be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where the runs of a study stand."""
+
+    finished: tuple[Assignment, ...]
+    """Their record is there."""
+    failed: Mapping[Assignment, Failure]
+    """They were given up, and why."""
+    running: tuple[Assignment, ...]
+    """Someone works on them now."""
+    waiting: tuple[Assignment, ...]
+    """All others."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and its results."""
+
+    spec: StudySpec
+    """What is asked."""
+    only: tuple[str, ...] = field(default=(), kw_only=True)
+    """Patterns (*, ?) of which a run's name must fit one; none: every run."""
+    skip: tuple[str, ...] = field(default=(), kw_only=True)
+    """Patterns of which it must fit none."""
+
+    @classmethod
+    def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
+        """Read a study file.
+
+        Raises:
+            UsageError: the file asks for something that does not exist or contradicts itself.
+        """
+        return cls(read_study(Path(path)), only=tuple(only), skip=tuple(skip))
+
+    def assignments(self) -> tuple[Assignment, ...]:
+        """Return every run that is asked for, whether finished or not."""
+        found = (Assignment(spec=spec, results_dir=self.spec.results_dir) for spec in self.spec.runs)
+        return tuple(
+            assignment
+            for assignment in found
+            if (not self.only or _fits(assignment.name, self.only)) and not _fits(assignment.name, self.skip)
+        )
+
+    def status(self) -> Status:
+        """Look into every run's folder."""
+        finished, failed, running, waiting = [], {}, [], []
+        for assignment in self.assignments():
+            store = assignment.store
+            if assignment.is_finished():
+                finished.append(assignment)
+            elif is_held(store.folder):
+                running.append(assignment)
+            elif (failure := store.failure()) is not None:
+                failed[assignment] = failure
+            else:
+                waiting.append(assignment)
+        return Status(finished=tuple(finished), failed=failed, running=tuple(running), waiting=tuple(waiting))
+
+    def records(self) -> tuple[RunRecord, ...]:
+        """Read the records of all finished runs.
+
+        Raises:
+            StoreError: a record cannot be read.
+        """
+        return tuple(assignment.store.record() for assignment in self.assignments() if assignment.store.is_finished())
+
+    def run(self, *, workers: int | None = None, retry_failed: bool = False) -> Status:
+        """Carry out what remains, and return how it stands then.
+
+        Args:
+            workers: processes; None: one for each GPU, or one.
+            retry_failed: try again what was given up.
+
+        Raises:
+            StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
+        """
+        for _ in self.advance(workers=workers, retry_failed=retry_failed):
+            pass
+        return self.status()
+
+    def advance(self, *, workers: int | None = None, retry_failed: bool = False) -> Iterator[Queue]:
+        """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
+        now = self.status()
+        if retry_failed:
+            for assignment in now.failed:
+                assignment.store.forget_failure()
+        left = [*now.waiting, *now.running, *(now.failed if retry_failed else ())]
+        queue, attempts = Queue(left), Counter[str]()
+        events = EventLog(self.spec.results_dir)
+        events.add("study_started", runs=len(left), finished=len(now.finished))
+        yield queue
+        crew = _crew(min(workers or _default_workers(), max(1, len(left))), self.spec.results_dir)
+        for assignment, said in work_through(queue, crew):
+            outcome = said.pop("outcome")
+            events.add(f"run_{outcome.replace(' ', '_')}", run=assignment.name, **said)
+            if outcome == "held":
+                queue.put_back(assignment)
+            elif outcome in ("died", "surprised", "no room"):
+                attempts[assignment.name] += 1
+                self._try_again(queue, assignment, outcome, said, attempts[assignment.name])
+            yield queue
+        events.add("study_ended")
+
+    def _try_again(self, queue: Queue, assignment: Assignment, outcome: str, said: dict[str, Any], attempts: int) -> None:
+        """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""
+        log.warning("%s: %s (attempt %d of %d)", assignment.name, said["cause"], attempts, ATTEMPTS)
+        if attempts < ATTEMPTS:
+            if outcome == "no room":
+                time.sleep(NO_ROOM_PAUSE)
+            queue.put_back(assignment)
+        elif outcome == "no room":
+            raise StoreError(f"{said['cause']} Then repeat the study: it goes on where it stopped.")
+        else:
+            kind = said.get("kind", "worker died")
+            give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
+
+
+def _default_workers() -> int:
+    return max(1, len(_gpus()))
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process may use, without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+
+
+def _crew(count: int, results_dir: Path) -> list[Worker]:
+    """Make ``count`` workers, each with its share of the GPUs or of the processor's threads."""
+    gpus, threads = _gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = []
+    for number in range(count):
+        share = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        if count > 1:
+            share |= {"OMP_NUM_THREADS": str(max(1, threads // count)), "TOKENIZERS_PARALLELISM": "false"}
+        workers.append(Worker(number, results_dir / "workers", share))
+    return workers

@@ -1,0 +1,222 @@
+"""study.yaml -> every run that it asks for. The file is checked whole before the first run; unknown keys are refused.
+
+models: [EleutherAI/pythia-70m-deduped, ./my/model, {family: Pythia, max_params_b: 1}, {name: my/chat, revision: v2}]
+benchmarks: [arc_easy, leaderboard9, {task: mnli, max_num_train: 5000, recipe: {epochs: 2}}]
+corpora: [texts/wiki.jsonl]       # what the suite `perplexity` stands for
+seeds: [0, 1]
+recipe: {learning_rate: 1.0e-4}   # what differs from the published recipe; also under one model or one benchmark
+direct: true                      # score the untouched models too
+results_dir: results              # a folder, beside this file unless absolute
+data_dir: data                    # <task>/{train,validation,test}.jsonl; without it: the hub
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_harmony.benchmarks import suites
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.models import catalogue
+from lm_harmony.recipe import PUBLISHED, Lora, Recipe
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+
+_CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
+_GROUP = ("family", "kind", "min_params_b", "max_params_b")
+_MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "recipe")
+_BENCHMARK = ("task", "metric", "recipe", *_CAPS)
+_EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
+_STUDY = (
+    *("models", "benchmarks", "corpora", "seeds", "recipe", "direct", "apply_chat_template", "results_dir", "data_dir"),
+    *("include_path", "split_protocol", "execution", *_CAPS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """What a study asks for, checked."""
+
+    runs: tuple[RunSpec, ...] = field(repr=False)
+    """Every run, model by model, then benchmark by benchmark, so that what is loaded is used up."""
+    results_dir: Path
+    """Where records go."""
+
+
+def read_study(path: Path) -> StudySpec:
+    """Read and check a study file.
+
+    Raises:
+        UsageError: the file is not there or no YAML mapping; an unknown key, name or value; the same run twice.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"study: {path} cannot be read: {error.strerror}. Give an existing YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"study: {path} is not YAML: {' '.join(str(error).split())}. Mend the file.") from error
+    return study_spec(values, path.parent, where=str(path))
+
+
+def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
+    """Check the content of a study file.
+
+    Args:
+        values: what the YAML holds.
+        base: folder that relative paths start from.
+        where: name of the file, for messages.
+
+    Raises:
+        UsageError: as ``read_study``.
+    """
+    study = _mapping(values, _STUDY, where)
+    for key in ("models", "benchmarks"):
+        if not study.get(key):
+            raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")
+    seeds = study.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UsageError(f"{where}: seeds must be a list of whole numbers from 0, got {seeds!r}. Write seeds: [0].")
+    direct = study.get("direct", False)
+    if not isinstance(direct, bool):
+        raise UsageError(f"{where}: direct must be true or false, got {direct!r}. Write direct: true.")
+    common = _recipe(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
+    execution = Execution(**{"use_git": False, **_mapping(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
+    models = [model for entry in _list(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
+    benchmarks = [
+        benchmark
+        for entry in _list(study["benchmarks"], f"{where}: benchmarks")
+        for benchmark in _benchmarks(entry, study, base, where)
+    ]
+    runs = []
+    for (model, model_recipe), (benchmark, metric, benchmark_recipe), seed in product(models, benchmarks, seeds):
+        place = f"{where}: recipe of {model.name} on {benchmark.task}"
+        recipe = _recipe(benchmark_recipe, _recipe(model_recipe, common, place), place)
+        runs.append(
+            RunSpec(
+                model=model,
+                benchmark=benchmark,
+                recipe=Recipe.from_dict(recipe),
+                seed=seed,
+                metric=metric,
+                direct=direct,
+                execution=execution,
+            )
+        )
+    _refuse_twice(runs, where)
+    return StudySpec(runs=tuple(runs), results_dir=base / str(study.get("results_dir", "results")))
+
+
+def _mapping(values: Any, known: Iterable[str], where: str) -> Mapping[str, Any]:
+    known = list(known)
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where} must be a mapping of keys to values, got {values!r}. It takes: {', '.join(known)}.")
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where} has no key {key!r}.{did_you_mean(str(key), known)} It takes: {', '.join(known)}.")
+    return values
+
+
+def _list(values: Any, where: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise UsageError(f"{where} must be a list, got {values!r}. Write one entry a line, each behind '- '.")
+    return values
+
+
+def _recipe(overrides: Any, onto: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Put ``overrides`` over a recipe's values; a lora mapping changes the keys it names, null trains all weights."""
+    given = dict(_mapping(overrides, [one.name for one in fields(Recipe)], where))
+    if isinstance(given.get("lora"), Mapping):
+        lora = _mapping(given["lora"], [one.name for one in fields(Lora)], f"{where}.lora")
+        given["lora"] = {**(onto["lora"] or asdict(Lora())), **lora}
+    merged = {**onto, **given}
+    try:
+        Recipe.from_dict(merged)
+    except TypeError as error:  # a text where a number belongs
+        raise UsageError(f"{where}: a value is of the wrong kind: {error}. Write numbers as 1.0e-4, not 1e-4.") from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    return merged
+
+
+def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> list[tuple[ModelSpec, Mapping[str, Any]]]:
+    """Return the models of one entry: a name, a folder, a mapping with a name, or a group of the catalogue."""
+    given: Mapping[str, Any] = (
+        {"name": entry} if isinstance(entry, str) else _mapping(entry, (*_MODEL, *_GROUP), f"{where}: models")
+    )
+    chat = given.get("apply_chat_template", study.get("apply_chat_template", False))
+    rest = {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
+    if "name" not in given:
+        names = _group({key: given[key] for key in _GROUP if key in given}, where)
+    elif any(key in given for key in _GROUP):
+        raise UsageError(f"{where}: models: {given!r} gives a name and a group. Make two entries of it.")
+    else:
+        names = [_folder_or_name(str(given["name"]), base)]
+    return [(ModelSpec(name=name, apply_chat_template=chat, **rest), given.get("recipe", {})) for name in names]
+
+
+def _group(rule: Mapping[str, Any], where: str) -> list[str]:
+    chosen = [
+        info.model
+        for info in catalogue.MODELS.values()
+        if info.family.lower() == str(rule.get("family", info.family)).lower()
+        and info.kind == rule.get("kind", info.kind)
+        and rule.get("min_params_b", 0) <= (info.params_b or info.nominal_params_b) <= rule.get("max_params_b", float("inf"))
+    ]
+    if not rule or not chosen:
+        families = sorted({info.family for info in catalogue.MODELS.values()})
+        hint = did_you_mean(str(rule.get("family", "")), families)
+        raise UsageError(
+            f"{where}: models: no catalogued model fits {dict(rule)!r}.{hint} Families: {', '.join(families)}; "
+            f"kinds: base, instruct."
+        )
+    return chosen
+
+
+def _folder_or_name(name: str, base: Path) -> str:
+    folder = base / name
+    return str(folder) if folder.is_dir() else name
+
+
+def _benchmarks(
+    entry: Any, study: Mapping[str, Any], base: Path, where: str
+) -> list[tuple[BenchmarkSpec, str | None, Mapping[str, Any]]]:
+    """Return the benchmarks of one entry: a task, a suite, or a mapping with a task."""
+    given = _mapping({"task": entry} if isinstance(entry, str) else entry, _BENCHMARK, f"{where}: benchmarks")
+    if "task" not in given:
+        raise UsageError(f"{where}: benchmarks: {given!r} lacks the key task. Write task: and a task's or a suite's name.")
+    caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
+    corpora = [str(_path(base, corpus)) for corpus in _list(study.get("corpora", []), f"{where}: corpora")]
+    tasks = suites.expand(str(given["task"]), corpora)
+    data_dir, include = study.get("data_dir"), study.get("include_path")
+    return [
+        (
+            BenchmarkSpec(
+                task=str(_path(base, task)) if task.endswith((".yaml", ".yml")) else task,
+                include_path=None if include is None else _path(base, include),
+                data_dir=None if data_dir is None else _path(base, data_dir),
+                caps=caps,
+                split_protocol=study.get("split_protocol", "clean"),
+            ),
+            given.get("metric"),
+            given.get("recipe", {}),
+        )
+        for task in tasks
+    ]
+
+
+def _path(base: Path, path: Any) -> Path:
+    return base / str(path)
+
+
+def _refuse_twice(runs: Iterable[RunSpec], where: str) -> None:
+    seen: set[tuple[str, str, int]] = set()
+    for run in runs:
+        key = (repr(run.model), repr(run.benchmark), run.seed)
+        if key in seen:
+            raise UsageError(f"{where}: {run.model.name} on {run.benchmark.task} seed {run.seed}, is asked twice. Name it once.")
+        seen.add(key)

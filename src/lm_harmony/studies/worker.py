@@ -1,0 +1,115 @@
+"""Where a run of a study is carried out: a process that takes assignments from its coordinator until that one is gone.
+
+The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an assignment; the worker answers each
+with one line. When the coordinator ends, however it ends, its pipe closes and the worker ends at once: nobody works unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.errors import HarmonyError, StoreError, UsageError
+from lm_harmony.runs.directs import DirectScores
+from lm_harmony.runs.protocol import add_direct, train_before_test
+from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.warm import Kept
+from lm_harmony.studies.assignment import Assignment, give_up
+from lm_harmony.studies.lease import LeaseHeld, lease
+
+log = logging.getLogger(__name__)
+
+HELD_PAUSE = 1.0
+"""Seconds before the answer that another study holds a run."""
+
+
+def carry_out(assignment: Assignment, kept: Kept) -> None:
+    """Finish a run: begin it, or go on after its last finished epoch; record why it cannot be done.
+
+    Raises:
+        LeaseHeld: another study works on it now.
+        HarmonyError: it cannot be done; failure.json says so too.
+        StoreError: the disk is full or gone; nothing is recorded, what was finished stays.
+    """
+    spec, store = assignment.spec, assignment.store
+    with lease(store.folder, lost=_leave):
+        if assignment.is_finished():
+            return
+        try:
+            if store.is_finished():
+                add_direct(store, kept)
+                return
+            try:
+                store.refuse_conflict(spec, resume=True, overwrite=False)
+                anew = False
+            except UsageError as error:  # carried out otherwise before: on another device, say
+                log.info("%s: begun anew: %s", assignment.name, error)
+                anew = True
+            train_before_test(spec, store, resume=not anew, overwrite=anew, kept=kept)
+        except StoreError:
+            raise
+        except HarmonyError as error:
+            give_up(assignment, kind=type(error).__name__, cause=str(error), attempts=1)
+            raise
+
+
+def _leave() -> None:
+    """End this process: another one has taken its run over, and what it writes from here on would spoil that run."""
+    os._exit(3)
+
+
+def kept_for(results_dir: Path) -> Kept:
+    """Return what the runs of one process hand on to one another."""
+    return Kept(directs=DirectScores(results_dir / "direct"))
+
+
+def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
+    """Carry out a run and say how it went: {"outcome": finished | failed | held | no room, ...}."""
+    try:
+        carry_out(assignment, kept)
+        said: dict[str, Any] = {"outcome": "finished"}
+    except LeaseHeld:
+        time.sleep(HELD_PAUSE)  # whoever sent this run will send it again
+        said = {"outcome": "held"}
+    except StoreError as error:
+        said = {"outcome": "no room", "cause": str(error)}
+    except HarmonyError as error:
+        said = {"outcome": "failed", "kind": type(error).__name__, "cause": str(error)}
+    except Exception as error:  # noqa: BLE001 - the study's edge: one run's surprise must not cost the others
+        log.error("%s", traceback.format_exc())
+        said = {"outcome": "surprised", "kind": type(error).__name__, "cause": str(error)}
+    return {**said, "loads": kept.base.loads}
+
+
+def main() -> None:
+    """Take assignments from standard input until it closes."""
+    # Libraries print to standard output; the coordinator's line is kept apart from that.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    waiting: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            waiting.put(line)
+        os._exit(0)  # the coordinator is gone
+
+    threading.Thread(target=listen, daemon=True).start()
+    kept: Kept | None = None
+    while True:
+        asked = json.loads(waiting.get())
+        assignment = Assignment(spec=RunSpec.from_dict(asked["spec"]), results_dir=Path(asked["results_dir"]))
+        kept = kept or kept_for(assignment.results_dir)
+        print(json.dumps(answer(assignment, kept)), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Studies of tiny models: one thread each."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
