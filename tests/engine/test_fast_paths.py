@@ -174,13 +174,13 @@ def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", UNPACKABLE)
 def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lm_harmony"):
-        assert choose_paths(model_of(architecture)).score is label_logprobs
+        assert choose_paths(model_of(architecture)) is PLAIN
     (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
     assert architecture in line
 
 
 def test_the_plain_path_can_be_asked_for() -> None:
-    assert not choose_paths(model_of("llama"), "plain").fast
+    assert choose_paths(model_of("llama"), "plain") is PLAIN
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])

@@ -33,7 +33,7 @@ class Paths:
     """Whether shared beginnings are computed once (then sequences are sorted to lie together and counted in tokens) and finished
     answers leave the batch."""
     room: Room = Room()
-    """How much one pass may hold."""
+    """How much one pass may hold; on the plain path a pass is counted in sequences alone."""
 
     def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences are best scored."""
@@ -60,9 +60,8 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
         model: in evaluation mode.
         engine: "auto", or "plain" to ask for the plain path.
     """
-    room = room_of(model.module)
     if engine == "plain":
-        return replace(PLAIN, room=room)
+        return PLAIN
     sequences = _probe_sequences(model)
     with torch.no_grad():
         padded = label_logprobs(model.module, sequences).logprobs_L
@@ -80,8 +79,8 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
                 reason = f"log-probabilities differ by {difference:.2g} nats"
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
-            return replace(PLAIN, room=room)
-    return replace(FAST, room=room)
+            return PLAIN
+    return replace(FAST, room=room_of(model.module))
 
 
 def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:

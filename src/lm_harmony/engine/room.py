@@ -21,8 +21,8 @@ GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS = 16_384, 32_768, 256
 class Room:
     """The largest passes that fit and are worth it."""
 
-    training_tokens: int = CPU_TRAINING_TOKENS
-    """Tokens of one packed forward and backward pass."""
+    training_tokens: int = 1 << 30
+    """Tokens of one packed forward and backward pass; a batch of more is cut between sequences."""
     scoring_tokens: int = CPU_SCORING_TOKENS
     """Tokens of one row of shared-context scoring."""
     written_rows: int = CPU_WRITTEN_ROWS

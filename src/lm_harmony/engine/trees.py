@@ -15,8 +15,9 @@ from lm_harmony.engine.sequences import TokenSequence
 
 MAX_TREE = 512
 """Tokens after which a tree of several short texts takes no further one."""
-MIN_TRUNK = 16
-"""Shortest common beginning, in tokens, that is worth a trunk: every tree attends to it apart from its own tokens."""
+MIN_TRUNK_SHARE = 0.03
+"""Share of a sequence that all must begin with to be worth a trunk: below it, the mask that lets trees see the trunk costs more
+than computing its few tokens again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def shared_row(sequences: Sequence[TokenSequence]) -> Row:
     # Sorted: what the first and the last share, all share. A sequence keeps a token of its own after the trunk.
     longest = min(len(sequence.ids) - 1 for sequence in sequences) - 1
     common = min(_common(first, last), longest)
-    trunk = first[:common] if common >= MIN_TRUNK and len(sequences) > 1 else ()
+    fed = sum(len(sequence.ids) - 1 for sequence in sequences)
+    trunk = first[:common] if common * len(sequences) >= MIN_TRUNK_SHARE * fed and len(sequences) > 1 else ()
     trees: list[Tree] = []
     labels: list[tuple[Label, ...]] = [()] * len(sequences)
     start = len(trunk)

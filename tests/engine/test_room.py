@@ -1,0 +1,26 @@
+"""How much fits is found from what is free."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+from tiny import tiny_module
+
+from lm_harmony.engine import room
+from lm_harmony.engine.room import free_bytes, room_of
+
+
+def test_scarce_memory_makes_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny_module()
+    plenty = room_of(module)
+    assert (plenty.training_tokens, plenty.scoring_tokens, plenty.written_rows) == (192, 1_024, 24)
+    live = (12 * 32 + 5 * 64) * 4  # bytes that a token of this model keeps in one of its two layers
+    for free, training, scoring in ((100 * live, 30, 60), (1_000 * live, 192, 600), (1, 1, 1)):
+        monkeypatch.setattr(room, "free_bytes", lambda _, free=free: free)
+        found = room_of(module)
+        assert (found.training_tokens, found.scoring_tokens) == (training, scoring)
+
+
+def test_free_memory_is_this_machines() -> None:
+    assert 1e8 < free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
