@@ -21,7 +21,7 @@ FLOORS: dict[str, set[str]] = {
     "models": {"errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
-    "studies": {"runs", "models", "benchmarks", "recipe", "errors"},
+    "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
     "study_command": {"studies"},
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
@@ -102,15 +102,15 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and re.search(r"\bsplits\.test\b", ast.unparse(node))
     ]
-    # `tested` fingerprints its texts, _data counts its rows, _test scores them.
-    assert sorted(touching) == ["preparation.py:tested", "protocol.py:_data", "protocol.py:_test"]
+    # `tested` fingerprints its texts, _data counts its rows, a plan their tokens; _test scores them.
+    assert sorted(touching) == ["preparation.py:tested", "protocol.py:_data", "protocol.py:_test", "workload.py:workload"]
 
 
 def test_function_level_imports_stand_only_where_they_save_a_start() -> None:
     lazy = {
         file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES for _, at_top in _imports(file) if not at_top
     }
-    assert lazy <= {"__init__", "cli", "run_command", "demo"}
+    assert lazy <= {"__init__", "cli", "run_command", "study_command", "demo"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_command.run(flags, words)
 
     commands = tyro.extras.SubcommandApp()
-    for command in (run, study, status, benchmarks, models, demo):
+    for command in (run, plan, study, status, benchmarks, models, demo):
         commands.command(command)
     try:
         said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
@@ -49,6 +49,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
         return 130
     return 1 if said is False else 0
+
+
+def plan(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    hardware: str = "here",
+    workers: int = 1,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+) -> bool:
+    """Tell what a study will take before anything runs: tokens, FLOPs, memory, disk, hours.
+
+    Args:
+        file: the study's YAML file.
+        hardware: h200, h100, a100, l40s, rtx4090, or here (measures this machine for about 20 seconds).
+        workers: processes or GPUs that share the work.
+        only: count only the runs whose name holds one of these (* and ? allowed).
+        skip: leave out the runs whose name holds one of these.
+    """
+    from lm_harmony import run_command, study_command
+    from lm_harmony.studies.calibration import calibrate
+    from lm_harmony.studies.plan import hardware_named, make_plan
+    from lm_harmony.studies.study import Study
+
+    run_command.quiet_libraries()
+    specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments()]
+    machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
+    planned = make_plan(specs, machine)
+    study_command.show_plan(planned, workers)
+    return not planned.missing
 
 
 def study(

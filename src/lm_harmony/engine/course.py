@@ -59,6 +59,11 @@ class Resumption:
     """``Epoch.optimizer_state`` of that epoch."""
 
 
+def order_of_rows(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the order in which an epoch takes its ``count`` sequences: drawn from (seed, epoch) alone."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
 class Course:
     """A training in progress; whoever drives it computes the gradient of ``batch`` and calls ``advance``."""
 
@@ -86,7 +91,7 @@ class Course:
     def begin_epoch(self) -> None:
         """Turn to the first batch of the next epoch."""
         self.epoch = self._step // self._per_epoch + 1
-        self._order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._sequences))
+        self._order = order_of_rows(len(self._sequences), seed=self._seed, epoch=self.epoch)
         self._steps: list[Step] = []
         self._labels: list[int] = []
         self._tokens, self._started = 0, time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,14 @@ from lm_harmony.engine.paths import PLAIN, Paths
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What was asked of a model so far."""
+
+    tokens: int = 0
+    """Tokens of contexts and continuations, and those written, each request counted by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,8 @@ class Respondent:
     """Seed of sampled answers."""
     paths: Paths = PLAIN
     """How forward passes are laid out."""
+    work: Work = field(default_factory=Work, compare=False)
+    """Adds up what was asked."""
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Reply to each request in order: (nats, greedy?), nats or text, by its kind."""
@@ -49,8 +59,7 @@ class Respondent:
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it."""
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        sequences = [cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)]
-        return self._sums(sequences)
+        return self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length."""
@@ -65,7 +74,7 @@ class Respondent:
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Write an answer to each context: see ``generation.generate``."""
-        return generate(
+        answers = generate(
             self.model,
             requests,
             batch_size=self.batch_size,
@@ -73,8 +82,12 @@ class Respondent:
             seed=self.seed,
             room=self.paths.room if self.paths.fast else None,
         )
+        for texts in ([request.context for request in requests], answers):
+            self.work.tokens += sum(map(len, self.model.text.encode(texts)))
+        return answers
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+        self.work.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
         order = self.paths.order(sequences)
         size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
         batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())

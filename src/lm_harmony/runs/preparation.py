@@ -14,7 +14,7 @@ from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, fingerprint_of, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.engine.paths import Paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
@@ -44,6 +44,8 @@ class Prepared:
     """The metric that chooses the epoch."""
     higher_is_better: bool
     """Its direction."""
+    work: Work = field(default_factory=Work, repr=False)
+    """What was asked of the model so far."""
 
     @property
     def tested(self) -> str:
@@ -58,6 +60,7 @@ class Prepared:
             max_new_tokens=self.spec.recipe.max_new_tokens,
             seed=self.spec.seed,
             paths=self.paths,
+            work=self.work,
         )
         replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]

@@ -71,7 +71,7 @@ def train_before_test(
         trained=trained,
         test_curve=curve,
         environment=describe_environment(run.model.device, use_git=spec.execution.use_git),
-        costs={**meter.summary(), **_training_costs(epochs)},
+        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
     )
     write_outcomes(store, run.task, record)
     store.finish(record)

@@ -1,0 +1,98 @@
+"""What is planned is what is then computed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from micro import write_micro
+from tiny import tiny_model, write_tiny_model
+from world import write_world
+
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.errors import UsageError
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.calibration import calibrate
+from lm_harmony.studies.plan import HARDWARE, hardware_named, make_plan
+from lm_harmony.studies.study import Study
+from lm_harmony.studies.workload import workload
+
+RECIPE = Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(tmp_path / "model", chat=True))),
+        benchmark=BenchmarkSpec(task=str(write_micro(tmp_path)), data_dir=tmp_path),
+        recipe=RECIPE,
+        execution=Execution(device="cpu"),
+    )
+
+
+@pytest.mark.parametrize("change", ["as it is", "completion only", "max steps", "chat", "all weights"])
+def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str) -> None:
+    changed = {
+        "as it is": spec,
+        "completion only": replace(spec, recipe=replace(RECIPE, completion_only=True, batch_size=5)),
+        "max steps": replace(spec, recipe=replace(RECIPE, max_steps=6)),
+        "chat": replace(spec, model=replace(spec.model, apply_chat_template=True)),
+        "all weights": replace(spec, recipe=replace(RECIPE, lora=None)),
+    }[change]
+    planned = workload(changed)
+    record = train_before_test(changed, RunStore(tmp_path / "run"))
+    assert planned.training_tokens == record.costs["training_tokens"]
+    assert planned.scoring_tokens == record.costs["scoring_tokens"]
+    assert planned.test_rows == record.data.test == 12
+
+
+def test_the_model_is_counted_without_its_weights(spec: RunSpec) -> None:
+    size, model = workload(spec).size, tiny_model()
+    assert size.parameters == model.module.num_parameters() and size.layers == 2
+    assert size.computing == size.parameters - 2 * 300 * 32  # input embedding and output layer apart
+    with trainee(model, RECIPE, seed=0) as learner:
+        assert size.trained == sum(weight.numel() for weight in learner.trained_parameters().values())
+
+
+def test_direct_scores_are_counted_once_for_all_seeds(tmp_path: Path) -> None:
+    one, two = (
+        Study.read(write_world(tmp_path / str(len(seeds)), models=["models/llama"], benchmarks=["fives.yaml"], seeds=seeds))
+        for seeds in ([0], [0, 1])
+    )
+    plans = [make_plan(study.spec.runs, HARDWARE["h200"]).models[0] for study in (one, two)]
+    undirected = make_plan([replace(spec, direct=False) for spec in one.spec.runs], HARDWARE["h200"]).models[0]
+    direct = plans[0].scoring_tokens - undirected.scoring_tokens
+    assert direct > 0
+    assert plans[1].scoring_tokens == 2 * undirected.scoring_tokens + direct
+
+
+def test_a_run_that_cannot_be_counted_is_named(tmp_path: Path) -> None:
+    study = Study.read(write_world(tmp_path, models=["models/llama", "no/model"], benchmarks=["fives.yaml"], seeds=[0]))
+    plan = make_plan(study.spec.runs, HARDWARE["h200"])
+    assert [model.runs for model in plan.models] == [1]
+    (name,) = plan.missing
+    assert "no/model" in name
+
+
+def test_an_unknown_machine_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'h200'"):
+        hardware_named("H2O0")
+
+
+def test_this_machine_is_measured(spec: RunSpec) -> None:
+    here = calibrate(spec)
+    assert 1e6 < here.training_flops < 1e15 and 1e6 < here.scoring_flops < 1e15
+    assert make_plan([spec], here).hours < 0.1
+
+
+def test_the_command_prints_the_plan(tmp_path: Path) -> None:
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["fives.yaml"], seeds=[0])
+    command = [sys.executable, "-m", "lm_harmony.cli", "plan", str(path), "--hardware", "h200", "--workers", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 runs" in done.stdout and "llama" in done.stdout and "measured nowhere" in done.stdout
