@@ -85,6 +85,7 @@ def study(
     file: Annotated[Path, tyro.conf.Positional],
     /,
     workers: int | None = None,
+    ray: str | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     retry_failed: bool = False,
@@ -95,6 +96,7 @@ def study(
     Args:
         file: the study's YAML file.
         workers: processes at once; default: one for each GPU, or one.
+        ray: address of a Ray cluster's head, or auto; default: this machine.
         only: carry out only the runs whose name holds one of these (* and ? allowed).
         skip: leave out the runs whose name holds one of these.
         retry_failed: try again what was given up.
@@ -107,7 +109,7 @@ def study(
     if dry_run:
         list_runs(asked)
         return True
-    return run_study(asked, workers=workers, retry_failed=retry_failed)
+    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) -> bool:

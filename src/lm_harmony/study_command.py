@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lm_harmony")
 
 
-def run_study(study: Study, *, workers: int | None, retry_failed: bool) -> bool:
+def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool) -> bool:
     """Carry out what remains of ``study`` and print how it stands; tell whether every run is finished.
 
     Raises:
@@ -37,7 +37,7 @@ def run_study(study: Study, *, workers: int | None, retry_failed: bool) -> bool:
     done = len(before.finished)
     with _messages(console), _view(console) as view:
         try:
-            for queue in study.advance(workers=workers, retry_failed=retry_failed):
+            for queue in study.advance(workers=workers, ray=ray, retry_failed=retry_failed):
                 status = study.status()
                 ended = len(status.finished) - done
                 view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
@@ -73,7 +73,19 @@ def _how_it_ended(status: int) -> str:
     return f"the worker was ended by signal {-status}" + (" (killed; out of memory?)" if status == -9 else "")
 
 
-def work_through(queue: Queue, workers: list[Worker]) -> Iterator[tuple[Assignment, dict[str, Any]]]:
+class Hand(Protocol):
+    """Whoever carries out runs, one after another."""
+
+    number: int
+
+    def carry_out(self, assignment: Assignment) -> dict[str, Any]:
+        """Carry out a run and say how it went."""
+
+    def stop(self) -> None:
+        """End at once."""
+
+
+def work_through(queue: Queue, workers: Sequence[Hand]) -> Iterator[tuple[Assignment, dict[str, Any]]]:
     """Let ``workers`` carry out what is in ``queue``; yield each answer as it comes, until nothing is left.
 
     The caller decides what an answer means, and may put the run back into the queue before it asks for the next answer.
@@ -91,6 +103,31 @@ def work_through(queue: Queue, workers: list[Worker]) -> Iterator[tuple[Assignme
             thread.join()
 
 
-def _serve(queue: Queue, worker: Worker) -> None:
-    while (assignment := queue.take(worker.number)) is not None:
+def _serve(queue: Queue, worker: Hand) -> None:
+    while (assignment := queue.take(worker.number, worker.stop)) is not None:
         queue.answer(assignment, worker.carry_out(assignment))
+
+
+def default_workers() -> int:
+    """Return one for each GPU, or one."""
+    return max(1, len(_gpus()))
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process may use, without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+
+
+def local_workers(count: int, results_dir: Path) -> list[Worker]:
+    """Make ``count`` workers, each with its share of the GPUs or of the processor's threads."""
+    gpus, threads = _gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = []
+    for number in range(count):
+        share = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        if count > 1:
+            share |= {"OMP_NUM_THREADS": str(max(1, threads // count)), "TOKENIZERS_PARALLELISM": "false"}
+        workers.append(Worker(number, results_dir / "workers", share))
+    return workers

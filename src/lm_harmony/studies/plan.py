@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.workload import Size, Workload, asked_flops, workload
+from lm_harmony.studies.workload import Size, Workload, asked_flops, size_of, workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,10 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
         for name, peak in _PEAKS.items()
     }
 )
+
+
+HERE = Hardware(name="here", training_flops=1e11, scoring_flops=1e11)
+"""A processor with float32 weights, of unknown speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,14 @@ def _model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPl
 def _directs(loads: Iterable[Workload]) -> list[Workload]:
     """Return one run for each direct score: seeds and recipes share it."""
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
+
+
+def memory_of(spec: RunSpec) -> int:
+    """Return the bytes that a run needs, or 0 where the model's configuration is not at hand."""
+    try:
+        return _memory(size_of(spec.model, spec.recipe), HERE)
+    except (OSError, ValueError):
+        return 0
 
 
 def _memory(size: Size, hardware: Hardware) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lm_harmony.studies.assignment import Assignment
@@ -26,14 +26,21 @@ class Queue:
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, worker: int) -> Assignment | None:
+    def take(self, worker: int, rest: Callable[[], None]) -> Assignment | None:
         """Wait for a run for ``worker``: of the model it has loaded, else of one that nobody has, else of the longest line.
+
+        Args:
+            worker: who asks.
+            rest: called before waiting, so that an idle worker holds no memory and no GPU that another may need.
 
         Returns:
             None when nothing is left, or the queue was closed.
         """
-        with self._changed:
-            while not self._closed:
+        rested = False
+        while True:
+            with self._changed:
+                if self._closed:
+                    return None
                 model = self._model_for(worker)
                 if model is not None:
                     self._loaded[worker] = model
@@ -42,8 +49,12 @@ class Queue:
                     return assignment
                 if not self._busy and not self._answers:
                     return None
-                self._changed.wait()
-        return None
+                self._loaded.pop(worker, None)
+                if rested:
+                    self._changed.wait()
+            if not rested:
+                rest()
+                rested = True
 
     def _model_for(self, worker: int) -> str | None:
         lines = {model: len(line) for model, line in self._waiting.items() if line}

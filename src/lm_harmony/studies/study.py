@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.studies.assignment import Assignment, give_up
-from lm_harmony.studies.crew import Worker, work_through
+from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
 from lm_harmony.studies.lease import is_held
 from lm_harmony.studies.queue import Queue
@@ -95,21 +94,24 @@ class Study:
         """
         return tuple(assignment.store.record() for assignment in self.assignments() if assignment.store.is_finished())
 
-    def run(self, *, workers: int | None = None, retry_failed: bool = False) -> Status:
+    def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
 
         Args:
-            workers: processes; None: one for each GPU, or one.
+            workers: processes; None: one for each GPU, or one (on a cluster: one for each processor).
+            ray: address of a Ray cluster's head, or "auto"; None: this machine.
             retry_failed: try again what was given up.
 
         Raises:
+            UsageError: there is no such cluster.
+            MissingExtra: Ray is not installed.
             StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
         """
-        for _ in self.advance(workers=workers, retry_failed=retry_failed):
+        for _ in self.advance(workers=workers, ray=ray, retry_failed=retry_failed):
             pass
         return self.status()
 
-    def advance(self, *, workers: int | None = None, retry_failed: bool = False) -> Iterator[Queue]:
+    def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[Queue]:
         """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
         now = self.status()
         if retry_failed:
@@ -120,7 +122,7 @@ class Study:
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(left), finished=len(now.finished))
         yield queue
-        crew = _crew(min(workers or _default_workers(), max(1, len(left))), self.spec.results_dir)
+        crew = self._crew(left, workers, ray) if left else []
         for assignment, said in work_through(queue, crew):
             outcome = said.pop("outcome")
             events.add(f"run_{outcome.replace(' ', '_')}", run=assignment.name, **said)
@@ -131,6 +133,13 @@ class Study:
                 self._try_again(queue, assignment, outcome, said, attempts[assignment.name])
             yield queue
         events.add("study_ended")
+
+    def _crew(self, left: Sequence[Assignment], workers: int | None, ray: str | None) -> Sequence[Hand]:
+        if ray is None:
+            return local_workers(min(workers or default_workers(), len(left)), self.spec.results_dir)
+        from lm_harmony.studies.cluster import ray_workers  # Ray is an extra
+
+        return ray_workers(ray, left, self.spec.results_dir, workers)
 
     def _try_again(self, queue: Queue, assignment: Assignment, outcome: str, said: dict[str, Any], attempts: int) -> None:
         """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""
@@ -148,27 +157,3 @@ class Study:
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
-
-
-def _default_workers() -> int:
-    return max(1, len(_gpus()))
-
-
-def _gpus() -> list[str]:
-    """Return the GPUs that this process may use, without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
-    return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
-
-
-def _crew(count: int, results_dir: Path) -> list[Worker]:
-    """Make ``count`` workers, each with its share of the GPUs or of the processor's threads."""
-    gpus, threads = _gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = []
-    for number in range(count):
-        share = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        if count > 1:
-            share |= {"OMP_NUM_THREADS": str(max(1, threads // count)), "TOKENIZERS_PARALLELISM": "false"}
-        workers.append(Worker(number, results_dir / "workers", share))
-    return workers

@@ -74,7 +74,7 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
     Raises:
         UsageError: as ``read_study``.
     """
-    study = _mapping(values, _STUDY, where)
+    study, base = _mapping(values, _STUDY, where), base.resolve()  # workers may stand in other folders
     for key in ("models", "benchmarks"):
         if not study.get(key):
             raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")

@@ -127,7 +127,7 @@ def workload(spec: RunSpec) -> Workload:
         fed += [sequences[place] for place in order_of_rows(len(sequences), seed=spec.seed, epoch=epoch)[:taken]]
     return Workload(
         spec=spec,
-        size=_size(spec.model, spec.recipe),
+        size=size_of(spec.model, spec.recipe),
         training_tokens=sum(len(sequence.ids) - 1 for sequence in fed),
         trained_labels=sum(len(sequence.labels) for sequence in fed),
         steps=steps,
@@ -180,7 +180,12 @@ def _hollow(spec: ModelSpec) -> LanguageModel:
 
 
 @lru_cache(maxsize=256)
-def _size(spec: ModelSpec, recipe: Recipe) -> Size:
+def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
+    """Count a model's weights, without any.
+
+    Raises:
+        OSError: its configuration or tokenizer is not at hand.
+    """
     model = _hollow(spec)
     module, config = model.module, model.module.config.get_text_config()
     output = sum(weight.numel() for weight in module.get_output_embeddings().parameters())

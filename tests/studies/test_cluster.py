@@ -1,0 +1,58 @@
+"""The same study on a real Ray of two nodes, one of which is lost in the middle."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from world import write_world
+
+from lm_harmony.errors import UsageError
+from lm_harmony.studies.study import Study
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Start a head without processors and two nodes with one each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_costs_no_record(cluster: Cluster, tmp_path: Path) -> None:
+    """Both nodes work; one is killed in the middle of a run; the records are those of the same study on this machine."""
+    nodes = [cluster.add_node(num_cpus=1, memory=4 << 30) for _ in range(2)]
+    whole = Study.read(write_world(tmp_path / "whole", models=["models/llama", "models/gpt2"]))
+    whole.run()
+    study = Study.read(write_world(tmp_path / "ray", models=["models/llama", "models/gpt2"]))
+    lost = list[float]()
+
+    def kill_one() -> None:
+        while not any(study.spec.results_dir.rglob("record.json")) or len(list(study.spec.results_dir.rglob(".*.lease"))) < 2:
+            time.sleep(0.01)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        lost.append(time.monotonic())
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    status = study.run(ray=cluster.address)
+    killer.join(timeout=60)
+    assert lost, "no node was lost"
+    assert len(status.finished) == 16 and not status.failed
+    expected = {(Path(r.spec.model.name).name, r.benchmark, r.spec.seed): r for r in whole.records()}
+    for record in study.records():
+        same = expected[Path(record.spec.model.name).name, record.benchmark, record.spec.seed]
+        assert (record.epochs, record.direct, record.trained) == (same.epochs, same.direct, same.trained)
+    assert len(list(study.spec.results_dir.rglob("record.json"))) == 16
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+    study = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0]))
+    with pytest.raises(UsageError, match=r"no cluster at '127\.0\.0\.1:1'"):
+        study.run(ray="127.0.0.1:1")
