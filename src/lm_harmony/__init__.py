@@ -16,6 +16,7 @@ _HOMES = {
     "RunRecord": "lm_harmony.runs.record",
     "RunStore": "lm_harmony.runs.store",
     "train_before_test": "lm_harmony.runs.protocol",
+    "Study": "lm_harmony.studies.study",
 }
 __all__ = sorted(_HOMES)
 
