@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 from world import BENCHMARKS, MODELS, write_world
 
+from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.studies.study import Study
 
@@ -236,3 +237,30 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "runs are finished. Repeat the command to go on." in said
     assert Study.read(path).run().failed == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of half a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs rights that this user lacks")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_every_finished_record_and_the_study_goes_on_when_there_is_room(
+    uninterrupted: Study, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_harmony.studies.study.NO_ROOM_PAUSE", 0.1)
+    study = Study.read(write_world(tmp_path, results_dir=str(small_disk / "results")))
+    with pytest.raises(StoreError, match=r"No space left on device.*repeat the study"):
+        study.run()
+    kept = scores(study)
+    assert 0 < len(kept) < 24
+    assert kept == {name: score for name, score in scores(uninterrupted).items() if name in kept}
+    assert not study.status().failed
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert len(study.run().finished) == 24
+    assert scores(study) == scores(uninterrupted)

@@ -6,6 +6,7 @@ with one line. When the coordinator ends, however it ends, its pipe closes and t
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -85,7 +86,9 @@ def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
         said = {"outcome": "failed", "kind": type(error).__name__, "cause": str(error)}
     except Exception as error:  # noqa: BLE001 - the study's edge: one run's surprise must not cost the others
         log.error("%s", traceback.format_exc())
-        said = {"outcome": "surprised", "kind": type(error).__name__, "cause": str(error)}
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        outcome = "no room" if full else "surprised"
+        said = {"outcome": outcome, "kind": type(error).__name__, "cause": str(error)}
     return {**said, "loads": kept.base.loads}
 
 
