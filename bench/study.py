@@ -1,0 +1,103 @@
+"""What a study costs beside its runs, and how long 10,000 records take to read: ``python -m bench.study``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import tyro
+import yaml
+
+from lm_harmony.demo.flags import TASK_FILE
+from lm_harmony.demo.micro_world import make_micro_world
+from lm_harmony.studies.study import Study
+
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from lm_harmony.runs.scan import records_below
+started = time.perf_counter()
+kept = list(records_below(Path(sys.argv[1])))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"count": len(kept), "seconds": time.perf_counter() - started, "peak": peak}))
+"""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How much."""
+
+    seeds: int = 40
+    """Runs of the study."""
+    records: int = 10_000
+    """Records that are read."""
+
+
+def main(flags: Flags) -> None:
+    """Run a study of tiny runs, count its seconds and loads, then copy one record many times and read all of them."""
+    with tempfile.TemporaryDirectory() as name:
+        study = write_study(Path(name), flags.seeds)
+        peak = carry_out(Path(name) / "study.yaml")
+        events = [json.loads(line) for line in (study.spec.results_dir / "events.jsonl").read_text().splitlines()]
+        ends = [event for event in events if event["event"] == "run_finished"]
+        records = study.records()
+        work = sum(record.costs[f"{phase}_seconds"] for record in records for phase in ("training", "validation", "test"))
+        each = (ends[-1]["time"] - ends[0]["time"]) / (len(ends) - 1)
+        overhead = each - work / len(ends)
+        print(f"{len(ends)} runs, the first after {ends[0]['time'] - events[0]['time']:.1f} s, then one each {each:.2f} s,")
+        print(f"of which {overhead:.2f} s are not training, validation or test")
+        print(f"the base was loaded {ends[-1]['loads']} time(s); the coordinator's peak memory is {peak / 2**20:.0f} MiB")
+        reading = read_many(next(study.spec.results_dir.rglob("record.json")), Path(name) / "many", flags.records)
+        print(f"{flags.records:,} records read in {reading['seconds']:.1f} s with {reading['peak'] / 2**20:.0f} MiB")
+    loads = ends[-1]["loads"]
+    print(json.dumps({"bench": "study", "overhead": overhead, "loads": loads, "coordinator": peak, "records": reading}))
+
+
+def write_study(folder: Path, seeds: int) -> Study:
+    """Make a tiny model and a micro-benchmark, and a study of ``seeds`` runs of them."""
+    world = make_micro_world(folder, pretraining_steps=10)
+    asked = {
+        "models": [str(world.model)],
+        "benchmarks": [str(TASK_FILE)],
+        "seeds": list(range(seeds)),
+        "recipe": {"epochs": 1, "lora": {"target_modules": ["all-linear"]}},
+        "max_num_train": 16,
+        "max_num_valid": 8,
+        "max_num_test": 8,
+        "data_dir": str(world.data_dir),
+        "execution": {"device": "cpu"},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    return Study.read(folder / "study.yaml")
+
+
+def carry_out(path: Path) -> int:
+    """Run the study's command; return the most resident memory of its coordinator in bytes."""
+    process = subprocess.Popen([sys.executable, "-m", "lm_harmony.cli", "study", str(path)], stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+        time.sleep(0.05)
+    assert process.returncode == 0, "the study failed"
+    return peak
+
+
+def read_many(record: Path, results: Path, count: int) -> dict[str, float]:
+    """Copy a record ``count`` times, and read all of them in a process of its own."""
+    for number in range(count):
+        folder = results / f"{number % 100}" / f"{number}"
+        folder.mkdir(parents=True)
+        shutil.copyfile(record, folder / "record.json")
+    done = subprocess.run([sys.executable, "-c", READ, str(results)], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))
