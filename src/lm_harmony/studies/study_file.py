@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from lm_harmony.benchmarks import suites
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.caps import Caps, SplitProtocol
+from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
@@ -60,7 +61,12 @@ def read_study(path: Path) -> StudySpec:
         raise UsageError(f"study: {path} cannot be read: {error.strerror}. Give an existing YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"study: {path} is not YAML: {' '.join(str(error).split())}. Mend the file.") from error
-    return study_spec(values, path.parent, where=str(path))
+    try:
+        return study_spec(values, path.parent, where=str(path))
+    except TypeError as error:  # a text where a number belongs
+        raise UsageError(
+            f"{path}: a value is of the wrong kind: {error}. Write numbers as 8 or 1.0e-4, lists in brackets."
+        ) from error
 
 
 def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
@@ -84,6 +90,9 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
     direct = study.get("direct", False)
     if not isinstance(direct, bool):
         raise UsageError(f"{where}: direct must be true or false, got {direct!r}. Write direct: true.")
+    protocol = study.get("split_protocol", "clean")
+    if protocol not in get_args(SplitProtocol):
+        raise UsageError(f"{where}: split_protocol must be clean or published, got {protocol!r}. Use clean.")
     common = _recipe(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
     execution = Execution(**{"use_git": False, **_mapping(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
     models = [model for entry in _list(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
@@ -136,8 +145,6 @@ def _recipe(overrides: Any, onto: Mapping[str, Any], where: str) -> dict[str, An
     merged = {**onto, **given}
     try:
         Recipe.from_dict(merged)
-    except TypeError as error:  # a text where a number belongs
-        raise UsageError(f"{where}: a value is of the wrong kind: {error}. Write numbers as 1.0e-4, not 1e-4.") from error
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     return merged
@@ -192,21 +199,16 @@ def _benchmarks(
     caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
     corpora = [str(_path(base, corpus)) for corpus in _list(study.get("corpora", []), f"{where}: corpora")]
     tasks = suites.expand(str(given["task"]), corpora)
-    data_dir, include = study.get("data_dir"), study.get("include_path")
-    return [
-        (
-            BenchmarkSpec(
-                task=str(_path(base, task)) if task.endswith((".yaml", ".yml")) else task,
-                include_path=None if include is None else _path(base, include),
-                data_dir=None if data_dir is None else _path(base, data_dir),
-                caps=caps,
-                split_protocol=study.get("split_protocol", "clean"),
-            ),
-            given.get("metric"),
-            given.get("recipe", {}),
-        )
-        for task in tasks
-    ]
+    data_dir = None if study.get("data_dir") is None else _path(base, study["data_dir"])
+    include = None if study.get("include_path") is None else _path(base, study["include_path"])
+    specs = []
+    for name in tasks:
+        task = str(_path(base, name)) if name.endswith((".yaml", ".yml")) else name
+        if not task.startswith("corpus:"):
+            find_task_file(task, include)  # refuses what does not exist
+        protocol = study.get("split_protocol", "clean")
+        specs.append(BenchmarkSpec(task=task, include_path=include, data_dir=data_dir, caps=caps, split_protocol=protocol))
+    return [(spec, given.get("metric"), given.get("recipe", {})) for spec in specs]
 
 
 def _path(base: Path, path: Any) -> Path:
