@@ -49,7 +49,9 @@ def direct_id(spec: RunSpec, texts: str) -> str:
 def folder_name(spec: RunSpec) -> str:
     """Return where a run lies below the results folder: <benchmark>/<model>/seed<n>-<id>."""
     task = spec.benchmark.task
-    benchmark = Path(task).stem if task.endswith((".yaml", ".yml")) else task.replace("corpus:", "corpus-")
+    benchmark = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+    if task.startswith("corpus:"):
+        benchmark = f"corpus-{Path(task).stem}"
     model = Path(spec.model.name).name if Path(spec.model.name).is_dir() else spec.model.name
     return "/".join((*(_clean(part) for part in (benchmark, model)), f"seed{spec.seed}-{run_id(spec)}"))
 
@@ -77,6 +79,8 @@ def _data(spec: RunSpec) -> str | None:
 
 def _task(task: str) -> str:
     path = Path(task.removeprefix("corpus:"))
+    if path.is_dir() and task.startswith("corpus:"):
+        return fingerprint([(file.name, _content(file)) for file in sorted(path.iterdir()) if file.is_file()])
     return fingerprint(_content(path)) if path.is_file() else task
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, fingerprint_of, make_splits
-from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -75,7 +74,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
         ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
     """
-    task = HarnessTask(find_task_file(spec.benchmark.task, spec.benchmark.include_path), spec.benchmark.data_dir)
+    asked = spec.benchmark
+    task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)
     if metric not in task.metrics:
         known = list(task.metrics)

@@ -11,9 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lm_harmony.benchmarks.examples import Example
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
-from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.course import order_of_rows
 from lm_harmony.engine.room import CPU_SCORING_TOKENS
@@ -205,7 +204,7 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
 
 @lru_cache(maxsize=4)
 def _task(benchmark: BenchmarkSpec) -> HarnessTask:
-    return HarnessTask(find_task_file(benchmark.task, benchmark.include_path), benchmark.data_dir)
+    return open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count
@@ -40,11 +41,12 @@ lm_eval_utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval_utils.e
 class HarnessTask:
     """One lm_eval task: documents by role, documents as examples, replies as scores."""
 
-    def __init__(self, path: Path, data_dir: Path | None = None) -> None:
-        """Load the task that ``path`` defines, with its data from the hub or from ``data_dir``.
+    def __init__(self, path: Path, data_dir: Path | None = None, *, corpus: Path | None = None) -> None:
+        """Load the task that ``path`` defines, with its data from the hub, from ``data_dir``, or from a corpus.
 
         Args:
             path: a task's YAML file.
+            corpus: the user's texts, which name the task and are its rows.
             data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the hub (or its local cache).
 
         Raises:
@@ -53,7 +55,11 @@ class HarnessTask:
         config = _load_config(path)
         self.name: str = config["task"]
         self.declared = _declared(config)
-        if data_dir is not None:
+        if corpus is not None:
+            self.name = config["task"] = f"corpus-{corpus.stem}"
+            texts = read_corpus(corpus)
+            config["custom_dataset"] = lambda **_: texts
+        elif data_dir is not None:
             config["custom_dataset"] = functools.partial(_local_dataset, data_dir / self.name, self.declared)
             config.pop("dataset_kwargs", None)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.

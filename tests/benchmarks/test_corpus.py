@@ -1,0 +1,115 @@
+"""A corpus is scored as lm_eval scores whole texts, and cut so that no document is learned and tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lm_eval
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval_alone import lm_eval_task
+from tiny import MAX_LENGTH, tiny_model, write_tiny_model
+
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.corpus import read_corpus
+from lm_harmony.benchmarks.harness import open_task
+from lm_harmony.benchmarks.harness.opening import CORPUS_FILE
+from lm_harmony.benchmarks.splits import make_splits
+from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+
+TEXTS = [
+    f"The river number {number} flows past näive cafés — {'and on it goes, ' * (number % 7 * 6)}until the sea."
+    for number in range(40)
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "rivers.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text, "id": n}) for n, text in enumerate(TEXTS)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
+    """Long texts take several windows of the tiny model; letters of several bytes tell bytes from characters."""
+    model = tiny_model(bos=bos)
+    task = open_task(f"corpus:{corpus}")
+    splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
+    respondent = Respondent(model=model, paths=choose_paths(model))
+    replies = [[reply] for reply in respondent.answer([example.requests[0] for example in splits.test])]
+    ours = task.score(splits.test, replies, errors=True, samples=False)
+    rows = {role: [{"text": text} for text in read_corpus(corpus)[role]["text"]] for role in ("train", "validation", "test")}
+    alone = lm_eval_task(CORPUS_FILE, rows)
+    harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, max_length=MAX_LENGTH, device="cpu", batch_size=2)
+    theirs = lm_eval.evaluate(harness, {"corpus": alone}, bootstrap_iters=0)["results"]["corpus"]
+    assert max(len(ids) for ids in model.text.encode([row["text"] for row in rows["test"]])) > MAX_LENGTH
+    for metric in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+        assert ours.metrics[f"{metric},none"] == pytest.approx(theirs[f"{metric},none"], rel=1e-4)
+    characters = sum(map(len, (row["text"] for row in rows["test"])))
+    assert characters < sum(len(row["text"].encode()) for row in rows["test"])
+
+
+def test_a_whole_run_learns_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    spec = RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(tmp_path / "model"))),
+        benchmark=BenchmarkSpec(task=f"corpus:{corpus}"),
+        recipe=Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",))),
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+    record = train_before_test(spec, RunStore(tmp_path / "run"))
+    assert record.metric == "bits_per_byte,none" and record.higher_is_better is False and record.benchmark == "corpus-rivers"
+    assert record.direct is not None and record.trained is not None
+    assert record.trained.metrics[record.metric] < 0.8 * record.direct.metrics[record.metric]
+    assert (record.data.train, record.data.validation, record.data.test) == (32, 4, 4)
+
+
+def test_no_document_is_in_two_splits_and_the_order_of_the_file_is_nothing(corpus: Path, tmp_path: Path) -> None:
+    first = {role: rows["text"] for role, rows in read_corpus(corpus).items()}
+    assert sorted(text for texts in first.values() for text in texts) == sorted(TEXTS)
+    turned = tmp_path / "turned.txt"
+    turned.write_text("\n\n".join(reversed(TEXTS)) + "\n\n\n", encoding="utf-8")
+    assert {role: list(rows["text"]) for role, rows in read_corpus(turned).items()} == {r: list(t) for r, t in first.items()}
+    doubled = tmp_path / "doubled.txt"
+    doubled.write_text("\n\n".join([*TEXTS[:9], *[TEXTS[0]] * 30]), encoding="utf-8")
+    splits = make_splits(open_task(f"corpus:{doubled}"), caps=Caps(), seed=0, protocol="clean", chat=None)
+    learned, tested = ({example.continuation for example in part} for part in (splits.train, splits.test))
+    assert not learned & tested
+
+
+def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
+    for role, texts in (("train", TEXTS[:5]), ("validation", TEXTS[5:7]), ("test", TEXTS[7:9])):
+        (tmp_path / f"{role}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    assert list(read_corpus(tmp_path)["validation"]["text"]) == TEXTS[5:7]
+    (tmp_path / "test.txt").unlink()
+    with pytest.raises(BenchmarkError, match="test must be one file"):
+        read_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, "no such file or folder"),
+        ("a.csv", b"x", "a .jsonl or a .txt file, not .csv"),
+        ("a.txt", b"one\n\ntwo", "2 different documents"),
+        ("a.txt", b"", "0 different documents"),
+        ("a.txt", b"\xff\xfe", "Give a UTF-8 file"),
+        ("a.jsonl", b'{"page": "x"}', "lack the column 'text', they have page"),
+        ("a.jsonl", b'{"text": 3}', "a text is no string"),
+        ("a.jsonl", b'{"text": "x"', "line 1"),
+    ],
+)
+def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BenchmarkError) as raised:
+        open_task(f"corpus:{tmp_path / name}")
+    assert message in str(raised.value)
