@@ -74,7 +74,7 @@ def plan(
     from lm_harmony.studies.study import Study
 
     run_command.quiet_libraries()
-    specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments()]
+    specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
     planned = make_plan(specs, machine)
     study_command.show_plan(planned, workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     """
     console = Console(stderr=True, soft_wrap=True)
     before, started = study.status(), time.monotonic()
-    total = len(study.assignments())
+    total = len(study.assignments)
     done = len(before.finished)
     with _messages(console), _view(console) as view:
         try:
@@ -107,7 +107,7 @@ def list_runs(study: Study) -> None:
         **dict.fromkeys(status.running, "running"),
         **dict.fromkeys(status.failed, "failed"),
     }
-    for assignment in study.assignments():
+    for assignment in study.assignments:
         Console(soft_wrap=True).print(f"{stands.get(assignment, 'waiting'):9} {assignment.name}", highlight=False, markup=False)
 
 
@@ -117,7 +117,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
     with Live(console=console, refresh_per_second=4) as live:
         while True:
             status = study.status()
-            live.update(_picture(list(status.running), status, len(study.assignments()), None))
+            live.update(_picture(list(status.running), status, len(study.assignments), None))
             if not status.running and not status.waiting:
                 return
             time.sleep(seconds)
@@ -144,11 +144,11 @@ def _picture(running: list[Assignment], status: Status, total: int, hours: float
 class _Live:
     """Bars, on a terminal; they are drawn four times a second from the runs' own folders."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self) -> None:
+        self.draw: Callable[[], RenderableType] = Group
 
     def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
-        self._live._get_renderable = lambda: _picture(queue.running(), status, total, hours)
+        self.draw = lambda: _picture(queue.running(), status, total, hours)
 
 
 class _Lines:
@@ -168,8 +168,9 @@ def _view(console: Console) -> Iterator[_Live | _Lines]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield _Live(live)
+    view = _Live()
+    with Live(get_renderable=lambda: view.draw(), console=console, refresh_per_second=4, transient=True):
+        yield view
 
 
 @contextmanager

@@ -207,7 +207,7 @@ def test_a_changed_recipe_row_or_weight_is_a_new_run(tmp_path: Path) -> None:
     names = set()
 
     def name() -> str:
-        (assignment,) = Study.read(path).assignments()
+        (assignment,) = Study.read(path).assignments
         return assignment.name
 
     names.add(name())

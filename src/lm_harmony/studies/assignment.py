@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lm_harmony.runs.identity import folder_name
@@ -21,9 +22,9 @@ class Assignment:
     results_dir: Path
     """The study's results."""
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The run's folder below the results, which is its identity."""
+        """The run's folder below the results, which is its identity: taken once, so that it stays while a study works."""
         return folder_name(self.spec)
 
     @property

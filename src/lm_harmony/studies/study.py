@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Study:
     """Patterns (*, ?) of which a run's name must fit one; none: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Patterns of which it must fit none."""
+    _finished: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Names of runs that were found finished: they stay so, and need no second look."""
 
     @classmethod
     def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
@@ -62,6 +65,7 @@ class Study:
         """
         return cls(read_study(Path(path)), only=tuple(only), skip=tuple(skip))
 
+    @cached_property
     def assignments(self) -> tuple[Assignment, ...]:
         """Return every run that is asked for, whether finished or not."""
         found = (Assignment(spec=spec, results_dir=self.spec.results_dir) for spec in self.spec.runs)
@@ -74,9 +78,10 @@ class Study:
     def status(self) -> Status:
         """Look into every run's folder."""
         finished, failed, running, waiting = [], {}, [], []
-        for assignment in self.assignments():
+        for assignment in self.assignments:
             store = assignment.store
-            if assignment.is_finished():
+            if assignment.name in self._finished or assignment.is_finished():
+                self._finished.add(assignment.name)
                 finished.append(assignment)
             elif is_held(store.folder):
                 running.append(assignment)
@@ -92,7 +97,7 @@ class Study:
         Raises:
             StoreError: a record cannot be read.
         """
-        return tuple(assignment.store.record() for assignment in self.assignments() if assignment.store.is_finished())
+        return tuple(assignment.store.record() for assignment in self.assignments if assignment.store.is_finished())
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
