@@ -6,6 +6,7 @@ However many passes a batch takes, padded or packed, alone or together with othe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,20 +27,53 @@ class Draws:
     count: int = 0
     """How many sequences it computes."""
 
-    def keep(self, layer: int, x: torch.Tensor, p: float) -> torch.Tensor:
-        """Return the factors (0, or 1 / (1 - p)) of the inputs ``x`` of a layer: 1 x N x D packed, or B x T x D padded right."""
+    def kept(self, layer: int, x: torch.Tensor, p: float) -> torch.Tensor:
+        """Return which inputs ``x`` of a layer remain: 1 x N x D packed, or B x T x D padded right."""
         lengths = self.lengths[self.first : self.first + self.count]
         if not lengths:  # a pass outside a training: it is a batch of its own
-            return torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
-        word = np.random.SeedSequence((*self.seed_and_step, layer)).generate_state(1)
-        generator = torch.Generator(x.device).manual_seed(int(word[0]))
-        # Drawn on every device in float32, for the whole batch, of which this pass takes its part.
-        drawn_NxD = torch.empty(sum(self.lengths), x.shape[-1], device=x.device).bernoulli_(1 - p, generator=generator)
+            return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
         start = sum(self.lengths[: self.first])
-        mine_NxD = drawn_NxD[start : start + sum(lengths)].to(x.dtype).div_(1 - p)
+        tokens = range(start, start + sum(lengths))
+        seeds = np.random.SeedSequence((*self.seed_and_step, layer))
+        if x.device.type == "cpu":
+            mine_NxD = _drawn_on_cpu(seeds, tokens, x.shape[-1], p)
+        else:
+            generator = torch.Generator(x.device).manual_seed(int(seeds.generate_state(1)[0]))
+            whole_NxD = torch.empty(sum(self.lengths), x.shape[-1], dtype=torch.bool, device=x.device)
+            mine_NxD = whole_NxD.bernoulli_(1 - p, generator=generator)[tokens.start : tokens.stop]
         if x.dim() == 2 or len(x) == 1:
             return mine_NxD.view_as(x)
-        return torch.nn.utils.rnn.pad_sequence(mine_NxD.split(lengths), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(mine_NxD.split(lengths)), batch_first=True)
+
+
+def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: float) -> torch.Tensor:
+    """Draw the inputs that remain for some of a batch's tokens, eight times as fast as torch draws: 16 bits for each.
+
+    A token takes a whole number of the generator's words, so the draws of the tokens before are skipped, not drawn. An input
+    remains with probability 1 - p, rounded to 1 / 65,536.
+    """
+    words = -(-width // 4)
+    bits = np.random.PCG64DXSM(seeds)
+    bits.advance(tokens.start * words)
+    drawn = bits.random_raw(len(tokens) * words).view(np.uint16).reshape(len(tokens), 4 * words)
+    return torch.from_numpy((drawn < round((1 - p) * 65_536))[:, :width]).contiguous()
+
+
+class _Dropped(torch.autograd.Function):
+    """Inputs times (0 or 1 / (1 - p)); one byte of each is kept for the backward pass rather than four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return ``x`` where it is kept, scaled up."""
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return (x * kept).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient where the input was kept, scaled up."""
+        (kept,) = ctx.saved_tensors
+        return (grad * kept).mul_(ctx.scale), None, None
 
 
 class SeededDropout(torch.nn.Module):
@@ -52,7 +86,10 @@ class SeededDropout(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs in training and scale the rest up; pass them on in evaluation."""
-        return x * self.draws.keep(self.layer, x, self.p) if self.training else x
+        if not self.training:
+            return x
+        dropped: torch.Tensor = _Dropped.apply(x, self.draws.kept(self.layer, x, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
+        return dropped
 
 
 def seed_dropout(module: PeftModel, adapter: str) -> Draws:

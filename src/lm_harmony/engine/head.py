@@ -13,6 +13,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.products import fast_products
+
 LOGITS_ON_CPU, LOGITS_ON_GPU = 12_000_000, 120_000_000
 """Logits that exist at once: 48 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
 output layer again for every chunk."""
@@ -69,6 +71,7 @@ def head_logprobs(
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
 
 
+@fast_products()  # here too, because the backward pass computes it again
 def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits_CxV = head.logits(rows_CxD).float()
     logprobs = logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lm_harmony.engine.forward import LabelLogprobs
 from lm_harmony.engine.head import head_logprobs, head_of
+from lm_harmony.engine.products import fast_products
 from lm_harmony.engine.segments import attention_in, segments_of
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.trees import Row, chain_row, shared_row
@@ -27,6 +28,7 @@ def shared_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence])
     return _row_logprobs(module, shared_row(sequences))
 
 
+@fast_products()
 def _row_logprobs(module: PreTrainedModel, row: Row) -> LabelLogprobs:
     device = next(module.parameters()).device
     ids_N = torch.tensor([*row.trunk, *(token for tree in row.trees for token in tree.ids)], device=device)
