@@ -9,6 +9,7 @@ Shapes: N rows (of any leading dimensions), I inputs, O outputs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+# oneDNN keeps the machine code of the last 1,024 shapes it met, some 200 MB where every batch has its own number of tokens. One
+# pass needs fewer than these; oneDNN reads this when it first computes, a user's own setting stands.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 @contextmanager
