@@ -22,7 +22,7 @@ FLOORS: dict[str, set[str]] = {
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
-    "study_command": {"studies"},
+    "study_command": {"errors", "studies"},
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},

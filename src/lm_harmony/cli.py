@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_command.run(flags, words)
 
     commands = tyro.extras.SubcommandApp()
-    for command in (run, plan, study, status, benchmarks, models, demo):
+    for command in (run, plan, fetch, study, status, benchmarks, models, demo):
         commands.command(command)
     try:
         said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
@@ -79,6 +79,20 @@ def plan(
     planned = make_plan(specs, machine)
     study_command.show_plan(planned, workers)
     return not planned.missing
+
+
+def fetch(file: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = None, models_dir: Path | None = None) -> bool:
+    """Fetch a study's rows, and its models, into folders, pinned to commits; then its runs need no network.
+
+    Args:
+        file: the study's YAML file.
+        data_dir: where rows go; default: the study's data_dir.
+        models_dir: where models go; default: the study's models_dir, or the hub's own cache as runs need them.
+    """
+    from lm_harmony.studies.study_file import read_study
+    from lm_harmony.study_command import fetch_study
+
+    return fetch_study(read_study(file), data_dir=data_dir, models_dir=models_dir)
 
 
 def study(

@@ -14,9 +14,11 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from lm_harmony.errors import UsageError
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.study import Status, Study
+from lm_harmony.studies.study_file import StudySpec
 
 if TYPE_CHECKING:
     from lm_harmony.studies.plan import Plan
@@ -63,6 +65,29 @@ def show_status(status: Status, results_dir: Path) -> None:
             table.add_row(assignment.name, f"{failure.kind}: {failure.cause}")
         console.print(table)
         console.print("Mend the cause and repeat the study with --retry-failed.", highlight=False)
+
+
+def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:
+    """Fetch what a study needs, printing a line for each part; tell whether all of it is there.
+
+    Raises:
+        UsageError: neither the flag nor the study says where rows go.
+    """
+    from lm_harmony.studies.fetching import fetch
+
+    console = Console(soft_wrap=True)
+    rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
+    if rows is None:
+        raise UsageError("data_dir: neither --data_dir nor the study file says where rows go. Add --data_dir FOLDER.")
+    whole = True
+    for part in fetch(spec.runs, data_dir=rows, models_dir=models):
+        said = f"{part.outcome:13} {part.name}: {part.error or part.folder}"
+        console.print(said, highlight=False, markup=False)
+        whole &= part.error is None
+    for key, folder, named in (("data_dir", rows, spec.data_dir), ("models_dir", models, spec.models_dir)):
+        if folder is not None and named is None:
+            console.print(f"Add {key}: {folder.resolve()} to the study file.", highlight=False, markup=False)
+    return whole
 
 
 def show_plan(plan: Plan, workers: int) -> None:

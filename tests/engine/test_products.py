@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN are torch's own within rounding, forwards and backwards; what they do not serve passes untouched."""
+"""Linear layers through oneDNN are torch's own within rounding, both ways; what they do not serve passes untouched."""
 
 from __future__ import annotations
 

@@ -57,3 +57,16 @@ MODELS: Mapping[str, ModelInfo] = MappingProxyType(_read())
 def find(name: str) -> ModelInfo | None:
     """Return the catalogued model of that hub name, or None."""
     return MODELS.get(name)
+
+
+def fitting(
+    *, family: str | None = None, kind: str | None = None, min_params_b: float = 0, max_params_b: float = float("inf")
+) -> list[str]:
+    """Return the hub names of the catalogued models of a family (upper or lower case), a kind and a size in billions."""
+    return [
+        info.model
+        for info in MODELS.values()
+        if info.family.lower() == str(family or info.family).lower()
+        and info.kind == (kind or info.kind)
+        and min_params_b <= (info.params_b or info.nominal_params_b) <= max_params_b
+    ]

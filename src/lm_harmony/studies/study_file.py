@@ -8,6 +8,7 @@ recipe: {learning_rate: 1.0e-4}   # what differs from the published recipe; also
 direct: true                      # score the untouched models too
 results_dir: results              # a folder, beside this file unless absolute
 data_dir: data                    # <task>/{train,validation,test}.jsonl; without it: the hub
+models_dir: models                # <owner>/<name>/ as `lm-harmony fetch` leaves them; what is not there comes from the hub
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lm_harmony.benchmarks.caps import Caps, SplitProtocol
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue
+from lm_harmony.models.fetched import refuse_other_revision
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
@@ -34,7 +36,18 @@ _MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "recip
 _BENCHMARK = ("task", "metric", "recipe", *_CAPS)
 _EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
 _STUDY = (
-    *("models", "benchmarks", "corpora", "seeds", "recipe", "direct", "apply_chat_template", "results_dir", "data_dir"),
+    *(
+        "models",
+        "benchmarks",
+        "corpora",
+        "seeds",
+        "recipe",
+        "direct",
+        "apply_chat_template",
+        "results_dir",
+        "data_dir",
+        "models_dir",
+    ),
     *("include_path", "split_protocol", "execution", *_CAPS),
 )
 
@@ -47,6 +60,10 @@ class StudySpec:
     """Every run, model by model, then benchmark by benchmark, so that what is loaded is used up."""
     results_dir: Path
     """Where records go."""
+    data_dir: Path | None = None
+    """Where rows come from; None: the hub."""
+    models_dir: Path | None = None
+    """Where models are looked for before the hub is asked."""
 
 
 def read_study(path: Path) -> StudySpec:
@@ -117,7 +134,12 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
             )
         )
     _refuse_twice(runs, where)
-    return StudySpec(runs=tuple(runs), results_dir=base / str(study.get("results_dir", "results")))
+    return StudySpec(
+        runs=tuple(runs),
+        results_dir=base / str(study.get("results_dir", "results")),
+        data_dir=_folder(base, study.get("data_dir")),
+        models_dir=_folder(base, study.get("models_dir")),
+    )
 
 
 def _mapping(values: Any, known: Iterable[str], where: str) -> Mapping[str, Any]:
@@ -162,18 +184,14 @@ def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> lis
     elif any(key in given for key in _GROUP):
         raise UsageError(f"{where}: models: {given!r} gives a name and a group. Make two entries of it.")
     else:
-        names = [_folder_or_name(str(given["name"]), base)]
+        names = [str(given["name"])]
+    fetched = _folder(base, study.get("models_dir"))
+    names = [_folder_or_name(name, given.get("revision", "main"), base, fetched) for name in names]
     return [(ModelSpec(name=name, apply_chat_template=chat, **rest), given.get("recipe", {})) for name in names]
 
 
 def _group(rule: Mapping[str, Any], where: str) -> list[str]:
-    chosen = [
-        info.model
-        for info in catalogue.MODELS.values()
-        if info.family.lower() == str(rule.get("family", info.family)).lower()
-        and info.kind == rule.get("kind", info.kind)
-        and rule.get("min_params_b", 0) <= (info.params_b or info.nominal_params_b) <= rule.get("max_params_b", float("inf"))
-    ]
+    chosen = catalogue.fitting(**rule)
     if not rule or not chosen:
         families = sorted({info.family for info in catalogue.MODELS.values()})
         hint = did_you_mean(str(rule.get("family", "")), families)
@@ -184,9 +202,14 @@ def _group(rule: Mapping[str, Any], where: str) -> list[str]:
     return chosen
 
 
-def _folder_or_name(name: str, base: Path) -> str:
-    folder = base / name
-    return str(folder) if folder.is_dir() else name
+def _folder_or_name(name: str, revision: str, base: Path, models_dir: Path | None) -> str:
+    """Return the user's own folder of that name, else the fetched one, else the name, for the hub."""
+    if (base / name).is_dir():
+        return str(base / name)
+    if models_dir is None or not (models_dir / name).is_dir():
+        return name
+    refuse_other_revision(models_dir / name, name, revision)
+    return str(models_dir / name)
 
 
 def _benchmarks(
@@ -199,8 +222,7 @@ def _benchmarks(
     caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
     corpora = [str(_path(base, corpus)) for corpus in _list(study.get("corpora", []), f"{where}: corpora")]
     tasks = suites.expand(str(given["task"]), corpora)
-    data_dir = None if study.get("data_dir") is None else _path(base, study["data_dir"])
-    include = None if study.get("include_path") is None else _path(base, study["include_path"])
+    data_dir, include = _folder(base, study.get("data_dir")), _folder(base, study.get("include_path"))
     specs = []
     for name in tasks:
         task = str(_path(base, name)) if name.endswith((".yaml", ".yml")) else name
@@ -209,6 +231,10 @@ def _benchmarks(
         protocol = study.get("split_protocol", "clean")
         specs.append(BenchmarkSpec(task=task, include_path=include, data_dir=data_dir, caps=caps, split_protocol=protocol))
     return [(spec, given.get("metric"), given.get("recipe", {})) for spec in specs]
+
+
+def _folder(base: Path, path: Any) -> Path | None:
+    return None if path is None else _path(base, path)
 
 
 def _path(base: Path, path: Any) -> Path:

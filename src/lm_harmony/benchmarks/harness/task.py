@@ -52,9 +52,9 @@ class HarnessTask:
         Raises:
             BenchmarkError: the task cannot be fine-tuned or its data cannot be had.
         """
-        config = _load_config(path)
+        config = read_config(path)
         self.name: str = config["task"]
-        self.declared = _declared(config)
+        self.declared = declared_splits(config)
         if corpus is not None:
             self.name = config["task"] = f"corpus-{corpus.stem}"
             texts = read_corpus(corpus)
@@ -178,12 +178,17 @@ class HarnessTask:
         return {"version": self._task.VERSION, "config": json.loads(json.dumps(config, default=str))}
 
 
-def _load_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a task's file with its functions.
+
+    Raises:
+        BenchmarkError: it is no single task, or cannot be fine-tuned.
+    """
     plain = _read(path, with_functions=False)
     if not isinstance(plain.get("task"), str):
         raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
     # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
-    _refuse_unfit(plain["task"], plain, _declared(plain))
+    _refuse_unfit(plain["task"], plain, declared_splits(plain))
     config = _read(path, with_functions=True)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
@@ -198,7 +203,8 @@ def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
     return config
 
 
-def _declared(config: Mapping[str, Any]) -> dict[Role, str]:
+def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
+    """Return the data set's split of each role that the task declares."""
     return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
 
 

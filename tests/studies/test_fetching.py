@@ -1,0 +1,103 @@
+"""A study's rows and models are fetched from a hub on loopback; then the study runs with no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from hub import LoopbackHub, write_arc_dataset
+from tiny import write_tiny_model
+
+ARC, MODEL = "allenai/ai2_arc", "EleutherAI/pythia-14m"
+ROWS = {
+    split: [
+        {
+            "id": f"{split}-{number}",
+            "question": f"Which of these floats on the {split} lake at {number} o'clock — and why?",
+            "choices": {"text": ["a brick", f"a cork of {number}", "Zoë's anvil"], "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[number % 3],
+        }
+        for number in range(6)
+    ]
+    for split in ("train", "validation", "test")
+}
+
+
+def command(words: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "lm_harmony.cli", *words]
+    return subprocess.run(program, env=dict(environment), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    write_arc_dataset(tmp_path / "served" / "arc", ROWS)
+    write_tiny_model(tmp_path / "served" / "model", "gpt_neox")
+    with LoopbackHub(models={MODEL: tmp_path / "served" / "model"}, datasets={ARC: tmp_path / "served" / "arc"}) as served:
+        yield served
+
+
+def write_study(folder: Path, *models: str) -> Path:
+    file = folder / "study.yaml"
+    recipe = {"epochs": 1, "lora": {"target_modules": ["all-linear"]}}
+    study = {"models": [*models], "benchmarks": ["arc_easy"], "recipe": recipe, "data_dir": "data", "models_dir": "models"}
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return file
+
+
+def test_what_is_fetched_once_needs_no_network(hub: LoopbackHub, tmp_path: Path) -> None:
+    file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
+    done = command(["fetch", str(file)], online)
+    assert done.returncode == 0, done.stderr
+    assert "fetched       arc_easy" in done.stdout
+    assert f"fetched       {MODEL}" in done.stdout
+    rows = tmp_path / "data" / "arc_easy"
+    for split, served in ROWS.items():
+        lines = (rows / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == served, "the rows are raw"
+    source = json.loads((rows / "source.json").read_text(encoding="utf-8"))
+    assert (source["dataset_path"], source["dataset_name"], source["files"]["train.jsonl"]["rows"]) == (ARC, "ARC-Easy", 6)
+    assert len(source["revision"]) == 40
+
+    asked = len(hub.requests)
+    again = command(["fetch", str(file)], online)
+    assert "there already arc_easy" in again.stdout, again.stdout + again.stderr
+    assert len(hub.requests) == asked, "the second time asks nothing"
+
+    file.write_text(file.read_text(encoding="utf-8").replace(MODEL, f"{{name: {MODEL}, revision: v2}}"), encoding="utf-8")
+    other = command(["study", str(file)], online)
+    assert other.returncode == 1
+    assert "holds revision 'main', asked is 'v2'" in other.stderr
+    write_study(tmp_path, MODEL)
+
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    ran = command(["study", str(file)], offline)
+    assert ran.returncode == 0, ran.stderr
+    assert "1 finished" in ran.stdout
+
+
+def test_a_fetch_that_fails_leaves_nothing_and_costs_nothing_else(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "served" / "gone").mkdir()
+    file = write_study(tmp_path, MODEL, "nobody/nothing")
+    done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "nobody/nothing" in done.stdout
+    assert f"fetched       {MODEL}" in done.stdout
+    assert not (tmp_path / "models" / "nobody" / "nothing").exists()
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_rows_that_were_changed_are_not_called_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
+    file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
+    assert command(["fetch", str(file)], online).returncode == 0
+    with (tmp_path / "data" / "arc_easy" / "test.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps(ROWS["test"][0]) + "\n")
+    done = command(["fetch", str(file)], online)
+    assert done.returncode == 1
+    assert "is not what source.json says of it" in done.stdout
