@@ -140,7 +140,7 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) 
     if watch:
         study_command.watch(asked)
     now = asked.status()
-    study_command.show_status(now, asked.spec.results_dir)
+    study_command.show_status(now, asked.spec)
     return not now.failed
 
 

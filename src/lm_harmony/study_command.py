@@ -48,16 +48,19 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
             console.print(f"stopped by Ctrl-C; {finished} of {total} runs are finished. Repeat the command to go on.")
             raise
     status = study.status()
-    show_status(status, study.spec.results_dir)
+    show_status(status, study.spec)
     return not status.failed and len(status.finished) == total
 
 
-def show_status(status: Status, results_dir: Path) -> None:
+def show_status(status: Status, spec: StudySpec) -> None:
     """Print how many runs are finished, running, failed and waiting, and why those that failed did."""
     console = Console()
     counts = f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed"
     console.print(
-        f"{counts}, {len(status.waiting)} waiting. Results: {results_dir}", highlight=False, soft_wrap=True, markup=False
+        f"{counts}, {len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
     if status.failed:
         table = Table("run", "cause", title="Failed", title_justify="left")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.benchmarks.score import Score
+from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.store import RunStore
 
 
@@ -15,14 +16,18 @@ class DirectScores:
 
     folder: Path
     """Where they are."""
+    mirror: Mirror | None = None
+    """Where the results are behind a URL."""
 
     def find(self, name: str) -> Score | None:
         """Return the score kept under ``identity.direct_id``, without samples, or None."""
-        return RunStore(self.folder / name).direct()
+        store = RunStore(self.folder / name, self.mirror)
+        store.pull()
+        return store.direct()
 
     def keep(self, name: str, score: Score) -> None:
         """Keep a score; the samples go first, so that a score that is found is whole."""
-        store = RunStore(self.folder / name)
+        store = RunStore(self.folder / name, self.mirror)
         store.folder.mkdir(parents=True, exist_ok=True)
         store.write_samples("direct", score.samples)
         store.keep_direct(score)

@@ -20,7 +20,6 @@ In a study the file .<run>.lease beside the folder tells who works in it now.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -31,8 +30,10 @@ import yaml
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import EpochRecord, Failure, RunRecord
 from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class RunStore:
 
     folder: Path
     """Where everything of the run is."""
+    mirror: Mirror | None = None
+    """Where the results are behind a URL: then the folder is a working copy, pushed when something in it is finished."""
 
     @classmethod
     def at(cls, results: Path, name: str) -> RunStore:
@@ -106,7 +109,7 @@ class RunStore:
         if asked is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             config = {**spec.to_dict(), "data_fingerprint": data}
-            _write(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_whole(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def asked(self) -> dict[str, Any] | None:
         """Return what config.yaml holds, or None where no run was begun."""
@@ -131,7 +134,8 @@ class RunStore:
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Append a finished epoch; its checkpoint must be written already."""
         lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
-        _write(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
+        write_whole(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
+        self._push()
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the folder of an epoch's checkpoint."""
@@ -145,6 +149,7 @@ class RunStore:
                 shutil.rmtree(folder)
         if not kept:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            self._push()
 
     def direct(self) -> Score | None:
         """Return the test score of the untouched model if it was computed before the run stopped."""
@@ -153,25 +158,28 @@ class RunStore:
 
     def keep_direct(self, score: Score) -> None:
         """Keep the test score of the untouched model for a resumed run."""
-        _write(self.folder / "direct.json", json.dumps(score.to_dict()))
+        write_whole(self.folder / "direct.json", json.dumps(score.to_dict()))
+        self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
         """Write per-document outcomes."""
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
-        _write(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
+        write_whole(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
         """Write the results in lm_eval's schema; ``time`` names the file."""
-        _write(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
+        write_whole(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
     def finish(self, record: RunRecord) -> None:
         """Write the record: from here on the run is finished."""
-        _write(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        write_whole(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        self._push()
 
     def fail(self, failure: Failure) -> None:
         """Note that the run was given up; what it finished before stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
+        write_whole(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
+        self._push()
 
     def failure(self) -> Failure | None:
         """Return why the run was given up, or None."""
@@ -181,6 +189,26 @@ class RunStore:
     def forget_failure(self) -> None:
         """Let the run be tried again."""
         (self.folder / "failure.json").unlink(missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.remove(f"{self._path}/failure.json")
+
+    def pull(self) -> None:
+        """Make a working copy what the results are; of results in a folder there is nothing to do.
+
+        Raises:
+            StoreError: the results cannot be reached.
+        """
+        if self.mirror is not None:
+            self.mirror.pull(self._path)
+
+    def _push(self) -> None:
+        if self.mirror is not None:
+            self.mirror.push(self._path)
+
+    @property
+    def _path(self) -> str:
+        assert self.mirror is not None
+        return self.folder.relative_to(self.mirror.folder).as_posix()
 
     def record(self) -> RunRecord:
         """Read the record of a finished run.
@@ -202,31 +230,3 @@ def _decides(key: str, value: Any) -> Any:
     if key != "execution" or value is None:
         return value
     return {name: value[name] for name in ("engine", "device", "micro_batch", "gradient_checkpointing")}
-
-
-def replace_folder(scratch: Path, folder: Path) -> None:
-    """Put a folder that was written whole under ``scratch`` in the place of ``folder``."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(scratch, folder)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that its name holds either the old text or the new one, whole, whatever happens in between.
-
-    Raises:
-        StoreError: the disk is full or the folder cannot be written.
-    """
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror}. What was finished before is whole; make room and resume with "
-            f"--resume_from_checkpoint."
-        ) from error

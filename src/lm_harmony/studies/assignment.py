@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from lm_harmony.runs.identity import folder_name
+from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import Failure
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
@@ -20,7 +21,9 @@ class Assignment:
     spec: RunSpec
     """What is asked."""
     results_dir: Path
-    """The study's results."""
+    """The study's results, or their working copy."""
+    url: str | None = None
+    """Where the results are if not in a folder."""
 
     @cached_property
     def name(self) -> str:
@@ -30,11 +33,17 @@ class Assignment:
     @property
     def store(self) -> RunStore:
         """The run's folder."""
-        return RunStore(self.results_dir / self.name)
+        return RunStore(self.results_dir / self.name, mirror_of(self.url))
 
     def is_finished(self) -> bool:
         """Tell whether the record is there, with the direct score if that is asked."""
         return self.store.is_finished() and (not self.spec.direct or self.store.record().direct is not None)
+
+
+@cache
+def mirror_of(url: str | None) -> Mirror | None:
+    """Return the one mirror of ``url`` that this process uses; None for results in a folder."""
+    return None if url is None else Mirror(url)
 
 
 def give_up(assignment: Assignment, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: the same answers as local ones give, from processes that Ray places, and places again when lost.
 
 Each worker is an actor with its share of GPUs and memory, so that the model it has loaded serves its next run. Results go to a
-folder that every node sees.
+folder that every node sees, or behind a URL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_harmony.errors import MissingExtra, UsageError
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.assignment import Assignment
+from lm_harmony.studies.assignment import Assignment, mirror_of
 from lm_harmony.studies.plan import memory_of
 from lm_harmony.studies.worker import answer, kept_for
 
@@ -34,28 +34,30 @@ RETRIES = 3
 class _Actor:
     """Lives in a process of the cluster."""
 
-    def __init__(self, results_dir: str) -> None:
-        self._results_dir = Path(results_dir)
-        self._kept = kept_for(self._results_dir)
+    def __init__(self, results_dir: str, url: str | None) -> None:
+        mirror = mirror_of(url)  # a working copy is where this node's user has its cache
+        self._results_dir, self._url = Path(results_dir) if mirror is None else mirror.folder, url
+        self._kept = kept_for(self._results_dir, url)
 
     def carry_out(self, spec: str) -> dict[str, Any]:
-        return answer(Assignment(spec=RunSpec.from_dict(json.loads(spec)), results_dir=self._results_dir), self._kept)
+        asked = Assignment(spec=RunSpec.from_dict(json.loads(spec)), results_dir=self._results_dir, url=self._url)
+        return answer(asked, self._kept)
 
 
 class RayWorker:
     """One worker of the cluster, as ``crew.work_through`` takes it."""
 
-    def __init__(self, number: int, results_dir: Path, needs: dict[str, float]) -> None:
+    def __init__(self, number: int, needs: dict[str, float]) -> None:
         """Describe worker ``number``; Ray starts it with its first run where ``needs`` (num_gpus, num_cpus, memory) are free."""
         self.number = number
-        self._results_dir, self._needs = results_dir, needs
+        self._needs = needs
         self._actor: Any = None
 
     def carry_out(self, assignment: Assignment) -> dict[str, Any]:
         """Hand over a run and wait for the answer; a worker that Ray could not save answers {"outcome": "died", ...}."""
         if self._actor is None:
             kind = ray.remote(_Actor).options(max_restarts=-1, max_task_retries=RETRIES, **self._needs)
-            self._actor = kind.remote(str(self._results_dir))
+            self._actor = kind.remote(str(assignment.results_dir), assignment.url)
         try:
             said: dict[str, Any] = ray.get(self._actor.carry_out.remote(json.dumps(assignment.spec.to_dict())))
         except RayError as error:
@@ -70,13 +72,12 @@ class RayWorker:
             ray.kill(actor)
 
 
-def ray_workers(address: str, assignments: Sequence[Assignment], results_dir: Path, most: int | None) -> list[RayWorker]:
+def ray_workers(address: str, assignments: Sequence[Assignment], most: int | None) -> list[RayWorker]:
     """Join the cluster and make one worker for each GPU (or each processor where there is none).
 
     Args:
         address: of the cluster's head, or "auto": the cluster that this machine belongs to.
         assignments: what will be carried out; its largest model decides how much memory a worker asks for.
-        results_dir: a folder that every node sees.
         most: no more workers than this.
 
     Raises:
@@ -97,7 +98,7 @@ def ray_workers(address: str, assignments: Sequence[Assignment], results_dir: Pa
         needs["memory"] = memory
     count = min(gpus or int(there.get("CPU", 1)), len(assignments), most or len(assignments))
     log.info("%d workers on a cluster with %s", count, f"{gpus} GPUs" if gpus else f"{int(there.get('CPU', 1))} processors")
-    return [RayWorker(number, results_dir, needs) for number in range(max(1, count))]
+    return [RayWorker(number, needs) for number in range(max(1, count))]
 
 
 def _reach(address: str) -> None:

@@ -31,7 +31,7 @@ class Worker:
     def carry_out(self, assignment: Assignment) -> dict[str, Any]:
         """Hand over a run and wait for the answer; a worker that dies answers {"outcome": "died", ...}."""
         process = self._process or self._start()
-        words = {"spec": assignment.spec.to_dict(), "results_dir": str(assignment.results_dir)}
+        words = {"spec": assignment.spec.to_dict(), "results_dir": str(assignment.results_dir), "url": assignment.url}
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(words) + "\n")

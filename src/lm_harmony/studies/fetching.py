@@ -24,7 +24,7 @@ from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
 from lm_harmony.models.fetched import refuse_other_revision, write_source
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.runs.store import replace_folder
+from lm_harmony.runs.whole import replace_folder
 
 _PARTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CODE = ("*.py",)

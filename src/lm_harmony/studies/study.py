@@ -14,11 +14,12 @@ from typing import Any
 
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import Failure, RunRecord
-from lm_harmony.studies.assignment import Assignment, give_up
+from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
 from lm_harmony.studies.lease import is_held
 from lm_harmony.studies.queue import Queue
+from lm_harmony.studies.remote_lease import held_runs
 from lm_harmony.studies.study_file import StudySpec, read_study
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Study:
     @cached_property
     def assignments(self) -> tuple[Assignment, ...]:
         """Return every run that is asked for, whether finished or not."""
-        found = (Assignment(spec=spec, results_dir=self.spec.results_dir) for spec in self.spec.runs)
+        found = (Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs)
         return tuple(
             assignment
             for assignment in found
@@ -76,14 +77,22 @@ class Study:
         )
 
     def status(self) -> Status:
-        """Look into every run's folder."""
+        """Look into every run's folder.
+
+        Raises:
+            StoreError: results behind a URL cannot be reached.
+        """
+        mirror = mirror_of(self.spec.results_url)
+        if mirror is not None:
+            mirror.pull_ended()
+        held = None if mirror is None else held_runs(mirror)
         finished, failed, running, waiting = [], {}, [], []
         for assignment in self.assignments:
             store = assignment.store
             if assignment.name in self._finished or assignment.is_finished():
                 self._finished.add(assignment.name)
                 finished.append(assignment)
-            elif is_held(store.folder):
+            elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
             elif (failure := store.failure()) is not None:
                 failed[assignment] = failure
@@ -144,7 +153,7 @@ class Study:
             return local_workers(min(workers or default_workers(), len(left)), self.spec.results_dir)
         from lm_harmony.studies.cluster import ray_workers  # Ray is an extra
 
-        return ray_workers(ray, left, self.spec.results_dir, workers)
+        return ray_workers(ray, left, workers)
 
     def _try_again(self, queue: Queue, assignment: Assignment, outcome: str, said: dict[str, Any], attempts: int) -> None:
         """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""

@@ -6,7 +6,7 @@ corpora: [texts/wiki.jsonl]       # what the suite `perplexity` stands for
 seeds: [0, 1]
 recipe: {learning_rate: 1.0e-4}   # what differs from the published recipe; also under one model or one benchmark
 direct: true                      # score the untouched models too
-results_dir: results              # a folder, beside this file unless absolute
+results_dir: results              # a folder, beside this file unless absolute; or a URL: s3://bucket/folder
 data_dir: data                    # <task>/{train,validation,test}.jsonl; without it: the hub
 models_dir: models                # <owner>/<name>/ as `lm-harmony fetch` leaves them; what is not there comes from the hub
 """
@@ -14,7 +14,7 @@ models_dir: models                # <owner>/<name>/ as `lm-harmony fetch` leaves
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -27,8 +27,10 @@ from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue
 from lm_harmony.models.fetched import refuse_other_revision
-from lm_harmony.recipe import PUBLISHED, Lora, Recipe
+from lm_harmony.recipe import PUBLISHED, Recipe
+from lm_harmony.runs.mirror import Mirror, is_url
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.studies.checked import list_of, mapping_of, recipe_of
 
 _CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
 _GROUP = ("family", "kind", "min_params_b", "max_params_b")
@@ -59,7 +61,9 @@ class StudySpec:
     runs: tuple[RunSpec, ...] = field(repr=False)
     """Every run, model by model, then benchmark by benchmark, so that what is loaded is used up."""
     results_dir: Path
-    """Where records go."""
+    """Where records go, or their working copy."""
+    results_url: str | None = None
+    """Where records go if not to a folder."""
     data_dir: Path | None = None
     """Where rows come from; None: the hub."""
     models_dir: Path | None = None
@@ -97,7 +101,7 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
     Raises:
         UsageError: as ``read_study``.
     """
-    study, base = _mapping(values, _STUDY, where), base.resolve()  # workers may stand in other folders
+    study, base = mapping_of(values, _STUDY, where), base.resolve()  # workers may stand in other folders
     for key in ("models", "benchmarks"):
         if not study.get(key):
             raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")
@@ -110,18 +114,18 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
     protocol = study.get("split_protocol", "clean")
     if protocol not in get_args(SplitProtocol):
         raise UsageError(f"{where}: split_protocol must be clean or published, got {protocol!r}. Use clean.")
-    common = _recipe(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
-    execution = Execution(**{"use_git": False, **_mapping(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
-    models = [model for entry in _list(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
+    common = recipe_of(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
+    execution = Execution(**{"use_git": False, **mapping_of(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
+    models = [model for entry in list_of(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
     benchmarks = [
         benchmark
-        for entry in _list(study["benchmarks"], f"{where}: benchmarks")
+        for entry in list_of(study["benchmarks"], f"{where}: benchmarks")
         for benchmark in _benchmarks(entry, study, base, where)
     ]
     runs = []
     for (model, model_recipe), (benchmark, metric, benchmark_recipe), seed in product(models, benchmarks, seeds):
         place = f"{where}: recipe of {model.name} on {benchmark.task}"
-        recipe = _recipe(benchmark_recipe, _recipe(model_recipe, common, place), place)
+        recipe = recipe_of(benchmark_recipe, recipe_of(model_recipe, common, place), place)
         runs.append(
             RunSpec(
                 model=model,
@@ -134,48 +138,20 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
             )
         )
     _refuse_twice(runs, where)
+    results = str(study.get("results_dir", "results")).rstrip("/")
     return StudySpec(
         runs=tuple(runs),
-        results_dir=base / str(study.get("results_dir", "results")),
+        results_dir=Mirror(results).folder if is_url(results) else base / results,
+        results_url=results if is_url(results) else None,
         data_dir=_folder(base, study.get("data_dir")),
         models_dir=_folder(base, study.get("models_dir")),
     )
 
 
-def _mapping(values: Any, known: Iterable[str], where: str) -> Mapping[str, Any]:
-    known = list(known)
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where} must be a mapping of keys to values, got {values!r}. It takes: {', '.join(known)}.")
-    for key in values:
-        if key not in known:
-            raise UsageError(f"{where} has no key {key!r}.{did_you_mean(str(key), known)} It takes: {', '.join(known)}.")
-    return values
-
-
-def _list(values: Any, where: str) -> list[Any]:
-    if not isinstance(values, list):
-        raise UsageError(f"{where} must be a list, got {values!r}. Write one entry a line, each behind '- '.")
-    return values
-
-
-def _recipe(overrides: Any, onto: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Put ``overrides`` over a recipe's values; a lora mapping changes the keys it names, null trains all weights."""
-    given = dict(_mapping(overrides, [one.name for one in fields(Recipe)], where))
-    if isinstance(given.get("lora"), Mapping):
-        lora = _mapping(given["lora"], [one.name for one in fields(Lora)], f"{where}.lora")
-        given["lora"] = {**(onto["lora"] or asdict(Lora())), **lora}
-    merged = {**onto, **given}
-    try:
-        Recipe.from_dict(merged)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    return merged
-
-
 def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> list[tuple[ModelSpec, Mapping[str, Any]]]:
     """Return the models of one entry: a name, a folder, a mapping with a name, or a group of the catalogue."""
     given: Mapping[str, Any] = (
-        {"name": entry} if isinstance(entry, str) else _mapping(entry, (*_MODEL, *_GROUP), f"{where}: models")
+        {"name": entry} if isinstance(entry, str) else mapping_of(entry, (*_MODEL, *_GROUP), f"{where}: models")
     )
     chat = given.get("apply_chat_template", study.get("apply_chat_template", False))
     rest = {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
@@ -216,11 +192,11 @@ def _benchmarks(
     entry: Any, study: Mapping[str, Any], base: Path, where: str
 ) -> list[tuple[BenchmarkSpec, str | None, Mapping[str, Any]]]:
     """Return the benchmarks of one entry: a task, a suite, or a mapping with a task."""
-    given = _mapping({"task": entry} if isinstance(entry, str) else entry, _BENCHMARK, f"{where}: benchmarks")
+    given = mapping_of({"task": entry} if isinstance(entry, str) else entry, _BENCHMARK, f"{where}: benchmarks")
     if "task" not in given:
         raise UsageError(f"{where}: benchmarks: {given!r} lacks the key task. Write task: and a task's or a suite's name.")
     caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
-    corpora = [str(_path(base, corpus)) for corpus in _list(study.get("corpora", []), f"{where}: corpora")]
+    corpora = [str(_path(base, corpus)) for corpus in list_of(study.get("corpora", []), f"{where}: corpora")]
     tasks = suites.expand(str(given["task"]), corpora)
     data_dir, include = _folder(base, study.get("data_dir")), _folder(base, study.get("include_path"))
     specs = []

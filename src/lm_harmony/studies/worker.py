@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
-from lm_harmony.studies.assignment import Assignment, give_up
+from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.lease import LeaseHeld, lease
+from lm_harmony.studies.remote_lease import remote_lease
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
         StoreError: the disk is full or gone; nothing is recorded, what was finished stays.
     """
     spec, store = assignment.spec, assignment.store
-    with lease(store.folder, lost=_leave):
+    with _leased(assignment):
+        store.pull()
         if assignment.is_finished():
             return
         try:
@@ -62,14 +65,21 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
             raise
 
 
+def _leased(assignment: Assignment) -> AbstractContextManager[None]:
+    mirror = assignment.store.mirror
+    if mirror is None:
+        return lease(assignment.store.folder, lost=_leave)
+    return remote_lease(mirror, assignment.name, lost=_leave)
+
+
 def _leave() -> None:
     """End this process: another one has taken its run over, and what it writes from here on would spoil that run."""
     os._exit(3)
 
 
-def kept_for(results_dir: Path) -> Kept:
+def kept_for(results_dir: Path, url: str | None) -> Kept:
     """Return what the runs of one process hand on to one another."""
-    return Kept(directs=DirectScores(results_dir / "direct"))
+    return Kept(directs=DirectScores(results_dir / "direct", mirror_of(url)))
 
 
 def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
@@ -109,8 +119,9 @@ def main() -> None:
     kept: Kept | None = None
     while True:
         asked = json.loads(waiting.get())
-        assignment = Assignment(spec=RunSpec.from_dict(asked["spec"]), results_dir=Path(asked["results_dir"]))
-        kept = kept or kept_for(assignment.results_dir)
+        spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
+        kept = kept or kept_for(results_dir, asked["url"])
+        assignment = Assignment(spec=spec, results_dir=results_dir, url=asked["url"])
         print(json.dumps(answer(assignment, kept)), file=replies, flush=True)
 
 

@@ -1,0 +1,116 @@
+"""Results on S3: the same records as in a folder, a lost machine costs no finished epoch, and no run is done twice at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3 import BUCKET, KEYS, client, keys, s3_server
+from world import write_world
+
+from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.mirror import Mirror
+from lm_harmony.studies.lease import LeaseHeld
+from lm_harmony.studies.remote_lease import held_runs, remote_lease
+from lm_harmony.studies.study import Study
+
+URL = f"s3://{BUCKET}/results"
+SMALL = {"models": ["models/llama"], "benchmarks": ["parity.yaml", "threes.yaml"], "seeds": [0]}
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with s3_server() as served:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": served, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+            monkeypatch.setenv(name, value)
+        yield served
+
+
+def test_a_study_on_s3_gives_the_records_of_one_in_a_folder(endpoint: str, tmp_path: Path) -> None:
+    here = Study.read(write_world(tmp_path / "here", **SMALL))
+    here.run()
+    file = write_world(tmp_path / "there", **SMALL, results_dir=URL)
+    status = Study.read(file).run()
+    assert len(status.finished) == 2
+    records = [key for key in keys(endpoint) if key.endswith("record.json") and "/direct/" not in key]
+    assert len(records) == 2
+    assert not any("/.leases/" in key or "/checkpoints/" in key for key in keys(endpoint)), "nothing is left over"
+
+    shutil.rmtree(tmp_path / "cache")  # another machine
+    elsewhere = Study.read(file)
+    assert not elsewhere.status().waiting
+    scores = {record.spec.benchmark.task.rpartition("/")[2]: record.trained for record in here.records()}
+    assert {record.spec.benchmark.task.rpartition("/")[2]: record.trained for record in elsewhere.records()} == scores
+
+
+def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: str, tmp_path: Path) -> None:
+    recipe = {"epochs": 6, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}}
+    file = write_world(tmp_path, **{**SMALL, "benchmarks": ["parity.yaml"], "recipe": recipe}, results_dir=URL)
+    program = [sys.executable, "-m", "lm_harmony.cli", "study", str(file)]
+    process = subprocess.Popen(program, env=dict(os.environ), start_new_session=True, stderr=subprocess.DEVNULL)
+    for _ in range(1_200):
+        if any(key.endswith("epochs.jsonl") for key in keys(endpoint)):
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (lines,) = [key for key in keys(endpoint) if key.endswith("epochs.jsonl")]
+    before = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
+    assert before, "at least one epoch was finished"
+    shutil.rmtree(tmp_path / "cache")
+    for key in [key for key in keys(endpoint) if "/.leases/" in key]:  # stale after two minutes, which nobody wants to wait for
+        client(endpoint).delete_object(Bucket=BUCKET, Key=key)
+    status = Study.read(file).run()
+    assert len(status.finished) == 1
+    after = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
+    assert after.startswith(before), "what was finished before was not computed again"
+
+
+def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
+    mirror, lost = Mirror(URL), threading.Event()
+    with remote_lease(mirror, "task/model/seed0", lost=lost.set, beat=0.05):
+        assert held_runs(mirror) == {"task/model/seed0"}
+        with pytest.raises(LeaseHeld), remote_lease(mirror, "task/model/seed0", lost=lost.set):
+            pass
+        time.sleep(1.1)  # S3 tells whole seconds
+        with remote_lease(mirror, "task/model/seed0", lost=lost.set, stale=-1.0):  # whoever was untouched for so long is gone
+            assert lost.wait(5), "the first holder was not told"
+    assert held_runs(mirror) == set()
+    assert not keys(endpoint)
+
+
+def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
+    got: list[int] = []
+    start, end = threading.Barrier(6), threading.Barrier(6)
+
+    def come(number: int) -> None:
+        mirror = Mirror(URL)
+        start.wait()
+        try:
+            with remote_lease(mirror, "run", lost=lambda: None):
+                got.append(number)
+                end.wait()
+        except LeaseHeld:
+            end.wait()
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+
+
+def test_a_store_that_cannot_be_reached_is_named(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="s3://nowhere/results"):
+        Study.read(write_world(tmp_path, **SMALL, results_dir="s3://nowhere/results")).status()
+    with pytest.raises(UsageError, match="gopher"):
+        Mirror("gopher://nowhere").filesystem  # noqa: B018
