@@ -18,6 +18,7 @@ from world import write_world
 
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.mirror import Mirror
+from lm_harmony.studies.assignment import mirror_of
 from lm_harmony.studies.lease import LeaseHeld
 from lm_harmony.studies.remote_lease import held_runs, remote_lease
 from lm_harmony.studies.study import Study
@@ -31,6 +32,7 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as served:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": served, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
+        mirror_of.cache_clear()  # a connection to the server of the test before
         yield served
 
 

@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from lm_harmony.errors import MissingExtra, StoreError, UsageError
 
 LAST = ("epochs.jsonl", "failure.json", "record.json")
@@ -53,8 +55,6 @@ class Mirror:
             MissingExtra: the package for this kind of URL is not there.
             UsageError: fsspec knows no such kind.
         """
-        import fsspec  # a second that only results behind a URL need
-
         try:
             filesystem, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:

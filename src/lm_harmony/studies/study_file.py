@@ -38,19 +38,8 @@ _MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "recip
 _BENCHMARK = ("task", "metric", "recipe", *_CAPS)
 _EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
 _STUDY = (
-    *(
-        "models",
-        "benchmarks",
-        "corpora",
-        "seeds",
-        "recipe",
-        "direct",
-        "apply_chat_template",
-        "results_dir",
-        "data_dir",
-        "models_dir",
-    ),
-    *("include_path", "split_protocol", "execution", *_CAPS),
+    *("models", "benchmarks", "corpora", "seeds", "recipe", "direct", "apply_chat_template", "results_dir", "data_dir"),
+    *("models_dir", "include_path", "split_protocol", "execution", *_CAPS),
 )
 
 
@@ -102,18 +91,7 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
         UsageError: as ``read_study``.
     """
     study, base = mapping_of(values, _STUDY, where), base.resolve()  # workers may stand in other folders
-    for key in ("models", "benchmarks"):
-        if not study.get(key):
-            raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")
-    seeds = study.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UsageError(f"{where}: seeds must be a list of whole numbers from 0, got {seeds!r}. Write seeds: [0].")
-    direct = study.get("direct", False)
-    if not isinstance(direct, bool):
-        raise UsageError(f"{where}: direct must be true or false, got {direct!r}. Write direct: true.")
-    protocol = study.get("split_protocol", "clean")
-    if protocol not in get_args(SplitProtocol):
-        raise UsageError(f"{where}: split_protocol must be clean or published, got {protocol!r}. Use clean.")
+    seeds, direct = _seeds_and_direct(study, where)
     common = recipe_of(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
     execution = Execution(**{"use_git": False, **mapping_of(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
     models = [model for entry in list_of(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
@@ -146,6 +124,23 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
         data_dir=_folder(base, study.get("data_dir")),
         models_dir=_folder(base, study.get("models_dir")),
     )
+
+
+def _seeds_and_direct(study: Mapping[str, Any], where: str) -> tuple[list[int], bool]:
+    """Return both, once what the study says at its top has been checked."""
+    for key in ("models", "benchmarks"):
+        if not study.get(key):
+            raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")
+    seeds = study.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UsageError(f"{where}: seeds must be a list of whole numbers from 0, got {seeds!r}. Write seeds: [0].")
+    direct = study.get("direct", False)
+    if not isinstance(direct, bool):
+        raise UsageError(f"{where}: direct must be true or false, got {direct!r}. Write direct: true.")
+    protocol = study.get("split_protocol", "clean")
+    if protocol not in get_args(SplitProtocol):
+        raise UsageError(f"{where}: split_protocol must be clean or published, got {protocol!r}. Use clean.")
+    return seeds, direct
 
 
 def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> list[tuple[ModelSpec, Mapping[str, Any]]]:
