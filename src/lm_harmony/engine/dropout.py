@@ -6,6 +6,7 @@ However many passes a batch takes, padded or packed, alone or together with othe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,20 +61,25 @@ def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: f
 
 
 class _Dropped(torch.autograd.Function):
-    """Inputs times (0 or 1 / (1 - p)); one byte of each is kept for the backward pass rather than four."""
+    """Inputs times (0 or 1 / (1 - p)); the inputs are kept, which several adapters share, rather than what each makes of them."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
         """Return ``x`` where it is kept, scaled up."""
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return (x * kept).mul_(scale)
+        ctx.again = partial(_drop, x.detach(), kept, scale)
+        return _drop(x, kept, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient where the input was kept, scaled up."""
         (kept,) = ctx.saved_tensors
-        return (grad * kept).mul_(ctx.scale), None, None
+        return _drop(grad, kept, ctx.scale), None, None
+
+
+def _drop(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    return (x * kept).mul_(scale)
 
 
 class SeededDropout(torch.nn.Module):

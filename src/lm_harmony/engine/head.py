@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lm_harmony.engine.products import fast_products
 
-LOGITS_ON_CPU, LOGITS_ON_GPU = 12_000_000, 120_000_000
+LOGITS_ON_CPU, LOGITS_ON_GPU = 6_000_000, 120_000_000
 """Logits that exist at once: 48 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
 output layer again for every chunk."""
 

@@ -15,6 +15,7 @@ from lm_harmony.engine.head import head_logprobs, head_of
 from lm_harmony.engine.products import fast_products
 from lm_harmony.engine.segments import attention_in, segments_of
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.thrift import thrifty
 from lm_harmony.engine.trees import Row, chain_row, shared_row
 
 
@@ -39,7 +40,8 @@ def _row_logprobs(module: PreTrainedModel, row: Row) -> LabelLogprobs:
     body = getattr(module, module.base_model_prefix)
     with attention_in(module, segments_of(row, device)):
         # use_cache must be off: with a cache transformers would prepare masks for a row that goes on.
-        hidden_NxD = body(input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False).last_hidden_state[0]
+        with thrifty():
+            hidden_NxD = body(input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False).last_hidden_state[0]
     sources_U, rows_L = sources_L.unique(return_inverse=True)
     order_L = rows_L.argsort(stable=True)
     logprobs_L, greedy_L = head_logprobs(head_of(module), hidden_NxD[sources_U], rows_L[order_L], tokens_L[order_L])

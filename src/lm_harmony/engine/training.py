@@ -14,6 +14,7 @@ from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.course import Course, Epoch, Resumption
 from lm_harmony.engine.forward import smaller_batch
 from lm_harmony.engine.paths import PLAIN, Paths
+from lm_harmony.engine.room import give_back_freed
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
@@ -52,6 +53,7 @@ def fine_tune(
             loss, micro_batch = _backward(course, micro_batch, paths)
             course.advance(loss)
         trainee.module.eval()
+        give_back_freed()
         yield course.end_epoch()
 
 

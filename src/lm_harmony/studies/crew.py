@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
+
+log = logging.getLogger(__name__)
 
 TAIL = 20
 """Lines of a dead worker's log that its run's failure keeps."""
@@ -30,8 +33,15 @@ class Worker:
 
     def carry_out(self, assignment: Assignment) -> dict[str, Any]:
         """Hand over a run and wait for the answer; a worker that dies answers {"outcome": "died", ...}."""
+        return self._ask({"spec": assignment.spec.to_dict(), "results_dir": str(assignment.results_dir), "url": assignment.url})
+
+    def fitting(self, assignments: Sequence[Assignment]) -> int:
+        """Return how many runs like the largest of ``assignments`` the memory of this worker's device holds at once."""
+        said = self._ask({"fitting": [assignment.spec.to_dict() for assignment in assignments]})
+        return int(said.get("fitting", len(assignments)))  # one that died will say why with its first run
+
+    def _ask(self, words: Mapping[str, Any]) -> dict[str, Any]:
         process = self._process or self._start()
-        words = {"spec": assignment.spec.to_dict(), "results_dir": str(assignment.results_dir), "url": assignment.url}
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(words) + "\n")
@@ -121,8 +131,25 @@ def _gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
 
 
-def local_workers(count: int, results_dir: Path) -> list[Worker]:
-    """Make ``count`` workers, each with its share of the GPUs or of the processor's threads."""
+def local_workers(count: int, assignments: Sequence[Assignment]) -> list[Worker]:
+    """Make at most ``count`` workers, as many as have room at once, each with its share of the GPUs or the processor's threads.
+
+    Args:
+        count: workers that are wanted.
+        assignments: what they will carry out; the largest model among them decides how many have room.
+    """
+    workers = _shares(count, assignments[0].results_dir)
+    if count == 1:
+        return workers
+    fitting = max(1, workers[0].fitting(assignments)) * max(1, len(_gpus()))
+    if fitting >= count:
+        return workers
+    log.warning("%d workers instead of %d: no more runs like the largest fit into the free memory at once.", fitting, count)
+    workers[0].stop()
+    return _shares(fitting, assignments[0].results_dir)
+
+
+def _shares(count: int, results_dir: Path) -> list[Worker]:
     gpus, threads = _gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = []
     for number in range(count):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lm_harmony.engine.room import free_bytes
 from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.models.loading import resolve_device, resolve_dtype
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.workload import Size, Workload, asked_flops, size_of, workload
 
@@ -148,7 +150,7 @@ def _model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPl
         training_tokens=sum(load.training_tokens for load in loads),
         scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(load.test.tokens for load in directs),
         flops=training + scoring,
-        memory_bytes=_memory(size, hardware),
+        memory_bytes=_memory(size, hardware.width),
         hours=seconds / 3600,
     )
 
@@ -158,17 +160,36 @@ def _directs(loads: Iterable[Workload]) -> list[Workload]:
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
 
 
-def memory_of(spec: RunSpec) -> int:
-    """Return the bytes that a run needs, or 0 where the model's configuration is not at hand."""
+def memory_of(spec: RunSpec, width: int = HERE.width) -> int:
+    """Return the bytes that a run needs, or 0 where the model's configuration is not at hand.
+
+    Args:
+        spec: the run.
+        width: bytes of a weight.
+    """
     try:
-        return _memory(size_of(spec.model, spec.recipe), HERE)
+        return _memory(size_of(spec.model, spec.recipe), width)
     except (OSError, ValueError):
         return 0
 
 
-def _memory(size: Size, hardware: Hardware) -> int:
+def fitting_at_once(specs: Sequence[RunSpec]) -> int:
+    """Return how many runs like the largest of ``specs`` fit side by side into what is free on this process's device.
+
+    Raises:
+        ModelError: the device that is asked for does not exist here.
+    """
+    device = resolve_device(specs[0].execution.device)
+    needed = 1
+    for spec in {(spec.model, spec.recipe): spec for spec in specs}.values():
+        dtype = resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None)
+        needed = max(needed, memory_of(spec, 2 if dtype == "bfloat16" else 4))
+    return free_bytes(device) // needed
+
+
+def _memory(size: Size, width: int) -> int:
     """Return bytes: weights, gradient and two moments of what is trained, and the room of a pass with the libraries."""
-    return size.parameters * hardware.width + size.trained * 16 + int(1.2e9)
+    return size.parameters * width + size.trained * 16 + int(1.2e9)
 
 
 def _disk(load: Workload) -> int:

@@ -150,7 +150,7 @@ class Study:
 
     def _crew(self, left: Sequence[Assignment], workers: int | None, ray: str | None) -> Sequence[Hand]:
         if ray is None:
-            return local_workers(min(workers or default_workers(), len(left)), self.spec.results_dir)
+            return local_workers(min(workers or default_workers(), len(left)), left)
         from lm_harmony.studies.cluster import ray_workers  # Ray is an extra
 
         return ray_workers(ray, left, workers)

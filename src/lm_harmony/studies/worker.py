@@ -1,7 +1,7 @@
 """Where a run of a study is carried out: a process that takes assignments from its coordinator until that one is gone.
 
 The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an assignment; the worker answers each
-with one line. When the coordinator ends, however it ends, its pipe closes and the worker ends at once: nobody works unseen.
+with one line. It may first be asked how many such runs the memory of its device holds at once. When the coordinator ends, however it ends, its pipe closes and the worker ends at once: nobody works unseen.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.lease import LeaseHeld, lease
+from lm_harmony.studies.plan import fitting_at_once
 from lm_harmony.studies.remote_lease import remote_lease
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,13 @@ def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
     return {**said, "loads": kept.base.loads}
 
 
+def _fitting(specs: list[dict[str, Any]]) -> dict[str, int]:
+    try:
+        return {"fitting": fitting_at_once([RunSpec.from_dict(spec) for spec in specs])}
+    except HarmonyError:  # each run will say so itself
+        return {"fitting": len(specs)}
+
+
 def main() -> None:
     """Take assignments from standard input until it closes."""
     # Libraries print to standard output; the coordinator's line is kept apart from that.
@@ -119,6 +127,9 @@ def main() -> None:
     kept: Kept | None = None
     while True:
         asked = json.loads(waiting.get())
+        if "fitting" in asked:
+            print(json.dumps(_fitting(asked["fitting"])), file=replies, flush=True)
+            continue
         spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
         kept = kept or kept_for(results_dir, asked["url"])
         assignment = Assignment(spec=spec, results_dir=results_dir, url=asked["url"])
