@@ -1,0 +1,262 @@
+"""Where a new model stands on the published board, from the few benchmarks it was scored on.
+
+PC1 of the board's models is regressed on their standardised scores on those benchmarks (ridge with a free intercept; the penalty
+is the one of ``PENALTIES`` that leaves the smallest error when whole families are left out). Families are left out because models
+of one family resemble each other: leaving out single models would flatter the error. Intervals are CV+ (Barber, Candes, Ramdas,
+Tibshirani 2021) with families as folds: no distribution is assumed, only that a new model errs as a new family did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from lm_harmony.analysis.components import ReferenceBoard
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.errors import UsageError
+
+PENALTIES = (0.0, 0.1, 1.0, 5.0)
+"""Ridge penalties that are tried, on standardised scores."""
+CONFIDENCE = 0.95
+"""Intended share of intervals that hold the truth."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacementBoard:
+    """What placements are fitted on."""
+
+    reference: ReferenceBoard
+    """Whose PC1 is predicted."""
+    scores: pd.DataFrame
+    """Models x benchmarks: standardised as the reference does, larger is better."""
+    pc1: pd.Series[float]
+    """By model, times 100."""
+    families: pd.Series[str]
+    """Family by model; a model without a known one is a family of its own."""
+    train_rows: pd.Series[float]
+    """Training rows by benchmark, before caps."""
+    stderrs: pd.Series[float]
+    """Mean standard error by benchmark, standardised; NaN: not known."""
+
+    def without(self, models: Sequence[str]) -> PlacementBoard:
+        """Return the board without some models; the reference and its PC1 stay."""
+        kept = [name for name in self.pc1.index if name not in set(models)]
+        return replace(self, scores=self.scores.loc[kept], pc1=self.pc1[kept], families=self.families[kept])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation:
+    """How well some benchmarks place models of families that the fit has not seen."""
+
+    benchmarks: tuple[str, ...]
+    """The benchmarks."""
+    penalty: float
+    """The ridge penalty that was chosen (by ``rmse``, which is thereby slightly flattered)."""
+    predicted: pd.Series[float]
+    """PC1 of each model, predicted without its family."""
+    tau: float
+    """Kendall's tau-b between ``predicted`` and the reference's PC1, over all its models."""
+    rmse: float
+    """Root mean squared error of PC1, times 100."""
+    rank_error: float
+    """Mean absolute error of the rank."""
+    coverage: float
+    """Share of models whose PC1 lies in an interval made without their family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a model stands."""
+
+    model: str
+    """The model."""
+    benchmarks: tuple[str, ...]
+    """The benchmarks it was placed by."""
+    missing: tuple[str, ...]
+    """Benchmarks of the reference that it lacks."""
+    pc1: float
+    """Its PC1 on the reference, times 100: exact where nothing is missing, else predicted."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end."""
+    rank: int
+    """The place it would take among the reference's other models."""
+    rank_low: int
+    """Its best place."""
+    rank_high: int
+    """Its worst place."""
+    of: int
+    """How many other models it is ranked among."""
+    outside: tuple[str, ...]
+    """Benchmarks on which it lies outside of what the reference's models scored: there the fit extrapolates."""
+    validation: Validation
+    """How well these benchmarks place the reference's models."""
+
+
+def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> PlacementBoard:
+    """Lay out the reference's models for placement; ``matrix`` has their scores.
+
+    Raises:
+        UsageError: the models are of fewer than three families, so that none can be left out.
+    """
+    part = matrix.subset(reference.models, reference.benchmarks)
+    families = pd.Series({model.name: model.family or model.name for model in part.models})
+    if families.nunique() < 3:
+        raise UsageError(f"placement needs models of three families, {reference.name} has {families.nunique()}.")
+    stderrs = part.scores(reference.preparation).stderrs.mean() / reference.scales
+    return PlacementBoard(
+        reference=reference,
+        scores=(part.oriented(reference.preparation) - reference.means) / reference.scales,
+        pc1=reference.pc1,
+        families=families,
+        train_rows=pd.Series({fact.task: np.nan if fact.train_rows is None else fact.train_rows for fact in part.benchmarks}),
+        stderrs=stderrs,
+    )
+
+
+def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
+    """Predict every model of ``board`` from ``benchmarks`` with its family left out."""
+    tasks = list(benchmarks)
+    penalty = _penalty(board, tasks)
+    predicted = _left_out(board, tasks, penalty)
+    truth = board.pc1
+    covered: list[bool] = []
+    for family in board.families.unique():
+        members = board.families.index[board.families == family]
+        rest = board.without(members)
+        fits = _Fits(rest, tasks, penalty)
+        covered += [
+            low <= truth[name] <= high for name in members for low, high in [fits.interval(board.scores.loc[name, tasks])]
+        ]
+    places = truth.rank(ascending=False)
+    guessed = pd.Series({name: 1 + (truth.drop(name) > predicted[name]).sum() for name in truth.index})
+    return Validation(
+        benchmarks=tuple(benchmarks),
+        penalty=penalty,
+        predicted=predicted,
+        tau=float(stats.kendalltau(predicted, truth).statistic),
+        rmse=float(np.sqrt(((predicted - truth) ** 2).mean())),
+        rank_error=float((guessed - places).abs().mean()),
+        coverage=float(np.mean(covered)),
+    )
+
+
+def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs: pd.Series[float]) -> Placement:
+    """Say where a model stands. A model that is on the board itself is left out of what it is placed by.
+
+    Args:
+        board: what to place it on.
+        model: its name.
+        oriented: its scores by benchmark, in the benchmarks' own units, turned so that larger is better; NaN: not measured.
+        stderrs: their standard errors; NaN: not known.
+
+    Raises:
+        UsageError: it has none of the reference's benchmarks.
+    """
+    reference = board.reference
+    known = oriented.reindex(reference.benchmarks).dropna()
+    if known.empty:
+        raise UsageError(
+            f"model {model!r} has no {reference.preparation} score on any benchmark of {reference.name}. "
+            f"Run one of {', '.join(reference.benchmarks)}."
+        )
+    tasks = list(known.index)
+    others = board.without([model])
+    scaled = (known - reference.means[tasks]) / reference.scales[tasks]
+    validation = validate(others, tasks)
+    missing = tuple(task for task in reference.benchmarks if task not in tasks)
+    fits = _Fits(others, tasks, validation.penalty)
+    pc1, (low, high) = fits.predict(scaled), fits.interval(scaled)
+    if not missing:
+        pc1 = low = high = float(reference.project(oriented.to_frame().T).iloc[0])
+    noise = fits.noise((stderrs.reindex(tasks) / reference.scales[tasks]), board.stderrs[tasks], exact=not missing)
+    low, high = (pc1 - np.hypot(pc1 - min(low, pc1), noise), pc1 + np.hypot(max(high, pc1) - pc1, noise))
+    ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
+    seen = others.scores[tasks]
+    return Placement(
+        model=model,
+        benchmarks=tuple(tasks),
+        missing=missing,
+        pc1=float(pc1),
+        low=float(low),
+        high=float(high),
+        rank=ranks[0],
+        rank_low=ranks[1],
+        rank_high=ranks[2],
+        of=len(others.pc1),
+        outside=tuple(task for task in tasks if not seen[task].min() <= scaled[task] <= seen[task].max()),
+        validation=validation,
+    )
+
+
+def predict(board: PlacementBoard, tasks: list[str], scaled: pd.DataFrame, *, penalty: float) -> Floats:
+    """Return PC1 of models, times 100, by the fit of ``board`` on ``tasks``.
+
+    Args:
+        board: what is fitted.
+        tasks: benchmarks.
+        scaled: models x ``tasks``, standardised as the reference does.
+        penalty: of the ridge regression.
+    """
+    weights = _solve(board, tasks, penalty)
+    return weights[0] + scaled[tasks].to_numpy() @ weights[1:]  # type: ignore[no-any-return]
+
+
+def _solve(board: PlacementBoard, tasks: list[str], penalty: float) -> Floats:
+    """Return intercept and weights of the ridge regression of PC1 on ``tasks``."""
+    design = np.column_stack([np.ones(len(board.scores)), board.scores[tasks].to_numpy()])
+    penalties = np.diag([0.0, *[penalty] * len(tasks)])
+    target = design.T @ board.pc1.to_numpy()
+    return np.linalg.lstsq(design.T @ design + penalties, target, rcond=None)[0]  # type: ignore[no-any-return]
+
+
+def _left_out(board: PlacementBoard, tasks: list[str], penalty: float) -> pd.Series[float]:
+    predicted = pd.Series(np.nan, index=board.pc1.index)
+    for family in board.families.unique():
+        members = board.families.index[board.families == family]
+        predicted[members] = predict(board.without(members), tasks, board.scores.loc[members], penalty=penalty)
+    return predicted
+
+
+def _penalty(board: PlacementBoard, tasks: list[str]) -> float:
+    return min(PENALTIES, key=lambda penalty: float(((_left_out(board, tasks, penalty) - board.pc1) ** 2).mean()))
+
+
+class _Fits:
+    """The fit on a whole board and the fits with each family left out."""
+
+    def __init__(self, board: PlacementBoard, tasks: list[str], penalty: float) -> None:
+        self._whole = _solve(board, tasks, penalty)
+        self._misses = (_left_out(board, tasks, penalty) - board.pc1).abs().to_numpy()
+        fits = {
+            family: _solve(board.without(board.families.index[board.families == family]), tasks, penalty)
+            for family in board.families.unique()
+        }
+        self._fits = np.array([fits[family] for family in board.families])
+        self._loadings = board.reference.loadings[tasks].to_numpy() * 100
+
+    def predict(self, scaled: pd.Series[float]) -> float:
+        return float(self._whole[0] + scaled.to_numpy() @ self._whole[1:])
+
+    def interval(self, scaled: pd.Series[float]) -> tuple[float, float]:
+        """Return the CV+ interval at these scores."""
+        predicted = self._fits[:, 0] + self._fits[:, 1:] @ scaled.to_numpy()
+        count = len(predicted)
+        cut = max(1, int(np.floor((1 - CONFIDENCE) * (count + 1))))
+        low, high = np.sort(predicted - self._misses), np.sort(predicted + self._misses)
+        return float(low[cut - 1]), float(high[count - cut])
+
+    def noise(self, stderrs: pd.Series[float], usual: pd.Series[float], *, exact: bool) -> float:
+        """Return half the width that the model's own test errors add: all of them where PC1 is exact, else their excess."""
+        own = np.nan_to_num(stderrs.to_numpy()) ** 2
+        excess = own if exact else np.maximum(0, own - np.nan_to_num(usual.to_numpy()) ** 2)
+        weights = self._loadings if exact else self._whole[1:]
+        return float(stats.norm.isf((1 - CONFIDENCE) / 2) * np.sqrt((weights**2 * excess).sum()))
