@@ -12,20 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from lm_harmony.analysis.components import ReferenceBoard
+from lm_harmony.analysis.components import SHOWN, ReferenceBoard
+from lm_harmony.analysis.family_fit import CONFIDENCE, FamilyFit, Floats
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.errors import UsageError
 
-PENALTIES = (0.0, 0.1, 1.0, 5.0)
-"""Ridge penalties that are tried, on standardised scores."""
-CONFIDENCE = 0.95
-"""Intended share of intervals that hold the truth."""
-
-Floats = npt.NDArray[np.float64]
+_NORMAL = float(stats.norm.isf((1 - CONFIDENCE) / 2))
+"""Standard errors of a normal distribution's half interval."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,28 +120,25 @@ def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> Placement
 
 def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
     """Predict every model of ``board`` from ``benchmarks`` with its family left out."""
-    tasks = list(benchmarks)
-    penalty = _penalty(board, tasks)
-    predicted = _left_out(board, tasks, penalty)
-    truth = board.pc1
-    covered: list[bool] = []
-    for family in board.families.unique():
-        members = board.families.index[board.families == family]
-        rest = board.without(members)
-        fits = _Fits(rest, tasks, penalty)
-        covered += [
-            low <= truth[name] <= high for name in members for low, high in [fits.interval(board.scores.loc[name, tasks])]
-        ]
-    places = truth.rank(ascending=False)
-    guessed = pd.Series({name: 1 + (truth.drop(name) > predicted[name]).sum() for name in truth.index})
+    fit = _fit(board, list(benchmarks))
+    truth = board.pc1.to_numpy()
+    predicted = fit.left_out(fit.penalty)
+    covered = np.zeros(len(truth), dtype=bool)
+    for family in np.unique(fit.families):
+        held = fit.families == family
+        low, high = fit.intervals(fit.design[held], ~held)
+        covered[held] = (low <= truth[held]) & (truth[held] <= high)
+    ahead = truth[None, :] > predicted[:, None]
+    np.fill_diagonal(ahead, False)
+    places = board.pc1.rank(ascending=False).to_numpy()
     return Validation(
         benchmarks=tuple(benchmarks),
-        penalty=penalty,
-        predicted=predicted,
+        penalty=fit.penalty,
+        predicted=pd.Series(predicted, index=board.pc1.index),
         tau=float(stats.kendalltau(predicted, truth).statistic),
         rmse=float(np.sqrt(((predicted - truth) ** 2).mean())),
-        rank_error=float((guessed - places).abs().mean()),
-        coverage=float(np.mean(covered)),
+        rank_error=float(np.abs(1 + ahead.sum(axis=1) - places).mean()),
+        coverage=float(covered.mean()),
     )
 
 
@@ -171,29 +164,35 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     tasks = list(known.index)
     others = board.without([model])
     scaled = (known - reference.means[tasks]) / reference.scales[tasks]
-    validation = validate(others, tasks)
     missing = tuple(task for task in reference.benchmarks if task not in tasks)
-    fits = _Fits(others, tasks, validation.penalty)
-    pc1, (low, high) = fits.predict(scaled), fits.interval(scaled)
-    if not missing:
+    fit = _fit(others, tasks)
+    errors = (stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy()
+    if missing:
+        row = np.concatenate([[1.0], scaled.to_numpy()])
+        pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
+        low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
+        # The fit's misses hold test errors of the usual size already; what the model's own have beyond them comes on top.
+        excess = np.maximum(0, np.nan_to_num(errors) ** 2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
+        noise = _NORMAL * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
+    else:
         pc1 = low = high = float(reference.project(oriented.to_frame().T).iloc[0])
-    noise = fits.noise((stderrs.reindex(tasks) / reference.scales[tasks]), board.stderrs[tasks], exact=not missing)
-    low, high = (pc1 - np.hypot(pc1 - min(low, pc1), noise), pc1 + np.hypot(max(high, pc1) - pc1, noise))
+        noise = _NORMAL * np.sqrt(((reference.loadings[tasks].to_numpy() * SHOWN * np.nan_to_num(errors)) ** 2).sum())
+    low, high = pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
     ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
     seen = others.scores[tasks]
     return Placement(
         model=model,
         benchmarks=tuple(tasks),
         missing=missing,
-        pc1=float(pc1),
-        low=float(low),
-        high=float(high),
+        pc1=pc1,
+        low=low,
+        high=high,
         rank=ranks[0],
         rank_low=ranks[1],
         rank_high=ranks[2],
         of=len(others.pc1),
         outside=tuple(task for task in tasks if not seen[task].min() <= scaled[task] <= seen[task].max()),
-        validation=validation,
+        validation=validate(others, tasks),
     )
 
 
@@ -206,57 +205,9 @@ def predict(board: PlacementBoard, tasks: list[str], scaled: pd.DataFrame, *, pe
         scaled: models x ``tasks``, standardised as the reference does.
         penalty: of the ridge regression.
     """
-    weights = _solve(board, tasks, penalty)
+    weights = _fit(board, tasks).solve(penalty)
     return weights[0] + scaled[tasks].to_numpy() @ weights[1:]  # type: ignore[no-any-return]
 
 
-def _solve(board: PlacementBoard, tasks: list[str], penalty: float) -> Floats:
-    """Return intercept and weights of the ridge regression of PC1 on ``tasks``."""
-    design = np.column_stack([np.ones(len(board.scores)), board.scores[tasks].to_numpy()])
-    penalties = np.diag([0.0, *[penalty] * len(tasks)])
-    target = design.T @ board.pc1.to_numpy()
-    return np.linalg.lstsq(design.T @ design + penalties, target, rcond=None)[0]  # type: ignore[no-any-return]
-
-
-def _left_out(board: PlacementBoard, tasks: list[str], penalty: float) -> pd.Series[float]:
-    predicted = pd.Series(np.nan, index=board.pc1.index)
-    for family in board.families.unique():
-        members = board.families.index[board.families == family]
-        predicted[members] = predict(board.without(members), tasks, board.scores.loc[members], penalty=penalty)
-    return predicted
-
-
-def _penalty(board: PlacementBoard, tasks: list[str]) -> float:
-    return min(PENALTIES, key=lambda penalty: float(((_left_out(board, tasks, penalty) - board.pc1) ** 2).mean()))
-
-
-class _Fits:
-    """The fit on a whole board and the fits with each family left out."""
-
-    def __init__(self, board: PlacementBoard, tasks: list[str], penalty: float) -> None:
-        self._whole = _solve(board, tasks, penalty)
-        self._misses = (_left_out(board, tasks, penalty) - board.pc1).abs().to_numpy()
-        fits = {
-            family: _solve(board.without(board.families.index[board.families == family]), tasks, penalty)
-            for family in board.families.unique()
-        }
-        self._fits = np.array([fits[family] for family in board.families])
-        self._loadings = board.reference.loadings[tasks].to_numpy() * 100
-
-    def predict(self, scaled: pd.Series[float]) -> float:
-        return float(self._whole[0] + scaled.to_numpy() @ self._whole[1:])
-
-    def interval(self, scaled: pd.Series[float]) -> tuple[float, float]:
-        """Return the CV+ interval at these scores."""
-        predicted = self._fits[:, 0] + self._fits[:, 1:] @ scaled.to_numpy()
-        count = len(predicted)
-        cut = max(1, int(np.floor((1 - CONFIDENCE) * (count + 1))))
-        low, high = np.sort(predicted - self._misses), np.sort(predicted + self._misses)
-        return float(low[cut - 1]), float(high[count - cut])
-
-    def noise(self, stderrs: pd.Series[float], usual: pd.Series[float], *, exact: bool) -> float:
-        """Return half the width that the model's own test errors add: all of them where PC1 is exact, else their excess."""
-        own = np.nan_to_num(stderrs.to_numpy()) ** 2
-        excess = own if exact else np.maximum(0, own - np.nan_to_num(usual.to_numpy()) ** 2)
-        weights = self._loadings if exact else self._whole[1:]
-        return float(stats.norm.isf((1 - CONFIDENCE) / 2) * np.sqrt((weights**2 * excess).sum()))
+def _fit(board: PlacementBoard, tasks: list[str]) -> FamilyFit:
+    return FamilyFit(board.scores[tasks].to_numpy(), board.pc1.to_numpy(), board.families.to_numpy(dtype=str))

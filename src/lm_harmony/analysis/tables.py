@@ -16,7 +16,7 @@ from lm_harmony.errors import UsageError, did_you_mean
 
 LONG = ("model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better")
 """Columns of the long layout, one line a score; the first four are needed."""
-_BOARD = ("rank", "pc1", "pc1_low", "pc1_high", "family", "kind", "params_b")
+_BOARD = ("rank", "rank_low", "rank_high", "pc1", "pc1_low", "pc1_high", "basis", "group", "preparation")
 """Columns of the wide layout that are no benchmarks; they are recomputed or looked up."""
 _JSON_KEYS: Mapping[Preparation, str] = {"trained": "train_before_test", "direct": "direct_eval"}
 
@@ -25,8 +25,8 @@ def csv_cells(path: Path) -> Found:
     """Read a CSV file in one of two layouts.
 
     Long: one line a score, columns as ``LONG``, scores in the metric's own unit (fractions, bits per byte).
-    Wide, as boards are published: one line a model, a column for each benchmark, trained scores in percent (text corpora in
-    bits per byte); columns rank and pc1 are not read, because they are computed.
+    Wide, as boards are published: one line a model, a column for each benchmark, scores in percent (text corpora in bits per
+    byte), trained ones unless a column preparation says otherwise. Rank, PC1 and their like are not read: they are computed.
 
     Raises:
         UsageError: another layout, an unknown column, a cell that is no number, the same score twice.
@@ -72,9 +72,7 @@ def _long(path: Path, rows: Iterable[Mapping[str, str]], columns: tuple[str, ...
     cells = []
     for number, row in enumerate(rows, start=2):
         place = f"{path}, line {number}"
-        preparation = row["preparation"]
-        if preparation not in PREPARATIONS:
-            raise UsageError(f"{place}: preparation must be direct or trained, got {preparation!r}.")
+        preparation = _preparation(row["preparation"], place)
         count = _number(row.get("count"), place)
         cells.append(
             Cell(
@@ -100,10 +98,11 @@ def _wide(path: Path, rows: Iterable[Mapping[str, str]], columns: tuple[str, ...
     corpora = {task for task in tasks if task not in BENCHMARKS}
     cells = []
     for number, row in enumerate(rows, start=2):
+        preparation = _preparation(row.get("preparation") or "trained", f"{path}, line {number}")
         for task in tasks:
             value = _number(row[task], f"{path}, line {number}, column {task}")
             scaled = value if value is None or task in corpora else value / 100
-            cells.append(Cell(model=row["model"], benchmark=task, preparation="trained", value=scaled))
+            cells.append(Cell(model=row["model"], benchmark=task, preparation=preparation, value=scaled))
     if all(abs(cell.value or 0) <= 0.01 for cell in cells if cell.benchmark not in corpora):
         raise UsageError(f"{path}: no score is above 1, but the wide layout is in percent. Multiply the scores by 100.")
     return cells
@@ -129,6 +128,13 @@ def _number(cell: Any, place: str) -> float | None:
     if math.isinf(number):
         raise UsageError(f"{place}: {cell!r} is not finite. Leave unknown scores empty.")
     return None if math.isnan(number) else number
+
+
+def _preparation(cell: str, place: str) -> Preparation:
+    for known in PREPARATIONS:
+        if cell == known:
+            return known
+    raise UsageError(f"{place}: preparation must be direct or trained, got {cell!r}.")
 
 
 def _direction(cell: str | None, place: str) -> bool | None:
