@@ -163,6 +163,11 @@ def rank_agreement(left: pd.DataFrame, right: pd.DataFrame) -> RankAgreement:
     )
 
 
+def kendall(left: pd.Series[float], right: pd.Series[float]) -> float:
+    """Return Kendall's tau-b of two series with the same models."""
+    return float(rank_agreement(left.to_frame("left"), right.reindex(left.index).to_frame("right")).tau.iloc[0, 0])
+
+
 def agreement_by(matrix: ScoreMatrix, grouping: Grouping) -> pd.DataFrame:
     """Return mean tau within each family, kind or class of size: group x (models, direct, trained); NaN under three models."""
     groups: dict[str, list[str]] = {_size(*size): [] for size in SIZES} if grouping == "size" else {}

@@ -34,8 +34,7 @@ class FamilyFit:
         """Return intercept and weights, fitted on the models that are kept."""
         design: Floats = self.design[kept]
         gram = design.T @ design + np.diag([0.0, *[penalty] * (design.shape[1] - 1)])
-        weights: Floats = np.linalg.lstsq(gram, design.T @ self._target[kept], rcond=None)[0]
-        return weights
+        return np.asarray(np.linalg.lstsq(gram, design.T @ self._target[kept], rcond=None)[0], dtype=np.float64)
 
     def left_out(self, penalty: float, kept: npt.NDArray[np.bool_] | None = None) -> Floats:
         """Return each kept model's PC1, predicted without its family; NaN for the others."""

@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri
 
+from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.components import SHOWN, ReferenceBoard
 from lm_harmony.analysis.family_fit import CONFIDENCE, FamilyFit, Floats
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.errors import UsageError
 
-_NORMAL = float(stats.norm.isf((1 - CONFIDENCE) / 2))
+_NORMAL = float(ndtri((1 + CONFIDENCE) / 2))
 """Standard errors of a normal distribution's half interval."""
 
 
@@ -135,7 +136,7 @@ def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
         benchmarks=tuple(benchmarks),
         penalty=fit.penalty,
         predicted=pd.Series(predicted, index=board.pc1.index),
-        tau=float(stats.kendalltau(predicted, truth).statistic),
+        tau=kendall(pd.Series(predicted, index=board.pc1.index), board.pc1),
         rmse=float(np.sqrt(((predicted - truth) ** 2).mean())),
         rank_error=float(np.abs(1 + ahead.sum(axis=1) - places).mean()),
         coverage=float(covered.mean()),
@@ -161,23 +162,17 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
             f"model {model!r} has no {reference.preparation} score on any benchmark of {reference.name}. "
             f"Run one of {', '.join(reference.benchmarks)}."
         )
-    tasks = list(known.index)
     others = board.without([model])
+    tasks = list(known.index)
     scaled = (known - reference.means[tasks]) / reference.scales[tasks]
+    errors = np.nan_to_num((stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy())
     missing = tuple(task for task in reference.benchmarks if task not in tasks)
-    fit = _fit(others, tasks)
-    errors = (stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy()
     if missing:
-        row = np.concatenate([[1.0], scaled.to_numpy()])
-        pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
-        low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
-        # The fit's misses hold test errors of the usual size already; what the model's own have beyond them comes on top.
-        excess = np.maximum(0, np.nan_to_num(errors) ** 2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
-        noise = _NORMAL * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
+        pc1, low, high = _predicted(others, scaled, errors)
     else:
-        pc1 = low = high = float(reference.project(oriented.to_frame().T).iloc[0])
-        noise = _NORMAL * np.sqrt(((reference.loadings[tasks].to_numpy() * SHOWN * np.nan_to_num(errors)) ** 2).sum())
-    low, high = pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
+        pc1 = float(reference.project(oriented.to_frame().T).iloc[0])
+        noise = _NORMAL * float(np.sqrt(((reference.loadings[tasks].to_numpy() * SHOWN * errors) ** 2).sum()))
+        low, high = pc1 - noise, pc1 + noise
     ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
     seen = others.scores[tasks]
     return Placement(
@@ -194,6 +189,25 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
         outside=tuple(task for task in tasks if not seen[task].min() <= scaled[task] <= seen[task].max()),
         validation=validate(others, tasks),
     )
+
+
+def _predicted(board: PlacementBoard, scaled: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
+    """Return PC1 and its interval from some benchmarks.
+
+    Args:
+        board: without the model.
+        scaled: the model's scores by benchmark, standardised.
+        errors: their standard errors, standardised; 0: not known.
+    """
+    tasks = list(scaled.index)
+    fit = _fit(board, tasks)
+    row = np.concatenate([[1.0], scaled.to_numpy()])
+    pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
+    low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
+    # The fit's misses hold test errors of the usual size already; what the model's own have beyond them comes on top.
+    excess = np.maximum(0, errors**2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
+    noise = _NORMAL * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
+    return pc1, pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
 
 
 def predict(board: PlacementBoard, tasks: list[str], scaled: pd.DataFrame, *, penalty: float) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtr
 
 from lm_harmony.analysis.cells import Preparation
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -97,7 +97,7 @@ def rank_ranges(
         p[rows, columns] = p[columns, rows] = holm(p[rows, columns])
         beyond = p < 0.05
     else:
-        beyond = p < 2 * stats.norm.sf(THRESHOLD)
+        beyond = p < 2 * ndtr(-THRESHOLD)
     better = beyond & (difference < 0)
     tested = errors.notna().to_numpy()
     shown = matrix.scores(preparation).values.loc[order, benchmark]
@@ -169,4 +169,4 @@ def _tests(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
         # Two scores without any spread (all right, all wrong) differ for certain or not at all.
         z = np.where(difference == 0, np.where(np.isnan(spread), np.nan, 0.0), difference / spread)
-    return difference, 2 * stats.norm.sf(np.abs(z))
+    return difference, 2 * ndtr(-np.abs(z))

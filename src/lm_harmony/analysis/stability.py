@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-from scipy import stats
 
+from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.cells import Preparation
 from lm_harmony.analysis.components import Components, components, ranks
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -101,7 +101,7 @@ def _shift(change: Literal["benchmark", "family", "seed"], name: str, before: Co
         change=change,
         name=name,
         models=len(models),
-        tau=float(stats.kendalltau(first, second).statistic),
+        tau=kendall(first, second),
         largest=int(moved.max()),
         mean=float(moved.mean()),
         mover=str(moved.astype(int).idxmax()),

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
+from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.placement import PlacementBoard, predict
 from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.errors import UsageError
@@ -91,7 +91,7 @@ def nested_tau(board: PlacementBoard, count: int, *, tolerance: float = TOLERANC
         rest = board.without(members)
         tasks = list(suggest(rest, count, tolerance=tolerance).chosen.benchmarks)
         predicted[members] = predict(rest, tasks, board.scores.loc[members, tasks], penalty=0.0)
-    return float(stats.kendalltau(predicted, board.pc1).statistic)
+    return kendall(predicted, board.pc1)
 
 
 def _taus(board: PlacementBoard, choices: npt.NDArray[np.int64]) -> Floats:
