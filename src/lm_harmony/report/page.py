@@ -21,7 +21,20 @@ from typing import Any
 from lm_harmony.errors import MissingExtra, StoreError, UsageError
 from lm_harmony.runs.whole import write_whole
 
-SCRIPTS = ("numbers", "elements", "components", "board", "state", "table", "controls", "hint", "compare", "charts", "download", "start")
+SCRIPTS = (
+    "numbers",
+    "elements",
+    "components",
+    "board",
+    "state",
+    "table",
+    "controls",
+    "hint",
+    "compare",
+    "charts",
+    "download",
+    "start",
+)
 """Sources in page/, in the order in which they are read into one script."""
 _EXPORT = re.compile(r"export\{([^}]*)\};?")
 
@@ -54,7 +67,7 @@ def page_text(data: Mapping[str, Any]) -> str:
     Raises:
         MissingExtra: a library is not installed.
     """
-    script = "(() => {\n\"use strict\";\n" + "\n".join(_source(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    script = '(() => {\n"use strict";\n' + "\n".join(_source(f"{name}.js") for name in SCRIPTS) + "})();\n"
     libraries = {"datatables": _datatables(), "plotly": _plotly()}
     parts = {
         "policy": _policy(script, *libraries.values()),
@@ -89,6 +102,7 @@ def _source(name: str) -> str:
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 
+@cache
 def _packed(code: str) -> str:
     """Return gzip in base64; without a time stamp, so that equal boards give equal files."""
     return base64.b64encode(gzip.compress(code.encode(), compresslevel=9, mtime=0)).decode()

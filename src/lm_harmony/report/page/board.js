@@ -54,6 +54,7 @@ const derive = (state) => {
 };
 
 const recomputed = (view, columns) => {
+  if (columns.length < 2) return { trouble: "choose two benchmarks or more" };
   const chosen = columns.map((task) => board.taskIndex.get(task));
   const oriented = board.views[view].scores.map((row) =>
     chosen.map((j) => (row[j] === null || board.benchmarks[j].higher ? row[j] : -row[j])));
@@ -62,7 +63,7 @@ const recomputed = (view, columns) => {
   const whole = oriented.map((row) => row.every((value) => value !== null));
   const fitted = reference.some((is, i) => is && whole[i]) ? reference : board.models.map(() => true);
   const found = firstComponent(oriented, fitted);
-  if (found === null) return { trouble: columns.length ? "fewer than two models have all chosen benchmarks" : "no benchmark is chosen" };
+  if (found === null) return { trouble: "fewer than two models have all chosen benchmarks" };
   if (found.constant) {
     const titles = columns.filter((_, j) => found.constant[j]).map((task) => board.benchmarks[board.taskIndex.get(task)].title);
     return { trouble: `all models score alike on ${titles.join(", ")}` };

@@ -1,11 +1,11 @@
-// The four charts. Plotly is large, so it is unpacked only when a chart comes near the screen: the table does not wait for it.
+// The four charts. Plotly is large, so it is unpacked only when a chart comes into view: the table does not wait for it.
 
 // Twelve hues of one lightness, told apart in light and dark; further families begin again.
 const HUES = ["#4e79a7", "#e08a3c", "#c9565b", "#4fa3a0", "#5f9e53", "#c9a227", "#9b72a8", "#d87f96", "#8d6e58", "#6f8fd0", "#7f9b3a", "#808489"];
 const familyColour = (family) => HUES[board.families.indexOf(family) % HUES.length];
 
-// Plotly reads a little HTML in its texts, and a name is not HTML.
-const plotText = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+// Plotly reads a little HTML and, between dollars, TeX in its texts; a name is neither.
+const plotText = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 const shortName = (name) => {
   const own = name.slice(name.lastIndexOf("/") + 1) || name;
   return plotText(own.length > 32 ? `${own.slice(0, 31)}…` : own);
@@ -22,10 +22,10 @@ const makeCharts = (page) => {
     if (!chart.near || !chart.stale) return;
     chart.stale = false;
     try {
-      ready ??= load("plotly");
+      ready ??= afterPaint().then(() => load("plotly"));
       await ready;
       await chart.draw(page, chart.card);
-      chart.card.dataset.drawn = "true";
+      if (!chart.stale) chart.card.dataset.drawn = "true";
     } catch (error) {
       // A browser that cannot unpack the library still shows the table.
       sayNote(chart.card, `The chart cannot be drawn here: ${error.message}`);
@@ -35,17 +35,23 @@ const makeCharts = (page) => {
     const chart = charts.find(({ card }) => card === target);
     chart.near = isIntersecting;
     refresh(chart);
-  }), { rootMargin: "300px" });
+  }));
   charts.forEach(({ card }) => watcher.observe(card));
   // A keystroke in the search redraws the table at once, and the charts when the reader pauses.
   let pause;
   return () => {
     byId("bump-by").value = page.state.bump;
-    charts.forEach((chart) => { chart.stale = true; });
+    charts.forEach((chart) => { chart.stale = true; delete chart.card.dataset.drawn; });
     clearTimeout(pause);
     pause = setTimeout(() => charts.forEach(refresh), 120);
   };
 };
+
+// Two frames and an idle moment: the table is on the screen before the library takes the thread.
+const afterPaint = () => new Promise((done) => {
+  const idle = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 50));
+  requestAnimationFrame(() => requestAnimationFrame(() => idle(done)));
+});
 
 const fillBumpChoice = (page) => {
   const select = byId("bump-by");
@@ -135,7 +141,7 @@ const tauOf = (view, places) => {
 const drawTau = async (page, card) => {
   const nodes = card.querySelectorAll(".plot");
   const places = columnOrder().filter((j) => page.derived.columns.includes(board.benchmarks[j].task));
-  const { surface, accent, warm } = colours();
+  const { surface, accent, warm, muted } = colours();
   const said = [];
   for (const [at, view] of ["direct", "trained"].entries()) {
     const there = board.has(view) && board.views[view].tau && places.length > 1;
@@ -148,8 +154,8 @@ const drawTau = async (page, card) => {
       hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", showscale: at === 1 || !board.has("trained"),
       colorbar: { thickness: 8, len: 0.6, outlinewidth: 0, tickvals: [-1, 0, 1] } }],
     { title: { text: view, font: { size: 13 }, x: 0.02, xanchor: "left" }, margin: { l: 90, r: 8, t: 34, b: 90 }, showlegend: false,
-      xaxis: { tickangle: -90, showgrid: false, tickfont: { size: narrow ? 8 : 10 }, fixedrange: true },
-      yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 8 : 10 }, fixedrange: true } }, narrow ? 380 : 520);
+      xaxis: { tickangle: -90, showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true },
+      yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true } }, narrow ? 380 : 520);
   }
   sayNote(card, `Kendall's tau-b between the rankings of every two benchmarks. ${said.join("; ")}.`);
 };

@@ -34,7 +34,7 @@ const rotate = (a, vectors, p, q) => {
 const firstComponent = (scores, fitted) => {
   const whole = scores.map((row) => row.every((value) => value !== null));
   const rows = scores.filter((_, index) => whole[index] && fitted[index]);
-  if (rows.length < 2 || !scores[0] || scores[0].length === 0) return null;
+  if (rows.length < 2) return null;
   const means = rows[0].map((_, j) => rows.reduce((sum, row) => sum + row[j], 0) / rows.length);
   const scales = means.map((mean, j) => Math.sqrt(rows.reduce((sum, row) => sum + (row[j] - mean) ** 2, 0) / rows.length));
   const constant = scales.map((scale, j) => scale <= 1e-12 * Math.max(1, Math.abs(means[j])));

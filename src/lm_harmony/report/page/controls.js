@@ -98,8 +98,8 @@ const columnMenu = (page) => {
 
 const downloadMenu = (page) => {
   const offer = (text, kind) => element("button", { type: "button", class: "choice", text, onclick: () => { closeMenus(); download(page, kind); } });
-  menu("Download", offer("Table as CSV", "csv"), offer("Table as JSON", "json"),
-    element("p", { class: "small", text: "The models and benchmarks shown, with standard errors." }));
+  menu("Download", offer("Table as CSV", "csv"), offer("Scores as CSV", "long"), offer("Table as JSON", "json"),
+    element("p", { text: "The models and benchmarks shown. Scores: one line each, direct and trained, with standard errors." }));
   return () => {};
 };
 

@@ -114,12 +114,12 @@ const listen = (page) => {
 // Pinned models are ordered first by a hidden column, so the sorted header is marked here and not by the library.
 const sayOrder = (page) => {
   const { sort, direction } = page.state;
+  document.querySelectorAll("#board thead [aria-sort]").forEach((head) => head.removeAttribute("aria-sort"));
   for (const head of document.querySelectorAll("#board thead .titles th")) {
     const name = head.dataset.task ?? ["rank", "model", "size", "pc1"].find((one) => head.classList.contains(one));
     const sorted = name === sort;
     head.classList.toggle("sorted", sorted);
     if (sorted) head.setAttribute("aria-sort", direction === "asc" ? "ascending" : "descending");
-    else head.removeAttribute("aria-sort");
   }
 };
 

@@ -3,6 +3,7 @@
 
 const PAGE = 100;
 const LEADING = ["pin", "rank", "model", "size", "pc1"];
+const TITLES = { pin: "Pinned", rank: "Rank", model: "Model", size: "Size", pc1: "PC1" };
 
 const blanksLast = (sign) => (a, b) => {
   if (a === null || b === null) return (a === null) - (b === null);
@@ -22,7 +23,7 @@ const makeTable = (page) => {
   DataTable.ext.type.order["board-desc"] = blanksLast(-1);
   const node = byId("board");
   headRows(order).forEach((row) => node.tHead.append(row));
-  const column = (name, className, data, first = "desc") => ({ name, className, data, type: "board", searchable: false, ariaTitle: name,
+  const column = (name, className, data, first = "desc") => ({ name, className, data, type: "board", searchable: false, ariaTitle: TITLES[name],
     orderSequence: first === "desc" ? ["desc", "asc"] : ["asc", "desc"] });
   const table = new DataTable(node, {
     data: board.models,
@@ -56,11 +57,10 @@ const headRows = (order) => {
     if (groups.at(-1)?.category === category) groups.at(-1).span += 1;
     else groups.push({ category, span: 1 });
   }
-  const above = element("tr", { class: "categories" }, ...LEADING.map((name) => element("td", { class: name })),
+  const above = element("tr", { class: "categories" }, ...LEADING.map((name) => element("td", { class: name, "data-dt-order": "disable" })),
     ...groups.map(({ category, span }) => element("th", { colspan: span, scope: "colgroup", "data-dt-order": "disable" }, element("span", { text: category }))));
-  const titles = { pin: "Pinned", rank: "Rank", model: "Model", size: "Size", pc1: "PC1" };
   const below = element("tr", { class: "titles" },
-    ...LEADING.map((name) => element("th", { scope: "col", class: name, text: titles[name] })),
+    ...LEADING.map((name) => element("th", { scope: "col", class: name, text: TITLES[name] })),
     ...order.map((j) => element("th", { scope: "col", class: "score", "data-task": board.benchmarks[j].task, text: board.benchmarks[j].title })));
   return [above, below];
 };
