@@ -204,7 +204,8 @@ def _scores(cells: Sequence[Cell], preparation: Preparation, models: list[str], 
 
 def _facts(task: str, found: Found) -> BenchmarkFacts:
     said = {(cell.metric, cell.higher_is_better) for cell in found.cells if cell.benchmark == task and cell.value is not None}
-    said = said or {(None, None)}
+    if not said:  # nothing but gaps: no score can be read the wrong way round
+        return benchmark_facts(task) or benchmark_facts(task, higher_is_better=True)  # type: ignore[return-value]
     if len(said) > 1:
         metrics = ", ".join(sorted(f"{metric} ({'higher' if up else 'lower'} is better)" for metric, up in said))
         raise UsageError(

@@ -8,14 +8,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
 from lm_harmony.analysis.board import Board, BoardRow
 from lm_harmony.analysis.facts import BenchmarkFacts
-from lm_harmony.analysis.paired import Comparison, Duel
+
+if TYPE_CHECKING:  # its tests bring scipy.stats, half a second that a leaderboard does not need
+    from lm_harmony.analysis.paired import Comparison, Duel
 
 _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc1_high", "group", "preparation")
 
