@@ -61,7 +61,9 @@ def test_category_means_by_hand() -> None:
     tau = found.tau
     means = found.by_category()
     assert means.loc["Question Answering", "within"] == pytest.approx(tau.loc["arc_easy", "boolq"])
-    assert means.loc["Question Answering", "across"] == pytest.approx((tau.loc["arc_easy", "gsm8k"] + tau.loc["boolq", "gsm8k"]) / 2)
+    assert means.loc["Question Answering", "across"] == pytest.approx(
+        (tau.loc["arc_easy", "gsm8k"] + tau.loc["boolq", "gsm8k"]) / 2
+    )
     assert np.isnan(means.loc["Math", "within"])
     own = [(tau.loc[a, b] + tau.loc[a, "gsm8k"]) / 2 for a, b in (("arc_easy", "boolq"), ("boolq", "arc_easy"))]
     assert means.loc["Question Answering", "mean"] == pytest.approx(np.mean(own))
@@ -107,7 +109,10 @@ def test_groups_of_models() -> None:
     assert table.loc["Pythia", "trained"] == pytest.approx(agreement(pythia).mean_tau)
     assert np.isnan(table.loc["Pythia", "direct"]) and table["models"].sum() == 61
     assert list(agreement_by(published, "size").index) == ["0 to 1 B", "1 to 3 B", "3 to 8 B", "8 B and more"]
-    assert group_of(ModelFacts(name="x", params_b=8), "size") == "8 B and more" and group_of(ModelFacts(name="x"), "size") == "unknown"
+    assert (
+        group_of(ModelFacts(name="x", params_b=8), "size") == "8 B and more"
+        and group_of(ModelFacts(name="x"), "size") == "unknown"
+    )
 
 
 def test_kendall_is_scipys() -> None:
@@ -116,7 +121,7 @@ def test_kendall_is_scipys() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(UsageError, match="has no direct scores.*--eval_before_train"):
+    with pytest.raises(UsageError, match=r"has no direct scores.*--eval_before_train"):
         agreement(matrix_of(random_table(3, 3)), "direct")
     with pytest.raises(UsageError, match="two benchmarks and two models"):
         agreement(matrix_of(random_table(3, 1)))

@@ -90,7 +90,9 @@ def test_unknown_names_get_the_nearest_match() -> None:
 
 
 def test_a_benchmark_of_two_metrics_is_refused() -> None:
-    cells = tuple(Cell(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab")
+    cells = tuple(
+        Cell(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab"
+    )
     with pytest.raises(UsageError, match="of several metrics"):
         ScoreMatrix.from_cells(Found(source="here", cells=cells))
 

@@ -40,7 +40,9 @@ def test_models_without_perplexity_are_left_out_by_name() -> None:
     found = {(r.perplexity, r.downstream, r.group): r for r in perplexity_agreement(_matrix())}
     trained = found["trained", "trained", "all"]
     assert trained.without == ("mine",) and len(trained.models) == 4
-    assert trained.mean_tau == pytest.approx(stats.kendalltau([-b for b in BITS["trained"][:4] if b], SCORES["trained"][:4]).statistic)
+    assert trained.mean_tau == pytest.approx(
+        stats.kendalltau([-b for b in BITS["trained"][:4] if b], SCORES["trained"][:4]).statistic
+    )
     assert ("direct", "direct", "base") in found and ("direct", "direct", "instruct") not in found  # one model is too few
 
 

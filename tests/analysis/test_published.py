@@ -87,7 +87,9 @@ def test_the_shipped_table_is_the_reference_table() -> None:
     assert {row["model"]: (int(row["rank"]), float(row["pc1"])) for row in rows} == {
         model: (place.rank, place.pc1) for model, place in published_places().items()
     }
-    assert (_percent() == pd.DataFrame([{t: float(r[t]) for t in BENCHMARKS} for r in rows], index=_percent().index)).all(axis=None)
+    assert (_percent() == pd.DataFrame([{t: float(r[t]) for t in BENCHMARKS} for r in rows], index=_percent().index)).all(
+        axis=None
+    )
 
 
 @needs_reference
