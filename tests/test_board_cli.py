@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import write_run
+from micro import write_micro
 from test_cli import harmony, status_of
+from tiny import write_tiny_model
 
 TASKS = ("arc_easy", "sciq", "piqa")
 
@@ -76,6 +78,21 @@ def test_without_the_extra_analyze_says_what_to_install(results: Path, tmp_path:
 def test_compare_pairs_outcomes(results: Path) -> None:
     done = harmony("compare", str(results), "local/d", "local/a")
     assert done.returncode == 0 and "mcnemar (60)" in done.stdout and "first: local/d, second: local/a" in done.stdout
+
+
+def test_runs_as_they_are_left_can_be_compared(tmp_path: Path) -> None:
+    task = write_micro(tmp_path)
+    for seed in (1, 2):
+        write_tiny_model(tmp_path / f"model{seed}", seed=seed)
+        words = ["run", "--base_model", f"model{seed}", "--task_name", str(task), "--data_dir", ".", "--device", "cpu"]
+        done = harmony(
+            *words, "--train_param.num_train_epochs", "1", "--exp_name", f"e{seed}", "--eval_before_train", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    compared = harmony("compare", "results", "model1", "model2", cwd=tmp_path)
+    assert compared.stdout.count("mcnemar (12)") == 2, compared.stdout + compared.stderr  # direct and trained
+    board = harmony("leaderboard", "results", cwd=tmp_path)
+    assert "model1" in board.stdout and "no PC1" in board.stdout
 
 
 def test_place_predicts_and_suggests(results: Path) -> None:

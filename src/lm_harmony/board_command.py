@@ -59,8 +59,8 @@ def leaderboard(
     if not console.is_terminal:  # into a pipe or a file nothing is cut
         console = Console(width=max(80, console.measure(table, options=console.options.update(width=width)).maximum))
     console.print(table)
-    explained = "" if board.explained is None else f" PC1 explains {board.explained:.1%} of the variance."
-    _say(f"Reference: {board.reference}.{explained}", *board.notes)
+    explained = "" if board.explained is None else f"; PC1 explains {board.explained:.1%} of the variance"
+    _say(f"Reference: {board.reference}{explained}", *board.notes)
     if any(row.basis == "predicted" for row in board.rows):
         _say("~ predicted from the benchmarks that the model has (lm-harmony place tells more)")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.significance import holm, pair_tests, rank_ranges, tie_groups
+from lm_harmony.analysis.significance import holm, pair_tests, rank_ranges, tie_groups, told_apart
 from lm_harmony.errors import UsageError
 
 
@@ -92,6 +92,13 @@ def test_ranges_hold_the_rank_and_no_order_counts(scores: list[int], random: obj
     random.shuffle(items)  # type: ignore[attr-defined]
     other = rank_ranges(_one(dict(items)), "b").table
     pd.testing.assert_frame_equal(table.sort_index(), other.sort_index())
+
+
+def test_pairs_told_apart_are_counted() -> None:
+    table = told_apart(_one({"a": 0.70, "b": 0.68, "c": 0.66, "d": 0.5}))
+    # Beyond 0.0277: a-c and the three with d; c is 2.83 standard errors behind a, p = 0.0047, times 3 after Holm.
+    assert list(table.loc["b"]) == [4, 6, pytest.approx(4 / 6), pytest.approx(4 / 6)]
+    assert np.isnan(told_apart(_one({"a": 0.7, "b": 0.5}, stderr=None)).loc["b", "plain"])
 
 
 def test_tie_groups_begin_where_the_leader_is_beaten() -> None:

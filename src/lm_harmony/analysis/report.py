@@ -15,7 +15,7 @@ from lm_harmony.analysis.components import Components, components
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.perplexity import PerplexityAgreement, perplexity_agreement
 from lm_harmony.analysis.scaling import Scaling, scaling
-from lm_harmony.analysis.significance import RankRanges, rank_ranges
+from lm_harmony.analysis.significance import RankRanges, rank_ranges, told_apart
 from lm_harmony.analysis.stability import Stability, stability
 from lm_harmony.errors import UsageError
 
@@ -47,6 +47,8 @@ class Report:
     """Agreement of text corpora with benchmarks."""
     ranges: Mapping[tuple[Preparation, str], RankRanges]
     """Rank ranges and tie groups by preparation and benchmark."""
+    told_apart: Mapping[Preparation, pd.DataFrame]
+    """How many pairs of models each benchmark tells apart (``significance.told_apart``)."""
     stability: Mapping[Preparation, Stability]
     """What changes do to the ranks."""
     skipped: tuple[str, ...]
@@ -96,6 +98,7 @@ def report(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> Report:
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
         perplexity=perplexity,
         ranges={(name, task): rank_ranges(matrix, task, name) for name in there for task in matrix.benchmark_names},
+        told_apart={name: told_apart(matrix, name) for name in there},
         stability=stabilities,
         skipped=tuple(skipped),
     )

@@ -60,6 +60,7 @@ class Basis:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        said = f"{len(self.models)} models x {len(self.benchmarks)} benchmarks"
+        models, benchmarks = len(self.models), len(self.benchmarks)
+        said = f"{models} model{'s' * (models != 1)} x {benchmarks} benchmark{'s' * (benchmarks != 1)}"
         left = [*self.dropped_models, *self.dropped_benchmarks]
         return said + (f"; left out for their gaps: {', '.join(left)}" if left else "")

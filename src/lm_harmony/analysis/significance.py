@@ -123,6 +123,23 @@ def rank_ranges(
     )
 
 
+def told_apart(matrix: ScoreMatrix, preparation: Preparation = "trained") -> pd.DataFrame:
+    """Return how many pairs of models each benchmark tells apart.
+
+    Benchmarks x (models, pairs, plain, holm): ``pairs`` that could be tested, the share of them beyond 1.96 standard errors, and
+    the share with p < 0.05 after Holm's correction over the benchmark's pairs. NaN: no pair could be tested.
+    """
+    table = {}
+    for task in matrix.benchmark_names:
+        found = pair_tests(matrix, task, preparation)
+        rows, columns = np.triu_indices(len(found.p), k=1)
+        p, corrected = found.p.to_numpy()[rows, columns], found.holm.to_numpy()[rows, columns]
+        tested = np.isfinite(p)
+        shares = [(p < 2 * ndtr(-THRESHOLD))[tested].mean(), (corrected < 0.05)[tested].mean()] if tested.any() else [np.nan] * 2
+        table[task] = [len(found.p), int(tested.sum()), *shares]
+    return pd.DataFrame.from_dict(table, orient="index", columns=["models", "pairs", "plain", "holm"])
+
+
 def tie_groups(models: int, beaten_by: Callable[[int], npt.NDArray[np.bool_]]) -> list[int]:
     """Return the tie group of each model, best first, numbered from 1.
 

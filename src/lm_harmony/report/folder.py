@@ -6,7 +6,7 @@
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
-<folder>/tables/perplexity.csv, rank_ranges_<p>.csv, stability_<p>.csv
+<folder>/tables/perplexity.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
 <folder>/figures/*.pdf, *.png           where asked (``report.draw``)
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 
@@ -45,7 +46,9 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
 def summary(report: Report) -> list[str]:
     """Return what came out, a line each."""
     matrix = report.matrix
-    lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks, {len(matrix.gaps())} scores missing"]
+    there = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in there)
+    lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
     for name, found in report.agreements.items():
         lines.append(
             f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
@@ -72,6 +75,7 @@ def summary(report: Report) -> list[str]:
             f"perplexity ({result.perplexity}) and benchmarks ({result.downstream}), {result.group}: mean tau "
             f"{result.mean_tau:.3f} on {len(result.models)} models, {len(result.without)} without perplexity left out"
         )
+    lines += _significance(report)
     for preparation, stable in report.stability.items():
         for change in ("benchmark", "family", "seed"):
             worst = min((shift for shift in stable.shifts if shift.change == change), key=lambda shift: shift.tau, default=None)
@@ -81,6 +85,23 @@ def summary(report: Report) -> list[str]:
                     f"{worst.mover} moves {worst.largest} places"
                 )
     return [*lines, *(f"not made: {line}" for line in report.skipped)]
+
+
+def _significance(report: Report) -> Iterator[str]:
+    for preparation, board in report.boards.items():
+        widths = [row.rank_high - row.rank_low + 1 for row in board.rows if row.rank_low and row.rank_high]
+        if widths:
+            groups = max(row.group or 0 for row in board.rows)
+            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} places or fewer; {groups} tie groups"
+    for preparation, table in report.told_apart.items():
+        known = table[table["pairs"] > 0]
+        if not known.empty:
+            yield (
+                f"pairs of models told apart, {preparation}: {known['plain'].mean():.1%} by 1.96 standard errors, "
+                f"{known['holm'].mean():.1%} after Holm's correction, mean of {len(known)} benchmarks with standard errors "
+                f"(least {known['holm'].idxmin()} {known['holm'].min():.1%}, "
+                f"most {known['holm'].idxmax()} {known['holm'].max():.1%})"
+            )
 
 
 def _tables(report: Report) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -104,6 +125,8 @@ def _tables(report: Report) -> Iterator[tuple[str, pd.DataFrame]]:
         ranges = {task: found.table for (name, task), found in report.ranges.items() if name == preparation}
         if ranges:
             yield f"rank_ranges_{preparation}", pd.concat(ranges, names=["benchmark", "model"]).reset_index()
+    for preparation, table in report.told_apart.items():
+        yield f"told_apart_{preparation}", _named(table, "benchmark")
     for preparation, stable in report.stability.items():
         yield f"stability_{preparation}", pd.DataFrame([asdict(shift) for shift in stable.shifts])
 
