@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from page_boards import TASKS, small_board
 
 from lm_harmony.report.page import page_text
 from lm_harmony.report.page_data import page_data
-from page_boards import TASKS, small_board
 
 Open = Callable[..., Any]
 Column = Callable[[Any, str], list[str]]
@@ -20,7 +20,7 @@ HOSTILE = (
     "<img src=x onerror='globalThis.harmed = 1'>",
     "<!--<script>",
     "\"quoted\" 'twice' & &lt;escaped&gt; \\u003c {{data}}",
-    "=HYPERLINK(\"http://x\")",
+    '=HYPERLINK("http://x")',
     "line\u2028separator\u2029 and \x00 nothing",
     "שלום/עולם \u202etxt.exe",
     "<b>bold<b> %{x} $y$ ${z}",

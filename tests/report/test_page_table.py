@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_boards import CAUSE, GAP, MODELS, small_board
 
-from lm_harmony.analysis.components import components
+from lm_harmony.analysis.components import components, fit_reference
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.report.page_data import page_data
-from page_boards import CAUSE, GAP, MODELS, small_board
 
 Open = Callable[..., Any]
 Column = Callable[[Any, str], list[str]]
@@ -43,7 +43,7 @@ def test_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> N
     assert column(page, "rank")[: len(ranked)] == [str(place) for place in range(1, len(ranked) + 1)]
     assert numbers(column(page, "pc1"))[: len(ranked)] == [pytest.approx(value, abs=0.51) for value in expected]
     assert head(page, "PC1").get_attribute("aria-sort") == "descending"
-    assert DATA["reference"]["fingerprint"] in page.locator("#reference").inner_text()
+    assert DATA["reference"] in page.locator("#reference").inner_text()
     low, high = (f"{DATA['views']['trained']['components'][end][0]:.0f}" for end in ("low", "high"))
     assert page.locator("#model-0 .pc1 .range").inner_text() == f"{low} to {high}".replace("-", "−")
 
@@ -117,7 +117,13 @@ def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[
 
 @pytest.mark.parametrize("preparation", ["trained", "direct"])
 @pytest.mark.parametrize(
-    "tasks", [["mnli", "cola"], ["mnli", "gsm8k", "arc_easy"], ["gsm8k", "corpus:wiki"], ["mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki"]]
+    "tasks",
+    [
+        ["mnli", "cola"],
+        ["mnli", "gsm8k", "arc_easy"],
+        ["gsm8k", "corpus:wiki"],
+        ["mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki"],
+    ],
 )
 def test_pc1_of_chosen_benchmarks_is_that_of_python(open_board: Open, tasks: list[str], preparation: str) -> None:
     page = open_board(DATA)
@@ -137,7 +143,7 @@ def test_pc1_of_chosen_benchmarks_is_that_of_python(open_board: Open, tasks: lis
 
 def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> None:
     matrix = ScoreMatrix.published()
-    page = open_board(page_data(matrix))
+    page = open_board(page_data(None, published=True))
     random = np.random.default_rng(1)
     for count in (2, 5, 12, 23):
         tasks = [matrix.benchmark_names[at] for at in sorted(random.choice(24, count, replace=False))]
@@ -147,6 +153,25 @@ def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> N
         np.testing.assert_allclose(derived["pc1"], chosen.pc1, atol=1e-6)
         np.testing.assert_allclose(derived["explained"], chosen.explained, atol=1e-9)
         np.testing.assert_allclose(derived["loadings"], chosen.loadings[1], atol=1e-9)
+
+
+def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, column: Column) -> None:
+    published, guests = ScoreMatrix.published(), small_board()
+    data = page_data(guests, published=True)
+    page = open_board(data)
+    tasks = ["mnli", "cola", "arc_easy"]
+    names = [model["name"] for model in data["models"]]
+    assert names[:61] == list(published.model_names) and "google/gemma-2-9b (these results)" in names
+    assert data["reference"] == page_data(None, published=True)["reference"]
+    # No guest has all 24 benchmarks: each is placed by those it has, and marked.
+    assert sum(text.startswith("~") for text in column(page, "pc1")) == len(MODELS)
+    page.evaluate("(columns) => harmonyBoard.page.set({columns})", tasks)
+    derived = page.evaluate("harmonyBoard.page.derived")
+    axis = fit_reference(published.subset(benchmarks=tasks))
+    projected = axis.project(guests.oriented("trained"))
+    np.testing.assert_allclose(derived["pc1"][:61], axis.pc1, atol=1e-6)
+    np.testing.assert_allclose(derived["pc1"][61:], projected, atol=1e-6)
+    assert derived["ranks"][61:] == [axis.rank(value) for value in projected]
 
 
 @pytest.mark.parametrize("columns", [[], ["mnli"]])
@@ -224,11 +249,15 @@ def test_tie_groups_of_the_sorted_column_are_marked(open_board: Open) -> None:
     at = MATRIX.benchmark_names.index("mnli")
     groups = [DATA["views"]["trained"]["groups"][row][at] for row in range(len(MODELS))]
     order = page.evaluate("[...document.querySelectorAll('#board tbody tr')].map((row) => Number(row.id.split('-')[1]))")
-    starts = page.evaluate("[...document.querySelectorAll('#board tbody tr')].map((row) => row.classList.contains('band-starts'))")
+    starts = page.evaluate(
+        "[...document.querySelectorAll('#board tbody tr')].map((row) => row.classList.contains('band-starts'))"
+    )
     sorted_groups = [groups[row] for row in order]
     assert starts == [place > 0 and group != sorted_groups[place - 1] for place, group in enumerate(sorted_groups)]
     bold = page.evaluate("[...document.querySelectorAll('#board .tied-first')].map((cell) => cell.dataset.cell)")
-    assert {int(cell.split()[0]) for cell in bold if cell.endswith(f" {at}")} == {row for row, group in enumerate(groups) if group == 1}
+    assert {int(cell.split()[0]) for cell in bold if cell.endswith(f" {at}")} == {
+        row for row, group in enumerate(groups) if group == 1
+    }
 
 
 def test_everything_is_reached_by_keys(open_board: Open, column: Column) -> None:
@@ -236,9 +265,12 @@ def test_everything_is_reached_by_keys(open_board: Open, column: Column) -> None
     reached = []
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"))
-    names = ("To the table", "theme", "search", "Family", "Benchmarks", "Download", "reset", "board-region", "MNLI", "Pin Qwen/Qwen2.5-14B")
-    places = [next(at for at, text in enumerate(reached) if name in text) for name in names]
+        reached.append(
+            page.evaluate("(({ id, ariaLabel, textContent }) => id || ariaLabel || textContent)(document.activeElement)")
+        )
+    controls = ("To the table", "theme", "search", "Family", "Benchmarks", "Download", "reset")
+    table = ("board-region", "MNLI", "Pin Qwen/Qwen2.5-14B")
+    places = [next(at for at, text in enumerate(reached) if name in text) for name in (*controls, *table)]
     assert places == sorted(places), reached
     page.locator('th[data-task="mnli"] [tabindex="0"], th[data-task="mnli"][tabindex="0"]').first.focus()
     page.keyboard.press("Enter")

@@ -113,7 +113,9 @@ def _datatables() -> str:
     """Return DataTables from the bundle in itables, an ES module, as a script that defines ``DataTable``."""
     module = _library("itables", "html/dt_bundle.js")
     exported = _EXPORT.search(module)
-    names = dict(reversed(entry.split(" as ")) for entry in exported[1].split(",")) if exported else {}
+    # "Md as DateTime,vh as default": which of the bundle's own names stands for what it exports.
+    pairs = [entry.split(" as ") for entry in exported[1].split(",")] if exported else []
+    names = {outer.strip(): inner.strip() for inner, outer in pairs}
     if exported is None or "default" not in names:
         raise MissingExtra(f"itables: its bundle exports no DataTables. {_PIP}")
     code = module[: exported.start()] + f"globalThis.DataTable={names['default']};" + module[exported.end() :]

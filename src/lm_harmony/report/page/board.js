@@ -45,12 +45,19 @@ const derive = (state) => {
   const shipped = board.views[view].components;
   const made = { view: state.view, componentView: view, columns, scores: scoresOf(state.view), shipped: false, low: null, high: null };
   if (shipped && sameSet(columns, board.columns)) {
-    Object.assign(made, { shipped: true, pc1: shipped.pc1, low: shipped.low, high: shipped.high, explained: shipped.explained,
-      models: shipped.models, groups: shipped.groups, rankLow: shipped.rank_low, rankHigh: shipped.rank_high });
+    Object.assign(made, { shipped: true, pc1: shipped.pc1, low: shipped.low, high: shipped.high, explained: shipped.explained, ranks: shipped.rank,
+      models: shipped.models, groups: shipped.group, rankLow: shipped.rank_low, rankHigh: shipped.rank_high, basis: shipped.basis });
   } else Object.assign(made, recomputed(view, columns));
   made.pc1 ??= board.models.map(() => null);
-  made.ranks = ranksOf(made.pc1);
+  made.ranks ??= ranksOnBoard(made.pc1);
   return made;
+};
+
+// A rank is the place among the models that the board stands on, so that no other model moves it.
+const ranksOnBoard = (pc1) => {
+  if (!board.models.some(({ reference }, i) => reference && pc1[i] !== null)) return ranksOf(pc1);
+  const placed = pc1.filter((value, i) => value !== null && board.models[i].reference);
+  return pc1.map((value) => (value === null ? null : 1 + placed.filter((other) => other > value).length));
 };
 
 const recomputed = (view, columns) => {

@@ -3,9 +3,15 @@
 
 const makeCompare = (page) => {
   byId("unpin").addEventListener("click", () => page.set({ pins: [] }));
+  byId("to-compare").addEventListener("click", () => {
+    byId("compare").scrollIntoView({ block: "start" });
+    byId("compare-body").focus({ preventScroll: true });
+  });
   return () => {
     const models = page.state.pins.map((name) => board.models.find((model) => model.name === name));
     byId("compare").hidden = models.length === 0;
+    byId("to-compare").hidden = models.length === 0;
+    byId("to-compare").textContent = `Compare ${models.length} pinned`;
     byId("compare-body").replaceChildren(...(models.length ? [compareTable(page, models)] : []));
   };
 };

@@ -125,7 +125,7 @@ const sayOrder = (page) => {
 
 const sayWhatThisIs = () => {
   byId("about").textContent = `${counted(board.models.length, "model")} on ${counted(board.benchmarks.length, "benchmark")}, from ${board.source}.`;
-  byId("reference").textContent = `PC1 and ranks: ${board.reference.text}.`;
+  byId("reference").textContent = `Reference: ${board.reference}.`;
   byId("colophon").textContent = `Made with LM-Harmony ${board.version}. Charts by Plotly, table by DataTables. Nothing here is fetched from anywhere.`;
 };
 
@@ -148,11 +148,13 @@ const sayStanding = (page) => {
 };
 
 const sayLegend = (page) => {
+  const { shipped, trouble, componentView } = page.derived;
   const said = [];
-  if (page.derived.low) said.push(board.words.interval);
-  else if (!page.derived.trouble) said.push("Chosen benchmarks: PC1 without an interval");
-  if (board.views[page.derived.componentView].groups && page.state.view !== "gain") said.push(board.words.groups);
-  byId("legend").textContent = said.map((sentence) => `${sentence}.`).join(" ");
+  if (shipped) said.push(...board.views[componentView].notes);
+  else if (!trouble) said.push("PC1 of chosen benchmarks is given without an interval");
+  if (page.state.view !== "gain") said.push(board.marks);
+  if (page.derived.basis?.includes("predicted")) said.push("~ predicted from the benchmarks that the model has");
+  byId("legend").textContent = said.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
 };
 
 start();

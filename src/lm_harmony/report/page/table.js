@@ -92,7 +92,9 @@ const makeCells = (page) => ({
     const { pc1, low, high } = page.derived;
     const value = pc1[model.index];
     if (type !== "display") return value;
-    const made = element("span", { class: "cell", text: fixed(value, 0) });
+    const guess = page.derived.basis?.[model.index] === "predicted";
+    const made = element("span", { class: "cell", title: guess ? "predicted from the benchmarks that the model has" : null,
+      text: `${guess ? "~" : ""}${fixed(value, 0)}` });
     if (value !== null && low && low[model.index] !== null) {
       made.append(element("small", { class: "range", text: `${fixed(low[model.index], 0)} to ${fixed(high[model.index], 0)}` }));
     }
