@@ -119,9 +119,9 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     scores = published.trained.values
     if matrix is not None:
         _refuse_empty(matrix, "trained")
-        for row, line in _guests(matrix, published):
-            rows.append(row)
-            scores = pd.concat([scores, line.to_frame(row.model).T])
+        guests = _guests(matrix, published)
+        rows += [row for row, _ in guests]
+        scores = pd.concat([scores, *(line.to_frame(row.model).T for row, line in guests)])
         further = [task for task in matrix.benchmark_names if task not in published.benchmark_names]
         if further:
             notes.append(f"not on the published board, so not shown: {', '.join(further)}")
@@ -159,12 +159,14 @@ def published_placement() -> PlacementBoard:
 
 def _guests(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow, pd.Series[float]]]:
     """Return a row and its scores for each model of ``matrix``."""
+    _refuse_other_metrics(matrix)
+    board, oriented, stderrs = published_placement(), matrix.oriented("trained"), matrix.trained.stderrs
     found = []
     for name in matrix.model_names:
         shown = name + MINE if name in published.model_names else name
         line = matrix.trained.values.loc[name].reindex(list(published.benchmark_names))
         if line.notna().any():
-            placed = placement_of(matrix, name)
+            placed = place(board, name, oriented.loc[name], stderrs.loc[name])
             row = BoardRow(
                 model=shown,
                 basis="predicted" if placed.missing else "computed",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,8 @@ class PlacementBoard:
 
     def without(self, models: Sequence[str]) -> PlacementBoard:
         """Return the board without some models; the reference and its PC1 stay."""
+        if not set(models) & set(self.pc1.index):
+            return self
         kept = [name for name in self.pc1.index if name not in set(models)]
         return replace(self, scores=self.scores.loc[kept], pc1=self.pc1[kept], families=self.families[kept])
 
@@ -121,7 +124,12 @@ def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> Placement
 
 def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
     """Predict every model of ``board`` from ``benchmarks`` with its family left out."""
-    fit = _fit(board, list(benchmarks))
+    return _validated(board, tuple(benchmarks))
+
+
+@lru_cache(maxsize=128)
+def _validated(board: PlacementBoard, benchmarks: tuple[str, ...]) -> Validation:
+    fit = _fit(board, benchmarks)
     truth = board.pc1.to_numpy()
     predicted = fit.left_out(fit.penalty)
     covered = np.zeros(len(truth), dtype=bool)
@@ -133,7 +141,7 @@ def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
     np.fill_diagonal(ahead, False)
     places = board.pc1.rank(ascending=False).to_numpy()
     return Validation(
-        benchmarks=tuple(benchmarks),
+        benchmarks=benchmarks,
         penalty=fit.penalty,
         predicted=pd.Series(predicted, index=board.pc1.index),
         tau=kendall(pd.Series(predicted, index=board.pc1.index), board.pc1),
@@ -174,7 +182,8 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
         noise = _NORMAL * float(np.sqrt(((reference.loadings[tasks].to_numpy() * SHOWN * errors) ** 2).sum()))
         low, high = pc1 - noise, pc1 + noise
     ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
-    seen = others.scores[tasks]
+    seen, own = others.scores[tasks].to_numpy(), scaled.to_numpy()
+    beyond = (own < seen.min(axis=0)) | (own > seen.max(axis=0))
     return Placement(
         model=model,
         benchmarks=tuple(tasks),
@@ -186,7 +195,7 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
         rank_low=ranks[1],
         rank_high=ranks[2],
         of=len(others.pc1),
-        outside=tuple(task for task in tasks if not seen[task].min() <= scaled[task] <= seen[task].max()),
+        outside=tuple(task for task, is_beyond in zip(tasks, beyond, strict=True) if is_beyond),
         validation=validate(others, tasks),
     )
 
@@ -200,7 +209,7 @@ def _predicted(board: PlacementBoard, scaled: pd.Series[float], errors: Floats) 
         errors: their standard errors, standardised; 0: not known.
     """
     tasks = list(scaled.index)
-    fit = _fit(board, tasks)
+    fit = _fit(board, tuple(tasks))
     row = np.concatenate([[1.0], scaled.to_numpy()])
     pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
     low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
@@ -219,9 +228,10 @@ def predict(board: PlacementBoard, tasks: list[str], scaled: pd.DataFrame, *, pe
         scaled: models x ``tasks``, standardised as the reference does.
         penalty: of the ridge regression.
     """
-    weights = _fit(board, tasks).solve(penalty)
+    weights = _fit(board, tuple(tasks)).solve(penalty)
     return weights[0] + scaled[tasks].to_numpy() @ weights[1:]  # type: ignore[no-any-return]
 
 
-def _fit(board: PlacementBoard, tasks: list[str]) -> FamilyFit:
-    return FamilyFit(board.scores[tasks].to_numpy(), board.pc1.to_numpy(), board.families.to_numpy(dtype=str))
+@lru_cache(maxsize=128)  # the models of one study mostly have the same benchmarks
+def _fit(board: PlacementBoard, tasks: tuple[str, ...]) -> FamilyFit:
+    return FamilyFit(board.scores[list(tasks)].to_numpy(), board.pc1.to_numpy(), board.families.to_numpy(dtype=str))
