@@ -74,7 +74,7 @@ const plot = (node, traces, layout, height) => {
   const { ink, muted, line, surface } = colours();
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: muted, size: 11 }, title: { font: { color: muted, size: 12 } }, automargin: true };
   const full = { font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height,
+    margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink }, hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height,
     legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: muted } }, showlegend: true, ...layout,
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   return Plotly.react(node, traces, full, { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: "board" } });
@@ -103,10 +103,8 @@ const drawBump = (page, card) => {
   const [before, after] = bumpRanks(page);
   const all = shownIndices(page).filter((i) => before[i] !== null && after[i] !== null).sort((a, b) => after[a] - after[b]);
   const models = all.slice(0, BUMP_LIMIT);
-  const moved = models.map((i) => Math.abs(before[i] - after[i])).sort((a, b) => a - b);
   const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
-  const median = moved.length ? moved[Math.floor((moved.length - 1) / 2)] : null;
-  sayNote(card, `Rank before and after training, ${what}${median === null ? "" : `; half of them move by ${counted(median, "place")} or less`}.`);
+  sayNote(card, `Rank before and after training, ${what}.`);
   const { pins } = page.state;
   const named = new Set();
   const narrow = isNarrow();
@@ -118,13 +116,13 @@ const drawBump = (page, card) => {
     const loud = !pins.length || pins.includes(model.name);
     const [from, to] = [before[i], after[i]];
     return { type: "scatter", mode: "lines+markers+text", x: WAY, y: WAY.map((x) => from + (to - from) * x * x * (3 - 2 * x)),
-      line: { width: pins.includes(model.name) ? 3.5 : 1.6, color: colour }, marker: { size: WAY.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour },
+      line: { width: pins.includes(model.name) ? 3.5 : 1.6, color: colour }, marker: { size: WAY.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour, line: { width: 0 } },
       opacity: loud ? 0.9 : 0.18, text: WAY.map((x) => (x === 1 ? `${to}  ${shortName(model.name)}` : "")), textposition: "middle right", textfont: { size: narrow ? 9 : 11 },
       cliponaxis: false, name: plotText(model.family), legendgroup: model.family, showlegend: first, hoverinfo: "text",
       hovertext: `${plotText(model.name)}<br>direct ${from}, trained ${to}` };
   });
   const places = models.flatMap((i) => [before[i], after[i]]);
-  return plot(node, traces, { margin: { l: 34, r: narrow ? 150 : 230, t: 62, b: 12 }, legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { color: colours().muted } },
+  return plot(node, traces, { margin: { l: 34, r: narrow ? 150 : 230, t: narrow ? 30 : 62, b: 12 }, showlegend: !narrow, legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { color: colours().muted } },
     xaxis: { range: [-0.02, 1], tickvals: [0, 1], ticktext: ["direct", "trained"], side: "top", showgrid: false, zeroline: false, showline: false, automargin: false, fixedrange: true },
     yaxis: { range: [Math.max(...places, 1) + 0.8, Math.min(...places, 1) - 0.8], showgrid: false, zeroline: false, tickvals: [1, ...Array.from({ length: 100 }, (_, k) => 10 * (k + 1))], fixedrange: true } },
   Math.max(300, 90 + models.length * 15));
@@ -157,7 +155,7 @@ const drawTau = async (page, card) => {
       xaxis: { tickangle: -90, showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true },
       yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true } }, narrow ? 380 : 520);
   }
-  sayNote(card, `Kendall's tau-b between the rankings of every two benchmarks. ${said.join("; ")}.`);
+  sayNote(card, `Kendall's tau-b between the rankings of every two benchmarks; ${said.join("; ")}.`);
 };
 
 const drawScree = (page, card) => {
@@ -189,7 +187,7 @@ const drawSize = (page, card) => {
     const error = low && own.every((i) => low[i] !== null)
       ? { type: "data", symmetric: false, array: own.map((i) => high[i] - pc1[i]), arrayminus: own.map((i) => pc1[i] - low[i]), thickness: 1, width: 0, color: familyColour(family) } : undefined;
     return { type: "scatter", mode: "markers", name: plotText(family), x: own.map((i) => board.models[i].params), y: own.map((i) => pc1[i]), error_y: error,
-      marker: { color: familyColour(family), size: own.map((i) => (page.state.pins.includes(board.models[i].name) ? 13 : 8)), symbol: own.map((i) => (board.models[i].kind === "base" ? "circle" : "circle-open")), line: { width: 1.5 } },
+      marker: { color: familyColour(family), size: own.map((i) => (page.state.pins.includes(board.models[i].name) ? 13 : 8)), symbol: own.map((i) => (board.models[i].kind === "base" ? "circle" : "circle-open")), line: { width: 1.5, color: familyColour(family) } },
       hoverinfo: "text", hovertext: own.map((i) => `${plotText(board.models[i].name)}<br>${billions(board.models[i].params)}, PC1 ${fixed(pc1[i], 0)}`) };
   });
   return plot(card.querySelector(".plot"), traces, { xaxis: { type: "log", title: { text: "parameters (billions)" }, tickvals: [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000], fixedrange: true },

@@ -87,7 +87,7 @@ const columnMenu = (page) => {
       title: `Only ${category}`, onclick: () => choose(own.map(({ task }) => task)) })), ...made.map(({ label }) => label));
   });
   const count = menu("Benchmarks", element("div", { class: "sheet-head" },
-    element("button", { type: "button", class: "quiet", text: "All of the board", onclick: () => page.set({ columns: null }) }),
+    element("button", { type: "button", class: "quiet", text: "As on the board", onclick: () => page.set({ columns: null }) }),
     element("button", { type: "button", class: "quiet", text: "None", onclick: () => choose([]) }),
     element("p", { text: "PC1 is computed anew from the benchmarks you choose." })), element("div", { class: "groups" }, ...groups));
   return () => {

@@ -153,6 +153,7 @@ const sayLegend = (page) => {
   if (shipped) said.push(...board.views[componentView].notes);
   else if (!trouble) said.push("PC1 of chosen benchmarks is given without an interval");
   if (page.state.view !== "gain") said.push(board.marks);
+  if (board.models.some(({ reference }) => !reference)) said.push("models in colour are not of the reference");
   if (page.derived.basis?.includes("predicted")) said.push("~ predicted from the benchmarks that the model has");
   byId("legend").textContent = said.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
 };

@@ -81,7 +81,7 @@ const makeCells = (page) => ({
   model: (model, type) => {
     if (type !== "display") return model.name;
     const pinned = page.state.pins.includes(model.name);
-    return element("span", { class: "cell" },
+    return element("span", { class: model.reference ? "cell" : "cell guest" },
       element("button", { type: "button", class: "pin", "data-pin": model.index, "aria-pressed": String(pinned),
         "aria-label": `Pin ${model.name}`, text: pinned ? "★" : "☆" }),
       element("i", { class: "dot", "--dot": familyColour(model.family), title: model.family, "aria-hidden": "true" }),
