@@ -48,6 +48,9 @@ def test_two_decimals_alone_would_swap_two_published_ranks() -> None:
     left, sizes, right = np.linalg.svd(standard, full_matrices=False)
     pc1 = pd.Series(left[:, 0] * sizes[0] * np.sign(right[0].sum()) * 100, index=values.index)
     ranks, places = pc1.rank(ascending=False).astype(int), published_places()
+    assert max(abs(pc1[model] - place.pc1) for model, place in places.items()) == pytest.approx(0.081, abs=0.001)
+    sample = pc1 * (60 / 61) ** 0.5  # with the sample's standard deviation
+    assert max(abs(sample[model] - place.pc1) for model, place in places.items()) == pytest.approx(11.1, abs=0.1)
     swapped = sorted(model for model in values.index if ranks[model] != places[model].rank)
     assert swapped == ["01-ai/Yi-1.5-6B", "01-ai/Yi-1.5-6B-Chat"]
 
@@ -62,6 +65,8 @@ def test_every_published_accuracy_is_a_whole_number_of_test_questions() -> None:
 
 def test_wrong_numbers_of_test_questions_would_not_fit() -> None:
     column = _percent()["rte"]
+    possible = {round(100 * right / 277, 2) for right in range(278)}
+    assert len(possible) / 10_001 == pytest.approx(0.028, abs=0.0005)  # of all numbers with two decimals
     for rows in (276, 278, 3000 // 11):
         assert ((column / 100 * rows).round() / rows * 100 - column).abs().max() > 0.01
 
