@@ -11,6 +11,7 @@ import pytest
 from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
+from lm_harmony.analysis.board import own_board
 from lm_harmony.analysis.records import combined
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
@@ -47,10 +48,13 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
         ScoreMatrix.from_records(tmp_path)
 
 
-def test_other_recipes_for_other_models_are_none_of_our_business(tmp_path: Path) -> None:
+def test_models_that_were_trained_otherwise_are_ranked_with_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
+    assert ScoreMatrix.from_records(tmp_path).notes == ()
     write_run(tmp_path, model="b", recipe=replace(PUBLISHED, epochs=1))
-    assert ScoreMatrix.from_records(tmp_path).model_names == ("a", "b")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.model_names == ("a", "b") and matrix.notes == ("arc_easy: its models were trained by 2 recipes",)
+    assert matrix.notes[0] in own_board(matrix).notes
 
 
 def test_runs_that_were_given_up_are_gaps_with_their_cause(tmp_path: Path) -> None:

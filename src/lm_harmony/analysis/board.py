@@ -75,7 +75,8 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
     """
     _refuse_empty(matrix, preparation)
     rows: list[BoardRow] = []
-    explained, notes = None, []
+    notes: list[str] = []
+    explained = None
     try:
         intervals = pc1_intervals(matrix.downstream(), preparation)
         reference = fit_reference(matrix.downstream(), preparation)
@@ -89,6 +90,7 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
         named = f"no PC1: {error}"
     placed = {row.model for row in rows}
     rows += [_unplaced(name) for name in sorted(set(matrix.model_names) - placed)]
+    notes += matrix.notes
     gaps = matrix.gaps(preparation)
     if gaps:
         notes.append(f"{len(gaps)} scores are missing, such as {gaps[0].model} on {gaps[0].benchmark}: {gaps[0].cause}")
@@ -122,6 +124,7 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
         guests = _guests(matrix, published)
         rows += [row for row, _ in guests]
         scores = pd.concat([scores, *(line.to_frame(row.model).T for row, line in guests)])
+        notes += matrix.notes
         further = [task for task in matrix.benchmark_names if task not in published.benchmark_names]
         if further:
             notes.append(f"not on the published board, so not shown: {', '.join(further)}")

@@ -47,3 +47,5 @@ class Found:
     """Every score; at most one for a model, benchmark and preparation."""
     seeds: tuple[int, ...] = field(default=())
     """Seeds of the runs, where the source has runs."""
+    notes: tuple[str, ...] = ()
+    """What whoever compares these scores has to know."""

@@ -40,6 +40,8 @@ class ScoreMatrix:
     """(model, benchmark, preparation) -> files of per-example outcomes; read only when a test needs them."""
     seeds: tuple[int, ...] = ()
     """Seeds that were averaged, where the source has runs."""
+    notes: tuple[str, ...] = ()
+    """What whoever compares the scores has to know, such as benchmarks on which models were trained by different recipes."""
 
     def __post_init__(self) -> None:
         for scores in (self.direct, self.trained):
@@ -150,6 +152,7 @@ class ScoreMatrix:
             causes={_key(cell): cell.cause for cell in found.cells if cell.cause},
             samples={_key(cell): cell.samples for cell in found.cells if cell.samples},
             seeds=found.seeds,
+            notes=found.notes,
         )
 
     @classmethod

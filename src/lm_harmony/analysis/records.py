@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,26 @@ def record_cells(results: Path, *, seed: int | None = None) -> Found:
         if (model, benchmark) not in runs:
             cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
-    return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds))
+    return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=tuple(_differences(runs)))
+
+
+def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
+    """Tell on which benchmarks the models were not treated alike: allowed, but to be known by whoever ranks them."""
+    told = {
+        "recipe": "trained by {} recipes",
+        "test": "tested on {} different numbers of questions",
+        "split": "split by {} rules",
+    }
+    for benchmark in sorted({benchmark for _, benchmark in runs}):
+        records = [record for (_, other), group in runs.items() if other == benchmark for record, _ in group]
+        kinds: dict[str, set[Any]] = {
+            "recipe": {record.spec.recipe.fingerprint() for record in records},
+            "test": {record.data.test for record in records},
+            "split": {record.spec.benchmark.split_protocol for record in records},
+        }
+        for key, found in kinds.items():
+            if len(found) > 1:
+                yield f"{benchmark}: its models were {told[key].format(len(found))}"
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
@@ -132,7 +151,7 @@ def _refuse_mixture(runs: Sequence[Run]) -> None:
 def _asked(record: RunRecord) -> dict[str, Any]:
     """Return what runs of one score must share, flat: "recipe.epochs" -> 5."""
     asked = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
-    asked["metric"] = record.metric
+    asked["metric"], asked["test_rows"] = record.metric, record.data.test
     flat: dict[str, Any] = {}
     for key, value in asked.items():
         flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}

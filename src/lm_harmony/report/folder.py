@@ -84,7 +84,7 @@ def summary(report: Report) -> list[str]:
                     f"stability, {preparation}, {change}: least tau {worst.tau:.3f} ({worst.name}); "
                     f"{worst.mover} moves {worst.largest} places"
                 )
-    return [*lines, *(f"not made: {line}" for line in report.skipped)]
+    return [*lines, *report.matrix.notes, *(f"not made: {line}" for line in report.skipped)]
 
 
 def _significance(report: Report) -> Iterator[str]:

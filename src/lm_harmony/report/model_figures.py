@@ -126,6 +126,7 @@ def _family_legend(figure: Figure, colours: dict[str, Any], families: list[str],
     marks = [mark("o", colours[family], colours[family], family) for family in families]
     if preparations:
         marks += [mark("o", "0.3", "none", NAMES["direct"]), mark("o", "0.3", "0.3", NAMES["trained"])]
+        marks.append(Line2D([], [], color="0.6", linewidth=0.7, linestyle=":", label="guessing"))
     else:
         marks += [mark("o", "0.3", "0.3", "base"), mark("^", "0.3", "0.3", "instruct")]
-    figure.legend(handles=marks, loc="outside upper center", ncols=8 if preparations else 4, columnspacing=1, handletextpad=0.2)
+    figure.legend(handles=marks, loc="outside upper center", ncols=9 if preparations else 4, columnspacing=1, handletextpad=0.2)
