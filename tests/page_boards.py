@@ -30,7 +30,9 @@ CAUSE = "gave up after 3 attempts"
 """Why."""
 
 
-def small_board(models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True) -> ScoreMatrix:
+def small_board(
+    models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True, stderr: float = 0.01
+) -> ScoreMatrix:
     """Return a board with noisy scores, better for earlier models, more so after training."""
     random = np.random.default_rng(0)
     cells = []
@@ -43,19 +45,19 @@ def small_board(models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *,
             if (model, task) == GAP:
                 cells.append(Cell(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
             else:
-                cells.append(_cell(model, task, "trained", trained))
+                cells.append(_cell(model, task, "trained", trained, stderr))
             if direct:
-                cells.append(_cell(model, task, "direct", before))
+                cells.append(_cell(model, task, "direct", before, stderr))
     return ScoreMatrix.from_cells(Found(source="a small board", cells=tuple(cells)))
 
 
-def _cell(model: str, task: str, preparation: str, value: float) -> Cell:
+def _cell(model: str, task: str, preparation: str, value: float, stderr: float) -> Cell:
     corpus = task.startswith("corpus:")
     return Cell(
         model=model,
         benchmark=task,
         preparation=preparation,  # type: ignore[arg-type]
         value=float(value) if corpus else round(float(np.clip(value, 0, 1)), 4),
-        stderr=None if corpus else 0.01,
+        stderr=None if corpus else stderr,
         count=None if corpus else 1_000,
     )
