@@ -15,6 +15,7 @@ from page_boards import GAP, MODELS, small_board
 
 from lm_harmony.analysis.agreement import agreement
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.errors import UsageError
 from lm_harmony.report.page_data import page_data
 
 Open = Callable[..., Any]
@@ -100,18 +101,24 @@ def test_table_downloads_as_csv_that_reads_back(open_board: Open, tmp_path: Path
     name, text = downloaded(page, "Table as CSV")
     assert name == "board-trained.csv"
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert list(rows[0]) == ["model", "rank", "pc1", "pc1_low", "pc1_high", "mnli", "gsm8k", "cola"]
+    assert list(rows[0]) == ["model", "preparation", "rank", "pc1", "pc1_low", "pc1_high", "mnli", "gsm8k", "cola"]
     assert [row["model"] for row in rows] == page.evaluate(
         "[...document.querySelectorAll('#board tbody .name')].map((name) => name.textContent)"
     )
-    (tmp_path / "again.csv").write_text(text, encoding="utf-8")
-    again = ScoreMatrix.from_csv(tmp_path / "again.csv")
-    expected = MATRIX.subset([row["model"] for row in rows], ["mnli", "gsm8k", "cola"]).trained.values
-    np.testing.assert_allclose(again.trained.values[expected.columns], expected, atol=1e-12)
     page.get_by_role("radio", name="Direct").check(force=True)
-    name, text = downloaded(page, "Table as CSV")
-    # No program may take direct scores for trained ones.
-    assert name == "board-direct.csv" and "mnli (direct)" in text.splitlines()[0]
+    name, direct = downloaded(page, "Table as CSV")
+    assert name == "board-direct.csv"
+    for preparation, written in (("trained", text), ("direct", direct)):
+        (tmp_path / "again.csv").write_text(written, encoding="utf-8")
+        again = ScoreMatrix.from_csv(tmp_path / "again.csv")
+        expected = MATRIX.subset(again.model_names, ["mnli", "gsm8k", "cola"]).scores(preparation).values
+        np.testing.assert_allclose(again.scores(preparation).values[expected.columns], expected, atol=1e-12)
+    page.get_by_role("radio", name="Gain").check(force=True)
+    _, gains = downloaded(page, "Table as CSV")
+    (tmp_path / "again.csv").write_text(gains, encoding="utf-8")
+    # Gains are no scores, and nothing reads them as such.
+    with pytest.raises(UsageError):
+        ScoreMatrix.from_csv(tmp_path / "again.csv")
 
 
 def test_all_scores_download_as_csv_that_reads_back(open_board: Open, tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ const csvOf = (page, kind) => {
   return `${lines.map((fields) => fields.join(",")).join("\r\n")}\r\n`;
 };
 
-// As boards are published, in percent (text corpora in bits per byte). Only trained scores bear the plain benchmark names, so
-// that no program takes direct scores or gains for them.
+// As boards are published, in percent (text corpora in bits per byte), the layout that `lm-harmony leaderboard` reads. Gains are
+// no scores: their columns are named so that no program takes them for any.
 const wideLines = (page) => {
   const { columns, view, ranks, pc1, low, high, scores } = page.derived;
-  const heads = columns.map((task) => csvField(view === "trained" ? task : `${task} (${view})`));
-  const lines = [["model", "rank", "pc1", "pc1_low", "pc1_high", ...heads]];
+  const heads = columns.map((task) => csvField(view === "gain" ? `${task} (gain)` : task));
+  const lines = [["model", "preparation", "rank", "pc1", "pc1_low", "pc1_high", ...heads]];
   for (const model of shownModels(page)) {
     const i = model.index;
     const cells = columns.map((task) => {
@@ -40,7 +40,7 @@ const wideLines = (page) => {
       return csvField(scores[i][j] === null ? null : plain(scores[i][j] * board.benchmarks[j].scale));
     });
     const place = [ranks[i], pc1[i], low?.[i] ?? null, high?.[i] ?? null].map((value) => csvField(value));
-    lines.push([csvName(model.name), ...place, ...cells]);
+    lines.push([csvName(model.name), view, ...place, ...cells]);
   }
   return lines;
 };
