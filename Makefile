@@ -2,7 +2,7 @@
 #
 #   make env    the environment in .venv, at the versions in constraints.txt
 #   make demo   the whole path, from models to board, on what ships with the package
-#   make test   the tests
+#   make test   the tests (those of the page need chromium: apt-get install chromium)
 #   make real   the tests that need a real 135M model folder
 #   make lint   ruff and mypy
 #   make clean  remove caches and build outputs (.venv and results stay)

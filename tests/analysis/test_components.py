@@ -1,0 +1,108 @@
+"""Components against scikit-learn, and the reference that no new model moves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from boards import matrix_of, random_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from lm_harmony.analysis.components import ReferenceBoard, components, fit_reference
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.errors import UsageError
+
+
+def test_components_are_scikit_learns() -> None:
+    table = random_table(20, 5)
+    fitted = components(matrix_of(table))
+    pca = PCA().fit(StandardScaler().fit_transform(table))
+    assert np.allclose(fitted.explained, pca.explained_variance_ratio_)
+    assert np.allclose(np.abs(fitted.loadings.to_numpy()), np.abs(pca.components_.T))
+    expected = pca.transform(StandardScaler().fit_transform(table))[:, 0] * 100
+    assert np.allclose(np.abs(fitted.pc1), np.abs(expected))
+
+
+def test_better_is_higher_also_where_lower_scores_are_better() -> None:
+    table = random_table(12, 4)
+    ability = table.mean(axis=1)
+    errors = table.assign(b0=-table["b0"], b1=-table["b1"], b2=-table["b2"])  # three of four are error rates
+    fitted = components(matrix_of(errors, lower=["b0", "b1", "b2"]))
+    assert fitted.pc1.corr(ability) > 0.9
+    assert np.allclose(fitted.pc1, components(matrix_of(table)).pc1)
+    flipped = components(matrix_of(errors))  # the convention turned round: caught by the correlation
+    assert flipped.pc1.corr(ability) < 0.9
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.permutations(range(8)), st.permutations(range(4)))
+def test_the_order_of_models_and_benchmarks_changes_nothing(seed: int, rows: list[int], columns: list[int]) -> None:
+    table = random_table(8, 4, seed)
+    first, second = components(matrix_of(table)), components(matrix_of(table.iloc[rows, columns]))
+    assert np.allclose(first.pc1, second.pc1[first.pc1.index])
+    assert fit_reference(matrix_of(table)).explained == pytest.approx(fit_reference(matrix_of(table.iloc[rows])).explained)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.1, 100), st.floats(-50, 50))
+def test_the_unit_of_a_benchmark_changes_nothing(seed: int, scale: float, shift: float) -> None:
+    table = random_table(8, 4, seed)
+    changed = table.assign(b2=table["b2"] * scale + shift)
+    assert np.allclose(components(matrix_of(table)).pc1, components(matrix_of(changed)).pc1)
+
+
+def test_a_new_model_moves_no_other() -> None:
+    published = ScoreMatrix.published()
+    reference = fit_reference(published)
+    new = published.oriented("trained").iloc[[3]] - 0.1
+    both = pd.concat([published.oriented("trained"), new.rename(index=lambda _: "new")])
+    projected = reference.project(both)
+    assert np.allclose(projected[list(reference.models)], reference.pc1)
+    assert projected["new"] < reference.pc1.iloc[3]
+    assert reference.rank(projected["new"]) > reference.rank(reference.pc1.iloc[3]) == 4
+
+
+def test_a_model_that_lacks_a_benchmark_has_no_projection() -> None:
+    reference = fit_reference(matrix_of(random_table(6, 3)))
+    scores = random_table(2, 3, seed=9)
+    assert reference.project(scores).notna().all()
+    assert reference.project(scores.drop(columns="b1")).isna().all()
+
+
+def test_a_reference_survives_json_and_refuses_other_formats() -> None:
+    reference = fit_reference(matrix_of(random_table(6, 3)))
+    again = ReferenceBoard.from_dict(json.loads(json.dumps(reference.to_dict())))
+    assert again.fingerprint == reference.fingerprint and np.allclose(again.pc1, reference.pc1)
+    with pytest.raises(UsageError, match="format 99"):
+        ReferenceBoard.from_dict({**reference.to_dict(), "format": 99})
+
+
+def test_equals_share_the_better_rank() -> None:
+    table = pd.DataFrame({"a": [3.0, 2, 2, 1], "b": [3.0, 2, 2, 1]}, index=list("wxyz"))
+    assert list(components(matrix_of(table)).ranks) == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (random_table(1, 3), "two models and two benchmarks"),
+        (random_table(3, 1), "two models and two benchmarks"),
+        (random_table(3, 3).assign(b1=0.5), "same trained score on b1"),
+        (random_table(3, 3) * np.nan, "two models and two benchmarks"),
+    ],
+)
+def test_too_little_is_refused(table: pd.DataFrame, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        components(matrix_of(table))
+
+
+def test_gaps_are_spoken_of() -> None:
+    table = random_table(6, 4)
+    table.loc["m2", ["b1", "b2"]] = np.nan
+    fitted = components(matrix_of(table))
+    assert "m2" not in fitted.pc1.index and fitted.basis.dropped_models == ("m2",)

@@ -1,0 +1,60 @@
+"""The bootstrap of PC1: exact without noise, analytic with a little, wide where it should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from boards import matrix_of, random_table
+
+from lm_harmony.analysis.components import components, fit_reference
+from lm_harmony.analysis.intervals import _weighted_pc1, pc1_intervals
+from lm_harmony.analysis.matrix import ScoreMatrix
+
+
+def test_without_anything_drawn_the_interval_is_the_point() -> None:
+    matrix = matrix_of(random_table(8, 4), stderr=0.1)
+    table = pc1_intervals(matrix, examples=False, benchmarks=False, draws=5).table
+    assert np.allclose(table["low"], table["pc1"]) and np.allclose(table["high"], table["pc1"])
+    assert list(table["rank_low"]) == list(table["rank"]) == list(table["rank_high"]) == list(range(1, 9))
+    assert list(table["group"]) == list(range(1, 9))
+    assert np.allclose(table["pc1"], components(matrix).pc1[table.index])
+
+
+def test_a_weight_is_a_number_of_copies() -> None:
+    table = random_table(9, 3)
+    copies = table[["b0", "b2", "b2"]].set_axis(["x", "y", "z"], axis=1)
+    weighted = _weighted_pc1(table.to_numpy()[None], np.array([[1.0, 0.0, 2.0]]))[0]
+    assert np.allclose(weighted, components(matrix_of(copies)).pc1)
+
+
+def test_a_little_noise_moves_pc1_as_its_loadings_say() -> None:
+    table, stderr = random_table(60, 6), 0.01
+    matrix = matrix_of(table, stderr=stderr)
+    reference = fit_reference(matrix)
+    expected = 100 * stderr * np.sqrt(((reference.loadings / reference.scales) ** 2).sum())
+    found = pc1_intervals(matrix, benchmarks=False, draws=2000).table
+    assert np.mean((found["high"] - found["low"]) / (2 * 1.96)) == pytest.approx(expected, rel=0.1)
+
+
+def test_benchmarks_drawn_anew_widen_intervals() -> None:
+    matrix = ScoreMatrix.published()
+    both, examples = pc1_intervals(matrix), pc1_intervals(matrix, benchmarks=False)
+    assert ((both.table["high"] - both.table["low"]) > (examples.table["high"] - examples.table["low"])).mean() > 0.95
+    assert both.without_stderr == ("cola",) and both.draws == 1000
+    assert (both.table["rank_low"] <= both.table["rank"]).all() and (both.table["rank"] <= both.table["rank_high"]).all()
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    matrix = matrix_of(random_table(10, 4), stderr=0.1)
+    first = pc1_intervals(matrix, draws=50).table
+    assert first.equals(pc1_intervals(matrix, draws=50).table)
+    assert not first.equals(pc1_intervals(matrix, draws=50, seed=1).table)
+
+
+def test_models_that_no_draw_tells_apart_share_a_group() -> None:
+    table = random_table(6, 5)
+    table.loc["m1"] = table.loc["m0"] + 1e-6
+    table.loc["m2"] = table.min() - 3
+    found = pc1_intervals(matrix_of(table, stderr=0.05), benchmarks=False).table
+    assert found.loc["m0", "group"] == found.loc["m1", "group"]
+    assert found.loc["m2", "group"] == found["group"].max() and found.loc["m2", "rank_low"] == 6

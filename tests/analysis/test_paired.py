@@ -1,0 +1,150 @@
+"""Two models on the same questions: McNemar, the paired bootstrap, and what is said when neither is possible."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from boards import write_run
+from scipy import stats
+from sklearn.metrics import matthews_corrcoef
+
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.outcomes import Outcomes, read_outcomes, score_of
+from lm_harmony.analysis.paired import Comparison, Duel, compare, mcnemar, paired_bootstrap
+from lm_harmony.errors import StoreError, UsageError
+
+
+def _duel(results: Path) -> Duel:
+    [duel] = compare(ScoreMatrix.from_records(results), "a", "b").duels
+    return duel
+
+
+def test_mcnemar_is_a_binomial_test() -> None:
+    # 8 questions only the first answers, 2 only the second: 2 P(X <= 2 | 10, 1/2) = 112 / 1024
+    assert mcnemar(8, 2) == pytest.approx(112 / 1024)
+    assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0
+
+
+def test_right_and_wrong_answers_get_mcnemars_test(tmp_path: Path) -> None:
+    first, second = [1.0] * 18 + [0.0] * 2, [1.0] * 10 + [0.0] * 8 + [1.0] * 2
+    write_run(tmp_path, model="a", trained=0.9, outcomes=first)
+    write_run(tmp_path, model="b", trained=0.6, outcomes=second)
+    duel = _duel(tmp_path)
+    assert (duel.test, duel.questions) == ("mcnemar", 20) and duel.p == pytest.approx(112 / 1024) and duel.holm == duel.p
+    assert duel.difference == pytest.approx(0.3)
+    assert duel.stderr == pytest.approx(np.std(np.subtract(first, second), ddof=1) / math.sqrt(20))
+
+
+def test_graded_outcomes_get_a_paired_bootstrap(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    shared = random.normal(size=200)
+    for model, shift in (("a", 0.15), ("b", 0.0)):
+        outcomes = list(shared + shift + 0.3 * random.normal(size=200))
+        write_run(tmp_path, model=model, trained=float(np.mean(outcomes)), stderr=0.07, outcomes=outcomes, metric="f1,none")
+    duel = _duel(tmp_path)
+    assert duel.test == "paired bootstrap" and duel.p is not None and duel.p < 0.01
+    unpaired = 2 * stats.norm.sf(abs(duel.difference) / math.hypot(0.07, 0.07))
+    assert unpaired > 0.05  # what pairing gains
+
+
+def test_the_bootstraps_standard_error_is_the_analytic_one() -> None:
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=300), random.normal(size=300)
+    first, second = (
+        Outcomes(questions=tuple("q" * 300), columns=np.column_stack([v, np.ones(300)]), kind="mean") for v in (x, y)
+    )
+    drawn = paired_bootstrap(first, second, draws=4000)
+    assert drawn.std() == pytest.approx(np.std(x - y) / math.sqrt(300), rel=0.05)
+    assert drawn.mean() == pytest.approx((x - y).mean(), abs=0.02)
+
+
+def test_matthews_correlation_is_scikit_learns(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(2, size=80)
+    pairs = {}
+    for model in "ab":
+        answers = np.where(random.random(80) < 0.8, truth, 1 - truth)
+        pairs[model] = [[int(t), int(a)] for t, a in zip(truth, answers, strict=True)]
+        score = float(matthews_corrcoef(truth, answers))
+        write_run(tmp_path, model=model, task="cola", trained=score, outcomes=pairs[model], metric="mcc,none")
+        outcomes = read_outcomes([tmp_path / f"cola/{model}/seed0/samples_test.jsonl"], "mcc,none")
+        assert outcomes is not None and float(outcomes.score(outcomes.columns.sum(axis=0))) == pytest.approx(score)
+    assert _duel(tmp_path).test == "paired bootstrap"
+    assert score_of("mcc", np.array([10.0, 0, 0, 0])) == 0  # one class only: scikit-learn's convention
+
+
+def test_bits_per_byte_are_a_ratio_of_sums_where_lower_is_better(tmp_path: Path) -> None:
+    texts = {"a": [[-70.0, 100], [-20.0, 40], [-30.0, 50]], "b": [[-90.0, 100], [-30.0, 40], [-45.0, 50]]}
+    for model, outcomes in texts.items():
+        nats, size = (sum(column) for column in zip(*outcomes, strict=True))
+        score = -nats / size / math.log(2)
+        write_run(
+            tmp_path, model=model, task="corpus:w", trained=score, outcomes=outcomes, metric="bits_per_byte,none", higher=False
+        )
+        found = read_outcomes([tmp_path / f"corpus:w/{model}/seed0/samples_test.jsonl"], "bits_per_byte,none")
+        assert found is not None and float(found.score(found.columns.sum(axis=0))) == pytest.approx(score)
+    duel = _duel(tmp_path)
+    assert duel.test == "paired bootstrap" and duel.difference > 0  # a needs fewer bits
+
+
+def test_without_outcomes_the_test_is_z(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a", trained=0.9, stderr=0.03)
+    write_run(tmp_path, model="b", trained=0.8, stderr=0.04)
+    duel = _duel(tmp_path)
+    assert duel.test == "z" and duel.p == pytest.approx(2 * stats.norm.sf(2.0)) and duel.stderr == pytest.approx(0.05)
+
+
+def test_other_questions_are_not_paired_and_it_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a", outcomes=[1.0] * 5)
+    write_run(tmp_path, model="b", outcomes=[1.0] * 6)
+    duel = _duel(tmp_path)
+    assert duel.test == "z" and duel.note == "the two models were asked different questions"
+
+
+def test_recurring_questions_are_kept_apart(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(json.dumps({"doc_hash": "h", "filter": "none", "acc": v}) + "\n" for v in (1.0, 0.0)))
+    found = read_outcomes([file], "acc,none")
+    assert found is not None and found.questions == ("h/1", "h/2") and found.is_binary
+
+
+def test_seeds_are_averaged_by_question(tmp_path: Path) -> None:
+    for seed, outcomes in ((0, [1.0, 0.0]), (1, [1.0, 1.0])):
+        write_run(tmp_path, model="a", seed=seed, outcomes=outcomes)
+    files = ScoreMatrix.from_records(tmp_path).samples["a", "arc_easy", "trained"]
+    found = read_outcomes(files, "acc_norm,none")
+    assert found is not None and list(found.columns[:, 0]) == [1.0, 0.5] and not found.is_binary
+
+
+def test_torn_samples_are_named(tmp_path: Path) -> None:
+    for model in "ab":
+        store = write_run(tmp_path, model=model, outcomes=[1.0, 0.0])
+    (store.folder / "samples_test.jsonl").write_text('{"doc_hash": ', encoding="utf-8")
+    with pytest.raises(StoreError, match=r"samples_test\.jsonl cannot be read"):
+        _duel(tmp_path)
+
+
+def test_holm_corrects_over_the_benchmarks_of_one_preparation() -> None:
+    found: Comparison = compare(ScoreMatrix.published(), "google/gemma-2-9b", "google/gemma-7b")
+    tested = [duel for duel in found.duels if duel.p is not None and duel.holm is not None]
+    assert len(tested) == 23 and all(duel.preparation == "trained" for duel in found.duels)
+    least = min(tested, key=lambda duel: duel.p or 0)
+    assert least.holm == pytest.approx(23 * (least.p or 0))
+    [cola] = [duel for duel in found.duels if duel.benchmark == "cola"]
+    assert (cola.test, cola.p, cola.holm) == ("none", None, None)
+
+
+def test_bad_pairs_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a")
+    write_run(tmp_path, model="b", task="rte", metric="acc,none")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    with pytest.raises(UsageError, match="share no benchmark"):
+        compare(matrix, "a", "b")
+    with pytest.raises(UsageError, match="two different models"):
+        compare(matrix, "a", "a")
+    with pytest.raises(UsageError, match="model 'c' is not in"):
+        compare(matrix, "a", "c")

@@ -1,0 +1,62 @@
+"""What changes do to ranks, and PC1 beside size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from boards import matrix_of, random_table, write_run
+from scipy import stats
+
+from lm_harmony.analysis.components import components
+from lm_harmony.analysis.facts import ModelFacts
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.scaling import scaling
+from lm_harmony.analysis.stability import stability
+
+
+def test_a_dropped_benchmark_and_family_by_hand() -> None:
+    matrix = ScoreMatrix.published()
+    found = {(shift.change, shift.name): shift for shift in stability(matrix).shifts}
+    assert len(found) == 24 + 6
+    others = [task for task in matrix.benchmark_names if task != "gsm8k"]
+    before, after = components(matrix), components(matrix.subset(benchmarks=others))
+    shift = found["benchmark", "gsm8k"]
+    assert shift.tau == pytest.approx(stats.kendalltau(before.pc1, after.pc1[before.pc1.index]).statistic)
+    assert shift.largest == int((before.ranks - after.ranks).abs().max()) and shift.models == 61
+    assert found["family", "Pythia"].models == 53
+
+
+def test_seeds_are_compared_where_they_are_told_apart(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for seed in (0, 1):
+        for number, model in enumerate("abcd"):
+            for task in ("arc_easy", "piqa", "sciq"):
+                write_run(tmp_path, model=model, task=task, seed=seed, trained=0.4 + 0.1 * number + 0.05 * random.normal())
+    matrix = ScoreMatrix.from_records(tmp_path)
+    seeds = [ScoreMatrix.from_records(tmp_path, seed=seed) for seed in matrix.seeds]
+    found = stability(matrix, seeds=seeds)
+    assert [shift.name for shift in found.shifts if shift.change == "seed"] == ["0", "1"]
+    assert not any("seeds:" in note for note in found.notes)
+
+
+def test_what_cannot_be_dropped_is_noted() -> None:
+    found = stability(matrix_of(random_table(5, 2)))
+    assert len(found.shifts) == 0  # one benchmark left has no components, no family is known
+    assert sum(note.startswith("benchmark b") for note in found.notes) == 2 and any("seeds:" in note for note in found.notes)
+
+
+def test_compute_is_six_parameters_tokens() -> None:
+    assert ModelFacts(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
+    assert ModelFacts(name="x", params_b=2).compute is None
+
+
+def test_pc1_beside_size_counts_only_what_is_known() -> None:
+    matrix = ScoreMatrix.published()
+    fitted = components(matrix)
+    found = scaling(matrix, fitted)
+    known = found.table[found.table["compute"].notna()]
+    assert found.known == {"params_b": 61, "compute": len(known)} and len(known) == 37
+    assert found.spearman["compute"] == pytest.approx(stats.spearmanr(known["compute"], known["pc1"]).statistic)
+    assert found.pearson["params_b"] == pytest.approx(np.corrcoef(np.log(found.table["params_b"]), found.table["pc1"])[0, 1])

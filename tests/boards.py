@@ -1,0 +1,119 @@
+"""Small matrices, and folders of records as runs leave them, for the tests of the board."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lm_harmony.analysis.cells import Cell, Found, Preparation
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.recipe import PUBLISHED, Recipe
+from lm_harmony.runs.record import DataRecord, EpochRecord, Failure, RunRecord
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+
+
+def matrix_of(
+    trained: pd.DataFrame | None = None,
+    direct: pd.DataFrame | None = None,
+    *,
+    stderr: float | None = None,
+    lower: Sequence[str] = (),
+) -> ScoreMatrix:
+    """Return a matrix of these tables (models x benchmarks; NaN: a gap); ``lower``: benchmarks where lower is better."""
+    tables: dict[Preparation, pd.DataFrame | None] = {"trained": trained, "direct": direct}
+    cells = [
+        Cell(
+            model=str(model),
+            benchmark=str(task),
+            preparation=preparation,
+            value=None if np.isnan(value) else float(value),
+            stderr=stderr,
+            metric="score",
+            higher_is_better=task not in lower,
+        )
+        for preparation, table in tables.items()
+        if table is not None
+        for model, line in table.iterrows()
+        for task, value in line.items()
+    ]
+    return ScoreMatrix.from_cells(Found(source="a small matrix", cells=tuple(cells)))
+
+
+def random_table(models: int, tasks: int, seed: int = 0) -> pd.DataFrame:
+    """Return scores with one common ability behind them."""
+    random = np.random.default_rng(seed)
+    values = random.normal(size=(models, 1)) + 0.5 * random.normal(size=(models, tasks))
+    return pd.DataFrame(values, index=[f"m{i}" for i in range(models)], columns=[f"b{i}" for i in range(tasks)])
+
+
+def write_run(
+    results: Path,
+    *,
+    model: str,
+    task: str = "arc_easy",
+    trained: float | None = 0.5,
+    direct: float | None = None,
+    stderr: float = 0.05,
+    seed: int = 0,
+    metric: str = "acc_norm,none",
+    higher: bool = True,
+    recipe: Recipe = PUBLISHED,
+    outcomes: Sequence[Any] = (),
+    name: str | None = None,
+) -> RunStore:
+    """Write a finished run's record, and its samples if ``outcomes`` of its questions are given."""
+
+    def score(value: float | None) -> Score | None:
+        return None if value is None else Score(metrics={metric: value}, stderrs={metric: stderr}, documents=100)
+
+    spec = RunSpec(model=ModelSpec(name=model), benchmark=BenchmarkSpec(task=task), seed=seed, recipe=recipe)
+    record = RunRecord(
+        spec=spec,
+        benchmark=task,
+        model_revision=None,
+        metric=metric,
+        higher_is_better=higher,
+        data=DataRecord(
+            fingerprint="f",
+            train=10,
+            validation=10,
+            test=100,
+            carved=False,
+            dropped_from_train=0,
+            dropped_from_validation=0,
+            without_answer=0,
+            truncated=0,
+        ),
+        direct=score(direct),
+        epochs=(EpochRecord(epoch=1, loss=1.0, validation={metric: 0.5}, tokens=10, seconds=1.0, validation_seconds=1.0),),
+        chosen_epoch=1,
+        trained=score(trained),
+        test_curve={},
+        environment={},
+        costs={},
+    )
+    store = RunStore.at(results, name or f"{task}/{model.replace('/', '--')}/seed{seed}")
+    store.begin(spec, data="f", overwrite=False)
+    if outcomes:
+        store.write_samples("test", [sample(question, outcome, metric) for question, outcome in enumerate(outcomes)])
+    store.finish(record)
+    return store
+
+
+def sample(question: int, outcome: Any, metric: str) -> Mapping[str, Any]:
+    """Return one question's outcome in lm_eval's sample schema."""
+    name, filtered = metric.split(",")
+    return {"doc_id": question, "doc_hash": f"hash{question}", "filter": filtered, "metrics": [name], name: outcome}
+
+
+def write_failure(results: Path, *, model: str, task: str = "arc_easy") -> None:
+    """Write what a run that was given up leaves."""
+    store = RunStore.at(results, f"{task}/{model}/seed0")
+    store.begin(RunSpec(model=ModelSpec(name=model), benchmark=BenchmarkSpec(task=task)), data="f", overwrite=False)
+    store.fail(Failure(kind="ModelError", cause="no weights", attempts=1))

@@ -1,0 +1,92 @@
+"""Boards as text: what is written can be read again, and names stay names."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from boards import matrix_of, random_table, write_run
+from page_boards import GAP, small_board
+from rich.console import Console
+
+from lm_harmony.analysis.board import own_board, published_board
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.paired import compare
+from lm_harmony.analysis.report import report
+from lm_harmony.report.folder import summary, write_tables
+from lm_harmony.report.text import board_csv, board_json, board_markdown, board_table, comparison_table
+
+
+def _printed(table: object, width: int = 400) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("preparation", ["trained", "direct"])
+def test_csv_is_read_again_with_scores_and_gaps(tmp_path: Path, preparation: str) -> None:
+    matrix = small_board()
+    path = tmp_path / "board.csv"
+    path.write_text(board_csv(own_board(matrix, preparation)), encoding="utf-8")  # type: ignore[arg-type]
+    again = ScoreMatrix.from_csv(path)
+    assert again.has(preparation) and sum(again.has(p) for p in ("direct", "trained")) == 1  # type: ignore[arg-type]
+    before = matrix.scores(preparation).values.loc[list(again.model_names)]  # type: ignore[arg-type]
+    assert np.allclose(again.scores(preparation).values, before, atol=1e-6, equal_nan=True)  # type: ignore[arg-type]
+
+
+def test_the_published_board_survives_csv(tmp_path: Path) -> None:
+    path = tmp_path / "board.csv"
+    path.write_text(board_csv(published_board()), encoding="utf-8")
+    fitted = own_board(ScoreMatrix.from_csv(path))
+    assert [row.model for row in fitted.rows] == [row.model for row in published_board().rows]
+
+
+def test_json_holds_everything_and_gaps_are_null() -> None:
+    held = json.loads(board_json(own_board(small_board())))
+    [row] = [row for row in held["rows"] if row["model"] == GAP[0]]
+    assert row["scores"][GAP[1]] is None and row["pc1"] is None and row["basis"] == "none"
+    assert held["rows"][0]["rank"] == 1 and held["explained"] > 0.5 and len(held["benchmarks"]) == 5
+
+
+def test_markdown_escapes_names() -> None:
+    table = random_table(3, 3).set_axis(["a|b", "<script>x</script>", "[l](http://e)"], axis=0)
+    text = board_markdown(own_board(matrix_of(table)))
+    assert "a\\|b" in text and "\\<script\\>" in text and "\\[l\\](http://e)" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_terminal_table_says_what_does_not_fit_and_takes_no_markup_from_names() -> None:
+    board = own_board(matrix_of(random_table(3, 9).set_axis(["[red]m[/red]", "n", "o"], axis=0)))
+    narrow = _printed(board_table(board, 80), 80)
+    assert "of 9 benchmarks do not fit" in narrow and "[red]m[/red]" in narrow
+    assert "do not fit" not in _printed(board_table(board, 400))
+
+
+def test_predicted_places_are_marked(tmp_path: Path) -> None:
+    write_run(tmp_path, model="mine", trained=0.8)
+    text = board_markdown(published_board(ScoreMatrix.from_records(tmp_path)))
+    [line] = [line for line in text.splitlines() if "| mine |" in line]
+    assert line.startswith("| ~") and "Reference: the published board" in text
+
+
+def test_a_comparison_is_laid_out_in_the_metrics_units() -> None:
+    published = ScoreMatrix.published()
+    found = compare(published, "google/gemma-2-9b", "google/gemma-7b")
+    text = _printed(comparison_table(found, {fact.task: fact for fact in published.benchmarks}))
+    assert "91.03" in text and "+7.65 ± 1.07" in text and "<0.0001 *" in text
+
+
+def test_tables_are_written_and_read_again(tmp_path: Path) -> None:
+    made = report(small_board())
+    written = write_tables(made, tmp_path)
+    assert all(path.is_file() for path in written) and (tmp_path / "summary.md").read_text().startswith("# a small board")
+    again = ScoreMatrix.from_csv(tmp_path / "tables" / "scores.csv")
+    assert np.allclose(again.trained.values, small_board().trained.values[list(again.benchmark_names)], equal_nan=True)
+    assert len(again.gaps("trained")) == 1
+    lines = summary(made)
+    assert any(line.startswith("agreement, trained: mean Kendall's tau") for line in lines)
+    assert any(line.startswith("perplexity (direct) and benchmarks (trained), all") for line in lines)

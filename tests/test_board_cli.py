@@ -1,0 +1,136 @@
+"""leaderboard, analyze, compare and place as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from boards import write_run
+from micro import write_micro
+from test_cli import harmony, status_of
+from tiny import write_tiny_model
+
+TASKS = ("arc_easy", "sciq", "piqa")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    random = np.random.default_rng(0)
+    for number, model in enumerate(("local/a", "local/b", "local/c", "local/d")):
+        for task in TASKS:
+            outcomes = [float(x) for x in random.random(60) < 0.4 + 0.12 * number]
+            score = float(np.mean(outcomes))
+            write_run(folder, model=model, task=task, trained=score, direct=score - 0.1, stderr=0.06, outcomes=outcomes)
+    return folder
+
+
+def test_the_published_board_needs_no_results() -> None:
+    done = harmony("leaderboard", "--published", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 0 and len(rows) == 61 and rows[0]["model"] == "Qwen/Qwen2.5-14B" and rows[-1]["rank"] == "61"
+    shown = harmony("leaderboard", "--published").stdout
+    assert "Reference: the published board" in shown and "PC1 explains 85.5% of the variance" in shown
+
+
+def test_the_published_board_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from lm_harmony.cli import main; main(['leaderboard', '--published']);"
+        "heavy = ('torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib', 'plotly', 'sklearn');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_folder_of_runs_is_ranked(results: Path) -> None:
+    done = harmony("leaderboard", str(results), "--format", "json")
+    board = json.loads(done.stdout)
+    assert board["rows"][0]["model"] == "local/d" and board["preparation"] == "trained"
+    assert harmony("leaderboard", str(results), "--preparation", "direct").returncode == 0
+    assert "| ~" in harmony("leaderboard", str(results), "--published", "--format", "markdown").stdout
+
+
+def test_analyze_writes_tables_and_figures(results: Path, tmp_path: Path) -> None:
+    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/figures/tau.pdf").is_file() and (tmp_path / "out/tables/tau_trained.csv").is_file()
+    assert "agreement, trained" in (tmp_path / "out/summary.md").read_text(encoding="utf-8")
+    assert harmony("analyze", str(results), "-o", str(tmp_path / "plain"), "--no-figures").returncode == 0
+    assert not (tmp_path / "plain/figures").exists()
+
+
+def test_without_the_extra_analyze_says_what_to_install(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib/__init__.py").write_text("raise ModuleNotFoundError(name='matplotlib')", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"), PYTHONPATH=path)
+    assert done.returncode == 1 and "pip install 'lm-harmony[figures]'" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_compare_pairs_outcomes(results: Path) -> None:
+    done = harmony("compare", str(results), "local/d", "local/a")
+    assert done.returncode == 0 and "mcnemar (60)" in done.stdout and "first: local/d, second: local/a" in done.stdout
+
+
+def test_runs_as_they_are_left_can_be_compared(tmp_path: Path) -> None:
+    task = write_micro(tmp_path)
+    for seed in (1, 2):
+        write_tiny_model(tmp_path / f"model{seed}", seed=seed)
+        words = ["run", "--base_model", f"model{seed}", "--task_name", str(task), "--data_dir", ".", "--device", "cpu"]
+        done = harmony(
+            *words, "--train_param.num_train_epochs", "1", "--exp_name", f"e{seed}", "--eval_before_train", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    compared = harmony("compare", "results", "model1", "model2", cwd=tmp_path)
+    assert compared.stdout.count("mcnemar (12)") == 2, compared.stdout + compared.stderr  # direct and trained
+    board = harmony("leaderboard", "results", cwd=tmp_path)
+    assert "model1" in board.stdout and "no PC1" in board.stdout
+
+
+def test_place_predicts_and_suggests(results: Path) -> None:
+    done = harmony("place", str(results), "--model", "local/d", "--suggest", "2")
+    assert "predicted from piqa, sciq, arc_easy" in done.stdout and "Kendall's tau" in done.stdout
+    assert "suggested: anli_r1, arc_easy (measured already): tau 0.936" in done.stdout
+    assert harmony("place", "--suggest", "1").returncode == 0
+
+
+def test_published_stands_for_the_published_board() -> None:
+    done = harmony("place", "published", "--model", "google/gemma-2-2b")
+    assert "rank 31 (" in done.stdout and "computed from all its benchmarks" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["leaderboard"], "name a folder of runs, or add --published"),
+        (["leaderboard", "nowhere"], "neither a folder nor"),
+        (["leaderboard", "--published", "--preparation", "direct"], "trained scores only"),
+        (["leaderboard", "{empty}"], "no finished run lies below"),
+        (["analyze", "{empty}"], "no finished run lies below"),
+        (["analyze", "{results}", "--bump", "arc_easy", "arc_hard"], "Did you mean 'arc_easy'?"),
+        (["compare", "{results}", "local/a", "local/z"], "model 'local/z' is not in"),
+        (["compare", "{results}", "local/a", "local/a"], "two different models"),
+        (["place"], "ask for benchmarks with --suggest"),
+        (["place", "--model", "x"], "name a folder of runs"),
+        (["place", "--model", "x", "--suggest", "1"], "name the folder that holds the runs of 'x'"),
+        (["place", "{results}"], "has 4 models. Name one with --model"),
+        (["place", "--suggest", "9"], "between 1 and 6, got 9"),
+    ],
+)
+def test_mistakes_end_with_a_remedy_and_no_traceback(
+    words: list[str], said: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    asked = [word.format(results=results, empty=empty) for word in words]
+    assert status_of(*asked) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("lm-harmony: ") and said in shown and "Traceback" not in shown
