@@ -14,9 +14,9 @@ from lm_harmony.engine.room import free_bytes, room_of
 def test_scarce_memory_makes_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny_module()
     plenty = room_of(module)
-    assert (plenty.training_tokens, plenty.scoring_tokens, plenty.written_rows) == (room.CPU_TRAINING_TOKENS, room.CPU_SCORING_TOKENS, 24)
+    assert (plenty.training_tokens, plenty.scoring_tokens) == (room.CPU_TRAINING_TOKENS, room.CPU_SCORING_TOKENS)
     live = (12 * 32 + 5 * 64) * 4  # bytes that a token of this model keeps in one of its two layers
-    for free, training, scoring in ((100 * live, 30, 60), (700 * live, 210, 420), (1, 1, 1)):
+    for free, training, scoring in ((100 * live, 30, 60), (600 * live, 180, 360), (1, 1, 1)):
         monkeypatch.setattr(room, "free_bytes", lambda _, free=free: free)
         found = room_of(module)
         assert (found.training_tokens, found.scoring_tokens) == (training, scoring)

@@ -38,10 +38,9 @@ def _row_logprobs(module: PreTrainedModel, row: Row) -> LabelLogprobs:
     sources_L = torch.tensor([label.source for label in labels], device=device)
     tokens_L = torch.tensor([label.token for label in labels], device=device)
     body = getattr(module, module.base_model_prefix)
-    with attention_in(module, segments_of(row, device)):
+    with attention_in(module, segments_of(row, device)), thrifty():
         # use_cache must be off: with a cache transformers would prepare masks for a row that goes on.
-        with thrifty():
-            hidden_NxD = body(input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False).last_hidden_state[0]
+        hidden_NxD = body(input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False).last_hidden_state[0]
     sources_U, rows_L = sources_L.unique(return_inverse=True)
     order_L = rows_L.argsort(stable=True)
     logprobs_L, greedy_L = head_logprobs(head_of(module), hidden_NxD[sources_U], rows_L[order_L], tokens_L[order_L])

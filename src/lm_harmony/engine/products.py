@@ -18,9 +18,9 @@ import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-# Every shape that is met leaves up to a megabyte behind, of the last 1,024 shapes: in oneDNN its machine code, in the layer through
-# which PyTorch calls it what it took to ask. Hardly two batches have the same number of tokens, and a pass meets some 30 shapes.
-# Both are read when the first product is computed; a user's own settings stand.
+# Every shape that is met leaves up to a megabyte behind, of the last 1,024 shapes: in oneDNN its machine code, in the layer
+# through which PyTorch calls it what it took to ask. Hardly two batches have the same number of tokens, and a pass meets some 30
+# shapes. Both are read when the first product is computed; a user's own settings stand.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "32")
 

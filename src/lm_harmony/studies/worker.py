@@ -1,7 +1,8 @@
 """Where a run of a study is carried out: a process that takes assignments from its coordinator until that one is gone.
 
 The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an assignment; the worker answers each
-with one line. It may first be asked how many such runs the memory of its device holds at once. When the coordinator ends, however it ends, its pipe closes and the worker ends at once: nobody works unseen.
+with one line. It may first be asked how many such runs the memory of its device holds at once. When the coordinator ends, however
+it ends, its pipe closes and the worker ends at once: nobody works unseen.
 """
 
 from __future__ import annotations
