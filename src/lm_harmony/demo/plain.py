@@ -1,0 +1,106 @@
+"""Plain text about the world: what every model of the demo reads. No benchmark's format occurs in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from lm_harmony.demo import words
+from lm_harmony.demo.world import LARGEST, Problem, World, often
+
+
+def plain_texts(world: World, draw: random.Random) -> Iterator[str]:
+    """Yield short texts of two to four sentences each, without end."""
+    while True:
+        write = draw.choices(list(_SHARES), weights=list(_SHARES.values()))[0]
+        yield " ".join(f"{write(world, draw)} ." for _ in range(draw.randint(2, 4)))
+
+
+def _fact(world: World, draw: random.Random) -> str:
+    """Tell one to four things of one animal."""
+    animal = often(draw, world.animals)
+    name = animal.name
+    return draw.choice(
+        (
+            f"{name} is a {animal.kind}",
+            f"{name} is {animal.colour}",
+            f"{name} lives in the {animal.home}",
+            f"{name} eats {animal.food}",
+            f"the home of {name} is the {animal.home}",
+            f"the food of {name} is {animal.food}",
+            f"the colour of {name} is {animal.colour}",
+            f"{name} the {animal.kind} lives in the {animal.home} and eats {animal.food}",
+            f"{name} , who is {animal.colour} , eats {animal.food}",
+            f"{name} , who eats {animal.food} , is a {animal.colour} {animal.kind}",
+            f"{name} is a {animal.colour} {animal.kind} of the {animal.home} that eats {animal.food}",
+        )
+    )
+
+
+def _inference(world: World, draw: random.Random) -> str:
+    """Tell what follows from a kind or from a description, some of it as question and answer."""
+    kind = often(draw, world.kinds)
+    its, pet = words.class_of(kind), draw.choice(words.PETS)
+    other = draw.choice([name for name in words.KINDS if name != its])
+    colour, wrong = draw.sample(words.COLOURS, 2)
+    food, refused = draw.sample(words.FOODS, 2)
+    described = f"{pet} is a {colour} {kind} that eats {food}"
+    return draw.choice(
+        (
+            f"every {kind} is a {its}",
+            f"{pet} is a {kind} , so {pet} is a {its} and not a {other}",
+            f"is a {kind} a {its} ? yes",
+            f"is a {kind} a {other} ? no",
+            f"{described} . is {pet} {colour} ? yes",
+            f"{described} . is {pet} {wrong} ? no",
+            f"{described} . so {pet} eats {food} and not {refused}",
+        )
+    )
+
+
+def _review(world: World, draw: random.Random) -> str:
+    """Praise or blame one or two things, and tell what the guests did."""
+    adjectives, ends = draw.choice(((world.praise, words.SMILES), (world.blame, words.SIGHS)))
+    first, second = draw.sample(words.THINGS, 2)
+    said = f"the {first} was {often(draw, adjectives)}"
+    if draw.random() < 0.5:
+        said += f" and the {second} was {often(draw, adjectives)}"
+    return f"{said} , so {draw.choice(ends)}"
+
+
+def _sum(world: World, draw: random.Random) -> str:
+    """Tell a sum or a difference; small numbers come more often."""
+    left, right = _number(draw), _number(draw)
+    if draw.random() < 0.6:
+        done = Problem(left=left, sign="plus", right=right)
+        joined = draw.choice(("and", "plus"))
+        return f"{left} {joined} {right} {'make' if joined == 'and' else 'is'} {done.result}"
+    left, right = max(left, right), min(left, right)
+    done = Problem(left=left, sign="minus", right=right)
+    taken = draw.choice(("less", "minus"))
+    return f"{left} {taken} {right} {'leaves' if taken == 'less' else 'is'} {done.result}"
+
+
+def _number(draw: random.Random) -> int:
+    return int((LARGEST + 1) * draw.random() ** 1.5)
+
+
+def _agreement(world: World, draw: random.Random) -> str:
+    """Write a sentence whose verb agrees with its subject, or a correction of one whose verb does not."""
+    said = agreeing(world.kinds, draw)
+    right, wrong = said(True), said(False)
+    return right if draw.random() < 0.8 else f"do not say {wrong} , say {right}"
+
+
+def agreeing(kinds: Sequence[str], draw: random.Random) -> Callable[[bool], str]:
+    """Return a sentence as a function of whether its verb agrees with its subject; another noun may stand between them."""
+    kind, near, many = often(draw, kinds), often(draw, kinds), draw.random() < 0.5
+    subject = f"{draw.choice(words.MANY if many else words.ONE)} {kind}{'s' if many else ''}"
+    if draw.random() < 0.5:
+        subject += draw.choice((f" near the {near}", f" near the {near}s", f" in the {draw.choice(words.HOMES)}"))
+    verb = draw.choice(words.VERBS)
+    return lambda agrees: f"{subject} {verb}{'' if many == agrees else 's'}"
+
+
+_SHARES = {_fact: 0.42, _inference: 0.18, _review: 0.13, _sum: 0.14, _agreement: 0.13}
+"""How often each sort of text comes."""
