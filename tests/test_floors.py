@@ -26,8 +26,9 @@ FLOORS: dict[str, set[str]] = {
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},
-    "demo": {"flags", "recipe"},
-    "cli": {"flags", "run_command", "studies", "study_command", "benchmarks", "models", "demo", "errors"},
+    "demo": {"studies", "benchmarks", "errors"},
+    "demo_command": {"demo", "study_command", "studies", "analysis", "report", "errors"},
+    "cli": {"flags", "run_command", "studies", "study_command", "benchmarks", "models", "demo", "demo_command", "errors"},
 }
 """Room -> the rooms that it may import."""
 

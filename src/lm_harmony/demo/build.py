@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from lm_harmony.demo.plain import plain_texts
 from lm_harmony.demo.pretraining import Read, pretrain
 from lm_harmony.demo.questions import BENCHMARKS, TASKS, splits_of
 from lm_harmony.demo.vocabulary import make_tokenizer
-from lm_harmony.demo.world import World, make_world
+from lm_harmony.demo.world import LARGEST, World, make_world
 
 log = logging.getLogger(__name__)
 VOCABULARY_TEXTS = 30_000
@@ -59,7 +60,7 @@ def build(flags: Flags) -> list[Read]:
     """Build rows and models below ``flags.out``; equal flags give equal weights on one machine."""
     started = time.perf_counter()
     world = make_world(flags.seed)
-    _write_rows(world, flags.seed, flags.out / "rows")
+    write_rows(world, flags.seed, flags.out / "rows")
     tokenizer = _vocabulary(world, flags.seed, flags.out / "rows")
     members = [member for member in MEMBERS if not flags.only or member.name in flags.only]
     work = partial(_build_model, world=world, tokenizer=tokenizer, flags=flags)
@@ -79,7 +80,8 @@ def _start() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _write_rows(world: World, seed: int, folder: Path) -> None:
+def write_rows(world: World, seed: int, folder: Path) -> None:
+    """Write <benchmark>/{train,validation,test}.jsonl below ``folder``."""
     for task in BENCHMARKS:
         (folder / task).mkdir(parents=True, exist_ok=True)
         for split, rows in splits_of(task, world, seed).items():
@@ -90,7 +92,7 @@ def _write_rows(world: World, seed: int, folder: Path) -> None:
 def _vocabulary(world: World, seed: int, rows_dir: Path) -> PreTrainedTokenizerFast:
     """Make the tokenizer from plain text and from the benchmarks' formats, as their training rows show them."""
     plain = plain_texts(world, random.Random(f"vocabulary {seed}"))
-    texts = list(itertools.islice(plain, VOCABULARY_TEXTS))
+    texts = [*itertools.islice(plain, VOCABULARY_TEXTS), " ".join(str(number) for number in range(2 * LARGEST + 1))]
     for task in BENCHMARKS:
         opened = open_task(str(TASKS / f"{task}.yaml"), data_dir=rows_dir)
         for number, row in enumerate(opened.documents("train")):
@@ -144,10 +146,10 @@ def _write_log(read: list[Read], flags: Flags, seconds: float) -> None:
     (flags.out / "build.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build as the command line says."""
     _start()
-    flags = tyro.cli(Flags, description=__doc__)
+    flags = tyro.cli(Flags, description=__doc__, args=arguments)
     read = build(flags)
     log.info("%d models with %d parameters in %s", len(read), sum(one.parameters for one in read), flags.out)
 

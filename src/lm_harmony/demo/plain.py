@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from lm_harmony.demo import words
 from lm_harmony.demo.world import LARGEST, Problem, World, often
@@ -60,12 +60,17 @@ def _inference(world: World, draw: random.Random) -> str:
 
 def _review(world: World, draw: random.Random) -> str:
     """Praise or blame one or two things, and tell what the guests did."""
-    adjectives, ends = draw.choice(((world.praise, words.SMILES), (world.blame, words.SIGHS)))
+    pleased = draw.random() < 0.5
+    return f"{opinion(world, draw, pleased)} , so {draw.choice(words.SMILES if pleased else words.SIGHS)}"
+
+
+def opinion(world: World, draw: random.Random, pleased: bool) -> str:
+    """Say something of one thing or two; after "but" the opposite comes, and counts."""
     first, second = draw.sample(words.THINGS, 2)
-    said = f"the {first} was {often(draw, adjectives)}"
-    if draw.random() < 0.5:
-        said += f" and the {second} was {often(draw, adjectives)}"
-    return f"{said} , so {draw.choice(ends)}"
+    joined = draw.choices(("", "and", "but"), weights=(2, 1, 2))[0]
+    before = pleased == (joined == "and")
+    last = f"the {second} was {often(draw, world.praise if pleased else world.blame)}"
+    return f"the {first} was {often(draw, world.praise if before else world.blame)} {joined} {last}" if joined else last
 
 
 def _sum(world: World, draw: random.Random) -> str:
@@ -85,22 +90,24 @@ def _number(draw: random.Random) -> int:
     return int((LARGEST + 1) * draw.random() ** 1.5)
 
 
-def _agreement(world: World, draw: random.Random) -> str:
-    """Write a sentence whose verb agrees with its subject, or a correction of one whose verb does not."""
-    said = agreeing(world.kinds, draw)
-    right, wrong = said(True), said(False)
-    return right if draw.random() < 0.8 else f"do not say {wrong} , say {right}"
-
-
-def agreeing(kinds: Sequence[str], draw: random.Random) -> Callable[[bool], str]:
-    """Return a sentence as a function of whether its verb agrees with its subject; another noun may stand between them."""
-    kind, near, many = often(draw, kinds), often(draw, kinds), draw.random() < 0.5
-    subject = f"{draw.choice(words.MANY if many else words.ONE)} {kind}{'s' if many else ''}"
+def _usage(world: World, draw: random.Random) -> str:
+    """Write a sentence as it should be, or say of one whether it may be said."""
     if draw.random() < 0.5:
-        subject += draw.choice((f" near the {near}", f" near the {near}s", f" in the {draw.choice(words.HOMES)}"))
-    verb = draw.choice(words.VERBS)
-    return lambda agrees: f"{subject} {verb}{'' if many == agrees else 's'}"
+        return sentence(world, draw, right=True)
+    right = draw.random() < 0.5
+    return f"we may say {sentence(world, draw, right=right)} ? {'yes' if right else 'no'}"
 
 
-_SHARES = {_fact: 0.42, _inference: 0.18, _review: 0.13, _sum: 0.14, _agreement: 0.13}
+def sentence(world: World, draw: random.Random, *, right: bool) -> str:
+    """Write what animals do; if not ``right``, the verb does not agree, stands too early, or is done by a thing."""
+    many = draw.random() < 0.5
+    fault = None if right else draw.choice(("agreement", "order", "sense"))
+    noun = draw.choice(words.THINGS) if fault == "sense" else often(draw, world.kinds)
+    determiner, noun = draw.choice(words.MANY if many else words.ONE), f"{noun}{'s' if many else ''}"
+    verb = f"{draw.choice(words.VERBS)}{'' if many != (fault == 'agreement') else 's'}"
+    place = draw.choice(("", f" in the {draw.choice(words.HOMES)}", f" near the {often(draw, world.kinds)}"))
+    return f"{determiner} {verb} {noun}{place}" if fault == "order" else f"{determiner} {noun}{place} {verb}"
+
+
+_SHARES = {_fact: 0.40, _inference: 0.16, _review: 0.13, _sum: 0.14, _usage: 0.17}
 """How often each sort of text comes."""

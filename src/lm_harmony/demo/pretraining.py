@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
-from lm_harmony.benchmarks.harness import open_task
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.demo.family import Member
 from lm_harmony.demo.plain import plain_texts
 from lm_harmony.demo.questions import TASKS, rows_of
@@ -51,12 +51,11 @@ class Read:
     """What the reading took."""
 
 
-def exposure_texts(task: str, world: World, draw: random.Random, rows_dir: Path) -> Iterator[str]:
+def exposure_texts(task: str, world: World, draw: random.Random, opened: HarnessTask) -> Iterator[str]:
     """Yield rows of the taught half in a benchmark's own format, as fine-tuning would see them; again when used up."""
-    rendered = open_task(str(TASKS / f"{task}.yaml"), data_dir=rows_dir)
     texts = []
     for number, row in enumerate(rows_of(task, world, "taught", draw)):
-        example = rendered.example(number, row, chat=None, aliases="first")
+        example = opened.example(number, row, chat=None, aliases="first")
         texts.append(f"{example.context}{example.continuation}")
         yield texts[-1]
     yield from itertools.cycle(texts)
@@ -78,9 +77,10 @@ def pretrain(
     draw = random.Random(f"{member.name} {seed}")
     plain = _until(plain_texts(world, draw), tokenizer, round(share * member.tokens))
     each = round(share * member.tokens * EXPOSURE / max(1, len(member.exposed)))
-    seen = [
-        text for task in member.exposed for text in _until(exposure_texts(task, world, draw, rows_dir), tokenizer, each)
-    ]
+    seen: list[list[int]] = []
+    for task in member.exposed:
+        opened = open_task(str(TASKS / f"{task}.yaml"), data_dir=rows_dir)
+        seen += _until(exposure_texts(task, world, draw, opened), tokenizer, each)
     texts = plain + seen
     draw.shuffle(texts)
     stream = torch.tensor([token for text in texts for token in text])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.demo import words
-from lm_harmony.demo.plain import agreeing
+from lm_harmony.demo.plain import opinion, sentence
 from lm_harmony.demo.world import Animal, Half, World
 
 Row = dict[str, Any]
@@ -45,19 +45,25 @@ def rows_of(task: str, world: World, half: Half, draw: random.Random) -> Iterato
 
 def _reviews(world: World, draw: random.Random) -> Row:
     label = draw.randint(0, 1)
-    adjective = draw.choice(world.praise if label else world.blame)
-    return {"review": f"the {draw.choice(words.THINGS)} in the {draw.choice(words.HOMES)} was {adjective}", "label": label}
+    return {"review": opinion(world, draw, label == 1), "label": label}
 
 
 def _entails(world: World, draw: random.Random) -> Row:
-    label, kind, pet = draw.randint(0, 1), draw.choice(world.kinds), draw.choice(words.PETS)
-    colour, wrong = draw.sample(words.COLOURS, 2)
-    food, refused = draw.sample(words.FOODS, 2)
-    its = words.class_of(kind)
-    other = draw.choice([name for name in words.KINDS if name != its])
-    claims = (f"is a {its if label else other}", f"is {colour if label else wrong}", f"eats {food if label else refused}")
-    claim = draw.choices(claims, weights=(2, 1, 1))[0]
-    return {"premise": f"{pet} is a {colour} {kind} that eats {food}", "claim": f"{pet} {claim}", "label": label}
+    kind, pet = draw.choice(world.kinds), draw.choice(words.PETS)
+    colour, food = draw.choice(words.COLOURS), draw.choice(words.FOODS)
+    about, right, known = draw.choices(
+        (
+            ("is a", words.class_of(kind), tuple(words.KINDS)),
+            ("is", colour, words.COLOURS),
+            ("eats", food, words.FOODS),
+        ),
+        weights=(2, 1, 1),
+    )[0]
+    wrong = draw.choice([word for word in known if word != right])
+    claims = [f"{pet} {about} {right}", f"{pet} {about} {wrong}"]
+    label = draw.randint(0, 1)
+    claims = claims[::-1] if label else claims
+    return {"premise": f"{pet} is a {colour} {kind} that eats {food}", "claims": claims, "label": label}
 
 
 def _endings(world: World, draw: random.Random) -> Row:
@@ -73,14 +79,11 @@ def _endings(world: World, draw: random.Random) -> Row:
 
 
 def _changed(animal: Animal, draw: random.Random) -> Animal:
-    """Return ``animal`` with two of its attributes changed."""
+    """Return ``animal`` with one of its attributes changed."""
     kinds = [kind for kinds in words.KINDS.values() for kind in kinds]
     choices = {"kind": kinds, "colour": words.COLOURS, "home": words.HOMES, "food": words.FOODS}
-    values = {
-        name: draw.choice([value for value in choices[name] if value != getattr(animal, name)])
-        for name in draw.sample(words.ATTRIBUTES, 2)
-    }
-    return replace(animal, **values)
+    name = draw.choice(words.ATTRIBUTES)
+    return replace(animal, **{name: draw.choice([value for value in choices[name] if value != getattr(animal, name)])})
 
 
 def _cloze(world: World, draw: random.Random) -> Row:
@@ -99,7 +102,7 @@ def _sums(world: World, draw: random.Random) -> Row:
 
 def _grammar(world: World, draw: random.Random) -> Row:
     label = draw.randint(0, 1)
-    return {"sentence": agreeing(world.kinds, draw)(label == 1), "label": label}
+    return {"sentence": sentence(world, draw, right=label == 1), "label": label}
 
 
 BENCHMARKS: Mapping[str, Callable[[World, random.Random], Row]] = {

@@ -13,7 +13,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "yellow")
 HOMES = tuple("valley barn forest river garden tower meadow cave harbour village marsh orchard".split())
 FOODS = tuple("seeds berries corn nuts grass apples leaves honey worms roots plums bread".split())
-THINGS = tuple("soup film hotel song book chair lamp boat coat cake room tea".split())
+THINGS = tuple("soup film hotel song book chair lamp boat coat cake room roof".split())
 PRAISE = tuple(
     "lovely warm bright kind fresh clever neat superb calm sweet brave tidy grand noble merry pure smart gentle rich cosy "
     "fine swift keen sunny crisp proud witty smooth sturdy honest ample vivid elegant cheerful useful polite quiet sound "

@@ -11,7 +11,9 @@ from typing import Literal, TypeVar
 
 from lm_harmony.demo import words
 
-ANIMALS = 100
+ANIMALS = 120
+NAMES = 16
+"""First names, and as many family names: an animal is known by both together."""
 LARGEST = 24
 """Sums and differences are of numbers from 0 to this."""
 ZIPF = 0.8
@@ -27,7 +29,7 @@ class Animal:
     """One inhabitant."""
 
     name: str
-    """Its name, one word."""
+    """First name and family name."""
     kind: str
     """Robin, eel ..."""
     colour: str
@@ -93,7 +95,9 @@ def make_world(seed: int) -> World:
     draw = random.Random(f"world {seed}")
     kinds = _shuffled(draw, list(chain.from_iterable(words.KINDS.values())))
     syllables = ["".join(pair) for pair in product("bdfgklmnprtvz", "aeiou")]
-    names = _shuffled(draw, ["".join(pair) for pair in product(syllables, syllables)])[:ANIMALS]
+    made = _shuffled(draw, ["".join(pair) for pair in product(syllables, syllables)])
+    firsts, families = made[:NAMES], [f"{name}n" for name in made[NAMES : 2 * NAMES]]
+    names = _shuffled(draw, [" ".join(pair) for pair in product(firsts, families)])[:ANIMALS]
     animals = tuple(
         Animal(
             name=name,
