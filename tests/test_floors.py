@@ -21,6 +21,9 @@ FLOORS: dict[str, set[str]] = {
     "models": {"errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
+    "analysis": {"runs", "models", "benchmarks", "errors"},
+    "report": {"analysis", "errors"},
+    "board_command": {"analysis", "report", "errors"},
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
     "study_command": {"errors", "studies"},
     "flags": {"benchmarks", "recipe"},
@@ -28,7 +31,20 @@ FLOORS: dict[str, set[str]] = {
     "run_command": {"flags", "reference", "runs", "progress"},
     "demo": {"studies", "benchmarks", "errors"},
     "demo_command": {"demo", "study_command", "studies", "analysis", "report", "errors"},
-    "cli": {"flags", "run_command", "studies", "study_command", "benchmarks", "models", "demo", "demo_command", "errors"},
+    "cli": {
+        "flags",
+        "run_command",
+        "board_command",
+        "report",
+        "analysis",
+        "studies",
+        "study_command",
+        "benchmarks",
+        "models",
+        "demo",
+        "demo_command",
+        "errors",
+    },
 }
 """Room -> the rooms that it may import."""
 
@@ -87,6 +103,7 @@ def test_only_the_harness_imports_lm_eval() -> None:
         ("lm_harmony.benchmarks.catalogue", ("torch", "lm_eval", "datasets", "numpy")),
         ("lm_harmony.models.catalogue", ("torch", "transformers", "numpy")),
         ("lm_harmony.benchmarks.harness", ("torch",)),
+        ("lm_harmony.analysis.matrix", ("torch", "transformers", "lm_eval", "datasets", "matplotlib", "plotly")),
         ("lm_harmony.cli", ("torch", "transformers", "lm_eval", "datasets", "numpy")),
     ],
 )
@@ -111,7 +128,7 @@ def test_function_level_imports_stand_only_where_they_save_a_start() -> None:
     lazy = {
         file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES for _, at_top in _imports(file) if not at_top
     }
-    assert lazy <= {"__init__", "cli", "run_command", "study_command", "studies", "demo"}
+    assert lazy <= {"__init__", "cli", "run_command", "board_command", "study_command", "studies", "demo"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

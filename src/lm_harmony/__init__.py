@@ -17,6 +17,7 @@ _HOMES = {
     "RunStore": "lm_harmony.runs.store",
     "train_before_test": "lm_harmony.runs.protocol",
     "Study": "lm_harmony.studies.study",
+    "ScoreMatrix": "lm_harmony.analysis.matrix",
 }
 __all__ = sorted(_HOMES)
 

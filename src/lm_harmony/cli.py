@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from lm_harmony import board_command
 from lm_harmony.errors import HarmonyError
 from lm_harmony.flags import RunFlags
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_command.run(flags, words)
 
     commands = tyro.extras.SubcommandApp()
-    for command in (run, plan, fetch, study, status, benchmarks, models, demo):
+    for command in (run, plan, fetch, study, status, *board_command.COMMANDS, benchmarks, models, demo):
         commands.command(command)
     try:
         said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)

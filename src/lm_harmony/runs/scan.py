@@ -16,8 +16,15 @@ def records_below(results: Path) -> Iterator[RunRecord]:
     Raises:
         StoreError: a record cannot be read.
     """
+    for store in stores_below(results):
+        if store.is_finished():
+            yield store.record()
+
+
+def stores_below(results: Path) -> Iterator[RunStore]:
+    """Yield every run below ``results`` that is finished or was given up, in the order of their folders' names."""
     for folder, folders, files in os.walk(results):
         folders.sort()
-        if "record.json" in files:
+        if "record.json" in files or "failure.json" in files:
             folders.clear()  # nothing of a run lies below another
-            yield RunStore(Path(folder)).record()
+            yield RunStore(Path(folder))

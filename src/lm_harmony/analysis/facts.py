@@ -1,0 +1,111 @@
+"""What is known of the models and benchmarks of a matrix, beside their scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lm_harmony.benchmarks import catalogue as benchmark_catalogue
+from lm_harmony.models import catalogue as model_catalogue
+
+PERPLEXITY = "Perplexity"
+"""Category of text corpora."""
+BITS_PER_BYTE = "bits_per_byte,none"
+"""Their metric."""
+PAPER_CORPORA = {"wiki_2025": "Wiki", "stackexchange_2025": "Stack", "arxiv_2025": "Arxiv"}
+"""Name -> title of the three text corpora of the paper's matrix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model; what is not known of it is None, never guessed from its name."""
+
+    name: str
+    """Hub id or folder, as in the records."""
+    family: str | None = None
+    """Whose line of models it is of."""
+    kind: str | None = None
+    """"base" or "instruct"."""
+    params_b: float | None = None
+    """Parameters in billions: as counted by its makers, else as its name has them."""
+    pretraining_tokens_b: float | None = None
+    """Tokens that it was pretrained on, in billions."""
+
+    @property
+    def compute(self) -> float | None:
+        """Pre-training FLOPs by the usual estimate, 6 x parameters x tokens; None where a factor is not known."""
+        if self.params_b is None or self.pretraining_tokens_b is None:
+            return None
+        return 6 * self.params_b * 1e9 * self.pretraining_tokens_b * 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFacts:
+    """A benchmark and how its scores are to be read."""
+
+    task: str
+    """Its name in records and tables."""
+    title: str
+    """Its name on boards and figures."""
+    category: str
+    """Its group; "Perplexity" for text corpora, "Other" for what is not catalogued."""
+    metric: str
+    """The metric shown: lm_eval's metric, comma, filter."""
+    higher_is_better: bool
+    """Direction of the metric."""
+    chance: float | None = None
+    """What guessing scores, in the metric's unit; None: not known."""
+    train_rows: int | None = None
+    """Rows of its training split before caps; None: not known."""
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether it is a text corpus, scored in bits per byte."""
+        return self.category == PERPLEXITY
+
+
+def model_facts(name: str) -> ModelFacts:
+    """Return what the catalogue knows of a model; of others only the name."""
+    info = model_catalogue.find(name)
+    if info is None:
+        return ModelFacts(name=name)
+    return ModelFacts(
+        name=name,
+        family=info.family,
+        kind=info.kind,
+        params_b=info.params_b or info.nominal_params_b,
+        pretraining_tokens_b=info.pretraining_tokens_b,
+    )
+
+
+def benchmark_facts(task: str, *, metric: str | None = None, higher_is_better: bool | None = None) -> BenchmarkFacts | None:
+    """Return what is known of a benchmark, or None where nobody says which direction is better.
+
+    Args:
+        task: its name.
+        metric: the metric that was recorded; None: the catalogued one.
+        higher_is_better: the recorded direction; None: the catalogued one.
+    """
+    info = benchmark_catalogue.find(task)
+    if info is not None:
+        same = metric in (None, info.metric)
+        return BenchmarkFacts(
+            task=task,
+            title=info.title,
+            category=info.category,
+            metric=metric or info.metric,
+            higher_is_better=info.higher_is_better if higher_is_better is None else higher_is_better,
+            chance=info.chance if same else None,
+            train_rows=info.train_rows,
+        )
+    if task in PAPER_CORPORA or task.startswith("corpus:") or metric == BITS_PER_BYTE:
+        title = PAPER_CORPORA.get(task, task.removeprefix("corpus:"))
+        return BenchmarkFacts(task=task, title=title, category=PERPLEXITY, metric=BITS_PER_BYTE, higher_is_better=False)
+    if higher_is_better is None:
+        return None
+    return BenchmarkFacts(task=task, title=task, category="Other", metric=metric or "score", higher_is_better=higher_is_better)
+
+
+def benchmark_order(task: str) -> tuple[int, str]:
+    """Return a key that sorts benchmarks as catalogued, others behind them by name."""
+    known = list(benchmark_catalogue.BENCHMARKS)
+    return (known.index(task) if task in known else len(known), task)

@@ -1,0 +1,120 @@
+"""Per-example outcomes of runs, read when a paired test asks for them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm_harmony.errors import StoreError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcomes:
+    """What a model reached on each test question, summed so that the score is a function of sums.
+
+    A mean has the two columns (value, 1); bits per byte has (log-likelihood in nats, bytes); a Matthews correlation counts the
+    four kinds of answers, one column each.
+    """
+
+    questions: tuple[str, ...]
+    """Which question each row is: its hash, with a number where questions recur."""
+    columns: Floats
+    """Questions x columns; of several seeds their mean."""
+    kind: str
+    """"mean", "bits_per_byte" or "mcc"."""
+
+    def score(self, sums: Floats) -> Floats:
+        """Return the score of sums over questions (... x columns)."""
+        return score_of(self.kind, sums)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every outcome is right or wrong."""
+        return self.kind == "mean" and bool(np.isin(self.columns[:, 0], (0, 1)).all())
+
+
+def score_of(kind: str, sums: Floats) -> Floats:
+    """Return the score of sums over questions.
+
+    Args:
+        kind: as ``Outcomes.kind``.
+        sums: ... x columns.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if kind == "mcc":
+            tp, tn, fp, fn = (sums[..., column] for column in range(4))
+            below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+            # sklearn's convention: 0 where one of the classes is never answered or never true.
+            return np.where(below > 0, (tp * tn - fp * fn) / np.where(below > 0, below, 1), 0.0)
+        ratio = sums[..., 0] / sums[..., 1]
+        return -ratio / math.log(2) if kind == "bits_per_byte" else ratio
+
+
+def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
+    """Read the outcomes of one model on one benchmark; None where they are none that a paired test knows.
+
+    Args:
+        files: samples of each seed, in lm_eval's schema.
+        metric: lm_eval's metric, comma, filter.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    seeds = [_read(file, metric) for file in files]
+    if not seeds or any(seed is None or seed.keys() != (seeds[0] or {}).keys() for seed in seeds):
+        return None
+    first = seeds[0] or {}
+    values = [[_columns(seed[question], metric) for question in first] for seed in seeds if seed is not None]
+    if not first or any(row is None for seed in values for row in seed):
+        return None
+    kind = metric.split(",")[0] if metric.split(",")[0] in ("bits_per_byte", "mcc") else "mean"
+    return Outcomes(questions=tuple(first), columns=np.mean(np.array(values, dtype=float), axis=0), kind=kind)
+
+
+def _read(file: Path, metric: str) -> dict[str, Any] | None:
+    """Return question -> what was counted; None where the metric is not in the samples."""
+    name, filtered = metric.split(",", 1)
+    found: dict[str, Any] = {}
+    recurring: dict[str, int] = {}
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                sample: Mapping[str, Any] = json.loads(line)
+                if sample.get("filter", filtered) != filtered:
+                    continue
+                if name not in sample:
+                    return None
+                question = str(sample.get("doc_hash", sample.get("doc_id")))
+                recurring[question] = recurring.get(question, 0) + 1
+                found[f"{question}/{recurring[question]}"] = sample[name]
+    except (OSError, json.JSONDecodeError) as error:
+        raise StoreError(f"{file} cannot be read: {error}. Run it again with --overwrite, or remove the file.") from error
+    return dict(sorted(found.items()))
+
+
+def _columns(counted: Any, metric: str) -> list[float] | None:
+    name = metric.split(",")[0]
+    if name in ("bits_per_byte", "mcc"):
+        if not isinstance(counted, list) or len(counted) != 2:
+            return None
+        if name == "bits_per_byte":
+            return [float(counted[0]), float(counted[1])]
+        truth, answer = (int(part) for part in counted)
+        if not {truth, answer} <= {0, 1}:
+            return None
+        return [
+            float(truth and answer),
+            float(not truth and not answer),
+            float(not truth and answer),
+            float(truth and not answer),
+        ]
+    return [float(counted), 1.0] if isinstance(counted, (bool, int, float)) else None

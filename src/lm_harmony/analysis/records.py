@@ -1,0 +1,151 @@
+"""A folder of runs -> cells. Seeds are averaged; runs that were asked otherwise are never mixed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_harmony.analysis.cells import PREPARATIONS, Cell, Found, Preparation
+from lm_harmony.benchmarks.score import Score
+from lm_harmony.errors import UsageError
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.scan import stores_below
+from lm_harmony.runs.store import RunStore
+
+_FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
+"""Parts of a request in which the runs of one score may differ. (Metrics are compared as recorded.)"""
+
+Run = tuple[RunRecord, RunStore]
+
+
+def record_cells(results: Path, *, seed: int | None = None) -> Found:
+    """Read every finished run below ``results``; runs that were given up become gaps with their cause.
+
+    Several seeds of one model on one benchmark become their mean. Its standard error is sqrt(mean(e^2) + s^2 / n): e are the
+    seeds' own standard errors, which averaging does not shrink because the seeds answer the same test questions, s is the
+    standard deviation between the n seeds.
+
+    Args:
+        results: a folder, such as a study's results_dir.
+        seed: read the runs of this seed only.
+
+    Raises:
+        UsageError: no finished run is there; runs of one model on one benchmark were asked otherwise (recipe, caps, revision,
+            chat template ...).
+        StoreError: a record cannot be read.
+    """
+    if not results.is_dir():
+        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    failures: dict[tuple[str, str], str] = {}
+    for store in stores_below(results):
+        if store.is_finished():
+            record = store.record()
+            if seed is None or record.spec.seed == seed:
+                runs[record.spec.model.name, record.benchmark].append((record, store))
+        else:
+            failures |= _failure(store)
+    if not runs:
+        of_seed = "" if seed is None else f" of seed {seed}"
+        raise UsageError(f"results: no finished run{of_seed} lies below {results}. Run a study, or name its results_dir.")
+    cells = [cell for key in sorted(runs) for cell in _cells(runs[key])]
+    for (model, benchmark), cause in failures.items():
+        if (model, benchmark) not in runs:
+            cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
+    seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
+    return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds))
+
+
+def _cells(runs: Sequence[Run]) -> list[Cell]:
+    """Return the direct and the trained cell of all runs of one model on one benchmark."""
+    _refuse_mixture(runs)
+    first = runs[0][0]
+    cells = []
+    for preparation in PREPARATIONS:
+        kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
+        value, stderr = combined([_read(score, first.metric) for score, _ in kept])
+        file = f"samples_{'test' if preparation == 'trained' else 'direct'}.jsonl"
+        cells.append(
+            Cell(
+                model=first.spec.model.name,
+                benchmark=first.benchmark,
+                preparation=preparation,
+                value=value,
+                stderr=stderr,
+                count=min((score.documents for score, _ in kept), default=None),
+                metric=first.metric,
+                higher_is_better=first.higher_is_better,
+                samples=tuple(path for _, store in kept if (path := store.folder / file).is_file()),
+                cause=None if kept else f"not asked for in {runs[0][1].folder}",
+            )
+        )
+    return cells
+
+
+def combined(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
+    """Return mean and standard error of one score over its seeds (``record_cells`` tells how).
+
+    Args:
+        scores: (score, its standard error) of each seed.
+    """
+    if not scores:
+        return None, None
+    values = [value for value, _ in scores]
+    errors = [error for _, error in scores if error is not None]
+    spread = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    if len(errors) < len(scores):
+        return float(np.mean(values)), None
+    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + spread)
+
+
+def _score(record: RunRecord, preparation: Preparation) -> Score | None:
+    score = record.direct if preparation == "direct" else record.trained
+    return score if score is not None and record.metric in score.metrics else None
+
+
+def _read(score: Score, metric: str) -> tuple[float, float | None]:
+    return score.metrics[metric], score.stderrs.get(metric)
+
+
+def _refuse_mixture(runs: Sequence[Run]) -> None:
+    (first, store), *others = runs
+    asked = _asked(first)
+    for record, other in others:
+        if record.spec.seed == first.spec.seed and _asked(record) == asked:
+            raise UsageError(
+                f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Keep one of them."
+            )
+        differing = [key for key, value in _asked(record).items() if asked.get(key) != value]
+        if differing:
+            said = "; ".join(f"{key} {asked.get(key)!r} and {_asked(record)[key]!r}" for key in differing)
+            raise UsageError(
+                f"results: {first.spec.model.name} on {first.benchmark} was run in several ways: {said} "
+                f"(in {store.folder} and {other.folder}). Name a folder that holds one of them."
+            )
+
+
+def _asked(record: RunRecord) -> dict[str, Any]:
+    """Return what runs of one score must share, flat: "recipe.epochs" -> 5."""
+    asked = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
+    asked["metric"] = record.metric
+    flat: dict[str, Any] = {}
+    for key, value in asked.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    # Where rows and task files lie says nothing of them: the data's fingerprint depends on the seed and cannot serve here.
+    for place in ("benchmark.data_dir", "benchmark.include_path"):
+        flat.pop(place, None)
+    return flat
+
+
+def _failure(store: RunStore) -> Mapping[tuple[str, str], str]:
+    asked, failure = store.asked(), store.failure()
+    if asked is None or failure is None:  # given up before it had written what was asked: `lm-harmony status` tells
+        return {}
+    task = asked["benchmark"]["task"]
+    benchmark = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+    return {(asked["model"]["name"], benchmark): f"{failure.kind}: {failure.cause}"}

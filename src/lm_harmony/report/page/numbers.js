@@ -1,0 +1,30 @@
+// Numbers as people read them; a true minus sign is as wide as a digit, so columns stay aligned.
+
+const fixed = (value, digits) => (value === null || value === undefined ? "" : value.toFixed(digits).replace("-", "−"));
+
+const signed = (value, digits) => {
+  if (value === null || value === undefined) return "";
+  const text = fixed(value, digits);
+  return value > 0 ? `+${text}` : text;
+};
+
+const billions = (params) => {
+  if (params === null) return "";
+  if (params < 1) return `${Math.round(params * 1000)}M`;
+  return `${Number(params.toPrecision(3))}B`;
+};
+
+// "1 model", "61 models"
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
+// Competition ranks, best first: equal values share the better rank; null stays null.
+const ranksOf = (values, higher = true) => {
+  const order = values.map((_, index) => index).filter((index) => values[index] !== null);
+  order.sort((a, b) => (higher ? values[b] - values[a] : values[a] - values[b]));
+  const ranks = values.map(() => null);
+  order.forEach((index, place) => {
+    const before = order[place - 1];
+    ranks[index] = place > 0 && values[index] === values[before] ? ranks[before] : place + 1;
+  });
+  return ranks;
+};

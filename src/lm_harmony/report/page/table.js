@@ -1,0 +1,150 @@
+// The table: DataTables sorts, pages and draws; every cell is an element made here, because DataTables would read a text as
+// markup. Its own search and width measuring do the same, so both are off: the filter below looks at the models themselves.
+
+const PAGE = 100;
+const LEADING = ["pin", "rank", "model", "size", "pc1"];
+const TITLES = { pin: "Pinned", rank: "Rank", model: "Model", size: "Size", pc1: "PC1" };
+
+const blanksLast = (sign) => (a, b) => {
+  if (a === null || b === null) return (a === null) - (b === null);
+  return sign * (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+};
+
+// Benchmarks stand beside those of their category, categories in the order of their first benchmark.
+const columnOrder = () => {
+  const categories = [...new Set(board.benchmarks.map((benchmark) => benchmark.category))];
+  return categories.flatMap((category) => board.benchmarks.map((_, j) => j).filter((j) => board.benchmarks[j].category === category));
+};
+
+const makeTable = (page) => {
+  const order = columnOrder();
+  const cells = makeCells(page);
+  DataTable.ext.type.order["board-asc"] = blanksLast(1);
+  DataTable.ext.type.order["board-desc"] = blanksLast(-1);
+  const node = byId("board");
+  headRows(order).forEach((row) => node.tHead.append(row));
+  const column = (name, className, data, first = "desc") => ({ name, className, data, type: "board", searchable: false, ariaTitle: TITLES[name],
+    orderSequence: first === "desc" ? ["desc", "asc"] : ["asc", "desc"] });
+  const table = new DataTable(node, {
+    data: board.models,
+    columns: [
+      { ...column("pin", "", (model) => (page.state.pins.includes(model.name) ? 1 : 0)), visible: false },
+      column("rank", "rank", cells.rank, "asc"),
+      column("model", "model", cells.model, "asc"),
+      column("size", "size", cells.size),
+      column("pc1", "pc1", cells.pc1),
+      ...order.map((j) => ({ ...column(board.benchmarks[j].task, "score", cells.score(j), board.benchmarks[j].higher ? "desc" : "asc"),
+        ariaTitle: board.benchmarks[j].title })),
+    ],
+    rowId: (model) => `model-${model.index}`,
+    createdRow: (row, model) => row.classList.toggle("pinned", page.state.pins.includes(model.name)),
+    order: [[LEADING.indexOf("pc1"), "desc"]],
+    orderFixed: { pre: [[0, "desc"]] },
+    // One column decides: what a second would decide is shown by no header.
+    orderMulti: false,
+    autoWidth: false, deferRender: true, processing: false, searching: true, pageLength: PAGE,
+    layout: { topStart: null, topEnd: null, bottomStart: board.models.length > PAGE ? "info" : null,
+      bottomEnd: board.models.length > PAGE ? "paging" : null },
+    language: { info: "_START_ to _END_ of _TOTAL_ models", infoFiltered: "", emptyTable: "No models.", zeroRecords: "No model fits these filters." },
+  });
+  return { table, order };
+};
+
+const headRows = (order) => {
+  const groups = [];
+  for (const j of order) {
+    const { category } = board.benchmarks[j];
+    if (groups.at(-1)?.category === category) groups.at(-1).span += 1;
+    else groups.push({ category, span: 1 });
+  }
+  const above = element("tr", { class: "categories" }, ...LEADING.map((name) => element("td", { class: name, "data-dt-order": "disable" })),
+    ...groups.map(({ category, span }) => element("th", { colspan: span, scope: "colgroup", "data-dt-order": "disable" }, element("span", { text: category }))));
+  const below = element("tr", { class: "titles" },
+    ...LEADING.map((name) => element("th", { scope: "col", class: name, text: TITLES[name] })),
+    ...order.map((j) => element("th", { scope: "col", class: "score", "data-task": board.benchmarks[j].task, text: board.benchmarks[j].title })));
+  return [above, below];
+};
+
+// Functions as DataTables calls them: (model, type) -> an element for "display", a number or text for everything else.
+const makeCells = (page) => ({
+  rank: (model, type) => {
+    const rank = page.derived.ranks[model.index];
+    if (type !== "display") return rank;
+    const { rankLow, rankHigh, groups } = page.derived;
+    const made = element("span", { class: "cell", text: rank === null ? "" : String(rank) });
+    if (rank !== null && rankLow && rankLow[model.index] !== null && rankLow[model.index] !== rankHigh[model.index]) {
+      made.append(element("small", { class: "range", text: `${rankLow[model.index]}–${rankHigh[model.index]}` }));
+    }
+    if (groups) made.dataset.group = groups[model.index];
+    return made;
+  },
+  model: (model, type) => {
+    if (type !== "display") return model.name;
+    const pinned = page.state.pins.includes(model.name);
+    return element("span", { class: "cell" },
+      element("button", { type: "button", class: "pin", "data-pin": model.index, "aria-pressed": String(pinned),
+        "aria-label": `Pin ${model.name}`, text: pinned ? "★" : "☆" }),
+      element("i", { class: "dot", "--dot": familyColour(model.family), title: model.family, "aria-hidden": "true" }),
+      nameElement(model.name));
+  },
+  size: (model, type) => (type !== "display" ? model.params : element("span", { class: "cell", text: billions(model.params) })),
+  pc1: (model, type) => {
+    const { pc1, low, high } = page.derived;
+    const value = pc1[model.index];
+    if (type !== "display") return value;
+    const made = element("span", { class: "cell", text: fixed(value, 0) });
+    if (value !== null && low && low[model.index] !== null) {
+      made.append(element("small", { class: "range", text: `${fixed(low[model.index], 0)} to ${fixed(high[model.index], 0)}` }));
+    }
+    return made;
+  },
+  score: (j) => (model, type) => {
+    const value = page.derived.scores[model.index][j];
+    return type !== "display" ? value : scoreCell(page, model.index, j, value);
+  },
+});
+
+const scoreCell = (page, i, j, value) => {
+  const benchmark = board.benchmarks[j];
+  if (value === null) return element("span", { class: "cell gap", "data-cell": `${i} ${j}`, text: "·" });
+  const gain = page.derived.view === "gain";
+  const text = gain ? signed(value * benchmark.scale, benchmark.digits) : fixed(value * benchmark.scale, benchmark.digits);
+  const made = element("span", { class: "cell", "data-cell": `${i} ${j}`, text });
+  const extent = page.extents[j];
+  if (gain) {
+    const most = Math.max(Math.abs(extent.least), Math.abs(extent.best)) || 1;
+    made.classList.add(value < 0 ? "worse" : "better");
+    made.style.setProperty("--heat-share", `${(45 * Math.abs(value) / most).toFixed(1)}%`);
+  } else {
+    const share = extent.best === extent.worst ? 0.5 : Math.max(0, (value - extent.worst) / (extent.best - extent.worst));
+    made.style.setProperty("--heat-share", `${(40 * share ** 1.7).toFixed(1)}%`);
+    const group = board.views[page.derived.view].groups?.[i][j] ?? null;
+    if (group === 1) made.classList.add("tied-first");
+  }
+  return made;
+};
+
+// Which tie group a model is in, for the column that the table is sorted by; null where none is known.
+const groupInSort = (page, model) => {
+  const { sort } = page.state;
+  if (sort === "pc1" || sort === "rank") return page.derived.groups?.[model.index] ?? null;
+  if (!board.taskIndex.has(sort) || page.derived.view === "gain") return null;
+  return board.views[page.derived.view].groups?.[model.index][board.taskIndex.get(sort)] ?? null;
+};
+
+// A band at the row's edge joins the models that are tied in the sorted column: it changes its tone where a group ends.
+const markGroups = (page) => {
+  let last = null;
+  let band = 1;
+  for (const row of page.table.rows({ page: "current" }).nodes().toArray()) {
+    const model = page.table.row(row).data();
+    const group = groupInSort(page, model);
+    const pinned = page.state.pins.includes(model.name);
+    if (group !== last) band = 1 - band;
+    row.classList.toggle("pinned", pinned);
+    row.classList.toggle("band", group !== null);
+    row.classList.toggle("band-odd", group !== null && band === 1);
+    row.classList.toggle("band-starts", group !== null && last !== null && group !== last);
+    last = group;
+  }
+};

@@ -1,0 +1,61 @@
+"""Small boards for the page's tests: real and invented models, direct and trained scores, gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm_harmony.analysis.cells import Cell, Found
+from lm_harmony.analysis.matrix import ScoreMatrix
+
+MODELS = (
+    "Qwen/Qwen2.5-14B",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "Qwen/Qwen2.5-1.5B",
+    "google/gemma-2-9b",
+    "google/gemma-2-2b-it",
+    "meta-llama/Llama-3.2-3B",
+    "EleutherAI/pythia-410m-deduped",
+    "EleutherAI/pythia-70m-deduped",
+    "openai-community/gpt2",
+    "local/mine",
+)
+"""Nine of the catalogue, strongest first, and one that nobody knows."""
+TASKS = ("mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki")
+"""Four benchmarks and a text corpus, where lower is better."""
+GAP = ("openai-community/gpt2", "gsm8k")
+"""Its trained score is missing."""
+CAUSE = "gave up after 3 attempts"
+"""Why."""
+
+
+def small_board(models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True) -> ScoreMatrix:
+    """Return a board with noisy scores, better for earlier models, more so after training."""
+    random = np.random.default_rng(0)
+    cells = []
+    for place, model in enumerate(models):
+        for task in tasks:
+            skill = 1 - place / len(models)
+            trained, before = 0.3 + 0.6 * skill + 0.05 * random.normal(), 0.2 + 0.3 * skill + 0.1 * random.normal()
+            if task.startswith("corpus:"):
+                trained, before = 1.4 - trained / 2, 1.6 - before / 2
+            if (model, task) == GAP:
+                cells.append(Cell(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
+            else:
+                cells.append(_cell(model, task, "trained", trained))
+            if direct:
+                cells.append(_cell(model, task, "direct", before))
+    return ScoreMatrix.from_cells(Found(source="a small board", cells=tuple(cells)))
+
+
+def _cell(model: str, task: str, preparation: str, value: float) -> Cell:
+    corpus = task.startswith("corpus:")
+    return Cell(
+        model=model,
+        benchmark=task,
+        preparation=preparation,  # type: ignore[arg-type]
+        value=float(value) if corpus else round(float(np.clip(value, 0, 1)), 4),
+        stderr=None if corpus else 0.01,
+        count=None if corpus else 1_000,
+    )

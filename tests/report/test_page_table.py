@@ -1,0 +1,257 @@
+"""The table in a real browser: order, filters, columns, preparations, pins, keys."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm_harmony.analysis.components import components
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.report.page_data import page_data
+from page_boards import CAUSE, GAP, MODELS, small_board
+
+Open = Callable[..., Any]
+Column = Callable[[Any, str], list[str]]
+MATRIX = small_board()
+DATA = page_data(MATRIX)
+
+
+def numbers(texts: list[str]) -> list[float | None]:
+    return [None if text in ("", "·") else float(text.replace("−", "-")) for text in texts]
+
+
+def head(page: Any, title: str) -> Any:
+    return page.locator("#board thead .titles th", has_text=title).first
+
+
+def sort_by(page: Any, title: str, direction: str) -> None:
+    """Click a head and wait until the table is sorted, which is a moment later."""
+    head(page, title).click()
+    page.wait_for_selector(f'#board thead th[aria-sort="{direction}"]:has-text("{title}")')
+
+
+def test_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    expected = components(MATRIX.downstream()).pc1.sort_values(ascending=False)
+    ranked = list(expected.index)
+    assert column(page, "model") == [*ranked, *[name for name in MODELS if name not in ranked]]
+    assert column(page, "rank")[: len(ranked)] == [str(place) for place in range(1, len(ranked) + 1)]
+    assert numbers(column(page, "pc1"))[: len(ranked)] == [pytest.approx(value, abs=0.51) for value in expected]
+    assert head(page, "PC1").get_attribute("aria-sort") == "descending"
+    assert DATA["reference"]["fingerprint"] in page.locator("#reference").inner_text()
+    low, high = (f"{DATA['views']['trained']['components'][end][0]:.0f}" for end in ("low", "high"))
+    assert page.locator("#model-0 .pc1 .range").inner_text() == f"{low} to {high}".replace("-", "−")
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "mnli", "corpus:wiki"])
+def test_sorting_puts_blanks_last_both_ways(open_board: Open, column: Column, task: str) -> None:
+    page = open_board(DATA)
+    if task == "corpus:wiki":  # a text corpus takes no part in PC1, so it is not chosen at first
+        page.evaluate("harmonyBoard.page.set({columns: ['gsm8k', 'corpus:wiki']})")
+    for times, better_first in ((1, True), (2, False)):
+        page.locator(f'th[data-task="{task}"]').click()
+        descending = better_first != (task == "corpus:wiki")
+        # The library sorts a moment after the click.
+        page.wait_for_selector(f'th[data-task="{task}"][aria-sort="{"descending" if descending else "ascending"}"]')
+        shown = numbers(column(page, task))
+        known = [value for value in shown if value is not None]
+        assert known == sorted(known, reverse=descending), times
+        assert None not in shown[: len(known)]
+        assert page.locator("[aria-sort]").count() == 1
+        if task == "gsm8k":
+            assert shown[-1] is None and column(page, "model")[-1] == GAP[0]
+
+
+def test_names_sort_by_alphabet_and_numbers_in_them_by_size(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    sort_by(page, "Model", "ascending")
+    numbers_as_numbers = [re.sub(r"\d+", lambda digits: digits[0].zfill(4), name).lower() for name in MODELS]
+    assert column(page, "model") == [name for _, name in sorted(zip(numbers_as_numbers, MODELS, strict=True))]
+
+
+def test_search_takes_every_word(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    page.get_by_label("Search models").fill("qwen 7b")
+    assert column(page, "model") == ["Qwen/Qwen2.5-7B-Instruct"]
+    assert page.locator("#standing").inner_text().startswith("1 of 10 models")
+    page.get_by_label("Search models").fill("nobody & <nothing>")
+    assert page.locator("#board tbody").inner_text() == "No model fits these filters."
+
+
+def test_filters_by_family_kind_and_size(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+
+    def choose(menu: str, choice: str) -> None:
+        page.locator("summary", has_text=menu).click()
+        page.locator("details[open]").get_by_label(choice).check()
+        page.keyboard.press("Escape")
+
+    choose("Family", "Qwen")
+    assert {name.split("/")[0] for name in column(page, "model")} == {"Qwen"}
+    choose("Family", "Gemma")
+    assert len(column(page, "model")) == 5
+    choose("Kind", "base")
+    assert sorted(column(page, "model")) == ["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-14B", "google/gemma-2-9b"]
+    choose("Size", "1 to 3 B")
+    assert column(page, "model") == ["Qwen/Qwen2.5-1.5B"]
+    # Ranks are those on the board, not among what is left.
+    assert column(page, "rank") != ["1"]
+    page.get_by_role("button", name="Reset").click()
+    assert len(column(page, "model")) == len(MODELS)
+    choose("Family", "unknown")
+    assert column(page, "model") == ["local/mine"]
+
+
+def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[str, float]:
+    """PC1 of chosen benchmarks over the models that have them all, by lm_harmony.analysis."""
+    chosen = matrix.subset(benchmarks=tasks)
+    values = chosen.scores(preparation).values  # type: ignore[arg-type]
+    whole = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
+    return dict(components(whole, preparation).pc1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preparation", ["trained", "direct"])
+@pytest.mark.parametrize(
+    "tasks", [["mnli", "cola"], ["mnli", "gsm8k", "arc_easy"], ["gsm8k", "corpus:wiki"], ["mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki"]]
+)
+def test_pc1_of_chosen_benchmarks_is_that_of_python(open_board: Open, tasks: list[str], preparation: str) -> None:
+    page = open_board(DATA)
+    page.get_by_role("radio", name=preparation.title()).check(force=True)
+    page.locator("summary", has_text="Benchmarks").click()
+    for facts in DATA["benchmarks"]:
+        page.locator("details[open]").get_by_role("checkbox", name=facts["title"], exact=True).set_checked(facts["task"] in tasks)
+    page.keyboard.press("Escape")
+    found = page.evaluate("harmonyBoard.page.derived")
+    assert found["columns"] == [facts["task"] for facts in DATA["benchmarks"] if facts["task"] in tasks]
+    expected = python_pc1(MATRIX, tasks, preparation)
+    for name, value in zip(MATRIX.model_names, found["pc1"], strict=True):
+        assert value == (pytest.approx(expected[name], abs=1e-6) if name in expected else None)
+    assert page.locator("th[data-task]").count() == len(tasks)
+    assert f"{len(tasks)} chosen benchmarks over {len(expected)} models" in page.locator("#standing").inner_text()
+
+
+def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> None:
+    matrix = ScoreMatrix.published()
+    page = open_board(page_data(matrix))
+    random = np.random.default_rng(1)
+    for count in (2, 5, 12, 23):
+        tasks = [matrix.benchmark_names[at] for at in sorted(random.choice(24, count, replace=False))]
+        page.evaluate("(columns) => harmonyBoard.page.set({columns})", tasks)
+        chosen = components(matrix.subset(benchmarks=tasks))
+        derived = page.evaluate("harmonyBoard.page.derived")
+        np.testing.assert_allclose(derived["pc1"], chosen.pc1, atol=1e-6)
+        np.testing.assert_allclose(derived["explained"], chosen.explained, atol=1e-9)
+        np.testing.assert_allclose(derived["loadings"], chosen.loadings[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("columns", [[], ["mnli"]])
+def test_too_few_benchmarks_are_spoken_of(open_board: Open, column: Column, columns: list[str]) -> None:
+    page = open_board(DATA)
+    page.evaluate("(columns) => harmonyBoard.page.set({columns})", columns)
+    assert "no PC1" in page.locator("#standing").inner_text()
+    assert set(column(page, "pc1")) == {""}
+
+
+def test_direct_trained_gain(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    names = column(page, "model")
+    trained = dict(zip(names, numbers(column(page, "mnli")), strict=True))
+    page.get_by_role("radio", name="Direct").check(force=True)
+    direct = dict(zip(column(page, "model"), numbers(column(page, "mnli")), strict=True))
+    # The direct scores have a ranking of their own.
+    expected = components(MATRIX.downstream(), "direct").pc1.sort_values(ascending=False)
+    assert column(page, "model") == list(expected.index)
+    page.get_by_role("radio", name="Gain").check(force=True)
+    gain = dict(zip(column(page, "model"), numbers(column(page, "mnli")), strict=True))
+    for name in MODELS:
+        assert gain[name] == pytest.approx(trained[name] - direct[name], abs=0.11)
+    page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'corpus:wiki']})")
+    before, after = (MATRIX.scores(name).values["corpus:wiki"] for name in ("direct", "trained"))
+    shown = dict(zip(column(page, "model"), numbers(column(page, "corpus:wiki")), strict=True))
+    # Fewer bits are a gain.
+    assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
+
+
+def test_what_is_not_there_cannot_be_chosen_and_is_named(open_board: Open) -> None:
+    page = open_board(page_data(small_board(direct=False)))
+    for name in ("Direct", "Gain"):
+        assert page.get_by_role("radio", name=name).is_disabled()
+    assert page.get_by_role("radio", name="Trained").is_checked()
+    assert "no direct scores" in page.locator("#standing").inner_text()
+
+
+def test_pinned_models_come_first_and_are_compared(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    page.get_by_label("Pin local/mine").click()
+    page.get_by_label("Pin google/gemma-2-9b").click()
+    assert set(column(page, "model")[:2]) == {"local/mine", "google/gemma-2-9b"}
+    assert page.get_by_label("Pin local/mine").get_attribute("aria-pressed") == "true"
+    sort_by(page, "MNLI", "descending")
+    assert set(column(page, "model")[:2]) == {"local/mine", "google/gemma-2-9b"}
+    assert page.locator("[aria-sort]").inner_text() == "MNLI"
+    row = page.locator("#compare tr", has_text="MNLI").locator("td").all_inner_texts()
+    mine, other = (MATRIX.trained.values.loc[name, "mnli"] * 100 for name in ("local/mine", "google/gemma-2-9b"))
+    assert row[0] == f"{mine:.1f} ± 1.0" and row[1] == f"{other:.1f} ± 1.0"
+    assert float(row[2].replace("−", "-")) == pytest.approx(mine - other, abs=0.06)
+    # 1.96 standard errors of this difference are 2.8 points.
+    sure = page.locator("#compare tr", has_text="MNLI").locator("td.sure").count()
+    assert sure == (abs(mine - other) > 100 * 1.96 * math.hypot(0.01, 0.01))
+    page.get_by_role("button", name="Unpin all").click()
+    assert page.locator("#compare").is_hidden()
+    assert page.locator("tr.pinned").count() == 0
+
+
+def test_standard_errors_and_causes_on_hover(open_board: Open) -> None:
+    page = open_board(DATA)
+    row, task = MATRIX.model_names.index("local/mine"), MATRIX.benchmark_names.index("mnli")
+    page.locator(f'[data-cell="{row} {task}"]').hover()
+    said = page.locator("#hint").inner_text()
+    for preparation in ("trained", "direct"):
+        value = MATRIX.scores(preparation).values.loc["local/mine", "mnli"] * 100
+        assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in said
+    page.locator(f'[data-cell="{MODELS.index(GAP[0])} {MATRIX.benchmark_names.index(GAP[1])}"]').hover()
+    assert f"trained: {CAUSE}" in page.locator("#hint").inner_text()
+
+
+def test_tie_groups_of_the_sorted_column_are_marked(open_board: Open) -> None:
+    page = open_board(DATA)
+    sort_by(page, "MNLI", "descending")
+    at = MATRIX.benchmark_names.index("mnli")
+    groups = [DATA["views"]["trained"]["groups"][row][at] for row in range(len(MODELS))]
+    order = page.evaluate("[...document.querySelectorAll('#board tbody tr')].map((row) => Number(row.id.split('-')[1]))")
+    starts = page.evaluate("[...document.querySelectorAll('#board tbody tr')].map((row) => row.classList.contains('band-starts'))")
+    sorted_groups = [groups[row] for row in order]
+    assert starts == [place > 0 and group != sorted_groups[place - 1] for place, group in enumerate(sorted_groups)]
+    bold = page.evaluate("[...document.querySelectorAll('#board .tied-first')].map((cell) => cell.dataset.cell)")
+    assert {int(cell.split()[0]) for cell in bold if cell.endswith(f" {at}")} == {row for row, group in enumerate(groups) if group == 1}
+
+
+def test_everything_is_reached_by_keys(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"))
+    names = ("To the table", "theme", "search", "Family", "Benchmarks", "Download", "reset", "board-region", "MNLI", "Pin Qwen/Qwen2.5-14B")
+    places = [next(at for at, text in enumerate(reached) if name in text) for name in names]
+    assert places == sorted(places), reached
+    page.locator('th[data-task="mnli"] [tabindex="0"], th[data-task="mnli"][tabindex="0"]').first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector('th[data-task="mnli"][aria-sort="descending"]')
+    page.locator("#board-region").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    # A score's errors are told to the keyboard as to the mouse.
+    assert "±" in page.locator("#hint").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("#hint").is_hidden()
+    page.get_by_label("Pin google/gemma-2-9b").focus()
+    page.keyboard.press("Space")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Pin google/gemma-2-9b"
+    assert column(page, "model")[0] == "google/gemma-2-9b"
