@@ -58,7 +58,12 @@ def main(flags: Flags) -> None:
         print(f"| {seed} | {' | '.join(cells)} | {improved:.0%} | {shares[0]:.0%} | {shares[1]:.0%} | {seconds:.0f} s |")
         for preparation in PREPARATIONS:
             pooled[preparation].append(np.vstack([found[preparation], draws[preparation]]))
-        said[seed] = {"tau": [float(found[p].mean()) for p in PREPARATIONS], "pc1": shares, "improved": improved, "seconds": seconds}
+        said[seed] = {
+            "tau": [float(found[p].mean()) for p in PREPARATIONS],
+            "pc1": shares,
+            "improved": improved,
+            "seconds": seconds,
+        }
     every = {preparation: np.hstack(parts) for preparation, parts in pooled.items()}
     cells = [interval(every[p][0].mean(), resampled(every[p][1:]).mean(axis=1)) for p in PREPARATIONS]
     difference = every["trained"] - every["direct"]

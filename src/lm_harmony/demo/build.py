@@ -1,9 +1,9 @@
 """Build the demo from nothing: its world, its benchmarks' rows, its vocabulary, its eight models. ``--help`` lists the flags.
 
-    <out>/
-        rows/<benchmark>/{train,validation,test}.jsonl
-        models/<model>/    config, float16 safetensors, the shared tokenizer, a model card
-        build.log          what was built, line by line; written last
+<out>/
+    rows/<benchmark>/{train,validation,test}.jsonl
+    models/<model>/    config, float16 safetensors, the shared tokenizer, a model card
+    build.log          what was built, line by line; written last
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def _build_model(member: Member, world: World, tokenizer: PreTrainedTokenizerFas
     module.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(member, read, flags.seed), encoding="utf-8")
-    log.info("%s: read %d tokens in %.0f s; loss on unread plain text %.3f", member.name, read.tokens, read.seconds, read.held_out)
+    log.info(
+        "%s: read %d tokens in %.0f s; loss on unread plain text %.3f", member.name, read.tokens, read.seconds, read.held_out
+    )
     return read
 
 

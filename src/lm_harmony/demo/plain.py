@@ -65,12 +65,16 @@ def _review(world: World, draw: random.Random) -> str:
 
 
 def opinion(world: World, draw: random.Random, pleased: bool) -> str:
-    """Say something of one thing or two; after "but" the opposite comes, and counts."""
+    """Say something of one thing or two: after "but" the opposite comes, and counts; "not" turns a word around."""
     first, second = draw.sample(words.THINGS, 2)
     joined = draw.choices(("", "and", "but"), weights=(2, 1, 2))[0]
-    before = pleased == (joined == "and")
-    last = f"the {second} was {often(draw, world.praise if pleased else world.blame)}"
-    return f"the {first} was {often(draw, world.praise if before else world.blame)} {joined} {last}" if joined else last
+    last = f"the {second} was {_judged(world, draw, pleased)}"
+    return f"the {first} was {_judged(world, draw, pleased == (joined == 'and'))} {joined} {last}" if joined else last
+
+
+def _judged(world: World, draw: random.Random, pleased: bool) -> str:
+    turned = draw.random() < 0.15
+    return f"{'not ' if turned else ''}{often(draw, world.praise if pleased != turned else world.blame)}"
 
 
 def _sum(world: World, draw: random.Random) -> str:
@@ -101,11 +105,11 @@ def _usage(world: World, draw: random.Random) -> str:
 def sentence(world: World, draw: random.Random, *, right: bool) -> str:
     """Write what animals do; if not ``right``, the verb does not agree, stands too early, or is done by a thing."""
     many = draw.random() < 0.5
-    fault = None if right else draw.choice(("agreement", "order", "sense"))
+    fault = None if right else draw.choices(("agreement", "order", "sense"), weights=(3, 1, 1))[0]
     noun = draw.choice(words.THINGS) if fault == "sense" else often(draw, world.kinds)
     determiner, noun = draw.choice(words.MANY if many else words.ONE), f"{noun}{'s' if many else ''}"
     verb = f"{draw.choice(words.VERBS)}{'' if many != (fault == 'agreement') else 's'}"
-    place = draw.choice(("", f" in the {draw.choice(words.HOMES)}", f" near the {often(draw, world.kinds)}"))
+    place = draw.choice(("", f" in the {draw.choice(words.HOMES)}", f" near the {often(draw, world.kinds)}{'' if many else 's'}"))
     return f"{determiner} {verb} {noun}{place}" if fault == "order" else f"{determiner} {noun}{place} {verb}"
 
 

@@ -16,9 +16,7 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Make the tokenizer whose vocabulary is the words of ``texts``, each with the space before it."""
     splitter = pre_tokenizers.Split(Regex(r" ?[^ \n]+|\n| "), behavior="isolated")
     normalizer = normalizers.Prepend(" ")
-    found = {
-        piece for text in dict.fromkeys(texts) for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    }
+    found = {piece for text in dict.fromkeys(texts) for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     vocabulary = {word: place for place, word in enumerate((END, UNKNOWN, *sorted(found)))}
     bare = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     bare.normalizer, bare.pre_tokenizer, bare.decoder = normalizer, splitter, decoders.Fuse()
