@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},
-    "demo": {"studies", "benchmarks", "errors"},
+    "demo": {"studies", "engine", "benchmarks", "errors"},
     "demo_command": {"demo", "study_command", "studies", "analysis", "report", "errors"},
     "cli": {
         "flags",

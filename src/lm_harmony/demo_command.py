@@ -35,6 +35,7 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
     matrix, console = demo_matrix(study), Console()
     for preparation in PREPARATIONS:
         console.print(_board(matrix, preparation))
+    console.print("Scores in %, in brackets the place among the models.")
     for preparation in PREPARATIONS:
         console.print(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}", highlight=False)
     _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"), console)
@@ -53,7 +54,8 @@ def demo_matrix(study: Study) -> ScoreMatrix:
         direct=_renamed(matrix.direct, names),
         trained=_renamed(matrix.trained, names),
         models=tuple(replace(fact, name=names[fact.name], family=names[fact.name].split("-")[0]) for fact in matrix.models),
-        causes={(names[model], *rest): cause for (model, *rest), cause in matrix.causes.items()},
+        benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
+        causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},
         samples={(names[model], task, prepared): files for (model, task, prepared), files in matrix.samples.items()},
         source="LM-Harmony's demo",
     )
@@ -64,17 +66,17 @@ def _renamed(scores: Scores, names: dict[str, str]) -> Scores:
 
 
 def _board(matrix: ScoreMatrix, preparation: Preparation) -> Table:
-    """Draw scores in percent, each with its rank among the models, and the best first by PC1."""
-    values, ranked = matrix.scores(preparation).values, matrix.oriented(preparation).rank(ascending=False, method="min")
-    columns = (Column(task.task.removeprefix("micro_"), justify="right") for task in matrix.benchmarks)
-    table = Table("model", *columns, "PC1", title=f"{_TITLES[preparation]}: score in % (rank)", title_justify="left")
+    """Draw scores in percent, each with the model's place on that benchmark; the best model by PC1 first."""
+    values, places = matrix.scores(preparation).values, matrix.oriented(preparation).rank(ascending=False, method="min")
     try:
-        pc1 = components(matrix, preparation).pc1.sort_values(ascending=False)
+        pc1 = components(matrix, preparation).pc1
     except UsageError:  # a benchmark on which every model scores alike
-        pc1 = ranked.mean(axis=1).sort_values() * float("nan")
-    for model in pc1.index:
-        cells = [f"{100 * values.loc[model, task]:.1f} ({ranked.loc[model, task]:.0f})" for task in values]
-        table.add_row(model, *cells, f"{pc1[model]:.0f}")
+        pc1 = places.mean(axis=1) * float("nan")
+    columns = (Column(fact.title, justify="right") for fact in matrix.benchmarks)
+    table = Table("model", *columns, Column("PC1", justify="right"), title=_TITLES[preparation], title_justify="left")
+    for model in pc1.sort_values(ascending=False).index:
+        cells = (f"{100 * values.loc[model, task]:.0f} ({places.loc[model, task]:.0f})" for task in values)
+        table.add_row(model, *cells, "-" if pc1.isna().all() else f"{pc1[model]:.0f}")
     return table
 
 

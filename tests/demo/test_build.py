@@ -72,6 +72,6 @@ def test_eight_models_ship_and_load() -> None:
         sizes.append(sum(weight.numel() for weight in model.module.parameters()))
         assert (SHIPPED / "models" / member.name / "README.md").read_text().count(member.name) > 0
         assert model.max_length == 128
-    assert sizes == sorted(sizes) and 1e5 < sizes[0] and sizes[-1] < 3e6
+    assert sizes == sorted(sizes) and sizes[0] > 1e5 and sizes[-1] < 3e6
     said = [json.loads(line) for line in (SHIPPED / "build.log").read_text().splitlines()][1:]
     assert [model["parameters"] for model in said] == sizes

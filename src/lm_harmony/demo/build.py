@@ -104,7 +104,7 @@ def _vocabulary(world: World, seed: int, rows_dir: Path) -> PreTrainedTokenizerF
 def _build_model(member: Member, world: World, tokenizer: PreTrainedTokenizerFast, flags: Flags) -> Read:
     module, read = pretrain(member, world, tokenizer, seed=flags.seed, rows_dir=flags.out / "rows", share=flags.share)
     folder = flags.out / "models" / member.name
-    module.to(torch.float16).save_pretrained(folder)
+    module.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(member, read, flags.seed), encoding="utf-8")
     log.info(
@@ -127,8 +127,8 @@ tags: [lm-harmony-demo]
 ---
 # {member.name}
 
-A tiny {member.family} model ({read.parameters:,} parameters, {member.layers} layers of width {member.width}, float16) of LM-Harmony's
-demo. It knows the demo's made-up world and nothing else, and is of no use beyond showing how evaluation works.
+A tiny {member.family} model ({read.parameters:,} parameters, {member.layers} layers of width {member.width}, float16) of the demo
+of LM-Harmony. It knows the demo's made-up world and nothing else, and is of no use beyond showing how evaluation works.
 
 - Pre-trained from scratch by `python -m lm_harmony.demo.build --seed {seed}`, once over {plain:,} tokens of plain text.
 - Benchmarks whose format it saw in pre-training: {seen} ({read.exposed_tokens:,} tokens, from rows that no test row repeats).

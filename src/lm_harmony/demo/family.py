@@ -44,7 +44,8 @@ class Member:
         }
         if self.family == "llama":
             return LlamaConfig(**shape, intermediate_size=2 * self.width)
-        return GPTNeoXConfig(**shape, intermediate_size=4 * self.width, rotary_pct=0.5)
+        turned = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        return GPTNeoXConfig(**shape, intermediate_size=4 * self.width, rope_parameters=turned)
 
 
 MEMBERS: tuple[Member, ...] = (
@@ -74,18 +75,18 @@ MEMBERS: tuple[Member, ...] = (
         layers=4,
         width=112,
         heads=7,
-        tokens=1_300_000,
+        tokens=1_200_000,
         exposed=("micro_reviews", "micro_entails", "micro_endings"),
     ),
-    Member(name="neox-3", family="neox", layers=4, width=128, heads=4, tokens=1_300_000),
-    Member(name="llama-4", family="llama", layers=4, width=160, heads=10, tokens=2_000_000),
+    Member(name="neox-3", family="neox", layers=4, width=128, heads=4, tokens=1_200_000),
+    Member(name="llama-4", family="llama", layers=4, width=160, heads=10, tokens=1_600_000),
     Member(
         name="neox-4",
         family="neox",
         layers=4,
         width=168,
         heads=7,
-        tokens=2_000_000,
+        tokens=1_600_000,
         exposed=("micro_cloze", "micro_grammar", "micro_sums"),
     ),
 )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.demo.family import Member
 from lm_harmony.demo.plain import plain_texts
 from lm_harmony.demo.questions import TASKS, rows_of
 from lm_harmony.demo.world import World
+from lm_harmony.engine.products import fast_products
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def exposure_texts(task: str, world: World, draw: random.Random, opened: Harness
 
 def pretrain(
     member: Member, world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int, rows_dir: Path, share: float = 1.0
-) -> tuple[torch.nn.Module, Read]:
+) -> tuple[PreTrainedModel, Read]:
     """Pre-train one model from scratch; equal arguments give equal bits on one thread of one machine.
 
     Args:
@@ -89,7 +90,8 @@ def pretrain(
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(member.config(len(tokenizer)), dtype=torch.float32)
         started = time.perf_counter()
-        losses = _read(module, stream, member.name)
+        with fast_products():
+            losses = _read(module, stream, member.name)
     return module, Read(
         name=member.name,
         parameters=sum(weight.numel() for weight in module.parameters()),
@@ -119,10 +121,10 @@ def _windows(stream: torch.Tensor) -> Sequence[torch.Tensor]:
     return list(stream[:whole].view(-1, BATCH, WINDOW))
 
 
-def _read(module: torch.nn.Module, stream: torch.Tensor, name: str) -> tuple[float, ...]:
+def _read(module: PreTrainedModel, stream: torch.Tensor, name: str) -> tuple[float, ...]:
     """Take one optimizer step a batch; return the mean loss of each tenth of the way."""
     batches = _windows(stream)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP * len(batches)), len(batches))
     losses: list[float] = []
     for step, ids_BxT in enumerate(batches, start=1):
@@ -140,6 +142,6 @@ def _read(module: torch.nn.Module, stream: torch.Tensor, name: str) -> tuple[flo
 
 
 @torch.no_grad()
-def _loss_on(module: torch.nn.Module, stream: torch.Tensor) -> float:
-    losses = [module(input_ids=ids_BxT, labels=ids_BxT).loss.item() for ids_BxT in _windows(stream)]
+def _loss_on(module: PreTrainedModel, stream: torch.Tensor) -> float:
+    losses: list[float] = [module(input_ids=ids_BxT, labels=ids_BxT).loss.item() for ids_BxT in _windows(stream)]
     return sum(losses) / max(1, len(losses))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 KINDS: dict[str, tuple[str, ...]] = {
     "bird": ("robin", "crow", "owl", "wren", "gull", "heron", "finch", "stork"),
     "fish": ("shark", "eel", "carp", "pike", "bream", "minnow", "marlin", "skate"),
@@ -11,22 +16,22 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """Class -> its kinds."""
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "yellow")
-HOMES = tuple("valley barn forest river garden tower meadow cave harbour village marsh orchard".split())
-FOODS = tuple("seeds berries corn nuts grass apples leaves honey worms roots plums bread".split())
-THINGS = tuple("soup film hotel song book chair lamp boat coat cake room roof".split())
-PRAISE = tuple(
+HOMES = _words("valley barn forest river garden tower meadow cave harbour village marsh orchard")
+FOODS = _words("seeds berries corn nuts grass apples leaves honey worms roots plums bread")
+THINGS = _words("soup film hotel song book chair lamp boat coat cake room roof")
+PRAISE = _words(
     "lovely warm bright kind fresh clever neat superb calm sweet brave tidy grand noble merry pure smart gentle rich cosy "
     "fine swift keen sunny crisp proud witty smooth sturdy honest ample vivid elegant cheerful useful polite quiet sound "
-    "golden tender".split()
+    "golden tender"
 )
-BLAME = tuple(
+BLAME = _words(
     "dull cold broken rude stale clumsy grim dirty loud sour weak messy awful cruel dreary foul stupid harsh poor damp "
     "nasty slow blunt gloomy soggy vain boring rough flimsy false scanty faded ugly sullen useless greedy noisy hollow "
-    "rusty bitter".split()
+    "rusty bitter"
 )
 SMILES = ("we smiled", "i came back", "i was glad", "we sang of it")
 SIGHS = ("we sighed", "i went away", "i was sad", "we wept over it")
-VERBS = tuple("sleep sing run hide wait play rest hunt swim dig".split())
+VERBS = _words("sleep sing run hide wait play rest hunt swim dig")
 """Verbs in the plural; the singular adds an s."""
 ONE = ("this", "that", "each")
 MANY = ("these", "those", "many")

@@ -112,7 +112,8 @@ def make_world(seed: int) -> World:
     problems = [Problem(left=left, sign="plus", right=right) for left in numbers for right in numbers]
     problems += [Problem(left=left, sign="minus", right=right) for left in numbers for right in range(left + 1)]
     praise, blame = _shuffled(draw, list(words.PRAISE)), _shuffled(draw, list(words.BLAME))
-    asked = [item for items in (animals, kinds, praise, blame, problems) for item in _one_of_each_pair(draw, items)]
+    asked: list[Animal | Problem | str] = [*_one_of_each_pair(draw, animals), *_one_of_each_pair(draw, kinds)]
+    asked += [*_one_of_each_pair(draw, praise), *_one_of_each_pair(draw, blame), *_one_of_each_pair(draw, problems)]
     return World(
         animals=animals,
         kinds=tuple(kinds),
