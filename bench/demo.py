@@ -80,7 +80,7 @@ def study_of(seed: int, folder: Path) -> tuple[ScoreMatrix, float]:
     started = time.perf_counter()
     study = demo_study(folder / "results", build=folder)
     assert run_study(study, workers=demo_workers(), ray=None, retry_failed=False), "the study failed"
-    return demo_matrix(study), time.perf_counter() - started
+    return demo_matrix(study, folder), time.perf_counter() - started
 
 
 def observed(matrix: ScoreMatrix, preparation: str) -> npt.NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from rich.table import Column, Table
 from lm_harmony.analysis.agreement import agreement
 from lm_harmony.analysis.cells import PREPARATIONS, Preparation
 from lm_harmony.analysis.components import components
+from lm_harmony.analysis.facts import ModelFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.scores import Scores
 from lm_harmony.demo.study import demo_study, demo_workers
@@ -32,7 +35,7 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
     study = demo_study(results_dir, build=build, fast=fast)
     if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
         return False
-    matrix, console = demo_matrix(study), Console()
+    matrix, console = demo_matrix(study, build), Console()
     for preparation in PREPARATIONS:
         console.print(_board(matrix, preparation))
     console.print("Scores in %, in brackets the place among the models.")
@@ -42,8 +45,8 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
     return True
 
 
-def demo_matrix(study: Study) -> ScoreMatrix:
-    """Return the scores of a demo's finished study, models from small to large and called by the names of their folders."""
+def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
+    """Return the scores of a demo's finished study: models from small to large, with what their build says of them."""
     specs = [assignment.spec for assignment in study.assignments]
     models = dict.fromkeys(spec.model.name for spec in specs)
     tasks = dict.fromkeys(Path(spec.benchmark.task).stem for spec in specs)
@@ -53,11 +56,27 @@ def demo_matrix(study: Study) -> ScoreMatrix:
         matrix,
         direct=_renamed(matrix.direct, names),
         trained=_renamed(matrix.trained, names),
-        models=tuple(replace(fact, name=names[fact.name], family=names[fact.name].split("-")[0]) for fact in matrix.models),
+        models=_facts(build, names.values()),
         benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
         causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},
         samples={(names[model], task, prepared): files for (model, task, prepared), files in matrix.samples.items()},
         source="LM-Harmony's demo",
+    )
+
+
+def _facts(build: Path, names: Iterable[str]) -> tuple[ModelFacts, ...]:
+    """Read family, parameters and tokens of models from the log of their build."""
+    lines = (build / "build.log").read_text(encoding="utf-8").splitlines()
+    said = {line["name"]: line for line in map(json.loads, lines) if "name" in line}
+    return tuple(
+        ModelFacts(
+            name=name,
+            family=name.split("-")[0],
+            kind="base",
+            params_b=said[name]["parameters"] / 1e9,
+            pretraining_tokens_b=said[name]["tokens"] / 1e9,
+        )
+        for name in names
     )
 
 
