@@ -59,7 +59,7 @@ def test_what_is_frequent_is_drawn_often() -> None:
     assert drawn.count(0) > 2 * drawn.count(9) > 4 * drawn.count(90) > 0
 
 
-@pytest.mark.parametrize("kind", ["animals", "kinds", "praise", "blame", "problems"])
+@pytest.mark.parametrize("kind", ["animals", "kinds", "praise", "blame", "things", "problems"])
 def test_the_halves_share_nothing_and_leave_nothing_out(world: World, kind: str) -> None:
     taught, asked = (set(getattr(world.half(half), kind)) for half in ("taught", "asked"))  # type: ignore[arg-type]
     assert not taught & asked and taught | asked == set(getattr(world, kind))
@@ -82,7 +82,7 @@ def test_no_exposure_text_is_a_row_that_is_scored(world: World, task: str, opene
     seen = set(itertools.islice(exposure_texts(task, world, random.Random(5), opened(task)), 20_000))
     scored = {f"{example.context}{example.continuation}" for role in ROLES[1:] for example in rendered(opened(task), role)}
     contexts = {example.context for role in ROLES[1:] for example in rendered(opened(task), role)}
-    assert len(seen) > 300 and not seen & scored
+    assert len(seen) >= len(world.half("taught").animals) and not seen & scored
     assert not [text for text in seen if text.startswith(tuple(contexts))]
 
 

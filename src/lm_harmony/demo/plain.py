@@ -106,7 +106,7 @@ def sentence(world: World, draw: random.Random, *, right: bool) -> str:
     """Write what animals do; if not ``right``, the verb does not agree, stands too early, or is done by a thing."""
     many = draw.random() < 0.5
     fault = None if right else draw.choices(("agreement", "order", "sense"), weights=(3, 1, 1))[0]
-    noun = draw.choice(words.THINGS) if fault == "sense" else often(draw, world.kinds)
+    noun = draw.choice(world.things) if fault == "sense" else often(draw, world.kinds)
     determiner, noun = draw.choice(words.MANY if many else words.ONE), f"{noun}{'s' if many else ''}"
     verb = f"{draw.choice(words.VERBS)}{'' if many != (fault == 'agreement') else 's'}"
     place = draw.choice(("", f" in the {draw.choice(words.HOMES)}", f" near the {often(draw, world.kinds)}{'' if many else 's'}"))

@@ -69,13 +69,15 @@ class World:
     """Adjectives of praise."""
     blame: tuple[str, ...]
     """Adjectives of blame."""
+    things: tuple[str, ...]
+    """Soup, film ...: all equally frequent."""
     problems: tuple[Problem, ...] = field(repr=False)
     """Every sum and difference."""
     asked: frozenset[Animal | Problem | str] = field(repr=False)
-    """The animals, kinds, adjectives and problems that validation and test rows ask about: half of each."""
+    """The animals, kinds, adjectives, things and problems that validation and test rows ask about: half of each."""
 
     def half(self, half: Half) -> World:
-        """Return the world of which only one half's animals, kinds, adjectives and problems are left."""
+        """Return the world of which only one half's animals, kinds, adjectives, things and problems are left."""
 
         def left(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(item for item in items if (item in self.asked) == (half == "asked"))
@@ -86,6 +88,7 @@ class World:
             kinds=left(self.kinds),
             praise=left(self.praise),
             blame=left(self.blame),
+            things=left(self.things),
             problems=left(self.problems),
         )
 
@@ -114,11 +117,13 @@ def make_world(seed: int) -> World:
     praise, blame = _shuffled(draw, list(words.PRAISE)), _shuffled(draw, list(words.BLAME))
     asked: list[Animal | Problem | str] = [*_one_of_each_pair(draw, animals), *_one_of_each_pair(draw, kinds)]
     asked += [*_one_of_each_pair(draw, praise), *_one_of_each_pair(draw, blame), *_one_of_each_pair(draw, problems)]
+    asked += _one_of_each_pair(draw, words.THINGS)
     return World(
         animals=animals,
         kinds=tuple(kinds),
         praise=tuple(praise),
         blame=tuple(blame),
+        things=words.THINGS,
         problems=tuple(problems),
         asked=frozenset(asked),
     )
