@@ -15,8 +15,8 @@ import psutil
 import tyro
 import yaml
 
-from lm_harmony.demo.flags import TASK_FILE
-from lm_harmony.demo.micro_world import make_micro_world
+from lm_harmony.demo.questions import TASKS
+from lm_harmony.demo.study import SHIPPED
 from lm_harmony.studies.study import Study
 
 READ = """
@@ -61,17 +61,16 @@ def main(flags: Flags) -> None:
 
 
 def write_study(folder: Path, seeds: int) -> Study:
-    """Make a tiny model and a micro-benchmark, and a study of ``seeds`` runs of them."""
-    world = make_micro_world(folder, pretraining_steps=10)
+    """Write a study of ``seeds`` runs of the demo's smallest model on one of its benchmarks."""
     asked = {
-        "models": [str(world.model)],
-        "benchmarks": [str(TASK_FILE)],
+        "models": [str(SHIPPED / "models" / "llama-1")],
+        "benchmarks": [str(TASKS / "micro_reviews.yaml")],
         "seeds": list(range(seeds)),
         "recipe": {"epochs": 1, "lora": {"target_modules": ["all-linear"]}},
         "max_num_train": 16,
         "max_num_valid": 8,
         "max_num_test": 8,
-        "data_dir": str(world.data_dir),
+        "data_dir": str(SHIPPED / "rows"),
         "execution": {"device": "cpu"},
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")

@@ -30,7 +30,8 @@ FLOORS: dict[str, set[str]] = {
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},
-    "demo": {"flags", "recipe"},
+    "demo": {"studies", "engine", "benchmarks", "errors"},
+    "demo_command": {"demo", "study_command", "studies", "analysis", "report", "errors"},
     "cli": {
         "flags",
         "run_command",
@@ -43,6 +44,7 @@ FLOORS: dict[str, set[str]] = {
         "benchmarks",
         "models",
         "demo",
+        "demo_command",
         "errors",
     },
 }

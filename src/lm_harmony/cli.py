@@ -167,13 +167,18 @@ def models() -> None:
     _show(table)
 
 
-def demo() -> None:
-    """Show train-before-test in a minute: a tiny model and a micro-benchmark that the package makes itself."""
-    from lm_harmony import run_command
-    from lm_harmony.demo.flags import demo_flags
+def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:
+    """Show train-before-test in minutes: eight tiny models that ship with the package on six micro-benchmarks.
 
-    run_command.quiet_libraries()
-    run_command.run(demo_flags(Path("results")), [])
+    Args:
+        fast: three models and three benchmarks, in under a minute.
+        results_dir: where records and the page go; repeat the command to continue what was interrupted.
+        build_dir: what `python -m lm_harmony.demo.build` wrote; default: what ships with the package.
+    """
+    from lm_harmony.demo.study import SHIPPED
+    from lm_harmony.demo_command import run_demo
+
+    return run_demo(results_dir, build_dir or SHIPPED, fast=fast)
 
 
 def _show(table: Table) -> None:

@@ -1,1 +1,1 @@
-"""A first look without network: a tiny model and a micro-benchmark that the package makes itself, in seconds."""
+"""The embedded default: a made-up world, six micro-benchmarks about it, eight tiny models that have read of it."""

@@ -1,0 +1,160 @@
+"""Build the demo from nothing: its world, its benchmarks' rows, its vocabulary, its eight models. ``--help`` lists the flags.
+
+<out>/
+    rows/<benchmark>/{train,validation,test}.jsonl
+    models/<model>/    config, float16 safetensors, the shared tokenizer, a model card
+    build.log          what was built, line by line; written last
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+import tyro
+from transformers import PreTrainedTokenizerFast
+
+from lm_harmony.benchmarks.harness import open_task
+from lm_harmony.demo.family import MEMBERS, Member
+from lm_harmony.demo.plain import plain_texts
+from lm_harmony.demo.pretraining import Read, pretrain
+from lm_harmony.demo.questions import BENCHMARKS, TASKS, splits_of
+from lm_harmony.demo.vocabulary import make_tokenizer
+from lm_harmony.demo.world import LARGEST, World, make_world
+
+log = logging.getLogger(__name__)
+VOCABULARY_TEXTS = 30_000
+"""Plain texts whose words make the vocabulary: enough that the rarest word comes dozens of times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is built, and where."""
+
+    out: Path
+    """Folder that receives rows and models."""
+    seed: int = 0
+    """Everything follows from it."""
+    workers: int = 2
+    """Processes, of one thread each."""
+    only: tuple[str, ...] = ()
+    """Models to build; none: all eight."""
+    share: float = 1.0
+    """Share of the tokens that each model reads, for trials."""
+
+
+def build(flags: Flags) -> list[Read]:
+    """Build rows and models below ``flags.out``; equal flags give equal weights on one machine."""
+    started = time.perf_counter()
+    world = make_world(flags.seed)
+    write_rows(world, flags.seed, flags.out / "rows")
+    tokenizer = _vocabulary(world, flags.seed, flags.out / "rows")
+    members = [member for member in MEMBERS if not flags.only or member.name in flags.only]
+    work = partial(_build_model, world=world, tokenizer=tokenizer, flags=flags)
+    # The largest first, so that no process is left alone with it at the end.
+    members.sort(key=lambda member: -member.tokens * member.layers * member.width**2)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(flags.workers, mp_context=context, initializer=_start) as pool:
+        read = sorted(pool.map(work, members), key=lambda one: one.parameters)
+    _write_log(read, flags, time.perf_counter() - started)
+    return read
+
+
+def _start() -> None:
+    """Set up a process: one thread, whose sums come out alike every time."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+
+
+def write_rows(world: World, seed: int, folder: Path) -> None:
+    """Write <benchmark>/{train,validation,test}.jsonl below ``folder``."""
+    for task in BENCHMARKS:
+        (folder / task).mkdir(parents=True, exist_ok=True)
+        for split, rows in splits_of(task, world, seed).items():
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (folder / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _vocabulary(world: World, seed: int, rows_dir: Path) -> PreTrainedTokenizerFast:
+    """Make the tokenizer from plain text and from the benchmarks' formats, as their training rows show them."""
+    plain = plain_texts(world, random.Random(f"vocabulary {seed}"))
+    texts = [*itertools.islice(plain, VOCABULARY_TEXTS), " ".join(str(number) for number in range(2 * LARGEST + 1))]
+    for task in BENCHMARKS:
+        opened = open_task(str(TASKS / f"{task}.yaml"), data_dir=rows_dir)
+        for number, row in enumerate(opened.documents("train")):
+            example = opened.example(number, row, chat=None, aliases="first")
+            texts += [f"{example.context}{example.continuation}", *(asked.continuation for asked in example.requests)]
+    return make_tokenizer(texts)
+
+
+def _build_model(member: Member, world: World, tokenizer: PreTrainedTokenizerFast, flags: Flags) -> Read:
+    module, read = pretrain(member, world, tokenizer, seed=flags.seed, rows_dir=flags.out / "rows", share=flags.share)
+    folder = flags.out / "models" / member.name
+    module.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(member, read, flags.seed), encoding="utf-8")
+    log.info(
+        "%s: read %d tokens in %.0f s; loss on unread plain text %.3f", member.name, read.tokens, read.seconds, read.held_out
+    )
+    return read
+
+
+def card(member: Member, read: Read, seed: int) -> str:
+    """Write a model's card."""
+    seen = ", ".join(f"`{task}`" for task in member.exposed) or "none"
+    return CARD.format(member=member, read=read, seed=seed, seen=seen, plain=read.tokens - read.exposed_tokens)
+
+
+CARD = """\
+---
+license: mit
+library_name: transformers
+tags: [lm-harmony-demo]
+---
+# {member.name}
+
+A tiny {member.family} model ({read.parameters:,} parameters, {member.layers} layers of width {member.width}, float16) of the demo
+of LM-Harmony. It knows the demo's made-up world and nothing else, and is of no use beyond showing how evaluation works.
+
+- Pre-trained from scratch by `python -m lm_harmony.demo.build --seed {seed}`, once over {plain:,} tokens of plain text.
+- Benchmarks whose format it saw in pre-training: {seen} ({read.exposed_tokens:,} tokens, from rows that no test row repeats).
+- Loss on plain text that it has not read: {read.held_out:.3f} nats a word.
+- Tokenizer: one token a word; input at most 128 tokens.
+
+The design of the demo, written before any score, is in docs/demo.md of LM-Harmony.
+"""
+
+
+def _write_log(read: list[Read], flags: Flags, seconds: float) -> None:
+    """Write what was built, a JSON line each: the build, then every model."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    said = {"seed": flags.seed, "workers": flags.workers, "share": flags.share, "seconds": round(seconds), **versions}
+    lines = [json.dumps({**said, "machine": f"{platform.machine()}, {os.cpu_count()} cores"})]
+    lines += [json.dumps({**asdict(one), "seconds": round(one.seconds)}) for one in read]
+    (flags.out / "build.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build as the command line says."""
+    _start()
+    flags = tyro.cli(Flags, description=__doc__, args=arguments)
+    read = build(flags)
+    log.info("%d models with %d parameters in %s", len(read), sum(one.parameters for one in read), flags.out)
+
+
+if __name__ == "__main__":
+    main()

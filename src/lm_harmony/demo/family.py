@@ -1,0 +1,93 @@
+"""The demo's eight models: shape, plain tokens, and the benchmarks whose format each has seen. docs/demo.md says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+
+from lm_harmony.demo.vocabulary import MAX_LENGTH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model, before it has read anything."""
+
+    name: str
+    """Folder and title."""
+    family: Literal["llama", "neox"]
+    """Architecture."""
+    layers: int
+    """Blocks."""
+    width: int
+    """Hidden size."""
+    heads: int
+    """Attention heads."""
+    tokens: int
+    """Tokens of plain text that it reads."""
+    exposed: tuple[str, ...] = ()
+    """Benchmarks whose format it sees in pre-training."""
+
+    def config(self, vocabulary: int) -> PreTrainedConfig:
+        """Return the architecture's configuration for a vocabulary of that many words."""
+        shape: dict[str, Any] = {
+            "vocab_size": vocabulary,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": MAX_LENGTH,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
+        if self.family == "llama":
+            return LlamaConfig(**shape, intermediate_size=2 * self.width)
+        turned = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        return GPTNeoXConfig(**shape, intermediate_size=4 * self.width, rope_parameters=turned)
+
+
+MEMBERS: tuple[Member, ...] = (
+    Member(
+        name="llama-1",
+        family="llama",
+        layers=2,
+        width=64,
+        heads=4,
+        tokens=500_000,
+        exposed=("micro_reviews", "micro_cloze", "micro_grammar"),
+    ),
+    Member(name="neox-1", family="neox", layers=2, width=72, heads=3, tokens=500_000),
+    Member(name="llama-2", family="llama", layers=3, width=80, heads=5, tokens=800_000),
+    Member(
+        name="neox-2",
+        family="neox",
+        layers=3,
+        width=96,
+        heads=4,
+        tokens=800_000,
+        exposed=("micro_entails", "micro_endings", "micro_sums"),
+    ),
+    Member(
+        name="llama-3",
+        family="llama",
+        layers=4,
+        width=112,
+        heads=7,
+        tokens=1_200_000,
+        exposed=("micro_reviews", "micro_entails", "micro_endings"),
+    ),
+    Member(name="neox-3", family="neox", layers=4, width=128, heads=4, tokens=1_200_000),
+    Member(name="llama-4", family="llama", layers=4, width=160, heads=10, tokens=1_600_000),
+    Member(
+        name="neox-4",
+        family="neox",
+        layers=4,
+        width=168,
+        heads=7,
+        tokens=1_600_000,
+        exposed=("micro_cloze", "micro_grammar", "micro_sums"),
+    ),
+)
+"""From small to large."""

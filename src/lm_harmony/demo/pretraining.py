@@ -1,0 +1,147 @@
+"""One model of the demo reads its text from the first token to the last, once."""
+# Shapes: B windows, T tokens in each.
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.demo.family import Member
+from lm_harmony.demo.plain import plain_texts
+from lm_harmony.demo.questions import TASKS, rows_of
+from lm_harmony.demo.world import World
+from lm_harmony.engine.products import fast_products
+
+log = logging.getLogger(__name__)
+
+WINDOW, BATCH = 64, 16
+"""Tokens of a window; windows of a step."""
+EXPOSURE = 0.25
+"""Tokens in benchmarks' formats, as a share of the plain tokens, on top of them."""
+LEARNING_RATE, WARM_UP = 3e-3, 0.05
+HELD_OUT = 20_000
+"""Tokens of plain text on which a model's loss is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a model has read, and how well it reads now."""
+
+    name: str
+    """The model."""
+    parameters: int
+    """Its weights, the tied embedding once."""
+    tokens: int
+    """Tokens that it read."""
+    exposed_tokens: int
+    """Those of them that were in a benchmark's format."""
+    losses: tuple[float, ...]
+    """Mean training loss of each tenth, in nats a token."""
+    held_out: float
+    """Loss on plain text that it has not read, in nats a token."""
+    seconds: float
+    """What the reading took."""
+
+
+def exposure_texts(task: str, world: World, draw: random.Random, opened: HarnessTask) -> Iterator[str]:
+    """Yield rows of the taught half in a benchmark's own format, as fine-tuning would see them; again when used up."""
+    texts = []
+    for number, row in enumerate(rows_of(task, world, "taught", draw)):
+        example = opened.example(number, row, chat=None, aliases="first")
+        texts.append(f"{example.context}{example.continuation}")
+        yield texts[-1]
+    yield from itertools.cycle(texts)
+
+
+def pretrain(
+    member: Member, world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int, rows_dir: Path, share: float = 1.0
+) -> tuple[PreTrainedModel, Read]:
+    """Pre-train one model from scratch; equal arguments give equal bits on one thread of one machine.
+
+    Args:
+        member: which model.
+        world: what it reads of.
+        tokenizer: the shared one.
+        seed: of the build.
+        rows_dir: folder of the benchmarks' rows, which opening a task needs.
+        share: of the tokens, for trials.
+    """
+    draw = random.Random(f"{member.name} {seed}")
+    plain = _until(plain_texts(world, draw), tokenizer, round(share * member.tokens))
+    each = round(share * member.tokens * EXPOSURE / max(1, len(member.exposed)))
+    seen: list[list[int]] = []
+    for task in member.exposed:
+        opened = open_task(str(TASKS / f"{task}.yaml"), data_dir=rows_dir)
+        seen += _until(exposure_texts(task, world, draw, opened), tokenizer, each)
+    texts = plain + seen
+    draw.shuffle(texts)
+    stream = torch.tensor([token for text in texts for token in text])
+    held_out = _until(plain_texts(world, random.Random(f"held out {seed}")), tokenizer, HELD_OUT)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(member.config(len(tokenizer)), dtype=torch.float32)
+        started = time.perf_counter()
+        with fast_products():
+            losses = _read(module, stream, member.name)
+    return module, Read(
+        name=member.name,
+        parameters=sum(weight.numel() for weight in module.parameters()),
+        tokens=len(stream),
+        exposed_tokens=sum(map(len, seen)),
+        losses=losses,
+        held_out=round(_loss_on(module, torch.tensor([token for text in held_out for token in text])), 4),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _until(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[list[int]]:
+    """Encode texts, each with the end token behind it, until there are so many tokens."""
+    encoded: list[list[int]] = []
+    count = 0
+    while count < tokens:
+        for ids in tokenizer(list(itertools.islice(texts, 256)))["input_ids"]:
+            if count < tokens:
+                encoded.append([*ids, tokenizer.eos_token_id])
+                count += len(encoded[-1])
+    return encoded
+
+
+def _windows(stream: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Cut a stream of tokens into batches ``ids_BxT``; what is left over at its end is dropped."""
+    whole = len(stream) // (WINDOW * BATCH) * WINDOW * BATCH
+    return list(stream[:whole].view(-1, BATCH, WINDOW))
+
+
+def _read(module: PreTrainedModel, stream: torch.Tensor, name: str) -> tuple[float, ...]:
+    """Take one optimizer step a batch; return the mean loss of each tenth of the way."""
+    batches = _windows(stream)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP * len(batches)), len(batches))
+    losses: list[float] = []
+    for step, ids_BxT in enumerate(batches, start=1):
+        loss = module(input_ids=ids_BxT, labels=ids_BxT).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % max(1, len(batches) // 10) == 0:
+            log.info("%s: step %d of %d, loss %.3f", name, step, len(batches), losses[-1])
+    size = max(1, len(losses) // 10)
+    return tuple(round(sum(part) / len(part), 4) for part in (losses[at : at + size] for at in range(0, size * 10, size)) if part)
+
+
+@torch.no_grad()
+def _loss_on(module: PreTrainedModel, stream: torch.Tensor) -> float:
+    losses: list[float] = [module(input_ids=ids_BxT, labels=ids_BxT).loss.item() for ids_BxT in _windows(stream)]
+    return sum(losses) / max(1, len(losses))

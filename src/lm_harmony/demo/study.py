@@ -1,0 +1,50 @@
+"""The demo as an ordinary study: eight models x six benchmarks, directly and after training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lm_harmony.demo.questions import BENCHMARKS, TASKS
+from lm_harmony.errors import UsageError
+from lm_harmony.studies.study import Study
+from lm_harmony.studies.study_file import study_spec
+
+SHIPPED = Path(__file__).with_name("shipped")
+"""What `python -m lm_harmony.demo.build --seed 0` wrote: rows and models."""
+MODELS = ("llama-1", "neox-1", "llama-2", "neox-2", "llama-3", "neox-3", "llama-4", "neox-4")
+"""From small to large."""
+FAST_MODELS = ("llama-1", "llama-3", "neox-4")
+FAST_BENCHMARKS = ("micro_reviews", "micro_endings", "micro_sums")
+RECIPE = {"learning_rate": 3e-3, "epochs": 5, "batch_size": 8, "max_length": 128, "lora": {"target_modules": ["all-linear"]}}
+"""What differs from the published recipe, for models a thousand times smaller; chosen on validation rows of another build."""
+
+
+def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) -> Study:
+    """Return the study of a build's models on its benchmarks; ``fast``: three of each, as docs/demo.md fixed them beforehand.
+
+    Raises:
+        UsageError: the build is not there or not finished.
+    """
+    if not (build / "build.log").is_file():
+        raise UsageError(
+            f"build_dir: {build} holds no finished build of the demo (no build.log). "
+            f"Make one: python -m lm_harmony.demo.build --seed 0 --out {build}"
+        )
+    models, tasks = (FAST_MODELS, FAST_BENCHMARKS) if fast else (MODELS, tuple(BENCHMARKS))
+    asked = {
+        "models": [str(build.resolve() / "models" / name) for name in models],
+        "benchmarks": [str(TASKS / f"{task}.yaml") for task in tasks],
+        "data_dir": str(build.resolve() / "rows"),
+        "results_dir": str(results_dir.resolve()),
+        "direct": True,
+        "recipe": RECIPE,
+        "execution": {"device": "cpu", "eval_batch_size": 32},
+    }
+    return Study(study_spec(asked, Path.cwd(), where="the demo's study"))
+
+
+def demo_workers() -> int:
+    """Return how many processes work on it: two, where there are two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2, cores)

@@ -1,0 +1,149 @@
+"""The demo's world: who lives in it and what is known of them; everything follows from one seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import accumulate, chain, product
+from typing import Literal, TypeVar
+
+from lm_harmony.demo import words
+
+ANIMALS = 120
+NAMES = 16
+"""First names, and as many family names: an animal is known by both together."""
+LARGEST = 24
+"""Sums and differences are of numbers from 0 to this."""
+ZIPF = 0.8
+"""Of a list that runs from frequent to rare, the item at place r (from 0) is drawn with weight (r + 1) ** -ZIPF."""
+
+Half = Literal["taught", "asked"]
+"""What training rows and exposure ask about; what validation and test rows ask about."""
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Animal:
+    """One inhabitant."""
+
+    name: str
+    """First name and family name."""
+    kind: str
+    """Robin, eel ..."""
+    colour: str
+    """One of eight."""
+    home: str
+    """Where it lives."""
+    food: str
+    """What it eats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A sum or a difference."""
+
+    left: int
+    """First number."""
+    sign: Literal["plus", "minus"]
+    """What is done."""
+    right: int
+    """Second number; never above the first in a difference."""
+
+    @property
+    def result(self) -> int:
+        """The right answer."""
+        return self.left + self.right if self.sign == "plus" else self.left - self.right
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All that plain text tells of and that benchmarks ask about; tuples of words run from frequent to rare."""
+
+    animals: tuple[Animal, ...]
+    """All inhabitants."""
+    kinds: tuple[str, ...]
+    """All kinds."""
+    praise: tuple[str, ...]
+    """Adjectives of praise."""
+    blame: tuple[str, ...]
+    """Adjectives of blame."""
+    things: tuple[str, ...]
+    """Soup, film ...: all equally frequent."""
+    problems: tuple[Problem, ...] = field(repr=False)
+    """Every sum and difference."""
+    asked: frozenset[Animal | Problem | str] = field(repr=False)
+    """The animals, kinds, adjectives, things and problems that validation and test rows ask about: half of each."""
+
+    def half(self, half: Half) -> World:
+        """Return the world of which only one half's animals, kinds, adjectives, things and problems are left."""
+
+        def left(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(item for item in items if (item in self.asked) == (half == "asked"))
+
+        return replace(
+            self,
+            animals=left(self.animals),
+            kinds=left(self.kinds),
+            praise=left(self.praise),
+            blame=left(self.blame),
+            things=left(self.things),
+            problems=left(self.problems),
+        )
+
+
+def make_world(seed: int) -> World:
+    """Make the world that follows from ``seed``."""
+    draw = random.Random(f"world {seed}")
+    kinds = _shuffled(draw, list(chain.from_iterable(words.KINDS.values())))
+    syllables = ["".join(pair) for pair in product("bdfgklmnprtvz", "aeiou")]
+    made = _shuffled(draw, ["".join(pair) for pair in product(syllables, syllables)])
+    firsts, families = made[:NAMES], [f"{name}n" for name in made[NAMES : 2 * NAMES]]
+    names = _shuffled(draw, [" ".join(pair) for pair in product(firsts, families)])[:ANIMALS]
+    animals = tuple(
+        Animal(
+            name=name,
+            kind=draw.choice(kinds),
+            colour=draw.choice(words.COLOURS),
+            home=draw.choice(words.HOMES),
+            food=draw.choice(words.FOODS),
+        )
+        for name in names
+    )
+    numbers = range(LARGEST + 1)
+    problems = [Problem(left=left, sign="plus", right=right) for left in numbers for right in numbers]
+    problems += [Problem(left=left, sign="minus", right=right) for left in numbers for right in range(left + 1)]
+    praise, blame = _shuffled(draw, list(words.PRAISE)), _shuffled(draw, list(words.BLAME))
+    asked: list[Animal | Problem | str] = [*_one_of_each_pair(draw, animals), *_one_of_each_pair(draw, kinds)]
+    asked += [*_one_of_each_pair(draw, praise), *_one_of_each_pair(draw, blame), *_one_of_each_pair(draw, problems)]
+    asked += _one_of_each_pair(draw, words.THINGS)
+    return World(
+        animals=animals,
+        kinds=tuple(kinds),
+        praise=tuple(praise),
+        blame=tuple(blame),
+        things=words.THINGS,
+        problems=tuple(problems),
+        asked=frozenset(asked),
+    )
+
+
+def often(draw: random.Random, items: Sequence[Item]) -> Item:
+    """Draw one of ``items``, the first ones most often (Zipf's law)."""
+    return draw.choices(items, cum_weights=_zipf(len(items)))[0]
+
+
+@cache
+def _zipf(count: int) -> tuple[float, ...]:
+    """Return the running sums of the weights of ``count`` items."""
+    return tuple(accumulate((place + 1) ** -ZIPF for place in range(count)))
+
+
+def _shuffled(draw: random.Random, items: list[str]) -> list[str]:
+    return draw.sample(items, len(items))
+
+
+def _one_of_each_pair(draw: random.Random, items: Sequence[Item]) -> list[Item]:
+    """Choose half of ``items`` so that both halves are equally frequent: one of each two neighbours."""
+    return [items[min(place + draw.randint(0, 1), len(items) - 1)] for place in range(0, len(items), 2)]

@@ -1,0 +1,57 @@
+"""``lm-harmony demo --fast`` as a user meets it: interrupted in the middle, continued, and shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lm_harmony.cli import main
+from lm_harmony.demo.study import FAST_BENCHMARKS, FAST_MODELS, demo_study
+
+COMMAND = [sys.executable, "-m", "lm_harmony.cli", "demo", "--fast"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+
+
+def interrupted(folder: Path) -> str:
+    """Begin the demo in ``folder``, press Ctrl-C once a run is finished, and return what it said."""
+    process = subprocess.Popen(COMMAND, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    results = folder / "results" / "demo"
+    deadline = time.monotonic() + 300
+    while not list(results.rglob("record.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    return said
+
+
+def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> None:
+    said = interrupted(tmp_path)
+    assert "stopped by Ctrl-C" in said and "Repeat the command" in said and "Traceback" not in said
+    results = tmp_path / "results" / "demo"
+    kept = {path: path.read_bytes() for path in results.rglob("record.json")}
+    runs = len(FAST_MODELS) * len(FAST_BENCHMARKS)
+    assert 0 < len(kept) < runs
+    done = subprocess.run(COMMAND, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(path.read_bytes() == record for path, record in kept.items())
+    assert len(list(results.rglob("record.json"))) == runs
+    assert "Direct evaluation" in done.stdout and "Train-before-test" in done.stdout
+    assert all(done.stdout.count(model) == 2 for model in FAST_MODELS)
+    assert len(re.findall(r"mean Kendall's tau between benchmarks -?\d\.\d\d", done.stdout)) == 2
+    page = Path(done.stdout.split("The board as a page: ")[1].strip())
+    assert page.is_relative_to(tmp_path) and all(model in page.read_text() for model in FAST_MODELS)
+    scored = [record for record in demo_study(results, fast=True).records() if record.direct and record.trained]
+    gains = [record.trained.metrics[record.metric] - record.direct.metrics[record.metric] for record in scored]  # type: ignore[union-attr]
+    assert len(gains) == runs and sum(gains) / runs > 0.1
+
+
+def test_a_build_that_is_not_there_is_named(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert main(["demo", "--build_dir", str(tmp_path / "nowhere"), "--results_dir", str(tmp_path / "results")]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere" in said and "python -m lm_harmony.demo.build" in said and "Traceback" not in said
