@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from micro import write_micro
-from tiny import tiny_model, write_tiny_model
+from tiny import tiny_model, tiny_tokenizer, write_tiny_model
+from transformers import LlamaConfig
 from world import write_world
 
 from lm_harmony.engine.adapters import trainee
@@ -19,6 +20,7 @@ from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.calibration import calibrate
+from lm_harmony.studies.crew import local_workers
 from lm_harmony.studies.plan import HARDWARE, hardware_named, make_plan
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.workload import workload
@@ -96,3 +98,21 @@ def test_the_command_prints_the_plan(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lm_harmony.cli", "plan", str(path), "--hardware", "h200", "--workers", "8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 runs" in done.stdout and "llama" in done.stdout and "measured nowhere" in done.stdout
+
+
+def test_no_more_workers_start_than_runs_like_the_largest_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (huge := tmp_path / "huge").mkdir()
+    config = LlamaConfig(hidden_size=32_768, intermediate_size=131_072, num_hidden_layers=200, vocab_size=300)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(huge)  # two and a half terabytes of weights, were there any
+    tiny_tokenizer().save_pretrained(huge)
+    small, large = (
+        Study.read(write_world(tmp_path / str(number), models=models, benchmarks=["fives.yaml"], seeds=[0, 1]))
+        for number, models in enumerate((["models/llama"], ["models/llama", str(huge)]))
+    )
+    with caplog.at_level("WARNING", logger="lm_harmony"):
+        crews = [local_workers(2, study.assignments) for study in (small, large)]
+    for worker in (worker for crew in crews for worker in crew):
+        worker.stop()
+    assert [len(crew) for crew in crews] == [2, 1]
+    assert [record.message for record in caplog.records if "1 workers instead of 2" in record.message]
