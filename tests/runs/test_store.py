@@ -91,3 +91,11 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads((store.folder / "record.json").read_text())["chosen_epoch"] in (1, 2)
+
+
+def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
+    samples = ({"doc_id": 0, "text": "one\u2028two\x85three\nfour"}, {"doc_id": 1, "text": "five\r\nsix"})
+    store = RunStore(tmp_path)
+    assert store.samples("direct") == ()
+    store.write_samples("direct", samples)
+    assert store.samples("direct") == samples

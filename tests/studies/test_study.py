@@ -72,7 +72,10 @@ def test_the_base_is_loaded_once_a_model_and_the_direct_score_once_a_benchmark(u
     loads = [event["loads"] for event in lines(uninterrupted) if event["event"] == "run_finished"]
     assert loads == [1] * 8 + [2] * 8 + [3] * 8
     assert len(list((uninterrupted.spec.results_dir / "direct").glob("*/direct.json"))) == 12
-    assert len(list(uninterrupted.spec.results_dir.rglob("samples_direct.jsonl"))) == 12
+    shared = [file.read_bytes() for file in uninterrupted.spec.results_dir.glob("direct/*/samples_direct.jsonl")]
+    assert len(shared) == 12
+    # Every run has them too, so that two models can be compared question by question.
+    assert all((run.store.folder / "samples_direct.jsonl").read_bytes() in shared for run in uninterrupted.assignments)
 
 
 def test_a_finished_study_does_nothing(uninterrupted: Study) -> None:

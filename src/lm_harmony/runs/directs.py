@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lm_harmony.benchmarks.score import Score
@@ -20,10 +20,11 @@ class DirectScores:
     """Where the results are behind a URL."""
 
     def find(self, name: str) -> Score | None:
-        """Return the score kept under ``identity.direct_id``, without samples, or None."""
+        """Return the score kept under ``identity.direct_id``, with its samples, or None."""
         store = RunStore(self.folder / name, self.mirror)
         store.pull()
-        return store.direct()
+        known = store.direct()
+        return known and replace(known, samples=store.samples("direct"))
 
     def keep(self, name: str, score: Score) -> None:
         """Keep a score; the samples go first, so that a score that is found is whole."""

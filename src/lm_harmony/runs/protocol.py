@@ -127,7 +127,9 @@ def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> 
         known = shared.find(name) if shared else None
         if known is None:
             known = _test(run, meter)
-            (shared.keep(name, known) if shared else store.write_samples("direct", known.samples))
+            if shared:
+                shared.keep(name, known)
+        store.write_samples("direct", known.samples)
         store.keep_direct(known)
     return known
 

@@ -166,6 +166,14 @@ class RunStore:
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
         write_whole(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
+    def samples(self, split: str) -> tuple[Mapping[str, Any], ...]:
+        """Return the per-document outcomes that ``write_samples`` wrote; none where it wrote none."""
+        path = self.folder / f"samples_{split}.jsonl"
+        if not path.is_file():
+            return ()
+        with path.open(encoding="utf-8", newline="\n") as lines:  # a text may hold other ends of lines, which splitlines() knows
+            return tuple(map(json.loads, lines))
+
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
         """Write the results in lm_eval's schema; ``time`` names the file."""
         write_whole(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
