@@ -110,14 +110,14 @@ def compare(
 
     Args:
         results: a folder of runs, a .csv or .json file of scores, or the word published.
-        first: a model.
-        second: another model.
+        first: a model, as its runs name it, or the end of its folder's path.
+        second: another one.
     """
     from lm_harmony.analysis import paired
     from lm_harmony.report.text import comparison_table
 
     matrix = read(results)
-    found = paired.compare(matrix, first, second)
+    found = paired.compare(matrix, matrix.model_called(first), matrix.model_called(second))
     _show_table(comparison_table(found, {fact.task: fact for fact in matrix.benchmarks}))
     clear = [duel for duel in found.duels if duel.holm is not None and duel.holm < 0.05]
     ahead = sum(duel.difference > 0 for duel in clear)
@@ -140,7 +140,7 @@ def place(
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores.
-        model: the model, as its runs name it; default: the only one there.
+        model: the model, as its runs name it, or the end of its folder's path; default: the only one there.
         suggest: name this many benchmarks that place models as well as any for the fewest training rows.
     """
     from lm_harmony.analysis.board import placement_of, published_placement
@@ -155,7 +155,7 @@ def place(
         matrix = read(results)
         if model is None and len(matrix.models) != 1:
             raise UsageError(f"model: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
-        placed = placement_of(matrix, model or matrix.model_names[0])
+        placed = placement_of(matrix, matrix.model_called(model) if model else matrix.model_names[0])
         known = placed.benchmarks
         _show_placement(placed)
     if suggest is not None:

@@ -121,3 +121,14 @@ def test_the_complete_part_has_no_gaps_whatever_the_order(values: np.ndarray, ra
     random.shuffle(columns)  # type: ignore[attr-defined]
     _, other = matrix_of(table.loc[rows, columns]).complete()
     assert set(other.models) == set(basis.models) and set(other.benchmarks) == set(basis.benchmarks)
+
+
+def test_a_model_in_a_folder_is_known_by_the_end_of_its_path() -> None:
+    names = ["/home/me/my/model", "/home/you/your/model", "org/model-7b"]
+    matrix = matrix_of(pd.DataFrame({"arc_easy": [0.5, 0.6, 0.7], "sciq": [0.4, 0.8, 0.7]}, index=names))
+    assert matrix.model_called("my/model") == "/home/me/my/model"
+    assert matrix.model_called("org/model-7b") == "org/model-7b"
+    with pytest.raises(UsageError, match=r"/home/me/my/model' or '/home/you/your/model"):
+        matrix.model_called("model")
+    with pytest.raises(UsageError, match="It has 3 models: /home"):
+        matrix.model_called("theirs")

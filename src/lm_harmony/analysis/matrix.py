@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,21 @@ class ScoreMatrix:
             models=tuple(model[name] for name in rows),
             benchmarks=tuple(benchmark[name] for name in columns),
         )
+
+    def model_called(self, name: str) -> str:
+        """Return the model of that name, or the one whose folder's path ends with it.
+
+        Raises:
+            UsageError: there is none, or several.
+        """
+        ending = PurePosixPath(name).parts
+        found = [known for known in self.model_names if PurePosixPath(known).parts[-len(ending) :] == ending]
+        if name in self.model_names or not found:
+            found = [name]
+        if len(found) > 1:
+            raise UsageError(f"model {name!r} may be {' or '.join(map(repr, found))} of {self.source}. Name one of them whole.")
+        _refuse_unknown("model", found, self.model_names, self.source)
+        return found[0]
 
     def downstream(self) -> ScoreMatrix:
         """Return the matrix without text corpora."""
@@ -229,4 +244,5 @@ def _refuse_unknown(what: str, asked: Sequence[str], known: Sequence[str], sourc
     for name in asked:
         if name not in known:
             near = did_you_mean(name, known)
-            raise UsageError(f"{what} {name!r} is not in {source}.{near} It has {len(known)} {what}s.")
+            few = f": {', '.join(known)}" if len(known) <= 10 else ""
+            raise UsageError(f"{what} {name!r} is not in {source}.{near} It has {len(known)} {what}s{few}.")
