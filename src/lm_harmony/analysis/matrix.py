@@ -107,10 +107,9 @@ class ScoreMatrix:
         Raises:
             UsageError: there is none, or several.
         """
-        ending = PurePosixPath(name).parts
-        found = [known for known in self.model_names if PurePosixPath(known).parts[-len(ending) :] == ending]
-        if name in self.model_names or not found:
-            found = [name]
+        ending, paths = PurePosixPath(name).parts, {known: PurePosixPath(known).parts for known in self.model_names}
+        found = [known for known, parts in paths.items() if parts == ending]  # "./my/model" is "my/model"
+        found = found or [known for known, parts in paths.items() if parts[-len(ending) :] == ending] or [name]
         if len(found) > 1:
             raise UsageError(f"model {name!r} may be {' or '.join(map(repr, found))} of {self.source}. Name one of them whole.")
         _refuse_unknown("model", found, self.model_names, self.source)

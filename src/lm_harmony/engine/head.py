@@ -5,6 +5,7 @@ Shapes: U rows that predict, each row once; L labels, each of one row; D hidden 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from lm_harmony.engine.products import fast_products
 
 LOGITS_ON_CPU, LOGITS_ON_GPU = 6_000_000, 120_000_000
-"""Logits that exist at once: 48 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
+"""Logits that exist at once: 24 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
 output layer again for every chunk."""
 
 _Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -79,8 +80,9 @@ def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: to
 
 
 def _chunks(head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor) -> Iterator[_Chunk]:
-    """Yield (hidden states C x D, row of each label within the chunk, labels), C by the size of the vocabulary."""
-    size = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
+    """Yield (hidden states C x D, row of each label within the chunk, labels), C by the vocabulary and alike for all."""
+    most = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
+    size = math.ceil(len(hidden_UxD) / math.ceil(len(hidden_UxD) / most))
     starts = range(0, len(hidden_UxD), size)
     cuts = torch.searchsorted(rows_L, torch.tensor([*starts, len(hidden_UxD)], device=rows_L.device)).tolist()
     for start, low, high in zip(starts, cuts, cuts[1:], strict=False):

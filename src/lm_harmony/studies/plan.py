@@ -130,12 +130,13 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
     models, disk = [], 0
     for name, loads in by_model.items():
         if loads:
-            models.append(_model_plan(name, loads, hardware))
+            models.append(model_plan(name, loads, hardware))
             disk += sum(_disk(load) for load in loads)
     return Plan(hardware=hardware, models=tuple(models), disk_bytes=disk, missing=missing)
 
 
-def _model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPlan:
+def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPlan:
+    """Add up the runs of one model."""
     directs = _directs(loads)
     direct_flops = sum(asked_flops(load.size, load.test) for load in directs)
     training, scoring = sum(load.training_flops for load in loads), sum(load.scoring_flops for load in loads) + direct_flops
