@@ -1,10 +1,27 @@
-"""What every test session says about itself."""
+"""What every test session says about itself, and the hub that several of its files ask."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+from hub import LoopbackHub, write_arc_dataset
+from rows import ROWS
 from shared import DATA
+from tiny import write_tiny_model
 
 
 def pytest_report_header() -> str:
     """Say whether the tests on real rows run or are skipped."""
     return f"real benchmark rows in ../shared/data: {'present, their tests run' if DATA.is_dir() else 'absent, their tests skip'}"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """Serve a tiny pythia and ARC-Easy as the hub does."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_arc_dataset(folder / "arc", ROWS["arc_easy"])
+    write_tiny_model(folder / "pythia", "gpt_neox")
+    models = {"EleutherAI/pythia-70m-deduped": folder / "pythia"}
+    with LoopbackHub(models=models, datasets={"allenai/ai2_arc": folder / "arc"}) as running:
+        yield running

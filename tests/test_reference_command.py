@@ -5,13 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from hub import LoopbackHub, write_arc_dataset
-from rows import ROWS
-from tiny import write_tiny_model
+from hub import LoopbackHub
 
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.store import RunStore
@@ -23,16 +19,6 @@ COMMAND = (
     "--train_param.greater_is_better --train_param.metric_for_best_model eval_acc_norm,none "
     "--dataset_param.max_num_train 50000 --dataset_param.max_num_valid 1000 --dataset_param.max_num_test 10000 --no-use_git"
 )
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    folder = tmp_path_factory.mktemp("hub")
-    write_arc_dataset(folder / "arc", ROWS["arc_easy"])
-    write_tiny_model(folder / "pythia", "gpt_neox")
-    models = {"EleutherAI/pythia-70m-deduped": folder / "pythia"}
-    with LoopbackHub(models=models, datasets={"allenai/ai2_arc": folder / "arc"}) as running:
-        yield running
 
 
 def run(command: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
