@@ -9,6 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny import tiny_model, tiny_module, tiny_tokenizer
 
 from lm_harmony.errors import ModelError
+from lm_harmony.models import text as text_module
 from lm_harmony.models.loading import assemble
 from lm_harmony.models.text import TextEncoder
 
@@ -34,13 +35,33 @@ def test_encoding_a_batch_is_encoding_each() -> None:
     assert encoder.encode(["<|bos|>a dog"]) == encoder.encode(["a dog"])
 
 
+def test_a_text_is_encoded_once_until_too_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(tokenizer := tiny_tokenizer(), name="m")
+    asked: list[str] = []
+    inner = type(tokenizer)._encode_plus
+
+    def counted(self, text, *rest, **options):  # type: ignore[no-untyped-def]
+        asked.extend(text)
+        return inner(self, text, *rest, **options)
+
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
+    pairs = [("is it", " yes"), ("is it", " no"), ("is it", " yes")]
+    first = encoder.encode_pairs(pairs)
+    assert sorted(asked) == ["is it", "is it no", "is it yes"]
+    assert encoder.encode_pairs(pairs) == first and len(asked) == 3
+    encoder.encode(["is it"])[0].clear()  # what is handed out is the caller's
+    assert encoder.encode_pairs(pairs) == first and len(asked) == 3
+    monkeypatch.setattr(text_module, "MOST_HELD", 0)
+    assert encoder.encode_pairs(pairs) == first and len(asked) > 3
+
+
 def test_a_doubled_bos_stops_the_run() -> None:
     tokenizer = tiny_tokenizer.__wrapped__(bos=True)
     encoder = TextEncoder(tokenizer, name="m")
     encoder.check_single_prefix("<|bos|>hello")
     encoder._prefix_text = "never"  # break the rule that keeps the second one away
     with pytest.raises(ModelError, match="begins with two"):
-        encoder.check_single_prefix("<|bos|>hello")
+        encoder.check_single_prefix("<|bos|>hello again")
 
 
 def test_a_template_that_writes_bos_twice_stops_the_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lm_harmony.errors import ModelError
+
+MOST_HELD = 4_000_000
+"""Tokens after which remembered encodings are forgotten: 16 MB of ids, beside their texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +42,27 @@ class TextEncoder:
         self.prefix_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.end_text = str(tokenizer.decode(self.end_id))
         self._prefix_text = str(tokenizer.decode(self.prefix_id))
+        self._known: dict[str, array[int]] = {}
+        self._held = 0
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts with the special tokens that the tokenizer adds by itself.
 
-        A text that begins with the BOS token as text (a rendered chat) gets none added: never a doubled BOS.
+        A text that begins with the BOS token as text (a rendered chat) gets none added: never a doubled BOS. What was encoded is
+        remembered: the validation of every epoch, the seeds of a study and the test after the direct score ask again.
         """
-        ids: list[list[int]] = [[] for _ in texts]
+        if self._held > MOST_HELD:
+            self._known.clear()
+            self._held = 0
+        unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
         for added in (True, False):
-            group = [place for place, text in enumerate(texts) if text.startswith(self._prefix_text) is not added]
+            group = [text for text in unknown if text.startswith(self._prefix_text) is not added]
             if group:
                 # verbose=False: texts longer than the model are cut later, on purpose.
-                batch = self.tokenizer([texts[place] for place in group], add_special_tokens=added, verbose=False)
-                for place, encoded in zip(group, batch["input_ids"], strict=True):
-                    ids[place] = encoded
-        return ids
+                batch = self.tokenizer(group, add_special_tokens=added, verbose=False)
+                self._known |= {text: array("i", ids) for text, ids in zip(group, batch["input_ids"], strict=True)}
+                self._held += sum(map(len, batch["input_ids"]))
+        return [self._known[text].tolist() for text in texts]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Encode (context, continuation) texts; the boundary is where the context's own encoding ends.
