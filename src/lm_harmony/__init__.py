@@ -13,7 +13,6 @@ _HOMES = {
     "ModelSpec": "lm_harmony.runs.spec",
     "BenchmarkSpec": "lm_harmony.runs.spec",
     "RunSpec": "lm_harmony.runs.spec",
-    "RunRecord": "lm_harmony.runs.record",
     "RunStore": "lm_harmony.runs.store",
     "train_before_test": "lm_harmony.runs.protocol",
     "Study": "lm_harmony.studies.study",
