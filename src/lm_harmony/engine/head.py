@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 
 from lm_harmony.engine.products import fast_products
 
-LOGITS_ON_CPU, LOGITS_ON_GPU = 6_000_000, 120_000_000
-"""Logits that exist at once: 24 MB on a processor, where fewer leave its multipliers idle; 480 MB on a GPU, which reads the whole
-output layer again for every chunk."""
+LOGITS_ON_CPU, LOGITS_ON_GPU = 10_000_000, 120_000_000
+"""Logits that exist at once: 40 MB on a processor, 480 MB on a GPU; each chunk reads the whole output layer again."""
 
 _Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

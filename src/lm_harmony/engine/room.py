@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from transformers import PreTrainedModel
 
 SHARE = 0.6
 """Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
-CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 192, 512, 24
+CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 256, 512, 24
 """What a processor gains nothing beyond: its multipliers are busy, and more leaves its caches."""
 GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS = 16_384, 32_768, 256
 """What a GPU gains nothing beyond."""
@@ -72,11 +70,3 @@ def free_bytes(device: torch.device) -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - int(used) + int(cached)))
     except (OSError, ValueError, KeyError):
         return free
-
-
-def give_back_freed() -> None:
-    """Return to the system what this process has freed: glibc keeps it, and what comes next finds only part of it useful."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)

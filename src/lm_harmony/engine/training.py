@@ -14,8 +14,8 @@ from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.course import Course, Epoch, Resumption
 from lm_harmony.engine.forward import smaller_batch
 from lm_harmony.engine.paths import PLAIN, Paths
-from lm_harmony.engine.room import give_back_freed
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.heap import give_back_freed
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
 
