@@ -48,6 +48,10 @@ GUIDES = {
     "docs/api.md": 0,
 }
 """Pages whose commands are run, and the fewest commands that are found there."""
+MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
+"""Pages of measurements, and the fewest blocks of commands: run whole, on a tiny model, for what they say, not for how long it takes."""
+LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
+"""What takes a browser, half an hour, or the rows of all 24 benchmarks; the demo and the board have tests of their own."""
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
@@ -73,10 +77,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     for number, model in enumerate(MODELS):
         write_tiny_model(folder / model, "llama", seed=number)
-    for task in TASKS:
+    for task, splits in ROWS.items():
         rows = folder / "data" / task
         rows.mkdir(parents=True)
-        for split, lines in ROWS[task].items():
+        for split, lines in splits.items():
             (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "texts").mkdir()
     texts = [{"text": f"Text {number} says little, but it says it {'again and ' * (number % 5)}well."} for number in range(20)]
@@ -108,6 +112,20 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
         python = [sys.executable, "-c", block]
         done = subprocess.run(python, cwd=world, env=environment(hub, world), capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("page", MEASURED)
+def test_what_was_measured_can_be_measured_again(page: str, hub: LoopbackHub, world: Path) -> None:
+    names = {"MODEL": "my/model", "DATA": "data", "TASK": "arc_easy", "PYTHONPATH": str(ROOT)}
+    scripts = [
+        block.replace("--data DATA", "--data data") for block in blocks(page, "bash") if not any(one in block for one in LONG)
+    ]
+    assert len(scripts) >= MEASURED[page]
+    for script in scripts:
+        shutil.rmtree(world / "results", ignore_errors=True)
+        options = {"cwd": world, "env": {**environment(hub, world), **names}, "capture_output": True, "text": True}
+        done = subprocess.run(["bash", "-ec", script], **options)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, f"{script}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])

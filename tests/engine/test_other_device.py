@@ -1,0 +1,31 @@
+"""Everything the engine makes lies where the model lies: shown without a GPU, on a device that refuses the processor's tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "far.py"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+def test_a_model_elsewhere_answers_and_learns_alike(architecture: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), architecture], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["device"] == "far" and found["mixed is refused"], (
+        "the device lets the processor's tensors pass: it shows nothing"
+    )
+    here, there = found["here"], found["there"]
+    assert here.keys() == there.keys() and here["fast"]
+    for what, value in here.items():
+        expected = pytest.approx(value, rel=1e-5, abs=1e-5) if isinstance(value, list) and isinstance(value[0], float) else value
+        assert there[what] == expected, what

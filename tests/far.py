@@ -1,0 +1,169 @@
+"""A device that is not the processor, for machines without one: its tensors compute on the processor but refuse to be mixed with
+the processor's own. ``python far.py llama`` answers as JSON what the engine makes of a tiny model here and there.
+
+Run in a process of its own: PyTorch takes one such device a process, and from then on believes that it has an accelerator.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from tiny import tiny_model
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.paths import FAST, PLAIN, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.together import Lesson, fine_tune_together
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.warm import checksum
+
+MOVES = {"_to_copy", "copy_"}
+"""Operators that lead from one device to the other."""
+
+
+class Far(torch.Tensor):
+    """A tensor on the device "far"."""
+
+    near: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, near: torch.Tensor) -> Far:
+        strides, offset = near.stride(), near.storage_offset()
+        made: Far = torch.Tensor._make_wrapper_subclass(
+            cls, near.size(), strides=strides, storage_offset=offset, dtype=near.dtype, device="far:0"
+        )
+        made.near = near
+        return made
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return compute(func, args, dict(kwargs or {}))
+
+
+def is_far(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "far"
+
+
+def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute on the processor what is asked of the far device."""
+    name, device = func.overloadpacket.__name__, kwargs.get("device")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    far = [tensor for tensor in tensors if isinstance(tensor, Far)]
+    strangers = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Far) and tensor.dim() > 0]
+    if strangers and name not in MOVES:
+        raise RuntimeError(f"{func} mixes tensors of the processor, {strangers}, with {len(far)} of the far device")
+    inputs, options = tree_map(lambda leaf: leaf.near if isinstance(leaf, Far) else leaf, (args, kwargs))
+    if device is not None:
+        options["device"] = torch.device("cpu")
+    found = func(*inputs, **options)
+    comes_back = name == "_local_scalar_dense" or (device is not None and not is_far(device))
+    if comes_back or (name == "copy_" and not isinstance(args[0], Far)):
+        return found
+    changed = {id(tensor.near): tensor for tensor in far}  # what is changed in place stays the same tensor
+
+    def sent(leaf: Any) -> Any:
+        return leaf if not isinstance(leaf, torch.Tensor) else changed[id(leaf)] if id(leaf) in changed else Far(leaf)
+
+    return tree_map(sent, found)
+
+
+class Dispatch(TorchDispatchMode):
+    """Makes tensors on the far device where they are asked for there."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        touches = any(isinstance(leaf, Far) for leaf in tree_leaves((args, options)))
+        return compute(func, args, options) if touches or is_far(options.get("device")) else func(*args, **options)
+
+
+class Calls(TorchFunctionMode):
+    """Serves two functions that move tensors below the dispatcher."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.tensor and is_far(options.get("device")):
+            device = options.pop("device")
+            return torch.tensor(*args, **options).to(device)
+        if func is torch.Tensor.tolist and isinstance(args[0], Far):
+            return args[0].cpu().tolist()
+        return func(*args, **options)
+
+
+class Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
+    """What PyTorch asks of every accelerator."""
+
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+
+SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (9, 14, 6, 11, 7)]
+RECIPE = Recipe(lora=Lora(lora_dropout=0.0), epochs=2, batch_size=2, learning_rate=1e-2)
+
+
+def answers(model: LanguageModel) -> dict[str, Any]:
+    """Train, score and write with ``model`` in every way the engine has."""
+    found: dict[str, Any] = {"fast": choose_paths(model).fast}
+    asked = [
+        Request(kind="loglikelihood", context=context, continuation=f" {answer}")
+        for context in ("the cat", "a dog is here")
+        for answer in ("one", "two three")
+    ]
+    written = [
+        Request(kind="generate_until", context=context, continuation="", generation={"until": ["."], "max_gen_toks": 5})
+        for context in ("the cat", "a dog is here", "x")
+    ]
+    for name, paths in (("fast", FAST), ("plain", PLAIN)):
+        respondent = Respondent(model=model, paths=paths, batch_size=2, max_new_tokens=5, seed=0)
+        found[f"{name} scores"] = [nats for nats, _ in respondent.loglikelihood(asked)]
+        found[f"{name} texts"] = respondent.generate_until(written)
+        with trainee(model, RECIPE, seed=0) as learner:
+            epochs = fine_tune(learner, SEQUENCES, RECIPE, seed=0, micro_batch=2, paths=paths)
+            found[f"{name} losses"] = [epoch.loss for epoch in epochs]
+    lessons = [Lesson(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
+    joint = fine_tune_together(model, lessons, paths=FAST, micro_batch=2, at_once=2)
+    found["joint losses"] = [progress.epoch.loss for progress in joint if progress.epoch is not None]
+    return found | {"checksum": checksum(model.module)}
+
+
+def refused(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except RuntimeError as error:
+        return "mixes tensors" in str(error)
+    return False
+
+
+if __name__ == "__main__":
+    # First of all: autograd counts the devices when it computes its first gradient.
+    backend_registration._setup_privateuseone_for_python_backend("far", backend_module=Module())
+    near, far = tiny_model(sys.argv[1]), tiny_model(sys.argv[1])
+    here = answers(near)
+    with ExitStack() as stack:
+        for mode in (Dispatch(), Calls()):
+            stack.enter_context(mode)
+        torch.nn.Module.to(far.module, "far")
+        there = answers(far)
+        mixed = refused(lambda: far.module.get_output_embeddings()(torch.zeros(1, far.module.config.hidden_size)))
+    print(json.dumps({"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed}))
