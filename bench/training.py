@@ -24,6 +24,7 @@ def main(flags: BenchFlags) -> None:
     """Time optimizer steps of eight rows on both sides, on the same rows."""
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
+    model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
     learn = choose_paths(model).learn
     measured: list[Measured] = []
     with trainee(model, PUBLISHED, seed=0) as learner:
@@ -44,7 +45,7 @@ def main(flags: BenchFlags) -> None:
         def padded(batch: list[TokenSequence]) -> torch.Tensor:
             encoded = model.text.tokenizer.pad(
                 {"input_ids": [list(sequence.ids) for sequence in batch]}, padding_side="right", return_tensors="pt"
-            )
+            ).to(model.device)
             labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
             return learner.module(**encoded, labels=labels, use_cache=False).loss
 

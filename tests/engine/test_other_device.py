@@ -1,4 +1,4 @@
-"""Everything the engine makes lies where the model lies: shown without a GPU, on a device that refuses the processor's tensors."""
+"""What the engine makes lies where the model lies: shown without a GPU, on a device that refuses the processor's tensors."""
 
 from __future__ import annotations
 
