@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3 import BUCKET, KEYS, client, keys, s3_server
@@ -91,7 +92,8 @@ def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
 
 def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
     got: list[int] = []
-    start, end = threading.Barrier(6), threading.Barrier(6)
+    failed: list[Exception] = []
+    start, end = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60)
 
     def come(number: int) -> None:
         mirror = Mirror(URL)
@@ -102,13 +104,31 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
                 end.wait()
         except LeaseHeld:
             end.wait()
+        except (StoreError, threading.BrokenBarrierError) as error:
+            failed.append(error)
+            end.abort()  # or the others would wait for ever
 
     threads = [threading.Thread(target=come, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(got) == 1
+    assert not failed and len(got) == 1
+
+
+def test_a_folder_that_another_fills_while_it_is_listed_is_no_file(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(URL)
+    listing = mirror.filesystem._lsdir
+
+    async def overtaken(*asked: Any, **options: Any) -> Any:
+        found = await listing(*asked, **options)
+        client(endpoint).put_object(Bucket=BUCKET, Key="results/.leases/run/1", Body=b"held")
+        return found
+
+    monkeypatch.setattr(mirror.filesystem, "_lsdir", overtaken)
+    assert mirror.there(".leases/run") == {}
+    monkeypatch.undo()
+    assert list(mirror.there(".leases/run")) == [".leases/run/1"]
 
 
 def test_a_store_that_cannot_be_reached_is_named(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

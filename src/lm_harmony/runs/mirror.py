@@ -72,9 +72,15 @@ class Mirror:
 
     def there(self, path: str = "") -> Mapping[str, int]:
         """Return the size of every file below ``path``, by its path from the root."""
+        return {name: int(info["size"]) for name, info in self.listed(path).items()}
+
+    def listed(self, path: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return what the file system tells of every file below ``path``, by its path from the root."""
         with self.reaching():
             found = self.filesystem.find(f"{self.root}/{path}".rstrip("/"), detail=True)
-        return {name.removeprefix(f"{self.root}/"): int(info["size"]) for name, info in found.items()}
+        # Where a folder is empty, s3fs looks whether its name is a file, and names a folder that another filled in between.
+        files = {name: info for name, info in found.items() if info.get("type") != "directory"}
+        return {name.removeprefix(f"{self.root}/"): info for name, info in files.items()}
 
     def pull(self, path: str) -> None:
         """Make the working copy of the folder ``path`` what the results are; what else is there goes."""

@@ -91,10 +91,8 @@ def _ages(mirror: Mirror, run: str) -> dict[int, float]:
 
 
 def _ages_below(mirror: Mirror, path: str) -> Mapping[str, float]:
-    with mirror.reaching():
-        found = mirror.filesystem.find(f"{mirror.root}/{path}", detail=True)
-    now = datetime.now(UTC)
-    return {name.removeprefix(f"{mirror.root}/"): (now - _touched(info)).total_seconds() for name, info in found.items()}
+    found, now = mirror.listed(path), datetime.now(UTC)
+    return {name: (now - _touched(info)).total_seconds() for name, info in found.items()}
 
 
 def _touched(info: Mapping[str, object]) -> datetime:
