@@ -3,8 +3,6 @@
 import sys
 
 from lm_harmony.cli import main
-from lm_harmony.heap import start_tuned
 
 if __name__ == "__main__":
-    start_tuned()
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -20,18 +21,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.paths import FAST, PLAIN, choose_paths
+from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.course import READ_EVERY, Course
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.together import Lesson, fine_tune_together
-from lm_harmony.engine.training import fine_tune
+from lm_harmony.engine.training import _backward, fine_tune
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.warm import checksum
 
 MOVES = {"_to_copy", "copy_"}
 """Operators that lead from one device to the other."""
+WAITS = {"_local_scalar_dense", "_unique2", "nonzero"}
+"""Operators whose result the host needs to go on: it waits until the device has done all that it was asked."""
+seen: Counter[str] = Counter()
+"""How often data crossed between the devices ("to far", "from far"), and how often each of ``WAITS`` was asked of the far one."""
 
 
 class Far(torch.Tensor):
@@ -67,6 +73,10 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     strangers = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Far) and tensor.dim() > 0]
     if strangers and name not in MOVES:
         raise RuntimeError(f"{func} mixes tensors of the processor, {strangers}, with {len(far)} of the far device")
+    if far and name in WAITS:
+        seen[name] += 1
+    if name in MOVES and bool(far) != (is_far(device) or len(far) == 2):
+        seen["from far" if far and not is_far(device) else "to far"] += 1
     inputs, options = tree_map(lambda leaf: leaf.near if isinstance(leaf, Far) else leaf, (args, kwargs))
     if device is not None:
         options["device"] = torch.device("cpu")
@@ -147,6 +157,38 @@ def answers(model: LanguageModel) -> dict[str, Any]:
     return found | {"checksum": checksum(model.module)}
 
 
+LONG = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (25, 40, 31, 22) * READ_EVERY]
+"""Longer than the sliding windows of the tiny models; two steps of two rows more than are read at a time."""
+
+
+def waits_of(model: LanguageModel, paths: Paths, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
+    """Return for each step of a training what made the host wait for the device, and what was copied there.
+
+    Args:
+        model: a model on the far device.
+        paths: how it computes.
+        disturbed: changes the trainee before it trains.
+    """
+    found = []
+    with trainee(model, RECIPE, seed=0) as learner:
+        disturbed(learner)
+        learner.module.train()
+        course = Course(learner, LONG, RECIPE, seed=0)
+        course.begin_epoch()
+        for _ in range(READ_EVERY + 1):
+            seen.clear()
+            losses, _ = _backward(course, 2, paths)
+            course.advance(losses)
+            found.append(dict(seen))
+    return found
+
+
+def reading_gradients(learner: Trainee) -> None:
+    """Let every gradient be read by the host: the negative control."""
+    for weight in learner.trained_parameters().values():
+        weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
+
+
 def refused(work: Callable[[], object]) -> bool:
     try:
         work()
@@ -165,5 +207,10 @@ if __name__ == "__main__":
             stack.enter_context(mode)
         torch.nn.Module.to(far.module, "far")
         there = answers(far)
+        waits = {
+            "fast": waits_of(far, FAST, lambda learner: None),
+            "plain": waits_of(far, PLAIN, lambda learner: None),
+            "disturbed": waits_of(far, FAST, reading_gradients),
+        }
         mixed = refused(lambda: far.module.get_output_embeddings()(torch.zeros(1, far.module.config.hidden_size)))
-    print(json.dumps({"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed}))
+    print(json.dumps({"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed, "waits": waits}))

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony import board_command, heap, page_command
+from lm_harmony import board_command, page_command
 from lm_harmony.errors import HarmonyError
 from lm_harmony.flags import RunFlags
 
@@ -26,8 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if arguments is None and words[:1] == ["run"]:  # the workers of a study are started that way
-        heap.start_tuned()
 
     def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
         """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""

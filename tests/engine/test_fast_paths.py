@@ -135,17 +135,17 @@ def test_fifty_steps_end_where_the_plain_path_ends() -> None:
 def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: one token of one segment sees one token of a branch that is not its own."""
     module = model_of("llama").module
-    honest = segments.Segment._make_mask
+    honest = segments.Segment._sees
 
     def leaking(self: segments.Segment, window: int | None) -> torch.Tensor | None:
-        mask = honest(self, window)
-        if mask is not None and not mask[-1].all():
-            mask[-1, int((~mask[-1]).nonzero()[0])] = True
-        return mask
+        sees = honest(self, window)
+        if sees is not None and not sees[-1].all():
+            sees[-1, int((~sees[-1]).nonzero()[0])] = True
+        return sees
 
     with torch.no_grad():
         expected = label_logprobs(module, questions())
-        monkeypatch.setattr(segments.Segment, "_make_mask", leaking)
+        monkeypatch.setattr(segments.Segment, "_sees", leaking)
         assert difference(shared_logprobs(module, questions()), expected) > 1e-4
 
 

@@ -6,21 +6,30 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "far.py"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
-def test_a_model_elsewhere_answers_and_learns_alike(architecture: str) -> None:
+@cache
+def found_by_far(architecture: str) -> dict[str, Any]:
+    """Return what ``far.py`` finds, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), architecture], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3_000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+def test_a_model_elsewhere_answers_and_learns_alike(architecture: str) -> None:
+    found = found_by_far(architecture)
     assert found["device"] == "far" and found["mixed is refused"], (
         "the device lets the processor's tensors pass: it shows nothing"
     )
@@ -29,3 +38,14 @@ def test_a_model_elsewhere_answers_and_learns_alike(architecture: str) -> None:
     for what, value in here.items():
         expected = pytest.approx(value, rel=1e-5, abs=1e-5) if isinstance(value, list) and isinstance(value[0], float) else value
         assert there[what] == expected, what
+
+
+@pytest.mark.parametrize("paths", ["fast", "plain"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+def test_a_training_step_waits_for_nothing(architecture: str, paths: str) -> None:
+    """One copy brings the batch to the device; losses and norms come back together, every few steps."""
+    waits = found_by_far(architecture)["waits"]
+    *steps, reading, after = waits[paths]
+    assert all(step == {"to far": 1} for step in (*steps, after))
+    assert reading == {"to far": 1, "from far": 1}
+    assert all(step["_local_scalar_dense"] > 1 for step in waits["disturbed"])  # the negative control

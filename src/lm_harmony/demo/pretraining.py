@@ -19,7 +19,6 @@ from lm_harmony.demo.family import Member
 from lm_harmony.demo.plain import plain_texts
 from lm_harmony.demo.questions import TASKS, rows_of
 from lm_harmony.demo.world import World
-from lm_harmony.engine.products import fast_products
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +89,7 @@ def pretrain(
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(member.config(len(tokenizer)), dtype=torch.float32)
         started = time.perf_counter()
-        with fast_products():
-            losses = _read(module, stream, member.name)
+        losses = _read(module, stream, member.name)
     return module, Read(
         name=member.name,
         parameters=sum(weight.numel() for weight in module.parameters()),

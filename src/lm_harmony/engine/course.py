@@ -59,6 +59,26 @@ class Resumption:
     """``Epoch.optimizer_state`` of that epoch."""
 
 
+READ_EVERY = 8
+"""Steps after which losses and gradient norms are read from the device: each reading waits for the device to finish its work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unread:
+    """A step whose loss and gradient norm are on the device."""
+
+    number: int
+    """The step, counted from 1."""
+    rows: tuple[int, ...]
+    """Row numbers of its batch."""
+    losses: tuple[torch.Tensor, ...]
+    """The loss of each of its passes, which add up to the step's."""
+    grad_norm: torch.Tensor
+    """Norm of the gradient before clipping."""
+    learning_rate: float
+    """Rate that it used."""
+
+
 def order_of_rows(count: int, *, seed: int, epoch: int) -> np.ndarray:
     """Return the order in which an epoch takes its ``count`` sequences: drawn from (seed, epoch) alone."""
     return np.random.default_rng((seed, epoch)).permutation(count)
@@ -79,6 +99,7 @@ class Course:
         """Stand before the first step, or after the epoch that ``resume`` names."""
         self.trainee, self.recipe = trainee, recipe
         self.optimizer = make_optimizer(trainee, recipe)
+        self._parameters = list(trainee.trained_parameters().values())
         self._sequences, self._seed = sequences, seed
         self._per_epoch = math.ceil(len(sequences) / recipe.batch_size)
         whole = recipe.epochs * self._per_epoch
@@ -93,6 +114,7 @@ class Course:
         self.epoch = self._step // self._per_epoch + 1
         self._order = order_of_rows(len(self._sequences), seed=self._seed, epoch=self.epoch)
         self._steps: list[Step] = []
+        self._unread: list[_Unread] = []
         self._labels: list[int] = []
         self._tokens, self._started = 0, time.perf_counter()
         self._take_batch()
@@ -124,36 +146,47 @@ class Course:
         """Announce a pass over sequences ``start`` to ``stop`` of the batch to the adapter's dropout."""
         self.trainee.draws.first, self.trainee.draws.count = start, stop - start
 
-    def advance(self, loss: float) -> None:
-        """Take the optimizer step of ``batch``, whose gradient is computed, and turn to the next.
+    def advance(self, losses: Sequence[torch.Tensor]) -> None:
+        """Take the optimizer step of ``batch``, whose gradient is computed, and turn to the next. Waits for no device.
 
         Args:
-            loss: mean negative log-likelihood of the batch's labels, in nats.
+            losses: scalars on the device that add up to the mean negative log-likelihood of the batch's labels, in nats.
 
         Raises:
-            TrainingDiverged: the loss or the gradient is not finite.
+            TrainingDiverged: the loss or the gradient of this step, or of one of the ``READ_EVERY`` before it, is not finite.
         """
-        parameters = list(self.trainee.trained_parameters().values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm or math.inf))
-        # A finite loss may have an infinite gradient, which would spoil the weights; after the last step no loss would tell.
-        for what, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                rows = sorted({sequence.row for sequence in self.batch})
-                raise TrainingDiverged(
-                    f"the {what} of step {self._step + 1} is {value} on training rows {rows}. Look at these rows, or lower the "
-                    f"learning rate (--train_param.learning_rate, now {self.recipe.learning_rate})."
-                )
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm or math.inf)
         rate = self._rate_of(self._step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._steps.append(Step(number=self._step + 1, loss=loss, learning_rate=rate, grad_norm=norm))
+        self._step += 1
+        rows = tuple(sorted({sequence.row for sequence in self.batch}))
+        self._unread.append(_Unread(number=self._step, rows=rows, losses=tuple(losses), grad_norm=norm, learning_rate=rate))
         self._labels.append(self.labels)
         self._tokens += sum(self.trainee.draws.lengths)
-        self._step += 1
+        if len(self._unread) == READ_EVERY or not self.steps_left:
+            self._read()
         if self.steps_left:
             self._take_batch()
+
+    def _read(self) -> None:
+        """Read the losses and norms that are on the device, in one copy, and look whether they are finite."""
+        unread, self._unread = self._unread, []
+        scalars = [scalar.detach().float() for step in unread for scalar in (*step.losses, step.grad_norm)]
+        values = iter(torch.stack(scalars).tolist())
+        for step in unread:
+            loss = math.fsum(next(values) for _ in step.losses)
+            norm = next(values)
+            # A finite loss may have an infinite gradient, which spoils the weights; after the last step no loss would tell.
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    raise TrainingDiverged(
+                        f"the {what} of step {step.number} is {value} on training rows {list(step.rows)}. Look at these rows, or "
+                        f"lower the learning rate (--train_param.learning_rate, now {self.recipe.learning_rate})."
+                    )
+            self._steps.append(Step(number=step.number, loss=loss, learning_rate=step.learning_rate, grad_norm=norm))
 
     def end_epoch(self) -> Epoch:
         """Return the epoch whose last step was taken."""

@@ -17,7 +17,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lm_harmony.engine.forward import smaller_batch
-from lm_harmony.engine.products import fast_products
 from lm_harmony.models.loading import LanguageModel
 
 REFILL = 0.5
@@ -124,7 +123,6 @@ def _next(module: PreTrainedModel, batch: _Batch) -> _Batch:
     return replace(batch, written=written, mask_BxT=mask_BxT)
 
 
-@fast_products()
 def _argmax(module: PreTrainedModel, ids: torch.Tensor, mask_BxT: torch.Tensor, cache: DynamicCache) -> list[int]:
     positions = (mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}

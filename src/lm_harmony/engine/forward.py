@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
@@ -41,27 +43,35 @@ def label_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) 
     Padding stands on the right, where causal attention cannot see it from a real token: no mask is needed (nor does lm_eval
     pass one). ``use_cache`` is off because a cache costs memory and serves nothing here.
     """
-    device = next(module.parameters()).device
     longest = max(len(sequence.ids) for sequence in sequences) - 1
-    ids_BxT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    ids: list[int] = []
     rows: list[int] = []
     columns: list[int] = []
     labels: list[int] = []
     for row, sequence in enumerate(sequences):
         fed = sequence.ids[:-1]
-        ids_BxT[row, : len(fed)] = torch.tensor(fed)
+        ids += [*fed, *[0] * (longest - len(fed))]
         rows += [row] * len(sequence.labels)
         columns += range(sequence.first_label - 1, len(fed))
         labels += sequence.labels
-    logits_BxTxV = module(input_ids=ids_BxT.to(device), use_cache=False).logits
-    labels_L = torch.tensor(labels, device=device)
-    logits_LxV = logits_BxTxV[torch.tensor(rows, device=device), torch.tensor(columns, device=device)].float()
+    ids_BT, rows_L, columns_L, labels_L = on_device(next(module.parameters()).device, ids, rows, columns, labels)
+    logits_BxTxV = module(input_ids=ids_BT.view(len(sequences), longest), use_cache=False).logits
+    logits_LxV = logits_BxTxV[rows_L, columns_L].float()
     chosen_L = logits_LxV.gather(1, labels_L[:, None])[:, 0]
     return LabelLogprobs(
         logprobs_L=chosen_L - logits_LxV.logsumexp(dim=-1),
         greedy_L=logits_LxV.detach().argmax(dim=-1) == labels_L,
         counts=tuple(len(sequence.labels) for sequence in sequences),
     )
+
+
+def on_device(device: torch.device, *arrays: npt.ArrayLike) -> list[torch.Tensor]:
+    """Return integer arrays as tensors on ``device``, brought there in one copy that a GPU does not wait for."""
+    together = torch.from_numpy(np.concatenate([np.asarray(array, dtype=np.int64) for array in arrays]))
+    if device.type == "cuda":
+        together = together.pin_memory()
+    sizes = [np.asarray(array).size for array in arrays]
+    return list(torch.split(together.to(device, non_blocking=True), sizes))
 
 
 def smaller_batch(size: int, error: RuntimeError) -> int:

@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lm_harmony.engine.products import fast_products
-
 LOGITS_ON_CPU, LOGITS_ON_GPU = 10_000_000, 120_000_000
 """Logits that exist at once: 40 MB on a processor, 480 MB on a GPU; each chunk reads the whole output layer again."""
-
-_Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def head_of(module: PreTrainedModel) -> Head:
 
 
 def head_logprobs(
-    head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor
+    head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor, known_rows_L: npt.NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (log-probability, greedy?) of each label.
 
@@ -60,32 +58,33 @@ def head_logprobs(
         hidden_UxD: one row for each place that predicts.
         rows_L: for each label its row, ascending.
         labels_L: the labels.
+        known_rows_L: ``rows_L`` in host memory: reading it from the device would wait for all that was asked of the device.
     """
     if hidden_UxD.requires_grad and not head.trained:
-        logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, rows_L, labels_L)  # type: ignore[no-untyped-call]
+        assert len(known_rows_L) == len(hidden_UxD), "a trained row predicts one label"
+        logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, labels_L)  # type: ignore[no-untyped-call]
         return logprobs_L, greedy_L
     found = []
-    for rows, chosen, targets in _chunks(head, hidden_UxD, rows_L, labels_L):
+    for start, stop in _chunks(head, hidden_UxD):
+        low, high = np.searchsorted(known_rows_L, (start, stop))
+        rows, chosen, targets = hidden_UxD[start:stop], rows_L[low:high] - start, labels_L[low:high]
         # A trained head's logits are computed again in the backward pass rather than kept.
         found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False))
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
 
 
-@fast_products()  # here too, because the backward pass computes it again
 def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits_CxV = head.logits(rows_CxD).float()
     logprobs = logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen]
     return logprobs, logits_CxV.detach().argmax(dim=-1)[chosen] == targets
 
 
-def _chunks(head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor) -> Iterator[_Chunk]:
-    """Yield (hidden states C x D, row of each label within the chunk, labels), C by the vocabulary and alike for all."""
+def _chunks(head: Head, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Cut the rows into chunks (start, stop), sized by the vocabulary and alike."""
+    rows = len(hidden_UxD)
     most = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
-    size = math.ceil(len(hidden_UxD) / math.ceil(len(hidden_UxD) / most))
-    starts = range(0, len(hidden_UxD), size)
-    cuts = torch.searchsorted(rows_L, torch.tensor([*starts, len(hidden_UxD)], device=rows_L.device)).tolist()
-    for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
-        yield hidden_UxD[start : start + size], rows_L[low:high] - start, labels_L[low:high]
+    size = math.ceil(rows / math.ceil(rows / most))
+    return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -97,15 +96,13 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_UxD: torch.Tensor, head: Head, rows_L: torch.Tensor, labels_L: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, hidden_UxD: torch.Tensor, head: Head, labels_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute log-probabilities and, for each row (one label each), their gradient."""
-        assert len(rows_L) == len(hidden_UxD), "a trained row predicts one label"
         logprobs, greedy, grads = [], [], []
-        for rows, _, targets in _chunks(head, hidden_UxD, rows_L, labels_L):
+        for start, stop in _chunks(head, hidden_UxD):
+            targets = labels_U[start:stop]
             with torch.enable_grad():
-                rows = rows.detach().requires_grad_()
+                rows = hidden_UxD[start:stop].detach().requires_grad_()
                 logits_CxV = head.logits(rows)
             found_CxV = logits_CxV.detach().float()
             top_C, most_C = found_CxV.max(dim=-1)
@@ -122,7 +119,7 @@ class _FrozenHead(torch.autograd.Function):
         return result, flags
 
     @staticmethod
-    def backward(ctx: Any, grad_L: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_L: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None]:
         """Scale each row's gradient by what the loss says of its label."""
         (grads_UxD,) = ctx.saved_tensors
-        return grad_L[:, None].to(grads_UxD.dtype) * grads_UxD, None, None, None
+        return grad_L[:, None].to(grads_UxD.dtype) * grads_UxD, None, None

@@ -13,12 +13,17 @@ from transformers.trainer_pt_utils import get_parameter_names
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.recipe import Recipe
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Devices on which PyTorch takes AdamW's step in one kernel."""
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of biases and norms, as transformers' Trainer recognises them."""
 
 
 def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer over the trained weights; biases and norms get no weight decay (as in transformers)."""
+    """Make the recipe's optimizer over the trained weights; biases and norms get no weight decay (as in transformers).
+
+    "adamw_torch" and "adamw_torch_fused" are one: AdamW takes its fused step wherever the device has it.
+    """
     parameters = trainee.trained_parameters()
     decayed = set(get_parameter_names(trainee.module, [torch.nn.LayerNorm], _NOT_DECAYED))
     groups = [
@@ -38,7 +43,7 @@ def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
-        fused=recipe.optimizer == "adamw_torch_fused",
+        fused=trainee.model.device.type in _FUSED,
     )
 
 

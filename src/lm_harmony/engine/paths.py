@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lm_harmony.engine.forward import Forward, label_logprobs, rows_from
+from lm_harmony.engine.onednn_linear import OneDnnProducts, probe_products, through_onednn
 from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
-from lm_harmony.engine.room import Room, room_of
+from lm_harmony.engine.room import Room, recompute_pays, room_of
+from lm_harmony.engine.segments import attention_in_segments
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.trees import tokens_from
 from lm_harmony.models.loading import LanguageModel
@@ -34,6 +40,23 @@ class Paths:
     answers leave the batch."""
     room: Room = Room()
     """How much one pass may hold; on the plain path a pass is counted in sequences alone."""
+    products: OneDnnProducts = OneDnnProducts()
+    """Which products of linear layers are computed through oneDNN, on a CPU where a probe found them faster."""
+    recompute: bool = False
+    """Whether training keeps less for its backward pass, on a CPU where that saves a notable share of memory."""
+
+    @contextmanager
+    def computing(self, module: PreTrainedModel) -> Iterator[None]:
+        """Compute on these paths for the length of a block, which holds a forward pass and, in training, its backward pass."""
+        with ExitStack() as stack:
+            stack.enter_context(through_onednn(module, self.products))
+            if self.fast:
+                stack.enter_context(attention_in_segments(module))
+            yield
+
+    def describe(self) -> dict[str, Any]:
+        """Return the choices as plain values, for a record."""
+        return {"fast": self.fast, "onednn": str(self.products), "recompute": self.recompute}
 
     def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences are best scored."""
@@ -80,7 +103,17 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
             return PLAIN
-    return replace(FAST, room=room_of(model.module))
+    products, recompute = probe_products(model.module), recompute_pays(model.module)
+    if model.device.type == "cpu":
+        log.info("products of linear layers through oneDNN (where it is faster here): %s", products)
+    return Paths(
+        learn=partial(packed_logprobs, recompute=recompute),
+        score=shared_logprobs,
+        fast=True,
+        room=room_of(model.module),
+        products=products,
+        recompute=recompute,
+    )
 
 
 def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:

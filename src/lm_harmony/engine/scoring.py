@@ -10,6 +10,7 @@ import torch
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.forward import LabelLogprobs, in_batches
 from lm_harmony.engine.generation import generate
+from lm_harmony.engine.onednn_linear import through_onednn
 from lm_harmony.engine.paths import PLAIN, Paths
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
@@ -74,14 +75,16 @@ class Respondent:
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Write an answer to each context: see ``generation.generate``."""
-        answers = generate(
-            self.model,
-            requests,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            room=self.paths.room if self.paths.fast else None,
-        )
+        # Writing uses transformers' own attention over its cache: only the products of linear layers follow the paths.
+        with through_onednn(self.model.module, self.paths.products):
+            answers = generate(
+                self.model,
+                requests,
+                batch_size=self.batch_size,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+                room=self.paths.room if self.paths.fast else None,
+            )
         for texts in ([request.context for request in requests], answers):
             self.work.tokens += sum(map(len, self.model.text.encode(texts)))
         return answers
@@ -97,7 +100,7 @@ class Respondent:
         return sums
 
     def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
-        with torch.no_grad():
+        with torch.no_grad(), self.paths.computing(self.model.module):
             found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
 

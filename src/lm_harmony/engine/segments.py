@@ -6,9 +6,8 @@ Shapes: N tokens of the row, H query heads, K key heads, D head size; S tokens o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,39 +25,46 @@ class Segment:
     def __init__(self, tree: Tree, *, start: int, trunk: int, device: torch.device) -> None:
         """Place ``tree`` at ``start`` behind a trunk of ``trunk`` tokens."""
         self.start, self.stop, self.trunk = start, start + len(tree.ids), trunk
+        self.is_chain = tree.is_chain
         self._tree, self._device = tree, device
-        self._masks: dict[int | None, torch.Tensor | None] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
 
-    def mask(self, window: int | None) -> torch.Tensor | None:
-        """Return what each token of the segment sees, S x (P + S), True = sees; None: plain causal attention.
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return what is added to the attention scores, S x (P + S): 0 where a token sees another, else -inf; None: plain causal.
+
+        It is made once and in the type of the queries: PyTorch would turn a mask of booleans into this one in every layer.
 
         Args:
             window: sliding window in tokens counted by depth, the token itself included; None: no window.
+            dtype: type of the queries.
         """
-        if window not in self._masks:
-            self._masks[window] = self._make_mask(window)
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            sees = self._sees(window)
+            added = None if sees is None else torch.zeros(sees.shape, dtype=dtype, device=self._device)
+            self._masks[window, dtype] = None if added is None or sees is None else added.masked_fill_(~sees, -torch.inf)
+        return self._masks[window, dtype]
 
-    def _make_mask(self, window: int | None) -> torch.Tensor | None:
-        depths = self._tree.depths
-        narrow = window is not None and max(depths) >= window
-        if self._tree.is_chain and self.trunk == 0 and not narrow:
+    def _sees(self, window: int | None) -> torch.Tensor | None:
+        """Return which of the trunk's and the segment's tokens each token of the segment sees; None: plain causal attention.
+
+        Everything is computed on the device, so that a training step copies nothing but its token ids.
+        """
+        size, device = self.stop - self.start, self._device
+        narrow = window is not None and max(self._tree.depths) >= window
+        if self.is_chain and self.trunk == 0 and not narrow:
             return None
-        size = len(depths)
-        own_SxS = torch.zeros(size, size, dtype=torch.bool)
-        for node, parent in enumerate(self._tree.parents):  # parents stand before their children
-            if parent >= 0:
-                own_SxS[node] = own_SxS[parent]
-            own_SxS[node, node] = True
-        sees = torch.cat([torch.ones(size, self.trunk, dtype=torch.bool), own_SxS], dim=1)
+        place_S = torch.arange(size, device=device)
+        sees_SxS = place_S[None, :] <= place_S[:, None]
+        depth_S = place_S + self.trunk
+        if not self.is_chain:
+            # A token's descendants follow it without a gap: it is seen by those up to the end of its subtree.
+            ends_S, depth_S = torch.tensor([self._tree.subtree_ends(), self._tree.depths], device=device)
+            sees_SxS &= place_S[:, None] < ends_S[None, :]
+        sees = torch.cat([sees_SxS.new_ones(size, self.trunk), sees_SxS], dim=1)
         if narrow and window is not None:
-            here = torch.tensor(depths)
-            there = torch.cat([torch.arange(self.trunk), here])
-            sees &= here[:, None] - there[None, :] < window
-        return sees.to(self._device)
-
-
-_segments: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
+            there = torch.cat([torch.arange(self.trunk, device=device), depth_S])
+            sees &= depth_S[:, None] - there[None, :] < window
+        return sees
 
 
 def segments_of(row: Row, device: torch.device) -> list[Segment]:
@@ -76,17 +82,18 @@ def segments_of(row: Row, device: torch.device) -> list[Segment]:
 
 
 @contextmanager
-def attention_in(module: PreTrainedModel, segments: list[Segment]) -> Iterator[None]:
-    """Let ``module`` attend inside ``segments`` for the length of a block."""
-    configs = _configs(module)
+def attention_in_segments(module: PreTrainedModel) -> Iterator[None]:
+    """Let ``module`` attend inside the segments that its forward pass is given as ``segments``, for the length of a block.
+
+    A training step stays inside until its backward pass has ended: gradient checkpointing computes the layers once more there.
+    """
+    configs = [config for config in _configs(module) if config._attn_implementation != NAME]
     before = [config._attn_implementation for config in configs]
-    token = _segments.set(segments)
     for config in configs:
         config._attn_implementation = NAME
     try:
         yield
     finally:
-        _segments.reset(token)
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
 
@@ -111,11 +118,14 @@ def _attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    *,
+    segments: Sequence[Segment],
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each segment; query is 1 x H x N x D, key and value 1 x K x N x D, the result 1 x N x H x D."""
-    segments = _segments.get()
-    assert segments is not None, "segment attention outside attention_in()"
+    """Attend within each segment; query is 1 x H x N x D, key and value 1 x K x N x D, the result 1 x N x H x D.
+
+    An architecture that does not hand the segments on to its attention layers fails here, in the probe.
+    """
     parts = []
     # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
     sizes = [segment.stop - segment.start for segment in segments]
@@ -126,11 +136,15 @@ def _attend(
             k, v = torch.cat([trunk_k, k], dim=2), torch.cat([trunk_v, v], dim=2)
         elif trunk_k is None:
             trunk_k, trunk_v = k, v
-        mask = segment.mask(sliding_window)
+        mask = segment.mask(sliding_window, q.dtype)
         if softcap is not None:
             parts.append(_softcapped(q, k, v, mask, scaling, softcap))
             continue
         grouped = k.shape[1] != q.shape[1]
+        if grouped and mask is not None and q.device.type != "cpu":
+            # With a mask PyTorch 2.11 to 2.13 leave its fused kernels for grouped heads on several cards (A100, L40S, 4090).
+            repeat, grouped = q.shape[1] // k.shape[1], False
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         parts.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
@@ -147,8 +161,9 @@ def _softcapped(
     k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
-    sees = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril() if mask is None else mask
-    weights = scores.masked_fill(~sees, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    if mask is None:
+        mask = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    weights = (scores + mask).softmax(dim=-1, dtype=torch.float32)
     return weights.to(v.dtype) @ v
 
 

@@ -134,11 +134,13 @@ def _enter(base: SharedBase, name: str, lesson: Lesson) -> Course:
     return course
 
 
-def _backward(base: SharedBase, courses: Sequence[Course], paths: Paths, micro_batch: int) -> tuple[list[float], int]:
-    """Compute the gradients of one optimizer batch of each run; return (losses in nats, micro-batch that fitted in memory)."""
+def _backward(
+    base: SharedBase, courses: Sequence[Course], paths: Paths, micro_batch: int
+) -> tuple[list[list[torch.Tensor]], int]:
+    """Compute the gradients of one optimizer batch of each run; return (each run's losses, micro-batch that fitted in memory)."""
     module = base.model.module.train()
     while True:
-        losses = [0.0] * len(courses)
+        losses: list[list[torch.Tensor]] = [[] for _ in courses]
         tokens = paths.room.training_tokens // len(courses)
         cuts = [list(passes(course.batch, micro_batch, tokens)) for course in courses]
         try:
@@ -148,12 +150,14 @@ def _backward(base: SharedBase, courses: Sequence[Course], paths: Paths, micro_b
                     course.draw_for(start, stop)
                     parts.append(course.batch[start:stop])
                 fed = [sum(len(sequence.ids) - 1 for sequence in part) for part in parts]
-                with base.routed(dict(zip((course.trainee.adapter for course in courses), fed, strict=True))):
+                adapters = (course.trainee.adapter for course in courses)
+                with paths.computing(module), base.routed(dict(zip(adapters, fed, strict=True))):
                     found = paths.learn(module, [sequence for part in parts for sequence in part])
-                logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
-                shares = [-part.sum() / course.labels for course, part in zip(courses, logprobs, strict=True)]
-                torch.stack(shares).sum().backward()
-                losses = [loss + share.item() for loss, share in zip(losses, shares, strict=True)]
+                    logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
+                    shares = [-part.sum() / course.labels for course, part in zip(courses, logprobs, strict=True)]
+                    torch.stack(shares).sum().backward()
+                for own, share in zip(losses, shares, strict=True):
+                    own.append(share.detach())
             return losses, micro_batch
         except RuntimeError as error:
             micro_batch = smaller_batch(min(micro_batch, max(len(course.batch) for course in courses)), error)

@@ -14,8 +14,8 @@ from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.course import Course, Epoch, Resumption
 from lm_harmony.engine.forward import smaller_batch
 from lm_harmony.engine.paths import PLAIN, Paths
+from lm_harmony.engine.room import give_back_freed
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.heap import give_back_freed
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
 
@@ -50,26 +50,27 @@ def fine_tune(
         course.begin_epoch()
         trainee.module.train()
         for _ in track(range(course.steps_left), f"epoch {course.epoch}/{recipe.epochs}", total=course.steps_left):
-            loss, micro_batch = _backward(course, micro_batch, paths)
-            course.advance(loss)
+            losses, micro_batch = _backward(course, micro_batch, paths)
+            course.advance(losses)
         trainee.module.eval()
         give_back_freed()
         yield course.end_epoch()
 
 
-def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[float, int]:
-    """Compute the gradient of one optimizer batch; return (loss in nats, micro-batch that fitted in memory)."""
+def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torch.Tensor], int]:
+    """Compute the gradient of one optimizer batch; return (the passes' shares of its loss, micro-batch that fitted in memory)."""
     module, batch = course.trainee.model.module, course.batch
     while True:
         torch.manual_seed(course.step_seed)  # of the dropout that a model has of its own (GPT-2)
         try:
-            loss = 0.0
+            losses = []
             for start, stop in passes(batch, micro_batch, paths.room.training_tokens):
                 course.draw_for(start, stop)
-                part = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
-                part.backward()
-                loss += part.item()
-            return loss, micro_batch
+                with paths.computing(module):
+                    loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
+                    loss.backward()
+                losses.append(loss.detach())
+            return losses, micro_batch
         except RuntimeError as error:
             micro_batch = smaller_batch(min(micro_batch, len(batch)), error)
             course.optimizer.zero_grad()

@@ -22,7 +22,10 @@ than computing its few tokens again."""
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """The tokens of one group of sequences, each distinct beginning once, parents before children."""
+    """The tokens of one group of sequences, each distinct beginning once.
+
+    Nodes stand in preorder: the subtree of a node follows it without a gap.
+    """
 
     ids: tuple[int, ...]
     """Token of each node."""
@@ -35,6 +38,15 @@ class Tree:
     def is_chain(self) -> bool:
         """Whether each node follows the one before it: plain causal attention."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    def subtree_ends(self) -> list[int]:
+        """Return for each node the place after the last node of its subtree."""
+        ends = list(range(1, len(self.parents) + 1))
+        for node in range(len(ends) - 1, -1, -1):
+            parent = self.parents[node]
+            if parent >= 0:
+                ends[parent] = max(ends[parent], ends[node])
+        return ends
 
 
 @dataclass(frozen=True, kw_only=True)

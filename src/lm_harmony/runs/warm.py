@@ -109,6 +109,5 @@ def _load(asked: _Asked) -> Base:
     )
     if asked.gradient_checkpointing:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        log.info("gradient checkpointing computes layers a second time outside the packed row; the plain path serves.")
-    paths = choose_paths(model, "plain" if asked.gradient_checkpointing else asked.engine)
+    paths = choose_paths(model, asked.engine)
     return Base(model=model, paths=paths, checksum=checksum(model.module))

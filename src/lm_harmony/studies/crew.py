@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm_harmony.heap import tuned
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
 
@@ -70,7 +69,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **tuned(os.environ), **self._environment},
+                env={**os.environ, **self._environment},
             )
         return self._process
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_model
 from torch.autograd.graph import saved_tensors_hooks
 
-from lm_harmony.engine import packing, thrift
+from lm_harmony.engine import packing, recompute
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.packing import packed_logprobs
 from lm_harmony.engine.sequences import TokenSequence
@@ -21,7 +21,7 @@ SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=l
 
 def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable[[torch.Tensor], Any]) -> dict[str, torch.Tensor]:
     """Train one step's gradient with dropout on, every saved tensor passed through ``keep``."""
-    monkeypatch.setattr(packing, "thrifty", lambda: saved_tensors_hooks(keep, thrift._give))
+    monkeypatch.setattr(packing, "recompute_activations", lambda: saved_tensors_hooks(keep, recompute._give))
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3))
     with trainee(tiny_model(architecture), recipe, seed=0) as learner:
         learner.module.train()
@@ -30,13 +30,13 @@ def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable
         for name, weight in learner.trained_parameters().items():
             if "lora_B" in name:  # zero at first, which would make the other half's gradient zero
                 weight.data.fill_(0.01)
-        packed_logprobs(learner.model.module, SEQUENCES).logprobs_L.sum().backward()
+        packed_logprobs(learner.model.module, SEQUENCES, recompute=True).logprobs_L.sum().backward()
         return {name: weight.grad.clone() for name, weight in learner.trained_parameters().items() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
 def test_gradients_are_the_same_to_the_last_bit_and_less_is_kept(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: dict[str, dict[int, int]] = {"all": {}, "thrifty": {}}
+    held: dict[str, dict[int, int]] = {"all": {}, "recomputed": {}}
 
     def counted(side: str, kept: Any) -> Any:
         if isinstance(kept, torch.Tensor):
@@ -44,14 +44,14 @@ def test_gradients_are_the_same_to_the_last_bit_and_less_is_kept(architecture: s
         return kept
 
     whole = gradients(architecture, monkeypatch, lambda tensor: counted("all", tensor))
-    thrifty = gradients(architecture, monkeypatch, lambda tensor: counted("thrifty", thrift._keep(tensor)))
-    assert whole.keys() == thrifty.keys() and any(grad.abs().max() > 0 for grad in whole.values())
-    assert all(torch.equal(whole[name], thrifty[name]) for name in whole)
-    assert sum(held["thrifty"].values()) < 0.95 * sum(held["all"].values())
+    again = gradients(architecture, monkeypatch, lambda tensor: counted("recomputed", recompute._keep(tensor)))
+    assert whole.keys() == again.keys() and any(grad.abs().max() > 0 for grad in whole.values())
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert sum(held["recomputed"].values()) < 0.95 * sum(held["all"].values())
 
 
 def test_a_tensor_computed_again_wrongly_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gradients("llama", monkeypatch, lambda tensor: tensor)
-    monkeypatch.setattr(thrift, "silu", lambda x: 1.001 * torch.nn.functional.silu(x))
-    wrong = gradients("llama", monkeypatch, thrift._keep)
+    monkeypatch.setattr(recompute, "silu", lambda x: 1.001 * torch.nn.functional.silu(x))
+    wrong = gradients("llama", monkeypatch, recompute._keep)
     assert not all(torch.equal(whole[name], wrong[name]) for name in whole)
