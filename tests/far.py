@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine import segments
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.course import READ_EVERY, Course
+from lm_harmony.engine.packing import shared_logprobs
 from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence
@@ -75,8 +77,11 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func} mixes tensors of the processor, {strangers}, with {len(far)} of the far device")
     if far and name in WAITS:
         seen[name] += 1
-    if name in MOVES and bool(far) != (is_far(device) or len(far) == 2):
-        seen["from far" if far and not is_far(device) else "to far"] += 1
+    ends = [isinstance(tensor, Far) for tensor in tensors]  # of copy_: (to, from)
+    if name == "_to_copy" and device is not None:
+        ends.insert(0, is_far(device))
+    if name in MOVES and len(set(ends)) == 2:
+        seen["to far" if ends[0] else "from far"] += 1
     inputs, options = tree_map(lambda leaf: leaf.near if isinstance(leaf, Far) else leaf, (args, kwargs))
     if device is not None:
         options["device"] = torch.device("cpu")
@@ -177,7 +182,8 @@ def waits_of(model: LanguageModel, paths: Paths, disturbed: Callable[[Trainee], 
         course.begin_epoch()
         for _ in range(READ_EVERY + 1):
             seen.clear()
-            losses, _ = _backward(course, 2, paths)
+            with paths.computing(model.module):
+                losses, _ = _backward(course, 2, paths)
             course.advance(losses)
             found.append(dict(seen))
     return found
@@ -187,6 +193,21 @@ def reading_gradients(learner: Trainee) -> None:
     """Let every gradient be read by the host: the negative control."""
     for weight in learner.trained_parameters().values():
         weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
+
+
+def masked_heads(model: LanguageModel) -> list[bool]:
+    """Return for each attention call with a mask whether it asks PyTorch for grouped heads."""
+    grouped, attention = list[bool](), segments.scaled_dot_product_attention
+
+    def noting(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        if options["attn_mask"] is not None:
+            grouped.append(options["enable_gqa"])
+        return attention(*tensors, **options)
+
+    segments.scaled_dot_product_attention = noting
+    shared_logprobs(model.module, [TokenSequence(ids=(5, 6, 7, last, last), first_label=3) for last in (8, 9, 10)])
+    segments.scaled_dot_product_attention = attention
+    return grouped
 
 
 def refused(work: Callable[[], object]) -> bool:
@@ -212,5 +233,10 @@ if __name__ == "__main__":
             "plain": waits_of(far, PLAIN, lambda learner: None),
             "disturbed": waits_of(far, FAST, reading_gradients),
         }
+        heads = masked_heads(far)
         mixed = refused(lambda: far.module.get_output_embeddings()(torch.zeros(1, far.module.config.hidden_size)))
-    print(json.dumps({"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed, "waits": waits}))
+    print(
+        json.dumps(
+            {"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed, "waits": waits, "grouped": heads}
+        )
+    )

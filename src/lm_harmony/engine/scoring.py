@@ -95,12 +95,13 @@ class Respondent:
         size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
         batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
         sums = [(0.0, False)] * len(sequences)
-        for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
-            sums[place] = found
+        with self.paths.computing(self.model.module):
+            for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
+                sums[place] = found
         return sums
 
     def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
-        with torch.no_grad(), self.paths.computing(self.model.module):
+        with torch.no_grad():
             found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
 

@@ -20,14 +20,25 @@ NAME = "lm_harmony_segments"
 
 
 class Segment:
-    """One tree's place in the row, and who sees whom in it."""
+    """A tree's place in the row, and who sees whom in it; or that of several chains of one length, which take one call."""
 
     def __init__(self, tree: Tree, *, start: int, trunk: int, device: torch.device) -> None:
         """Place ``tree`` at ``start`` behind a trunk of ``trunk`` tokens."""
-        self.start, self.stop, self.trunk = start, start + len(tree.ids), trunk
+        self.start, self.size, self.trunk, self.copies = start, len(tree.ids), trunk, 1
         self.is_chain = tree.is_chain
         self._tree, self._device = tree, device
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
+
+    @property
+    def stop(self) -> int:
+        """Where the next segment starts."""
+        return self.start + self.copies * self.size
+
+    def takes(self, tree: Tree) -> bool:
+        """Take ``tree`` in, which follows in the row, if it is a chain as long as this one and neither follows a trunk."""
+        alike = self.is_chain and self.trunk == 0 and len(tree.ids) == self.size and tree.is_chain
+        self.copies += alike
+        return alike
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return what is added to the attention scores, S x (P + S): 0 where a token sees another, else -inf; None: plain causal.
@@ -49,7 +60,7 @@ class Segment:
 
         Everything is computed on the device, so that a training step copies nothing but its token ids.
         """
-        size, device = self.stop - self.start, self._device
+        size, device = self.size, self._device
         narrow = window is not None and max(self._tree.depths) >= window
         if self.is_chain and self.trunk == 0 and not narrow:
             return None
@@ -76,7 +87,8 @@ def segments_of(row: Row, device: torch.device) -> list[Segment]:
         placed.append(Segment(trunk, start=0, trunk=0, device=device))
         start = size
     for tree in row.trees:
-        placed.append(Segment(tree, start=start, trunk=len(row.trunk), device=device))
+        if row.trunk or not placed or not placed[-1].takes(tree):
+            placed.append(Segment(tree, start=start, trunk=len(row.trunk), device=device))
         start += len(tree.ids)
     return placed
 
@@ -87,7 +99,8 @@ def attention_in_segments(module: PreTrainedModel) -> Iterator[None]:
 
     A training step stays inside until its backward pass has ended: gradient checkpointing computes the layers once more there.
     """
-    configs = [config for config in _configs(module) if config._attn_implementation != NAME]
+    # Inside such a block already: a search through all modules is saved.
+    configs = [] if module.config._attn_implementation == NAME else _configs(module)
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME
@@ -132,25 +145,31 @@ def _attend(
     pieces = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
     trunk_k = trunk_v = None
     for segment, q, k, v in zip(segments, *pieces, strict=True):
+        if segment.copies > 1:
+            q, k, v = (tensor[0].unflatten(1, (segment.copies, segment.size)).transpose(0, 1) for tensor in (q, k, v))
         if segment.trunk and trunk_k is not None and trunk_v is not None:
             k, v = torch.cat([trunk_k, k], dim=2), torch.cat([trunk_v, v], dim=2)
         elif trunk_k is None:
             trunk_k, trunk_v = k, v
         mask = segment.mask(sliding_window, q.dtype)
         if softcap is not None:
-            parts.append(_softcapped(q, k, v, mask, scaling, softcap))
+            parts.append(_as_row(_softcapped(q, k, v, mask, scaling, softcap)))
             continue
         grouped = k.shape[1] != q.shape[1]
         if grouped and mask is not None and q.device.type != "cpu":
             # With a mask PyTorch 2.11 to 2.13 leave its fused kernels for grouped heads on several cards (A100, L40S, 4090).
             repeat, grouped = q.shape[1] // k.shape[1], False
             k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        parts.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-            )
+        found = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+        parts.append(_as_row(found))
+    return torch.cat(parts, dim=1), None
+
+
+def _as_row(found_CxHxSxD: torch.Tensor) -> torch.Tensor:
+    """Lay what C copies of a segment found one after another: 1 x CS x H x D."""
+    return found_CxHxSxD.transpose(1, 2).flatten(0, 1)[None]
 
 
 def _softcapped(

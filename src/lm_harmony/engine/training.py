@@ -49,16 +49,21 @@ def fine_tune(
     while not course.finished:
         course.begin_epoch()
         trainee.module.train()
-        for _ in track(range(course.steps_left), f"epoch {course.epoch}/{recipe.epochs}", total=course.steps_left):
-            losses, micro_batch = _backward(course, micro_batch, paths)
-            course.advance(losses)
+        with paths.computing(trainee.model.module):
+            for _ in track(range(course.steps_left), f"epoch {course.epoch}/{recipe.epochs}", total=course.steps_left):
+                losses, micro_batch = _backward(course, micro_batch, paths)
+                course.advance(losses)
         trainee.module.eval()
         give_back_freed()
         yield course.end_epoch()
 
 
 def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torch.Tensor], int]:
-    """Compute the gradient of one optimizer batch; return (the passes' shares of its loss, micro-batch that fitted in memory)."""
+    """Compute the gradient of one optimizer batch, inside ``paths.computing``.
+
+    Returns:
+        The share of each pass in the batch's loss, and the micro-batch that fitted in memory.
+    """
     module, batch = course.trainee.model.module, course.batch
     while True:
         torch.manual_seed(course.step_seed)  # of the dropout that a model has of its own (GPT-2)
@@ -66,9 +71,8 @@ def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torc
             losses = []
             for start, stop in passes(batch, micro_batch, paths.room.training_tokens):
                 course.draw_for(start, stop)
-                with paths.computing(module):
-                    loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
-                    loss.backward()
+                loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
+                loss.backward()
                 losses.append(loss.detach())
             return losses, micro_batch
         except RuntimeError as error:

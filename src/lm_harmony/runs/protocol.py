@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.engine.adapters import Trainee, trainee
@@ -70,7 +71,7 @@ def train_before_test(
         chosen_epoch=chosen.epoch,
         trained=trained,
         test_curve=curve,
-        environment=describe_environment(run.model.device, use_git=spec.execution.use_git),
+        environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
     )
     write_outcomes(store, run.task, record)
@@ -210,6 +211,12 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
         "training_seconds": sum(epoch.seconds for epoch in epochs),
         "validation_seconds": sum(epoch.validation_seconds for epoch in epochs),
     }
+
+
+def _environment(run: Prepared) -> dict[str, Any]:
+    """Return what the run was carried out with, and which forward passes the probe chose there."""
+    described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
+    return {**described, "engine": run.paths.describe()}
 
 
 def _data(run: Prepared) -> DataRecord:

@@ -1,0 +1,87 @@
+"""The chosen forward passes against the padded ones, model by model: ``python -m bench.backends``.
+
+For every shipped demo model and, where its folder is there, for a real model: optimizer steps as ``fine_tune`` takes them and
+log-likelihood scoring, with ``--engine auto`` and ``--engine plain`` in turn in one process. A ratio below 0.95 means that the
+choice of ``auto`` costs more than 5%.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.demo.questions import TASKS
+from lm_harmony.demo.study import MODELS, RECIPE, SHIPPED
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.paths import Paths, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel, load_model
+from lm_harmony.recipe import PUBLISHED, Recipe
+
+ENGINES = ("auto", "plain")
+DEMO_TASKS = ("micro_reviews", "micro_endings")
+REAL_TASKS = ("arc_easy", "mnli")
+
+
+def main(flags: BenchFlags) -> None:
+    """Time both engines on every model, and print what ``auto`` chose."""
+    logging.disable(logging.WARNING)
+    measured: list[Measured] = []
+    demo = Recipe.from_dict({**RECIPE, "epochs": 1})
+    for name in MODELS:
+        measured += _model(str(SHIPPED / "models" / name), SHIPPED / "rows", DEMO_TASKS, demo, flags, rows=(64, 100))
+    if flags.model.is_dir():
+        recipe = replace(PUBLISHED, epochs=1)
+        measured += _model(str(flags.model), flags.data, flags.tasks or REAL_TASKS, recipe, flags, rows=(16, 24))
+    show("backends", measured)
+
+
+def _model(
+    folder: str, data: Path, tasks: Sequence[str], recipe: Recipe, flags: BenchFlags, *, rows: tuple[int, int]
+) -> list[Measured]:
+    """Compare the engines on one model: training on ``rows[0]`` rows and scoring ``rows[1]`` of each task."""
+    model = load_model(folder)
+    chosen = {engine: choose_paths(model, engine) for engine in ENGINES}
+    print(f"{Path(folder).name}: {chosen['auto'].describe()}", flush=True)
+    measured: list[Measured] = []
+    for task in tasks:
+        path = TASKS / f"{task}.yaml"
+        count, asked = (flags.rows or own for own in rows)
+        _, splits = splits_of(str(path) if path.is_file() else task, data, Caps(train=count, validation=8, test=asked))
+        learned = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)
+        requests = requests_of(splits.test)
+        train = {engine: partial(_train, model, paths, learned, recipe) for engine, paths in chosen.items()}
+        score = {engine: partial(_score, model, paths, requests) for engine, paths in chosen.items()}
+        name = Path(folder).name
+        measured += [
+            compare(f"{name}, {task}: {len(learned)} rows trained", train, runs=flags.runs),
+            compare(f"{name}, {task}: {len(splits.test)} questions scored", score, runs=flags.runs),
+        ]
+        for line in itertools.islice(reversed(measured), 2):
+            print(f"  {line.what}: {line.ratio:.2f}x ({line.spread[0]:.2f} - {line.spread[1]:.2f})", flush=True)
+    return measured
+
+
+def _train(model: LanguageModel, paths: Paths, rows: Sequence[TokenSequence], recipe: Recipe) -> None:
+    with trainee(model, recipe, seed=0) as learner:
+        for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=recipe.batch_size, paths=paths):
+            pass
+
+
+def _score(model: LanguageModel, paths: Paths, requests: Sequence[Request]) -> None:
+    Respondent(model=model, paths=paths, batch_size=32).answer(requests)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchFlags))
