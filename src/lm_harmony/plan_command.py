@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -10,16 +11,25 @@ from rich.table import Column, Table
 
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
-from lm_harmony.studies.time_model import TERMS, bound_by, together
+from lm_harmony.studies.time_model import TERMS, binding_term, together
+
+OVERLAP = """\
+time = fixed + Python + the longest of (launches), (FLOPs + attention), (steps):
+these three overlap. Python: the host works and the device waits.
+steps: decoding steps read weights and cache. fixed: loading models, rows, files."""
+CONTAINED = """\
+The measured rates of FLOPs contain launches, attention and Python.
+fixed: loading models, rows, files."""
 
 
 def show_plan(plan: Plan, workers: int) -> None:
     """Print what a study takes, model by model and in all: work, time by phase and term, and what the time rests on."""
     console = Console()
-    console.print(_work(plan))
-    console.print(_times(plan))
-    console.print("time = Python + the longest of: launches; FLOPs + attention; decoding steps. These overlap.", highlight=False)
-    console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
+    if plan.models:
+        console.print(_work(plan))
+        for line in _times(plan):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
     runs = sum(model.runs for model in plan.models)
     total = f"{runs} runs, {_time(plan.hours)} for one worker"
     if workers > 1:
@@ -39,9 +49,10 @@ def _model_name(name: str) -> str:
 
 def _work(plan: Plan) -> Table:
     """Lay out what there is to compute."""
-    heads = ("weights", "runs", "training tokens", "scoring tokens", "decoding steps", "FLOPs", "memory")
-    columns = [Column(head, justify="right", min_width=width) for head, width in zip(heads, (9, 4, 8, 8, 8, 8, 8), strict=True)]
-    table = _plan_table("Work", Column("model", overflow="fold"), *columns)
+    heads = ["weights", "runs", "training\ntokens", "scoring\ntokens", "FLOPs", "memory"]
+    writes = any(model.decoding_steps for model in plan.models)
+    heads += ["decoding\nsteps"] if writes else []
+    table = _plan_table("Work", Column("model", overflow="fold"), *(Column(head, justify="right") for head in heads))
     for model in plan.models:
         table.add_row(
             _model_name(model.model),
@@ -49,35 +60,45 @@ def _work(plan: Plan) -> Table:
             f"{model.runs}",
             f"{model.training_tokens:,}",
             f"{model.scoring_tokens:,}",
-            f"{model.decoding_steps:,}",
             f"{model.flops:.3g}",
             f"{model.memory_bytes / 2**30:.1f} GiB",
+            *([f"{model.decoding_steps:,}"] if writes else []),
         )
     return table
 
 
-def _times(plan: Plan) -> Table:
-    """Lay out the time of each model and phase, term by term, in one unit."""
+def _times(plan: Plan) -> Iterator[str]:
+    """Yield the lines of a table that fits 80 columns: the time of each phase of each model, term by term."""
     unit, seconds = ("hours", 3600) if plan.hours >= 3 else ("minutes", 60) if plan.hours >= 0.05 else ("seconds", 1)
-    known = together(plan.phases.values()).terms
-    terms = [term for term in TERMS if term in known]
-    columns = [Column(head, justify="right") for head in (*terms, "time")]
-    table = _plan_table(
-        f"Time on {plan.hardware.name}, in {unit}", Column("model and phase", overflow="fold"), *columns, "bound by"
-    )
-    rows = [(_model_name(model.model), model.phases) for model in plan.models]
-    for name, phases in (*rows, *([("all models", plan.phases)] if len(rows) != 1 else [])):
-        lines = [(name, together(phases.values()), bound_by(phases))]
-        lines += [(f"  {part}", one, one.bound_by) for part, one in phases.items()]
-        for first, one, bound in lines:
+    terms = [term for term in TERMS if term in together(plan.phases.values()).terms]
+    yield f"Time on {plan.hardware.name}, in {unit}"
+    widths = [max(7, len(_short(term))) + 1 for term in (*terms, "time")]
+
+    def line(part: str, values: Iterable[str], bound: str) -> str:
+        cells = (f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
+        return f"  {part:8}{''.join(cells)}  {_short(bound)}"
+
+    yield line("", [*map(_short, terms), "time"], "bound by")
+    blocks = [(_model_name(model.model), model.phases) for model in plan.models]
+    for name, phases in (*blocks, *([("All models", plan.phases)] if len(blocks) != 1 else [])):
+        whole = together(phases.values())
+        term, share = binding_term(phases)
+        yield f"{name}: {_figure(whole.seconds / seconds)} {unit}, bound by {term} ({share:.0%})"
+        for part, one in (*phases.items(), ("all", whole)):
             values = [_figure(one.terms[term] / seconds) if term in one.terms else "" for term in terms]
-            table.add_row(first, *values, _figure(one.seconds / seconds), bound, style="bold" if first == name else None)
-    return table
+            yield line(part, [*values, _figure(one.seconds / seconds)], one.bound_by)
+    yield from (OVERLAP if plan.hardware.launch else CONTAINED, "")
+
+
+def _short(term: str) -> str:
+    return term.replace("decoding steps", "steps")
 
 
 def _constants(hardware: Hardware, *, decoding: bool) -> Table:
     """Lay out what the time rests on, and which of it nobody has measured."""
-    table = _plan_table("What the time rests on", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source")
+    table = _plan_table(
+        "What time and memory rest on", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source"
+    )
     for constant in hardware.constants(decoding=decoding):
         mark = "measured" if constant.measured else "not measured"
         table.add_row(mark, constant.name, _with_prefix(constant.value, constant.unit), constant.source)
@@ -92,7 +113,7 @@ def _with_prefix(value: float, unit: str) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _time(hours: float) -> str:

@@ -99,7 +99,7 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
     """Return a GPU by its data sheet."""
 
     def rate(what: str, share: float, why: str) -> Constant:
-        source = f"{share:.0%} of the data sheet's bf16 peak, {peak / 1e12:.0f} TFLOP/s: {why}"
+        source = f"{share:.0%} of the data sheet's peak ({peak / 1e12:.0f}): {why}"
         return Constant(name=what, value=share * peak, unit="FLOP/s", source=source)
 
     return Hardware(
@@ -112,7 +112,7 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
             name="decoding steps",
             value=0.7 * bandwidth,
             unit="B/s",
-            source=f"70% of the data sheet's bandwidth, {bandwidth / 1e12:g} TB/s: assumed",
+            source=f"70% of the data sheet's {bandwidth / 1e12:g}: assumed",
         ),
         launch=Constant(
             name="launches",
@@ -123,7 +123,7 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
         kernels=Constant(
             name="kernels",
             value=KERNELS_PER_OPERATOR,
-            unit="kernels an operator",
+            unit="an operator",
             source="inferred: 200 kernels a layer on CUDA for 161 operators",
         ),
         layout=Constant(name="Python, scoring", value=1.2e-6, unit="s a token", source=_HOST, measured=True),

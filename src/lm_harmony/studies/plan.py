@@ -9,8 +9,8 @@ from lm_harmony.engine.room import free_bytes
 from lm_harmony.models.loading import resolve_device, resolve_dtype
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.computation import Size, asked_flops, training_flops
-from lm_harmony.studies.hardware import Hardware
-from lm_harmony.studies.time_model import Phase, decoding_phase, phase, scoring_phase, together, training_phase
+from lm_harmony.studies.hardware import WORKSPACE, Hardware
+from lm_harmony.studies.time_model import Phase, decoding_phase, overlapped, scoring_phase, together, training_phase
 from lm_harmony.studies.workload import Workload, size_of, workload
 
 
@@ -35,7 +35,7 @@ class ModelPlan:
     memory_bytes: int
     """Memory that one run needs."""
     phases: Mapping[str, Phase] = field(repr=False)
-    """training, scoring, decoding and other -> its seconds, one run after another."""
+    """training, scoring, decoding and fixed -> its seconds, one run after another."""
 
     @property
     def hours(self) -> float:
@@ -99,7 +99,7 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPla
         "training": together(training_phase(load, hardware) for load in loads),
         "scoring": together(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
         "decoding": together(decoding_phase(size, one, hardware) for size, one in asked if one.written.passes),
-        "other": phase({"loading, files": len(loads) * hardware.run.value + hardware.load.value}),
+        "fixed": overlapped({"fixed": len(loads) * hardware.run.value + hardware.load.value}),
     }
     return ModelPlan(
         model=name,
@@ -147,8 +147,8 @@ def fitting_at_once(specs: Sequence[RunSpec]) -> int:
 
 
 def _memory(size: Size, width: int) -> int:
-    """Return bytes: weights, gradient and two moments of what is trained, and the room of a pass with the libraries."""
-    return size.parameters * width + size.trained * 16 + int(1.2e9)
+    """Return bytes: weights, gradient and two moments of what is trained, and a workspace."""
+    return size.parameters * width + size.trained * 16 + int(WORKSPACE.value)
 
 
 def _disk(load: Workload) -> int:

@@ -2,7 +2,8 @@
 
 The time of a phase is Python + max(launches, FLOPs + attention, decoding steps). The host launches kernels while the device
 computes, and a device reads memory while it multiplies, so the longest of the three decides. Python is work of the host for which
-the device waits. Real time lies above this: nothing overlaps completely.
+the device waits. The fixed part is loading models, reading rows and writing files. Real time lies above this: nothing overlaps
+completely.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lm_harmony.studies.computation import (
 from lm_harmony.studies.hardware import Constant, Hardware
 from lm_harmony.studies.workload import Workload
 
-TERMS = ("launches", "Python", "FLOPs", "attention", "decoding steps", "loading, files")
+TERMS = ("launches", "Python", "FLOPs", "attention", "decoding steps", "fixed")
 """What the time of a phase is made of."""
 CACHE_TRAFFIC = 3
 """Times that a decoding step moves the cache: attention reads it, and joining the new token reads and writes it once more."""
@@ -50,11 +51,11 @@ class Phase:
         return max(self.deciding, key=lambda term: self.deciding[term], default="")
 
 
-def phase(terms: Mapping[str, float]) -> Phase:
+def overlapped(terms: Mapping[str, float]) -> Phase:
     """Return a phase whose terms overlap as far as they can."""
     sides = (("launches",), ("FLOPs", "attention"), ("decoding steps",))
     longest = max(sides, key=lambda side: sum(terms.get(term, 0.0) for term in side))
-    deciding = {term: seconds for term, seconds in terms.items() if term in (*longest, "Python", "loading, files")}
+    deciding = {term: seconds for term, seconds in terms.items() if term in (*longest, "Python", "fixed")}
     return Phase(terms=terms, deciding=deciding)
 
 
@@ -69,18 +70,17 @@ def together(phases: Iterable[Phase]) -> Phase:
     return Phase(terms=terms, deciding=deciding)
 
 
-def bound_by(phases: Mapping[str, Phase]) -> str:
-    """Return the phase and term that take most of the time of ``phases``."""
-    _, name, term = max(
-        ((seconds, name, term) for name, one in phases.items() for term, seconds in one.deciding.items()), default=(0, "", "")
-    )
-    return term if name in term or name == "other" else f"{name} {term}"
+def binding_term(phases: Mapping[str, Phase]) -> tuple[str, float]:
+    """Return the phase and term that take most of the time of ``phases``, and their share of it."""
+    parts = {(name, term): seconds for name, one in phases.items() for term, seconds in one.deciding.items()}
+    name, term = max(parts, key=lambda part: parts[part])
+    return term if term.startswith(name) else f"{name} {term}", parts[name, term] / (sum(parts.values()) or 1.0)
 
 
 def training_phase(load: Workload, hardware: Hardware) -> Phase:
     """Return the time of a run's training."""
     size, fed = load.size, load.fed
-    return phase(
+    return overlapped(
         {
             **_launches(training_operators(size, fed), hardware),
             "FLOPs": training_flops(size, fed) / hardware.training.value,
@@ -91,7 +91,7 @@ def training_phase(load: Workload, hardware: Hardware) -> Phase:
 
 def scoring_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
     """Return the time of scoring log-likelihoods once."""
-    return phase(
+    return overlapped(
         {
             **_launches(scoring_operators(size, asked), hardware),
             **_python(asked.computed, hardware.layout),
@@ -108,7 +108,7 @@ def decoding_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
         weights = written.steps * (size.computing + size.output)
         cache = CACHE_TRAFFIC * written.cached * 2 * size.key_width * size.layers
         read = {"decoding steps": (weights + cache) * hardware.width / hardware.memory.value}
-    return phase(
+    return overlapped(
         {
             **_launches(decoding_operators(size, written), hardware),
             **_python(written.tokens, hardware.stop_check),
