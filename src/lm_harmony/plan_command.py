@@ -15,11 +15,11 @@ from lm_harmony.studies.time_model import TERMS, binding_term, together
 
 OVERLAP = """\
 time = fixed + Python + the longest of (launches), (FLOPs + attention), (steps):
-these three overlap. Python: the host works and the device waits.
-steps: decoding steps read weights and cache. fixed: loading models, rows, files."""
-CONTAINED = """\
-The measured rates of FLOPs contain launches, attention and Python.
-fixed: loading models, rows, files."""
+these three overlap. Python: the host works and the device waits."""
+CONTAINED = "The measured rates of FLOPs contain launches, attention and Python."
+STEPS = "steps: each decoding step reads all weights and the cache."
+FIXED = "fixed: loading models, reading rows, writing files."
+"""What a reader must know of the table of times."""
 
 
 def show_plan(plan: Plan, workers: int) -> None:
@@ -87,7 +87,9 @@ def _times(plan: Plan) -> Iterator[str]:
         for part, one in (*phases.items(), ("all", whole)):
             values = [_figure(one.terms[term] / seconds) if term in one.terms else "" for term in terms]
             yield line(part, [*values, _figure(one.seconds / seconds)], one.bound_by)
-    yield from (OVERLAP if plan.hardware.launch else CONTAINED, "")
+    yield OVERLAP if plan.hardware.launch else CONTAINED
+    yield from [STEPS] if "decoding steps" in terms else []
+    yield from (FIXED, "")
 
 
 def _short(term: str) -> str:
