@@ -375,14 +375,15 @@ def test_large_figures_stay_within_80_columns(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
     # Each row's cells are those of its phase, and its last word is what binds it.
-    rows = [line.split() for line in shown if line.startswith("  ")]
+    start = shown.index("Time on h200, in hours")
+    rows = [line.split() for line in shown[start:] if line.startswith("  ")]
     assert rows[0] == ["launches", "Python", "FLOPs", "attention", "steps", "fixed", "time", "bound", "by"]
     training = models[0].phases["training"]
     cells = [f"{training.terms[term] / 3600:,.0f}" for term in ("launches", "FLOPs")]
-    assert rows[1][:2] == ["training", cells[0]] and rows[1][2] == cells[1] and rows[1][-1] == training.bound_by == "launches"
+    assert rows[1][:2] == ["training", cells[0]] and rows[1][2] == cells[1] and rows[1][-1] == training.bound_by == "FLOPs"
     decoding = next(row for row in rows if row[0] == "decoding")
     assert len(decoding) == 8 and decoding[-1] == "steps"
-    assert any(line.startswith("All models: ") and "bound by training launches (" in line for line in shown)
+    assert any(line.startswith("All models: ") and "bound by training FLOPs (" in line for line in shown)
 
 
 def test_every_constant_of_a_gpu_says_where_it_comes_from() -> None:
