@@ -80,7 +80,7 @@ def describe_environment(device: torch.device, *, use_git: bool) -> dict[str, An
 
 
 def describe_cpu() -> dict[str, Any]:
-    """Return what decides times and last digits on a CPU: its name, the vector instructions that PyTorch uses, and its threads."""
+    """Return what decides times and last digits on a CPU: its name, the vector instructions PyTorch uses, and its threads."""
     return {
         "machine": platform.machine(),
         "cpu": cpu_name(),
