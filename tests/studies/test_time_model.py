@@ -36,6 +36,7 @@ from lm_harmony.engine.trees import chain_row
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.plan_command import show_plan
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.computation import (
     Asked,
@@ -276,8 +277,6 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
-    from lm_harmony.runs.preparation import prepare
-
     room = Room(scoring_tokens=60, training_tokens=40)
     run, load = prepare(spec), workload(spec, room)
     paths = replace(FAST, room=room)
