@@ -1,4 +1,7 @@
-"""The command: each step in a process of its own that is killed when its time is over. No torch in this process."""
+"""The command: each step in a process of its own that is killed when its time is over.
+
+This process imports torch only to look for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ STEPS = {
     3: Step(title="LoRA steps", seconds=150, function="training:lora_steps"),
     4: Step(title="joint training", seconds=90, function="training:joint_training"),
     5: Step(title="scoring", seconds=90, function="scoring:scoring"),
-    6: Step(title="writing", seconds=60, function="scoring:writing"),
-    7: Step(title="memory of training", seconds=30, function="training:memory"),
+    6: Step(title="writing", seconds=75, function="scoring:writing"),
+    7: Step(title="memory of training", seconds=60, function="training:memory"),
     8: Step(title="new backends", seconds=160, function="exactness:new_backends"),
 }
 """By number. The largest shape comes first in each: what is over time loses the least."""
@@ -214,7 +217,7 @@ def _serve(connection: Connection, step: int, out: Path, run: str, tiny: bool, d
         connection.send("done")
     except EOFError:  # the parent is gone
         return
-    except Exception as error:  # noqa: BLE001: it becomes the step's row, and the next step goes on
+    except Exception as error:  # noqa: BLE001 - it becomes the step's row, and the next step goes on
         trace = "".join(traceback.format_exception(error))[-2000:]
         connection.send({"error": one_line(error), "trace": trace})
         sys.exit(1)

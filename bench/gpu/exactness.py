@@ -24,8 +24,8 @@ from lm_harmony.models.loading import LanguageModel, load_model
 Make = Callable[[LanguageModel], Paths]
 CANDIDATES: dict[str, Make] = {}
 """Backends that are new: name -> what makes them for a model. Step 8 holds their numbers against the CPU's, then times them."""
-KNOWN: dict[str, Make] = {"auto": choose_paths, "packed": lambda _: FAST, "plain": lambda _: PLAIN}
-"""Backends of step 1; "packed" whether or not "auto" finds it exact enough."""
+KNOWN: dict[str, Make] = {"auto": choose_paths}
+"""Backends of step 1."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest difference in nats of a sum over a few tokens, and of gradients relative to their size, that is called equal, if not
 twice that of padded batches of the same type on the same device."""
@@ -63,12 +63,13 @@ def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
     for dtype, tolerance in TOLERANCE.items():
         model = load_model(str(path), dtype=dtype, device=str(bench.device))
         padded = _distance(_numbers(model, PLAIN, requests), reference)
-        for name, make in made.items():
+        chosen = {name: make(model) for name, make in made.items()}
+        if not all(paths.fast for paths in chosen.values()):
+            chosen["packed"] = FAST  # which "auto" has found not exact enough: how far off is it?
+        for name, paths in chosen.items():
             with bench.measurement("exactness", model=path.name, dtype=dtype, backend=name, questions=len(requests) // 4) as row:
-                paths = make(model)
-                row["packed"] = paths.fast
                 found = _distance(_numbers(model, paths, requests), reference)
-                row |= found | {f"{key}_padded": value for key, value in padded.items()}
+                row |= {"packed": paths.fast} | found | {f"{key}_padded": value for key, value in padded.items()}
                 row["exact"] = all(found[key] <= max(tolerance, 2 * padded[key]) for key in ("learned", "gradient", "scored"))
 
 

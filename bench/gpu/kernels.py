@@ -29,14 +29,10 @@ def machine(bench: Bench) -> None:
             row |= {"memory_bytes": of.total_memory, "free_bytes": torch.cuda.mem_get_info(device)[0]}
             row |= {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
         row["peak_tflops"], row["peak_source"] = PEAKS.get(bench.rows.chip or "", (None, None))
-    with bench.measurement(
-        "product", side=sizes.product, dtype="bfloat16", counted="one product of two squares of random numbers"
-    ) as row:
+    with bench.measurement("product", side=sizes.product, dtype="bfloat16", counted="one product of random squares") as row:
         left, right = (torch.randn(sizes.product, sizes.product, device=device, dtype=torch.bfloat16) for _ in range(2))
-        out = torch.empty_like(left)
-        row |= timed(lambda: torch.mm(left, right, out=out), device, seconds=sizes.seconds, rounds=20)
+        row |= timed(lambda: left @ right, device, seconds=sizes.seconds, rounds=20)
         row |= share_of_peak(bench, 2 * sizes.product**3, row["median_s"])
-        del left, right, out
     here = torch.empty(sizes.copied_bytes, dtype=torch.uint8, device=device)
     host = torch.empty(sizes.copied_bytes // 8, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there, part = torch.empty_like(here), here[: len(host)]
@@ -83,7 +79,8 @@ def _calls(bench: Bench, case: str, grouped: bool, dtype: torch.dtype) -> dict[s
     "packed training" is a short causal text, forward and backward; "tree" is forward with a mask; "writing" is one query a row
     over a cache with a mask; "long text" is a causal text of ``Sizes.long_text`` tokens, forward and backward.
     """
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     lengths = bench.sizes.new_lengths
     if case == "long text":
         lengths = tuple(bench.sizes.long_text + length for length in lengths[:2])
@@ -113,7 +110,7 @@ def _calls(bench: Bench, case: str, grouped: bool, dtype: torch.dtype) -> dict[s
 
 
 def _call(bench: Bench, case: str, grouped: bool, dtype: torch.dtype, length: int) -> Callable[[], object]:
-    """Return one attention call over ``length`` tokens; keys and values have few heads if ``grouped``, else as many as queries."""
+    """Return an attention call over ``length`` tokens; keys have few heads if ``grouped``, else as many as queries."""
     queries, few, size = bench.sizes.heads
     rows, asked = (bench.sizes.decoded_rows, 1) if case == "writing" else (1, length)
     keys = few if grouped else queries

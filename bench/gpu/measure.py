@@ -29,14 +29,14 @@ def timed(work: Callable[[], object], device: torch.device, *, seconds: float, r
     Args:
         work: what is timed; the device is waited for before and after.
         device: where it runs.
-        seconds: time after which no further round begins, from the second one on.
+        seconds: time after which no further round begins, from the third one on.
         rounds: most rounds.
 
     Returns:
         first_s: seconds of the warm-up; median_s, min_s, max_s: of the rounds; rounds: how many there were.
     """
     taken: list[float] = []
-    while len(taken) <= rounds and (len(taken) < 3 or sum(taken) < seconds):
+    while len(taken) <= rounds and (len(taken) < 4 or sum(taken) < seconds):
         wait(device)
         started = time.perf_counter()
         work()
@@ -91,23 +91,24 @@ class Profile:
         Returns:
             operations: operators of PyTorch that called no other one; launches: kernels, copies and fills on the GPU; gpu_ms:
             time in which at least one of them ran; kernels: names of those with the most time, and their share of it.
-            The last three are None without a GPU, or where the profiler sees none of its work.
+            Without a GPU, or where the profiler sees none of its work, launches and gpu_ms are None, and kernels are operators.
         """
         wait(self.device)
         self._profiler.stop()
         events = self._profiler.events()
-        inner = [event for event in events if event.device_type == DeviceType.CPU and event.name.startswith("aten::")]
-        operations = sum(not any(child.name.startswith("aten::") for child in event.cpu_children) for event in inner)
+        called = [event for event in events if event.device_type == DeviceType.CPU and event.name.startswith("aten::")]
+        inner = [event for event in called if not any(child.name.startswith("aten::") for child in event.cpu_children)]
         ran = [event for event in events if event.device_type == DeviceType.CUDA and not _is_note(event)]
-        found: dict[str, Any] = {"operations": operations / parts, "launches": None, "gpu_ms": None, "kernels": None}
-        if ran:
-            time_of: Counter[str] = Counter()
-            for event in ran:
-                time_of[event.name[:90]] += event.time_range.elapsed_us()
-            total = sum(time_of.values())
-            shares = {name: taken / total for name, taken in time_of.most_common(6)}
-            found |= {"launches": len(ran) / parts, "gpu_ms": _busy_us(ran) / 1e3 / parts, "kernels": shares}
-        return found
+        time_of: Counter[str] = Counter()
+        for event in ran or inner:
+            time_of[event.name[:90]] += event.time_range.elapsed_us()
+        total = sum(time_of.values()) or 1.0
+        return {
+            "operations": len(inner) / parts,
+            "launches": len(ran) / parts if ran else None,
+            "gpu_ms": _busy_us(ran) / 1e3 / parts if ran else None,
+            "kernels": {name: taken / total for name, taken in time_of.most_common(6)},
+        }
 
 
 def _is_note(event: Any) -> bool:

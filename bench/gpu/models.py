@@ -24,37 +24,51 @@ from lm_harmony.models.loading import LanguageModel, assemble
 
 SHIPPED = Path(lm_harmony.__file__).parent / "demo" / "shipped"
 """Models and rows that come with the package; found without importing lm_harmony.demo, which reads study files."""
-_QWEN2_5 = {"vocab_size": 151_936, "max_position_embeddings": 32_768, "rope_theta": 1e6}
+
+
+def _config(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta", 1e4)}
+    return kind(rope_parameters=rope, **values)  # type: ignore[call-arg]
+
+
 SHAPES: dict[str, PretrainedConfig] = {
-    "qwen2.5-0.5b": Qwen2Config(
-        **_QWEN2_5,
-        hidden_size=896,
-        intermediate_size=4_864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-    "llama-3.2-1b": LlamaConfig(
-        vocab_size=128_256,
-        max_position_embeddings=131_072,
-        rope_theta=5e5,
-        hidden_size=2_048,
-        intermediate_size=8_192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=True,
-    ),
-    "qwen2.5-7b": Qwen2Config(
-        **(_QWEN2_5 | {"vocab_size": 152_064}),
+    "qwen2.5-7b": _config(
+        Qwen2Config,
+        vocab_size=152_064,
         hidden_size=3_584,
         intermediate_size=18_944,
         num_hidden_layers=28,
         num_attention_heads=28,
         num_key_value_heads=4,
+        max_position_embeddings=32_768,
+        rope_theta=1e6,
     ),
-    "tiny": LlamaConfig(
+    "llama-3.2-1b": _config(
+        LlamaConfig,
+        vocab_size=128_256,
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        rope_theta=5e5,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-0.5b": _config(
+        Qwen2Config,
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4_864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    ),
+    "tiny": _config(
+        LlamaConfig,
         vocab_size=1_024,
         hidden_size=32,
         intermediate_size=64,
@@ -91,7 +105,7 @@ def linear_weights(module: PreTrainedModel) -> tuple[int, int]:
     """Return how many weights the linear layers have that each token goes through, and how many the output layer."""
     head = module.get_output_embeddings()
     linear = (part for part in module.modules() if isinstance(part, torch.nn.Linear) and part is not head)
-    return sum(part.weight.numel() for part in linear), head.weight.numel()  # type: ignore[union-attr,operator]
+    return sum(part.weight.numel() for part in linear), head.weight.numel()
 
 
 def share_of_peak(bench: Bench, flops: float, seconds: float) -> dict[str, Any]:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
-Cell = Callable[[Row], str]
+from bench.gpu.columns import TABLES, Cell, Row, of, which
 
 
 def tables(paths: Sequence[Path]) -> str:
     """Return one section of tables for each file."""
     return "\n\n".join(_section(path) for path in paths)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """One table: the rows of a step, and what stands in each column."""
-
-    title: str
-    step: int
-    what: str
-    columns: dict[str, Cell]
 
 
 def _section(path: Path) -> str:
@@ -40,7 +27,7 @@ def _section(path: Path) -> str:
         parts.append(f"### {table.title}\n\n" + (_table(own, table.columns) if own else "not measured"))
     errors = [row for own in latest.values() for row in own if "error" in row]
     if errors:
-        columns: dict[str, Cell] = {"step": _of("step"), "what": _of("what"), "which": _which, "error": _of("error")}
+        columns: dict[str, Cell] = {"step": of("step"), "what": of("what"), "which": which, "error": of("error")}
         parts.append("### Errors\n\n" + _table(errors, columns))
     return "\n\n".join(parts)
 
@@ -100,176 +87,10 @@ def _steps_table(latest: dict[int, list[Row]]) -> str:
         failed = sum("error" in row for row in rows if row is not end)
         ended.append({"step": step, "state": state, "failed": failed, **({"seconds": end.get("seconds")} if end else {})})
     return "### Steps\n\n" + _table(
-        ended, {"step": _of("step"), "state": _of("state"), "seconds": _of("seconds", ",.1f"), "rows that failed": _of("failed")}
+        ended, {"step": of("step"), "state": of("state"), "seconds": of("seconds", ",.1f"), "rows that failed": of("failed")}
     )
 
 
 def _table(rows: Sequence[Row], columns: dict[str, Cell]) -> str:
     lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
     return "\n".join("| " + " | ".join(one.replace("|", "/").replace("\n", " ") for one in line) + " |" for line in lines)
-
-
-def _of(name: str, shape: str = "", scale: float = 1.0) -> Cell:
-    """Return a cell that shows field ``name``, multiplied by ``scale`` and formatted by ``shape``."""
-
-    def cell(row: Row) -> str:
-        value = row.get(name)
-        if value is None:
-            return "failed" if "error" in row else ""
-        return format(value * scale, shape) if shape and isinstance(value, (int, float)) else str(value)
-
-    return cell
-
-
-def _which(row: Row) -> str:
-    names = ("shape", "backend", "model", "dtype", "case", "grouped", "cudnn", "runs", "pass_size", "rows", "which", "title")
-    return ", ".join(f"{name} {row[name]}" for name in names if name in row)
-
-
-def _kernels(row: Row) -> str:
-    found = row.get("kernels") or {}
-    return ", ".join(f"{name.split('(')[0][:60]} {share:.0%}" for name, share in list(found.items())[:3])
-
-
-def _heads(row: Row) -> str:
-    return "few" if row.get("grouped") else "repeated"
-
-
-_GIB = 1 / 2**30
-_SHARE = _of("share_of_peak", ".1%")
-TABLES = (
-    _Table("Copies", 0, "copy", {"copy": _of("which"), "GB/s": _of("gb_per_s", ",.0f")}),
-    _Table(
-        "Product",
-        0,
-        "product",
-        {"side": _of("side"), "ms": _of("median_s", ".3f", 1e3), "TFLOP/s": _of("tflops", ",.1f"), "share of peak": _SHARE},
-    ),
-    _Table("Launches", 0, "launch", {"what": _of("counted"), "microseconds each": _of("us_per_launch", ".2f")}),
-    _Table(
-        "Exactness against padded float32 on the CPU",
-        1,
-        "exactness",
-        {
-            "model": _of("model"),
-            "type": _of("dtype"),
-            "backend": _of("backend"),
-            "packed": _of("packed"),
-            "trained, nats (padded)": lambda row: _pair(row, "learned"),
-            "gradient, relative (padded)": lambda row: _pair(row, "gradient"),
-            "scored, nats (padded)": lambda row: _pair(row, "scored"),
-            "equal answers (padded)": lambda row: _pair(row, "written_equal", ".0%"),
-            "exact": _of("exact"),
-        },
-    ),
-    _Table(
-        "Attention at new shapes",
-        2,
-        "attention",
-        {
-            "case": _of("case"),
-            "cuDNN": _of("cudnn"),
-            "key heads": _heads,
-            "first call, ms": _of("first_ms", ".3f"),
-            "largest": _of("first_max_ms", ".3f"),
-            "second call, ms": _of("second_ms", ".3f"),
-            "launches": _of("launches"),
-            "kernels": _kernels,
-        },
-    ),
-    _Table(
-        "LoRA steps",
-        3,
-        "training",
-        {
-            "shape": _of("shape"),
-            "backend": _of("backend"),
-            "tokens a step": _of("tokens_per_step", ",.0f"),
-            "ms a step": _of("step_ms", ",.1f"),
-            "tokens/s": _of("tokens_per_s", ",.0f"),
-            "share of peak": _SHARE,
-            "first steps, s": _of("first_steps_s", ".2f"),
-            "peak, GiB": _of("peak_bytes", ".1f", _GIB),
-        },
-    ),
-    _Table(
-        "Where a step goes",
-        3,
-        "profiled steps",
-        {
-            "shape": _of("shape"),
-            "backend": _of("backend"),
-            "operators": _of("operations", ",.0f"),
-            "launches": _of("launches", ",.0f"),
-            "host, ms": _of("host_ms", ",.1f"),
-            "GPU, ms": _of("gpu_ms", ",.1f"),
-            "step, ms": _of("step_ms", ",.1f"),
-            "GPU busy": _of("gpu_busy", ".0%"),
-            "kernels": _kernels,
-        },
-    ),
-    _Table(
-        "Joint training",
-        4,
-        "joint training",
-        {
-            "shape": _of("shape"),
-            "runs at once": _of("runs"),
-            "tokens/s of all": _of("tokens_per_s", ",.0f"),
-            "share of peak": _SHARE,
-            "passes a step": _of("passes_per_step", ".1f"),
-            "peak, GiB": _of("peak_bytes", ".1f", _GIB),
-        },
-    ),
-    _Table(
-        "Scoring",
-        5,
-        "scoring",
-        {
-            "shape": _of("shape"),
-            "backend": _of("backend"),
-            "a pass": lambda row: f"{row.get('pass_size')} {row.get('unit')}",
-            "questions/s": _of("questions_per_s", ",.0f"),
-            "tokens/s": _of("tokens_per_s", ",.0f"),
-            "share of peak": _SHARE,
-            "seconds": _of("median_s", ".2f"),
-            "of it trees": _of("layout_s", ".2f"),
-            "of it masks": _of("masks_s", ".2f"),
-            "first time": _of("first_s", ".2f"),
-            "peak, GiB": _of("peak_bytes", ".1f", _GIB),
-        },
-    ),
-    _Table(
-        "Writing",
-        6,
-        "writing",
-        {
-            "shape": _of("shape"),
-            "backend": _of("backend"),
-            "answers": _of("answers"),
-            "tokens/s": _of("tokens_per_s", ",.0f"),
-            "ms a pass": _of("ms_per_pass", ".1f"),
-            "peak, GiB": _of("peak_bytes", ".1f", _GIB),
-        },
-    ),
-    _Table(
-        "Memory of training",
-        7,
-        "memory",
-        {
-            "shape": _of("shape"),
-            "backend": _of("backend"),
-            "rows": lambda row: f"{row.get('rows')} x {row.get('row_tokens')}",
-            "passes": _of("passes"),
-            "taken, GiB": _of("taken_bytes", ".2f", _GIB),
-            "expected, GiB": _of("expected_bytes", ".2f", _GIB),
-            "taken / expected": _of("taken_of_expected", ".2f"),
-            "budget, tokens a pass": _of("budget_tokens"),
-        },
-    ),
-)
-"""In the order of the steps; a column that no row can fill stays empty."""
-
-
-def _pair(row: Row, name: str, shape: str = ".1e") -> str:
-    return f"{_of(name, shape)(row)} ({_of(name + '_padded', shape)(row)})" if name in row else _of(name)(row)

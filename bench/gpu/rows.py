@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PEAKS = {
     "NVIDIA H100 80GB HBM3": (989.4, "NVIDIA H100 data sheet, SXM"),
-    "NVIDIA H100 PCIe": (756.0, "NVIDIA H100 PCIe product brief"),
+    "NVIDIA H100 PCIe": (756.5, "NVIDIA H100 data sheet, PCIe"),
     "NVIDIA H100 NVL": (835.5, "NVIDIA H100 data sheet, NVL"),
     "NVIDIA H200": (989.4, "NVIDIA H200 data sheet, SXM"),
     "NVIDIA A100-SXM4-40GB": (312.0, "NVIDIA A100 data sheet"),
@@ -147,11 +147,14 @@ class Bench:
 
     @contextmanager
     def measurement(self, what: str, **values: Any) -> Iterator[dict[str, Any]]:
-        """Yield a row to be filled, and write it at the end of the block; if the block fails, with its error. The step goes on."""
+        """Yield a row to be filled and write it at the end of the block; if the block fails, with its error.
+
+        The step goes on after a block that failed.
+        """
         row, started = dict(values), time.perf_counter()
         try:
             yield row
-        except Exception as error:  # noqa: BLE001: whatever one measurement dies of, the next one is worth having
+        except Exception as error:  # noqa: BLE001 - whatever one measurement dies of, the next one is worth having
             row["error"] = one_line(error)
         row["took_s"] = time.perf_counter() - started
         self.rows.write(what, **row)

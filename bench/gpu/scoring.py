@@ -109,7 +109,7 @@ def writing(bench: Bench) -> None:
 
 def _write(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
     sizes = bench.sizes
-    # No end-of-text token: random weights write one by chance, and then the lengths would differ.
+    # Random weights may write any token: transformers' generate would take some of them for an end.
     model.module.generation_config.eos_token_id = None
     draw, tokenizer = random.Random(3), model.text.tokenizer
     contexts = [

@@ -168,6 +168,7 @@ def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
     name, fast = next((name, path) for name, path in paths.items() if path.fast)
     batch = bench.sizes.batch
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
+    alone = None
     for runs in bench.sizes.joint:
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
             mine, counted = counting(fast)
@@ -179,6 +180,8 @@ def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
                 for _ in fine_tune_together(model, lessons, paths=mine, micro_batch=batch, at_once=runs):
                     pass
             row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
+            alone = row["tokens_per_s"] if runs == 1 else alone
+            row["gain"] = row["tokens_per_s"] / alone if alone else None
 
 
 def memory(bench: Bench) -> None:
