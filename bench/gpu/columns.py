@@ -93,6 +93,17 @@ TABLES = (
         },
     ),
     Table(
+        "What auto chose",
+        3,
+        "backend",
+        {
+            "shape": of("shape"),
+            "packed": lambda row: str((row.get("chosen") or {}).get("fast")),
+            "cuDNN's attention": of("cudnn_attention"),
+            "said": lambda row: "; ".join(row.get("said") or ()),
+        },
+    ),
+    Table(
         "LoRA steps",
         3,
         "training",

@@ -82,6 +82,9 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 def random_module(shape: str, device: torch.device) -> PreTrainedModel:
     """Make the weights of ``shape`` on ``device``: bfloat16 on a GPU, float32 on a CPU."""
+    if device.type == "cuda":
+        # As for a model that is loaded: cuDNN's attention builds a plan for every new shape (step 2 shows how long that takes).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     with torch.device(device):  # made where they stay: seven billion weights take minutes on a CPU
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         module: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)

@@ -26,7 +26,7 @@ from bench.gpu.models import (
 from bench.gpu.rows import Bench
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.paths import Paths
-from lm_harmony.engine.room import bytes_of_training, free_bytes
+from lm_harmony.engine.room import bytes_of_training
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.together import Lesson, fine_tune_together
 from lm_harmony.engine.training import fine_tune
@@ -35,8 +35,10 @@ from lm_harmony.recipe import PUBLISHED
 
 MARKS = (2, 6, 10, 14, 18)
 """Steps after which the clock is read: four samples of four steps, one of two of them with a reading of losses."""
-HOST_MARKS, PROFILE_MARKS = (2, 4), (4, 6)
-"""Steps between which the host's own time is taken, and those that are profiled."""
+HOST_STEPS = 2
+"""Steps after the last mark whose launching is timed by itself: losses are read after 16 and 24 steps, not between."""
+PROFILE_MARKS = (2, 4)
+"""Steps between which the profiler records: after the first new shapes, and before losses are read."""
 JOINT_MARKS = (1, 3, 5, 7)
 """As ``MARKS``, in joint training."""
 
@@ -48,6 +50,7 @@ class _Samples:
     device: torch.device
     marks: tuple[int, ...]
     counted: Counted
+    host_ms: float | None = None
     started: float = field(default_factory=time.perf_counter)
     read: list[tuple[float, int, int, int]] = field(default_factory=list)
 
@@ -56,9 +59,14 @@ class _Samples:
             wait(self.device)
             fed = self.counted
             self.read.append((time.perf_counter(), fed.tokens, fed.labels, fed.passes))
+        if step == self.marks[-1] + HOST_STEPS:
+            self.host_ms = (time.perf_counter() - self.read[-1][0]) * 1e3 / HOST_STEPS
 
     def row(self, bench: Bench, model: LanguageModel) -> dict[str, Any]:
-        """Return fields of a row: medians of the samples."""
+        """Return fields of a row: medians of the samples.
+
+        host_ms is the time in which Python has handed a step to the GPU, without waiting for it.
+        """
         first, last = self.read[0], self.read[-1]
         steps = self.marks[-1] - self.marks[0]
         taken = [
@@ -73,6 +81,7 @@ class _Samples:
         middle = statistics.median(rates)
         return {
             "step_ms": statistics.median(seconds for seconds, _ in taken) * 1e3,
+            "host_ms": self.host_ms,
             "tokens_per_s": middle,
             "tokens_per_s_min": min(rates),
             "tokens_per_s_max": max(rates),
@@ -88,30 +97,31 @@ class _Samples:
 
 def lora_steps(bench: Bench) -> None:
     """Train each shape on each backend; then, so that the profiler slows no clock, profile two steps of each."""
-    held: list[tuple[LanguageModel, dict[str, Paths]]] = []
+    held: list[tuple[LanguageModel, dict[str, Paths], dict[str, dict[str, Any]]]] = []
     for shape in bench.sizes.training:
         with bench.measurement("shape", shape=shape):
             model = random_model(bench, shape)
             paths = backends(bench, model)
-            held.append((model, paths))
-            for name, path in paths.items():
-                train_row(bench, model, path, name)
-    for model, paths in held:
+            held.append((model, paths, {name: train_row(bench, model, path, name) for name, path in paths.items()}))
+    for model, paths, timed in held:
         for name, path in paths.items():
             values = {"shape": model.name, "backend": name, "batch": bench.sizes.batch}
             with bench.measurement("profiled steps", **values) as row:
-                row |= _profiled(bench, model, path)
+                row |= {key: timed[name].get(key) for key in ("step_ms", "host_ms")} | _profiled(bench, model, path)
+                if row["gpu_ms"] is not None and row["step_ms"] is not None:
+                    row["gpu_busy"] = row["gpu_ms"] / row["step_ms"]
 
 
-def train_row(bench: Bench, model: LanguageModel, paths: Paths, name: str) -> None:
-    """Write the speed of LoRA steps on one backend."""
+def train_row(bench: Bench, model: LanguageModel, paths: Paths, name: str) -> dict[str, Any]:
+    """Write the speed of LoRA steps on one backend; return the row."""
     what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
     with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
         mine, counted = counting(paths)
         forget_peak(bench.device)
         samples = _Samples(bench.device, MARKS, counted)
-        _train(bench, model, mine, steps=MARKS[-1] + 1, at=samples)
+        _train(bench, model, mine, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
         row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
+    return row
 
 
 def _train(bench: Bench, model: LanguageModel, paths: Paths, *, steps: int, at: Callable[[int], None]) -> None:
@@ -130,32 +140,20 @@ def _epoch(
 
 
 def _profiled(bench: Bench, model: LanguageModel, paths: Paths) -> dict[str, Any]:
-    """Return the host's and the GPU's time of two steps each, and their launches.
+    """Return what the profiler sees of a step: the mean of two.
 
-    host_ms is the time in which Python has handed a step to the GPU, without the profiler and without waiting; step_ms is until
-    the GPU has done it. gpu_ms is the time in which the GPU was at work. Where host_ms is near step_ms and gpu_ms well below, the
-    step waits for Python.
+    gpu_ms is the time in which the GPU was at work. Where it is well below step_ms, and host_ms near it, a step waits for Python.
     """
     profiler, found = Profile(bench.device), dict[str, Any]()
-    clock = [0.0]
 
     def at(step: int) -> None:
-        if step == HOST_MARKS[0]:
-            wait(bench.device)
-            clock[0] = time.perf_counter()
-        if step == HOST_MARKS[1]:
-            found["host_ms"] = (time.perf_counter() - clock[0]) * 1e3 / 2
-            wait(bench.device)
-            found["step_ms"] = (time.perf_counter() - clock[0]) * 1e3 / 2
         if step == PROFILE_MARKS[0]:
+            wait(bench.device)
             profiler.start()
         if step == PROFILE_MARKS[1]:
-            found.update(profiler.stop(parts=2))
+            found.update(profiler.stop(parts=PROFILE_MARKS[1] - PROFILE_MARKS[0]))
 
-    # Six steps and one more: below the number at which losses are read, for which the host would wait.
     _train(bench, model, paths, steps=PROFILE_MARKS[1] + 1, at=at)
-    if found.get("gpu_ms") is not None:
-        found["gpu_busy"] = found["gpu_ms"] / found["step_ms"]
     return found
 
 
@@ -199,7 +197,8 @@ def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None
                 rows = [_long_row(model, length, seed) for seed in range(count)]
                 bench.release()
                 before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
-                row |= {"weights_bytes": before, "free_bytes": free_bytes(bench.device)}
+                free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else None
+                row |= {"weights_bytes": before, "free_bytes": free}
                 forget_peak(bench.device)
                 _epoch(model, mine, rows, count)
                 peak = peak_bytes(bench.device)
