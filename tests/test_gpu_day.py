@@ -185,3 +185,31 @@ print(_busy_us([Event(time_range=Event(start=start, end=end)) for start, end in 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "13.0"
+
+
+def test_a_new_backend_is_compared_and_timed_and_a_failure_within_a_step_harms_no_other(bare: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    code = f"""
+from dataclasses import replace
+from pathlib import Path
+import bench.gpu_day  # puts the checkout on the path
+import torch
+from bench.gpu.exactness import choose_paths, new_backends
+from bench.gpu.rows import TINY, Bench, Rows
+from bench.gpu.scoring import writing
+
+rows = Rows(path=Path({str(path)!r}), run="now", step=8)
+sizes = replace(TINY, demo_models=("llama-1",), training=("tiny",), other=("no such shape", "tiny"))
+mine = Bench(device=torch.device("cpu"), sizes=sizes, rows=rows)
+new_backends(mine, {{"another": choose_paths}})
+writing(mine)
+"""
+    done = bare.run("-c", code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(path)
+    exact = [row for row in rows if row["what"] == "exactness"]
+    assert len(exact) == 4 and all(row["backend"] == "another" and row["exact"] for row in exact)
+    assert [row["backend"] for row in rows if row["what"] == "training"] == ["another"]
+    (failed,) = [row for row in rows if "error" in row]
+    assert failed["what"] == "shape" and failed["error"] == "KeyError: 'no such shape'"
+    assert [row["backend"] for row in rows if row["what"] == "writing"] == ["auto", "plain"]
