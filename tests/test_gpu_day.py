@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,16 +176,57 @@ def test_the_shapes_are_those_of_the_published_models(monkeypatch: pytest.Monkey
         assert 0.7 < (body + head) / module.num_parameters() <= 1
 
 
-def test_the_busy_time_of_a_gpu_counts_no_moment_twice() -> None:
-    code = """
-from types import SimpleNamespace as Event
-from bench.gpu.measure import _busy_us
-spans = [(0, 10), (5, 12), (6, 7), (20, 21)]
-print(_busy_us([Event(time_range=Event(start=start, end=end)) for start, end in spans]))
+def test_a_profile_counts_kernels_and_no_moment_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    import torch
+    from torch.autograd import DeviceType
+
+    from bench.gpu.measure import Profile
+
+    def event(name: str, start: float, end: float, *, on_gpu: bool = True, note: bool = False, inner: Any = ()) -> Any:
+        span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        device = DeviceType.CUDA if on_gpu else DeviceType.CPU
+        return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=note, cpu_children=inner)
+
+    copy = event("aten::copy_", 0, 1, on_gpu=False)
+    recorded = [
+        event("gemm", 0, 10),
+        event("attention", 5, 12),
+        event("Memcpy HtoD", 20, 21),
+        event("Optimizer.step#AdamW.step", 0, 100),
+        event("mark", 0, 100, note=True),
+        event("aten::to", 0, 2, on_gpu=False, inner=(copy,)),
+        copy,
+    ]
+    profile = Profile(torch.device("cpu"))
+    profile._profiler = SimpleNamespace(stop=lambda: None, events=lambda: recorded)
+    found = profile.stop(parts=2)
+    assert (found["launches"], found["gpu_ms"], found["operations"]) == (1.5, 13 / 2 / 1e3, 0.5)
+    assert found["kernels"] == {"gemm": 10 / 18, "attention": 7 / 18, "Memcpy HtoD": 1 / 18}
+
+
+def test_a_share_of_the_peak_is_given_for_known_chips_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    import torch
+
+    from bench.gpu.models import share_of_peak
+    from bench.gpu.rows import TINY, Bench, Rows
+
+    for chip, expected in (("NVIDIA H100 80GB HBM3", 0.5), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)):
+        rows = Rows(path=tmp_path / "none", run="now", chip=chip)
+        bench = Bench(device=torch.device("cuda"), sizes=TINY, rows=rows)
+        assert share_of_peak(bench, 989.4e12, 2.0).get("share_of_peak") == expected
+
+
+def test_nothing_heavy_is_imported_where_it_is_installed() -> None:
+    code = f"""
+import sys
+import bench.gpu_day
+import bench.gpu.exactness, bench.gpu.kernels, bench.gpu.scoring, bench.gpu.training
+print([name for name in {ABSENT[:4]!r} if name in sys.modules], "lm_harmony.engine.training" in sys.modules)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "13.0"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
 
 
 def test_a_new_backend_is_compared_and_timed_and_a_failure_within_a_step_harms_no_other(bare: Machine, tmp_path: Path) -> None:
