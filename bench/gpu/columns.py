@@ -12,12 +12,16 @@ Cell = Callable[[Row], str]
 
 @dataclass(frozen=True)
 class Table:
-    """One table: the rows of a step, and what stands in each column."""
+    """One table of the report."""
 
     title: str
+    """Heading."""
     step: int
+    """Number of the step."""
     what: str
+    """Kind of its rows that are shown."""
     columns: dict[str, Cell]
+    """Heading of a column -> what it shows of a row."""
 
 
 def of(name: str, shape: str = "", scale: float = 1.0) -> Cell:

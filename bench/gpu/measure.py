@@ -82,7 +82,7 @@ class Profile:
     def start(self) -> None:
         """Begin to record."""
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-        self._profiler = profile(activities=activities)
+        self._profiler = profile(activities=activities, acc_events=True)
         self._profiler.start()
 
     def stop(self, *, parts: int = 1) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import PUBLISHED
 
 MARKS = (2, 6, 10, 14, 18)
-"""Steps after which the clock is read: four samples of four steps, one of two of them with a reading of losses."""
+"""Steps after which the clock is read: four samples of four steps. Losses are read from the device after steps 8 and 16."""
 HOST_STEPS = 2
-"""Steps after the last mark whose launching is timed by itself: losses are read after 16 and 24 steps, not between."""
+"""Steps after the last mark of which only the launching is timed. No losses are read between steps 16 and 24."""
 PROFILE_MARKS = (2, 4)
-"""Steps between which the profiler records: after the first new shapes, and before losses are read."""
+"""Steps between which the profiler records: no losses are read there."""
 JOINT_MARKS = (1, 3, 5, 7)
 """As ``MARKS``, in joint training."""
 
@@ -65,7 +65,8 @@ class _Samples:
     def row(self, bench: Bench, model: LanguageModel) -> dict[str, Any]:
         """Return fields of a row: medians of the samples.
 
-        host_ms is the time in which Python has handed a step to the GPU, without waiting for it.
+        host_ms is the time in which Python has handed a step to the GPU. It does not wait for the results, but CUDA lets it run
+        ahead of a busy GPU by a thousand launches only.
         """
         first, last = self.read[0], self.read[-1]
         steps = self.marks[-1] - self.marks[0]
