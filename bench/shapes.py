@@ -27,7 +27,7 @@ from lm_harmony.engine.paths import Paths, choose_paths
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.together import Lesson, fine_tune_together
 from lm_harmony.engine.trees import shared_row
-from lm_harmony.models.loading import LanguageModel, assemble, resolve_device, resolve_dtype
+from lm_harmony.models.loading import LanguageModel, assemble, resolve_device, resolve_precision
 from lm_harmony.recipe import PUBLISHED
 
 _QWEN2_5 = {"vocab_size": 151_936, "max_position_embeddings": 32_768, "rope_theta": 1e6}
@@ -120,7 +120,7 @@ def main(flags: ShapeFlags) -> None:
 
 
 def _random_model(shape: str, device: torch.device) -> LanguageModel:
-    dtype = getattr(torch, resolve_dtype("auto", device=device, adapter=True))
+    dtype = getattr(torch, resolve_precision("auto", device, adapter=True).weights)
     with torch.device(device):  # made where it stays: seven billion weights take minutes on a processor
         module = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
     shipped = files("lm_harmony.demo") / "shipped"

@@ -159,7 +159,7 @@ def _backward(
                 for own, share in zip(losses, shares, strict=True):
                     own.append(share.detach())
             return losses, micro_batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             micro_batch = smaller_batch(min(micro_batch, max(len(course.batch) for course in courses)), error)
             for course in courses:
                 course.optimizer.zero_grad()
