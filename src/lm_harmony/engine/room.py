@@ -6,7 +6,6 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from lm_harmony.models.memory import free_bytes

@@ -15,6 +15,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
+from lm_harmony.models.checkpoint_checks import one_line, tokenizer_fault
+from lm_harmony.models.fetched import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -100,16 +102,21 @@ def load_model(
     """
     place = resolve_device(device)
     prepare_device(place)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ModelError(f"model: the folder {name} holds no config.json. Give the folder that save_pretrained wrote.")
+    if Path(name).is_dir():
+        _refuse_folder(Path(name), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        module = read_weights(name, config, dtype=getattr(torch, dtype), device=place, options=options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        found = cached_file(name, "config.json", revision=revision)
+    except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
-    commit = None if Path(name).is_dir() else extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    folder = Path(name) if Path(name).is_dir() else Path(str(found)).parent
+    commit = None if Path(name).is_dir() else extract_commit_hash(found, None)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:
+        raise ModelError(tokenizer_fault(name, folder, error)) from error
+    module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
     model = assemble(name, module, tokenizer, revision=commit)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
 
@@ -164,8 +171,8 @@ def resolve_device(device: str) -> torch.device:
 def prepare_device(device: torch.device) -> None:
     """Set what PyTorch should do differently on a CUDA device; other devices are left as they are."""
     if device.type == "cuda":
-        # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape, which
-        # takes tens of milliseconds, and every packed sequence and every decoding step has a new shape.
+        # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape,
+        # which takes tens of milliseconds; nearly every packed sequence and every decoding step has a new shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -204,10 +211,27 @@ def choose_precision(dtype: str, *, device_type: str, has_bfloat16: bool, adapte
     return Precision(weights="bfloat16") if adapter else Precision(weights="float32", autocast="bfloat16")
 
 
+def _refuse_folder(folder: Path, revision: str) -> None:
+    """Refuse a folder that is no model's, or a revision of a folder.
+
+    Raises:
+        ModelError: there is no config.json, or ``revision`` is not the one that was fetched into the folder.
+    """
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "It is a PEFT adapter: merge it into its base (merge_and_unload) and give" if adapter else "Give"
+        raise ModelError(f"model: the folder {folder} holds no config.json. {hint} the folder that save_pretrained wrote.")
+    if revision != "main" and not is_revision_of(folder, revision):
+        raise ModelError(
+            f"revision = {revision!r}: the folder {folder} has one revision only. Drop --revision, or give the model's hub id."
+        )
+
+
 def _why_not(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    """Return the message for a configuration that cannot be had."""
+    reason = one_line(error, 300)
     if "trust_remote_code" in reason:
         return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."
-    if len(reason) > 300:
-        reason = reason[:300] + " ..."
-    return f"model {name!r} cannot be loaded: {reason} Give a hub id that exists, or an existing model folder."
+    if Path(name).is_dir():
+        return f"model {name}: {Path(name) / 'config.json'} cannot be used: {reason}. Take the one saved with the weights."
+    return f"model {name!r} cannot be loaded: {reason}. Give a hub id that exists, or an existing model folder."
