@@ -1,4 +1,4 @@
-"""What is loaded is the whole model: a checkpoint damaged in any one way is refused by name, an undamaged one scores as it did."""
+"""What is loaded is the whole model: a checkpoint damaged in any one way is refused by name, an undamaged one scores as saved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import torch
 from micro import write_micro
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
-from transformers import BertConfig, BertLMHeadModel, T5Config
+from transformers import AutoConfig, BertConfig, BertLMHeadModel, T5Config
 
 from lm_harmony.cli import main
 from lm_harmony.engine.forward import label_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
+from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.fetched import write_source
-from lm_harmony.models.loading import LanguageModel, load_model
+from lm_harmony.models.loading import LanguageModel, Precision, load_model
 
 Weights = dict[str, torch.Tensor]
 SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1) for size in (9, 14, 6)]
@@ -116,6 +117,29 @@ def test_tables_that_old_versions_saved_are_no_fault(architecture: str, buffers:
     write_tiny_model(tmp_path, architecture)
     rewritten(tmp_path, lambda weights: weights | {name: torch.ones(4) for name in buffers})
     assert difference_of(tmp_path, scores(tiny_model(architecture))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "autocast"),
+    [
+        ({}, "float32", None),
+        ({"dtype": "bfloat16"}, "bfloat16", None),
+        ({"autocast": "bfloat16"}, "float32", "bfloat16"),
+    ],
+)
+def test_number_formats(options: dict[str, str], weights: str, autocast: str | None, tmp_path: Path) -> None:
+    model = load_model(str(write_tiny_model(tmp_path)), device="cpu", **options)  # type: ignore[arg-type]
+    assert model.precision == Precision(weights=weights, autocast=autocast)
+    assert {str(weight.dtype) for weight in model.module.parameters()} == {f"torch.{weights}"}
+
+
+def test_weights_go_straight_to_the_device(tmp_path: Path) -> None:
+    """``read_weights`` moves nothing itself: what it returns on the meta device was made there."""
+    write_tiny_model(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    device = torch.device("meta")
+    module = read_weights(str(tmp_path), tmp_path, config, dtype=torch.float32, device=device, options={})
+    assert {weight.device for weight in module.parameters()} == {device}
 
 
 # Tensors that are not those of the configuration.

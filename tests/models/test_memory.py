@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm_harmony.errors import ModelError
-from lm_harmony.models.memory import asked_bytes, is_out_of_memory, memory_error
+from lm_harmony.models.memory import asked_and_free_bytes, is_out_of_memory, memory_error
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.10 GiB is free. "
@@ -29,23 +29,23 @@ def test_real_allocations_that_fail_are_recognised() -> None:
     for work in (lambda: torch.empty(1 << 50, dtype=torch.uint8), lambda: np.empty(1 << 50, dtype=np.uint8)):
         error = caught(work)
         assert is_out_of_memory(error)
-        assert asked_bytes(error) in (1 << 50, None)
+        assert asked_and_free_bytes(error) == (1 << 50, None)
 
 
 @pytest.mark.parametrize(
-    ("error", "asked"),
+    ("error", "asked", "free"),
     [
-        (torch.OutOfMemoryError(CUDA), int(2.5 * 2**30)),
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), None),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."), 4096),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), None),
-        (MemoryError(), None),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), None),
+        (torch.OutOfMemoryError(CUDA), int(2.5 * 2**30), int(1.1 * 2**30)),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), None, None),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."), 4096, None),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), None, None),
+        (MemoryError(), None, None),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), None, None),
     ],
 )
-def test_every_voice_is_recognised(error: Exception, asked: int | None) -> None:
+def test_every_voice_is_recognised(error: Exception, asked: int | None, free: int | None) -> None:
     assert is_out_of_memory(error)
-    assert asked_bytes(error) == asked
+    assert asked_and_free_bytes(error) == (asked, free)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

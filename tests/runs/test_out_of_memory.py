@@ -13,7 +13,10 @@ from micro import write_micro
 from tiny import tiny_module, tiny_tokenizer, write_tiny_model
 
 from lm_harmony.cli import main
+from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import ModelError
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import Lora, Recipe
@@ -95,6 +98,26 @@ def test_the_first_pass_of_training(spec: RunSpec, tmp_path: Path, lora: Lora | 
     assert ("a LoRA adapter" in told) is (lora is None)
     assert ("--dtype bfloat16" in told) is (lora is not None)
     assert not RunStore(tmp_path / "run").is_finished()
+
+
+@pytest.mark.parametrize("spare", [0, 2])
+def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
+    """Two passes of a step left gradients when the third failed; the next run on this model must not carry their memory."""
+    recipe = replace(RECIPE, lora=None)
+    model, calls = Kept().base.take(replace(spec, recipe=recipe)).model, list[int]()
+
+    def fill(part: torch.nn.Module, *_: Any) -> None:
+        calls.append(1)
+        if len(calls) > spare:
+            torch.empty(1 << 50, dtype=torch.uint8)
+
+    model.module.register_forward_pre_hook(fill)
+    sequences = [TokenSequence(ids=(5, 6, 7, 8 + row), first_label=1) for row in range(4)]
+    with trainee(model, recipe, seed=0) as learner:
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            list(fine_tune(learner, sequences, recipe, seed=0, micro_batch=1))
+        assert any(weight.grad is not None for weight in model.module.parameters()) is (spare > 0)
+    assert all(weight.grad is None for weight in model.module.parameters())
 
 
 def test_scoring_the_untouched_model(spec: RunSpec, tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def damaged_file(folder: Path, error: Exception) -> str | None:
 
 def tokenizer_fault(name: str, folder: Path, error: Exception) -> str:
     """Return the message for a tokenizer that cannot be read."""
+    if "trust_remote_code" in str(error):
+        return f"model {name}: its tokenizer needs code from its own repository. If you trust it, add --trust_remote_code."
     there = [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
     if not there:
         return f"model {name}: {folder} holds no tokenizer file. Copy tokenizer.json (or tokenizer.model) of the model there."

@@ -97,8 +97,8 @@ def load_model(
         trust_remote_code: run the code that the repository brings.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, or does not fit into
-            the memory of the device.
+        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is damaged, is not the
+            model that its config.json describes, or does not fit into the memory of the device.
     """
     place = resolve_device(device)
     prepare_device(place)
@@ -115,7 +115,8 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
-        raise ModelError(tokenizer_fault(name, folder, error)) from error
+        elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be asked
+        raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
     module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
     model = assemble(name, module, tokenizer, revision=commit)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))

@@ -19,8 +19,10 @@ _SIGNS = (
     "Cannot allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate|size:) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
+_SIZE = r"([\d.]+) ?(bytes|[KMGTP]iB)"
+_ASKED = re.compile(rf"(?:[Tt]ried to allocate|Unable to allocate) {_SIZE}")
+_FREE = re.compile(rf"of which {_SIZE} is free")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -49,13 +51,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def asked_bytes(error: BaseException) -> int | None:
-    """Return the size of the allocation that failed, in bytes, where the error's text tells it."""
-    found = _ASKED.search(str(error))
-    return None if found is None else int(float(found[1]) * _UNITS[found[2]])
+def asked_and_free_bytes(error: BaseException) -> tuple[int | None, int | None]:
+    """Return the size of the allocation that failed and what was free, in bytes, each where the error's text tells it."""
+    asked, free = (
+        None if found is None else int(float(found[1]) * _UNITS[found[2]])
+        for found in (pattern.search(str(error)) for pattern in (_ASKED, _FREE))
+    )
+    return asked, free
 
 
-def memory_error(name: str, device: torch.device, *, doing: str, needed: str, ways_out: Iterable[str]) -> ModelError:
+def memory_error(
+    name: str, device: torch.device, *, doing: str, needed: str, ways_out: Iterable[str], free: int | None = None
+) -> ModelError:
     """Return the error for a model that does not fit.
 
     Args:
@@ -64,10 +71,12 @@ def memory_error(name: str, device: torch.device, *, doing: str, needed: str, wa
         doing: what was going on, such as "training on one sequence".
         needed: how much memory that takes, in words.
         ways_out: what the user can do instead; a bigger device is added.
+        free: bytes that were free; None: what is free now.
     """
-    free, kind = gib(free_bytes(device)), "machine" if device.type == "cpu" else "card"
+    kind = "machine" if device.type == "cpu" else "card"
+    left = gib(free_bytes(device) if free is None else free)
     return ModelError(
-        f"model {name}: out of memory on {device} while {doing}: {needed} needed, {free} free. "
+        f"model {name}: out of memory on {device} while {doing}: {needed} needed, {left} free. "
         f"Ways out: {'; '.join((*ways_out, f'a {kind} with more free memory'))}."
     )
 

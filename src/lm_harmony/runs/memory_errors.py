@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from lm_harmony.models.loading import resolve_device, resolve_precision
-from lm_harmony.models.memory import asked_bytes, gib, is_out_of_memory, memory_error
+from lm_harmony.models.memory import asked_and_free_bytes, gib, is_out_of_memory, memory_error
 from lm_harmony.runs.spec import RunSpec
 
 Phase = Literal["loading", "training", "scoring"]
@@ -31,13 +31,14 @@ def memory_errors(spec: RunSpec, phase: Phase) -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        size = asked_bytes(error)
+        size, free = asked_and_free_bytes(error)
         raise memory_error(
             spec.model.name,
             resolve_device(spec.execution.device),
             doing=f"{phase} it" if phase != "training" else "training on one sequence at a time",
             needed="more memory" if size is None else f"{gib(size)} more",
             ways_out=_ways_out(spec, phase),
+            free=free,
         ) from error
 
 
