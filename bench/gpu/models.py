@@ -20,7 +20,7 @@ from lm_harmony.engine.forward import Forward, LabelLogprobs
 from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
 from lm_harmony.engine.room import room_of
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.models.loading import LanguageModel, assemble
+from lm_harmony.models.loading import LanguageModel, assemble, prepare_device
 
 SHIPPED = Path(lm_harmony.__file__).parent / "demo" / "shipped"
 """Models and rows that come with the package; found without importing lm_harmony.demo, which reads study files."""
@@ -82,9 +82,7 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 def random_module(shape: str, device: torch.device) -> PreTrainedModel:
     """Make the weights of ``shape`` on ``device``: bfloat16 on a GPU, float32 on a CPU."""
-    if device.type == "cuda":
-        # As for a model that is loaded: cuDNN's attention builds a plan for every new shape (step 2 shows how long that takes).
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    prepare_device(device)
     with torch.device(device):  # made where they stay: seven billion weights take minutes on a CPU
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         module: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)

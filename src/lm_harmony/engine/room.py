@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
-import torch
 from transformers import PreTrainedModel
+
+from lm_harmony.models.memory import free_bytes
 
 SHARE = 0.6
 """Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
@@ -97,21 +96,6 @@ def _sizes(module: PreTrainedModel) -> tuple[int, int, int]:
     hidden = int(getattr(config, "hidden_size", None) or 1)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     return int(getattr(config, "num_hidden_layers", None) or 1), hidden, inner
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free: of the GPU with what its allocator holds unused, or of this machine or its container."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # a container's limit, which the machine's own figures do not know
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        return free if limit == "max" else max(0, min(free, int(limit) - int(used) + int(cached)))
-    except (OSError, ValueError, KeyError):
-        return free
 
 
 def give_back_freed() -> None:

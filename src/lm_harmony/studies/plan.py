@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lm_harmony.engine.room import free_bytes
-from lm_harmony.models.loading import resolve_device, resolve_dtype
+from lm_harmony.models.loading import resolve_device, resolve_precision
+from lm_harmony.models.memory import free_bytes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.computation import Size, asked_flops, training_flops
 from lm_harmony.studies.hardware import WORKSPACE, Hardware
@@ -141,8 +141,8 @@ def fitting_at_once(specs: Sequence[RunSpec]) -> int:
     device = resolve_device(specs[0].execution.device)
     needed = 1
     for spec in {(spec.model, spec.recipe): spec for spec in specs}.values():
-        dtype = resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None)
-        needed = max(needed, memory_of(spec, 2 if dtype == "bfloat16" else 4))
+        precision = resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None)
+        needed = max(needed, memory_of(spec, precision.width))
     return free_bytes(device) // needed
 
 
