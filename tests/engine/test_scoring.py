@@ -18,7 +18,7 @@ from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lm_harmony.benchmarks.examples import Reply, Request
-from lm_harmony.engine.generation import Decoding
+from lm_harmony.engine.generation_settings import Decoding
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel, longest_input

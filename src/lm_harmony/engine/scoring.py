@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ import torch
 
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.forward import LabelLogprobs, in_batches
-from lm_harmony.engine.generation import generate
+from lm_harmony.engine.generation import generate, not_finite
 from lm_harmony.engine.onednn_linear import through_onednn
 from lm_harmony.engine.paths import PLAIN, Paths
+from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -58,12 +60,22 @@ class Respondent:
         return replies
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it."""
+        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it.
+
+        Raises:
+            ScoreNotFinite: a log-likelihood is NaN or infinite.
+        """
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        return self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
+        found = self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
+        _check_finite(requests, [nats for nats, _ in found])
+        return found
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length."""
+        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.
+
+        Raises:
+            ScoreNotFinite: a log-likelihood is NaN or infinite.
+        """
         texts = self.model.text.encode([request.continuation for request in requests])
         windows: list[TokenSequence] = []
         for row, ids in enumerate(texts):
@@ -71,6 +83,7 @@ class Respondent:
         totals = [0.0] * len(texts)
         for window, (nats, _) in zip(windows, self._sums(windows), strict=True):
             totals[window.row] += nats
+        _check_finite(requests, totals)
         return totals
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
@@ -83,7 +96,7 @@ class Respondent:
                 batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens,
                 seed=self.seed,
-                room=self.paths.room if self.paths.fast else None,
+                room=self.paths.room if self.paths.writes else None,
             )
         for texts in ([request.context for request in requests], answers):
             self.work.tokens += sum(map(len, self.model.text.encode(texts)))
@@ -91,9 +104,11 @@ class Respondent:
 
     def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         self.work.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
-        order = self.paths.order(sequences)
+        regimes = regimes_of(self.model.module)
+        order = regimes.order(sequences, self.paths.order(sequences))
         size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
-        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
+        end_of_batch = regimes.within(self.paths.end_of_batch())
+        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=end_of_batch)
         sums = [(0.0, False)] * len(sequences)
         with self.paths.computing(self.model.module):
             for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
@@ -104,6 +119,12 @@ class Respondent:
         with torch.no_grad():
             found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
+
+
+def _check_finite(requests: Sequence[Request], nats: Sequence[float]) -> None:
+    for place, value in enumerate(nats):
+        if not math.isfinite(value):
+            raise not_finite(requests, place, "log-likelihood", value)
 
 
 def _each(batches: Iterable[LabelLogprobs]) -> Iterator[tuple[float, bool]]:
