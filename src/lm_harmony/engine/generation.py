@@ -21,6 +21,7 @@ from lm_harmony.progress import track
 
 log = logging.getLogger(__name__)
 
+
 def generate(
     model: LanguageModel,
     requests: Sequence[Request],

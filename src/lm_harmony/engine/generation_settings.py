@@ -13,12 +13,45 @@ _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 
 _WITHOUT_EFFECT = frozenset(
     # Set by every call, or of sampling, beams, assistants and outputs, which greedy decoding has not.
-    """max_length do_sample use_cache temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff
-    early_stopping length_penalty diversity_penalty output_attentions output_hidden_states output_scores output_logits
-    return_dict_in_generate pad_token_id bos_token_id eos_token_id decoder_start_token_id is_assistant num_assistant_tokens
-    num_assistant_tokens_schedule assistant_confidence_threshold max_matching_ngram_size assistant_early_exit
-    assistant_lookbehind target_lookbehind compile_config disable_compile remove_invalid_values low_memory
-    transformers_version _from_model_config""".split()
+    [
+        "max_length",
+        "do_sample",
+        "use_cache",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "top_h",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "early_stopping",
+        "length_penalty",
+        "diversity_penalty",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "decoder_start_token_id",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "max_matching_ngram_size",
+        "assistant_early_exit",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "compile_config",
+        "disable_compile",
+        "remove_invalid_values",
+        "low_memory",
+        "transformers_version",
+        "_from_model_config",
+    ]
 )
 """Fields of a GenerationConfig that change no token of greedy decoding (``eos_token_id`` ends an answer on every path)."""
 _NEUTRAL: Mapping[str, Any] = {
@@ -38,8 +71,16 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 """The value of other fields that does nothing, as None does."""
 _SAME_BESIDE_OTHERS = frozenset(
-    """max_new_tokens min_new_tokens repetition_penalty suppress_tokens begin_suppress_tokens forced_eos_token_id
-    exponential_decay_length_penalty renormalize_logits""".split()
+    [
+        "max_new_tokens",
+        "min_new_tokens",
+        "repetition_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_eos_token_id",
+        "exponential_decay_length_penalty",
+        "renormalize_logits",
+    ]
 )
 """Fields that act on a row of a padded batch as on the row alone; the others read padding or the batch as its text."""
 

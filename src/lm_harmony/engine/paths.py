@@ -146,10 +146,8 @@ def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
     module, contexts = model.module, [sequence.ids for sequence in _probe_sequences(model)]
     if not can_decode(module) or Decoding.read({}, default_limit=PROBE_TOKENS).acting(module.generation_config):
         return False
-    # Answers end after different numbers of tokens, so that rows leave and enter.
-    ends: Callable[[Sequence[tuple[int, ...]]], list[bool]] = lambda written: [len(row) > row[0] % 3 for row in written]
     try:
-        found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=ends)
+        found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=_at_different_times)
         differing = [row.place for row in found if not _is_written(module, contexts[row.place], row.written, allowed)]
     except _MISFITS as error:
         reason = f"{type(error).__name__}: {error}"
@@ -159,6 +157,11 @@ def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
         reason = "the tokens differ from those of generate()"
     log.info("continuous batching is not exact for %s (%s); generate() writes.", module.config.model_type, reason.split("\n")[0])
     return False
+
+
+def _at_different_times(written: Sequence[tuple[int, ...]]) -> list[bool]:
+    """End answers after one to three tokens, so that rows leave and others enter."""
+    return [len(row) > row[0] % 3 for row in written]
 
 
 def _is_written(module: PreTrainedModel, context: Sequence[int], written: Sequence[int], allowed: float) -> bool:

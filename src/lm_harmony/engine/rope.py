@@ -61,7 +61,9 @@ def regimes_of(module: PreTrainedModel) -> RopeRegimes:
     for config in (module.config, module.config.get_text_config()):
         for scaling in _scalings(config):
             kind = str(scaling.get("rope_type") or scaling.get("type"))
-            original = scaling.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            original = scaling.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
             if kind in ("longrope", "su"):  # "su" is the name in the first Phi-3 configurations
                 longrope.add(int(original or config.max_position_embeddings))
             elif "dynamic" in kind:
@@ -79,7 +81,7 @@ def _scalings(config: PretrainedConfig) -> list[Mapping[str, Any]]:
 
 @contextmanager
 def frequencies_of_each_pass(module: PreTrainedModel) -> Iterator[None]:
-    """Compute dynamic NTK frequencies from the length of each pass alone, for the length of a block; other RoPE is not touched."""
+    """Compute dynamic NTK frequencies from the length of each pass alone, for the length of a block; leave other RoPE as it is."""
     rotary = [part for part in module.modules() if any("dynamic" in kind for kind in _kinds(part).values())]
     hooks = [part.register_forward_pre_hook(_forget_longer_pass) for part in rotary]
     try:

@@ -66,9 +66,11 @@ class Respondent:
             ScoreNotFinite: a log-likelihood is NaN or infinite.
         """
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        found = self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
-        _check_finite(requests, [nats for nats, _ in found])
-        return found
+        sequences = [
+            cut_to_length(pair, self.model.max_length, row=request.row if request.row >= 0 else place)
+            for place, (request, pair) in enumerate(zip(requests, pairs, strict=True))
+        ]
+        return self._sums(sequences, requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.
@@ -78,12 +80,13 @@ class Respondent:
         """
         texts = self.model.text.encode([request.continuation for request in requests])
         windows: list[TokenSequence] = []
-        for row, ids in enumerate(texts):
-            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length, row=row)
+        owners: list[int] = []
+        for place, ids in enumerate(texts):
+            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length, row=requests[place].row)
+            owners += [place] * (len(windows) - len(owners))
         totals = [0.0] * len(texts)
-        for window, (nats, _) in zip(windows, self._sums(windows), strict=True):
-            totals[window.row] += nats
-        _check_finite(requests, totals)
+        for place, (nats, _) in zip(owners, self._sums(windows, [requests[place] for place in owners]), strict=True):
+            totals[place] += nats
         return totals
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
@@ -102,8 +105,19 @@ class Respondent:
             self.work.tokens += sum(map(len, self.model.text.encode(texts)))
         return answers
 
-    def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+    def _sums(self, sequences: Sequence[TokenSequence], requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """Return (nats, greedy?) of each sequence, which belongs to the request at the same place."""
         self.work.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
+        sums = self._compute(sequences)
+        bad = [place for place, (nats, _) in enumerate(sums) if not math.isfinite(nats)]
+        if bad:
+            # In a prefix tree NaN spreads to the other sequences: the document is one that has it alone.
+            culprits = (place for place in bad if not math.isfinite(self._compute([sequences[place]])[0][0]))
+            place = next(culprits, bad[0])
+            raise not_finite(requests, place, "log-likelihood", sums[place][0])
+        return sums
+
+    def _compute(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         regimes = regimes_of(self.model.module)
         order = regimes.order(sequences, self.paths.order(sequences))
         size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
@@ -119,12 +133,6 @@ class Respondent:
         with torch.no_grad():
             found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
-
-
-def _check_finite(requests: Sequence[Request], nats: Sequence[float]) -> None:
-    for place, value in enumerate(nats):
-        if not math.isfinite(value):
-            raise not_finite(requests, place, "log-likelihood", value)
 
 
 def _each(batches: Iterable[LabelLogprobs]) -> Iterator[tuple[float, bool]]:
