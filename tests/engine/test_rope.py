@@ -227,12 +227,8 @@ def test_regimes_are_read_from_every_form_of_configuration() -> None:
 def test_few_rows_at_a_time_write_the_same() -> None:
     """Continuous batching within a regime: rows leave and enter."""
     arguments = {"until": ["3"], "max_gen_toks": 6}
-    requests = [
-        Request(
-            kind="generate_until", context=TEXT[place : place + 5 + place % 40], generation={"until": ["3"], "max_gen_toks": 6}
-        )
-        for place in range(40)
-    ]
+    texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
+    requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]
     paths = replace(FAST, room=Room(written_rows=3))
     few = Respondent(model=model_of("phi3"), paths=paths).generate_until(requests)
     assert few == Respondent(model=model_of("phi3"), batch_size=1).generate_until(requests)

@@ -104,9 +104,9 @@ def _write(
         room = None
     parts: dict[Regime | None, list[int]] = {}
     for number, ids in enumerate(contexts):
-        regime = regimes.of(len(ids))
+        first, last = regimes.of(len(ids)), regimes.of(len(ids) + longest - 1)
         # An answer that may grow into other RoPE frequencies is written by itself.
-        parts.setdefault(regime if regime == regimes.of(len(ids) + longest - 1) else None, []).append(number)
+        parts.setdefault(first if first == last else None, []).append(number)
     for regime, numbers in parts.items():
         together = not alone and regime is not None
         part = [contexts[number] for number in numbers]

@@ -11,48 +11,16 @@ from transformers import GenerationConfig
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """lm_eval's names of the longest answer in tokens, by priority (``lm_eval.models.utils.normalize_gen_kwargs``)."""
 
-_WITHOUT_EFFECT = frozenset(
-    # Set by every call, or of sampling, beams, assistants and outputs, which greedy decoding has not.
-    [
-        "max_length",
-        "do_sample",
-        "use_cache",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "top_h",
-        "typical_p",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "early_stopping",
-        "length_penalty",
-        "diversity_penalty",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "output_logits",
-        "return_dict_in_generate",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "decoder_start_token_id",
-        "is_assistant",
-        "num_assistant_tokens",
-        "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
-        "max_matching_ngram_size",
-        "assistant_early_exit",
-        "assistant_lookbehind",
-        "target_lookbehind",
-        "compile_config",
-        "disable_compile",
-        "remove_invalid_values",
-        "low_memory",
-        "transformers_version",
-        "_from_model_config",
-    ]
-)
+# fmt: off
+_WITHOUT_EFFECT = frozenset([
+    "max_length", "do_sample", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
+    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",  # sampling
+    "early_stopping", "length_penalty", "diversity_penalty",  # beams
+    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "max_matching_ngram_size",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    "compile_config", "disable_compile", "remove_invalid_values", "low_memory", "transformers_version", "_from_model_config",
+])
 """Fields of a GenerationConfig that change no token of greedy decoding (``eos_token_id`` ends an answer on every path)."""
 _NEUTRAL: Mapping[str, Any] = {
     "num_beams": 1,
@@ -70,19 +38,12 @@ _NEUTRAL: Mapping[str, Any] = {
     "use_mtp": False,
 }
 """The value of other fields that does nothing, as None does."""
-_SAME_BESIDE_OTHERS = frozenset(
-    [
-        "max_new_tokens",
-        "min_new_tokens",
-        "repetition_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "forced_eos_token_id",
-        "exponential_decay_length_penalty",
-        "renormalize_logits",
-    ]
-)
+_SAME_BESIDE_OTHERS = frozenset([
+    "max_new_tokens", "min_new_tokens", "repetition_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "forced_eos_token_id", "exponential_decay_length_penalty", "renormalize_logits",
+])
 """Fields that act on a row of a padded batch as on the row alone; the others read padding or the batch as its text."""
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
