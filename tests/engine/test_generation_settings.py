@@ -96,6 +96,18 @@ def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
     assert answers == hflm(model, asked) != hflm(model, questions())
 
 
+@pytest.mark.parametrize(
+    "own", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"typical_p": 0.4}], ids=lambda own: next(iter(own))
+)
+def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
+    """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
+    model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
+    answers = Respondent(model=model, seed=5, paths=FAST).generate_until([asked])
+    torch.manual_seed(5)
+    assert answers == hflm(model, [asked])
+    assert answers != Respondent(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
+
+
 @PATHS
 @pytest.mark.parametrize("stop", ["e", "th", "s "])
 def test_beams_end_as_under_hflm(stop: str, paths: Paths) -> None:

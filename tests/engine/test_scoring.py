@@ -437,10 +437,10 @@ def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, 
         "loglikelihood_rolling": rolled,
         "generate_until": lambda text: written(text, {"max_gen_toks": 4}),
     }[kind]
-    asked = [replace(make(text), row=40 + place) for place, text in enumerate(texts)]
+    asked = [replace(make(text), document=f"test row {40 + place}") for place, text in enumerate(texts)]
     model = broken_model(BROKEN[value], only_for=digit)
     respondent = Respondent(model=model, paths=paths, batch_size=1)
-    with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for document 43 of the scored split: no score .*--dtype"):
+    with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):
         respondent.answer(asked)
     assert len(respondent.answer([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
 
@@ -456,5 +456,5 @@ def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:
     instances = [Instance("loglikelihood", {}, ("a", text), 0, ("task", row, 1)) for row, text in ((5, "b"), (6, "9 c"))]
     [digit] = tiny_tokenizer().encode("9")
     harness = HarnessModel(Respondent(model=broken_model(float("nan"), only_for=digit)).answer)
-    with pytest.raises(ScoreNotFinite, match="document 6 "):
+    with pytest.raises(ScoreNotFinite, match="document 6 of task: no score"):
         harness.loglikelihood(instances)

@@ -57,21 +57,20 @@ class NonFiniteLogits(ArithmeticError):
         self.place, self.value = place, value
 
 
-def check_finite(logits_BxV: torch.Tensor, *, rows: int) -> None:
-    """Look whether the largest logit of each row is finite.
+def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
+    """Look whether the largest logit of each row is finite; in a row that holds NaN it is NaN.
 
     Args:
-        logits_BxV: next-token logits, the same number of rows for each of ``rows`` contexts.
+        largest_B: largest next-token logits, the same number of rows for each of ``rows`` contexts.
         rows: number of contexts.
 
     Raises:
         NonFiniteLogits: it is not; ``place`` counts the contexts from 0.
     """
-    largest_B = logits_BxV.amax(dim=-1)  # of a row with NaN it is NaN
-    if not bool(largest_B.isfinite().all()):
-        values = largest_B.tolist()
-        bad = next(place for place, value in enumerate(values) if not math.isfinite(value))
-        raise NonFiniteLogits(bad * rows // len(values), values[bad])
+    values = largest_B.tolist()
+    for place, value in enumerate(values):
+        if not math.isfinite(value):
+            raise NonFiniteLogits(place * rows // len(values), value)
 
 
 def can_decode(module: PreTrainedModel) -> bool:
@@ -156,9 +155,10 @@ def _next(module: PreTrainedModel, batch: _Batch) -> _Batch:
 def _argmax(module: PreTrainedModel, ids: torch.Tensor, mask_BxT: torch.Tensor, cache: DynamicCache) -> list[int]:
     positions = (mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    logits = module(input_ids=ids, attention_mask=mask_BxT, position_ids=positions, **options).logits
-    check_finite(logits[:, -1], rows=len(logits))
-    tokens: list[int] = logits[:, -1].argmax(dim=-1).tolist()
+    logits_BxV = module(input_ids=ids, attention_mask=mask_BxT, position_ids=positions, **options).logits[:, -1]
+    tokens_B = logits_BxV.argmax(dim=-1)
+    tokens: list[int] = tokens_B.tolist()
+    check_finite(logits_BxV.gather(1, tokens_B[:, None])[:, 0], rows=len(tokens))
     return tokens
 
 

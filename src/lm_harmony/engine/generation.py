@@ -71,10 +71,10 @@ def generate(
 
 def not_finite(requests: Sequence[Request], place: int, what: str, value: float) -> ScoreNotFinite:
     """Return the error for a reply that holds NaN or an infinite number, which names the document of the request at ``place``."""
-    row = requests[place].row
+    document = requests[place].document or f"request {place}"
     return ScoreNotFinite(
-        f"{what} = {value} for {f'document {row} of the scored split' if row >= 0 else f'request {place}'}: no score is computed "
-        f"over it. Score in another number format (--dtype float32), or look for NaN and infinite numbers in the weights."
+        f"{what} = {value} for {document}: no score is computed over it. Score in another number format (--dtype float32), or "
+        f"look for NaN and infinite numbers in the weights."
     )
 
 
@@ -171,8 +171,11 @@ def _generate_batch(
     }
     if settings.get("stop_strings"):
         options["tokenizer"] = model.text.tokenizer
-    # Of beams, each text has the same number of rows.
-    hook = model.module.register_forward_hook(lambda _, __, output: check_finite(output.logits[:, -1], rows=len(contexts)))
+
+    def check(_: object, __: object, output: Any) -> None:
+        check_finite(output.logits[:, -1].amax(dim=-1), rows=len(contexts))  # of beams, each text has the same number of rows
+
+    hook = model.module.register_forward_hook(check)
     try:
         output_BxT = model.module.generate(  # type: ignore[operator]
             input_ids=ids_BxT, attention_mask=mask_BxT.to(model.device), **options

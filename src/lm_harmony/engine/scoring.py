@@ -66,11 +66,8 @@ class Respondent:
             ScoreNotFinite: a log-likelihood is NaN or infinite.
         """
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        sequences = [
-            cut_to_length(pair, self.model.max_length, row=request.row if request.row >= 0 else place)
-            for place, (request, pair) in enumerate(zip(requests, pairs, strict=True))
-        ]
-        return self._sums(sequences, requests)
+        asked = zip(requests, pairs, strict=True)
+        return self._sums([cut_to_length(pair, self.model.max_length, document=one.document) for one, pair in asked], requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.
@@ -82,7 +79,7 @@ class Respondent:
         windows: list[TokenSequence] = []
         owners: list[int] = []
         for place, ids in enumerate(texts):
-            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length, row=requests[place].row)
+            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length)
             owners += [place] * (len(windows) - len(owners))
         totals = [0.0] * len(texts)
         for place, (nats, _) in zip(owners, self._sums(windows, [requests[place] for place in owners]), strict=True):
