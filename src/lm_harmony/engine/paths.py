@@ -30,8 +30,6 @@ TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
 PROBE_TOKENS = 4
 """Tokens that the probe writes after each of its texts."""
-_MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
-"""Whatever an architecture makes of a row that it does not expect, it must not stop a run that the plain path can do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,8 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
         for name, path in (("packed training", packed_logprobs), ("shared-context scoring", shared_logprobs)):
             try:
                 difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
-            except _MISFITS as error:
+            # Whatever an architecture makes of a row it does not expect, it must not stop a run that the plain path can do.
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if difference <= allowed:
@@ -111,7 +110,6 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
             return PLAIN
-        writes = _writes_exactly(model, allowed)
     products, recompute = probe_products(model.module), recompute_pays(model.module)
     if model.device.type == "cpu":
         log.info("products of linear layers through oneDNN (where it is faster here): %s", products)
@@ -119,7 +117,7 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
         learn=partial(packed_logprobs, recompute=recompute),
         score=shared_logprobs,
         fast=True,
-        writes=writes,
+        writes=_writes_exactly(model, allowed),
         room=room_of(model.module),
         products=products,
         recompute=recompute,
@@ -141,6 +139,7 @@ def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
     return [TokenSequence(ids=tuple(text), first_label=2) for text in texts]
 
 
+@torch.no_grad()
 def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
     """Compare greedy decoding with ``transformers.generate``: the same tokens, but for ties within ``allowed`` nats."""
     module, contexts = model.module, [sequence.ids for sequence in _probe_sequences(model)]
@@ -149,7 +148,7 @@ def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
     try:
         found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=_at_different_times)
         differing = [row.place for row in found if not _is_written(module, contexts[row.place], row.written, allowed)]
-    except _MISFITS as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}"
     else:
         if not differing:
