@@ -82,6 +82,9 @@ def _scalings(config: PretrainedConfig) -> list[Mapping[str, Any]]:
 @contextmanager
 def frequencies_of_each_pass(module: PreTrainedModel) -> Iterator[None]:
     """Compute dynamic NTK frequencies from the length of each pass alone for the length of a block; other RoPE stays as it is."""
+    if regimes_of(module).dynamic_limit is None:
+        yield
+        return
     rotary = [part for part in module.modules() if any("dynamic" in kind for kind in _kinds(part).values())]
     hooks = [part.register_forward_pre_hook(_forget_longer_pass) for part in rotary]
     try:
