@@ -219,7 +219,11 @@ def test_regimes_are_read_from_every_form_of_configuration() -> None:
     assert regimes_of(module) == longrope
     module.config = CONFIG_MAPPING["gpt2"](rope_scaling={"type": "su"}, original_max_position_embeddings=LIMIT)  # remote code
     assert regimes_of(module) == longrope
-    published: dict[str, Any] = {"type": "su", "short_factor": LONGROPE["short_factor"], "long_factor": LONGROPE["long_factor"]}
+    published: dict[str, Any] = {
+        "type": "longrope",
+        "short_factor": LONGROPE["short_factor"],
+        "long_factor": LONGROPE["long_factor"],
+    }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0}
     module.config = CONFIG_MAPPING["phi3"](rope_scaling=published, original_max_position_embeddings=LIMIT, **sizes)
     assert regimes_of(module) == longrope
