@@ -25,6 +25,8 @@ class Request:
     """The text whose log-likelihood is asked ("" for generate_until)."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """lm_eval's generation arguments: until, max_gen_toks, do_sample, temperature ... (generate_until only)."""
+    document: str = field(default="", compare=False)
+    """Which document of which split asks, for messages: "test row 5"."""
 
 
 @dataclass(frozen=True, kw_only=True)

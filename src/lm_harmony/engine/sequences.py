@@ -30,18 +30,24 @@ class TokenSequence:
         return self.ids[self.first_label :]
 
 
-def cut_to_length(pair: EncodedPair, max_input: int, *, row: int = -1) -> TokenSequence:
+def cut_to_length(pair: EncodedPair, max_input: int, *, row: int = -1, document: str = "") -> TokenSequence:
     """Join a context and its continuation, dropping context from the left beyond ``max_input`` fed tokens, as lm_eval does.
+
+    Args:
+        pair: token ids of both.
+        max_input: most tokens that are fed.
+        row: row number of the document in its split.
+        document: which document of which split it is, for messages ("test row 5").
 
     Raises:
         BenchmarkError: the continuation alone is longer than the model's input, or has no token of its own.
     """
-    labels = len(pair.continuation)
+    labels, place = len(pair.continuation), document or f"row {row}"
     if labels == 0:
-        raise BenchmarkError(f"row {row}: a continuation has no token of its own after its context. Mend the row.")
+        raise BenchmarkError(f"{place}: a continuation has no token of its own after its context. Correct the row.")
     if labels > max_input:
         raise BenchmarkError(
-            f"row {row}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it or use a longer model."
+            f"{place}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it or use a longer model."
         )
     whole = pair.context + pair.continuation
     ids = whole[-(max_input + 1) :]
