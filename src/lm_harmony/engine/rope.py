@@ -7,7 +7,7 @@ A text must get the number that it gets alone, so all texts of a pass are of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class RopeRegimes:
         """Return the regime of a sequence, whose last token is not fed."""
         return self.of(len(sequence.ids) - 1)
 
-    def order(self, sequences: Sequence[TokenSequence], places: Sequence[int]) -> list[int]:
+    def order(self, sequences: Sequence[TokenSequence], places: Iterable[int]) -> list[int]:
         """Return ``places`` with those of one regime side by side, the longest first, in their order otherwise."""
         return sorted(places, key=lambda place: self.of_sequence(sequences[place]), reverse=True)
 

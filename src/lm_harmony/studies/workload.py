@@ -16,8 +16,9 @@ from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.course import order_of_rows
-from lm_harmony.engine.generation import Decoding
+from lm_harmony.engine.generation_settings import Decoding
 from lm_harmony.engine.room import Room
+from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.segments import segments_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.engine.training import passes
@@ -77,7 +78,7 @@ def workload(spec: RunSpec, room: Room) -> Workload:
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    fed, epochs = _fed(sequences, spec, room)
+    fed, epochs = _fed(sequences, spec, room, regimes_of(model.module))
     return Workload(
         spec=spec,
         size=size_of(spec.model, spec.recipe),
@@ -90,7 +91,7 @@ def workload(spec: RunSpec, room: Room) -> Workload:
     )
 
 
-def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple[Fed, int]:
+def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room, regimes: RopeRegimes) -> tuple[Fed, int]:
     """Go through the steps of a training, and return what it computes and how many epochs it begins."""
     recipe, batch_size = spec.recipe, spec.recipe.batch_size
     per_epoch = math.ceil(len(sequences) / batch_size)
@@ -101,9 +102,9 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple
         if step % per_epoch == 0:
             order = order_of_rows(len(sequences), seed=spec.seed, epoch=step // per_epoch + 1)
         start = step % per_epoch * batch_size
-        batch = [sequences[place] for place in order[start : start + batch_size]]
+        batch = [sequences[place] for place in regimes.order(sequences, order[start : start + batch_size])]
         labels += sum(len(one.ids) - one.first_label for one in batch)
-        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens):
+        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens, regimes):
             lengths = [len(one.ids) - 1 for one in batch[first:stop]]
             passed += 1
             tokens += sum(lengths)
@@ -122,10 +123,13 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
             ids = model.text.encode([request.continuation])[0]
             sequences += rolling_windows(ids, model.text.prefix_id, model.max_length)
     contexts, written = _written(model, [one for one in requests if one.kind == "generate_until"], recipe, room)
-    ordered = sorted(sequences, key=lambda sequence: sequence.ids)
+    regimes = regimes_of(model.module)
+    by_beginning = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
+    ordered = [sequences[place] for place in regimes.order(sequences, by_beginning)]
+    end_of_batch = regimes.within(tokens_from)
     computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
-        end = tokens_from(ordered, start, room.scoring_tokens)
+        end = end_of_batch(ordered, start, room.scoring_tokens)
         row = shared_row(ordered[start:end])
         computed += row.tokens
         predicted += len({label.source for labels in row.labels for label in labels})
