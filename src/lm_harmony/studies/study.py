@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
@@ -51,9 +51,9 @@ class Study:
     spec: StudySpec
     """What is asked."""
     only: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns (*, ?) of which a run's name must fit one; none: every run."""
+    """Glob patterns (*, ?); only runs whose name matches one of them are taken. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns of which it must fit none."""
+    """Glob patterns; runs whose name matches one of them are left out."""
     _finished: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     """Names of runs that were found finished: they stay so, and need no second look."""
 
@@ -68,13 +68,23 @@ class Study:
 
     @cached_property
     def assignments(self) -> tuple[Assignment, ...]:
-        """Return every run that is asked for, whether finished or not."""
-        found = (Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs)
-        return tuple(
+        """Return every run that is asked for, whether finished or not.
+
+        Raises:
+            UsageError: a pattern matches no run, or all patterns together leave none.
+        """
+        found = [Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
+        names = [assignment.name for assignment in found]
+        _refuse_unmatched("only", self.only, names)
+        _refuse_unmatched("skip", self.skip, names)
+        kept = tuple(
             assignment
             for assignment in found
             if (not self.only or _fits(assignment.name, self.only)) and not _fits(assignment.name, self.skip)
         )
+        if found and not kept:
+            raise UsageError(f"--only and --skip leave none of the {len(found)} runs. Loosen one of them.")
+        return kept
 
     def status(self) -> Status:
         """Look into every run's folder.
@@ -117,7 +127,7 @@ class Study:
             retry_failed: try again what was given up.
 
         Raises:
-            UsageError: there is no such cluster.
+            UsageError: there is no such cluster, or the number of workers is below 1.
             MissingExtra: Ray is not installed.
             StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
         """
@@ -127,6 +137,8 @@ class Study:
 
     def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[Queue]:
         """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
+        if workers is not None:
+            check_integer("workers", workers, 1)
         now = self.status()
         if retry_failed:
             for assignment in now.failed:
@@ -171,3 +183,13 @@ class Study:
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
+
+
+def _refuse_unmatched(flag: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches no run: a typing mistake would run everything, or nothing, without a word."""
+    for pattern in patterns:
+        if not any(_fits(name, (pattern,)) for name in names):
+            parts = list(dict.fromkeys(part for name in names for part in name.split("/")[:-1]))
+            known = f"The runs are of {', '.join(parts[:12])}{', ...' if len(parts) > 12 else ''}."
+            near = did_you_mean(pattern.strip("*"), [*parts, *names])
+            raise UsageError(f"--{flag}: {pattern!r} matches none of the {len(names)} runs.{near} {known}")
