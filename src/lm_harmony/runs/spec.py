@@ -107,7 +107,7 @@ class RunSpec:
     metric: str | None = None
     """Metric that chooses the epoch, as lm_eval keys it ("acc_norm,none"); None: the benchmark's own."""
     greater_is_better: bool | None = None
-    """Direction that the user takes the metric to have; a wrong one is refused. None: the benchmark's own."""
+    """Direction of the metric where the benchmark gives none; one that contradicts the benchmark is refused. None: not given."""
     choose_best: bool = True
     """Test the best epoch by validation (the protocol); False: the last one."""
     direct: bool = False

@@ -25,7 +25,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 line, known = key.start_mark.line + 1, (key.tag, key.value)
                 if known in lines:
                     raise UsageError(
-                        f"{key.start_mark.name}, line {line}: the key {key.value!r} is given twice, first in line {lines[known]}. "
+                        f"{key.start_mark.name}, line {line}: key {key.value!r} is given twice, first in line {lines[known]}. "
                         f"Keep one of them."
                     )
                 lines[known] = line
