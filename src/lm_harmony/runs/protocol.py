@@ -19,7 +19,7 @@ from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.identity import direct_id
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
-from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.results import write_direct, write_outcomes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -58,6 +58,7 @@ def train_before_test(
             trained, curve = _test_after(run, learner, store, meter, epochs, chosen)
             learner.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(learner, store.folder / "adapter")
+            parameters = int(learner.module.num_parameters())
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
@@ -74,7 +75,7 @@ def train_before_test(
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
     )
-    write_outcomes(store, run.task, record)
+    write_outcomes(store, run, record, parameters=parameters)
     store.finish(record)
     store.keep_checkpoints(())
     return record
@@ -100,9 +101,9 @@ def score_again(store: RunStore) -> RunRecord:
     run = _prepare_again(store, record, None)
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
-        score = _test(run, Meter())
+        score, parameters = _test(run, Meter()), int(learner.module.num_parameters())
     again = replace(record, trained=score)
-    write_outcomes(store, run.task, again)
+    write_outcomes(store, run, again, parameters=parameters)
     return again
 
 
@@ -145,6 +146,7 @@ def add_direct(store: RunStore, kept: Kept | None = None) -> RunRecord:
     spec = replace(record.spec, direct=True)
     run = _prepare_again(store, record, kept)
     again = replace(record, spec=spec, direct=_direct(run, store, Meter(), kept))
+    write_direct(store, run, again)
     store.finish(again)
     return again
 

@@ -172,10 +172,10 @@ class HarnessTask:
         return count(self._task, examples, replies, errors=errors, samples=samples)
 
     def described(self) -> dict[str, Any]:
-        """Return the task's version and its configuration as lm_eval writes them to a results file."""
-        config = dict(self._task.dump_config())
-        config.pop("custom_dataset", None)  # a function of ours, whose source would be dumped
-        return {"version": self._task.VERSION, "config": json.loads(json.dumps(config, default=str))}
+        """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
+        config = {key: value for key, value in self._task.dump_config().items() if key != "custom_dataset"}  # a function
+        plain = json.loads(json.dumps(config, default=str))
+        return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
 
 
 def read_config(path: Path) -> dict[str, Any]:
