@@ -51,7 +51,7 @@ def check_integer(field: str, value: object, low: int, high: int | None = None) 
         raise UsageError(
             f"{field} must be a whole number, {rule}, got {value!r}. Write it without quotes or decimals, such as 8."
         )
-    if value < low or (high is not None and value > high):
+    if int(value) < low or (high is not None and int(value) > high):
         raise UsageError(f"{field} must be {rule}, got {value}. Give a whole number in that range.")
 
 
@@ -78,9 +78,8 @@ def check_number(
         rule = "a finite number, not negative" if low == 0 else f"a finite number of at least {low:g}"
     else:
         rule = f"in [{low:g}, {below:g})" if below is not None else f"in [{low:g}, {high:g}]"
-    limits = (above is None or number > above, low is None or number >= low)
-    limits += (below is None or number < below, high is None or number <= high)
-    if not math.isfinite(number) or not all(limits):
+    enough = (above is None or number > above) and (low is None or number >= low)
+    if not (math.isfinite(number) and enough and (below is None or number < below) and (high is None or number <= high)):
         raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
 
 

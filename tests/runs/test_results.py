@@ -16,7 +16,7 @@ from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_file_datetime, get_latest_filename, get_results_filenames, make_table
 from lm_eval_alone import lm_eval_task
-from micro import write_micro
+from micro import TASK, write_micro
 from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.caps import Caps
@@ -28,14 +28,23 @@ from lm_harmony.runs.store import RunStore
 
 SCHEMA = Path(__file__).parent / "every_eval_ever" / "eval.schema.json"
 """Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever), under the MIT licence beside it."""
+BRIER = """\
+  - metric: brier_score
+    aggregation: brier_score
+    higher_is_better: false
+"""
 LORA = Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
 
 
-def finished_run(folder: Path, *, chat: bool = False, recipe: Recipe = LORA, caps: Caps | None = None) -> RunStore:
-    """Carry out a run with a direct score on a benchmark of 12 test rows."""
+def finished_run(
+    folder: Path, *, chat: bool = False, recipe: Recipe = LORA, caps: Caps | None = None, model: str = "llama"
+) -> RunStore:
+    """Carry out a run with a direct score on a benchmark of 12 test rows, whose Brier score every training moves."""
+    task = write_micro(folder)
+    task.write_text(TASK + BRIER, encoding="utf-8")
     spec = RunSpec(
-        model=ModelSpec(name=str(write_tiny_model(folder / "model", bos=True, chat=chat)), apply_chat_template=chat),
-        benchmark=BenchmarkSpec(task=str(write_micro(folder)), data_dir=folder, caps=caps or Caps()),
+        model=ModelSpec(name=str(write_tiny_model(folder / "model", model, bos=True, chat=chat)), apply_chat_template=chat),
+        benchmark=BenchmarkSpec(task=str(task), data_dir=folder, caps=caps or Caps()),
         recipe=recipe,
         direct=True,
         execution=Execution(device="cpu"),
@@ -102,7 +111,9 @@ def test_lm_eval_writes_the_same_of_the_model_that_the_file_names(run: RunStore,
     ours = results_of(run)[name]
     theirs = lm_eval_writes(run.folder.parent, ours)
     assert identity(ours) == identity(theirs)
-    scores = {key: value for key, value in theirs["results"]["micro"].items() if "," in key}
+    # A Brier score's standard error is drawn: lm_eval draws otherwise.
+    scores = {key: value for key, value in theirs["results"]["micro"].items() if "," in key and "brier_score_stderr" not in key}
+    assert len(scores) == 5
     assert {key: ours["results"]["micro"][key] for key in scores} == pytest.approx(scores)
 
 
@@ -116,8 +127,9 @@ def test_the_two_files_are_of_two_models(run: RunStore) -> None:
     record = run.record()
     assert record.trained is not None and record.direct is not None
     assert RunRecord.from_dict(trained["train_before_test"]) == record and "train_before_test" not in direct
-    assert trained["results"]["micro"]["acc,none"] == record.trained.metrics["acc,none"]
-    assert direct["results"]["micro"]["acc,none"] == record.direct.metrics["acc,none"]
+    brier = "brier_score,none"
+    assert trained["results"]["micro"][brier] == record.trained.metrics[brier] != record.direct.metrics[brier]
+    assert direct["results"]["micro"][brier] == record.direct.metrics[brier]
 
 
 def test_identities_that_are_compared_differ_between_models(run: RunStore) -> None:
@@ -134,7 +146,9 @@ def test_lm_evals_readers_find_both(run: RunStore) -> None:
     assert "micro (train-before-test)" in tables["trained"] and "train-before-test" not in tables["direct"]
     record = run.record()
     for name, score in (("trained", record.trained), ("direct", record.direct)):
-        assert score is not None and f"{score.metrics['acc,none']:.4f}" in tables[name]
+        assert score is not None
+        cells = [cell.strip() for cell in tables[name].strip().splitlines()[-1].split("|")]
+        assert cells[5] == "brier_score" and float(cells[7]) == round(score.metrics["brier_score,none"], 4)
     found = get_results_filenames([str(path) for path in run.folder.rglob("*")])
     assert sorted(found) == sorted(str(file) for file in files_of(run).values())
     assert {Path(file).parent for file in found} == {run.folder, run.folder / "direct"}
@@ -156,8 +170,16 @@ def test_all_weights_are_a_model_folder_of_their_own(tmp_path: Path) -> None:
     trained = results_of(store)["trained"]
     assert trained["config"]["model_args"] == {"pretrained": str(store.folder / "adapter"), "dtype": "float32"}
     theirs = lm_eval_writes(tmp_path, trained)
-    assert identity(trained) | {"model_revision": None} == identity(theirs) | {"model_revision": None}
-    assert trained["results"]["micro"]["acc,none"] == theirs["results"]["micro"]["acc,none"]
+    assert identity(trained) == identity(theirs)
+    brier = "brier_score,none"
+    assert trained["results"]["micro"][brier] == pytest.approx(theirs["results"]["micro"][brier])
+
+
+def test_an_adapter_that_trains_biases_counts_them_once(tmp_path: Path) -> None:
+    """DoRA adds a vector to each layer; ``bias: all`` writes biases into the adapter's file that the base has already."""
+    lora = Lora(target_modules=("all-linear",), use_dora=True, bias="all")
+    trained = results_of(finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=lora), model="gpt_neox"))["trained"]
+    assert identity(trained) == identity(lm_eval_writes(tmp_path, trained))
 
 
 def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: Path) -> None:
@@ -241,6 +263,8 @@ def test_both_files_make_valid_records_of_every_eval_ever_that_differ_in_model_a
             for line in records[name]["evaluation_results"]
         }
         assert found == dict(score.metrics)
+        lower = [line["metric_config"]["lower_is_better"] for line in records[name]["evaluation_results"]]
+        assert lower == ["brier_score" in key for key in found]
 
 
 def test_the_schema_refuses_a_record_without_a_model_or_a_direction(run: RunStore) -> None:

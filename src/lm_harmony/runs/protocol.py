@@ -58,7 +58,6 @@ def train_before_test(
             trained, curve = _test_after(run, learner, store, meter, epochs, chosen)
             learner.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(learner, store.folder / "adapter")
-            parameters = int(learner.module.num_parameters())
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
@@ -75,7 +74,7 @@ def train_before_test(
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
     )
-    write_outcomes(store, run, record, parameters=parameters)
+    write_outcomes(store, run, record)
     store.finish(record)
     store.keep_checkpoints(())
     return record
@@ -101,9 +100,9 @@ def score_again(store: RunStore) -> RunRecord:
     run = _prepare_again(store, record, None)
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
-        score, parameters = _test(run, Meter()), int(learner.module.num_parameters())
+        score = _test(run, Meter())
     again = replace(record, trained=score)
-    write_outcomes(store, run, again, parameters=parameters)
+    write_outcomes(store, run, again)
     return again
 
 

@@ -5,8 +5,12 @@ The trained model and the base model are two models, so each has its file: resul
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from lm_harmony.benchmarks.harness.results import experiment_of, hash_of_samples
 from lm_harmony.benchmarks.harness.scores import BOOTSTRAP_DRAWS
@@ -19,19 +23,18 @@ TRAINED = "train-before-test"
 """What the task's alias says of a trained model's score."""
 
 
-def write_outcomes(store: RunStore, run: Prepared, record: RunRecord, *, parameters: int) -> None:
+def write_outcomes(store: RunStore, run: Prepared, record: RunRecord) -> None:
     """Write the chosen epoch's samples_test.jsonl and results file, and the results file of the direct score.
 
     Args:
-        store: the run's folder.
+        store: the run's folder, with the weights of the chosen epoch.
         run: the loaded benchmark and model; an adapter has been taken out again.
         record: what the run answered.
-        parameters: weights of the trained model, the adapter's included.
     """
     if record.trained is not None:
         store.write_samples("test", record.trained.samples)
         now = time.time()
-        store.write_results(trained_results(store, run, record, parameters=parameters, date=now), time=_stamp(now))
+        store.write_results(trained_results(store, run, record, date=now), time=_stamp(now))
     write_direct(store, run, record)
 
 
@@ -47,7 +50,7 @@ def write_direct(store: RunStore, run: Prepared, record: RunRecord) -> None:
     base.write_results(results, time=_stamp(now))
 
 
-def trained_results(store: RunStore, run: Prepared, record: RunRecord, *, parameters: int, date: float) -> dict[str, Any]:
+def trained_results(store: RunStore, run: Prepared, record: RunRecord, *, date: float) -> dict[str, Any]:
     """Return what ``lm_eval`` would write of the trained model, plus the key ``train_before_test`` with the whole record.
 
     ``model_args`` loads that model: the base with ``peft=<adapter>``, or the trained folder where all weights were trained.
@@ -56,18 +59,18 @@ def trained_results(store: RunStore, run: Prepared, record: RunRecord, *, parame
         store: the run's folder, which holds the weights.
         run: the benchmark and the base model.
         record: what the run answered; its ``trained`` is not None.
-        parameters: weights of the trained model, the adapter's included.
         date: seconds since 1970.
     """
     assert record.trained is not None
-    weights = str((store.folder / "adapter").resolve())
-    base = _base_args(run)
-    args = {**base, "peft": weights} if record.spec.recipe.lora is not None else {"pretrained": weights, "dtype": base["dtype"]}
-    results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
-    if record.spec.recipe.lora is not None:
-        results["config"]["peft_sha"] = ""  # a folder has no commit: lm_eval writes the same
+    folder = (store.folder / "adapter").resolve()
+    args, parameters = _base_args(run), int(run.model.module.num_parameters())
+    if record.spec.recipe.lora is None:
+        args = {"pretrained": str(folder), "dtype": args["dtype"]}
     else:
-        results["config"]["model_sha"] = ""
+        args, parameters = {**args, "peft": str(folder)}, parameters + _adapter_parameters(folder)
+    results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
+    # A folder has neither commit nor branch: lm_eval leaves the hash empty and writes its default branch.
+    results["config"] |= {"model_sha": "", "model_revision": "main"} if record.spec.recipe.lora is None else {"peft_sha": ""}
     results["results"][run.task.name]["alias"] += f" ({TRAINED})"
     return {**results, "train_before_test": record.to_dict()}
 
@@ -86,14 +89,20 @@ def direct_results(run: Prepared, record: RunRecord, *, samples: Any, date: floa
     return _results(run, record, record.direct, args=_base_args(run), parameters=parameters, samples=samples, date=date)
 
 
+def _adapter_parameters(folder: Path) -> int:
+    """Return the weights that an adapter adds to its base; biases of the base that it replaces are none of them."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as weights:
+            names = [name for name in weights.keys() if "lora_" in name]  # noqa: SIM118 - it is no dictionary
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return count
+
+
 def _base_args(run: Prepared) -> dict[str, Any]:
     spec = run.spec.model
-    args = {"pretrained": spec.name, "revision": spec.revision, "dtype": _dtype(run)}
+    args = {"pretrained": spec.name, "revision": spec.revision, "dtype": str(run.model.module.dtype).removeprefix("torch.")}
     return {**args, "trust_remote_code": True} if spec.trust_remote_code else args
-
-
-def _dtype(run: Prepared) -> str:
-    return str(run.model.module.dtype).removeprefix("torch.")
 
 
 def _stamp(now: float) -> str:
@@ -125,20 +134,8 @@ def _results(
         "higher_is_better": {name: higher},
         "n-samples": {name: {"original": rows, "effective": score.documents}},
         "config": {
-            "model": "lm-harmony",
-            "model_args": args,
-            "model_num_parameters": parameters,
-            "model_dtype": str(run.model.module.dtype),
-            "model_revision": spec.model.revision,
-            "model_sha": record.model_revision or "",
-            "batch_size": spec.execution.eval_batch_size,
-            "batch_sizes": [],
-            "device": record.environment.get("device"),
-            "use_cache": None,
+            **_config(run, record, args=args, parameters=parameters),
             "limit": score.documents if score.documents < rows else None,
-            "bootstrap_iters": BOOTSTRAP_DRAWS,
-            "gen_kwargs": None,
-            **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), spec.seed),
         },
         "git_hash": record.environment.get("git_revision"),
         "date": date,
@@ -150,4 +147,23 @@ def _results(
         "max_length": run.model.max_length,
         "task_hashes": {name: hash_of_samples(samples)},
         **experiment_of(args, chat_template=template["default"] if isinstance(template, dict) else template),
+    }
+
+
+def _config(run: Prepared, record: RunRecord, *, args: dict[str, Any], parameters: int) -> dict[str, Any]:
+    spec = record.spec
+    return {
+        "model": "lm-harmony",
+        "model_args": args,
+        "model_num_parameters": parameters,
+        "model_dtype": str(run.model.module.dtype),
+        "model_revision": spec.model.revision,
+        "model_sha": record.model_revision or "",
+        "batch_size": spec.execution.eval_batch_size,
+        "batch_sizes": [],
+        "device": record.environment.get("device"),
+        "use_cache": None,
+        "bootstrap_iters": BOOTSTRAP_DRAWS,
+        "gen_kwargs": None,
+        **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), spec.seed),
     }

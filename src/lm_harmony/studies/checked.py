@@ -18,7 +18,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """Reads YAML, and refuses a key that one mapping has twice: YAML itself keeps the last one without a word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> Any:
     try:
         loader = _UniqueKeys(path.read_text(encoding="utf-8"))
         loader.name = str(path)  # for the messages
-        return loader.get_single_data()  # type: ignore[no-untyped-call]
+        return loader.get_single_data()
     except OSError as error:
         raise UsageError(f"study: {path} cannot be read: {error.strerror}. Give an existing YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -30,4 +30,4 @@ def experiment_of(model_args: Mapping[str, Any], *, chat_template: str | None) -
 
 def hash_of_samples(samples: Sequence[Mapping[str, Any]]) -> str:
     """Return one hash of all documents, prompts and targets, as ``EvaluationTracker.save_results_aggregated`` makes it."""
-    return hash_string("".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples))
+    return str(hash_string("".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)))
