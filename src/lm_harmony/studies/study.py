@@ -14,6 +14,8 @@ from typing import Any
 
 from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.scan import read_end
+from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a run is begun before it is given up."""
+DAMAGED = "damaged record"
+"""Kind of the failure of a run whose record cannot be read: the file may be all that is left of it, so it stays."""
 NO_ROOM_PAUSE = 10.0
 """Seconds before a run is tried again whose results could not be written."""
 
@@ -99,24 +103,22 @@ class Study:
         finished, failed, running, waiting = [], {}, [], []
         for assignment in self.assignments:
             store = assignment.store
-            if assignment.name in self._finished or assignment.is_finished():
+            ended = None if assignment.name in self._finished else _ended(store)
+            if assignment.name in self._finished or (not isinstance(ended, Failure) and assignment.is_finished()):
                 self._finished.add(assignment.name)
                 finished.append(assignment)
             elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
-            elif (failure := store.failure()) is not None:
-                failed[assignment] = failure
+            elif isinstance(ended, Failure):
+                failed[assignment] = ended
             else:
                 waiting.append(assignment)
         return Status(finished=tuple(finished), failed=failed, running=tuple(running), waiting=tuple(waiting))
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs.
-
-        Raises:
-            StoreError: a record cannot be read.
-        """
-        return tuple(assignment.store.record() for assignment in self.assignments if assignment.store.is_finished())
+        """Read the records of all finished runs; one that cannot be read is left out, and ``status`` tells of it."""
+        ended = (_ended(assignment.store) for assignment in self.assignments)
+        return tuple(record for record in ended if isinstance(record, RunRecord))
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
@@ -140,10 +142,12 @@ class Study:
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
+        retried: list[Assignment] = []
         if retry_failed:
-            for assignment in now.failed:
+            retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
+            for assignment in retried:
                 assignment.store.forget_failure()
-        left = [*now.waiting, *now.running, *(now.failed if retry_failed else ())]
+        left = [*now.waiting, *now.running, *retried]
         queue, attempts = Queue(left), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(left), finished=len(now.finished))
@@ -179,6 +183,14 @@ class Study:
         else:
             kind = said.get("kind", "worker died")
             give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
+
+
+def _ended(store: RunStore) -> RunRecord | Failure | None:
+    """Return how a run ended; a record that cannot be read is a failure of its own, which no retry overwrites."""
+    try:
+        return read_end(store)
+    except StoreError as error:
+        return Failure(kind=DAMAGED if store.is_finished() else "damaged failure.json", cause=str(error), attempts=1)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
