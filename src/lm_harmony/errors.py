@@ -59,27 +59,26 @@ def check_number(
     field: str,
     value: object,
     *,
-    above: float | None = None,
-    low: float | None = None,
-    below: float | None = None,
-    high: float | None = None,
+    positive: bool = False,
+    low: float = 0.0,
+    below: float = math.inf,
+    high: float = math.inf,
 ) -> None:
-    """Refuse a value that is no finite number within the limits; ``above`` and ``below`` are outside of the range.
+    """Refuse a value that is no finite number from ``low`` to ``high``, under ``below``, and above 0 where ``positive``.
 
     Raises:
         UsageError: the value is of another type, is NaN or infinite, or out of the range.
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise UsageError(f"{field} must be a number, got {value!r}. Write it without quotes, with a decimal point: 1.0e-4.")
-    number = float(value)
-    if above is not None:
-        rule = "a positive number" if above == 0 else f"above {above:g}"
-    elif below is None and high is None:
-        rule = "a finite number, not negative" if low == 0 else f"a finite number of at least {low:g}"
+    if positive:
+        rule = "a positive number"
+    elif math.isfinite(below) or math.isfinite(high):
+        rule = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"in [{low:g}, {high:g}]"
     else:
-        rule = f"in [{low:g}, {below:g})" if below is not None else f"in [{low:g}, {high:g}]"
-    enough = (above is None or number > above) and (low is None or number >= low)
-    if not (math.isfinite(number) and enough and (below is None or number < below) and (high is None or number <= high)):
+        rule = "a finite number, not negative" if low == 0 else f"a finite number of at least {low:g}"
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high and number < below and (number > 0 or not positive)):
         raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
 
 

@@ -45,7 +45,7 @@ class Lora:
     def __post_init__(self) -> None:
         check_integer("peft_config.r", self.r, 1)
         check_number("peft_config.lora_alpha", self.lora_alpha, low=1)
-        check_number("peft_config.lora_dropout", self.lora_dropout, low=0, below=1)
+        check_number("peft_config.lora_dropout", self.lora_dropout, below=1)
         check_flag("peft_config.use_rslora", self.use_rslora)
         check_flag("peft_config.use_dora", self.use_dora)
         if not all(isinstance(name, str) for name in self.target_modules):
@@ -96,17 +96,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_integer("train_param.num_train_epochs", self.epochs, 1)
-        check_number("train_param.learning_rate", self.learning_rate, above=0)
+        check_number("train_param.learning_rate", self.learning_rate, positive=True)
         check_integer("batch size", self.batch_size, 1)
         check_integer("train_param.max_seq_length", self.max_length, 2)
         check_flag("completion_only", self.completion_only)
-        check_number("train_param.adam_beta1", self.adam_beta1, low=0, below=1)
-        check_number("train_param.adam_beta2", self.adam_beta2, low=0, below=1)
-        check_number("train_param.adam_epsilon", self.adam_epsilon, above=0)
-        check_number("train_param.weight_decay", self.weight_decay, low=0)
-        check_number("train_param.max_grad_norm", self.max_grad_norm, low=0)
+        check_number("train_param.adam_beta1", self.adam_beta1, below=1)
+        check_number("train_param.adam_beta2", self.adam_beta2, below=1)
+        check_number("train_param.adam_epsilon", self.adam_epsilon, positive=True)
+        check_number("train_param.weight_decay", self.weight_decay)
+        check_number("train_param.max_grad_norm", self.max_grad_norm)
         check_integer("train_param.warmup_steps", self.warmup_steps, 0)
-        check_number("train_param.warmup_ratio", self.warmup_ratio, low=0, high=1)
+        check_number("train_param.warmup_ratio", self.warmup_ratio, high=1)
         if self.max_steps is not None:
             check_integer("train_param.max_steps", self.max_steps, 1)
         check_integer("max_new_tokens", self.max_new_tokens, 1)

@@ -86,6 +86,7 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ("x.csv", LONG + "a,arc_easy,direct,0.5,-0.1,,,\n", "a standard error must not be negative, got -0.1"),
         ("x.csv", LONG + "a,arc_easy,direct,0.5,2.5,,,\n", "a standard error of acc_norm,none is at most 0.5, got 2.5"),
         ("x.csv", LONG + "a,arc_easy,direct,0.5,,2.5,,\n", "column count: it must be a whole number of at least 1, got 2.5"),
+        ("x.csv", LONG + "a,arc_easy,direct,0.5,,,,false\n", "column higher_is_better: of acc_norm,none it is True, got False"),
         ("x.csv", LONG + 'a,arc_easy,direct,0.5,,,"loss,none",\n', "which direction is better"),
         ("x.csv", "model,arc_easy\na,50,5\n", "line 2: it has more cells than the table has columns"),
         ("x.csv", "model,arc_easy,arc_easy\na,50,60\n", "the column 'arc_easy' is there twice"),

@@ -232,3 +232,12 @@ def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(
     matrix = ScoreMatrix.from_records(tmp_path)
     assert matrix.benchmark_names == ("corpus-wiki", "own_task")
     assert [(gap.model, gap.benchmark) for gap in matrix.gaps("trained")] == [("b", "corpus-wiki"), ("b", "own_task")]
+
+
+def test_records_that_looser_rules_let_through_stay_readable(tmp_path: Path) -> None:
+    """A study once took lora_alpha: 16.0 and logging_steps: 0; no run was wrong for it."""
+    file = write_run(tmp_path, model="a").folder / "record.json"
+    change = rewritten(spec__recipe__lora__lora_alpha=16.0, spec__execution__logging_steps=0)
+    file.write_bytes(change(file.read_text(encoding="utf-8")))
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.notes == () and matrix.trained.values.loc["a", "arc_easy"] == 0.5

@@ -93,8 +93,12 @@ def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Cel
         if count is not None and (count < 1 or count % 1):
             raise UsageError(f"{place}, column count: it must be a whole number of at least 1, got {count:g}. Or leave it empty.")
         metric, value = row.get("metric") or None, _number(row["score"], f"{place}, column score")
-        stderr = _number(row.get("stderr"), f"{place}, column stderr")
-        _refuse_out_of_range(f"{place}, column score", metric or metric_of(row["benchmark"]), value, stderr)
+        stderr, higher = _number(row.get("stderr"), f"{place}, column stderr"), _direction(row.get("higher_is_better"), place)
+        read_as = metric or metric_of(row["benchmark"])
+        _refuse_out_of_range(f"{place}, column score", read_as, value, stderr)
+        known = None if read_as is None else metric_facts(read_as)
+        if known is not None and higher not in (None, known.higher_is_better):
+            raise UsageError(f"{place}, column higher_is_better: of {read_as} it is {not higher}, got {higher}. Leave it empty.")
         cells.append(
             Cell(
                 model=row["model"],
@@ -104,7 +108,7 @@ def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Cel
                 stderr=stderr,
                 count=None if count is None else int(count),
                 metric=metric,
-                higher_is_better=_direction(row.get("higher_is_better"), place),
+                higher_is_better=higher,
             )
         )
     return cells

@@ -58,7 +58,7 @@ def read_end(store: RunStore) -> RunRecord | Failure | None:
         if not store.is_finished():
             return store.failure()
         record = store.record()
-        _refuse_odd(record)
+        _refuse_wrong_types(record)
         return record
     except _DAMAGE as error:
         remedy = f"Restore the file, or remove {store.folder} and carry the run out again."
@@ -84,7 +84,7 @@ def asked_of(store: RunStore) -> tuple[str, str] | None:
     return (model, task) if isinstance(model, str) and isinstance(task, str) else None
 
 
-def _refuse_odd(record: RunRecord) -> None:
+def _refuse_wrong_types(record: RunRecord) -> None:
     """Refuse values that JSON can hold but a run does not write: they would fail, or pass for scores, far from their file."""
     texts = (record.benchmark, record.metric, record.spec.model.name)
     if not all(isinstance(text, str) for text in texts) or not isinstance(record.higher_is_better, bool):

@@ -155,7 +155,7 @@ def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> lis
 def _group(rule: Mapping[str, Any], where: str) -> list[str]:
     for key in ("min_params_b", "max_params_b"):
         if key in rule:
-            check_number(f"{where}: models: {key}", rule[key], low=0)
+            check_number(f"{where}: models: {key}", rule[key])
     chosen = catalogue.fitting(**rule)
     if not rule or not chosen:
         families = sorted({info.family for info in catalogue.MODELS.values()})
