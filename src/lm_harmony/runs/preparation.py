@@ -17,6 +17,7 @@ from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 
@@ -61,7 +62,8 @@ class Prepared:
             paths=self.paths,
             work=self.work,
         )
-        replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+        with memory_errors(self.spec, "scoring"):
+            replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         return self.task.score(examples, grouped, errors=final, samples=final)
 
@@ -84,7 +86,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
             f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
         )
     higher = direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
-    base = (kept or Kept()).base.take(spec)
+    with memory_errors(spec, "loading"):
+        base = (kept or Kept()).base.take(spec)
     model = base.model
     chat = None
     if spec.model.apply_chat_template:
