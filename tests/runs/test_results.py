@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
@@ -21,8 +22,10 @@ from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.protocol import add_direct, score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.results import direct_results
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -180,6 +183,16 @@ def test_an_adapter_that_trains_biases_counts_them_once(tmp_path: Path) -> None:
     lora = Lora(target_modules=("all-linear",), use_dora=True, bias="all")
     trained = results_of(finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=lora), model="gpt_neox"))["trained"]
     assert identity(trained) == identity(lm_eval_writes(tmp_path, trained))
+
+
+def test_products_in_another_type_are_named_as_lm_eval_takes_them(run: RunStore) -> None:
+    """Where products are computed in bfloat16, lm_eval is told so, and loads the model with it."""
+    prepared, record = prepare(run.record().spec), run.record()
+    mixed = dataclasses.replace(prepared, model=dataclasses.replace(prepared.model, autocast=torch.bfloat16))
+    ours = direct_results(mixed, record, samples=run.samples("direct"), date=0.0)
+    plain = results_of(run)["direct"]["config"]["model_args"]
+    assert ours["config"]["model_args"] == {**plain, "mixed_precision_dtype": "bfloat16"}
+    assert identity(ours) == identity(lm_eval_writes(run.folder.parent, ours))
 
 
 def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: Path) -> None:

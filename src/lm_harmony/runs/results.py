@@ -65,7 +65,8 @@ def trained_results(store: RunStore, run: Prepared, record: RunRecord, *, date: 
     folder = (store.folder / "adapter").resolve()
     args, parameters = _base_args(run), int(run.model.module.num_parameters())
     if record.spec.recipe.lora is None:
-        args = {"pretrained": str(folder), "dtype": args["dtype"]}
+        args = {**args, "pretrained": str(folder)}
+        del args["revision"]
     else:
         args, parameters = {**args, "peft": str(folder)}, parameters + _adapter_parameters(folder)
     results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
@@ -100,9 +101,13 @@ def _adapter_parameters(folder: Path) -> int:
 
 
 def _base_args(run: Prepared) -> dict[str, Any]:
-    spec = run.spec.model
-    args = {"pretrained": spec.name, "revision": spec.revision, "dtype": str(run.model.module.dtype).removeprefix("torch.")}
-    return {**args, "trust_remote_code": True} if spec.trust_remote_code else args
+    spec, precision = run.spec.model, run.model.precision
+    args: dict[str, Any] = {"pretrained": spec.name, "revision": spec.revision, "dtype": precision.weights}
+    if precision.autocast is not None:
+        args["mixed_precision_dtype"] = precision.autocast
+    if spec.trust_remote_code:
+        args["trust_remote_code"] = True
+    return args
 
 
 def _stamp(now: float) -> str:
