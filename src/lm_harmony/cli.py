@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_harmony import board_command, page_command
-from lm_harmony.errors import HarmonyError
+from lm_harmony.errors import HarmonyError, check_integer
 from lm_harmony.flags import RunFlags
 
 
@@ -74,6 +74,7 @@ def plan(
     from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
+    check_integer("workers", workers, 1)
     run_command.quiet_libraries()
     specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
@@ -120,6 +121,8 @@ def study(
     from lm_harmony.studies.study import Study
     from lm_harmony.study_command import list_runs, run_study
 
+    if workers is not None:
+        check_integer("workers", workers, 1)
     asked = Study.read(file, only=only, skip=skip)
     if dry_run:
         list_runs(asked)

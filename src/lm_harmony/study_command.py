@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from lm_harmony.errors import UsageError
 from lm_harmony.studies.assignment import Assignment
@@ -61,9 +62,9 @@ def show_status(status: Status, spec: StudySpec) -> None:
     if status.failed:
         table = Table("run", "cause", title="Failed", title_justify="left")
         for assignment, failure in status.failed.items():
-            table.add_row(assignment.name, f"{failure.kind}: {failure.cause}")
+            table.add_row(Text(assignment.name), Text(f"{failure.kind}: {failure.cause}"))  # a cause may hold [brackets]
         console.print(table)
-        console.print("Mend the cause and repeat the study with --retry-failed.", highlight=False)
+        console.print("Remove the cause and repeat the study with --retry-failed.", highlight=False)
 
 
 def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:

@@ -82,7 +82,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     """Load the benchmark, then the model (or take the one that is kept), and render the rows.
 
     Raises:
-        UsageError: an unknown task or metric.
+        UsageError: an unknown task or metric, or a metric whose direction nobody gives.
         BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
         ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
     """
@@ -95,12 +95,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
             f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
             f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
         )
-    higher = task.metrics[metric]
-    if spec.greater_is_better not in (None, higher):
-        raise UsageError(
-            f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
-            f"got {spec.greater_is_better}. Drop the flag."
-        )
+    higher = direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
     with memory_errors(spec, "loading"):
         base = (kept or Kept()).base.take(spec)
     model = base.model
@@ -125,6 +120,33 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         metric=metric,
         higher_is_better=higher,
     )
+
+
+def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:
+    """Return whether a higher score is better: as the task declares it, else as the user says.
+
+    Args:
+        declared: what the task's file or lm_eval's registry says; None: neither does.
+        asked: the value of --train_param.greater_is_better; None: not given.
+        metric: the metric that chooses the epoch, for the message.
+        task: the benchmark's name, for the message.
+
+    Raises:
+        UsageError: nobody says, or the two contradict each other.
+    """
+    if declared is None and asked is None:
+        name = metric.split(",")[0]
+        raise UsageError(
+            f"benchmark {task}: metric {metric} has no higher_is_better, so the best epoch is unknown. Add higher_is_better: "
+            f"true or false to {name} in the metric_list of the task's YAML file, or give --train_param.greater_is_better or "
+            f"--train_param.no-greater_is_better (in a study: greater_is_better under the benchmark)."
+        )
+    if declared is not None and asked not in (None, declared):
+        raise UsageError(
+            f"train_param.greater_is_better: {metric} of {task} is better when {'higher' if declared else 'lower'}, "
+            f"got {asked}. Drop the flag."
+        )
+    return bool(asked if declared is None else declared)
 
 
 def default_metric(task: HarnessTask) -> str:

@@ -20,7 +20,7 @@ from lm_harmony.runs.identity import direct_id
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
-from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.results import write_direct, write_outcomes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -75,7 +75,7 @@ def train_before_test(
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
     )
-    write_outcomes(store, run.task, record)
+    write_outcomes(store, run, record)
     store.finish(record)
     store.keep_checkpoints(())
     return record
@@ -103,7 +103,7 @@ def score_again(store: RunStore) -> RunRecord:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
     again = replace(record, trained=score)
-    write_outcomes(store, run.task, again)
+    write_outcomes(store, run, again)
     return again
 
 
@@ -146,6 +146,7 @@ def add_direct(store: RunStore, kept: Kept | None = None) -> RunRecord:
     spec = replace(record.spec, direct=True)
     run = _prepare_again(store, record, kept)
     again = replace(record, spec=spec, direct=_direct(run, store, Meter(), kept))
+    write_direct(store, run, again)
     store.finish(again)
     return again
 

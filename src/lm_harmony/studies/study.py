@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.scan import read_end
+from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a run is begun before it is given up."""
+DAMAGED = "damaged record"
+"""Kind of the failure of a run whose record cannot be read: the file may be all that is left of it, so it stays."""
 NO_ROOM_PAUSE = 10.0
 """Seconds before a run is tried again whose results could not be written."""
 
@@ -51,9 +55,9 @@ class Study:
     spec: StudySpec
     """What is asked."""
     only: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns (*, ?) of which a run's name must fit one; none: every run."""
+    """Glob patterns (*, ?); only runs whose name matches one of them are taken. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns of which it must fit none."""
+    """Glob patterns; runs whose name matches one of them are left out."""
     _finished: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     """Names of runs that were found finished: they stay so, and need no second look."""
 
@@ -68,13 +72,23 @@ class Study:
 
     @cached_property
     def assignments(self) -> tuple[Assignment, ...]:
-        """Return every run that is asked for, whether finished or not."""
-        found = (Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs)
-        return tuple(
+        """Return every run that is asked for, whether finished or not.
+
+        Raises:
+            UsageError: a pattern matches no run, or all patterns together leave none.
+        """
+        found = [Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
+        names = [assignment.name for assignment in found]
+        _refuse_unmatched("only", self.only, names)
+        _refuse_unmatched("skip", self.skip, names)
+        kept = tuple(
             assignment
             for assignment in found
             if (not self.only or _fits(assignment.name, self.only)) and not _fits(assignment.name, self.skip)
         )
+        if found and not kept:
+            raise UsageError(f"--only and --skip leave none of the {len(found)} runs. Loosen one of them.")
+        return kept
 
     def status(self) -> Status:
         """Look into every run's folder.
@@ -89,24 +103,22 @@ class Study:
         finished, failed, running, waiting = [], {}, [], []
         for assignment in self.assignments:
             store = assignment.store
-            if assignment.name in self._finished or assignment.is_finished():
+            ended = None if assignment.name in self._finished else _ended(store)
+            if assignment.name in self._finished or (not isinstance(ended, Failure) and assignment.is_finished()):
                 self._finished.add(assignment.name)
                 finished.append(assignment)
             elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
-            elif (failure := store.failure()) is not None:
-                failed[assignment] = failure
+            elif isinstance(ended, Failure):
+                failed[assignment] = ended
             else:
                 waiting.append(assignment)
         return Status(finished=tuple(finished), failed=failed, running=tuple(running), waiting=tuple(waiting))
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs.
-
-        Raises:
-            StoreError: a record cannot be read.
-        """
-        return tuple(assignment.store.record() for assignment in self.assignments if assignment.store.is_finished())
+        """Read the records of all finished runs; one that cannot be read is left out, and ``status`` tells of it."""
+        ended = (_ended(assignment.store) for assignment in self.assignments)
+        return tuple(record for record in ended if isinstance(record, RunRecord))
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
@@ -117,7 +129,7 @@ class Study:
             retry_failed: try again what was given up.
 
         Raises:
-            UsageError: there is no such cluster.
+            UsageError: there is no such cluster, or the number of workers is below 1.
             MissingExtra: Ray is not installed.
             StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
         """
@@ -127,11 +139,15 @@ class Study:
 
     def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[Queue]:
         """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
+        if workers is not None:
+            check_integer("workers", workers, 1)
         now = self.status()
+        retried: list[Assignment] = []
         if retry_failed:
-            for assignment in now.failed:
+            retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
+            for assignment in retried:
                 assignment.store.forget_failure()
-        left = [*now.waiting, *now.running, *(now.failed if retry_failed else ())]
+        left = [*now.waiting, *now.running, *retried]
         queue, attempts = Queue(left), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(left), finished=len(now.finished))
@@ -169,5 +185,23 @@ class Study:
             give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
 
 
+def _ended(store: RunStore) -> RunRecord | Failure | None:
+    """Return how a run ended; a record that cannot be read is a failure of its own, which no retry overwrites."""
+    try:
+        return read_end(store)
+    except StoreError as error:
+        return Failure(kind=DAMAGED if store.is_finished() else "damaged failure.json", cause=str(error), attempts=1)
+
+
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
+
+
+def _refuse_unmatched(flag: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches no run: a typing mistake would run everything, or nothing, without a word."""
+    for pattern in patterns:
+        if not any(_fits(name, (pattern,)) for name in names):
+            parts = list(dict.fromkeys(part for name in names for part in name.split("/")[:-1]))
+            known = f"The runs are of {', '.join(parts[:12])}{', ...' if len(parts) > 12 else ''}."
+            near = did_you_mean(pattern.strip("*"), [*parts, *names])
+            raise UsageError(f"--{flag}: {pattern!r} matches none of the {len(names)} runs.{near} {known}")
