@@ -16,6 +16,8 @@ from lm_harmony.errors import UsageError, did_you_mean
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 DTYPES = ("auto", "float32", "bfloat16")
+CHAT_TEMPLATE_DATE = "2024-07-26"
+"""What chat templates take for today, as YYYY-MM-DD, unless another date is asked for: the date that Llama 3's falls back to."""
 
 
 def _check(field: str, value: Any, rule: str, holds: bool) -> None:

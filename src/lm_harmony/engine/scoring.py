@@ -60,7 +60,8 @@ class Respondent:
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it."""
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        return self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
+        asked = zip(requests, pairs, strict=True)
+        return self._sums([cut_to_length(pair, self.model.max_length, document=one.document) for one, pair in asked])
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length."""

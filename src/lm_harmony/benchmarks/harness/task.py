@@ -12,12 +12,13 @@ import datasets
 import jinja2
 import yaml
 from lm_eval import utils as lm_eval_utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
+from lm_harmony.benchmarks.harness.answers import printed_null, right_answer, without_null_answer
+from lm_harmony.benchmarks.harness.places import misfit_place, place_of
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count
 from lm_harmony.benchmarks.local_rows import read_splits
@@ -55,16 +56,20 @@ class HarnessTask:
         config = read_config(path)
         self.name: str = config["task"]
         self.declared = declared_splits(config)
+        self._files: dict[str, Path] = {}
         if corpus is not None:
             self.name = config["task"] = f"corpus-{corpus.stem}"
             texts = read_corpus(corpus)
             config["custom_dataset"] = lambda **_: texts
         elif data_dir is not None:
-            config["custom_dataset"] = functools.partial(_local_dataset, data_dir / self.name, self.declared)
+            for role, split in self.declared.items():  # medmcqa: validation and test are one split, one file
+                self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
+            config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-        self._task = _build(self.name, config)
+        scored = self.declared.get("test") or self.declared["validation"]
+        self._task = _build(self.name, config, self._files.get(scored))
         self.output_type = str(self._task.OUTPUT_TYPE)
 
     @property
@@ -90,8 +95,9 @@ class HarnessTask:
         try:
             return docs()
         except _MISFITS as error:
+            where = misfit_place(self._files.get(self.declared[role]), self._task.config.process_docs)
             raise BenchmarkError(
-                f"benchmark {self.name}, {role} rows: {error}. Mend the rows to the schema that the task expects."
+                f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the schema that the task expects."
             ) from error
 
     def example(
@@ -109,63 +115,55 @@ class HarnessTask:
         Raises:
             BenchmarkError: the row lacks a column or holds a value that the task's templates cannot take.
         """
-        task = self._task
+        place = f"{split} row {row}".strip()
+        render = functools.partial(self._render, row, chat, aliases, place)
         try:
-            context = task.fewshot_context(
-                document,
-                num_fewshot=0,
-                apply_chat_template=chat is not None,
-                chat_template=chat,
-                gen_prefix=task.doc_to_prefix(document),
-            )
-            built = task.construct_requests(
-                doc=document,
-                ctx=context,
-                metadata=(self.name, row, task.config.repeats),
-                apply_chat_template=chat is not None,
-                chat_template=chat,
-            )
-            instances = built if isinstance(built, list) else [built]
-            learned, answer = self._answer(document, instances, chat is not None, aliases)
-            target = str(task.doc_to_target(document))
+            example = render(document)
+            column = printed_null(example, render)
         except _MISFITS as error:
             raise BenchmarkError(
-                f"benchmark {self.name}, {f'{split} row {row}'.strip()}: {error} (columns: {', '.join(document)}). "
-                f"Mend the row to the schema that the task expects."
+                f"benchmark {self.name}, {self.place(split, row, document)}: {error} (columns: {', '.join(document)}). "
+                f"Correct the row to the schema that the task expects."
             ) from error
+        if column is not None:
+            raise BenchmarkError(
+                f"benchmark {self.name}, {self.place(split, row, document)}: column {column!r} is null, and the task would print "
+                f"it as None. Fill in the value, or leave the row out."
+            )
+        return without_null_answer(example, render)
+
+    def place(self, split: str, row: int, document: Mapping[str, Any]) -> str:
+        """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
+        found = place_of(self._files.get(split), row, document, self._task.config.process_docs)
+        return f"{split} row {row}".strip() + found
+
+    def _render(self, row: int, chat: ChatTemplate | None, aliases: str, place: str, document: Mapping[str, Any]) -> Example:
+        task = self._task
+        context = task.fewshot_context(
+            document,
+            num_fewshot=0,
+            apply_chat_template=chat is not None,
+            chat_template=chat,
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        built = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(self.name, row, task.config.repeats),
+            apply_chat_template=chat is not None,
+            chat_template=chat,
+        )
+        instances = built if isinstance(built, list) else [built]
+        learned, answer = right_answer(task, document, instances, chat=chat is not None, aliases=aliases)
         return Example(
             row=row,
             document=document,
+            place=place,
             context=learned,
             continuation=answer,
-            requests=tuple(request_of(instance) for instance in instances),
-            target=target,
+            requests=tuple(request_of(instance, place) for instance in instances),
+            target=str(task.doc_to_target(document)),
         )
-
-    def _answer(self, document: Mapping[str, Any], instances: list[Instance], chat: bool, aliases: str) -> tuple[str, str | None]:
-        """Return the (context, continuation) of the right answer, taken from the requests that scoring sends."""
-        task = self._task
-        if self.output_type == "loglikelihood_rolling":
-            return "", str(instances[0].args[0])
-        if self.output_type == "loglikelihood":
-            return instances[0].args[0], instances[0].args[1]
-        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-        if self.output_type == "multiple_choice":
-            choices = task.doc_to_choice(document)
-            gold = gold[0] if isinstance(gold, list) and gold else gold
-            index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-            if not isinstance(index, int) or not 0 <= index < len(choices):
-                return "", None
-            return instances[index].args[0], instances[index].args[1]
-        if task.config.doc_to_choice is not None:
-            gold = task.doc_to_choice(document)[gold]
-        if isinstance(gold, list):
-            gold = (" ".join(map(str, gold)) if aliases == "joined" else str(gold[0])) if gold else None
-        # As lm_eval joins a few-shot answer: a chat's reply begins without delimiter, a begun answer gets no second space.
-        prefix = task.doc_to_prefix(document)
-        bare = prefix[-1].isspace() if prefix else chat
-        delimiter = "" if bare else task.config.target_delimiter
-        return instances[0].args[0], None if gold is None else f"{delimiter}{gold}"
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
         """Count replies to ``examples``: see ``scores.count``."""
@@ -226,14 +224,7 @@ def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, 
         raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
 
 
-def _local_dataset(folder: Path, declared: Mapping[Role, str], /, **_: Any) -> datasets.DatasetDict:
-    files: dict[str, Path] = {}
-    for role, split in declared.items():
-        files.setdefault(split, folder / f"{role}.jsonl")  # medmcqa: validation and test are one split, one file
-    return read_splits(files)
-
-
-def _build(name: str, config: dict[str, Any]) -> Task:
+def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
     try:
         return ConfigurableTask(config=config)
     except BenchmarkError:
@@ -245,6 +236,7 @@ def _build(name: str, config: dict[str, Any]) -> Task:
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
         ) from error
     except _MISFITS as error:
+        where = misfit_place(scored, config.get("process_docs"))
         raise BenchmarkError(
-            f"benchmark {name}, first test row: {error}. Mend the rows to the schema that the task expects."
+            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the schema that the task expects."
         ) from error
