@@ -29,7 +29,7 @@ FLAGS = {
     "data_dir", "include_path", "split_protocol", "overwrite", "dtype", "device", "engine", "revision", "trust_remote_code",
     "results_dir", "debug",
 }  # fmt: skip
-DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template"}
+DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}
 PEFT_CONFIG = {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"}
 TRAIN_PARAM = {
     "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size",

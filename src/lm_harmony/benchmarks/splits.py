@@ -104,19 +104,14 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         _refuse_empty(task.name, role, chosen)
         kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
         documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
-        rendered.append(
-            tuple(
-                task.example(int(row), document, chat=chat, aliases=aliases, split=task.declared[origin])
-                for row, document in zip(kept_rows, documents, strict=True)
-            )
+        examples = tuple(
+            task.example(int(row), document, chat=chat, aliases=aliases, split=task.declared[origin])
+            for row, document in zip(kept_rows, documents, strict=True)
         )
-    drawn, validated, scored = rendered
-    for role, examples in (("validation", validated if own else ()), ("test", scored)):
-        _refuse_unlabelled(task, role, examples, task.declared["validation" if role == "validation" else evaluation])
-    answered = [example for example in drawn if example.continuation is not None]
-    usable = [example for example in validated if example.continuation is not None]
-    unlabelled = len(drawn) - len(answered) + len(validated) - len(usable)
-    return _disjoint(task.name, answered, usable, scored, without_answer=unlabelled, carved=not own, clean=protocol == "clean")
+        if origin != "train":
+            _refuse_unlabelled(task, role, examples, task.declared[origin])
+        rendered.append(examples)
+    return _disjoint(task.name, *rendered, carved=not own, clean=protocol == "clean")
 
 
 def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example], split: str) -> None:
@@ -143,11 +138,13 @@ def _disjoint(
     validation: Sequence[Example],
     test: Sequence[Example],
     *,
-    without_answer: int,
     carved: bool,
     clean: bool,
 ) -> Splits:
-    learned, chosen = tuple(train), tuple(validation)
+    rows = len(train) + len(validation)
+    train = [example for example in train if example.continuation is not None]
+    validation = [example for example in validation if example.continuation is not None]
+    learned, chosen, without_answer = tuple(train), tuple(validation), rows - len(train) - len(validation)
     if clean:
         in_test = _identities(test)
         chosen = tuple(example for example in validation if example.identity not in in_test)
