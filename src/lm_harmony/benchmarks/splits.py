@@ -104,13 +104,10 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         _refuse_empty(task.name, role, chosen)
         kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
         documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
-        examples = tuple(
-            task.example(int(row), document, chat=chat, aliases=aliases, split=task.declared[origin])
-            for row, document in zip(kept_rows, documents, strict=True)
-        )
+        numbered, split = zip(kept_rows, documents, strict=True), task.declared[origin]
+        rendered.append([task.example(int(row), one, chat=chat, aliases=aliases, split=split) for row, one in numbered])
         if origin != "train":
-            _refuse_unlabelled(task, role, examples, task.declared[origin])
-        rendered.append(examples)
+            _refuse_unlabelled(task, role, rendered[-1], split)
     return _disjoint(task.name, *rendered, carved=not own, clean=protocol == "clean")
 
 

@@ -11,7 +11,15 @@ from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.examples import Example
 
-_MARK = "\ue000\ue001"
+
+class _Mark(str):
+    """A text that is false as a null is, so that a template which asks whether there is a value goes the same way."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+_MARK = _Mark("\ue000\ue001")
 """Stands for a null to see where it is printed: two characters that no text holds and that no case changes."""
 
 
@@ -62,7 +70,7 @@ def right_answer(
 def printed_null(example: Example, render: Callable[[Mapping[str, Any]], Example]) -> str | None:
     """Return the column whose null the question prints as "None", or None.
 
-    A template may ask whether a value is null and print nothing: so the document is rendered a second time with a mark in the
+    A template may ask whether there is a value and print nothing: so the document is rendered a second time with a mark in the
     place of the null, and the null is printed only where the two texts differ by exactly that.
 
     Args:
