@@ -109,6 +109,20 @@ def test_every_flag_that_decides_a_number_reaches_the_recipe() -> None:
     assert lora == Lora(r=4, target_modules=("q_proj", "v_proj"))
 
 
+def test_the_date_of_chat_templates_is_part_of_what_is_asked() -> None:
+    """It reaches the specification, is checked, and is refused where it would have no effect."""
+    command = "--base_model m --task_name t"
+    assert spec_of(command).model.chat_template_date == "2024-07-26"
+    chat = command + " --dataset_param.apply_chat_template"
+    assert spec_of(chat).model.chat_template_date == "2024-07-26"
+    assert spec_of(chat + " --dataset_param.chat_template_date 2026-01-05").model.chat_template_date == "2026-01-05"
+    for wrong in ("05.01.2026", "20260105", "2026-02-30", "today"):
+        with pytest.raises(UsageError, match="chat_template_date must be a date as YYYY-MM-DD, got"):
+            spec_of(f"{chat} --dataset_param.chat_template_date {wrong}")
+    with pytest.raises(UsageError, match="has no effect without a chat template"):
+        spec_of(command + " --dataset_param.chat_template_date 2026-01-05")
+
+
 def test_flags_that_are_built_in_say_so_when_given() -> None:
     arguments = ["--train_param.packing", "--train_param.no-auto_find_batch_size", "--train_param.save_safetensors"]
     lines = built_in_lines(given_flags(arguments))

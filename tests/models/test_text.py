@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from tiny import tiny_model, tiny_module, tiny_tokenizer
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lm_harmony.errors import ModelError
@@ -252,3 +252,14 @@ def test_but_for_the_date_a_template_renders_as_in_lm_eval(template: str, monkey
     assert ours == harness.apply_chat_template(QUESTION)
     Clock.day = 6
     assert ours == encoder.render_chat(QUESTION, date="2026-01-05") != harness.apply_chat_template(QUESTION)
+
+
+def test_the_appended_end_is_found_in_a_vocabulary_of_words() -> None:
+    """A tokenizer that knows no single letter or digit is looked at with a word that it knows."""
+    words = Tokenizer(models.WordLevel({"<|end|>": 0, "dog": 1, "yes": 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for single, appended in (("$A", ()), ("$A <|end|>", ("<|end|>",)), ("<|end|> $A", ())):
+        words.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|end|>", 0)])
+        encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>"), name="m")
+        assert encoder.appended == appended
+        assert encoder.encode(["dog yes"])[0][-2:] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from array import array
 from collections.abc import Sequence
@@ -173,10 +174,14 @@ class TextEncoder:
 
 def _appended_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that the tokenizer puts after a text by itself (``add_eos_token``, a template post-processor)."""
-    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    ends = [end for end in range(len(whole), 0, -1) if whole[max(0, end - len(bare)) : end] == bare]
-    return whole[ends[0] :] if ends and bare else []
+    known = (tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids)
+    for text in itertools.chain(("a", "1"), itertools.islice(known, 100)):
+        bare: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        if bare:  # a vocabulary of words may know neither a letter nor a digit
+            whole: list[int] = tokenizer.encode(text, add_special_tokens=True)
+            ends = [end for end in range(len(whole), 0, -1) if whole[max(0, end - len(bare)) : end] == bare]
+            return whole[ends[0] :] if ends else []
+    return []
 
 
 def _in_one_line(error: Exception) -> str:
