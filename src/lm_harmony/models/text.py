@@ -174,10 +174,12 @@ class TextEncoder:
 
 def _appended_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that the tokenizer puts after a text by itself (``add_eos_token``, a template post-processor)."""
-    known = (tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids)
-    for text in itertools.chain(("a", "1"), itertools.islice(known, 100)):
+    special = set(tokenizer.all_special_ids)
+    # Texts of the tokenizer's own: a vocabulary of words may know no letter, and some tokenizers raise at what they do not know.
+    own = (str(tokenizer.decode([token])) for token in range(len(tokenizer)) if token not in special)
+    for text in itertools.islice(own, 100):
         bare: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        if bare:  # a vocabulary of words may know neither a letter nor a digit
+        if bare:
             whole: list[int] = tokenizer.encode(text, add_special_tokens=True)
             ends = [end for end in range(len(whole), 0, -1) if whole[max(0, end - len(bare)) : end] == bare]
             return whole[ends[0] :] if ends else []
