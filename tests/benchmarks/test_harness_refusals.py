@@ -180,6 +180,12 @@ PROCESSING = """
 def keep_all(docs):
     return docs.map(lambda doc: {"question": doc["question"].strip()})
 
+def print_hint(docs):
+    return docs.map(lambda doc: {"question": f"{doc['question']} ({doc['hint']})"}).remove_columns("hint")
+
+def ask_for_hint(docs):
+    return docs.map(lambda doc: {"question": f"{doc['question']} ({doc['hint'] or 'nonesuch'})"}).remove_columns("hint")
+
 def drop_first(docs):
     return docs.select(range(1, len(docs)))
 """
@@ -199,6 +205,23 @@ def test_the_line_is_given_only_where_it_is_known(function: str, line: str, tmp_
     with pytest.raises(BenchmarkError) as caught:
         task.example(2, task.documents("train")[2], chat=None, aliases="first", split="train")
     assert f"train row 2 ({tmp_path / 'own' / 'train.jsonl'}{line}): column 'hint' is null" in str(caught.value)
+
+
+@pytest.mark.parametrize(("function", "refused"), [("print_hint", True), ("ask_for_hint", False)])
+def test_a_null_that_a_tasks_processing_prints_is_refused(function: str, refused: bool, tmp_path: Path) -> None:
+    """Python code that formats a null makes "None" of it; code that asks for a value first does not."""
+    (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
+    path = write_task(tmp_path, hinted(hint=None), **PARITY)
+    path.write_text(path.read_text() + f"process_docs: !function own_code.{function}\n", encoding="utf-8")
+    task = HarnessTask(path, tmp_path)
+    documents = task.documents("train")
+    assert documents[2]["question"] == ("a (None)" if refused else "a (nonesuch)")
+    assert task.example(1, documents[1], chat=None, aliases="first", split="train").context == "a (none)"
+    if refused:
+        with pytest.raises(BenchmarkError, match=r"train row 2 \(.*train\.jsonl line 3\): column 'hint' is null"):
+            task.example(2, documents[2], chat=None, aliases="first", split="train")
+    else:
+        assert task.example(2, documents[2], chat=None, aliases="first", split="train").context == "a (nonesuch)"
 
 
 @pytest.mark.parametrize("role", ["train", "test"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,11 @@ def right_answer(
     return context, f"{'' if bare else task.config.target_delimiter}{gold}"
 
 
-def printed_null(example: Example, render: Callable[[Mapping[str, Any]], Example]) -> str | None:
+Sources = Callable[[], Iterable[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]]
+"""The document and what renders it; and, where the task processes its rows first, the row and what processes and renders it."""
+
+
+def printed_null(example: Example, sources: Sources) -> str | None:
     """Return the column whose null the question prints as "None", or None.
 
     A template may ask whether there is a value and print nothing: so the document is rendered a second time with a mark in the
@@ -75,9 +79,9 @@ def printed_null(example: Example, render: Callable[[Mapping[str, Any]], Example
 
     Args:
         example: a rendered document.
-        render: renders a document in the same way.
+        sources: what it is rendered from.
     """
-    for column, marked in _marked(example, render):
+    for column, marked in _marked(example, sources):
         for ours, theirs in zip(example.requests, marked.requests, strict=False):
             answer = ours.kind == "loglikelihood"  # there the continuation is a choice, or the answer itself
             texts = [(ours.context, theirs.context)]
@@ -88,9 +92,9 @@ def printed_null(example: Example, render: Callable[[Mapping[str, Any]], Example
     return None
 
 
-def without_null_answer(example: Example, render: Callable[[Mapping[str, Any]], Example]) -> Example:
+def without_null_answer(example: Example, sources: Sources) -> Example:
     """Return the example without its answer if that prints a null: such a row has no usable label."""
-    for _, marked in _marked(example, render):
+    for _, marked in _marked(example, sources):
         whole = (example.target.lower(), marked.target) == ("none", _MARK)
         if whole or _prints(example.continuation or "", marked.continuation or ""):
             return replace(example, continuation=None)
@@ -101,18 +105,20 @@ def _prints(text: str | None, marked: str) -> bool:
     return _MARK in marked and marked.replace(_MARK, "None").lower() == str(text).lower()
 
 
-def _marked(example: Example, render: Callable[[Mapping[str, Any]], Example]) -> Iterator[tuple[str, Example]]:
+def _marked(example: Example, sources: Sources) -> Iterator[tuple[str, Example]]:
     """Yield (column, the example with marks in the place of that column's nulls), if "None" stands in its texts at all."""
     texts = [example.continuation, example.target, *(text for pair in example.identity for text in pair)]
     if not any("none" in str(text).lower() for text in texts):
         return
-    for column, value in example.document.items():
-        filled = _filled(value)
-        if filled != value:
-            try:
-                yield column, render({**example.document, column: filled})
-            except Exception:  # noqa: BLE001 a mark where a number or a list belongs, in the task's own code: not printed
-                continue
+    for row, render in sources():
+        for column, value in row.items():
+            filled = _filled(value)
+            if filled != value:
+                try:
+                    marked = render({**row, column: filled})
+                except Exception:  # noqa: BLE001 a mark where a number or a list belongs, in the task's own code: not printed
+                    continue
+                yield column, marked
 
 
 def _filled(value: Any) -> Any:

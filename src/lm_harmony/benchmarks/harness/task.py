@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import jinja2
-import yaml
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
 from lm_harmony.benchmarks.harness.answers import printed_null, right_answer, without_null_answer
-from lm_harmony.benchmarks.harness.places import misfit_place, place_of
+from lm_harmony.benchmarks.harness.places import misfit_place, place_of, unprocessed
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count
+from lm_harmony.benchmarks.harness.task_file import Role, declared_splits, read_config
 from lm_harmony.benchmarks.local_rows import read_splits
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
-
-Role = Literal["train", "validation", "test"]
-_SPLIT_FIELDS: Mapping[Role, str] = {
-    "train": "training_split",
-    "validation": "validation_split",
-    "test": "test_split",
-}
 
 # What lm_eval and the functions of a task raise when a row does not fit.
 _MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
@@ -115,11 +107,11 @@ class HarnessTask:
         Raises:
             BenchmarkError: the row lacks a column or holds a value that the task's templates cannot take.
         """
-        place = f"{split} row {row}".strip()
-        render = functools.partial(self._render, row, chat, aliases, place)
+        render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
+        sources = functools.partial(self._sources, split, row, document, render)
         try:
             example = render(document)
-            column = printed_null(example, render)
+            column = printed_null(example, sources)
         except _MISFITS as error:
             raise BenchmarkError(
                 f"benchmark {self.name}, {self.place(split, row, document)}: {error} (columns: {', '.join(document)}). "
@@ -130,12 +122,24 @@ class HarnessTask:
                 f"benchmark {self.name}, {self.place(split, row, document)}: column {column!r} is null, and the task would print "
                 f"it as None. Fill in the value, or leave the row out."
             )
-        return without_null_answer(example, render)
+        return without_null_answer(example, sources)
 
     def place(self, split: str, row: int, document: Mapping[str, Any]) -> str:
         """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
-        found = place_of(self._files.get(split), row, document, self._task.config.process_docs)
-        return f"{split} row {row}".strip() + found
+        moved = self._task.config.process_docs is not None and self._unprocessed(split, row, document) is None
+        return f"{split} row {row}".strip() + place_of(self._files.get(split), row, moved=moved)
+
+    def _unprocessed(self, split: str, row: int, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        processing, rows = self._task.config.process_docs, (self._task.dataset or {}).get(split)
+        return None if processing is None or rows is None else unprocessed(rows, row, document, processing)
+
+    def _sources(
+        self, split: str, row: int, document: Mapping[str, Any], render: Callable[[Mapping[str, Any]], Example]
+    ) -> Iterator[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]:
+        yield document, render
+        raw, processing = self._unprocessed(split, row, document), self._task.config.process_docs
+        if raw is not None and processing is not None:
+            yield raw, lambda changed: render(processing(datasets.Dataset.from_list([dict(changed)]))[0])
 
     def _render(self, row: int, chat: ChatTemplate | None, aliases: str, place: str, document: Mapping[str, Any]) -> Example:
         task = self._task
@@ -174,54 +178,6 @@ class HarnessTask:
         config = dict(self._task.dump_config())
         config.pop("custom_dataset", None)  # a function of ours, whose source would be dumped
         return {"version": self._task.VERSION, "config": json.loads(json.dumps(config, default=str))}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a task's file with its functions.
-
-    Raises:
-        BenchmarkError: it is no single task, or cannot be fine-tuned.
-    """
-    plain = _read(path, with_functions=False)
-    if not isinstance(plain.get("task"), str):
-        raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
-    # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
-    _refuse_unfit(plain["task"], plain, declared_splits(plain))
-    config = _read(path, with_functions=True)
-    for key in ("tag", "group", "task_list"):
-        config.pop(key, None)
-    return config
-
-
-def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = load_yaml(path, resolve_func=with_functions)
-    except (OSError, ValueError, ImportError, AttributeError, SyntaxError, yaml.YAMLError) as error:
-        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Mend the file.") from error
-    return config
-
-
-def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
-    """Return the data set's split of each role that the task declares."""
-    return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
-
-
-def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, str]) -> None:
-    reason = None
-    if "class" in config:
-        reason = "it is a Python class whose training text lm_eval does not define"
-    elif config.get("doc_to_image") or config.get("doc_to_audio"):
-        reason = "it needs images or sound, and models here read text"
-    elif config.get("unsafe_code"):
-        reason = "its metric executes what the model writes"
-    elif config.get("repeats", 1) != 1:
-        reason = f"it asks each question {config['repeats']} times, and one reply is counted here"
-    elif "train" not in declared:
-        reason = "it has no training split, and train-before-test needs rows to train on"
-    elif not declared.keys() & {"validation", "test"}:
-        reason = "it has neither a validation nor a test split to score"
-    if reason:
-        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
 
 
 def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
