@@ -93,7 +93,8 @@ class Recipe:
     max_steps: int | None = None
     """Stop after this many optimizer steps, in the middle of an epoch if need be; None: never."""
     dtype: str = "auto"
-    """Type of the base weights: float32, bfloat16, or auto (bfloat16 on a GPU under an adapter, else float32)."""
+    """Type of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU that has bfloat16 it is bfloat16
+    under an adapter, and float32 weights with bfloat16 products (autocast) where all weights are trained."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens, for tasks that do not set their own limit."""
 

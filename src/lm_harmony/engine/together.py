@@ -142,9 +142,9 @@ def _backward(
     while True:
         losses: list[list[torch.Tensor]] = [[] for _ in courses]
         tokens = paths.room.training_tokens // len(courses)
-        cuts = [list(passes(course.batch, micro_batch, tokens)) for course in courses]
+        cuts = [list(passes(course.batch, micro_batch, tokens, course.regimes)) for course in courses]
         try:
-            for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
+            for places in _joined(courses, cuts):
                 parts = []
                 for course, (start, stop) in zip(courses, places, strict=True):
                     course.draw_for(start, stop)
@@ -152,14 +152,26 @@ def _backward(
                 fed = [sum(len(sequence.ids) - 1 for sequence in part) for part in parts]
                 adapters = (course.trainee.adapter for course in courses)
                 with paths.computing(module), base.routed(dict(zip(adapters, fed, strict=True))):
-                    found = paths.learn(module, [sequence for part in parts for sequence in part])
+                    with base.model.mixed_precision():
+                        found = paths.learn(module, [sequence for part in parts for sequence in part])
                     logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
                     shares = [-part.sum() / course.labels for course, part in zip(courses, logprobs, strict=True)]
                     torch.stack(shares).sum().backward()
                 for own, share in zip(losses, shares, strict=True):
                     own.append(share.detach())
             return losses, micro_batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             micro_batch = smaller_batch(min(micro_batch, max(len(course.batch) for course in courses)), error)
             for course in courses:
                 course.optimizer.zero_grad()
+
+
+def _joined(courses: Sequence[Course], cuts: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield joint passes, a cut of each run or (0, 0); the sequences of a pass need the same RoPE frequencies."""
+    for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
+        regimes = [
+            course.regimes.of_sequence(course.batch[start]) if stop > start else None
+            for course, (start, stop) in zip(courses, places, strict=True)
+        ]
+        for wanted in dict.fromkeys(regime for regime in regimes if regime is not None):
+            yield [place if regime == wanted else (0, 0) for place, regime in zip(places, regimes, strict=True)]

@@ -16,9 +16,10 @@ from lm_harmony.benchmarks.splits import Splits, fingerprint_of, make_splits
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 
@@ -59,7 +60,11 @@ class Prepared:
         return fingerprint_of(self.splits.test)
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
-        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples."""
+        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
+
+        Raises:
+            ScoreNotFinite: an answer is not finite, or the metric that chooses the epoch has no finite value.
+        """
         respondent = Respondent(
             model=self.model,
             batch_size=self.spec.execution.eval_batch_size,
@@ -68,9 +73,16 @@ class Prepared:
             paths=self.paths,
             work=self.work,
         )
-        replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+        with memory_errors(self.spec, "scoring"):
+            replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
-        return self.task.score(examples, grouped, errors=final, samples=final)
+        score = self.task.score(examples, grouped, errors=final, samples=final)
+        if self.metric not in score.metrics:
+            raise ScoreNotFinite(
+                f"train_param.metric_for_best_model = {self.metric} of {self.task.name} has no finite value on these "
+                f"{len(examples)} documents. Choose one of {', '.join(score.metrics) or 'another benchmark'}."
+            )
+        return score
 
 
 def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
@@ -96,7 +108,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
             f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
             f"got {spec.greater_is_better}. Drop the flag."
         )
-    base = (kept or Kept()).base.take(spec)
+    with memory_errors(spec, "loading"):
+        base = (kept or Kept()).base.take(spec)
     model = base.model
     chat = None
     if spec.model.apply_chat_template:

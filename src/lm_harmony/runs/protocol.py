@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lm_harmony.benchmarks.score import Score
@@ -17,6 +17,7 @@ from lm_harmony.errors import StoreError
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.identity import direct_id
+from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
 from lm_harmony.runs.results import write_outcomes
@@ -50,7 +51,7 @@ def train_before_test(
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, kept) if spec.direct else None
-        with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
+        with memory_errors(spec, "training"), trainee(run.model, spec.recipe, seed=spec.seed) as learner:
             epochs = _learn(run, learner, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
             chosen = best if spec.choose_best else epochs[-1]
@@ -214,9 +215,9 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
 
 
 def _environment(run: Prepared) -> dict[str, Any]:
-    """Return what the run was carried out with, and which forward passes the probe chose there."""
+    """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    return {**described, "engine": run.paths.describe()}
+    return {**described, "precision": asdict(run.model.precision), "engine": run.paths.describe()}
 
 
 def _data(run: Prepared) -> DataRecord:
