@@ -160,7 +160,7 @@ def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
         ("a.txt", b"", "0 different documents"),
         ("a.txt", b"\xff\xfe", "Give a UTF-8 file"),
         ("a.jsonl", b'{"page": "x"}', "lack the column 'text', they have page"),
-        ("a.jsonl", b'{"text": 3}', "a text is no string"),
+        ("a.jsonl", b'{"text": 3}', "line 1, column 'text': int, not a string"),
         ("a.jsonl", b'{"text": "x"', "line 1"),
     ],
 )
@@ -170,3 +170,28 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes 
     with pytest.raises(BenchmarkError) as raised:
         open_task(f"corpus:{tmp_path / name}")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_windows_files_are_read_as_others(ending: str, tmp_path: Path) -> None:
+    """A byte order mark and CR LF change no document."""
+    texts = [f"text {number}\nof two lines" for number in range(5)]
+    whole = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
+    plain, windows = tmp_path / f"plain{ending}", tmp_path / f"windows{ending}"
+    plain.write_bytes(whole.encode())
+    windows.write_bytes(whole.replace("\n", "\r\n").encode("utf-8-sig"))
+    found = read_corpus(windows)
+    assert {role: list(found[role]["text"]) for role in found} == {
+        role: list(rows["text"]) for role, rows in read_corpus(plain).items()
+    }
+    assert sorted(text for role in found for text in found[role]["text"]) == texts
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (3, "int")])
+def test_a_text_that_is_no_string_is_named_with_its_line(value: object, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"text": value}, {"text": None}] if kind == "int" else [{"text": "a"}, {"text": value}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    line = 1 if kind == "int" else 2
+    with pytest.raises(BenchmarkError, match=f"own.jsonl line {line}, column 'text': {kind}, not a string"):
+        read_corpus(path)

@@ -76,13 +76,16 @@ def training_sequences(
     """Encode what is learned: the scored text of the right answer, then the end-of-text token.
 
     A text longer than ``max_length`` loses context from the left, so that its answer is always learned; a whole-text example
-    (rolling log-likelihood) becomes as many windows as it needs.
+    (rolling log-likelihood) becomes as many windows as it needs. An example whose answer alone is longer is left out.
 
     Args:
         model: whose tokenizer encodes.
         examples: each with an answer.
         max_length: longest sequence in tokens, the end-of-text token included.
         completion_only: label the continuation only, not the context.
+
+    Raises:
+        BenchmarkError: an answer has no token, or every answer is too long.
     """
     end, encoder = model.text.end_id, model.text
     longest = min(max_length, model.max_length + 1)
@@ -93,6 +96,14 @@ def training_sequences(
         if example.context == "" and len(ended) >= longest:
             sequences += rolling_windows(ended, encoder.prefix_id, longest - 1, row=example.row)
             continue
-        whole = cut_to_length(EncodedPair(context=pair.context, continuation=ended), longest - 1, row=example.row)
+        if len(ended) > longest - 1:
+            continue
+        asked = EncodedPair(context=pair.context, continuation=ended)
+        whole = cut_to_length(asked, longest - 1, row=example.row, document=example.place)
         sequences.append(whole if completion_only else replace(whole, first_label=1))
+    if examples and not sequences:
+        raise BenchmarkError(
+            f"the answer of every training row has more than {longest - 1} tokens. Raise --train_param.max_seq_length "
+            f"(now {max_length}), or use a model that takes more than {model.max_length} tokens."
+        )
     return sequences

@@ -31,6 +31,8 @@ def run_id(spec: RunSpec) -> str:
     asked.pop("recipe_fingerprint")
     asked.pop("direct")  # kept beside the runs, for all of them
     asked["model"]["name"] = _model(spec.model.name)
+    if not spec.model.apply_chat_template:
+        asked["model"].pop("chat_template_date")  # decides nothing
     asked["benchmark"] |= {"data_dir": _data(spec), "include_path": None, "task": _task(spec.benchmark.task)}
     return fingerprint(asked)
 
@@ -43,7 +45,9 @@ def direct_id(spec: RunSpec, texts: str) -> str:
         texts: fingerprint of the texts and targets that were asked.
     """
     recipe = {"dtype": spec.recipe.dtype, "max_new_tokens": spec.recipe.max_new_tokens}
-    return fingerprint({"model": {**asdict(spec.model), "name": _model(spec.model.name)}, "texts": texts, **recipe})
+    model = {**asdict(spec.model), "name": _model(spec.model.name)}
+    model.pop("chat_template_date")  # the texts hold it
+    return fingerprint({"model": model, "texts": texts, **recipe})
 
 
 def folder_name(spec: RunSpec) -> str:

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
@@ -17,6 +18,7 @@ from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
@@ -39,13 +41,18 @@ class Prepared:
     splits: Splits = field(repr=False)
     """What is learned, what chooses, what is tested."""
     sequences: Sequence[TokenSequence] = field(repr=False)
-    """The training rows, encoded."""
+    """The training rows, encoded, without those whose answer is too long."""
     metric: str
     """The metric that chooses the epoch."""
     higher_is_better: bool
     """Its direction."""
     work: Work = field(default_factory=Work, repr=False)
     """What was asked of the model so far."""
+
+    @property
+    def answer_too_long(self) -> int:
+        """How many training rows were left out because their answer is longer than a training text may be."""
+        return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
 
     @property
     def tested(self) -> str:
@@ -102,15 +109,14 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     chat = None
     if spec.model.apply_chat_template:
         model.text.require_chat_template()
-        chat = model.text.render_chat
+        chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     splits = make_splits(task, caps=spec.benchmark.caps, seed=spec.seed, protocol=spec.benchmark.split_protocol, chat=chat)
     first = splits.train[0]
     model.text.check_single_prefix(first.context + (first.continuation or ""))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    log.info("%s: %s", task.name, splits.sizes())
-    return Prepared(
+    run = Prepared(
         spec=spec,
         model=model,
         task=task,
@@ -120,6 +126,20 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         metric=metric,
         higher_is_better=higher,
     )
+    _tell(run)
+    return run
+
+
+def _tell(run: Prepared) -> None:
+    """Log what the run stands on."""
+    name, text = run.task.name, run.model.text
+    if run.answer_too_long:
+        log.warning("%s: %d training rows dropped: their answer is longer than a training text.", name, run.answer_too_long)
+    if text.appended:
+        log.info(
+            "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
+        )
+    log.info("%s: %s", name, run.splits.sizes())
 
 
 def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:

@@ -79,6 +79,7 @@ class RunStore:
             raise UsageError(
                 f"exp_name: {self.folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
             )
+        asked = RunSpec.from_dict(asked).to_dict()  # gives an older request the fields that it lacks
         now = spec.to_dict()
         other = [
             f"{key} was {asked.get(key)}, is {value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
 import torch
@@ -24,7 +24,7 @@ from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_wi
 from lm_harmony.engine.training import passes
 from lm_harmony.engine.trees import shared_row, tokens_from
 from lm_harmony.models.loading import LanguageModel, assemble
-from lm_harmony.recipe import Recipe
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.computation import Asked, Fed, Size, Written
 
@@ -116,8 +116,10 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room, regimes:
 def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: Room) -> Asked:
     """Encode requests as ``Respondent`` does, and lay them out as it does."""
     requests = [request for example in examples for request in example.requests]
-    pairs = model.text.encode_pairs([(one.context, one.continuation) for one in requests if one.kind == "loglikelihood"])
-    sequences = [cut_to_length(pair, model.max_length) for pair in pairs]
+    chosen = [request for request in requests if request.kind == "loglikelihood"]
+    pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
+    named = zip(pairs, chosen, strict=True)
+    sequences = [cut_to_length(pair, model.max_length, document=one.document) for pair, one in named]
     for request in requests:
         if request.kind == "loglikelihood_rolling":
             ids = model.text.encode([request.continuation])[0]
@@ -226,5 +228,6 @@ def _task(benchmark: BenchmarkSpec) -> HarnessTask:
 
 @lru_cache(maxsize=8)
 def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int) -> Splits:
-    chat = _hollow(model).text.render_chat if model.apply_chat_template else None
+    text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
+    chat = partial(text.render_chat, date=day) if model.apply_chat_template else None
     return make_splits(_task(benchmark), caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)
