@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import tyro
@@ -11,8 +13,10 @@ import tyro
 from bench.side_by_side import BenchFlags, Measured, compare, show, splits_of
 from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.course import order_of_rows
 from lm_harmony.engine.paths import choose_paths
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import PUBLISHED
 
@@ -27,36 +31,32 @@ def main(flags: BenchFlags) -> None:
     model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
     paths = choose_paths(model)
     measured: list[Measured] = []
-    with trainee(model, PUBLISHED, seed=0) as learner:
+    recipe = replace(PUBLISHED, epochs=1, batch_size=BATCH)
+    with trainee(model, recipe, seed=0) as learner:
         parameters = list(learner.trained_parameters().values())
-        optimizer = torch.optim.AdamW(parameters, lr=2e-5)
-        learner.module.train()
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate)
 
-        def step(loss: Callable[[list[TokenSequence]], torch.Tensor], rows: list[TokenSequence]) -> None:
+        def ours(rows: Sequence[TokenSequence]) -> None:
+            for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=BATCH, paths=paths):
+                pass
+
+        def padded(rows: Sequence[TokenSequence]) -> None:
+            order = order_of_rows(len(rows), seed=0, epoch=1).tolist()  # the batches of ``fine_tune``
+            learner.draws.lengths = ()  # dropout drawn by PyTorch
+            learner.module.train()
             for start in range(0, len(rows), BATCH):
-                loss(rows[start : start + BATCH]).backward()
+                batch = [list(rows[place].ids) for place in order[start : start + BATCH]]
+                encoded = model.text.tokenizer.pad({"input_ids": batch}, padding_side="right", return_tensors="pt")
+                labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
+                learner.module(**encoded.to(model.device), labels=labels, use_cache=False).loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
 
-        def ours(rows: list[TokenSequence]) -> None:
-            with paths.computing(model.module):
-                step(lambda batch: -paths.learn(model.module, batch).logprobs_L.mean(), rows)
-
-        def padded(batch: list[TokenSequence]) -> torch.Tensor:
-            encoded = model.text.tokenizer.pad(
-                {"input_ids": [list(sequence.ids) for sequence in batch]}, padding_side="right", return_tensors="pt"
-            ).to(model.device)
-            labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
-            return learner.module(**encoded, labels=labels, use_cache=False).loss
-
         for task in flags.tasks or TASKS:
             _, splits = splits_of(task, flags.data, Caps(train=flags.rows or 48, validation=8, test=8))
             rows = training_sequences(model, splits.train, max_length=1024, completion_only=False)
-            sides = {
-                "LM-Harmony": lambda: ours(rows),  # noqa: B023
-                "right-padded, transformers' loss": lambda: step(padded, rows),  # noqa: B023
-            }
+            sides = {"LM-Harmony": partial(ours, rows), "right-padded, transformers' loss": partial(padded, rows)}
             measured.append(compare(f"{task}, {len(rows)} rows in steps of {BATCH}", sides, runs=flags.runs))
     show("training", measured)
 
