@@ -129,8 +129,8 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and re.search(r"\bsplits\.test\b", ast.unparse(node))
     ]
-    # `tested` fingerprints its texts, _data counts its rows, a plan their tokens; _test scores them.
-    assert sorted(touching) == ["preparation.py:tested", "protocol.py:_data", "protocol.py:_test", "workload.py:workload"]
+    # what_is_asked fingerprints its texts, _data counts its rows, a plan their tokens; _test scores them.
+    assert sorted(touching) == ["asked.py:what_is_asked", "protocol.py:_data", "protocol.py:_test", "workload.py:workload"]
 
 
 def test_function_level_imports_stand_only_where_they_save_a_start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,13 @@ def show_status(status: Status, spec: StudySpec) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if status.changed:
+        table = Table("run", "because", title="Waiting again", title_justify="left")
+        for assignment, reason in status.changed.items():
+            table.add_row(assignment.name, reason)
+        console.print(table)
+    for reason, runs in Counter(status.unverified.values()).items():
+        console.print(f"{runs} of the finished runs: {reason}; whether it changed cannot be told.", highlight=False)
     if status.failed:
         table = Table("run", "cause", title="Failed", title_justify="left")
         for assignment, failure in status.failed.items():
@@ -136,7 +144,9 @@ def list_runs(study: Study) -> None:
         **dict.fromkeys(status.failed, "failed"),
     }
     for assignment in study.assignments:
-        Console(soft_wrap=True).print(f"{stands.get(assignment, 'waiting'):9} {assignment.name}", highlight=False, markup=False)
+        reason = status.changed.get(assignment) or status.unverified.get(assignment)
+        line = f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else "")
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:

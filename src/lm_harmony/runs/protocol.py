@@ -13,13 +13,14 @@ from typing import Any
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import NotCurrent
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from lm_harmony.runs.conflicts import OTHER_ASKED
 from lm_harmony.runs.environment import Meter, describe_environment
-from lm_harmony.runs.identity import direct_id
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
 from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.sources import SourceCheck, changed_between
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -47,7 +48,8 @@ def train_before_test(
     meter = Meter()
     with meter.phase("preparation"):
         run = prepare(spec, kept)
-    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
+    data = run.splits.fingerprint()
+    store.begin(spec, data=data, overwrite=overwrite, asked=run.asked.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, kept) if spec.direct else None
         with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
@@ -73,6 +75,8 @@ def train_before_test(
         test_curve=curve,
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
+        sources=run.sources,
+        asked=run.asked.run,
     )
     write_outcomes(store, run.task, record)
     store.finish(record)
@@ -95,9 +99,10 @@ def score_again(store: RunStore) -> RunRecord:
 
     Raises:
         StoreError: the run is not finished, or its weights are gone.
+        NotCurrent: what it was made from has changed.
     """
     record = store.record()
-    run = _prepare_again(store, record, None)
+    run = _prepare_again(store, record, record.spec, None)
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
@@ -106,11 +111,17 @@ def score_again(store: RunStore) -> RunRecord:
     return again
 
 
-def _prepare_again(store: RunStore, record: RunRecord, kept: Kept | None) -> Prepared:
-    run = prepare(record.spec, kept)
-    if run.splits.fingerprint() != record.data.fingerprint:
-        raise StoreError(f"{store.folder}: the rows changed since the run. Give the rows of then, or run it with --overwrite.")
-    return run
+def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: Kept | None) -> Prepared:
+    """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
+    changed = SourceCheck().difference(record.sources, spec)
+    if changed is None:
+        run = prepare(spec, kept)
+        changed = changed_between(record.sources or (), run.sources)
+        if changed is None and run.asked.run != record.asked:
+            changed = OTHER_ASKED
+        if changed is None:
+            return run
+    raise NotCurrent(f"{store.folder}: {changed}. Restore what the run was made from, or run it again with --overwrite.")
 
 
 def _test(run: Prepared, meter: Meter) -> Score:
@@ -124,27 +135,31 @@ def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> 
     known = store.direct()
     if known is None:
         shared = kept.directs if kept else None
-        name = direct_id(run.spec, run.tested)
-        known = shared.find(name) if shared else None
+        known = shared.find(run.direct_id) if shared else None
         if known is None:
             known = _test(run, meter)
             if shared:
-                shared.keep(name, known)
+                shared.keep(run.direct_id, known)
         store.write_samples("direct", known.samples)
         store.keep_direct(known)
     return known
 
 
-def add_direct(store: RunStore, kept: Kept | None = None) -> RunRecord:
+def add_direct(store: RunStore, spec: RunSpec, kept: Kept | None = None) -> RunRecord:
     """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
 
+    Args:
+        store: the run's folder.
+        spec: the run, now with its direct score.
+        kept: what earlier runs hand on.
+
     Raises:
-        StoreError: the run is not finished, or its rows have changed.
+        StoreError: the run is not finished.
+        NotCurrent: what it was made from has changed.
     """
     record = store.record()
-    spec = replace(record.spec, direct=True)
-    run = _prepare_again(store, record, kept)
-    again = replace(record, spec=spec, direct=_direct(run, store, Meter(), kept))
+    run = _prepare_again(store, record, spec, kept)
+    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), kept))
     store.finish(again)
     return again
 

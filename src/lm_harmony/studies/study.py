@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
@@ -42,6 +43,10 @@ class Status:
     """Someone works on them now."""
     waiting: tuple[Assignment, ...]
     """All others."""
+    changed: Mapping[Assignment, str] = field(default_factory=dict)
+    """Those of the waiting ones that were finished, and what they stand on that changed since."""
+    unverified: Mapping[Assignment, str] = field(default_factory=dict)
+    """Those of the finished ones of which it cannot be told whether they are current, and why."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,6 @@ class Study:
     """Patterns (*, ?) of which a run's name must fit one; none: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Patterns of which it must fit none."""
-    _finished: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Names of runs that were found finished: they stay so, and need no second look."""
 
     @classmethod
     def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
@@ -87,26 +90,33 @@ class Study:
             mirror.pull_ended()
         held = None if mirror is None else held_runs(mirror)
         finished, failed, running, waiting = [], {}, [], []
+        changed, unverified, check = {}, {}, SourceCheck()
         for assignment in self.assignments:
-            store = assignment.store
-            if assignment.name in self._finished or assignment.is_finished():
-                self._finished.add(assignment.name)
+            store, standing = assignment.store, assignment.standing(check)
+            if standing.finished:
                 finished.append(assignment)
+                if standing.reason:
+                    unverified[assignment] = standing.reason
             elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
             elif (failure := store.failure()) is not None:
                 failed[assignment] = failure
+            elif not standing.readable:
+                failed[assignment] = Failure(kind="StoreError", cause=str(standing.reason), attempts=1)
             else:
                 waiting.append(assignment)
-        return Status(finished=tuple(finished), failed=failed, running=tuple(running), waiting=tuple(waiting))
+                if standing.reason:
+                    changed[assignment] = standing.reason
+        ended = {"finished": tuple(finished), "running": tuple(running), "waiting": tuple(waiting)}
+        return Status(**ended, failed=failed, changed=changed, unverified=unverified)
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs.
+        """Read the records of all finished runs that are current.
 
         Raises:
             StoreError: a record cannot be read.
         """
-        return tuple(assignment.store.record() for assignment in self.assignments if assignment.store.is_finished())
+        return tuple(assignment.store.record() for assignment in self.status().finished)
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
