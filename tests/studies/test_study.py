@@ -227,33 +227,28 @@ def test_a_changed_recipe_is_a_new_run_and_a_changed_row_is_not(tmp_path: Path) 
 def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_place(tmp_path: Path) -> None:
     """One study, and after each change of a file the command line tells; a restored file makes the run current again."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0])
-    command = [sys.executable, "-m", "lm_harmony.cli"]
-    done = subprocess.run([*command, "study", str(path)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
-    assert done.returncode == 0, done.stderr
+    study = Study.read(path)
+    study.run()
 
-    def told() -> str:
-        said = subprocess.run(
-            [*command, "status", str(path)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
-        )
-        assert said.returncode == 0, said.stderr
+    def told(*words: str) -> str:
+        command = [sys.executable, "-m", "lm_harmony.cli", *words]
+        said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True)
         return said.stdout
 
-    assert "2 finished, 0 running, 0 failed, 0 waiting" in told()
+    assert study.status().changed == {} and len(study.status().finished) == 2
     task = tmp_path / "parity.yaml"
     before = task.read_text()
     task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
-    said = told()
+    said = told("status", str(path))
     assert "1 finished, 0 running, 0 failed, 1 waiting" in said and "parity.yaml changed since" in said
     task.write_text(before)
-    assert "2 finished" in told()
+    assert study.status().changed == {}
     task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
-    listed = subprocess.run([*command, "study", str(path), "--dry-run"], capture_output=True, text=True).stdout
-    assert "(parity.yaml changed since)" in listed
-    study = Study.read(path)
+    assert "(parity.yaml changed since)" in told("study", str(path), "--dry-run")
     old = study.assignments[0].store.record()
     assert len(study.run().finished) == 2
     new = study.assignments[0].store.record()
-    assert new.asked != old.asked and new.trained != old.trained
+    assert new.asked != old.asked and new.epochs[0].loss != old.epochs[0].loss
     assert len(list(study.spec.results_dir.rglob("record.json"))) == 2
     assert study.status().changed == {}
 

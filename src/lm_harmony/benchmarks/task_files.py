@@ -7,9 +7,12 @@ import, and the rows, where they are local files. A data set on the hub is named
 from __future__ import annotations
 
 import ast
+import contextlib
 import glob
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,23 @@ def _module_file(name: str, folder: Path) -> Path | None:
             if file.is_file():
                 return file.resolve()
     return None
+
+
+def forget_modules(files: Iterable[Path]) -> None:
+    """Let Python import the modules of these files from their source the next time, whatever it holds of them.
+
+    Python takes a file of the same size and second for the same, a module in memory for what it was, and a module of another
+    task's folder that has the same name for this one.
+    """
+    paths = {str(file) for file in files if file.suffix == ".py"}
+    names = {Path(path).stem for path in paths}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file in paths or (name in names and file and not file.startswith((sys.prefix, sys.base_prefix))):
+            del sys.modules[name]
+    for path in paths:
+        with contextlib.suppress(OSError, NotImplementedError):
+            Path(importlib.util.cache_from_source(path)).unlink()
 
 
 def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:

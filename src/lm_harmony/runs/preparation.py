@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
@@ -13,6 +14,7 @@ from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -83,6 +85,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     """
     asked = spec.benchmark
     found = task_sources(asked)  # before anything is read: what changes in between differs from the record
+    forget_modules(Path(source.path) for source in found if source.kind == "task" and source.path)
     task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)
     if metric not in task.metrics:

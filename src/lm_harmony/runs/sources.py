@@ -124,12 +124,9 @@ class SourceCheck:
         """
         if recorded is None:
             return UNRECORDED
-        now: dict[tuple[str, str], Path] = {}
-        for asked in (spec.benchmark, spec.model):
-            listed = self._list(asked)
-            if isinstance(listed, HarmonyError):
-                return str(listed)
-            now |= listed
+        listed = [self._list(asked) for asked in (spec.benchmark, spec.model)]
+        broken = next((one for one in listed if isinstance(one, HarmonyError)), None)
+        now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
         changed, gone, unread = [], [], []
         for key, source in files.items():
@@ -137,13 +134,14 @@ class SourceCheck:
             content = self._content(now.get(key, Path(str(source.path))), source.size)
             if content is None:
                 gone.append(source.name)
-            elif key not in now and source.kind != "task":
+            elif key not in now and source.kind != "task" and broken is None:
                 unread.append(source.name)
             elif content != (source.size, source.sha256):
                 changed.append(source.name)
         added = [name for kind, name in now if (kind, name) not in files]
         said = [(changed, "changed since"), (gone, "no longer there"), (unread, "no longer read"), (added, "added since")]
-        return "; ".join(f"{_names(names)} {what}" for names, what in said if names) or None
+        told = "; ".join(f"{_names(names)} {what}" for names, what in said if names)
+        return told or (str(broken) if broken else None)
 
     def _list(self, asked: BenchmarkSpec | ModelSpec) -> Mapping[tuple[str, str], Path] | HarmonyError:
         key = repr(asked)
