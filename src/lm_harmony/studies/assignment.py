@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from lm_harmony.errors import StoreError
 from lm_harmony.runs.identity import folder_name
 from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import Failure, RunRecord
-from lm_harmony.runs.sources import UNRECORDED, SourceCheck
+from lm_harmony.runs.sources import UNRECORDED, Source, SourceCheck
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -24,8 +24,15 @@ class Standing:
     """Its record is there, answers all that is asked, and is current as far as can be told."""
     reason: str | None = None
     """Why a record that is there does not count ("rte.yaml changed since"), or what cannot be told of one that does."""
+    sources: tuple[Source, ...] = ()
+    """What the record says that it was made from."""
     readable: bool = True
     """Whether the record, if there is one, could be read."""
+
+    def unless_moved(self, moved: Mapping[Source, str]) -> Standing:
+        """Return this, or that the run waits again because a repository of the hub that it read has moved (``HubCheck``)."""
+        said = [moved[source] for source in self.sources if source in moved]
+        return replace(self, finished=False, reason="; ".join(said)) if said and self.finished else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Assignment:
         lacking = self.spec.direct and record.direct is None
         if changed == UNRECORDED:
             return Standing(finished=not lacking, reason=changed)
-        return Standing(finished=changed is None and not lacking, reason=changed)
+        return Standing(finished=changed is None and not lacking, reason=changed, sources=record.sources or ())
 
     def _earlier(self, name: str) -> str | None:
         """Return the folder that a version before 0.2 gave to this run, if a finished run is there and none under ``name``."""

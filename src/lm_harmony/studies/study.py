@@ -18,6 +18,7 @@ from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
+from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import is_held
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.remote_lease import held_runs
@@ -60,6 +61,8 @@ class Study:
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Patterns of which it must fit none."""
 
+    _hub: HubCheck = field(default_factory=HubCheck, init=False, repr=False, compare=False)
+
     @classmethod
     def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
         """Read a study file.
@@ -80,7 +83,7 @@ class Study:
         )
 
     def status(self) -> Status:
-        """Look into every run's folder.
+        """Look into every run's folder, and once ask the hub whether what finished runs read from it has moved.
 
         Raises:
             StoreError: results behind a URL cannot be reached.
@@ -91,8 +94,10 @@ class Study:
         held = None if mirror is None else held_runs(mirror)
         finished, failed, running, waiting = [], {}, [], []
         changed, unverified, check = {}, {}, SourceCheck()
-        for assignment in self.assignments:
-            store, standing = assignment.store, assignment.standing(check)
+        standings = {assignment: assignment.standing(check) for assignment in self.assignments}
+        moved = self._hub.moved(source for one in standings.values() if one.finished for source in one.sources)
+        for assignment, found in standings.items():
+            store, standing = assignment.store, found.unless_moved(moved)
             if standing.finished:
                 finished.append(assignment)
                 if standing.reason:

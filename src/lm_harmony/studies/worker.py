@@ -26,6 +26,7 @@ from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
+from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import LeaseHeld, lease
 from lm_harmony.studies.plan import fitting_at_once
 from lm_harmony.studies.remote_lease import remote_lease
@@ -48,6 +49,7 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
     with _leased(assignment):
         store.pull()
         standing = assignment.standing()
+        standing = standing.unless_moved(HubCheck().moved(standing.sources if standing.finished else ()))
         if standing.finished:
             return
         try:
