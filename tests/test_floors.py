@@ -26,7 +26,7 @@ FLOORS: dict[str, set[str]] = {
     "board_command": {"analysis", "report", "errors"},
     "page_command": {"board_command", "report", "errors"},
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
-    "study_command": {"errors", "studies"},
+    "study_command": {"errors", "progress", "studies"},
     "flags": {"benchmarks", "recipe"},
     "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
     "run_command": {"flags", "reference", "runs", "progress"},

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from lm_harmony.errors import UsageError
+from lm_harmony.progress import display
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.study import Status, Study
@@ -35,7 +36,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
         KeyboardInterrupt: after a line that says how to go on.
     """
     console = Console(stderr=True, soft_wrap=True)
-    before, started = study.status(), time.monotonic()
+    before, started = status_of(study), time.monotonic()
     total = len(study.assignments)
     done = len(before.finished)
     with _messages(console), _view(console) as view:
@@ -51,6 +52,12 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     status = study.status()
     show_status(status, study.spec)
     return not status.failed and len(status.finished) == total
+
+
+def status_of(study: Study) -> Status:
+    """Return how a study stands, with a bar while large files are read to see whether they changed."""
+    with display(Console(stderr=True)):
+        return study.status()
 
 
 def show_status(status: Status, spec: StudySpec) -> None:
@@ -137,7 +144,7 @@ def _time(hours: float) -> str:
 
 def list_runs(study: Study) -> None:
     """Print every run of ``study`` and how it stands."""
-    status = study.status()
+    status = status_of(study)
     stands = {
         **dict.fromkeys(status.finished, "finished"),
         **dict.fromkeys(status.running, "running"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm_harmony.analysis.cells import PREPARATIONS, Cell, Found, Preparation
+from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import UsageError
 from lm_harmony.runs.record import RunRecord
@@ -58,7 +59,8 @@ def record_cells(results: Path, *, seed: int | None = None) -> Found:
         if (model, benchmark) not in runs:
             cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
-    return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=tuple(_differences(runs)))
+    notes = (*_differences(runs), *provenance_notes(record for group in runs.values() for record, _ in group))
+    return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=notes)
 
 
 def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lm_harmony.runs.spec import RunSpec
 
 OTHER_ASKED = "the requests, targets, metrics, filters, limits or training tokens changed since"
 """Said where every source is what it was and the run still asks for something else: another version of a library, say."""
+
+_REMEDY = "Restore what the run was made from, or run it again with --overwrite."
 
 
 def refuse_finished(folder: Path, record: RunRecord) -> None:
@@ -68,6 +71,38 @@ def refuse_other_content(
     if changed is None and begun.get("asked_fingerprint") != asked:
         changed = OTHER_ASKED
     _refuse_changed(folder, changed)
+
+
+def refuse_not_current(folder: Path, record: RunRecord, spec: RunSpec) -> None:
+    """Refuse to add to a finished run, or to score it again, when it is not current; nothing is loaded.
+
+    Raises:
+        NotCurrent: a file has changed, or lm_eval or LM-Harmony is of another version.
+    """
+    changed = SourceCheck().difference(record.sources, spec) or _other_version(record)
+    if changed:
+        raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")
+
+
+def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources: Sequence[Source]) -> None:
+    """Refuse what ``refuse_not_current`` could not see before all was loaded.
+
+    Raises:
+        NotCurrent: the run would ask for something else than its record answers.
+    """
+    changed = changed_between(record.sources or (), sources)
+    if changed is None and asked != record.asked:
+        changed = OTHER_ASKED
+    if changed:
+        raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")
+
+
+def _other_version(record: RunRecord) -> str | None:
+    for package in ("lm_eval", "lm-harmony"):
+        known = (record.environment.get("versions") or {}).get(package)
+        if known not in (None, version(package)):
+            return f"made with {package} {known}, here is {version(package)}"
+    return None
 
 
 def _refuse_changed(folder: Path, changed: str | None) -> None:

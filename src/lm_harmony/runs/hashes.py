@@ -6,6 +6,7 @@ write, so that several processes may share the file; a torn line is skipped, and
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -20,11 +21,6 @@ from typing import BinaryIO
 from lm_harmony.errors import StoreError
 from lm_harmony.progress import track
 from lm_harmony.runs.whole import write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may read the same large file at the same time
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +55,11 @@ def sha256_of(path: Path) -> str:
     return _cache_in(cache_folder()).sha256_of(path)
 
 
+def remembered(path: Path) -> str | None:
+    """Return the remembered SHA-256 of a file that has not changed since; None where reading it would be needed."""
+    return _cache_in(cache_folder()).remembered(path)
+
+
 @dataclass
 class HashCache:
     """Hashes of large files by path, kept in one folder."""
@@ -87,6 +88,13 @@ class HashCache:
                 return known or self._keep(path)
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}. Make it readable and repeat.") from error
+
+    def remembered(self, path: Path) -> str | None:
+        """Return the remembered hash of a file that has not changed since, or None."""
+        try:
+            return self._find(path.resolve())
+        except OSError:
+            return None
 
     def _find(self, path: Path) -> str | None:
         """Return the remembered hash of a file that has not changed since, or None."""
@@ -175,9 +183,6 @@ class HashCache:
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
         """Let no other process read the same file for as long as the block lasts, where the file system can."""
-        if fcntl is None:
-            yield
-            return
         place = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4]) >> 1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

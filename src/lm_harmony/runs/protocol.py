@@ -13,14 +13,12 @@ from typing import Any
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.errors import NotCurrent
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
-from lm_harmony.runs.conflicts import OTHER_ASKED
+from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
 from lm_harmony.runs.results import write_outcomes
-from lm_harmony.runs.sources import SourceCheck, changed_between
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -48,8 +46,7 @@ def train_before_test(
     meter = Meter()
     with meter.phase("preparation"):
         run = prepare(spec, kept)
-    data = run.splits.fingerprint()
-    store.begin(spec, data=data, overwrite=overwrite, asked=run.asked.run, sources=run.sources)
+    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.asked.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, kept) if spec.direct else None
         with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
@@ -67,7 +64,6 @@ def train_before_test(
         model_revision=run.model.revision,
         metric=run.metric,
         higher_is_better=run.higher_is_better,
-        data=_data(run),
         direct=direct,
         epochs=epochs,
         chosen_epoch=chosen.epoch,
@@ -75,8 +71,7 @@ def train_before_test(
         test_curve=curve,
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
-        sources=run.sources,
-        asked=run.asked.run,
+        **_made_from(run),
     )
     write_outcomes(store, run.task, record)
     store.finish(record)
@@ -113,15 +108,10 @@ def score_again(store: RunStore) -> RunRecord:
 
 def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: Kept | None) -> Prepared:
     """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
-    changed = SourceCheck().difference(record.sources, spec)
-    if changed is None:
-        run = prepare(spec, kept)
-        changed = changed_between(record.sources or (), run.sources)
-        if changed is None and run.asked.run != record.asked:
-            changed = OTHER_ASKED
-        if changed is None:
-            return run
-    raise NotCurrent(f"{store.folder}: {changed}. Restore what the run was made from, or run it again with --overwrite.")
+    refuse_not_current(store.folder, record, spec)
+    run = prepare(spec, kept)
+    refuse_other_answer(store.folder, record, asked=run.asked.run, sources=run.sources)
+    return run
 
 
 def _test(run: Prepared, meter: Meter) -> Score:
@@ -232,6 +222,10 @@ def _environment(run: Prepared) -> dict[str, Any]:
     """Return what the run was carried out with, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     return {**described, "engine": run.paths.describe()}
+
+
+def _made_from(run: Prepared) -> dict[str, Any]:
+    return {"data": _data(run), "sources": run.sources, "asked": run.asked.run}
 
 
 def _data(run: Prepared) -> DataRecord:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import HarmonyError, StoreError
 from lm_harmony.models.model_files import model_files
-from lm_harmony.runs.hashes import sha256_of
+from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 Kind = Literal["task", "rows", "model"]
@@ -105,6 +105,21 @@ def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | 
             return f"{source.name} moved from commit {source.commit[:12]} to {other.commit[:12]} since"
         return f"{source.name} changed since"
     return None
+
+
+def changed_here(recorded: Sequence[Source] | None) -> str | None:
+    """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
+
+    Nothing is said of files that are not there, and a large file is not read: what is remembered of it must do.
+    """
+    changed = []
+    for source in recorded or ():
+        path = Path(source.path or "")
+        if source.path is not None and path.is_file():
+            known = sha256_of(path) if path.stat().st_size < SMALL else remembered(path)
+            if path.stat().st_size != source.size or known not in (None, source.sha256):
+                changed.append(source.name)
+    return f"{_names(changed)} changed since" if changed else None
 
 
 @dataclass
