@@ -37,9 +37,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import wording
 
+WORDS = Path(__file__).parents[1] / "words"
+
 
 def text(doc):
-    return wording.QUESTION.format(doc["number"])
+    return wording.QUESTION.format((WORDS / "numbers.txt").read_text().split()[0], doc["number"])
 """
 
 
@@ -50,7 +52,10 @@ def jsonl(folder: Path) -> None:
     (folder / "tasks" / "deep" / "base.yaml").write_text(BASE)
     (folder / "tasks" / "middle.yaml").write_text("include: deep/base.yaml\n")
     (folder / "tasks" / "utils.py").write_text(UTILS)
-    (folder / "tasks" / "wording.py").write_text('QUESTION = "number {} is"\n')
+    (folder / "tasks" / "wording.py").write_text('QUESTION = "{} {} is"\n')
+    (folder / "words").mkdir()
+    (folder / "words" / "numbers.txt").write_text("number count\n")
+    (folder / "words" / "unread.txt").write_text("number count\n")
     rows = {split: str(folder / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
     cached = {"cache_dir": str(folder / "cache")}
     own = {"include": "middle.yaml", "task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": rows, **cached}}
@@ -123,7 +128,7 @@ def asked(world: Path, kind: str) -> RunSpec:
     )
 
 
-TASK_FILES = {"named_otherwise.yaml", "middle.yaml", "deep/base.yaml", "utils.py", "wording.py"}
+TASK_FILES = {"named_otherwise.yaml", "middle.yaml", "deep/base.yaml", "utils.py", "wording.py", "../words/numbers.txt"}
 ROWS = {"train", "validation", "test"}
 MODEL_FILES = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "custom.py"),
@@ -194,6 +199,7 @@ def test_files_that_no_run_reads_change_nothing(world: Path, records: Callable[[
     for path in (
         *(world / "model" / "README.md", world / "model" / "trainer_state.json", world / "tasks" / "other.yaml"),
         *(world / "given" / "micro" / "notes.jsonl", world / "given" / "micro.yaml", world / "tasks" / "unused.py"),
+        world / "words" / "unread.txt",
     ):
         with path.open("a") as file:
             file.write("# more\n")
@@ -260,7 +266,7 @@ def test_a_module_that_changed_is_imported_again(world: Path, tmp_path: Path) ->
     assert prepare(spec).asked == before
     path = tmp_path / "world" / "tasks" / "wording.py"
     times = path.stat()
-    path.write_text(path.read_text().replace("number {} is", "numbEr {} is"))
+    path.write_text(path.read_text().replace("{} {} is", "{} {}  is"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert prepare(spec).asked != before
 

@@ -12,6 +12,7 @@ from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
+from lm_harmony.benchmarks.opened_files import files_opened_by
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_files import forget_modules
@@ -21,7 +22,7 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.runs.asked import Asked, direct_id, what_is_asked
-from lm_harmony.runs.sources import Source, task_sources, with_commit
+from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 
@@ -85,8 +86,10 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     """
     asked = spec.benchmark
     found = task_sources(asked)  # before anything is read: what changes in between differs from the record
-    forget_modules(Path(source.path) for source in found if source.kind == "task" and source.path)
-    task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+    code = [Path(source.path) for source in found if source.kind == "task" and source.path]
+    forget_modules(code)
+    with files_opened_by(code) as opened:
+        task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)
     if metric not in task.metrics:
         known = list(task.metrics)
@@ -106,7 +109,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     if spec.model.apply_chat_template:
         model.text.require_chat_template()
         chat = model.text.render_chat
-    splits = make_splits(task, caps=spec.benchmark.caps, seed=spec.seed, protocol=spec.benchmark.split_protocol, chat=chat)
+    with files_opened_by(code) as opened_later:
+        splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
     first = splits.train[0]
     model.text.check_single_prefix(first.context + (first.continuation or ""))
     sequences = training_sequences(
@@ -122,7 +126,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
-        sources=(*with_commit(found, "rows", dataset_commit(task)), *base.sources),
+        sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
         asked=what_is_asked(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
     )
 

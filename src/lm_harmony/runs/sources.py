@@ -6,6 +6,7 @@ the list. Files are compared by content; where they lie does not count. No torch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,6 +66,19 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
     files += [("rows", name, path) for name, path in found.rows.items() if path.is_file()]
     hub = () if found.dataset is None else (_dataset(found),)
     return (*(_read(kind, name, path) for kind, name, path in files), *hub)
+
+
+def also_opened(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
+    """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    known = {os.path.realpath(source.path) for source in task if source.path is not None}
+    first = next((source for source in task if source.kind == "task" and source.path is not None), None)
+    folder = Path(str(first.path)).parent if first else Path.cwd()
+    files = sorted({Path(os.path.realpath(path)) for path in opened} - {Path(path) for path in known})
+    return tuple(_read("task", os.path.relpath(path, folder).replace(os.sep, "/"), path) for path in files)
 
 
 def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
@@ -145,8 +159,7 @@ class SourceCheck:
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
         changed, gone, unread = [], [], []
         for key, source in files.items():
-            # A Python module that only the run itself could find, on its own search path, is looked for where it was.
-            content = self._content(now.get(key, Path(str(source.path))), source.size)
+            content = self._content(now.get(key) or _place(source, now), source.size)
             if content is None:
                 gone.append(source.name)
             elif key not in now and source.kind != "task" and broken is None:
@@ -184,6 +197,14 @@ class SourceCheck:
         except StoreError:
             self._hashed[path] = None
         return self._hashed[path]
+
+
+def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
+    """Return where a file is that only the run itself could find: from the task's folder, else where it was."""
+    yaml = next((path for kind, name in now if kind == "task" for path in (now[kind, name],)), None)
+    if source.kind == "task" and yaml is not None and (yaml.parent / source.name).is_file():
+        return yaml.parent / source.name
+    return Path(str(source.path))
 
 
 def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
