@@ -18,6 +18,8 @@ import yaml
 from micro import SIZES, TASK, write_micro
 from tiny import CHAT_TEMPLATE, write_tiny_model
 
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.hashes import SMALL, UNSETTLED, HashCache
@@ -269,6 +271,44 @@ def test_a_module_that_changed_is_imported_again(world: Path, tmp_path: Path) ->
     path.write_text(path.read_text().replace("{} {} is", "{} {}  is"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert prepare(spec).asked != before
+
+
+PROCESSING = """\
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import spelling
+
+
+def one(doc):
+    return {"question": "number " + spelling.spell(doc["number"])}
+
+
+def process(rows):
+    return rows.map(one)
+"""
+
+
+def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) -> None:
+    """`datasets` keeps on disk what a function made of rows, under the function's name: it must not serve an edited one."""
+    utils, spelling, task = tmp_path / "utils.py", tmp_path / "spelling.py", tmp_path / "processed.yaml"
+    utils.write_text(PROCESSING)
+    spelling.write_text("def spell(number):\n    return str(number)\n")
+    rows = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
+    kept = {"data_files": rows, "cache_dir": str(tmp_path / "cache")}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": kept, "doc_to_text": "{{question}} is"}
+    task.write_text(yaml.safe_dump(config) + "process_docs: !function utils.process\n")
+    first = HarnessTask(task)
+    assert first.documents("test")[0]["question"] == "number 32"
+    assert first.described()["config"]["dataset_kwargs"] == kept, "the results file tells what the task's file says"
+    for path, old, new, question in (
+        (utils, '"number "', '"numbEr "', "numbEr 32"),
+        (spelling, "str(number)", "str(number + 1)", "numbEr 33"),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        forget_modules([utils, spelling])
+        assert HarnessTask(task).documents("test")[0]["question"] == question
 
 
 def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
