@@ -181,13 +181,14 @@ def test_a_worker_that_keeps_dying_costs_its_run_three_attempts(tmp_path: Path, 
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HOOK)
-    monkeypatch.setenv("PYTHONPATH", str(hook))
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{hook}{os.pathsep}{before}")
     status = study.run()
     assert len(status.finished) == 3
     (failure,) = status.failed.values()
     assert failure.kind == "worker died" and failure.attempts == 3 and "signal 9" in failure.cause
     assert any("about to die" in line for line in failure.log_tail)
-    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", before)
     assert len(study.run(retry_failed=True).finished) == 4
 
 
