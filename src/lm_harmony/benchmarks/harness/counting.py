@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 from lm_eval.api.task import Task
 
+from lm_harmony.benchmarks.harness.own_functions import LOADED_FROM
 from lm_harmony.benchmarks.harness.task import HarnessTask
 
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
@@ -50,9 +51,8 @@ def dataset_commit(task: HarnessTask) -> str | None:
     for split in rows:
         if not isinstance(split, datasets.Dataset):
             continue
-        # `datasets` names its cache folder after the commit, and knows the files that it downloaded by their address.
-        places = [*(str(file["filename"]) for file in split.cache_files), *(split.info.download_checksums or {})]
-        for place in places:
+        # `datasets` names the folder of its cache after the commit.
+        for place in getattr(split, LOADED_FROM, [file["filename"] for file in split.cache_files]):
             found = _COMMIT.search(str(place))
             if found:
                 return found[0]

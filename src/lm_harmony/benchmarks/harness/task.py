@@ -18,7 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
-from lm_harmony.benchmarks.harness.own_functions import as_written, call_every_time
+from lm_harmony.benchmarks.harness.own_functions import call_every_time
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count
 from lm_harmony.benchmarks.local_rows import read_splits
@@ -172,7 +172,7 @@ class HarnessTask:
 
     def described(self) -> dict[str, Any]:
         """Return the task's version and its configuration as lm_eval writes them to a results file."""
-        config = as_written(dict(self._task.dump_config()))
+        config = dict(self._task.dump_config())
         config.pop("custom_dataset", None)  # a function of ours, whose source would be dumped
         return {"version": self._task.VERSION, "config": json.loads(json.dumps(config, default=str))}
 
