@@ -18,6 +18,20 @@ from lm_harmony.runs.sources import Source
 from lm_harmony.studies.hub_check import HubCheck
 
 MODEL = "EleutherAI/pythia-70m-deduped"
+PROCESSED = """\
+task: processed
+dataset_path: allenai/ai2_arc
+dataset_name: ARC-Easy
+output_type: multiple_choice
+training_split: train
+validation_split: validation
+test_split: test
+process_docs: !function utils.process
+doc_to_text: "{{asked}}"
+doc_to_target: "{{choices.label.index(answerKey)}}"
+doc_to_choice: "{{choices.text}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
 
 
 def source(commit: str, *, kind: str = "model", name: str = MODEL, revision: str = "main") -> Source:
@@ -72,7 +86,14 @@ def test_a_study_waits_again_where_main_moved_and_not_offline(tmp_path: Path) ->
 
     write_arc_dataset(tmp_path / "arc", ROWS["arc_easy"])
     before, after = write_tiny_model(tmp_path / "before", "gpt_neox"), write_tiny_model(tmp_path / "after", "gpt_neox", seed=1)
-    study = {"models": [MODEL], "benchmarks": ["arc_easy"], "recipe": {"epochs": 1}, "execution": {"device": "cpu"}}
+    (tmp_path / "utils.py").write_text("def process(rows):\n    return rows.map(lambda row: {**row, 'asked': row['question']})\n")
+    (tmp_path / "processed.yaml").write_text(PROCESSED)
+    study = {
+        "models": [MODEL],
+        "benchmarks": ["arc_easy", "processed.yaml"],
+        "recipe": {"epochs": 1},
+        "execution": {"device": "cpu"},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
 
     def told(hub: LoopbackHub, command: str, **environment: str) -> str:
@@ -84,15 +105,16 @@ def test_a_study_waits_again_where_main_moved_and_not_offline(tmp_path: Path) ->
 
     data = {"allenai/ai2_arc": tmp_path / "arc"}
     with LoopbackHub(models={MODEL: before}, datasets=data) as hub:
-        assert "1 finished" in told(hub, "study")
+        assert "2 finished" in told(hub, "study")
         commits = {commit_of(hub), commit_of(hub, "allenai/ai2_arc", "datasets")}
-    (file,) = (tmp_path / "results").rglob("record.json")
-    sources = json.loads(file.read_text())["sources"]
-    assert {source["commit"] for source in sources if "path" not in source} == commits
+    file, processed = sorted((tmp_path / "results").rglob("record.json"))
+    for record in (file, processed):
+        sources = json.loads(record.read_text())["sources"]
+        assert {source["commit"] for source in sources if "path" not in source} == commits
     with LoopbackHub(models={MODEL: after}, datasets=data, earlier={MODEL: before}) as hub:
         said = told(hub, "status")
-        assert "0 finished, 0 running, 0 failed, 1 waiting" in said and "main moved from commit" in said
-        assert "1 finished" in told(hub, "status", HF_HUB_OFFLINE="1")
-        assert "1 finished" in told(hub, "study")
+        assert "0 finished, 0 running, 0 failed, 2 waiting" in said and "main moved from commit" in said
+        assert "2 finished" in told(hub, "status", HF_HUB_OFFLINE="1")
+        assert "2 finished" in told(hub, "study")
         assert json.loads(file.read_text())["model_revision"] == commit_of(hub)
-        assert "1 finished" in told(hub, "status")
+        assert "2 finished" in told(hub, "status")

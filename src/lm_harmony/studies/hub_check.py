@@ -48,6 +48,7 @@ class HubCheck:
             worker.start()
         for worker in workers:
             worker.join(max(0.0, until - time.monotonic()))
+        self._unreachable |= any(worker.is_alive() for worker in workers)  # one wait is enough
         return {source: said for source in asked if (said := self._answers.get(source)) is not None}
 
     def _ask(self, unknown: list[Source]) -> None:
