@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.hashes import SMALL, UNSETTLED, HashCache
+from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache
 from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
@@ -365,6 +366,22 @@ def test_a_large_file_is_read_once_by_all_processes(cache: HashCache, tmp_path: 
         file.write('{"path": "/x", "sta\n')
     third = HashCache(cache.folder)
     assert (third.sha256_of(path), third.reads) == (first, 0)
+
+
+def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> None:
+    """The second waits for the first, although the file has only just been written."""
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(LARGE)
+    code = (
+        "import sys; from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "cache = HashCache(Path(sys.argv[1])); print(cache.sha256_of(Path(sys.argv[2])), cache.reads)"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(path)]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].split() for process in both]
+    assert said[0][0] == said[1][0] == hashlib.sha256(bytes(LARGE)).hexdigest()
+    assert sorted(reads for _, reads in said) == ["0", "1"]
 
 
 def test_content_counts_and_times_do_not(cache: HashCache, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ class HashCache:
     def _keep(self, path: Path) -> str:
         if path.stat().st_size >= LARGE:
             # A hash of a file that has just been written could not be remembered, and the file would be read twice.
-            time.sleep(min(UNSETTLED, max(0.0, UNSETTLED - (time.time() - _last_change(_stamp(path))))))
+            age = time.time() - _last_change(_stamp(path))
+            if 0 <= age <= UNSETTLED:
+                time.sleep(UNSETTLED - age + 0.1)
         started = time.time()
         digest, stamp = self._read(path)
         if _last_change(stamp) < started - UNSETTLED:
