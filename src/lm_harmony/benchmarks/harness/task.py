@@ -18,6 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
+from lm_harmony.benchmarks.harness.own_functions import as_written, call_every_time
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count, direction_of
 from lm_harmony.benchmarks.local_rows import read_splits
@@ -25,11 +26,7 @@ from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
 
 Role = Literal["train", "validation", "test"]
-_SPLIT_FIELDS: Mapping[Role, str] = {
-    "train": "training_split",
-    "validation": "validation_split",
-    "test": "test_split",
-}
+_SPLIT_FIELDS: Mapping[Role, str] = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 # What lm_eval and the functions of a task raise when a row does not fit.
 _MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
@@ -62,6 +59,8 @@ class HarnessTask:
         elif data_dir is not None:
             config["custom_dataset"] = functools.partial(_local_dataset, data_dir / self.name, self.declared)
             config.pop("dataset_kwargs", None)
+        else:
+            call_every_time(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         self._task = _build(self.name, config)
@@ -173,7 +172,8 @@ class HarnessTask:
 
     def described(self) -> dict[str, Any]:
         """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
-        config = {key: value for key, value in self._task.dump_config().items() if key != "custom_dataset"}  # a function
+        config = as_written(dict(self._task.dump_config()))
+        config.pop("custom_dataset", None)  # a function, whose source would be dumped
         plain = json.loads(json.dumps(config, default=str))
         return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
 
