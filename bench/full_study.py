@@ -1,8 +1,8 @@
 """What the whole published study, 61 models x 24 benchmarks, would take on one H200 and on eight: ``python -m bench.full_study``.
 
 The published models and most of their benchmarks' rows are not needed: tokens are counted on a sample of real rows with the
-tokenizer of ``--model`` and scaled to each benchmark's full splits; sizes are the catalogue's; shares of the chip's peak are
-those that ``lm-harmony plan`` assumes. A prediction, therefore, on stated assumptions, not a measurement.
+tokenizer of ``--model`` and scaled to each benchmark's full splits; sizes are the catalogue's; constants of the H200 are
+those that ``lm-harmony plan --hardware h200`` prints. A prediction, therefore, on stated assumptions, not a measurement.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tyro
@@ -25,8 +26,11 @@ from lm_harmony.benchmarks.catalogue import BENCHMARKS, BenchmarkInfo
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.plan import hardware_named, model_plan
-from lm_harmony.studies.workload import Asked, Size, Workload, workload
+from lm_harmony.studies.computation import Asked, Fed, Size, Written
+from lm_harmony.studies.hardware import hardware_named
+from lm_harmony.studies.plan import ModelPlan, model_plan
+from lm_harmony.studies.time_model import binding_term, together
+from lm_harmony.studies.workload import Workload, workload
 
 TRAIN, VALIDATION = 50_000, 1_000
 """The published caps."""
@@ -44,6 +48,7 @@ LIKE = {
 """A benchmark without rows at hand -> one whose rows are taken to be as long."""
 LAYERS = ((0.07, 6), (0.16, 12), (0.5, 24), (1.5, 28), (3, 32), (7, 32), (14, 48))
 """Billions of parameters, and blocks that models of this size have; between them interpolated."""
+Counts = TypeVar("Counts", Fed, Asked, Written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +63,33 @@ def main(flags: Flags) -> None:
     """Print hours by size of model, and in all."""
     sampled = {task: scaled(flags, info) for task, info in BENCHMARKS.items()}
     h200 = hardware_named("h200")
-    hours: dict[str, float] = {}
-    flops = 0.0
-    for name, info in MODELS.items():
-        plan = model_plan(
-            name, [replace(load, size=size_of(info.params_b or info.nominal_params_b)) for load in sampled.values()], h200
-        )
-        hours[name], flops = plan.hours, flops + plan.flops
-    table = Table("models of", "how many", "GPU hours", title="61 models x 24 benchmarks, one seed, direct and trained, on H200")
-    edges = (0, 0.5, 2, 5, 20)
-    for low, high in pairwise(edges):
-        some = [hours[name] for name, info in MODELS.items() if low < (info.params_b or info.nominal_params_b) <= high]
-        table.add_row(f"{low:g} to {high:g} billion", f"{len(some)}", f"{sum(some):,.0f}")
-    total = sum(hours.values())
-    table.add_row("all", f"{len(hours)}", f"{total:,.0f}")
-    Console(width=100).print(table)
+    billions = {name: info.params_b or info.nominal_params_b for name, info in MODELS.items()}
+    plans = {
+        name: model_plan(name, [replace(load, size=size_of(size)) for load in sampled.values()], h200)
+        for name, size in billions.items()
+    }
+    table = Table("models of", "how many", "GPU hours", "launches", "FLOPs", "bound by")
+    for low, high in pairwise((0, 0.5, 2, 5, 20)):
+        some = [plans[name] for name, size in billions.items() if low < size <= high]
+        table.add_row(f"{low:g} to {high:g} billion", f"{len(some)}", *summed(some))
+    table.add_row("all", f"{len(plans)}", *summed(list(plans.values())))
+    Console(width=100).print("61 models x 24 benchmarks, one seed, direct and trained, on H200", table)
+    hours = {name: plan.hours for name, plan in plans.items()}
+    total, flops = sum(hours.values()), sum(plan.flops for plan in plans.values())
     # No model is split between GPUs, so eight of them wait for the last one.
     spread = max(total / flags.gpus, max(hours.values()))
     training, scoring = (sum(getattr(load, f"{what}_tokens") for load in sampled.values()) for what in ("training", "scoring"))
     print(f"one H200: {total / 24:.1f} days; {flags.gpus}: {spread / 24:.1f} days; {flops:.3g} FLOPs")
     print(json.dumps({"bench": "full_study", "hours": total, "hours_many": spread, "training": training, "scoring": scoring}))
+
+
+def summed(plans: list[ModelPlan]) -> list[str]:
+    """Return hours in all, hours of launches and of FLOPs (which overlap), and what binds, of several models."""
+    names = dict.fromkeys(name for plan in plans for name in plan.phases)
+    phases = {name: together(plan.phases[name] for plan in plans if name in plan.phases) for name in names}
+    whole, (bound, share) = together(phases.values()), binding_term(phases)
+    hours = (whole.seconds, whole.terms["launches"], whole.terms["FLOPs"])
+    return [*(f"{seconds / 3600:,.0f}" for seconds in hours), f"{bound} ({share:.0%})"]
 
 
 def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
@@ -88,34 +100,52 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
         benchmark=BenchmarkSpec(task=task, data_dir=Path(flags.data), caps=SAMPLE),
         direct=True,
     )
-    load = workload(spec)
+    load = workload(spec, hardware_named("h200").room)
     train, tested = min(TRAIN, info.train_rows), TEST_ROWS[info.task]
-    kept = load.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch taken as whole
+    kept = load.fed.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch taken as whole
     share = train / kept
     # Without a validation split of its own a benchmark gives up a fifth of its training rows; the cap holds for it too.
     validated = min(VALIDATION, info.train_rows // 5)
     return replace(
         load,
         spec=replace(spec, benchmark=replace(spec.benchmark, task=info.task)),
-        training_tokens=round(load.training_tokens * share),
-        trained_labels=round(load.trained_labels * share),
-        steps=PUBLISHED.epochs * math.ceil(train / PUBLISHED.batch_size),
-        validation=times(load.validation, validated / SAMPLE.validation),
-        test=times(load.test, tested / load.test_rows),
+        fed=replace(times(load.fed, share), steps=PUBLISHED.epochs * math.ceil(train / PUBLISHED.batch_size)),
+        validation=asked_times(load.validation, validated / SAMPLE.validation),
+        test=asked_times(load.test, tested / load.test_rows),
         test_rows=tested,
     )
 
 
-def times(asked: Asked, share: float) -> Asked:
-    """Return ``asked`` for another number of rows."""
-    return Asked(**{name: round(value * share) for name, value in vars(asked).items()})
+def times(counts: Counts, share: float) -> Counts:
+    """Return what is counted for another number of rows."""
+    return replace(counts, **{name: round(value * share) for name, value in vars(counts).items() if isinstance(value, int)})
+
+
+def asked_times(asked: Asked, share: float) -> Asked:
+    """Return ``asked`` for another number of rows, in passes and batches as large as a GPU's."""
+    room, written = hardware_named("h200").room, times(asked.written, share)
+    if asked.written.passes:  # the sample is written in one batch
+        limit = asked.written.steps + 1
+        batches = math.ceil(written.tokens / limit / room.written_rows)
+        written = replace(written, passes=batches, steps=batches * (limit - 1))
+    return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), written=written)
 
 
 def size_of(billions: float) -> Size:
-    """Return the size of a model of so many parameters, its output layer counted with every token."""
-    layers = np.interp(math.log(billions), [math.log(size) for size, _ in LAYERS], [count for _, count in LAYERS])
+    """Return the size of a model of so many parameters, its output layer counted with every token, two adapters in each layer."""
+    layers = round(float(np.interp(math.log(billions), [math.log(size) for size, _ in LAYERS], [count for _, count in LAYERS])))
     parameters = int(billions * 1e9)
-    return Size(parameters=parameters, computing=parameters, output=0, trained=parameters // 1_000, layers=round(float(layers)))
+    width = round(math.sqrt(parameters / (12 * layers)))  # 12 width x width matrices in a layer
+    return Size(
+        parameters=parameters,
+        computing=parameters,
+        output=0,
+        trained=parameters // 1_000,
+        layers=layers,
+        adapted=2 * layers,
+        query_width=width,
+        key_width=width // 4,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.runs.environment import describe_cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def show(title: str, measured: Sequence[Measured]) -> None:
         times = (f"{row.seconds[side]:.2f}" for side in sides)
         table.add_row(row.what, *times, f"{row.ratio:.2f}x", f"{low:.2f} - {high:.2f}")
     Console(width=120).print(table)
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {**describe_cpu(), "torch": torch.__version__}
     rows = [{"what": row.what, "seconds": dict(row.seconds), "ratio": row.ratio, "spread": row.spread} for row in measured]
     print(json.dumps({"bench": title, "date": date.today().isoformat(), "machine": machine, "rows": rows}))
 

@@ -25,7 +25,7 @@ def main(flags: BenchFlags) -> None:
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
     model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
-    learn = choose_paths(model).learn
+    paths = choose_paths(model)
     measured: list[Measured] = []
     with trainee(model, PUBLISHED, seed=0) as learner:
         parameters = list(learner.trained_parameters().values())
@@ -39,8 +39,9 @@ def main(flags: BenchFlags) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
 
-        def ours(batch: list[TokenSequence]) -> torch.Tensor:
-            return -learn(model.module, batch).logprobs_L.mean()
+        def ours(rows: list[TokenSequence]) -> None:
+            with paths.computing(model.module):
+                step(lambda batch: -paths.learn(model.module, batch).logprobs_L.mean(), rows)
 
         def padded(batch: list[TokenSequence]) -> torch.Tensor:
             encoded = model.text.tokenizer.pad(
@@ -53,7 +54,7 @@ def main(flags: BenchFlags) -> None:
             _, splits = splits_of(task, flags.data, Caps(train=flags.rows or 48, validation=8, test=8))
             rows = training_sequences(model, splits.train, max_length=1024, completion_only=False)
             sides = {
-                "LM-Harmony": lambda: step(ours, rows),  # noqa: B023
+                "LM-Harmony": lambda: ours(rows),  # noqa: B023
                 "right-padded, transformers' loss": lambda: step(padded, rows),  # noqa: B023
             }
             measured.append(compare(f"{task}, {len(rows)} rows in steps of {BATCH}", sides, runs=flags.runs))

@@ -95,6 +95,47 @@ def test_runs_as_they_are_left_can_be_compared(tmp_path: Path) -> None:
     assert "model1" in board.stdout and "no PC1" in board.stdout
 
 
+def test_a_damaged_record_is_told_beside_the_board(tmp_path: Path) -> None:
+    for number, model in enumerate(("local/a", "local/b", "local/c")):
+        for task in TASKS:
+            store = write_run(tmp_path, model=model, task=task, trained=0.3 + 0.1 * number + 0.01 * len(task))
+    (store.folder / "record.json").write_text("{", encoding="utf-8")
+    file = store.folder / "record.json"
+    done = harmony("leaderboard", str(tmp_path))
+    assert done.returncode == 0 and f"left out: {file} cannot be read: it is not JSON" in done.stdout
+    assert all(model in done.stdout for model in ("local/a", "local/b", "local/c"))
+    markdown = harmony("leaderboard", str(tmp_path), "--format", "markdown").stdout
+    assert f"{file} cannot be read" in markdown.replace("\\", "")
+    assert f"{file} cannot be read" in json.dumps(json.loads(harmony("leaderboard", str(tmp_path), "--format", "json").stdout))
+    analyzed = harmony("analyze", str(tmp_path), "-o", str(tmp_path / "out"), "--no-figures")
+    assert analyzed.returncode == 0 and f"{file} cannot be read" in analyzed.stdout
+
+
+def test_a_board_that_was_written_can_be_read_again_with_its_corpora(tmp_path: Path) -> None:
+    """The wide layout names corpora as runs record them."""
+    for number, model in enumerate(("local/a", "local/b")):
+        write_run(tmp_path / "runs", model=model, trained=0.5 + 0.1 * number)
+        write_run(
+            tmp_path / "runs",
+            model=model,
+            task="corpus-wiki",
+            metric="bits_per_byte,none",
+            higher=False,
+            trained=1.2 - 0.1 * number,
+        )
+    (tmp_path / "board.csv").write_text(harmony("leaderboard", str(tmp_path / "runs"), "--format", "csv").stdout)
+    again = harmony("leaderboard", str(tmp_path / "board.csv"), "--format", "json")
+    assert again.returncode == 0, again.stderr
+    assert "corpus-wiki" in again.stdout
+
+
+def test_a_score_out_of_its_range_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("model,arc_easy\na,50\nb,150\n", encoding="utf-8")
+    done = harmony("leaderboard", str(tmp_path / "scores.csv"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "scores.csv, line 3, column arc_easy: a score of acc_norm,none is from 0 to 100 percent, got 150" in done.stderr
+
+
 def test_place_predicts_and_suggests(results: Path) -> None:
     done = harmony("place", str(results), "--model", "local/d", "--suggest", "2")
     assert "predicted from piqa, sciq, arc_easy" in done.stdout and "Kendall's tau" in done.stdout

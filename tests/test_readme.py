@@ -55,7 +55,7 @@ LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
 SMALL = {
     "--data DATA": "--data data",
     "_tokens 128": "_tokens 16",
-    "bench.shapes": "bench.shapes --shapes tiny --joint tiny --questions 20 --steps 2",
+    "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
 }
 """What stands for something large."""
 VARIED = {"gsm8k": "question", "nq_open": "question", "mnli": "premise", "sst2": "sentence", "cola": "sentence"}

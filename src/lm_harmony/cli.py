@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_harmony import board_command, page_command
-from lm_harmony.errors import HarmonyError
+from lm_harmony.errors import HarmonyError, check_integer
 from lm_harmony.flags import RunFlags
 
 
@@ -60,7 +60,7 @@ def plan(
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
 ) -> bool:
-    """Tell what a study will take before anything runs: tokens, FLOPs, memory, disk, hours.
+    """Tell what a study will take before anything runs: tokens, FLOPs, memory, disk, hours, and which term binds them.
 
     Args:
         file: the study's YAML file.
@@ -69,16 +69,17 @@ def plan(
         only: count only the runs whose name holds one of these (* and ? allowed).
         skip: leave out the runs whose name holds one of these.
     """
-    from lm_harmony import run_command, study_command
-    from lm_harmony.studies.calibration import calibrate
-    from lm_harmony.studies.plan import hardware_named, make_plan
+    from lm_harmony import plan_command, run_command
+    from lm_harmony.studies.hardware import calibrate, hardware_named
+    from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
+    check_integer("workers", workers, 1)
     run_command.quiet_libraries()
     specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
     planned = make_plan(specs, machine)
-    study_command.show_plan(planned, workers)
+    plan_command.show_plan(planned, workers)
     return not planned.missing
 
 
@@ -120,6 +121,8 @@ def study(
     from lm_harmony.studies.study import Study
     from lm_harmony.study_command import list_runs, run_study
 
+    if workers is not None:
+        check_integer("workers", workers, 1)
     asked = Study.read(file, only=only, skip=skip)
     if dry_run:
         list_runs(asked)

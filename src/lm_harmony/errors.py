@@ -7,6 +7,8 @@ carries one message only, so that it survives pickling between processes.
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -40,6 +42,58 @@ class StoreError(HarmonyError, OSError):
 
 class MissingExtra(HarmonyError, ImportError):
     """An optional package is needed; the text names the pip line."""
+
+
+def check_integer(field: str, value: object, low: int, high: int | None = None) -> None:
+    """Refuse a value that is no whole number from ``low`` to ``high`` (None: no upper limit); ``field`` names it in the message.
+
+    Raises:
+        UsageError: the value is of another type (true and false are no numbers), or out of the range.
+    """
+    rule = f"at least {low}" if high is None else f"from {low} to {high}"
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise UsageError(
+            f"{field} must be a whole number, {rule}, got {value!r}. Write it without quotes or decimals, such as 8."
+        )
+    if int(value) < low or (high is not None and int(value) > high):
+        raise UsageError(f"{field} must be {rule}, got {value}. Give a whole number in that range.")
+
+
+def check_number(
+    field: str,
+    value: object,
+    *,
+    positive: bool = False,
+    low: float = 0.0,
+    below: float = math.inf,
+    high: float = math.inf,
+) -> None:
+    """Refuse a value that is no finite number from ``low`` to ``high``, under ``below``, and above 0 where ``positive``.
+
+    Raises:
+        UsageError: the value is of another type, is NaN or infinite, or out of the range.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise UsageError(f"{field} must be a number, got {value!r}. Write it without quotes, with a decimal point: 1.0e-4.")
+    if positive:
+        rule = "a positive number"
+    elif math.isfinite(below) or math.isfinite(high):
+        rule = f"in [{low:g}, {below:g})" if math.isfinite(below) else f"in [{low:g}, {high:g}]"
+    else:
+        rule = "a finite number, not negative" if low == 0 else f"a finite number of at least {low:g}"
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high and number < below and (number > 0 or not positive)):
+        raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
+
+
+def check_flag(field: str, value: object) -> None:
+    """Refuse a value that is neither true nor false: the text "no" would count as true.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{field} must be true or false, got {value!r}. Write it without quotes.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

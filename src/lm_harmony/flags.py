@@ -57,7 +57,7 @@ class TrainParam:
     metric_for_best_model: str | None = None
     """Metric that chooses the epoch, as lm_eval keys it, with or without eval_ before it; default: the benchmark's own."""
     greater_is_better: bool = True
-    """Direction of that metric; when given it must agree with the benchmark's."""
+    """Direction of that metric; decides where the benchmark gives none, else it must agree with the benchmark's."""
     num_train_epochs: int = 5
     """Passes over the training rows."""
     max_steps: int = -1
@@ -153,7 +153,7 @@ class RunFlags:
     use_peft: bool = True
     """Train a LoRA adapter; off: all weights."""
     dtype: str = "auto"
-    """Base weights: float32, bfloat16, or auto (bfloat16 on a GPU under an adapter, else float32)."""
+    """Base weights: float32, bfloat16, or auto (float32 on a CPU; on a GPU bfloat16 under an adapter, bfloat16 autocast else)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     engine: str = "auto"

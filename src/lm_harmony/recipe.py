@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import UsageError, check_flag, check_integer, check_number, did_you_mean
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
-def _check(field: str, value: Any, rule: str, holds: bool) -> None:
-    if not holds:
-        raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
-
-
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}")
+        raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(str(value), known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +43,13 @@ class Lora:
     """Weight-decomposed adapter (DoRA)."""
 
     def __post_init__(self) -> None:
-        _check("peft_config.r", self.r, "at least 1", self.r >= 1)
-        _check("peft_config.lora_alpha", self.lora_alpha, "at least 1", self.lora_alpha >= 1)
-        _check("peft_config.lora_dropout", self.lora_dropout, "in [0, 1)", 0 <= self.lora_dropout < 1)
+        check_integer("peft_config.r", self.r, 1)
+        check_number("peft_config.lora_alpha", self.lora_alpha, low=1)
+        check_number("peft_config.lora_dropout", self.lora_dropout, below=1)
+        check_flag("peft_config.use_rslora", self.use_rslora)
+        check_flag("peft_config.use_dora", self.use_dora)
+        if not all(isinstance(name, str) for name in self.target_modules):
+            raise UsageError(f"peft_config.target_modules must be names of modules, got {self.target_modules!r}. List names.")
         _one_of("peft_config.bias", self.bias, ("none", "all", "lora_only"))
 
 
@@ -91,25 +90,27 @@ class Recipe:
     max_steps: int | None = None
     """Stop after this many optimizer steps, in the middle of an epoch if need be; None: never."""
     dtype: str = "auto"
-    """Type of the base weights: float32, bfloat16, or auto (bfloat16 on a GPU under an adapter, else float32)."""
+    """Type of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU that has bfloat16 it is bfloat16
+    under an adapter, and float32 weights with bfloat16 products (autocast) where all weights are trained."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens, for tasks that do not set their own limit."""
 
     def __post_init__(self) -> None:
-        _check("train_param.num_train_epochs", self.epochs, "at least 1", self.epochs >= 1)
-        rate = self.learning_rate
-        _check("train_param.learning_rate", rate, "a positive number", math.isfinite(rate) and rate > 0)
-        _check("batch size", self.batch_size, "at least 1", self.batch_size >= 1)
-        _check("train_param.max_seq_length", self.max_length, "at least 2", self.max_length >= 2)
-        for name, beta in (("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)):
-            _check(f"train_param.{name}", beta, "in [0, 1)", 0 <= beta < 1)
-        _check("train_param.adam_epsilon", self.adam_epsilon, "positive", self.adam_epsilon > 0)
-        _check("train_param.weight_decay", self.weight_decay, "not negative", self.weight_decay >= 0)
-        _check("train_param.max_grad_norm", self.max_grad_norm, "not negative", self.max_grad_norm >= 0)
-        _check("train_param.warmup_steps", self.warmup_steps, "not negative", self.warmup_steps >= 0)
-        _check("train_param.warmup_ratio", self.warmup_ratio, "in [0, 1]", 0 <= self.warmup_ratio <= 1)
-        _check("train_param.max_steps", self.max_steps, "at least 1", self.max_steps is None or self.max_steps >= 1)
-        _check("max_new_tokens", self.max_new_tokens, "at least 1", self.max_new_tokens >= 1)
+        check_integer("train_param.num_train_epochs", self.epochs, 1)
+        check_number("train_param.learning_rate", self.learning_rate, positive=True)
+        check_integer("batch size", self.batch_size, 1)
+        check_integer("train_param.max_seq_length", self.max_length, 2)
+        check_flag("completion_only", self.completion_only)
+        check_number("train_param.adam_beta1", self.adam_beta1, below=1)
+        check_number("train_param.adam_beta2", self.adam_beta2, below=1)
+        check_number("train_param.adam_epsilon", self.adam_epsilon, positive=True)
+        check_number("train_param.weight_decay", self.weight_decay)
+        check_number("train_param.max_grad_norm", self.max_grad_norm)
+        check_integer("train_param.warmup_steps", self.warmup_steps, 0)
+        check_number("train_param.warmup_ratio", self.warmup_ratio, high=1)
+        if self.max_steps is not None:
+            check_integer("train_param.max_steps", self.max_steps, 1)
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
         _one_of("train_param.optim", self.optimizer, OPTIMIZERS)
         _one_of("train_param.lr_scheduler_type", self.lr_schedule, SCHEDULES)
         _one_of("dtype", self.dtype, DTYPES)
@@ -131,7 +132,12 @@ class Recipe:
                 raise UsageError(f"recipe has no field {key!r}.{did_you_mean(key, known)}")
         lora = values.get("lora")
         if lora is not None:
-            lora = Lora(**{**lora, "target_modules": tuple(lora.get("target_modules", ()))})
+            if not isinstance(lora, Mapping):
+                raise UsageError(f"lora must be a mapping, or null to train all weights, got {lora!r}. Write lora: {{r: 8}}.")
+            targets = lora.get("target_modules", ())
+            if not isinstance(targets, (list, tuple)):  # the letters of a text would count as names
+                raise UsageError(f"peft_config.target_modules must be a list, got {targets!r}. Write [{targets}].")
+            lora = Lora(**{**lora, "target_modules": tuple(targets)})
         return cls(**{**values, "lora": lora})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import UsageError, check_integer, did_you_mean
 from lm_harmony.flags import BUILT_IN, RunFlags
 from lm_harmony.recipe import Recipe
 from lm_harmony.runs.spec import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
@@ -122,8 +122,8 @@ def _refuse_other_protocols(flags: RunFlags) -> None:
         ("train_param.gradient_accumulation_steps", train.gradient_accumulation_steps),
         ("eval_max_batch_size", flags.eval_max_batch_size),
     ):
-        if size is not None and size < 1:
-            raise UsageError(f"{flag} must be at least 1, got {size}. Give a positive number.")
+        if size is not None:
+            check_integer(flag, size, 1)
 
 
 def _seed(flags: RunFlags, given: Collection[str]) -> int:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Column, Table
+from rich.table import Table
+from rich.text import Text
 
 from lm_harmony.errors import UsageError
 from lm_harmony.progress import display
@@ -21,9 +21,6 @@ from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.study import Status, Study
 from lm_harmony.studies.study_file import StudySpec
-
-if TYPE_CHECKING:
-    from lm_harmony.studies.plan import Plan
 
 log = logging.getLogger("lm_harmony")
 
@@ -80,9 +77,9 @@ def show_status(status: Status, spec: StudySpec) -> None:
     if status.failed:
         table = Table("run", "cause", title="Failed", title_justify="left")
         for assignment, failure in status.failed.items():
-            table.add_row(assignment.name, f"{failure.kind}: {failure.cause}")
+            table.add_row(Text(assignment.name), Text(f"{failure.kind}: {failure.cause}"))  # a cause may hold [brackets]
         console.print(table)
-        console.print("Mend the cause and repeat the study with --retry-failed.", highlight=False)
+        console.print("Remove the cause and repeat the study with --retry-failed.", highlight=False)
 
 
 def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:
@@ -106,40 +103,6 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
         if folder is not None and named is None:
             console.print(f"Add {key}: {folder.resolve()} to the study file.", highlight=False, markup=False)
     return whole
-
-
-def show_plan(plan: Plan, workers: int) -> None:
-    """Print what a study takes, model by model and in all."""
-    console = Console()
-    table = Table("model", "weights", *(Column(name, justify="right") for name in _PLANNED), title=f"On {plan.hardware.name}")
-    for model in plan.models:
-        table.add_row(
-            Path(model.model).name if Path(model.model).is_dir() else model.model,
-            f"{model.size.parameters / 1e6:,.1f} M",
-            f"{model.runs}",
-            f"{model.training_tokens:,}",
-            f"{model.scoring_tokens:,}",
-            f"{model.flops:.3g}",
-            f"{model.memory_bytes / 2**30:.1f} GiB",
-            _time(model.hours),
-        )
-    console.print(table)
-    runs = sum(model.runs for model in plan.models)
-    total = f"{runs} runs, {_time(plan.hours)} for one worker"
-    if workers > 1:
-        total += f", {_time(plan.hours / workers)} for {workers} (if none of them waits)"
-    console.print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", highlight=False)
-    if plan.hardware.name != "here":
-        console.print("Hours assume 45% of the peak in training and 55% in scoring; measured nowhere.", highlight=False)
-    for run, cause in plan.missing.items():
-        console.print(f"not counted: {run}: {cause}", highlight=False, markup=False, soft_wrap=True)
-
-
-_PLANNED = ("runs", "training tokens", "scoring tokens", "FLOPs", "memory", "time")
-
-
-def _time(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
 
 
 def list_runs(study: Study) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lm_harmony.analysis.cells import Cell, Found
+from lm_harmony.analysis.facts import METRICS
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.errors import UsageError
 
@@ -22,6 +23,8 @@ PAPER = {
     "direct_eval": {"arc_easy": {"gpt2": 0.4}},
     "train_before_test_stderr": {"arc_easy": {"gpt2": 0.01}, "wiki_2025": {"gpt2": "N/A"}},
 }
+
+LONG = "model,benchmark,preparation,score,stderr,count,metric,higher_is_better\n"
 
 
 def _write(path: Path, text: str) -> Path:
@@ -69,6 +72,30 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ("x.csv", "model,benchmark,preparation,score\na,arc_easy,tuned,0.5\n", "direct or trained, got 'tuned'"),
         ("x.csv", "model,benchmark,preparation,score\na,mine,direct,0.5\n", "which direction is better"),
         ("x.csv", "model,benchmark,preparation,score,higher_is_better\na,mine,direct,0.5,up\n", "true or false, got 'up'"),
+        (
+            "x.csv",
+            "model,arc_easy\na,150\n",
+            "x.csv, line 2, column arc_easy: a score of acc_norm,none is from 0 to 100 percent, got 150",
+        ),
+        ("x.csv", "model,arc_easy,sst2\na,50,60\nb,50,-30\n", "x.csv, line 3, column sst2: a score of acc,none is from 0 to 100"),
+        ("x.csv", "model,cola\na,-101\n", "a score of mcc,none is from -100 to 100 percent, got -101"),
+        ("x.csv", "model,arc_easy,wiki_2025\na,50,-0.9\n", "a score of bits_per_byte,none is at least 0, got -0.9"),
+        ("x.csv", LONG + "a,arc_easy,direct,55,,,,\n", "line 2, column score: a score of acc_norm,none is from 0 to 1, got 55"),
+        ("x.csv", LONG + 'a,mine,direct,1.01,,,"exact_match,none",\n', "a score of exact_match,none is from 0 to 1, got 1.01"),
+        ("x.csv", LONG + 'a,mine,direct,0.5,,,"word_perplexity,none",\n', "word_perplexity,none is at least 1, got 0.5"),
+        ("x.csv", LONG + "a,arc_easy,direct,0.5,-0.1,,,\n", "a standard error must not be negative, got -0.1"),
+        ("x.csv", LONG + "a,arc_easy,direct,0.5,2.5,,,\n", "a standard error of acc_norm,none is at most 0.5, got 2.5"),
+        ("x.csv", LONG + "a,arc_easy,direct,0.5,,2.5,,\n", "column count: it must be a whole number of at least 1, got 2.5"),
+        ("x.csv", LONG + "a,arc_easy,direct,0.5,,,,false\n", "column higher_is_better: of acc_norm,none it is True, got False"),
+        ("x.csv", LONG + 'a,arc_easy,direct,0.5,,,"loss,none",\n', "which direction is better"),
+        ("x.csv", "model,arc_easy\na,50,5\n", "line 2: it has more cells than the table has columns"),
+        ("x.csv", "model,arc_easy,arc_easy\na,50,60\n", "the column 'arc_easy' is there twice"),
+        ("x.csv", "model,arc_easy\n,50\n", "line 2, column model: it is empty"),
+        (
+            "x.json",
+            '{"direct_eval": {"arc_easy": {"a": 1.5}}}',
+            "direct_eval: arc_easy: a: a score of acc_norm,none is from 0 to 1",
+        ),
         ("x.json", "{", "is not JSON"),
         ("x.json", "[]", "train_before_test or direct_eval"),
         ("x.json", '{"direct_eval": {"mine": {"a": 1}}}', "which direction is better"),
@@ -132,3 +159,36 @@ def test_a_model_in_a_folder_is_known_by_the_end_of_its_path() -> None:
         matrix.model_called("model")
     with pytest.raises(UsageError, match="It has 3 models: /home"):
         matrix.model_called("theirs")
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        ("model,arc_easy\na,100\n", 1.0),
+        ("model,arc_easy\na,0\nb,50\n", 0.0),
+        ("model,cola\na,-30\n", -0.3),
+        (LONG + "a,arc_easy,trained,0.5,0.5,1,,\n", 0.5),
+        (LONG + "a,mine,trained,150,,,score,true\n", 150.0),
+        (LONG + 'a,mine,trained,31.5,,,"bleu,none",\n', 31.5),
+        ("model,wiki_2025\na,1.7\n", 1.7),
+        ('model,arc_easy\n"a\nb",50\n', 0.5),
+    ],
+)
+def test_scores_at_the_ends_of_their_range_and_of_unknown_metrics_are_read(tmp_path: Path, table: str, value: float) -> None:
+    """Negative control of the ranges: 0%, 100%, a negative correlation, and a metric whose range is not known."""
+    assert ScoreMatrix.read(_write(tmp_path / "x.csv", table)).trained.values.iloc[0, 0] == pytest.approx(value)
+
+
+def test_a_catalogued_benchmark_lends_its_direction_to_no_other_metric(tmp_path: Path) -> None:
+    """arc_easy is catalogued with an accuracy, where higher is better: a perplexity on it is better when lower."""
+    found = {}
+    for metric in ("acc_norm,none", "word_perplexity,none"):
+        matrix = ScoreMatrix.read(_write(tmp_path / "x.csv", LONG + f'a,arc_easy,trained,1,,,"{metric}",\n'))
+        found[metric] = matrix.benchmarks[0].higher_is_better
+    assert found == {"acc_norm,none": True, "word_perplexity,none": False}
+
+
+def test_known_directions_are_lm_evals() -> None:
+    from lm_eval.api.registry import is_higher_better
+
+    assert {name: facts.higher_is_better for name, facts in METRICS.items()} == {name: is_higher_better(name) for name in METRICS}

@@ -120,12 +120,17 @@ def test_seeds_are_averaged_by_question(tmp_path: Path) -> None:
     assert found is not None and list(found.columns[:, 0]) == [1.0, 0.5] and not found.is_binary
 
 
-def test_torn_samples_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"doc_hash": ', "[]\n", "\udcff"], ids=["cut off", "a list", "no text"])
+def test_torn_samples_are_named_and_cost_the_pairing_only(tmp_path: Path, text: str) -> None:
     for model in "ab":
         store = write_run(tmp_path, model=model, outcomes=[1.0, 0.0])
-    (store.folder / "samples_test.jsonl").write_text('{"doc_hash": ', encoding="utf-8")
+    file = store.folder / "samples_test.jsonl"
+    assert _duel(tmp_path).test == "mcnemar" and _duel(tmp_path).note == ""  # negative control
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(StoreError, match=r"samples_test\.jsonl cannot be read"):
-        _duel(tmp_path)
+        read_outcomes([file], "acc_norm,none")
+    duel = _duel(tmp_path)
+    assert duel.test == "z" and duel.p is not None and f"{file} cannot be read" in duel.note
 
 
 def test_holm_corrects_over_the_benchmarks_of_one_preparation() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,15 @@ from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.board import own_board
-from lm_harmony.analysis.records import combined
+from lm_harmony.analysis.records import MOST_NAMED, combined
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.hashes import sha256_of
+from lm_harmony.runs.record import Failure
+from lm_harmony.runs.scan import records_below
 from lm_harmony.runs.sources import Source
+from lm_harmony.runs.spec import ModelSpec
+from lm_harmony.runs.store import RunStore
 
 
 def test_seeds_are_averaged_and_their_spread_counts(tmp_path: Path) -> None:
@@ -102,6 +109,140 @@ def test_a_model_is_averaged_only_over_its_own_seeds(tmp_path: Path) -> None:
     write_run(tmp_path, model="b", seed=1, trained=0.6)
     values = ScoreMatrix.from_records(tmp_path).trained.values["arc_easy"]
     assert np.allclose(values, [0.4, 0.6])
+
+
+def rewritten(**changes: Any) -> Callable[[str], bytes]:
+    """Return what changes values of a record; a key "trained.metrics" is one of a mapping inside."""
+
+    def rewrite(text: str) -> bytes:
+        record = json.loads(text)
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            part = record
+            for name in path:
+                part = part[name]
+            part[last] = value
+        return json.dumps(record).encode()
+
+    return rewrite
+
+
+DAMAGES: dict[str, tuple[Callable[[str], bytes], str]] = {
+    "cut off": (lambda text: text[: len(text) // 2].encode(), "it is not JSON"),
+    "empty": (lambda text: b"", "it is not JSON"),
+    "binary": (lambda text: b"\xff\xfe\x00" + text.encode(), "UnicodeDecodeError"),
+    "a list": (lambda text: b"[]", "record format None is not 1"),
+    "nested too deep": (lambda text: b"[" * 100_000, "RecursionError"),
+    "another program's": (lambda text: b'{"format": "mp3", "artist": "nobody"}', "record format 'mp3' is not 1"),
+    "of a newer version": (rewritten(format=2), "record format 2 is not 1"),
+    "without a field": (lambda text: text.replace('"metric"', '"metrik"').encode(), "lacks or adds a field: 'metric'"),
+    "a specification that is text": (rewritten(spec="all of it"), "lacks or adds a field"),
+    "a score in words": (rewritten(trained__metrics={"acc_norm,none": "high"}), "score of acc_norm,none is no number: 'high'"),
+    "an error in words": (rewritten(trained__stderrs={"acc_norm,none": "low"}), "score of acc_norm,none is no number: 'low'"),
+    "a recipe of no kind": (rewritten(spec__recipe__epochs=-5), "train_param.num_train_epochs must be at least 1, got -5"),
+    "a direction in words": (rewritten(higher_is_better="yes"), "higher_is_better true or false"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path, damage: str) -> None:
+    """It is a gap with its file and cause; the other models keep their scores, and the board is made."""
+    write_run(tmp_path, model="a", trained=0.4)
+    write_run(tmp_path, model="b", trained=0.6)
+    store = write_run(tmp_path, model="c", trained=0.9)
+    before = ScoreMatrix.from_records(tmp_path)
+    assert before.notes == () and len(before.gaps("trained")) == 0  # negative control
+    change, cause = DAMAGES[damage]
+    file = store.folder / "record.json"
+    file.write_bytes(change(file.read_text(encoding="utf-8")))
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.trained.values["arc_easy"].dropna().to_dict() == {"a": 0.4, "b": 0.6}
+    (gap,) = matrix.gaps("trained")
+    assert gap.model == "c" and gap.cause.startswith(f"{file} cannot be read: ") and cause in gap.cause
+    assert f"Restore the file, or remove {store.folder}" in gap.cause and "\n" not in gap.cause
+    assert matrix.notes == (f"left out: {gap.cause}",)
+    board = own_board(matrix)
+    assert matrix.notes[0] in board.notes and {row.model for row in board.rows} == {"a", "b", "c"}
+    assert [record.spec.model.name for record in records_below(tmp_path)] == ["a", "b"]
+
+
+def test_a_foreign_record_above_the_runs_hides_none_of_them(tmp_path: Path) -> None:
+    """A record.json in the results folder itself, and one beside a model's runs, are named; the runs below are read."""
+    write_run(tmp_path, model="a", name="arc_easy/a")
+    for folder in (tmp_path, tmp_path / "arc_easy"):
+        (folder / "record.json").write_text('{"track": 1}', encoding="utf-8")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.trained.values.loc["a", "arc_easy"] == 0.5
+    assert [note.split(" cannot")[0] for note in matrix.notes] == [
+        f"left out: {tmp_path / 'record.json'}",
+        f"left out: {tmp_path / 'arc_easy' / 'record.json'}",
+    ]
+
+
+def test_a_damaged_seed_is_named_and_the_others_are_averaged(tmp_path: Path) -> None:
+    stores = [write_run(tmp_path, model="a", seed=seed, trained=score) for seed, score in enumerate((0.4, 0.6, 0.9))]
+    (stores[2].folder / "record.json").write_text("{", encoding="utf-8")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.seeds == (0, 1) and matrix.trained.values.loc["a", "arc_easy"] == pytest.approx(0.5)
+    assert matrix.gaps("trained") == () and len(matrix.notes) == 1 and str(stores[2].folder) in matrix.notes[0]
+
+
+def test_a_damaged_failure_and_a_damaged_request_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a")
+    write_failure(tmp_path, model="b")
+    write_failure(tmp_path, model="c")
+    (tmp_path / "arc_easy/b/seed0/failure.json").write_text("{", encoding="utf-8")
+    (tmp_path / "arc_easy/c/seed0/config.yaml").write_text("a: [", encoding="utf-8")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    (gap,) = matrix.gaps("trained")
+    assert gap.model == "b" and "failure.json cannot be read" in gap.cause and matrix.notes == (f"left out: {gap.cause}",)
+
+
+def test_a_score_that_is_no_number_any_more_is_a_gap_that_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a")
+    store = write_run(tmp_path, model="b", trained=math.nan)
+    (gap,) = ScoreMatrix.from_records(tmp_path).gaps("trained")
+    assert gap.model == "b" and gap.cause == f"{store.folder / 'record.json'} has no finite acc_norm,none: nan"
+
+
+def test_where_no_record_can_be_read_the_first_is_named(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        (write_run(tmp_path, model=model).folder / "record.json").write_text("{", encoding="utf-8")
+    with pytest.raises(
+        UsageError, match=r"no finished run lies below .* 2 cannot be read: .*/a/seed0/record\.json cannot be read"
+    ):
+        ScoreMatrix.from_records(tmp_path)
+
+
+def test_many_damaged_records_are_counted(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a")
+    for number in range(MOST_NAMED + 3):
+        (write_run(tmp_path, model=f"b{number}").folder / "record.json").write_text("{", encoding="utf-8")
+    notes = ScoreMatrix.from_records(tmp_path).notes
+    assert len(notes) == MOST_NAMED + 1 and notes[-1] == "left out: 3 more records that cannot be read"
+
+
+def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(tmp_path: Path) -> None:
+    """A task file and a corpus are asked for by their path, and recorded by their name."""
+    for task, name in (("rows/mine.yaml", "own_task"), ("corpus:texts/wiki.txt", "corpus-wiki")):
+        store = write_run(tmp_path, model="a", task=task, metric="bits_per_byte,none", higher=False, name=f"{name}/a")
+        record = store.record()
+        store.finish(replace(record, benchmark=name))
+        failed = RunStore.at(tmp_path, f"{name}/b")
+        failed.begin(replace(record.spec, model=ModelSpec(name="b")), data="f", overwrite=False)
+        failed.fail(Failure(kind="ModelError", cause="no weights", attempts=1))
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.benchmark_names == ("corpus-wiki", "own_task")
+    assert [(gap.model, gap.benchmark) for gap in matrix.gaps("trained")] == [("b", "corpus-wiki"), ("b", "own_task")]
+
+
+def test_records_that_looser_rules_let_through_stay_readable(tmp_path: Path) -> None:
+    """A study once took lora_alpha: 16.0 and logging_steps: 0; no run was wrong for it."""
+    file = write_run(tmp_path, model="a").folder / "record.json"
+    change = rewritten(spec__recipe__lora__lora_alpha=16.0, spec__execution__logging_steps=0)
+    file.write_bytes(change(file.read_text(encoding="utf-8")))
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.notes == () and matrix.trained.values.loc["a", "arc_easy"] == 0.5
 
 
 def test_scores_of_several_versions_are_noted(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from tiny import tiny_module
 
 from lm_harmony.engine import room
-from lm_harmony.engine.room import free_bytes, room_of
+from lm_harmony.engine.room import room_of
+from lm_harmony.models.memory import free_bytes
 
 
 def test_scarce_memory_makes_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:

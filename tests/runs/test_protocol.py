@@ -61,7 +61,7 @@ def test_the_folder_holds_what_the_store_draws(finished: tuple[RunRecord, RunSto
     record, store = finished
     names = {path.name for path in store.folder.iterdir()}
     results = next(name for name in names if name.startswith("results_"))
-    expected = {"config.yaml", "record.json", "epochs.jsonl", "direct.json", "adapter", results}
+    expected = {"config.yaml", "record.json", "epochs.jsonl", "direct.json", "direct", "adapter", results}
     assert names == expected | {"samples_test.jsonl", "samples_direct.jsonl"}
     config = yaml.safe_load((store.folder / "config.yaml").read_text())
     assert config["recipe_fingerprint"] == RECIPE.fingerprint()

@@ -44,6 +44,14 @@ def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path
     assert kept.base.loads == 1
 
 
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_the_record_tells_the_number_formats(dtype: str, spec: RunSpec, tmp_path: Path) -> None:
+    record = train_before_test(replace(spec, recipe=replace(RECIPE, dtype=dtype)), RunStore(tmp_path / "run"))
+    weights = "bfloat16" if dtype == "bfloat16" else "float32"
+    assert record.environment["precision"] == {"weights": weights, "autocast": None}
+    assert RunStore(tmp_path / "run").record().environment["precision"] == record.environment["precision"]
+
+
 def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
     kept, whole = Kept(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
     expected = train_before_test(spec, RunStore(tmp_path / "fresh"))

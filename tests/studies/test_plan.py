@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,14 +15,17 @@ from transformers import LlamaConfig
 from world import write_world
 
 from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.room import Room
 from lm_harmony.errors import UsageError
+from lm_harmony.plan_command import show_plan
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.studies.calibration import calibrate
+from lm_harmony.studies.computation import asked_flops, training_flops
 from lm_harmony.studies.crew import local_workers
-from lm_harmony.studies.plan import HARDWARE, hardware_named, make_plan
+from lm_harmony.studies.hardware import HARDWARE, calibrate, hardware_named
+from lm_harmony.studies.plan import make_plan
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.workload import workload
 
@@ -47,7 +51,7 @@ def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str
         "chat": replace(spec, model=replace(spec.model, apply_chat_template=True)),
         "all weights": replace(spec, recipe=replace(RECIPE, lora=None)),
     }[change]
-    planned = workload(changed)
+    planned = workload(changed, Room())
     record = train_before_test(changed, RunStore(tmp_path / "run"))
     assert planned.training_tokens == record.costs["training_tokens"]
     assert planned.scoring_tokens == record.costs["scoring_tokens"]
@@ -55,11 +59,14 @@ def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str
 
 
 def test_the_model_is_counted_without_its_weights(spec: RunSpec) -> None:
-    size, model = workload(spec).size, tiny_model()
+    size, model = workload(spec, Room()).size, tiny_model()
     assert size.parameters == model.module.num_parameters() and size.layers == 2
     assert size.computing == size.parameters - 2 * 300 * 32  # input embedding and output layer apart
     with trainee(model, RECIPE, seed=0) as learner:
         assert size.trained == sum(weight.numel() for weight in learner.trained_parameters().values())
+    assert size.adapted == 2 * 7  # q, k, v, o and the three of the MLP
+    assert (size.query_width, size.key_width, size.grouped) == (4 * 8, 2 * 8, True)
+    assert workload(replace(spec, recipe=replace(RECIPE, lora=None)), Room()).size.adapted == 0
 
 
 def test_direct_scores_are_counted_once_for_all_seeds(tmp_path: Path) -> None:
@@ -89,15 +96,54 @@ def test_an_unknown_machine_is_refused_with_the_nearest() -> None:
 
 def test_this_machine_is_measured(spec: RunSpec) -> None:
     here = calibrate(spec)
-    assert 1e6 < here.training_flops < 1e15 and 1e6 < here.scoring_flops < 1e15
-    assert make_plan([spec], here).hours < 0.1
+    assert 1e6 < here.training.value < 1e15 and 1e6 < here.scoring.value < 1e15 and here.width == 4
+    assert here.training.measured and here.scoring.measured and not here.decoding.measured
+    plan = make_plan([spec], here)
+    assert plan.hours < 0.1 and "not measured" not in "".join(one.source for one in here.constants(decoding=False))
+    # What was measured contains launches and attention: they must not be counted a second time.
+    load = workload(spec, here.room)
+    flops = training_flops(load.size, load.fed)
+    scored = load.epochs * asked_flops(load.size, load.validation) + asked_flops(load.size, load.test)
+    expected = flops / here.training.value + scored / here.scoring.value + here.run.value + here.load.value
+    assert plan.hours * 3600 == pytest.approx(expected)
 
 
-def test_the_command_prints_the_plan(tmp_path: Path) -> None:
-    path = write_world(tmp_path, models=["models/llama"], benchmarks=["fives.yaml"], seeds=[0])
+def test_the_command_prints_the_plan_in_80_columns(tmp_path: Path) -> None:
+    path = write_world(tmp_path, models=["models/llama", "models/gpt2"], benchmarks=["fives.yaml"], seeds=[0])
     command = [sys.executable, "-m", "lm_harmony.cli", "plan", str(path), "--hardware", "h200", "--workers", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 runs" in done.stdout and "llama" in done.stdout and "measured nowhere" in done.stdout
+    environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "2 runs" in shown and "llama" in shown and "All models" in shown and "bound by fixed" in shown
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("  training")] == ["launches"] * 3
+    # Every constant that nobody has measured says so; the two that were measured do not.
+    starts = [line.strip() for line in shown.splitlines() if "measured" in line]
+    assert [line.split("  ")[0] for line in starts].count("not measured") == len(HARDWARE["h200"].constants(decoding=False)) - 1
+    assert [line.split("  ")[0] for line in starts].count("measured") == 1
+    assert any(line.startswith("not measured  launches") and "9 us a kernel" in line for line in starts)
+    assert "decoding" not in shown  # nothing is written in this study
+
+
+def test_what_was_measured_here_is_not_marked(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(make_plan([spec], calibrate(spec)), workers=1)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    marks = {line[14:29].strip(): line[:13].strip() for line in shown if line.startswith((" measured", " not measured"))}
+    assert marks == {
+        "training": "measured",
+        "scoring": "measured",
+        "fixed, model": "measured",
+        "fixed, run": "not measured",
+        "memory": "not measured",
+    }
+    assert any("launches, attention and Python" in line for line in shown)
+
+
+def test_a_study_of_which_nothing_can_be_counted_is_told_so(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = replace(spec, benchmark=replace(spec.benchmark, data_dir=Path("nowhere")))
+    plan = make_plan([lost], HARDWARE["h200"])
+    show_plan(plan, workers=1)
+    assert f"not counted: {next(iter(plan.missing))}" in capsys.readouterr().out
 
 
 def test_no_more_workers_start_than_runs_like_the_largest_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

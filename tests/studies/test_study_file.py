@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 import yaml
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.cli import main
 from lm_harmony.errors import UsageError
+from lm_harmony.flags import RunFlags
 from lm_harmony.models.catalogue import MODELS
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.reference import given_flags, run_spec
+from lm_harmony.studies.study import Study
 from lm_harmony.studies.study_file import StudySpec, read_study
 
 
@@ -74,9 +81,31 @@ def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
         ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'"),
         ({"recipe": {"epoch": 2}}, "no key 'epoch'. Did you mean 'epochs'"),
         ({"recipe": {"lora": {"rank": 2}}}, "lora has no key 'rank'"),
-        ({"recipe": {"epochs": 0}}, "must be at least 1, got 0"),
-        ({"recipe": {"epochs": "two"}}, "wrong kind"),
+        ({"recipe": {"epochs": 0}}, "recipe.epochs: train_param.num_train_epochs must be at least 1, got 0"),
+        ({"recipe": {"epochs": "two"}}, "must be a whole number, at least 1, got 'two'"),
+        ({"recipe": {"epochs": -2}}, "must be at least 1, got -2"),
+        ({"recipe": {"epochs": 2.5}}, "must be a whole number, at least 1, got 2.5"),
+        ({"recipe": {"epochs": True}}, "must be a whole number, at least 1, got True"),
+        ({"recipe": {"learning_rate": float("nan")}}, "train_param.learning_rate must be a positive number, got nan"),
+        ({"recipe": {"learning_rate": float("inf")}}, "train_param.learning_rate must be a positive number, got inf"),
+        ({"recipe": {"learning_rate": "1e-4"}}, "must be a number, got '1e-4'. Write it without quotes, with a decimal point"),
+        ({"recipe": {"batch_size": 0}}, "recipe.batch_size: batch size must be at least 1, got 0"),
+        ({"recipe": {"weight_decay": float("inf")}}, "weight_decay must be a finite number, not negative, got inf"),
+        ({"recipe": {"max_grad_norm": -1.0}}, "max_grad_norm must be a finite number, not negative, got -1.0"),
+        ({"recipe": {"warmup_ratio": 1.5}}, "warmup_ratio must be in [0, 1], got 1.5"),
+        ({"recipe": {"max_steps": 0}}, "max_steps must be at least 1, got 0"),
+        ({"recipe": {"completion_only": "no"}}, "completion_only must be true or false, got 'no'"),
+        ({"recipe": {"lora": 8}}, "lora must be a mapping, or null to train all weights, got 8"),
+        ({"recipe": {"lora": {"r": 0}}}, "peft_config.r must be at least 1, got 0"),
+        ({"recipe": {"lora": {"lora_dropout": 1.0}}}, "peft_config.lora_dropout must be in [0, 1), got 1.0"),
+        ({"recipe": {"lora": {"target_modules": "all-linear"}}}, "must be a list, got 'all-linear'. Write [all-linear]"),
+        ({"recipe": {"optimizer": 5}}, "train_param.optim must be one of"),
+        ({"models": [{"name": "a/a", "recipe": {"epochs": 0}}]}, "recipe of a/a on arc_easy.epochs"),
+        ({"models": [{"name": "a/a", "trust_remote_code": "no"}]}, "trust_remote_code must be true or false, got 'no'"),
+        ({"models": [{"name": "a/a", "revision": 1234567}]}, "revision must be text, got 1234567"),
         ({"models": [{"family": "Pithia"}]}, "Did you mean 'Pythia'"),
+        ({"models": [{"family": "Pythia", "max_params_b": float("nan")}]}, "max_params_b must be a finite number"),
+        ({"models": [{"family": "Pythia", "max_params_b": "1B"}]}, "max_params_b must be a number, got '1B'"),
         ({"models": [{"name": "a/a", "famly": "x"}]}, "no key 'famly'. Did you mean 'family'"),
         ({"models": [{"name": "a/a", "family": "Yi"}]}, "gives a name and a group"),
         ({"models": []}, "models must name at least one"),
@@ -85,20 +114,31 @@ def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
         ({"benchmarks": [{"tsk": "arc_easy"}]}, "no key 'tsk'. Did you mean 'task'"),
         ({"benchmarks": [{"recipe": {}}]}, "lacks the key task"),
         ({"benchmarks": ["arc_easy", "arc_easy"]}, "is asked twice"),
-        ({"seeds": [-1]}, "whole numbers from 0"),
+        ({"benchmarks": [{"task": "arc_easy", "metric": 5}]}, "metric must be text, got 5"),
+        ({"benchmarks": [{"task": "arc_easy", "greater_is_better": "no"}]}, "greater_is_better must be true or false, got 'no'"),
+        (
+            {"benchmarks": [{"task": "arc_easy", "max_num_test": 0}]},
+            "arc_easy: dataset_param.max_num_test must be at",
+        ),
+        ({"seeds": [-1]}, "a seed must be from 0 to 4294967295, got -1"),
+        ({"seeds": [2**32]}, "a seed must be from 0 to 4294967295, got 4294967296"),
+        ({"seeds": [True]}, "a seed must be a whole number"),
         ({"seeds": 0}, "whole numbers from 0"),
         ({"direct": "yes"}, "direct must be true or false"),
         ({"split_protocol": "leaky"}, "clean or published, got 'leaky'"),
         ({"max_num_train": 0}, "max_num_train must be at least 1"),
-        ({"max_num_train": "all"}, "wrong kind"),
+        ({"max_num_train": "all"}, "max_num_train must be a whole number, at least 1, got 'all'"),
         ({"execution": {"devise": "cpu"}}, "no key 'devise'. Did you mean 'device'"),
-        ({"execution": {"engine": "fast"}}, "engine must be one of"),
+        ({"execution": {"engine": "fast"}}, "execution: engine must be one of"),
+        ({"execution": {"micro_batch": 0}}, "execution: train_param.per_device_train_batch_size must be at least 1, got 0"),
+        ({"execution": {"eval_batch_size": 1.5}}, "per_device_eval_batch_size must be a whole number"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, **values)
     assert message in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / "study.yaml")) or "no task" in message
 
 
 @pytest.mark.parametrize("text", ["models: [a\n", "- a\n", "nothing"])
@@ -110,3 +150,108 @@ def test_what_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_study(tmp_path / "none.yaml")
+
+
+FIELDS = [
+    *({"recipe": {name: "?"}} for name in (one.name for one in dataclasses.fields(Recipe))),
+    *({"recipe": {"lora": {name: "?"}}} for name in (one.name for one in dataclasses.fields(Lora))),
+    *({"execution": {name: "?"}} for name in ("micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git", "engine")),
+    *({name: "?"} for name in ("max_num_train", "max_num_valid", "max_num_test", "seeds", "direct", "apply_chat_template")),
+]
+"""One study for each field that takes a number, a flag or a choice; "?" stands for the value."""
+
+
+def filled(values: Any, value: object) -> Any:
+    return {key: filled(item, value) for key, item in values.items()} if isinstance(values, dict) else value
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=str)
+@pytest.mark.parametrize("value", ["eight", {"a": 1}, -3.7, float("nan"), [[1]]], ids=str)
+def test_no_value_of_another_kind_gets_through_or_ends_in_traceback(tmp_path: Path, field: dict[str, Any], value: object) -> None:
+    with pytest.raises(UsageError):
+        read(tmp_path, **filled(field, value))
+
+
+@pytest.mark.parametrize(
+    ("study", "flags"),
+    [
+        ({"recipe": {"epochs": -2}}, "--train_param.num_train_epochs -2"),
+        ({"recipe": {"learning_rate": float("nan")}}, "--train_param.learning_rate nan"),
+        ({"recipe": {"batch_size": 0}}, "--train_param.per_device_train_batch_size 0"),
+        ({"recipe": {"weight_decay": float("inf")}}, "--train_param.weight_decay inf"),
+        ({"max_num_test": 0}, "--dataset_param.max_num_test 0"),
+        ({"execution": {"eval_batch_size": 0}}, "--train_param.per_device_eval_batch_size 0"),
+    ],
+    ids=str,
+)
+def test_a_study_refuses_what_a_run_refuses_in_the_same_words(tmp_path: Path, study: dict[str, Any], flags: str) -> None:
+    arguments = ["--base_model", "m", "--task_name", "t", *flags.split()]
+    with pytest.raises(UsageError) as of_run:
+        run_spec(tyro.cli(RunFlags, args=arguments, use_underscores=True), given_flags(arguments))
+    with pytest.raises(UsageError) as of_study:
+        read(tmp_path, **study)
+    assert str(of_study.value).endswith(str(of_run.value))
+
+
+def test_a_run_refuses_a_seed_that_a_study_refuses() -> None:
+    arguments = ["--base_model", "m", "--task_name", "t", "--random_seed", "-1"]
+    with pytest.raises(UsageError, match="random_seed must be from 0 to 4294967295, got -1"):
+        run_spec(tyro.cli(RunFlags, args=arguments, use_underscores=True), given_flags(arguments))
+
+
+TWICE = """\
+models: [some/model]
+benchmarks: [arc_easy]
+recipe:
+  epochs: 3
+  learning_rate: 1.0e-4
+  epochs: 5
+"""
+
+
+def test_a_key_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"study\.yaml, line 6: key 'epochs' is given twice, first in line 4"):
+        read(tmp_path, TWICE)
+    with pytest.raises(UsageError, match=r"study\.yaml, line 3: key 'models' is given twice, first in line 1"):
+        read(tmp_path, "models: [a/a]\nbenchmarks: [arc_easy]\nmodels: [b/b]\n")
+    with pytest.raises(UsageError, match=r"line 2: key 'recipe' is given twice, first in line 2"):
+        read(tmp_path, "models: [a/a]\nbenchmarks: [{task: arc_easy, recipe: {epochs: 1}, recipe: {}}]\n")
+
+
+def test_the_same_key_in_two_mappings_and_merged_mappings_are_read(tmp_path: Path) -> None:
+    """Negative control: a key may recur in another mapping, and a YAML merge may be overridden."""
+    spec = read(
+        tmp_path,
+        "models: [{name: a/a, recipe: &base {epochs: 2, batch_size: 4}}, {name: b/b, recipe: {<<: *base, epochs: 3}}]\n"
+        "benchmarks: [arc_easy]\n",
+    )
+    assert [(run.recipe.epochs, run.recipe.batch_size) for run in spec.runs] == [(2, 4), (3, 4)]
+
+
+def test_a_benchmark_may_say_which_direction_its_metric_has(tmp_path: Path) -> None:
+    spec = read(tmp_path, benchmarks=["mnli", {"task": "arc_easy", "metric": "loss,none", "greater_is_better": False}])
+    assert [(run.metric, run.greater_is_better) for run in spec.runs] == [(None, None), ("loss,none", False)]
+
+
+def test_patterns_that_match_nothing_are_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    read(tmp_path, models=["some/model"], benchmarks=["arc_easy", "mnli"])
+    path = tmp_path / "study.yaml"
+    assert len(Study.read(path, only=["arc_easy"]).assignments) == len(Study.read(path, skip=["mnli*"]).assignments) == 1
+    for flag in ("only", "skip"):
+        with pytest.raises(UsageError, match=rf"--{flag}: 'arc_eazy' matches none of the 2 runs\. Did you mean 'arc_easy'"):
+            _ = Study.read(path, **{flag: ["mnli", "arc_eazy"]}).assignments
+    with pytest.raises(UsageError, match=r"'xyz' matches none of the 2 runs\. The runs are of arc_easy, some--model, mnli"):
+        _ = Study.read(path, only=["xyz"]).assignments
+    with pytest.raises(UsageError, match="--only and --skip leave none of the 2 runs"):
+        _ = Study.read(path, only=["mnli"], skip=["mnli"]).assignments
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_a_study_and_a_plan_need_a_worker(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    read(tmp_path)
+    for command in ("study", "plan"):
+        assert main([command, str(tmp_path / "study.yaml"), "--workers", str(workers)]) == 1
+        assert f"workers must be at least 1, got {workers}" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(UsageError, match="workers must be at least 1"):
+        Study.read(tmp_path / "study.yaml").run(workers=workers)

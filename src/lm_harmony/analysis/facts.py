@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lm_harmony.benchmarks import catalogue as benchmark_catalogue
 from lm_harmony.models import catalogue as model_catalogue
@@ -13,6 +16,33 @@ BITS_PER_BYTE = "bits_per_byte,none"
 """Their metric."""
 PAPER_CORPORA = {"wiki_2025": "Wiki", "stackexchange_2025": "Stack", "arxiv_2025": "Arxiv"}
 """Name -> title of the three text corpora of the paper's matrix."""
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """What the values of a metric can be."""
+
+    low: float
+    """Smallest possible score, in the metric's own unit."""
+    high: float
+    """Largest possible score."""
+    higher_is_better: bool
+    """Direction, as lm_eval's registry of metrics has it."""
+
+
+_FRACTION = MetricFacts(0.0, 1.0, True)
+METRICS: Mapping[str, MetricFacts] = MappingProxyType(
+    {
+        **dict.fromkeys(("acc", "acc_norm", "acc_bytes", "acc_all", "exact_match", "f1", "likelihood"), _FRACTION),
+        "mcc": MetricFacts(-1.0, 1.0, True),
+        "brier_score": MetricFacts(0.0, 2.0, False),
+        **dict.fromkeys(("bleu", "chrf", "chrf++"), MetricFacts(0.0, 100.0, True)),
+        "ter": MetricFacts(0.0, math.inf, False),
+        "bits_per_byte": MetricFacts(0.0, math.inf, False),
+        **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity"), MetricFacts(1.0, math.inf, False)),
+    }
+)
+"""lm_eval's metrics by name, without filter; others have no known range and no known direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +113,15 @@ def benchmark_facts(task: str, *, metric: str | None = None, higher_is_better: b
     Args:
         task: its name.
         metric: the metric that was recorded; None: the catalogued one.
-        higher_is_better: the recorded direction; None: the catalogued one.
+        higher_is_better: the recorded direction; None: that of the metric.
     """
     info = benchmark_catalogue.find(task)
+    if higher_is_better is None and metric is not None and (known := metric_facts(metric)) is not None:
+        higher_is_better = known.higher_is_better
     if info is not None:
         same = metric in (None, info.metric)
+        if not same and higher_is_better is None:  # the catalogue's direction is that of another metric
+            return None
         return BenchmarkFacts(
             task=task,
             title=info.title,
@@ -97,12 +131,28 @@ def benchmark_facts(task: str, *, metric: str | None = None, higher_is_better: b
             chance=info.chance if same else None,
             train_rows=info.train_rows,
         )
-    if task in PAPER_CORPORA or task.startswith("corpus:") or metric == BITS_PER_BYTE:
-        title = PAPER_CORPORA.get(task, task.removeprefix("corpus:"))
+    if metric == BITS_PER_BYTE or (is_corpus(task) and metric is None):
+        title = PAPER_CORPORA.get(task, task.removeprefix("corpus:").removeprefix("corpus-"))
         return BenchmarkFacts(task=task, title=title, category=PERPLEXITY, metric=BITS_PER_BYTE, higher_is_better=False)
     if higher_is_better is None:
         return None
     return BenchmarkFacts(task=task, title=task, category="Other", metric=metric or "score", higher_is_better=higher_is_better)
+
+
+def metric_facts(metric: str) -> MetricFacts | None:
+    """Return what the values of a metric ("acc,none") can be, or None where that is not known."""
+    return METRICS.get(metric.split(",")[0])
+
+
+def is_corpus(task: str) -> bool:
+    """Tell whether a benchmark's name is that of a text corpus: "corpus:PATH" as asked for, "corpus-NAME" as recorded."""
+    return task in PAPER_CORPORA or task.startswith(("corpus:", "corpus-"))
+
+
+def metric_of(task: str) -> str | None:
+    """Return the metric that a benchmark's scores are of where no source names one; None: not known."""
+    info = benchmark_catalogue.find(task)
+    return info.metric if info is not None else BITS_PER_BYTE if is_corpus(task) else None
 
 
 def benchmark_order(task: str) -> tuple[int, str]:

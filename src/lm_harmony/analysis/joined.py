@@ -27,6 +27,7 @@ def joined(published: ScoreMatrix, guests: ScoreMatrix) -> ScoreMatrix:
         benchmarks=published.benchmarks,
         source=f"{published.source} and {guests.source}",
         causes={**published.causes, **causes},
+        notes=(*published.notes, *guests.notes),
     )
 
 

@@ -96,7 +96,7 @@ def _read(file: Path, metric: str) -> dict[str, Any] | None:
                 question = str(sample.get("doc_hash", sample.get("doc_id")))
                 recurring[question] = recurring.get(question, 0) + 1
                 found[f"{question}/{recurring[question]}"] = sample[name]
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:  # damaged, or of another program
         raise StoreError(f"{file} cannot be read: {error}. Run it again with --overwrite, or remove the file.") from error
     return dict(sorted(found.items()))
 

@@ -21,7 +21,7 @@ from lm_harmony.analysis.facts import BenchmarkFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.outcomes import Outcomes, read_outcomes, score_of
 from lm_harmony.analysis.significance import holm
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import StoreError, UsageError
 
 DRAWS = 2_000
 """Draws of the paired bootstrap."""
@@ -79,7 +79,6 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
 
     Raises:
         UsageError: a model is unknown, both are the same, or they share no benchmark.
-        StoreError: outcomes cannot be read.
     """
     if first == second:
         raise UsageError(f"compare needs two different models, got {first!r} twice. Name another one.")
@@ -122,7 +121,10 @@ def _duel(pair: ScoreMatrix, fact: BenchmarkFacts, preparation: Preparation, dra
     files = [pair.samples.get((name, fact.task, preparation), ()) for name in pair.model_names]
     if not all(files):
         return duel
-    one, other = (read_outcomes(paths, fact.metric) for paths in files)
+    try:
+        one, other = (read_outcomes(paths, fact.metric) for paths in files)
+    except StoreError as error:  # the scores are there: only the pairing is lost
+        return replace(duel, note=str(error))
     if one is None or other is None:
         return replace(duel, note=f"outcomes of {fact.metric} are of a kind that no paired test knows")
     if one.questions != other.questions:

@@ -13,19 +13,24 @@ import numpy as np
 from lm_harmony.analysis.cells import PREPARATIONS, Cell, Found, Preparation
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.benchmarks.score import Score
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.scan import stores_below
+from lm_harmony.runs.scan import asked_of, read_end, stores_below
 from lm_harmony.runs.store import RunStore
 
 _FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
 """Parts of a request in which the runs of one score may differ. (Metrics are compared as recorded.)"""
 
+MOST_NAMED = 10
+"""Records that cannot be read and are named one by one."""
+
 Run = tuple[RunRecord, RunStore]
 
 
 def record_cells(results: Path, *, seed: int | None = None) -> Found:
-    """Read every finished run below ``results``; runs that were given up become gaps with their cause.
+    """Read every finished run below ``results``.
+
+    Runs that were given up become gaps with their cause. So do records that cannot be read, with the file; a note names each.
 
     Several seeds of one model on one benchmark become their mean. Its standard error is sqrt(mean(e^2) + s^2 / n): e are the
     seeds' own standard errors, which averaging does not shrink because the seeds answer the same test questions, s is the
@@ -38,29 +43,56 @@ def record_cells(results: Path, *, seed: int | None = None) -> Found:
     Raises:
         UsageError: no finished run is there; runs of one model on one benchmark were asked otherwise (recipe, caps, revision,
             chat template ...).
-        StoreError: a record cannot be read.
     """
     if not results.is_dir():
         raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    failures: dict[tuple[str, str], str] = {}
+    causes: list[tuple[RunStore, str]] = []
+    damaged: list[str] = []
     for store in stores_below(results):
-        if store.is_finished():
-            record = store.record()
-            if seed is None or record.spec.seed == seed:
-                runs[record.spec.model.name, record.benchmark].append((record, store))
-        else:
-            failures |= _failure(store)
+        try:
+            ended = read_end(store)
+        except StoreError as error:
+            damaged.append(str(error))
+            causes.append((store, str(error)))
+            continue
+        if not isinstance(ended, RunRecord):
+            causes.append((store, f"{ended.kind}: {ended.cause}" if ended else "not finished"))
+        elif seed is None or ended.spec.seed == seed:
+            runs[ended.spec.model.name, ended.benchmark].append((ended, store))
     if not runs:
         of_seed = "" if seed is None else f" of seed {seed}"
-        raise UsageError(f"results: no finished run{of_seed} lies below {results}. Run a study, or name its results_dir.")
+        unread = f" {len(damaged)} cannot be read: {damaged[0]}" if damaged else ""
+        raise UsageError(f"results: no finished run{of_seed} lies below {results}.{unread} Run a study, or name its results_dir.")
     cells = [cell for key in sorted(runs) for cell in _cells(runs[key])]
-    for (model, benchmark), cause in failures.items():
-        if (model, benchmark) not in runs:
-            cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
+    for (model, benchmark), cause in _missing(causes, runs).items():
+        cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
-    notes = (*_differences(runs), *provenance_notes(record for group in runs.values() for record, _ in group))
+    provenance = provenance_notes(record for group in runs.values() for record, _ in group)
+    notes = (*_unread(damaged), *_differences(runs), *provenance)
     return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=notes)
+
+
+def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
+    """Return (model, benchmark) -> cause of what has no finished run at all, as far as config.yaml tells what was asked."""
+    known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
+    missing = {}
+    for store, cause in causes:
+        asked = asked_of(store)
+        if asked is not None:  # else it is told by a note, or by `lm-harmony status`
+            model, task = asked
+            corpus = f"corpus-{Path(task).stem}" if task.startswith("corpus:") else None
+            stem = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+            key = (model, known.get(task, corpus or stem))
+            if key not in runs:
+                missing[key] = cause
+    return missing
+
+
+def _unread(damaged: Sequence[str]) -> Iterator[str]:
+    yield from (f"left out: {cause}" for cause in damaged[:MOST_NAMED])
+    if len(damaged) > MOST_NAMED:
+        yield f"left out: {len(damaged) - MOST_NAMED} more records that cannot be read"
 
 
 def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
@@ -102,7 +134,7 @@ def _cells(runs: Sequence[Run]) -> list[Cell]:
                 metric=first.metric,
                 higher_is_better=first.higher_is_better,
                 samples=tuple(path for _, store in kept if (path := store.folder / file).is_file()),
-                cause=None if kept else f"not asked for in {runs[0][1].folder}",
+                cause=None if kept else _why_none(runs, preparation),
             )
         )
     return cells
@@ -126,7 +158,16 @@ def combined(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None
 
 def _score(record: RunRecord, preparation: Preparation) -> Score | None:
     score = record.direct if preparation == "direct" else record.trained
-    return score if score is not None and record.metric in score.metrics else None
+    return score if score is not None and math.isfinite(score.metrics.get(record.metric, math.nan)) else None
+
+
+def _why_none(runs: Sequence[Run], preparation: Preparation) -> str:
+    """Return why no run has a score: it was not asked for, or what the record holds in its place."""
+    record, store = runs[0]
+    score = record.direct if preparation == "direct" else record.trained
+    if score is None:
+        return f"not asked for in {store.folder}"
+    return f"{store.folder / 'record.json'} has no finite {record.metric}: {score.metrics.get(record.metric)}"
 
 
 def _read(score: Score, metric: str) -> tuple[float, float | None]:
@@ -161,12 +202,3 @@ def _asked(record: RunRecord) -> dict[str, Any]:
     for place in ("benchmark.data_dir", "benchmark.include_path"):
         flat.pop(place, None)
     return flat
-
-
-def _failure(store: RunStore) -> Mapping[tuple[str, str], str]:
-    asked, failure = store.asked(), store.failure()
-    if asked is None or failure is None:  # given up before it had written what was asked: `lm-harmony status` tells
-        return {}
-    task = asked["benchmark"]["task"]
-    benchmark = Path(task).stem if task.endswith((".yaml", ".yml")) else task
-    return {(asked["model"]["name"], benchmark): f"{failure.kind}: {failure.cause}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import check_integer
 
 SplitProtocol = Literal["clean", "published"]
 """"clean" keeps every scored question out of training; "published" reproduces the published splits with their leaks."""
@@ -24,6 +24,4 @@ class Caps:
 
     def __post_init__(self) -> None:
         for name, flag in (("train", "max_num_train"), ("validation", "max_num_valid"), ("test", "max_num_test")):
-            value = getattr(self, name)
-            if value < 1:
-                raise UsageError(f"dataset_param.{flag} must be at least 1, got {value}. Give a positive number.")
+            check_integer(f"dataset_param.{flag}", getattr(self, name), 1)

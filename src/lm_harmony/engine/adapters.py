@@ -122,9 +122,14 @@ def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trai
         ModelError: PEFT does not know which modules of the architecture to adapt.
     """
     if recipe.lora is None:
-        for weight in model.module.parameters():
+        weights = list(model.module.parameters())
+        for weight in weights:
             weight.requires_grad_(True)
-        yield Trainee(module=model.module, model=model)
+        try:
+            yield Trainee(module=model.module, model=model)
+        finally:
+            for weight in weights:
+                weight.grad = None  # a step that an error stopped leaves gradients as large as the model
         return
     own = list(model.module.parameters())
     with torch.random.fork_rng():

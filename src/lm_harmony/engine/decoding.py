@@ -85,7 +85,7 @@ def decode_greedily(
             else:
                 assert batch is not None
                 batch = _next(model.module, batch)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             batch_size = smaller_batch(batch_size, error)
             # The rows that were being written begin anew: the cache may be half changed.
             waiting += reversed(batch.places if batch else ())

@@ -19,6 +19,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.models.memory import is_out_of_memory
 
 Result = TypeVar("Result")
 Forward = Callable[[PreTrainedModel, Sequence["TokenSequence"]], "LabelLogprobs"]
@@ -74,13 +75,13 @@ def on_device(device: torch.device, *arrays: npt.ArrayLike) -> list[torch.Tensor
     return list(torch.split(together.to(device, non_blocking=True), sizes))
 
 
-def smaller_batch(size: int, error: RuntimeError) -> int:
+def smaller_batch(size: int, error: Exception) -> int:
     """Return half of ``size`` if ``error`` says that memory ran out; else, or if there is nothing to halve, raise it.
 
     Raises:
-        RuntimeError: ``error`` itself.
+        Exception: ``error`` itself.
     """
-    if size == 1 or not should_reduce_batch_size(error):
+    if size == 1 or not (is_out_of_memory(error) or should_reduce_batch_size(error)):
         raise error
     clear_device_cache()
     return size // 2
@@ -111,7 +112,7 @@ def in_batches(
         end = end_of_batch(items, start, size)
         try:
             result = run(items[start:end])
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if end - start == 1:
                 raise
             size = smaller_batch(size, error)

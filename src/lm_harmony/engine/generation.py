@@ -116,7 +116,7 @@ def _write(
         batch = contexts[start : start + batch_size]
         try:
             output = _generate_batch(model, batch, decoding, stop)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             batch_size = smaller_batch(len(batch), error)
             continue
         for place, written in enumerate(output, start=start):

@@ -20,6 +20,7 @@ from lm_harmony.engine.segments import attention_in_segments
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.trees import tokens_from
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.models.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,15 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
         allowed = TOLERANCE + 4 * float((padded[-len(alone) :] - alone).abs().max())
         for name, path in (("packed training", packed_logprobs), ("shared-context scoring", shared_logprobs)):
             try:
+                # In the type of the weights: the rounding of autocast would hide a small fault of the layout.
                 difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
+                if model.autocast is not None:
+                    with model.mixed_precision():
+                        path(model.module, sequences)
             # Whatever an architecture makes of a row it does not expect, it must not stop a run that the plain path can do.
             except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+                if is_out_of_memory(error):
+                    raise
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if difference <= allowed:
@@ -103,7 +110,9 @@ def choose_paths(model: LanguageModel, engine: str = "auto") -> Paths:
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
             return PLAIN
-    products, recompute = probe_products(model.module), recompute_pays(model.module)
+    # oneDNN's float32 products know nothing of autocast.
+    products = probe_products(model.module) if model.autocast is None else OneDnnProducts()
+    recompute = recompute_pays(model.module)
     if model.device.type == "cpu":
         log.info("products of linear layers through oneDNN (where it is faster here): %s", products)
     return Paths(

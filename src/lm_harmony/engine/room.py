@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
-import torch
 from transformers import PreTrainedModel
+
+from lm_harmony.models.memory import free_bytes
 
 SHARE = 0.6
 """Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
@@ -39,15 +38,10 @@ class Room:
 def room_of(module: PreTrainedModel) -> Room:
     """Find the room that ``module`` leaves on its device: free memory over the bytes that a token takes."""
     config, on_cpu = module.config.get_text_config(), module.device.type == "cpu"
-    layers, hidden, inner = _sizes(module)
+    layers, hidden, _ = _sizes(module)
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     grouped = (getattr(config, "num_key_value_heads", None) or heads) * (getattr(config, "head_dim", None) or hidden // heads)
     width = module.dtype.itemsize
-    # Of each layer training keeps some twelve tensors as wide as the model and five as wide as its inner layer; scoring holds
-    # about as many of one layer at a time; a cache keeps keys and values.
-    live = (12 * hidden + 5 * inner) * width
-    # Gradient checkpointing keeps the input of each layer, and all of the one layer that it computes again.
-    kept = layers * hidden * width + live if checkpoints_layers(module) else layers * live
     budget = SHARE * free_bytes(module.device)
     training, scoring, rows = (
         (CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS)
@@ -55,11 +49,29 @@ def room_of(module: PreTrainedModel) -> Room:
         else (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS)
     )
     return Room(
-        training_tokens=max(1, min(training, int(budget / kept))),
-        scoring_tokens=max(1, min(scoring, int(budget / live))),
+        training_tokens=max(1, min(training, int(budget / bytes_of_training(module)))),
+        scoring_tokens=max(1, min(scoring, int(budget / _live_bytes(module)))),
         written_rows=rows,
         cached_tokens=max(1, int(budget / (2 * layers * int(grouped) * width))),
     )
+
+
+def bytes_of_training(module: PreTrainedModel) -> int:
+    """Return the bytes of activations that one token of a training pass is expected to take."""
+    layers, hidden, _ = _sizes(module)
+    live = _live_bytes(module)
+    # Gradient checkpointing keeps the input of each layer, and all of the one layer that it computes again.
+    return layers * hidden * module.dtype.itemsize + live if checkpoints_layers(module) else layers * live
+
+
+def _live_bytes(module: PreTrainedModel) -> int:
+    """Return the bytes of a token within one layer.
+
+    Of each layer training keeps some twelve tensors as wide as the model and five as wide as its inner layer; scoring holds
+    about as many of one layer at a time; a cache keeps keys and values.
+    """
+    _, hidden, inner = _sizes(module)
+    return (12 * hidden + 5 * inner) * module.dtype.itemsize
 
 
 def recompute_pays(module: PreTrainedModel) -> bool:
@@ -84,21 +96,6 @@ def _sizes(module: PreTrainedModel) -> tuple[int, int, int]:
     hidden = int(getattr(config, "hidden_size", None) or 1)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     return int(getattr(config, "num_hidden_layers", None) or 1), hidden, inner
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free: of the GPU with what its allocator holds unused, or of this machine or its container."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # a container's limit, which the machine's own figures do not know
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        return free if limit == "max" else max(0, min(free, int(limit) - int(used) + int(cached)))
-    except (OSError, ValueError, KeyError):
-        return free
 
 
 def give_back_freed() -> None:

@@ -76,7 +76,7 @@ class Respondent:
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Write an answer to each context: see ``generation.generate``."""
         # Writing uses transformers' own attention over its cache: only the products of linear layers follow the paths.
-        with through_onednn(self.model.module, self.paths.products):
+        with through_onednn(self.model.module, self.paths.products), self.model.mixed_precision():
             answers = generate(
                 self.model,
                 requests,
@@ -101,7 +101,7 @@ class Respondent:
         return sums
 
     def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
-        with torch.no_grad():
+        with torch.no_grad(), self.model.mixed_precision():
             found = self.paths.score(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
 

@@ -152,14 +152,15 @@ def _backward(
                 fed = [sum(len(sequence.ids) - 1 for sequence in part) for part in parts]
                 adapters = (course.trainee.adapter for course in courses)
                 with paths.computing(module), base.routed(dict(zip(adapters, fed, strict=True))):
-                    found = paths.learn(module, [sequence for part in parts for sequence in part])
+                    with base.model.mixed_precision():
+                        found = paths.learn(module, [sequence for part in parts for sequence in part])
                     logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
                     shares = [-part.sum() / course.labels for course, part in zip(courses, logprobs, strict=True)]
                     torch.stack(shares).sum().backward()
                 for own, share in zip(losses, shares, strict=True):
                     own.append(share.detach())
             return losses, micro_batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             micro_batch = smaller_batch(min(micro_batch, max(len(course.batch) for course in courses)), error)
             for course in courses:
                 course.optimizer.zero_grad()

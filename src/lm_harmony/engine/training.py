@@ -71,11 +71,12 @@ def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torc
             losses = []
             for start, stop in passes(batch, micro_batch, paths.room.training_tokens):
                 course.draw_for(start, stop)
-                loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
+                with course.trainee.model.mixed_precision():
+                    loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
                 loss.backward()
                 losses.append(loss.detach())
             return losses, micro_batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             micro_batch = smaller_batch(min(micro_batch, len(batch)), error)
             course.optimizer.zero_grad()
 

@@ -14,16 +14,26 @@ def write_source(folder: Path, *, name: str, asked: str, revision: str) -> None:
     (folder / "source.json").write_text(text, encoding="utf-8")
 
 
+def is_revision_of(folder: Path, revision: str) -> bool:
+    """Tell whether ``folder`` was fetched as ``revision``, a name or a commit."""
+    return revision in (_source(folder).get("asked"), _source(folder).get("revision"))
+
+
+def _source(folder: Path) -> dict[str, str]:
+    """Return what ``write_source`` noted in ``folder``, or nothing."""
+    source = folder / "source.json"
+    said: dict[str, str] = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    return said
+
+
 def refuse_other_revision(folder: Path, name: str, revision: str) -> None:
     """Refuse a folder that holds another revision of a model than is asked.
 
     Raises:
         ModelError: it does, or it does not say.
     """
-    source = folder / "source.json"
-    said = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
-    if revision not in (said.get("asked"), said.get("revision")):
+    if not is_revision_of(folder, revision):
         raise ModelError(
-            f"model {name}: {folder} holds revision {said.get('asked', 'unknown')!r}, asked is {revision!r}. "
+            f"model {name}: {folder} holds revision {_source(folder).get('asked', 'unknown')!r}, asked is {revision!r}. "
             f"Remove the folder and fetch again, or name another models_dir."
         )

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
+from lm_harmony.models.checkpoint import read_weights
+from lm_harmony.models.checkpoint_checks import one_line, tokenizer_fault
+from lm_harmony.models.fetched import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
 """Tokens that a model takes when neither its config nor its tokenizer tells (lm_eval's default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The number formats that a model computes in."""
+
+    weights: str
+    """Type of the base weights: "float32" or "bfloat16"."""
+    autocast: str | None = None
+    """Type that matrix products are computed in where it is not that of the weights, else None."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.weights == "float32" else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +54,22 @@ class LanguageModel:
     """Longest input in tokens."""
     revision: str | None = None
     """Commit of the weights on the hub, when known."""
+    autocast: torch.dtype | None = None
+    """Type that matrix products are computed in; None: that of the weights."""
+
+    @property
+    def precision(self) -> Precision:
+        """The number formats of its weights and products, by name."""
+        autocast = None if self.autocast is None else str(self.autocast).removeprefix("torch.")
+        return Precision(weights=str(self.module.dtype).removeprefix("torch."), autocast=autocast)
+
+    def mixed_precision(self) -> AbstractContextManager[Any]:
+        """Return the block in which a forward pass is computed: ``torch.autocast`` where ``autocast`` is set, else nothing.
+
+        Each forward pass enters its own block. Autocast keeps the weights that it has converted until the block ends, so a block
+        over several optimizer steps would go on with the old ones. The backward pass stays outside, as PyTorch advises.
+        """
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +82,7 @@ def load_model(
     *,
     revision: str = "main",
     dtype: str = "float32",
+    autocast: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -55,25 +91,35 @@ def load_model(
     Args:
         name: hub id, or a folder with config, safetensors and tokenizer.
         revision: branch, tag or commit on the hub.
-        dtype: "float32" or "bfloat16".
+        dtype: type of the weights, "float32" or "bfloat16".
+        autocast: type that matrix products are computed in, "bfloat16", or None for that of the weights.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (an accelerator if there is one).
         trust_remote_code: run the code that the repository brings.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, needs its own code, or is no causal language model.
+        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is damaged, is not the
+            model that its config.json describes, or does not fit into the memory of the device.
     """
     place = resolve_device(device)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ModelError(f"model: the folder {name} holds no config.json. Give the folder that save_pretrained wrote.")
+    prepare_device(place)
+    if Path(name).is_dir():
+        _refuse_folder(Path(name), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        module = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=getattr(torch, dtype), **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        found = cached_file(name, "config.json", revision=revision)
+    except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
-    commit = None if Path(name).is_dir() else extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
-    return assemble(name, _moved(module, place), tokenizer, revision=commit)
+    folder = Path(name) if Path(name).is_dir() else Path(str(found)).parent
+    commit = None if Path(name).is_dir() else extract_commit_hash(found, None)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:
+        elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be asked
+        raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
+    module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
+    model = assemble(name, module, tokenizer, revision=commit)
+    return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
 
 
 def assemble(name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None) -> LanguageModel:
@@ -105,11 +151,6 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**29 else DEFAULT_MAX_LENGTH
 
 
-def _moved(module: PreTrainedModel, place: torch.device) -> PreTrainedModel:
-    torch.nn.Module.to(module, place)  # in place; transformers' own to() is typed as if it took no device
-    return module
-
-
 def resolve_device(device: str) -> torch.device:
     """Turn "auto" into this machine's accelerator, or the processor where there is none.
 
@@ -128,20 +169,70 @@ def resolve_device(device: str) -> torch.device:
     return place
 
 
-def resolve_dtype(dtype: str, *, device: torch.device, adapter: bool) -> str:
-    """Turn "auto" into bfloat16 on a GPU under an adapter, else float32.
+def prepare_device(device: torch.device) -> None:
+    """Set what PyTorch should do differently on a CUDA device; other devices are left as they are."""
+    if device.type == "cuda":
+        # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape,
+        # which takes tens of milliseconds; nearly every packed sequence and every decoding step has a new shape.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
-    All weights are trained in float32: a step of 2e-5 is lost in the 8 bits of a bfloat16 weight.
+
+def resolve_precision(dtype: str, device: torch.device, *, adapter: bool) -> Precision:
+    """Return the number formats for training on ``device``; asks a CUDA card whether it computes in bfloat16.
+
+    Args:
+        dtype: "float32", "bfloat16" or "auto".
+        device: where the model will be.
+        adapter: whether an adapter is trained, not all weights.
+    """
+    has_bfloat16 = False
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # a V100 or T4 only emulates it, slowly
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return choose_precision(dtype, device_type=device.type, has_bfloat16=has_bfloat16, adapter=adapter)
+
+
+def choose_precision(dtype: str, *, device_type: str, has_bfloat16: bool, adapter: bool) -> Precision:
+    """Return the number formats for a dtype that was asked for and a kind of device.
+
+    A type that is named is that of the weights and of all products. "auto" is float32, except on a CUDA card with bfloat16: there
+    the frozen weights under an adapter are bfloat16. If all weights are trained they stay float32, because a step of 2e-5 is lost
+    in the 8 bits of a bfloat16 weight, and only the products are computed in bfloat16.
+
+    Args:
+        dtype: "float32", "bfloat16" or "auto".
+        device_type: "cpu", "cuda", "mps", ...
+        has_bfloat16: whether the device computes in bfloat16 without emulation.
+        adapter: whether an adapter is trained, not all weights.
     """
     if dtype != "auto":
-        return dtype
-    return "bfloat16" if adapter and device.type == "cuda" else "float32"
+        return Precision(weights=dtype)
+    if device_type != "cuda" or not has_bfloat16:
+        return Precision(weights="float32")
+    return Precision(weights="bfloat16") if adapter else Precision(weights="float32", autocast="bfloat16")
+
+
+def _refuse_folder(folder: Path, revision: str) -> None:
+    """Refuse a folder that is no model's, or a revision of a folder.
+
+    Raises:
+        ModelError: there is no config.json, or ``revision`` is not the one that was fetched into the folder.
+    """
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "It is a PEFT adapter: merge it into its base (merge_and_unload) and give" if adapter else "Give"
+        raise ModelError(f"model: the folder {folder} holds no config.json. {hint} the folder that save_pretrained wrote.")
+    if revision != "main" and not is_revision_of(folder, revision):
+        raise ModelError(
+            f"revision = {revision!r}: the folder {folder} has one revision only. Drop --revision, or give the model's hub id."
+        )
 
 
 def _why_not(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    """Return the message for a configuration that cannot be had."""
+    reason = one_line(error, 300)
     if "trust_remote_code" in reason:
         return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."
-    if len(reason) > 300:
-        reason = reason[:300] + " ..."
-    return f"model {name!r} cannot be loaded: {reason} Give a hub id that exists, or an existing model folder."
+    if Path(name).is_dir():
+        return f"model {name}: {Path(name) / 'config.json'} cannot be used: {reason}. Take the one saved with the weights."
+    return f"model {name!r} cannot be loaded: {reason}. Give a hub id that exists, or an existing model folder."

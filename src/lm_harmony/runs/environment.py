@@ -67,7 +67,7 @@ def describe_environment(device: torch.device, *, use_git: bool) -> dict[str, An
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    hardware = {"machine": platform.machine(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware = {**describe_cpu(), "processors": os.cpu_count()}
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
     return {
@@ -77,6 +77,27 @@ def describe_environment(device: torch.device, *, use_git: bool) -> dict[str, An
         "device": str(device),
         "git_revision": git_revision(Path.cwd()) if use_git else None,
     }
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return what decides times and last digits on a CPU: its name, the vector instructions PyTorch uses, and its threads."""
+    return {
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model's name with its family and model number, because a virtual machine may call several generations alike."""
+    try:
+        lines = (line.partition(":") for line in cpuinfo.read_text().partition("\n\n")[0].splitlines())
+    except OSError:  # not Linux
+        return platform.processor() or "unknown"
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    known = [fields.get("model name", "unknown"), *(f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields)]
+    return ", ".join(known)
 
 
 def git_revision(folder: Path) -> str | None:

@@ -22,6 +22,7 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.runs.asked import Asked, direct_id, what_is_asked
+from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
@@ -71,7 +72,8 @@ class Prepared:
             paths=self.paths,
             work=self.work,
         )
-        replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+        with memory_errors(self.spec, "scoring"):
+            replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         return self.task.score(examples, grouped, errors=final, samples=final)
 
@@ -80,7 +82,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     """Load the benchmark, then the model (or take the one that is kept), and render the rows.
 
     Raises:
-        UsageError: an unknown task or metric.
+        UsageError: an unknown task or metric, or a metric whose direction nobody gives.
         BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
         ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
     """
@@ -97,13 +99,9 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
             f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
             f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
         )
-    higher = task.metrics[metric]
-    if spec.greater_is_better not in (None, higher):
-        raise UsageError(
-            f"train_param.greater_is_better: {metric} of {task.name} is better when {'higher' if higher else 'lower'}, "
-            f"got {spec.greater_is_better}. Drop the flag."
-        )
-    base = (kept or Kept()).base.take(spec)
+    higher = direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
+    with memory_errors(spec, "loading"):
+        base = (kept or Kept()).base.take(spec)
     model = base.model
     chat = None
     if spec.model.apply_chat_template:
@@ -129,6 +127,33 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
         asked=what_is_asked(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
     )
+
+
+def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:
+    """Return whether a higher score is better: as the task declares it, else as the user says.
+
+    Args:
+        declared: what the task's file or lm_eval's registry says; None: neither does.
+        asked: the value of --train_param.greater_is_better; None: not given.
+        metric: the metric that chooses the epoch, for the message.
+        task: the benchmark's name, for the message.
+
+    Raises:
+        UsageError: nobody says, or the two contradict each other.
+    """
+    if declared is None and asked is None:
+        name = metric.split(",")[0]
+        raise UsageError(
+            f"benchmark {task}: metric {metric} has no higher_is_better, so the best epoch is unknown. Add higher_is_better: "
+            f"true or false to {name} in the metric_list of the task's YAML file, or give --train_param.greater_is_better or "
+            f"--train_param.no-greater_is_better (in a study: greater_is_better under the benchmark)."
+        )
+    if declared is not None and asked not in (None, declared):
+        raise UsageError(
+            f"train_param.greater_is_better: {metric} of {task} is better when {'higher' if declared else 'lower'}, "
+            f"got {asked}. Drop the flag."
+        )
+    return bool(asked if declared is None else declared)
 
 
 def default_metric(task: HarnessTask) -> str:

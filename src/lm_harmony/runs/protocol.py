@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lm_harmony.benchmarks.score import Score
@@ -16,9 +16,10 @@ from lm_harmony.engine.training import fine_tune
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
+from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
-from lm_harmony.runs.results import write_outcomes
+from lm_harmony.runs.results import write_direct, write_outcomes
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -49,7 +50,7 @@ def train_before_test(
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.asked.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, kept) if spec.direct else None
-        with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
+        with memory_errors(spec, "training"), trainee(run.model, spec.recipe, seed=spec.seed) as learner:
             epochs = _learn(run, learner, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
             chosen = best if spec.choose_best else epochs[-1]
@@ -73,7 +74,7 @@ def train_before_test(
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
         **_made_from(run),
     )
-    write_outcomes(store, run.task, record)
+    write_outcomes(store, run, record)
     store.finish(record)
     store.keep_checkpoints(())
     return record
@@ -102,7 +103,7 @@ def score_again(store: RunStore) -> RunRecord:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
     again = replace(record, trained=score)
-    write_outcomes(store, run.task, again)
+    write_outcomes(store, run, again)
     return again
 
 
@@ -150,6 +151,7 @@ def add_direct(store: RunStore, spec: RunSpec, kept: Kept | None = None) -> RunR
     record = store.record()
     run = _prepare_again(store, record, spec, kept)
     again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), kept))
+    write_direct(store, run, again)
     store.finish(again)
     return again
 
@@ -219,9 +221,9 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
 
 
 def _environment(run: Prepared) -> dict[str, Any]:
-    """Return what the run was carried out with, and which forward passes the probe chose there."""
+    """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    return {**described, "engine": run.paths.describe()}
+    return {**described, "precision": asdict(run.model.precision), "engine": run.paths.describe()}
 
 
 def _made_from(run: Prepared) -> dict[str, Any]:

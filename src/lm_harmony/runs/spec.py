@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.caps import Caps, SplitProtocol
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, check_flag, check_integer
 from lm_harmony.recipe import PUBLISHED, Recipe
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
 ENGINES = ("auto", "plain")
 """Layouts of forward passes that can be asked for."""
+LARGEST_SEED = 2**32 - 1
+"""NumPy's legacy generator, which defines the published splits, takes seeds from 0 to this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,12 @@ class ModelSpec:
     """Run code from the model's repository."""
     apply_chat_template: bool = False
     """Render training and scoring with the model's chat template."""
+
+    def __post_init__(self) -> None:
+        check_flag("trust_remote_code", self.trust_remote_code)
+        check_flag("dataset_param.apply_chat_template", self.apply_chat_template)
+        if not isinstance(self.revision, str):
+            raise UsageError(f"revision must be text, got {self.revision!r}. Write it in quotes: '{self.revision}'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +77,19 @@ class Execution:
     trackers: tuple[str, ...] = ()
     """Where losses and scores are shown too: tensorboard, trackio, wandb."""
     logging_steps: int | None = 10
-    """Optimizer steps between two logged losses; None: losses are not logged."""
+    """Optimizer steps between two logged losses; None or 0: losses are not logged."""
     use_git: bool = True
     """Note the git revision of the working folder."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}. Use auto.")
-        for flag, value in (
-            ("train_param.per_device_train_batch_size", self.micro_batch),
-            ("train_param.per_device_eval_batch_size", self.eval_batch_size),
-            ("train_param.logging_steps", self.logging_steps or 1),
-        ):
-            if value < 1:
-                raise UsageError(f"{flag} must be at least 1, got {value}. Give a positive number.")
+        check_integer("train_param.per_device_train_batch_size", self.micro_batch, 1)
+        check_integer("train_param.per_device_eval_batch_size", self.eval_batch_size, 1)
+        if self.logging_steps is not None:
+            check_integer("train_param.logging_steps", self.logging_steps, 0)
+        for flag in ("gradient_checkpointing", "save_checkpoints", "use_git"):
+            check_flag(flag, getattr(self, flag))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,7 @@ class RunSpec:
     metric: str | None = None
     """Metric that chooses the epoch, as lm_eval keys it ("acc_norm,none"); None: the benchmark's own."""
     greater_is_better: bool | None = None
-    """Direction that the user takes the metric to have; a wrong one is refused. None: the benchmark's own."""
+    """Direction of the metric where the benchmark gives none; one that contradicts the benchmark is refused. None: not given."""
     choose_best: bool = True
     """Test the best epoch by validation (the protocol); False: the last one."""
     direct: bool = False
@@ -111,6 +118,9 @@ class RunSpec:
     """After the choice, score every epoch on the test split, for the record only."""
     execution: Execution = field(default=Execution(), compare=False)
     """How it is carried out."""
+
+    def __post_init__(self) -> None:
+        check_integer("random_seed", self.seed, 0, LARGEST_SEED)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as plain values for YAML and JSON."""

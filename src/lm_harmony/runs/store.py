@@ -9,7 +9,8 @@
         trackers/                 TensorBoard's files, where asked
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
-        results_<time>.json       lm_eval's results schema plus the key train_before_test
+        results_<time>.json       the trained model in lm_eval's results schema, plus the key train_before_test
+        direct/results_<time>.json  the untouched model in lm_eval's results schema, where asked
         failure.json              why a study gave the run up; gone when it is tried again
         record.json               all that was answered; written last, atomically: a run with it is finished
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from lm_harmony.engine.paths import Paths, choose_paths
-from lm_harmony.models.loading import LanguageModel, load_model, resolve_device, resolve_dtype
+from lm_harmony.models.loading import LanguageModel, Precision, load_model, resolve_device, resolve_precision
 from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.sources import Source, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
@@ -36,7 +36,7 @@ class _Asked:
     """What decides a load."""
 
     model: ModelSpec
-    dtype: str
+    precision: Precision
     device: torch.device
     engine: str
     gradient_checkpointing: bool
@@ -61,7 +61,7 @@ class WarmBase:
         device = resolve_device(spec.execution.device)
         asked = _Asked(
             model=replace(spec.model, apply_chat_template=False),
-            dtype=resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None),
+            precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
             device=device,
             engine=spec.execution.engine,
             gradient_checkpointing=spec.execution.gradient_checkpointing,
@@ -108,7 +108,8 @@ def _load(asked: _Asked) -> Base:
     model = load_model(
         asked.model.name,
         revision=asked.model.revision,
-        dtype=asked.dtype,
+        dtype=asked.precision.weights,
+        autocast=asked.precision.autocast,
         device=str(asked.device),
         trust_remote_code=asked.model.trust_remote_code,
     )

@@ -1,61 +1,17 @@
-"""What a study will take, before anything runs: tokens, FLOPs, memory, disk, hours on a named machine."""
+"""What a study will take, before anything runs: tokens, FLOPs, memory, disk, and hours on a named machine, term by term."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
-from lm_harmony.engine.room import free_bytes
-from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.models.loading import resolve_device, resolve_dtype
+from lm_harmony.models.loading import resolve_device, resolve_precision
+from lm_harmony.models.memory import free_bytes
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.workload import Size, Workload, asked_flops, size_of, workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """How fast a machine computes."""
-
-    name: str
-    """What it is."""
-    training_flops: float
-    """FLOPs a second that training reaches."""
-    scoring_flops: float
-    """FLOPs a second that scoring reaches."""
-    seconds_per_layer: float = 0.0
-    """Least seconds that one block costs in one pass, however short the row: kernel launches."""
-    seconds_per_run: float = 0.0
-    """Seconds of a run that depend on no token: reading rows, writing what came out."""
-    seconds_per_load: float = 0.0
-    """Seconds that loading a model takes, with the libraries."""
-    width: int = 4
-    """Bytes of a weight there."""
-
-
-_PEAKS = {"h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "rtx4090": 165e12}
-"""Dense bf16 FLOPs a second, by the makers' data sheets."""
-_TRAINING_SHARE, _SCORING_SHARE, _LAUNCH_SECONDS = 0.45, 0.55, 0.8e-3
-"""Shares of the peak, and seconds of launches a block, that are assumed where nothing was measured."""
-
-HARDWARE: Mapping[str, Hardware] = MappingProxyType(
-    {
-        name: Hardware(
-            name=name,
-            training_flops=_TRAINING_SHARE * peak,
-            scoring_flops=_SCORING_SHARE * peak,
-            seconds_per_layer=_LAUNCH_SECONDS,
-            seconds_per_run=5.0,
-            seconds_per_load=30.0,
-            width=2,
-        )
-        for name, peak in _PEAKS.items()
-    }
-)
-
-
-HERE = Hardware(name="here", training_flops=1e11, scoring_flops=1e11)
-"""A processor with float32 weights, of unknown speed."""
+from lm_harmony.studies.computation import Size, asked_flops, training_flops
+from lm_harmony.studies.hardware import WORKSPACE, Hardware
+from lm_harmony.studies.time_model import Phase, decoding_phase, overlapped, scoring_phase, together, training_phase
+from lm_harmony.studies.workload import Workload, size_of, workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +28,19 @@ class ModelPlan:
     """Tokens fed in training."""
     scoring_tokens: int
     """Tokens asked in scoring, direct scores included."""
+    decoding_steps: int
+    """Passes that write one token in each row of a batch, if all answers are as long as they may be."""
     flops: float
-    """FLOPs of all of it."""
+    """FLOPs of all products with weights; attention's are apart."""
     memory_bytes: int
     """Memory that one run needs."""
-    hours: float
-    """Hours on the hardware, one run after another."""
+    phases: Mapping[str, Phase] = field(repr=False)
+    """training, scoring, decoding and fixed -> its seconds, one run after another."""
+
+    @property
+    def hours(self) -> float:
+        """Hours on the hardware, one run after another."""
+        return together(self.phases.values()).seconds / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,23 +57,15 @@ class Plan:
     """Runs that could not be counted, and why."""
 
     @property
+    def phases(self) -> dict[str, Phase]:
+        """The phases of all models, one model after another."""
+        names = dict.fromkeys(name for model in self.models for name in model.phases)
+        return {name: together(model.phases[name] for model in self.models if name in model.phases) for name in names}
+
+    @property
     def hours(self) -> float:
         """Hours of one worker."""
         return sum(model.hours for model in self.models)
-
-
-def hardware_named(name: str) -> Hardware:
-    """Return a known machine.
-
-    Raises:
-        UsageError: it is not known.
-    """
-    if name.lower() not in HARDWARE:
-        raise UsageError(
-            f"hardware: no figures for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}; "
-            f"here measures this machine for 20 seconds."
-        )
-    return HARDWARE[name.lower()]
 
 
 def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
@@ -124,7 +79,7 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
     missing: dict[str, str] = {}
     for spec in specs:
         try:
-            by_model.setdefault(spec.model.name, []).append(workload(spec))
+            by_model.setdefault(spec.model.name, []).append(workload(spec, hardware.room))
         except (OSError, ValueError) as error:  # errors of the house are of these two kinds too
             missing[f"{spec.model.name} on {spec.benchmark.task}"] = " ".join(str(error).split())
     models, disk = [], 0
@@ -138,21 +93,24 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
 def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPlan:
     """Add up the runs of one model."""
     directs = _directs(loads)
-    direct_flops = sum(asked_flops(load.size, load.test) for load in directs)
-    training, scoring = sum(load.training_flops for load in loads), sum(load.scoring_flops for load in loads) + direct_flops
-    size = max((load.size for load in loads), key=lambda size: size.trained)
-    steps = sum(load.steps for load in loads)
-    seconds = max(training / hardware.training_flops, steps * 3 * size.layers * hardware.seconds_per_layer)
-    seconds += scoring / hardware.scoring_flops + len(loads) * hardware.seconds_per_run + hardware.seconds_per_load
+    asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
+    asked += [(load.size, load.test) for load in directs]
+    phases = {
+        "training": together(training_phase(load, hardware) for load in loads),
+        "scoring": together(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
+        "decoding": together(decoding_phase(size, one, hardware) for size, one in asked if one.written.passes),
+        "fixed": overlapped({"fixed": len(loads) * hardware.run.value + hardware.load.value}),
+    }
     return ModelPlan(
         model=name,
         runs=len(loads),
-        size=size,
+        size=max((load.size for load in loads), key=lambda size: size.trained),
         training_tokens=sum(load.training_tokens for load in loads),
         scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(load.test.tokens for load in directs),
-        flops=training + scoring,
-        memory_bytes=_memory(size, hardware.width),
-        hours=seconds / 3600,
+        decoding_steps=sum(one.written.steps for _, one in asked),
+        flops=sum(training_flops(load.size, load.fed) for load in loads) + sum(asked_flops(size, one) for size, one in asked),
+        memory_bytes=max(_memory(load.size, hardware.width) for load in loads),
+        phases={name: one for name, one in phases.items() if one.terms},
     )
 
 
@@ -161,7 +119,7 @@ def _directs(loads: Iterable[Workload]) -> list[Workload]:
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
 
 
-def memory_of(spec: RunSpec, width: int = HERE.width) -> int:
+def memory_of(spec: RunSpec, width: int = 4) -> int:
     """Return the bytes that a run needs, or 0 where the model's configuration is not at hand.
 
     Args:
@@ -183,14 +141,14 @@ def fitting_at_once(specs: Sequence[RunSpec]) -> int:
     device = resolve_device(specs[0].execution.device)
     needed = 1
     for spec in {(spec.model, spec.recipe): spec for spec in specs}.values():
-        dtype = resolve_dtype(spec.recipe.dtype, device=device, adapter=spec.recipe.lora is not None)
-        needed = max(needed, memory_of(spec, 2 if dtype == "bfloat16" else 4))
+        precision = resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None)
+        needed = max(needed, memory_of(spec, precision.width))
     return free_bytes(device) // needed
 
 
 def _memory(size: Size, width: int) -> int:
-    """Return bytes: weights, gradient and two moments of what is trained, and the room of a pass with the libraries."""
-    return size.parameters * width + size.trained * 16 + int(1.2e9)
+    """Return bytes: weights, gradient and two moments of what is trained, and a workspace."""
+    return size.parameters * width + size.trained * 16 + int(WORKSPACE.value)
 
 
 def _disk(load: Workload) -> int:

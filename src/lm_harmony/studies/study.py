@@ -12,9 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.scan import read_failure
 from lm_harmony.runs.sources import SourceCheck
+from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a run is begun before it is given up."""
+DAMAGED = "damaged record"
+"""Kind of the failure of a run whose record cannot be read: the file may be all that is left of it, so it stays."""
 NO_ROOM_PAUSE = 10.0
 """Seconds before a run is tried again whose results could not be written."""
 
@@ -57,9 +61,9 @@ class Study:
     spec: StudySpec
     """What is asked."""
     only: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns (*, ?) of which a run's name must fit one; none: every run."""
+    """Glob patterns (*, ?); only runs whose name matches one of them are taken. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
-    """Patterns of which it must fit none."""
+    """Glob patterns; runs whose name matches one of them are left out."""
 
     _hub: HubCheck = field(default_factory=HubCheck, init=False, repr=False, compare=False)
 
@@ -74,13 +78,23 @@ class Study:
 
     @cached_property
     def assignments(self) -> tuple[Assignment, ...]:
-        """Return every run that is asked for, whether finished or not."""
-        found = (Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs)
-        return tuple(
+        """Return every run that is asked for, whether finished or not.
+
+        Raises:
+            UsageError: a pattern matches no run, or all patterns together leave none.
+        """
+        found = [Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
+        names = [assignment.name for assignment in found]
+        _refuse_unmatched("only", self.only, names)
+        _refuse_unmatched("skip", self.skip, names)
+        kept = tuple(
             assignment
             for assignment in found
             if (not self.only or _fits(assignment.name, self.only)) and not _fits(assignment.name, self.skip)
         )
+        if found and not kept:
+            raise UsageError(f"--only and --skip leave none of the {len(found)} runs. Loosen one of them.")
+        return kept
 
     def status(self) -> Status:
         """Look into every run's folder, and once ask the hub whether what finished runs read from it has moved.
@@ -104,10 +118,10 @@ class Study:
                     unverified[assignment] = standing.reason
             elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
-            elif (failure := store.failure()) is not None:
-                failed[assignment] = failure
             elif not standing.readable:
-                failed[assignment] = Failure(kind="StoreError", cause=str(standing.reason), attempts=1)
+                failed[assignment] = Failure(kind=DAMAGED, cause=str(standing.reason), attempts=1)
+            elif (failure := _failure(store)) is not None:
+                failed[assignment] = failure
             else:
                 waiting.append(assignment)
                 if standing.reason:
@@ -116,11 +130,7 @@ class Study:
         return Status(**ended, failed=failed, changed=changed, unverified=unverified)
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs that are current.
-
-        Raises:
-            StoreError: a record cannot be read.
-        """
+        """Read the records of all finished runs that are current; of one that cannot be read, ``status`` tells."""
         return tuple(assignment.store.record() for assignment in self.status().finished)
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
@@ -132,7 +142,7 @@ class Study:
             retry_failed: try again what was given up.
 
         Raises:
-            UsageError: there is no such cluster.
+            UsageError: there is no such cluster, or the number of workers is below 1.
             MissingExtra: Ray is not installed.
             StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
         """
@@ -142,11 +152,15 @@ class Study:
 
     def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[Queue]:
         """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
+        if workers is not None:
+            check_integer("workers", workers, 1)
         now = self.status()
+        retried: list[Assignment] = []
         if retry_failed:
-            for assignment in now.failed:
+            retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
+            for assignment in retried:
                 assignment.store.forget_failure()
-        left = [*now.waiting, *now.running, *(now.failed if retry_failed else ())]
+        left = [*now.waiting, *now.running, *retried]
         queue, attempts = Queue(left), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(left), finished=len(now.finished))
@@ -184,5 +198,22 @@ class Study:
             give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
 
 
+def _failure(store: RunStore) -> Failure | None:
+    try:
+        return read_failure(store)
+    except StoreError as error:
+        return Failure(kind="damaged failure.json", cause=str(error), attempts=1)
+
+
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
+
+
+def _refuse_unmatched(flag: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches no run: a typing mistake would run everything, or nothing, without a word."""
+    for pattern in patterns:
+        if not any(_fits(name, (pattern,)) for name in names):
+            parts = list(dict.fromkeys(part for name in names for part in name.split("/")[:-1]))
+            known = f"The runs are of {', '.join(parts[:12])}{', ...' if len(parts) > 12 else ''}."
+            near = did_you_mean(pattern.strip("*"), [*parts, *names])
+            raise UsageError(f"--{flag}: {pattern!r} matches none of the {len(names)} runs.{near} {known}")

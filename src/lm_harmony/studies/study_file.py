@@ -19,23 +19,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from lm_harmony.benchmarks import suites
 from lm_harmony.benchmarks.caps import Caps, SplitProtocol
 from lm_harmony.benchmarks.task_index import find_task_file
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import UsageError, check_flag, check_integer, check_number, did_you_mean
 from lm_harmony.models import catalogue
 from lm_harmony.models.fetched import refuse_other_revision
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.mirror import Mirror, is_url
-from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
-from lm_harmony.studies.checked import list_of, mapping_of, recipe_of
+from lm_harmony.runs.spec import LARGEST_SEED, BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.studies.checked import at, list_of, mapping_of, read_yaml, recipe_of
 
 _CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
 _GROUP = ("family", "kind", "min_params_b", "max_params_b")
 _MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "recipe")
-_BENCHMARK = ("task", "metric", "recipe", *_CAPS)
+_BENCHMARK = ("task", "metric", "greater_is_better", "recipe", *_CAPS)
 _EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
 _STUDY = (
     *("models", "benchmarks", "corpora", "seeds", "recipe", "direct", "apply_chat_template", "results_dir", "data_dir"),
@@ -63,20 +61,9 @@ def read_study(path: Path) -> StudySpec:
     """Read and check a study file.
 
     Raises:
-        UsageError: the file is not there or no YAML mapping; an unknown key, name or value; the same run twice.
+        UsageError: the file is not there or no YAML mapping; an unknown key, name or value; a key or a run twice.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"study: {path} cannot be read: {error.strerror}. Give an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"study: {path} is not YAML: {' '.join(str(error).split())}. Mend the file.") from error
-    try:
-        return study_spec(values, path.parent, where=str(path))
-    except TypeError as error:  # a text where a number belongs
-        raise UsageError(
-            f"{path}: a value is of the wrong kind: {error}. Write numbers as 8 or 1.0e-4, lists in brackets."
-        ) from error
+    return study_spec(read_yaml(path), path.parent, where=str(path))
 
 
 def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
@@ -93,7 +80,9 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
     study, base = mapping_of(values, _STUDY, where), base.resolve()  # workers may stand in other folders
     seeds, direct = _seeds_and_direct(study, where)
     common = recipe_of(study.get("recipe", {}), asdict(PUBLISHED), f"{where}: recipe")
-    execution = Execution(**{"use_git": False, **mapping_of(study.get("execution", {}), _EXECUTION, f"{where}: execution")})
+    given = mapping_of(study.get("execution", {}), _EXECUTION, f"{where}: execution")
+    with at(f"{where}: execution"):
+        execution = Execution(**{"use_git": False, **given})
     models = [model for entry in list_of(study["models"], f"{where}: models") for model in _models(entry, study, base, where)]
     benchmarks = [
         benchmark
@@ -101,7 +90,7 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
         for benchmark in _benchmarks(entry, study, base, where)
     ]
     runs = []
-    for (model, model_recipe), (benchmark, metric, benchmark_recipe), seed in product(models, benchmarks, seeds):
+    for (model, model_recipe), (benchmark, choice, benchmark_recipe), seed in product(models, benchmarks, seeds):
         place = f"{where}: recipe of {model.name} on {benchmark.task}"
         recipe = recipe_of(benchmark_recipe, recipe_of(model_recipe, common, place), place)
         runs.append(
@@ -110,9 +99,9 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
                 benchmark=benchmark,
                 recipe=Recipe.from_dict(recipe),
                 seed=seed,
-                metric=metric,
                 direct=direct,
                 execution=execution,
+                **choice,
             )
         )
     _refuse_twice(runs, where)
@@ -132,11 +121,12 @@ def _seeds_and_direct(study: Mapping[str, Any], where: str) -> tuple[list[int], 
         if not study.get(key):
             raise UsageError(f"{where}: {key} must name at least one, got {study.get(key)!r}. List names under {key}.")
     seeds = study.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+    if not isinstance(seeds, list) or not seeds:
         raise UsageError(f"{where}: seeds must be a list of whole numbers from 0, got {seeds!r}. Write seeds: [0].")
+    for seed in seeds:
+        check_integer(f"{where}: seeds: a seed", seed, 0, LARGEST_SEED)
     direct = study.get("direct", False)
-    if not isinstance(direct, bool):
-        raise UsageError(f"{where}: direct must be true or false, got {direct!r}. Write direct: true.")
+    check_flag(f"{where}: direct", direct)
     protocol = study.get("split_protocol", "clean")
     if protocol not in get_args(SplitProtocol):
         raise UsageError(f"{where}: split_protocol must be clean or published, got {protocol!r}. Use clean.")
@@ -158,10 +148,14 @@ def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> lis
         names = [str(given["name"])]
     fetched = _folder(base, study.get("models_dir"))
     names = [_folder_or_name(name, given.get("revision", "main"), base, fetched) for name in names]
-    return [(ModelSpec(name=name, apply_chat_template=chat, **rest), given.get("recipe", {})) for name in names]
+    with at(f"{where}: models"):
+        return [(ModelSpec(name=name, apply_chat_template=chat, **rest), given.get("recipe", {})) for name in names]
 
 
 def _group(rule: Mapping[str, Any], where: str) -> list[str]:
+    for key in ("min_params_b", "max_params_b"):
+        if key in rule:
+            check_number(f"{where}: models: {key}", rule[key])
     chosen = catalogue.fitting(**rule)
     if not rule or not chosen:
         families = sorted({info.family for info in catalogue.MODELS.values()})
@@ -185,12 +179,13 @@ def _folder_or_name(name: str, revision: str, base: Path, models_dir: Path | Non
 
 def _benchmarks(
     entry: Any, study: Mapping[str, Any], base: Path, where: str
-) -> list[tuple[BenchmarkSpec, str | None, Mapping[str, Any]]]:
-    """Return the benchmarks of one entry: a task, a suite, or a mapping with a task."""
+) -> list[tuple[BenchmarkSpec, dict[str, Any], Mapping[str, Any]]]:
+    """Return the benchmarks of one entry (a task, a suite, or a mapping with a task), each with its metric and its recipe."""
     given = mapping_of({"task": entry} if isinstance(entry, str) else entry, _BENCHMARK, f"{where}: benchmarks")
     if "task" not in given:
         raise UsageError(f"{where}: benchmarks: {given!r} lacks the key task. Write task: and a task's or a suite's name.")
-    caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
+    with at(f"{where}: benchmarks: {given['task']}"):
+        caps = Caps(**{ours: given.get(theirs, study.get(theirs, getattr(Caps(), ours))) for theirs, ours in _CAPS.items()})
     corpora = [str(_path(base, corpus)) for corpus in list_of(study.get("corpora", []), f"{where}: corpora")]
     tasks = suites.expand(str(given["task"]), corpora)
     data_dir, include = _folder(base, study.get("data_dir")), _folder(base, study.get("include_path"))
@@ -201,7 +196,12 @@ def _benchmarks(
             find_task_file(task, include)  # refuses what does not exist
         protocol = study.get("split_protocol", "clean")
         specs.append(BenchmarkSpec(task=task, include_path=include, data_dir=data_dir, caps=caps, split_protocol=protocol))
-    return [(spec, given.get("metric"), given.get("recipe", {})) for spec in specs]
+    choice = {key: given[key] for key in ("metric", "greater_is_better") if given.get(key) is not None}
+    if not isinstance(choice.get("metric", ""), str):
+        raise UsageError(f"{where}: benchmarks: {given['task']}: metric must be text, got {given['metric']!r}. Write acc,none.")
+    if "greater_is_better" in choice:
+        check_flag(f"{where}: benchmarks: {given['task']}: greater_is_better", choice["greater_is_better"])
+    return [(spec, choice, given.get("recipe", {})) for spec in specs]
 
 
 def _folder(base: Path, path: Any) -> Path | None:

@@ -1,4 +1,4 @@
-"""How much a run computes: its rows rendered and encoded as the run will do it, its model built without weights."""
+"""How much a run computes: its rows are rendered and encoded as the run does it, its model is built without weights."""
 
 from __future__ import annotations
 
@@ -6,51 +6,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.examples import Example, Request
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.course import order_of_rows
-from lm_harmony.engine.room import CPU_SCORING_TOKENS
+from lm_harmony.engine.generation import Decoding
+from lm_harmony.engine.room import Room
+from lm_harmony.engine.segments import segments_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
+from lm_harmony.engine.training import passes
 from lm_harmony.engine.trees import shared_row, tokens_from
 from lm_harmony.models.loading import LanguageModel, assemble
 from lm_harmony.recipe import Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """A model's size, counted from its configuration."""
-
-    parameters: int
-    """All weights; one that serves as input and output layer counts once."""
-    computing: int
-    """Weights that multiply every token: all but the input embedding and the output layer."""
-    output: int
-    """Weights of the output layer, which multiply only what is predicted."""
-    trained: int
-    """Weights that the recipe trains."""
-    layers: int
-    """Blocks, each of which costs a GPU its kernel launches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What scoring some examples takes."""
-
-    tokens: int
-    """Tokens of contexts and continuations, each request counted by itself: what a record calls scoring tokens."""
-    computed: int
-    """Tokens that are computed when shared beginnings are computed once."""
-    predicted: int
-    """Tokens that are predicted."""
-    written: int
-    """Most tokens that are written: answers may end sooner."""
+from lm_harmony.studies.computation import Asked, Fed, Size, Written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +36,8 @@ class Workload:
     """The run."""
     size: Size
     """Its model."""
-    training_tokens: int
-    """Tokens fed in training, over all epochs."""
-    trained_labels: int
-    """Of which so many are predicted."""
-    steps: int
-    """Optimizer steps."""
+    fed: Fed
+    """Its training."""
     epochs: int
     """Epochs begun, each followed by a validation."""
     validation: Asked
@@ -79,33 +50,22 @@ class Workload:
     """Bytes of the test's texts, which its samples repeat."""
 
     @property
+    def training_tokens(self) -> int:
+        """Tokens fed in training, over all epochs."""
+        return self.fed.tokens
+
+    @property
     def scoring_tokens(self) -> int:
         """Tokens asked in scoring: a validation after each epoch, and one test."""
         return self.epochs * self.validation.tokens + self.test.tokens
 
-    @property
-    def training_flops(self) -> float:
-        """Multiplications and additions of training: 2 forward and 2 backward a frozen weight, 2 more one that is trained.
 
-        Source: 6 x parameters x tokens (Kaplan et al. 2020, arXiv 2001.08361), less the gradients that nobody needs.
-        """
-        size, labels = self.size, self.trained_labels
-        each = 6 * size.computing if self.spec.recipe.lora is None else 4 * size.computing + 6 * size.trained
-        return float(each * self.training_tokens + 4 * size.output * labels)
-
-    @property
-    def scoring_flops(self) -> float:
-        """Multiplications and additions of validations and the test."""
-        return self.epochs * asked_flops(self.size, self.validation) + asked_flops(self.size, self.test)
-
-
-def asked_flops(size: Size, asked: Asked) -> float:
-    """Return the multiplications and additions of scoring once what is asked: 2 a weight and token."""
-    return float(2 * size.computing * (asked.computed + asked.written) + 2 * size.output * asked.predicted)
-
-
-def workload(spec: RunSpec) -> Workload:
+def workload(spec: RunSpec, room: Room) -> Workload:
     """Count what ``spec`` computes.
+
+    Args:
+        spec: the run.
+        room: how much one pass holds on the hardware that is planned for.
 
     Raises:
         UsageError: an unknown benchmark.
@@ -117,55 +77,103 @@ def workload(spec: RunSpec) -> Workload:
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    per_epoch = math.ceil(len(sequences) / spec.recipe.batch_size)
-    steps = min(spec.recipe.epochs * per_epoch, spec.recipe.max_steps or spec.recipe.epochs * per_epoch)
-    epochs = math.ceil(steps / per_epoch)
-    fed: list[TokenSequence] = []
-    for epoch in range(1, epochs + 1):
-        taken = (steps - (epoch - 1) * per_epoch) * spec.recipe.batch_size  # of the last epoch perhaps not all
-        fed += [sequences[place] for place in order_of_rows(len(sequences), seed=spec.seed, epoch=epoch)[:taken]]
+    fed, epochs = _fed(sequences, spec, room)
     return Workload(
         spec=spec,
         size=size_of(spec.model, spec.recipe),
-        training_tokens=sum(len(sequence.ids) - 1 for sequence in fed),
-        trained_labels=sum(len(sequence.labels) for sequence in fed),
-        steps=steps,
+        fed=fed,
         epochs=epochs,
-        validation=_asked(model, splits.validation, spec.recipe),
-        test=_asked(model, splits.test, spec.recipe),
+        validation=_asked(model, splits.validation, spec.recipe, room),
+        test=_asked(model, splits.test, spec.recipe, room),
         test_rows=len(splits.test),
         text_bytes=sum(len(request.context) + len(request.continuation) for one in splits.test for request in one.requests),
     )
 
 
-def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe) -> Asked:
+def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple[Fed, int]:
+    """Go through the steps of a training, and return what it computes and how many epochs it begins."""
+    recipe, batch_size = spec.recipe, spec.recipe.batch_size
+    per_epoch = math.ceil(len(sequences) / batch_size)
+    steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
+    epochs = math.ceil(steps / per_epoch)
+    tokens = labels = passed = calls = pairs = 0
+    for step in range(steps):
+        if step % per_epoch == 0:
+            order = order_of_rows(len(sequences), seed=spec.seed, epoch=step // per_epoch + 1)
+        start = step % per_epoch * batch_size
+        batch = [sequences[place] for place in order[start : start + batch_size]]
+        labels += sum(len(one.ids) - one.first_label for one in batch)
+        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens):
+            lengths = [len(one.ids) - 1 for one in batch[first:stop]]
+            passed += 1
+            tokens += sum(lengths)
+            calls += sum(1 for _ in groupby(lengths))
+            pairs += sum(length * (length + 1) // 2 for length in lengths)
+    return Fed(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
+
+
+def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: Room) -> Asked:
     """Encode requests as ``Respondent`` does, and lay them out as it does."""
-    sequences: list[TokenSequence] = []
-    contexts, written = 0, 0
     requests = [request for example in examples for request in example.requests]
     pairs = model.text.encode_pairs([(one.context, one.continuation) for one in requests if one.kind == "loglikelihood"])
-    sequences += [cut_to_length(pair, model.max_length) for pair in pairs]
+    sequences = [cut_to_length(pair, model.max_length) for pair in pairs]
     for request in requests:
         if request.kind == "loglikelihood_rolling":
             ids = model.text.encode([request.continuation])[0]
             sequences += rolling_windows(ids, model.text.prefix_id, model.max_length)
-        elif request.kind == "generate_until":
-            contexts += len(model.text.encode([request.context])[0])
-            written += int(request.generation.get("max_gen_toks") or recipe.max_new_tokens)
+    contexts, written = _written(model, [one for one in requests if one.kind == "generate_until"], recipe, room)
     ordered = sorted(sequences, key=lambda sequence: sequence.ids)
-    computed, predicted, start = 0, 0, 0
+    computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
-        end = tokens_from(ordered, start, CPU_SCORING_TOKENS)
+        end = tokens_from(ordered, start, room.scoring_tokens)
         row = shared_row(ordered[start:end])
         computed += row.tokens
         predicted += len({label.source for labels in row.labels for label in labels})
+        passed += 1
+        for segment in segments_of(row, torch.device("cpu")):
+            calls += 1
+            if segment.is_chain and not segment.trunk:  # causal attention, which multiplies no pair that it hides
+                multiplied += segment.copies * segment.size * (segment.size + 1) // 2
+            else:
+                masks += 1
+                multiplied += segment.size * (segment.trunk + segment.size)
         start = end
     return Asked(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,
-        computed=computed + contexts,
-        predicted=predicted + written,
+        computed=computed,
+        predicted=predicted,
+        passes=passed,
+        calls=calls,
+        masks=masks,
+        pairs=multiplied,
         written=written,
     )
+
+
+def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, room: Room) -> tuple[int, Written]:
+    """Return the tokens of the contexts, and what is computed when all answers grow to their limit, a batch at a time."""
+    encoded = model.text.encode([request.context for request in requests]) if requests else []
+    groups: dict[Decoding, list[int]] = {}
+    for request, ids in zip(requests, encoded, strict=True):
+        decoding = Decoding.read(request.generation, default_limit=recipe.max_new_tokens)
+        groups.setdefault(decoding, []).append(max(1, min(len(ids), model.max_length - decoding.max_new_tokens)))
+    contexts = tokens = passed = steps = pairs = cached = 0
+    for decoding, lengths in groups.items():
+        lengths.sort(reverse=True)
+        limit = decoding.max_new_tokens
+        rows = max(1, min(room.written_rows, room.cached_tokens // (lengths[0] + limit)))
+        for start in range(0, len(lengths), rows):
+            batch, longest = len(lengths[start : start + rows]), lengths[start]
+            # In step t each row multiplies the keys of its context and of t tokens that were written before it.
+            read = batch * ((limit - 1) * longest + limit * (limit - 1) // 2)
+            contexts += batch * longest
+            tokens += batch * limit
+            passed += 1
+            steps += limit - 1
+            cached += read
+            pairs += batch * longest**2 + read
+    asked = sum(map(len, encoded))
+    return asked, Written(contexts=contexts, tokens=tokens, passes=passed, steps=steps, pairs=pairs, cached=cached)
 
 
 @lru_cache(maxsize=4)
@@ -192,13 +200,18 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
     whole = module.num_parameters()
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
     with trainee(model, recipe, seed=0) as learner:
-        trained = sum(weight.numel() for weight in learner.trained_parameters().values())
+        weights = learner.trained_parameters()
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    head_size = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads)
     return Size(
         parameters=whole,
         computing=whole - embedding - (0 if tied else output),
         output=output,
-        trained=trained,
+        trained=sum(weight.numel() for weight in weights.values()),
         layers=int(getattr(config, "num_hidden_layers", 1)),
+        adapted=sum(".lora_A." in name for name in weights),
+        query_width=heads * head_size,
+        key_width=int(getattr(config, "num_key_value_heads", None) or heads) * head_size,
     )
 
 

@@ -17,9 +17,29 @@ from lm_eval.api.task import Task
 from lm_harmony.benchmarks.examples import Example, Reply
 from lm_harmony.benchmarks.harness.requests import arguments_of
 from lm_harmony.benchmarks.score import Score
+from lm_harmony.errors import BenchmarkError
 
 BOOTSTRAP_DRAWS = 1000
 """Resamples behind a standard error that has no closed form (mcc, f1, bits_per_byte); lm_eval draws 100,000, for minutes."""
+
+
+def direction_of(task: str, metric: str, higher: Any) -> bool | None:
+    """Return whether a higher score is better; None where neither the task's file nor lm_eval's registry of metrics says it.
+
+    Args:
+        task: the task's name, for the message.
+        metric: the metric's name.
+        higher: what the task holds as ``higher_is_better``.
+
+    Raises:
+        BenchmarkError: it is neither true nor false: the text "false" would count as true.
+    """
+    if higher is not None and not isinstance(higher, bool):
+        raise BenchmarkError(
+            f"benchmark {task}: higher_is_better of metric {metric} must be true or false, got {higher!r}. "
+            f"Write it without quotes in the task's file."
+        )
+    return higher
 
 
 def count(task: Task, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:

@@ -20,7 +20,7 @@ from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
 from lm_harmony.benchmarks.harness.own_functions import call_every_time
 from lm_harmony.benchmarks.harness.requests import request_of
-from lm_harmony.benchmarks.harness.scores import count
+from lm_harmony.benchmarks.harness.scores import count, direction_of
 from lm_harmony.benchmarks.local_rows import read_splits
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
@@ -67,10 +67,10 @@ class HarnessTask:
         self.output_type = str(self._task.OUTPUT_TYPE)
 
     @property
-    def metrics(self) -> Mapping[str, bool]:
-        """Metric key ("acc,none") -> whether higher is better."""
+    def metrics(self) -> Mapping[str, bool | None]:
+        """Metric key ("acc,none") -> whether higher is better; None: nobody says (``scores.direction_of``)."""
         return {
-            f"{metric},{ensemble.name}": bool(higher)
+            f"{metric},{ensemble.name}": direction_of(self.name, metric, higher)
             for metric, higher in self._task.higher_is_better().items()
             for ensemble in self._task._filters
         }
@@ -171,10 +171,11 @@ class HarnessTask:
         return count(self._task, examples, replies, errors=errors, samples=samples)
 
     def described(self) -> dict[str, Any]:
-        """Return the task's version and its configuration as lm_eval writes them to a results file."""
+        """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
         config = dict(self._task.dump_config())
-        config.pop("custom_dataset", None)  # a function of ours, whose source would be dumped
-        return {"version": self._task.VERSION, "config": json.loads(json.dumps(config, default=str))}
+        config.pop("custom_dataset", None)  # a function, whose source would be dumped
+        plain = json.loads(json.dumps(config, default=str))
+        return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""Step 1: the numbers of the chosen backend against padded batches in float32 on the CPU. Step 8: backends that are new."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from bench.gpu.models import SHIPPED, one_shape
+from bench.gpu.rows import Bench
+from bench.gpu.training import train_row
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.models.loading import LanguageModel, load_model
+
+Make = Callable[[LanguageModel], Paths]
+CANDIDATES: dict[str, Make] = {}
+"""Backends that are new: name -> what makes them for a model. Step 8 holds their numbers against the CPU's, then times them."""
+KNOWN: dict[str, Make] = {"auto": choose_paths}
+"""Backends of step 1."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Largest difference in nats of a sum over a few tokens, and of gradients relative to their size, that is called equal, if not
+twice that of padded batches of the same type on the same device."""
+WRITTEN_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a model answers."""
+
+    learned: torch.Tensor
+    """Log-probability of each label of a training batch, float32 on the CPU."""
+    gradient: torch.Tensor
+    """Gradient of their mean by all weights but the embeddings', float32 on the CPU, as one vector."""
+    scored: torch.Tensor
+    """Log-likelihood of each answer in nats."""
+    written: list[str]
+    """Answers written after each question."""
+
+
+def exactness(bench: Bench) -> None:
+    """Compare the shipped models and a random one with grouped heads."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_one = Path(folder) / "random, grouped heads"
+        models = [SHIPPED / "models" / name for name in bench.sizes.demo_models]
+        for path in [_write_grouped(random_one), *models]:
+            with bench.measurement("exactness of a model", model=path.name):
+                compare(bench, path, KNOWN)
+
+
+def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
+    """Write, for each type of weights and each backend, how far its numbers are from the CPU's."""
+    requests = _questions(bench.sizes.compared)
+    reference = _numbers(load_model(str(path), dtype="float32", device="cpu"), PLAIN, requests)
+    for dtype, tolerance in TOLERANCE.items():
+        model = load_model(str(path), dtype=dtype, device=str(bench.device))
+        padded = _distance(_numbers(model, PLAIN, requests), reference)
+        chosen = {name: make(model) for name, make in made.items()}
+        if not all(paths.fast for paths in chosen.values()):
+            chosen["packed"] = FAST  # which "auto" has found not exact enough: how far off is it?
+        for name, paths in chosen.items():
+            with bench.measurement("exactness", model=path.name, dtype=dtype, backend=name, questions=len(requests) // 4) as row:
+                found = _distance(_numbers(model, paths, requests), reference)
+                row |= {"packed": paths.fast} | found | {f"{key}_padded": value for key, value in padded.items()}
+                row["exact"] = all(found[key] <= max(tolerance, 2 * padded[key]) for key in ("learned", "gradient", "scored"))
+
+
+def _write_grouped(folder: Path) -> Path:
+    """Write a model with few key heads and heads of 64, as fused attention kernels take them; its weights tell answers apart."""
+    tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "models" / "llama-1"))
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=512,
+        intermediate_size=1_024,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for weight in module.parameters():
+        if weight.dim() > 1:
+            weight.data.mul_(2)
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _questions(count: int) -> list[Request]:
+    """Return the four answers of each of ``count`` shipped questions, as they are scored."""
+    lines = (SHIPPED / "rows" / "micro_endings" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:count]]
+    return [
+        Request(kind="loglikelihood", context=f"{row['name']} is", continuation=f" {ending}")
+        for row in rows
+        for ending in row["endings"]
+    ]
+
+
+def _numbers(model: LanguageModel, paths: Paths, requests: list[Request]) -> Numbers:
+    scorer = Respondent(model=model, paths=paths, batch_size=32)
+    contexts = dict.fromkeys(request.context for request in requests)
+    limit = {"until": [], "max_gen_toks": WRITTEN_TOKENS}
+    asked = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
+    learned, gradient = _learned(model, paths, requests[::4])
+    return Numbers(
+        learned=learned,
+        gradient=gradient,
+        scored=torch.tensor([nats for nats, _ in scorer.loglikelihood(requests)]),
+        written=scorer.generate_until(asked),
+    )
+
+
+def _learned(model: LanguageModel, paths: Paths, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities of a training batch and the gradient of their mean."""
+    pairs = model.text.encode_pairs([(request.context, request.continuation) for request in requests])
+    rows = [TokenSequence(ids=pair.context + pair.continuation, first_label=1) for pair in pairs]
+    frozen = [model.module.get_input_embeddings(), model.module.get_output_embeddings()]
+    model.module.requires_grad_(True)
+    for part in frozen:
+        part.requires_grad_(False)  # as under an adapter: the output layer has a backward pass of its own then
+    weights = [weight for weight in model.module.parameters() if weight.requires_grad]
+    with paths.computing(model.module):
+        logprobs = paths.learn(model.module, rows).logprobs_L
+        grads = torch.autograd.grad(-logprobs.mean(), weights, allow_unused=True)
+    model.module.requires_grad_(False)
+    flat = [grad.float().cpu().flatten() for grad in grads if grad is not None]
+    return logprobs.detach().float().cpu(), torch.cat(flat)
+
+
+def _distance(found: Numbers, reference: Numbers) -> dict[str, Any]:
+    """Return how far ``found`` is from ``reference``: largest differences in nats, the gradient's relative one, equal answers."""
+    off = found.gradient - reference.gradient
+    equal = sum(one == other for one, other in zip(found.written, reference.written, strict=True))
+    return {
+        "learned": float((found.learned - reference.learned).abs().max()),
+        "scored": float((found.scored - reference.scored).abs().max()),
+        "gradient": float(off.norm() / reference.gradient.norm()),
+        "written_equal": equal / len(reference.written),
+    }
+
+
+def new_backends(bench: Bench, candidates: Mapping[str, Make] = CANDIDATES) -> None:
+    """Compare each candidate with the CPU, then time its LoRA steps on the shapes of step 3."""
+    if not candidates:
+        bench.rows.write("new backends", found="none is registered in bench/gpu/exactness.py")
+        return
+    models = [SHIPPED / "models" / name for name in (bench.sizes.demo_models[-1],)]
+    with tempfile.TemporaryDirectory() as folder:
+        for path in [_write_grouped(Path(folder) / "random, grouped heads"), *models]:
+            with bench.measurement("exactness of a model", model=path.name):
+                compare(bench, path, candidates)
+
+    def timed(bench: Bench, model: LanguageModel, _: object) -> None:
+        for name, make in candidates.items():
+            train_row(bench, model, make(model), name)
+
+    for shape in bench.sizes.training:
+        with bench.measurement("shape", shape=shape):
+            one_shape(bench, shape, timed)
+        bench.release()

@@ -1,0 +1,212 @@
+"""Models of published shapes with random weights, texts of random tokens, and the backends that compute them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+
+import lm_harmony
+from bench.gpu.measure import wait
+from bench.gpu.rows import PEAKS, Bench
+from lm_harmony.engine.forward import Forward, LabelLogprobs
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
+from lm_harmony.engine.room import room_of
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.models.loading import LanguageModel, assemble, prepare_device
+
+SHIPPED = Path(lm_harmony.__file__).parent / "demo" / "shipped"
+"""Models and rows that come with the package; found without importing lm_harmony.demo, which reads study files."""
+
+
+def _config(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta", 1e4)}
+    return kind(rope_parameters=rope, **values)  # type: ignore[call-arg]
+
+
+SHAPES: dict[str, PretrainedConfig] = {
+    "qwen2.5-7b": _config(
+        Qwen2Config,
+        vocab_size=152_064,
+        hidden_size=3_584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32_768,
+        rope_theta=1e6,
+    ),
+    "llama-3.2-1b": _config(
+        LlamaConfig,
+        vocab_size=128_256,
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        rope_theta=5e5,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-0.5b": _config(
+        Qwen2Config,
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4_864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    ),
+    "tiny": _config(
+        LlamaConfig,
+        vocab_size=1_024,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+}
+"""Published configurations, vocabulary included, and one for ``--tiny``."""
+
+
+def random_module(shape: str, device: torch.device) -> PreTrainedModel:
+    """Make the weights of ``shape`` on ``device``: bfloat16 on a GPU, float32 on a CPU."""
+    prepare_device(device)
+    with torch.device(device):  # made where they stay: seven billion weights take minutes on a CPU
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        module: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
+    return module
+
+
+def random_model(bench: Bench, shape: str) -> LanguageModel:
+    """Make a model of ``shape`` with a shipped tokenizer, and write a row about it."""
+    started = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "models" / "llama-1"))
+    model = assemble(shape, random_module(shape, bench.device), tokenizer)
+    wait(bench.device)
+    body, head = linear_weights(model.module)
+    size = {"parameters": model.module.num_parameters(), "linear_weights": body, "head_weights": head}
+    dtype = str(model.module.dtype).removeprefix("torch.")
+    bench.rows.write("model", shape=shape, dtype=dtype, **size, build_s=time.perf_counter() - started)
+    return model
+
+
+def linear_weights(module: PreTrainedModel) -> tuple[int, int]:
+    """Return how many weights the linear layers have that each token goes through, and how many the output layer."""
+    head = module.get_output_embeddings()
+    linear = (part for part in module.modules() if isinstance(part, torch.nn.Linear) and part is not head)
+    return sum(part.weight.numel() for part in linear), head.weight.numel()
+
+
+def share_of_peak(bench: Bench, flops: float, seconds: float) -> dict[str, Any]:
+    """Return fields of a row: FLOPs a second, and their share of the chip's dense bf16 peak if that is known."""
+    reached: dict[str, Any] = {"tflops": flops / seconds / 1e12}
+    if bench.rows.chip in PEAKS and bench.device.type == "cuda":
+        reached["share_of_peak"] = reached["tflops"] / PEAKS[bench.rows.chip][0]
+    return reached
+
+
+def backends(bench: Bench, model: LanguageModel) -> dict[str, Paths]:
+    """Return the backends to measure by name, and write a row of what "auto" chose and why.
+
+    Where "auto" finds packed rows not exact enough, they are measured all the same, as "packed": their speed is worth knowing.
+    """
+    log, lines = logging.getLogger("lm_harmony"), _Lines()
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        chosen = choose_paths(model)
+    finally:
+        log.removeHandler(lines)
+    found = {"auto": chosen}
+    if not chosen.fast:
+        found["packed"] = replace(FAST, room=room_of(model.module))
+    described = {"chosen": chosen.describe(), "budget": asdict(chosen.room), "said": lines.texts}
+    bench.rows.write("backend", shape=model.name, cudnn_attention=torch.backends.cuda.cudnn_sdp_enabled(), **described)
+    return found | {"plain": PLAIN}
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line."""
+        self.texts.append(record.getMessage())
+
+
+@dataclass
+class Counted:
+    """A forward pass that counts what it is given."""
+
+    forward: Forward
+    """The pass."""
+    tokens: int = 0
+    """Tokens fed, without padding."""
+    labels: int = 0
+    """Tokens predicted."""
+    passes: int = 0
+    """Calls."""
+    largest: int = 0
+    """Tokens of the largest pass."""
+
+    def __call__(self, module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+        """Count and pass on."""
+        fed = sum(len(sequence.ids) - 1 for sequence in sequences)
+        self.tokens += fed
+        self.labels += sum(len(sequence.labels) for sequence in sequences)
+        self.passes += 1
+        self.largest = max(self.largest, fed)
+        return self.forward(module, sequences)
+
+
+def counting(paths: Paths) -> tuple[Paths, Counted]:
+    """Return ``paths`` with a training pass that counts."""
+    counted = Counted(paths.learn)
+    return replace(paths, learn=counted), counted
+
+
+def texts(vocabulary: int, count: int, *, seed: int, answers: int = 1) -> list[TokenSequence]:
+    """Make ``count`` questions with ``answers`` answers each, as long as those of arc_easy: some 40 tokens and 6 an answer.
+
+    With one answer all tokens are labels, as in training; with several, those of the answer alone.
+    """
+    draw = random.Random(seed)
+    made = []
+    for row in range(count):
+        question = draw.choices(range(vocabulary), k=max(8, round(draw.lognormvariate(3.6, 0.4))))
+        for _ in range(answers):
+            answer = draw.choices(range(vocabulary), k=max(1, round(draw.lognormvariate(1.7, 0.6))))
+            first = 1 if answers == 1 else len(question)
+            made.append(TokenSequence(ids=(*question, *answer), first_label=first, row=row))
+    return made
+
+
+Measure = Callable[[Bench, LanguageModel, dict[str, Paths]], None]
+"""Measures one model on its backends and writes the rows."""
+
+
+def each_shape(bench: Bench, shapes: Sequence[str], measure: Measure) -> None:
+    """Make each model in turn, the largest first, and measure it; what fails becomes a row, and the next model is made."""
+    for shape in shapes:
+        with bench.measurement("shape", shape=shape):
+            one_shape(bench, shape, measure)
+        bench.release()
+
+
+def one_shape(bench: Bench, shape: str, measure: Measure) -> None:
+    """Make a model and measure it; nothing holds it afterwards."""
+    model = random_model(bench, shape)
+    measure(bench, model, backends(bench, model))

@@ -1,0 +1,151 @@
+"""Steps 5 and 6: scoring questions at several sizes of a pass, and writing answers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bench.gpu.measure import forget_peak, peak_bytes, timed, wait
+from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
+from bench.gpu.rows import Bench
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.forward import in_batches
+from lm_harmony.engine.paths import Paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.segments import segments_of
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.trees import shared_row
+from lm_harmony.models.loading import LanguageModel
+
+PADDED_SEQUENCES = 32
+"""Sequences of a padded pass of scoring: so many rows of 150,000 logits fit beside a model of 7 billion weights."""
+CONTEXT_TOKENS = (20, 60)
+"""Shortest and longest context of an answer that is written."""
+
+
+def scoring(bench: Bench) -> None:
+    """Score questions of four answers."""
+    each_shape(bench, bench.sizes.other, _score)
+
+
+def _score(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+    sizes = bench.sizes
+    asked = texts(model.module.config.vocab_size, sizes.questions, seed=2, answers=4)
+    body, head = linear_weights(model.module)
+    for name, path in paths.items():
+        ordered = [asked[place] for place in path.order(asked)]
+        for size in sizes.passes if path.fast else (PADDED_SEQUENCES,):
+            unit = "tokens" if path.fast else "sequences"
+            what = "layout, passes and the copy of their log-probabilities to the host"
+            with bench.measurement(
+                "scoring", shape=model.name, backend=name, questions=sizes.questions, pass_size=size, unit=unit, counted=what
+            ) as row:
+                batches: list[Sequence[TokenSequence]] = []
+                forget_peak(bench.device)
+                row |= timed(lambda: _scored(model, path, ordered, size, batches), bench.device, seconds=sizes.seconds)  # noqa: B023
+                row |= {"passes": len(batches), "peak_bytes": peak_bytes(bench.device)}
+                row["questions_per_s"] = sizes.questions / row["median_s"]
+                tokens, places = sum(len(one.ids) - 1 for one in asked), sum(len(one.labels) for one in asked)
+                if path.fast:
+                    laid = _laid_out(bench, model, batches)
+                    tokens, places = laid.pop("tokens"), laid.pop("places")
+                    row |= laid
+                row |= {"tokens": tokens, "tokens_per_s": tokens / row["median_s"]}
+                row |= share_of_peak(bench, 2 * (body * tokens + head * places), row["median_s"])
+
+
+def _scored(
+    model: LanguageModel, paths: Paths, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
+) -> None:
+    """Score ``ordered`` in passes of ``size``, as the scorer does, and leave the batches of the passes in ``batches``."""
+    batches.clear()
+
+    def one(batch: Sequence[TokenSequence]) -> None:
+        found = paths.score(model.module, batch)
+        found.logprobs_L.cpu()
+        found.greedy_L.cpu()
+        batches.append(batch)
+
+    with torch.no_grad(), paths.computing(model.module):
+        for _ in in_batches(ordered, size, one, end_of_batch=paths.end_of_batch()):
+            pass
+
+
+def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSequence]]) -> dict[str, Any]:
+    """Return the time of the layout alone, which ``_scored`` contains, and what is computed.
+
+    Returns:
+        layout_s: prefix trees, in Python; masks_s: attention masks, made on the device; trees: how many; masked: with a mask;
+        tokens: that are computed; places: that predict.
+    """
+    started = time.perf_counter()
+    rows = [shared_row(batch) for batch in batches]
+    laid = time.perf_counter()
+    masked = 0
+    for row in rows:
+        masks = [segment.mask(None, model.module.dtype) for segment in segments_of(row, bench.device)]
+        masked += sum(mask is not None for mask in masks)
+        del masks
+    wait(bench.device)
+    return {
+        "layout_s": laid - started,
+        "masks_s": time.perf_counter() - laid,
+        "trees": sum(len(row.trees) for row in rows),
+        "masked": masked,
+        "tokens": sum(row.tokens for row in rows),
+        "places": sum(len({label.source for labels in row.labels for label in labels}) for row in rows),
+    }
+
+
+def writing(bench: Bench) -> None:
+    """Write answers of a fixed length."""
+    each_shape(bench, bench.sizes.other, _write)
+
+
+def _write(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+    sizes = bench.sizes
+    # Random weights may write any token: transformers' generate would take some of them for an end.
+    model.module.generation_config.eos_token_id = None
+    draw, tokenizer = random.Random(3), model.text.tokenizer
+    contexts = [
+        str(tokenizer.decode(draw.choices(range(1, len(tokenizer)), k=draw.randint(*CONTEXT_TOKENS))))
+        for _ in range(sizes.answers)
+    ]
+    limit = {"max_gen_toks": sizes.answer_tokens, "until": []}
+    requests = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
+    for name, path in paths.items():
+        what = "contexts, answers, and the search for stop strings on the host"
+        with bench.measurement("writing", shape=model.name, backend=name, answers=sizes.answers, counted=what) as row:
+            roomy = replace(path, room=replace(path.room, written_rows=sizes.answers))
+            scorer = Respondent(model=model, paths=roomy, batch_size=sizes.answers)
+            written = _Written(model)
+            forget_peak(bench.device)
+            with written:
+                row |= timed(lambda: scorer.generate_until(requests), bench.device, seconds=sizes.seconds, rounds=3)  # noqa: B023
+            tokens = written.tokens / (row["rounds"] + 1)
+            row |= {"tokens": tokens, "passes": written.passes / (row["rounds"] + 1), "peak_bytes": peak_bytes(bench.device)}
+            row |= {"tokens_per_s": tokens / row["median_s"], "ms_per_pass": row["median_s"] * 1e3 / row["passes"]}
+
+
+class _Written:
+    """Counts what is written for the length of a block: each pass of the model writes one token a row."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.tokens = self.passes = 0
+        self._embedding = model.module.get_input_embeddings()
+
+    def __enter__(self) -> _Written:
+        self._hook = self._embedding.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _count(self, _: object, given: tuple[torch.Tensor, ...]) -> None:
+        self.tokens += len(given[0])
+        self.passes += 1

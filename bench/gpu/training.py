@@ -1,0 +1,217 @@
+"""Steps 3, 4 and 7: LoRA steps, joint training of several runs, and what training takes of the memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from bench.gpu.measure import Profile, StepWatch, forget_peak, peak_bytes, wait
+from bench.gpu.models import (
+    Counted,
+    backends,
+    counting,
+    each_shape,
+    linear_weights,
+    one_shape,
+    random_model,
+    share_of_peak,
+    texts,
+)
+from bench.gpu.rows import Bench
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.paths import Paths
+from lm_harmony.engine.room import bytes_of_training
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.together import Lesson, fine_tune_together
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import PUBLISHED
+
+MARKS = (2, 6, 10, 14, 18)
+"""Steps after which the clock is read: four samples of four steps. Losses are read from the device after steps 8 and 16."""
+HOST_STEPS = 2
+"""Steps after the last mark of which only the launching is timed. No losses are read between steps 16 and 24."""
+PROFILE_MARKS = (2, 4)
+"""Steps between which the profiler records: no losses are read there."""
+JOINT_MARKS = (1, 3, 5, 7)
+"""As ``MARKS``, in joint training."""
+
+
+@dataclass
+class _Samples:
+    """Reads the clock, and what was fed until then, after some steps."""
+
+    device: torch.device
+    marks: tuple[int, ...]
+    counted: Counted
+    host_ms: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+    read: list[tuple[float, int, int, int]] = field(default_factory=list)
+
+    def __call__(self, step: int) -> None:
+        if step in self.marks:
+            wait(self.device)
+            fed = self.counted
+            self.read.append((time.perf_counter(), fed.tokens, fed.labels, fed.passes))
+        if step == self.marks[-1] + HOST_STEPS:
+            self.host_ms = (time.perf_counter() - self.read[-1][0]) * 1e3 / HOST_STEPS
+
+    def row(self, bench: Bench, model: LanguageModel) -> dict[str, Any]:
+        """Return fields of a row: medians of the samples.
+
+        host_ms is the time in which Python has handed a step to the GPU. It does not wait for the results, but CUDA lets it run
+        ahead of a busy GPU by a thousand launches only.
+        """
+        first, last = self.read[0], self.read[-1]
+        steps = self.marks[-1] - self.marks[0]
+        taken = [
+            ((after[0] - before[0]) / (to - since), (after[1] - before[1]) / (after[0] - before[0]))
+            for (before, after), (since, to) in zip(pairwise(self.read), pairwise(self.marks), strict=True)
+        ]
+        tokens, labels = last[1] - first[1], last[2] - first[2]
+        body, head = linear_weights(model.module)
+        # The base is frozen: forward, and the gradient of each layer's inputs. Attention and the adapter are not counted.
+        flops = 4 * (body * tokens + head * labels)
+        rates = [rate for _, rate in taken]
+        middle = statistics.median(rates)
+        return {
+            "step_ms": statistics.median(seconds for seconds, _ in taken) * 1e3,
+            "host_ms": self.host_ms,
+            "tokens_per_s": middle,
+            "tokens_per_s_min": min(rates),
+            "tokens_per_s_max": max(rates),
+            "samples": len(taken),
+            "steps_per_sample": self.marks[1] - self.marks[0],
+            "tokens_per_step": tokens / steps,
+            "passes_per_step": (last[3] - first[3]) / steps,
+            "first_steps_s": first[0] - self.started,
+            "first_steps": self.marks[0],
+            **share_of_peak(bench, flops, tokens / middle),
+        }
+
+
+def lora_steps(bench: Bench) -> None:
+    """Train each shape on each backend; then, so that the profiler slows no clock, profile two steps of each."""
+    held: list[tuple[LanguageModel, dict[str, Paths], dict[str, dict[str, Any]]]] = []
+    for shape in bench.sizes.training:
+        with bench.measurement("shape", shape=shape):
+            model = random_model(bench, shape)
+            paths = backends(bench, model)
+            held.append((model, paths, {name: train_row(bench, model, path, name) for name, path in paths.items()}))
+    for model, paths, timed in held:
+        for name, path in paths.items():
+            values = {"shape": model.name, "backend": name, "batch": bench.sizes.batch}
+            with bench.measurement("profiled steps", **values) as row:
+                row |= {key: timed[name].get(key) for key in ("step_ms", "host_ms")} | _profiled(bench, model, path)
+                if row["gpu_ms"] is not None and row["step_ms"] is not None:
+                    row["gpu_busy"] = row["gpu_ms"] / row["step_ms"]
+
+
+def train_row(bench: Bench, model: LanguageModel, paths: Paths, name: str) -> dict[str, Any]:
+    """Write the speed of LoRA steps on one backend; return the row."""
+    what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
+    with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
+        mine, counted = counting(paths)
+        forget_peak(bench.device)
+        samples = _Samples(bench.device, MARKS, counted)
+        _train(bench, model, mine, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
+        row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
+    return row
+
+
+def _train(bench: Bench, model: LanguageModel, paths: Paths, *, steps: int, at: Callable[[int], None]) -> None:
+    batch = bench.sizes.batch
+    rows = texts(model.module.config.vocab_size, batch * steps, seed=1)
+    _epoch(model, paths, rows, batch, at)
+
+
+def _epoch(
+    model: LanguageModel, paths: Paths, rows: list[TokenSequence], batch: int, at: Callable[[int], None] = lambda step: None
+) -> None:
+    recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
+    with trainee(model, recipe, seed=0) as learner, StepWatch(at):
+        for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=batch, paths=paths):
+            pass
+
+
+def _profiled(bench: Bench, model: LanguageModel, paths: Paths) -> dict[str, Any]:
+    """Return what the profiler sees of a step: the mean of two.
+
+    gpu_ms is the time in which the GPU was at work. Where it is well below step_ms, and host_ms near it, a step waits for Python.
+    """
+    profiler, found = Profile(bench.device), dict[str, Any]()
+
+    def at(step: int) -> None:
+        if step == PROFILE_MARKS[0]:
+            wait(bench.device)
+            profiler.start()
+        if step == PROFILE_MARKS[1]:
+            found.update(profiler.stop(parts=PROFILE_MARKS[1] - PROFILE_MARKS[0]))
+
+    _train(bench, model, paths, steps=PROFILE_MARKS[1] + 1, at=at)
+    return found
+
+
+def joint_training(bench: Bench) -> None:
+    """Train several runs at once on one base."""
+    each_shape(bench, bench.sizes.other, _joint)
+
+
+def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+    name, fast = next((name, path) for name, path in paths.items() if path.fast)
+    batch = bench.sizes.batch
+    recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
+    alone = None
+    for runs in bench.sizes.joint:
+        with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
+            mine, counted = counting(fast)
+            rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
+            lessons = [Lesson(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
+            forget_peak(bench.device)
+            samples = _Samples(bench.device, JOINT_MARKS, counted)
+            with StepWatch(samples, optimizers=runs):
+                for _ in fine_tune_together(model, lessons, paths=mine, micro_batch=batch, at_once=runs):
+                    pass
+            row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
+            alone = row["tokens_per_s"] if runs == 1 else alone
+            row["gain"] = row["tokens_per_s"] / alone if alone else None
+
+
+def memory(bench: Bench) -> None:
+    """Write the peak memory of training on long rows, beside what the memory budget expects."""
+    with bench.measurement("shape", shape=bench.sizes.largest):
+        one_shape(bench, bench.sizes.largest, _memory)
+
+
+def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+    length = bench.sizes.row_tokens
+    for name, path in paths.items():
+        for count in bench.sizes.rows_at_once:
+            with bench.measurement("memory", shape=model.name, backend=name, rows=count, row_tokens=length) as row:
+                mine, counted = counting(path)
+                rows = [_long_row(model, length, seed) for seed in range(count)]
+                bench.release()
+                before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
+                free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else None
+                row |= {"weights_bytes": before, "free_bytes": free}
+                forget_peak(bench.device)
+                _epoch(model, mine, rows, count)
+                peak = peak_bytes(bench.device)
+                row |= {"passes": counted.passes, "largest_pass_tokens": counted.largest}
+                row["budget_tokens"] = path.room.training_tokens if path.fast else None
+                row["expected_bytes"] = bytes_of_training(model.module) * counted.largest if path.fast else None
+                row["taken_bytes"] = None if peak is None else peak - before
+                if path.fast and peak is not None:
+                    row["taken_of_expected"] = row["taken_bytes"] / row["expected_bytes"]
+
+
+def _long_row(model: LanguageModel, length: int, seed: int) -> TokenSequence:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.module.config.vocab_size, (length + 1,), generator=generator).tolist()
+    return TokenSequence(ids=tuple(ids), first_label=1, row=seed)

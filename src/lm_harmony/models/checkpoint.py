@@ -1,0 +1,98 @@
+"""The weights of a checkpoint, all of them or an error, read straight onto the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils.memory import clear_device_cache
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lm_harmony.errors import ModelError
+from lm_harmony.models.checkpoint_checks import damaged_file, one_line, refuse_encoder, refuse_misfit, refuse_non_finite
+from lm_harmony.models.memory import free_bytes, gib, is_out_of_memory, memory_error
+
+
+def read_weights(
+    name: str, folder: Path, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Read a causal language model onto ``device``, in evaluation mode.
+
+    Args:
+        name: hub id or folder.
+        folder: where its files are on this machine.
+        config: its configuration.
+        dtype: type of the weights.
+        device: where they go, without a copy in host memory before.
+        options: of ``from_pretrained``: revision, trust_remote_code.
+
+    Raises:
+        ModelError: an encoder; the weights do not fit into the memory of the device; a file cannot be read; a tensor is missing,
+            unknown, of another size than the configuration says, or not finite.
+    """
+    hollow = _hollow(name, config, trust_remote_code=bool(options.get("trust_remote_code")))
+    refuse_encoder(name, hollow)
+    needed = dtype.itemsize * sum(weight.numel() for weight in hollow.parameters())
+    # The size of a quantized checkpoint is not that of its architecture.
+    if getattr(config, "quantization_config", None) is None and needed > _free_for_weights(device, needed):
+        raise _too_large(name, needed, dtype, device)
+    try:
+        # Straight to the device: a copy in host memory first would need room for the model there, once for each worker.
+        # Mismatched sizes are not ignored but reported: refuse_misfit names them.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except Exception as error:  # a damaged file raises an error of any kind
+        if is_out_of_memory(error):
+            raise _too_large(name, needed, dtype, device) from error
+        fault = damaged_file(folder, error) or f"its weights cannot be read: {one_line(error)}. Fetch or save them again."
+        raise ModelError(f"model {name}: {fault}") from error
+    module, report = loaded
+    refuse_misfit(name, module, report)
+    refuse_non_finite(name, module)
+    return module  # type: ignore[no-any-return]
+
+
+def _hollow(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Build the modules of a model on the meta device: every shape, no weight."""
+    try:
+        with torch.device("meta"):
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the modules make of a wrong number
+        if "Unrecognized configuration class" in str(error):
+            fault, remedy = "is no causal language model", "Use a decoder such as Llama, Qwen or GPT-NeoX"
+        else:
+            fault, remedy = f"cannot be built: {one_line(error)}", "Use the config.json that was saved with the weights"
+        raise ModelError(f"model {name}: model_type = {config.model_type!r} in config.json {fault}. {remedy}.") from error
+    return module
+
+
+def _free_for_weights(device: torch.device, needed: int) -> int:
+    """Return the bytes that weights can take, swap space included; if they are too few, an earlier model's are freed first."""
+    if device.type not in ("cpu", "cuda", "mps"):
+        return needed  # no way to ask
+    swap = 0 if device.type == "cuda" else int(psutil.swap_memory().free)
+    if free_bytes(device) + swap < needed:
+        clear_device_cache(garbage_collection=True)
+    return free_bytes(device) + swap
+
+
+def _too_large(name: str, needed: int, dtype: torch.dtype, device: torch.device) -> ModelError:
+    kind = str(dtype).removeprefix("torch.")
+    return memory_error(
+        name,
+        device,
+        doing="loading it",
+        needed=f"{gib(needed)} for its weights in {kind}",
+        ways_out=("--dtype bfloat16 (half of that)",) if dtype == torch.float32 else (),
+    )

@@ -1,0 +1,122 @@
+"""What ``lm-harmony plan`` shows: the work of a study, its time term by term, and which constants of it nobody has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from lm_harmony.studies.hardware import Hardware
+from lm_harmony.studies.plan import Plan
+from lm_harmony.studies.time_model import TERMS, binding_term, together
+
+OVERLAP = """\
+time = fixed + Python + the longest of (launches), (FLOPs + attention), (steps):
+these three overlap. Python: the host works and the device waits."""
+CONTAINED = "The measured rates of FLOPs contain launches, attention and Python."
+STEPS = "steps: each decoding step reads all weights and the cache."
+FIXED = "fixed: loading models, reading rows, writing files."
+"""What a reader must know of the table of times."""
+
+
+def show_plan(plan: Plan, workers: int) -> None:
+    """Print what a study takes, model by model and in all: work, time by phase and term, and what the time rests on."""
+    console = Console()
+    if plan.models:
+        console.print(_work(plan))
+        for line in _times(plan):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
+    runs = sum(model.runs for model in plan.models)
+    total = f"{runs} runs, {_time(plan.hours)} for one worker"
+    if workers > 1:
+        total += f", {_time(plan.hours / workers)} for {workers} (if none of them waits)"
+    console.print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", highlight=False)
+    for run, cause in plan.missing.items():
+        console.print(f"not counted: {run}: {cause}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_table(title: str, *columns: str | Column) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _model_name(name: str) -> str:
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _work(plan: Plan) -> Table:
+    """Lay out what there is to compute."""
+    heads = ["weights", "runs", "training\ntokens", "scoring\ntokens", "FLOPs", "memory"]
+    writes = any(model.decoding_steps for model in plan.models)
+    heads += ["decoding\nsteps"] if writes else []
+    table = _plan_table("Work", Column("model", overflow="fold"), *(Column(head, justify="right") for head in heads))
+    for model in plan.models:
+        table.add_row(
+            _model_name(model.model),
+            f"{model.size.parameters / 1e6:,.1f} M",
+            f"{model.runs}",
+            f"{model.training_tokens:,}",
+            f"{model.scoring_tokens:,}",
+            f"{model.flops:.3g}",
+            f"{model.memory_bytes / 2**30:.1f} GiB",
+            *([f"{model.decoding_steps:,}"] if writes else []),
+        )
+    return table
+
+
+def _times(plan: Plan) -> Iterator[str]:
+    """Yield the lines of a table that fits 80 columns: the time of each phase of each model, term by term."""
+    unit, seconds = ("hours", 3600) if plan.hours >= 3 else ("minutes", 60) if plan.hours >= 0.05 else ("seconds", 1)
+    terms = [term for term in TERMS if term in together(plan.phases.values()).terms]
+    yield f"Time on {plan.hardware.name}, in {unit}"
+    widths = [max(7, len(_short(term))) + 1 for term in (*terms, "time")]
+
+    def line(part: str, values: Iterable[str], bound: str) -> str:
+        cells = (f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
+        return f"  {part:8}{''.join(cells)}  {_short(bound)}"
+
+    yield line("", [*map(_short, terms), "time"], "bound by")
+    blocks = [(_model_name(model.model), model.phases) for model in plan.models]
+    for name, phases in (*blocks, *([("All models", plan.phases)] if len(blocks) != 1 else [])):
+        whole = together(phases.values())
+        term, share = binding_term(phases)
+        yield f"{name}: {_figure(whole.seconds / seconds)} {unit}, bound by {term} ({share:.0%})"
+        for part, one in (*phases.items(), ("all", whole)):
+            values = [_figure(one.terms[term] / seconds) if term in one.terms else "" for term in terms]
+            yield line(part, [*values, _figure(one.seconds / seconds)], one.bound_by)
+    yield OVERLAP if plan.hardware.launch else CONTAINED
+    yield from [STEPS] if "decoding steps" in terms else []
+    yield from (FIXED, "")
+
+
+def _short(term: str) -> str:
+    return term.replace("decoding steps", "steps")
+
+
+def _constants(hardware: Hardware, *, decoding: bool) -> Table:
+    """Lay out what the time rests on, and which of it nobody has measured."""
+    table = _plan_table(
+        "What time and memory rest on", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source"
+    )
+    for constant in hardware.constants(decoding=decoding):
+        mark = "measured" if constant.measured else "not measured"
+        table.add_row(mark, constant.name, _with_prefix(constant.value, constant.unit), constant.source)
+    return table
+
+
+def _with_prefix(value: float, unit: str) -> str:
+    """Return a number with its unit, in thousands or thousandths of it where that is shorter: 9e-06, "s" -> 9 us."""
+    scales = {"T": 1e12, "G": 1e9, "M": 1e6, "": 1.0, "m": 1e-3, "u": 1e-6}
+    prefix = next((prefix for prefix, scale in scales.items() if value >= 0.9999 * scale), "u")
+    return f"{value / scales[prefix]:.3g} {prefix}{unit}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

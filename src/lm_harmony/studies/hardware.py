@@ -1,0 +1,228 @@
+"""How fast a machine is: a GPU by data sheet and assumptions, each marked as such, or this machine as measured in 20 seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.room import GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, GPU_WRITTEN_ROWS, Room
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.spec import RunSpec
+from lm_harmony.studies.computation import asked_flops, training_flops
+from lm_harmony.studies.workload import workload
+
+SECONDS = 20.0
+"""About as long it takes to measure this machine, beside loading the model."""
+SLICE = 16
+"""Rows of the first slice; it grows until it fills its half of the time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A number that a prediction of time rests on, and where it comes from."""
+
+    name: str
+    """What it is, for a person."""
+    value: float
+    """The number, in ``unit``."""
+    unit: str
+    """Unit of the number, without a prefix."""
+    source: str
+    """Where it comes from."""
+    measured: bool = False
+    """Whether somebody timed it; False: by a data sheet, inferred or assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """How fast a machine computes. A constant that is None is contained in the measured rates."""
+
+    name: str
+    """Name of the machine."""
+    training: Constant
+    """FLOPs a second that training reaches."""
+    scoring: Constant
+    """FLOPs a second that scoring reaches."""
+    decoding: Constant
+    """FLOPs a second that writing answers reaches."""
+    attention: Constant | None = None
+    """FLOPs a second that attention reaches."""
+    memory: Constant | None = None
+    """Bytes a second that a decoding step reads of weights and cache."""
+    launch: Constant | None = None
+    """Seconds for which the host is busy with the launch of one kernel."""
+    kernels: Constant | None = None
+    """Kernels that an operator launches."""
+    layout: Constant | None = None
+    """Seconds a token in which Python lays out a scoring pass while the device waits."""
+    stop_check: Constant | None = None
+    """Seconds a written token in which Python looks for stop strings while the device waits."""
+    run: Constant
+    """Seconds of a run that depend on no token: reading rows, writing what came out."""
+    load: Constant
+    """Seconds that loading a model takes, with the libraries."""
+    room: Room
+    """How much one pass holds."""
+    width: int
+    """Bytes of a weight."""
+
+    def constants(self, *, decoding: bool = True) -> list[Constant]:
+        """Return what a prediction rests on; without ``decoding`` only what a study that writes no answers needs."""
+        unused = () if decoding else (self.decoding, self.memory, self.stop_check)
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [*(one for one in values if isinstance(one, Constant) and one not in unused), WORKSPACE]
+
+
+_SHEETS = {
+    "h200": (989e12, 4.8e12),
+    "h100": (989e12, 3.35e12),
+    "a100": (312e12, 2.04e12),
+    "l40s": (362e12, 0.864e12),
+    "rtx4090": (165e12, 1.01e12),
+}
+"""Dense bf16 FLOPs a second and bytes of memory a second, by the makers' data sheets (H100 SXM, A100 SXM 80 GB)."""
+_HOST = "on one core of an AMD EPYC, 2026-11-28"
+LAUNCH_SECONDS, KERNELS_PER_OPERATOR = 9e-6, 1.25
+"""Inferred from eager PyTorch elsewhere: some 50 ms for the 5,600 kernels of a training step at 7B; 200 kernels a layer on CUDA
+where the dispatcher counts 161 operators. Nobody has measured either with this engine."""
+WORKSPACE = Constant(name="memory", value=1.2e9, unit="B a run", source="libraries and one pass: assumed")
+"""Memory of a run beside weights, gradients and moments."""
+
+
+def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
+    """Return a GPU by its data sheet."""
+
+    def rate(what: str, share: float, why: str) -> Constant:
+        source = f"{share:.0%} of the data sheet's peak ({peak / 1e12:.0f}): {why}"
+        return Constant(name=what, value=share * peak, unit="FLOP/s", source=source)
+
+    return Hardware(
+        name=name,
+        training=rate("training", 0.45, "a target"),
+        scoring=rate("scoring", 0.55, "a target"),
+        decoding=rate("decoding", 0.55, "as scoring"),
+        attention=rate("attention", 0.2, "assumed"),
+        memory=Constant(
+            name="decoding steps",
+            value=0.7 * bandwidth,
+            unit="B/s",
+            source=f"70% of the data sheet's {bandwidth / 1e12:g}: assumed",
+        ),
+        launch=Constant(
+            name="launches",
+            value=LAUNCH_SECONDS,
+            unit="s a kernel",
+            source="inferred: some 50 ms for the 5,600 kernels of a training step at 7B",
+        ),
+        kernels=Constant(
+            name="kernels",
+            value=KERNELS_PER_OPERATOR,
+            unit="an operator",
+            source="inferred: 200 kernels a layer on CUDA for 161 operators",
+        ),
+        layout=Constant(name="Python, scoring", value=2.0e-6, unit="s a token", source=_HOST, measured=True),
+        stop_check=Constant(name="Python, decoding", value=2.3e-6, unit="s a token", source=_HOST, measured=True),
+        run=Constant(name="fixed, run", value=5.0, unit="s a run", source="rows and files: assumed"),
+        load=Constant(name="fixed, model", value=30.0, unit="s a model", source="loading: assumed"),
+        room=Room(training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, written_rows=GPU_WRITTEN_ROWS),
+        width=2,
+    )
+
+
+HARDWARE: Mapping[str, Hardware] = MappingProxyType({name: _gpu(name, *sheet) for name, sheet in _SHEETS.items()})
+"""GPUs by name, with bfloat16 weights."""
+
+
+def hardware_named(name: str) -> Hardware:
+    """Return a known machine.
+
+    Raises:
+        UsageError: it is not known.
+    """
+    if name.lower() not in HARDWARE:
+        raise UsageError(
+            f"hardware: no figures for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}; "
+            f"here measures this machine for 20 seconds."
+        )
+    return HARDWARE[name.lower()]
+
+
+def calibrate(spec: RunSpec) -> Hardware:
+    """Train and score slices of ``spec`` and return what this machine reached.
+
+    Raises:
+        HarmonyError: the benchmark or the model cannot be had.
+    """
+    started = time.perf_counter()
+    rows, training, scoring = SLICE, 0.0, 0.0
+    prepare(_slice(spec, 1))  # reads libraries and weights
+    load_seconds = time.perf_counter() - started
+    begun = time.perf_counter()
+    while True:
+        part = _slice(spec, rows)
+        run = prepare(part)
+        load = workload(part, run.paths.room)
+        micro_batch = part.execution.micro_batch
+        with trainee(run.model, part.recipe, seed=0) as learner:
+            epochs = fine_tune(learner, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, paths=run.paths)
+            training = sum(epoch.seconds for epoch in epochs)
+            clock = time.perf_counter()
+            run.score(run.splits.validation, final=False)
+            scoring = time.perf_counter() - clock
+        spent = time.perf_counter() - begun
+        if spent > SECONDS / 3 or len(run.splits.train) < rows:
+            break
+        rows *= 2
+    answered = asked_flops(load.size, load.validation) / scoring
+    return measured_here(
+        training=training_flops(load.size, load.fed) / training,
+        answering=answered,
+        scores=load.validation.passes > 0,
+        writes=load.validation.written.tokens > 0,
+        load_seconds=load_seconds,
+        room=run.paths.room,
+        width=run.model.module.dtype.itemsize,
+    )
+
+
+def measured_here(
+    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, room: Room, width: int
+) -> Hardware:
+    """Return this machine by what was measured on a slice of a study.
+
+    Args:
+        training: FLOPs a second of training.
+        answering: FLOPs a second of validation.
+        scores: whether that validation held log-likelihoods.
+        writes: whether it held answers to write.
+        load_seconds: seconds of loading the model, with the libraries.
+        room: how much one pass holds here.
+        width: bytes of a weight.
+    """
+    now, borrowed = "measured now, on rows of this study", "the rate of {}, which alone was measured"
+
+    def rate(name: str, value: float, source: str, measured: bool) -> Constant:
+        return Constant(name=name, value=value, unit="FLOP/s", source=source, measured=measured)
+
+    return Hardware(
+        name="here",
+        training=rate("training", training, now, True),
+        scoring=rate("scoring", answering, now if scores else borrowed.format("decoding"), scores),
+        decoding=rate("decoding", answering, now if writes else borrowed.format("scoring"), writes),
+        run=Constant(name="fixed, run", value=1.0, unit="s a run", source="rows and files: assumed"),
+        load=Constant(name="fixed, model", value=load_seconds, unit="s a model", source="loading, measured now", measured=True),
+        room=room,
+        width=width,
+    )
+
+
+def _slice(spec: RunSpec, rows: int) -> RunSpec:
+    """Return one epoch of ``rows`` training rows, half as many to score."""
+    caps = Caps(train=rows, validation=max(1, rows // 2), test=1)
+    return replace(spec, benchmark=replace(spec.benchmark, caps=caps), recipe=replace(spec.recipe, epochs=1))

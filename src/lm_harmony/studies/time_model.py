@@ -1,0 +1,132 @@
+"""Where the time of a run goes: seconds of training, scoring and decoding on a machine, term by term.
+
+The time of a phase is Python + max(launches, FLOPs + attention, decoding steps). The host launches kernels while the device
+computes, and a device reads memory while it multiplies, so the longest of the three decides. Python is work of the host for which
+the device waits. The fixed part is loading models, reading rows and writing files. Real time lies above this: nothing overlaps
+completely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lm_harmony.studies.computation import (
+    Asked,
+    Size,
+    attention_flops,
+    decoding_operators,
+    scored_flops,
+    scoring_operators,
+    training_flops,
+    training_operators,
+    written_flops,
+)
+from lm_harmony.studies.hardware import Constant, Hardware
+from lm_harmony.studies.workload import Workload
+
+TERMS = ("launches", "Python", "FLOPs", "attention", "decoding steps", "fixed")
+"""What the time of a phase is made of."""
+CACHE_TRAFFIC = 3
+"""Times that a decoding step moves the cache: attention reads it, and joining the new token reads and writes it once more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Seconds of one phase, or of several together."""
+
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Term -> seconds; a term that the measured rates contain is absent."""
+    deciding: Mapping[str, float] = field(default_factory=dict)
+    """Those terms that make up the time; the others are hidden behind them."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the phase."""
+        return sum(self.deciding.values())
+
+    @property
+    def bound_by(self) -> str:
+        """The term that takes most of the time."""
+        return max(self.deciding, key=lambda term: self.deciding[term], default="")
+
+
+def overlapped(terms: Mapping[str, float]) -> Phase:
+    """Return a phase whose terms overlap as far as they can."""
+    sides = (("launches",), ("FLOPs", "attention"), ("decoding steps",))
+    longest = max(sides, key=lambda side: sum(terms.get(term, 0.0) for term in side))
+    deciding = {term: seconds for term, seconds in terms.items() if term in (*longest, "Python", "fixed")}
+    return Phase(terms=terms, deciding=deciding)
+
+
+def together(phases: Iterable[Phase]) -> Phase:
+    """Add up phases that follow one another."""
+    terms: dict[str, float] = {}
+    deciding: dict[str, float] = {}
+    for one in phases:
+        for total, parts in ((terms, one.terms), (deciding, one.deciding)):
+            for term, seconds in parts.items():
+                total[term] = total.get(term, 0.0) + seconds
+    return Phase(terms=terms, deciding=deciding)
+
+
+def binding_term(phases: Mapping[str, Phase]) -> tuple[str, float]:
+    """Return the phase and term that take most of the time of ``phases``, and their share of it."""
+    parts = {(name, term): seconds for name, one in phases.items() for term, seconds in one.deciding.items()}
+    name, term = max(parts, key=lambda part: parts[part])
+    return term if term.startswith(name) else f"{name} {term}", parts[name, term] / (sum(parts.values()) or 1.0)
+
+
+def training_phase(load: Workload, hardware: Hardware) -> Phase:
+    """Return the time of a run's training."""
+    size, fed = load.size, load.fed
+    return overlapped(
+        {
+            **_launches(training_operators(size, fed), hardware),
+            "FLOPs": training_flops(size, fed) / hardware.training.value,
+            **_attention(attention_flops(size, fed.pairs, training=True), hardware),
+        }
+    )
+
+
+def scoring_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
+    """Return the time of scoring log-likelihoods once."""
+    return overlapped(
+        {
+            **_launches(scoring_operators(size, asked), hardware),
+            **_python(asked.computed, hardware.layout),
+            "FLOPs": scored_flops(size, asked) / hardware.scoring.value,
+            **_attention(attention_flops(size, asked.pairs), hardware),
+        }
+    )
+
+
+def decoding_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
+    """Return the time of writing answers once: of their contexts, and of a decoding step for each further token."""
+    written, read = asked.written, {}
+    if hardware.memory:
+        weights = written.steps * (size.computing + size.output)
+        cache = CACHE_TRAFFIC * written.cached * 2 * size.key_width * size.layers
+        read = {"decoding steps": (weights + cache) * hardware.width / hardware.memory.value}
+    return overlapped(
+        {
+            **_launches(decoding_operators(size, written), hardware),
+            **_python(written.tokens, hardware.stop_check),
+            "FLOPs": written_flops(size, written) / hardware.decoding.value,
+            **_attention(attention_flops(size, written.pairs), hardware),
+            **read,
+        }
+    )
+
+
+def _launches(operators: int, hardware: Hardware) -> dict[str, float]:
+    launch, kernels = hardware.launch, hardware.kernels
+    return {"launches": operators * kernels.value * launch.value} if launch and kernels else {}
+
+
+def _python(tokens: int, seconds: Constant | None) -> dict[str, float]:
+    return {"Python": tokens * seconds.value} if seconds else {}
+
+
+def _attention(flops: float, hardware: Hardware) -> dict[str, float]:
+    return {"attention": flops / hardware.attention.value} if hardware.attention else {}

@@ -1,0 +1,123 @@
+"""All weights trained under autocast: float32 weights, bfloat16 products, float32 log-probabilities; shown on the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.forward import label_logprobs
+from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel, Precision
+from lm_harmony.recipe import Recipe
+
+RECIPE = Recipe(lora=None, epochs=2, batch_size=4, learning_rate=1e-3)
+SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (9, 14, 6, 11, 7, 12, 20, 8)]
+QUESTIONS = [
+    Request(kind="loglikelihood", context=context, continuation=f" {answer}")
+    for context in ("the cat", "a dog is here")
+    for answer in ("one", "two three")
+]
+TEXTS = [
+    Request(kind="generate_until", context=context, continuation="", generation={"until": ["."], "max_gen_toks": 5})
+    for context in ("the cat", "a dog")
+]
+ARCHITECTURES = ("llama", "gpt_neox", "gpt2", "gemma2")
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products by the type they are computed in, and tells whether any exponential was of another than float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types = Counter[torch.dtype]()
+        self.normalised = set[torch.dtype]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm"):
+            self.types[args[-1].dtype] += 1
+        if name in ("logsumexp", "exp_", "_log_softmax"):
+            self.normalised.add(args[0].dtype)
+        return func(*args, **dict(kwargs or {}))
+
+
+def mixed(model: LanguageModel) -> LanguageModel:
+    return replace(model, autocast=torch.bfloat16)
+
+
+def trained(model: LanguageModel, paths: Paths) -> tuple[dict[str, torch.Tensor], list[float], Products]:
+    """Train all weights; return what changed of them, the epochs' losses, and the products that were computed."""
+    before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
+    with trainee(model, RECIPE, seed=0) as learner, Products() as products:
+        losses = [epoch.loss for epoch in fine_tune(learner, SEQUENCES, RECIPE, seed=0, micro_batch=2, paths=paths)]
+        changes = {name: weight.detach() - before[name] for name, weight in learner.trained_parameters().items()}
+    return changes, losses, products
+
+
+@pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, paths: Paths) -> None:
+    exact, exact_losses, without = trained(tiny_model(architecture), paths)
+    found, losses, products = trained(mixed(tiny_model(architecture)), paths)
+    assert products.types[torch.bfloat16] > 20 and not products.types[torch.float32]
+    assert not without.types[torch.bfloat16] and without.types[torch.float32] > 20  # the negative control
+    assert products.normalised == without.normalised == {torch.float32}
+    assert {change.dtype for change in found.values()} == {torch.float32}
+    assert losses != exact_losses and losses == pytest.approx(exact_losses, rel=0.02)
+    # Converted weights are made again in each pass: with those of the first step the loss would not follow the float32 one.
+    assert losses[1] < losses[0] and exact_losses[1] < exact_losses[0]
+    weight = max(exact, key=lambda name: exact[name].numel())
+    assert torch.cosine_similarity(found[weight].flatten(), exact[weight].flatten(), dim=0) > 0.8
+
+
+@pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
+def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Paths) -> None:
+    model = tiny_model()
+    with Products() as without:
+        exact = Respondent(model=model, paths=paths).loglikelihood(QUESTIONS)
+    with Products() as products:
+        found = Respondent(model=mixed(model), paths=paths).loglikelihood(QUESTIONS)
+    assert products.types[torch.bfloat16] and not products.types[torch.float32]
+    assert without.types[torch.float32] and not without.types[torch.bfloat16]
+    assert products.normalised == {torch.float32}
+    nats, expected = [score for score, _ in found], [score for score, _ in exact]
+    assert nats != expected and nats == pytest.approx(expected, abs=0.2)
+    with Products() as writing:
+        assert len(Respondent(model=mixed(model), paths=paths, max_new_tokens=5).generate_until(TEXTS)) == 2
+    assert writing.types[torch.bfloat16] and not writing.types[torch.float32]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_fast_paths_serve_under_autocast_as_near_as_the_plain_one(architecture: str) -> None:
+    """The probe compares layouts in float32; under autocast they differ by no more than autocast itself changes."""
+    model = mixed(tiny_model(architecture))
+    paths = choose_paths(model)
+    assert paths.fast and not paths.products
+    with torch.no_grad():
+        exact = label_logprobs(model.module, SEQUENCES).logprobs_L
+        with model.mixed_precision():
+            plain = label_logprobs(model.module, SEQUENCES).logprobs_L
+            rounding = (plain - exact).abs().max()
+            assert rounding > 0
+            for path in (packed_logprobs, shared_logprobs):
+                assert (path(model.module, SEQUENCES).logprobs_L - plain).abs().max() <= 2 * rounding
+
+
+def test_the_model_tells_its_number_formats() -> None:
+    assert tiny_model().precision == Precision(weights="float32")
+    assert mixed(tiny_model()).precision == Precision(weights="float32", autocast="bfloat16")

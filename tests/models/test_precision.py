@@ -1,0 +1,54 @@
+"""Which number formats a run computes in, for every dtype, device and recipe; none of it needs a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lm_harmony.models.loading import Precision, choose_precision, prepare_device, resolve_precision
+
+FLOAT32, BFLOAT16 = Precision(weights="float32"), Precision(weights="bfloat16")
+MIXED = Precision(weights="float32", autocast="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("device_type", "has_bfloat16", "adapter", "expected"),
+    [
+        ("cuda", True, True, BFLOAT16),
+        ("cuda", True, False, MIXED),
+        ("cuda", False, True, FLOAT32),  # T4, V100
+        ("cuda", False, False, FLOAT32),
+        ("cpu", True, True, FLOAT32),
+        ("cpu", False, False, FLOAT32),
+        ("mps", True, True, FLOAT32),
+    ],
+)
+def test_auto(device_type: str, has_bfloat16: bool, adapter: bool, expected: Precision) -> None:
+    assert choose_precision("auto", device_type=device_type, has_bfloat16=has_bfloat16, adapter=adapter) == expected
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize("named", [FLOAT32, BFLOAT16], ids=lambda precision: precision.weights)
+def test_a_type_that_is_named_is_taken_everywhere(named: Precision, device_type: str, adapter: bool) -> None:
+    assert choose_precision(named.weights, device_type=device_type, has_bfloat16=True, adapter=adapter) == named
+
+
+def test_bytes_of_a_weight() -> None:
+    assert (FLOAT32.width, MIXED.width, BFLOAT16.width) == (4, 4, 2)
+
+
+def test_a_processor_is_not_asked_about_cards() -> None:
+    assert resolve_precision("auto", torch.device("cpu"), adapter=True) == FLOAT32
+
+
+def test_cudnn_attention_is_switched_off_for_cuda_alone() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        prepare_device(torch.device("cpu"))
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        prepare_device(torch.device("cuda"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

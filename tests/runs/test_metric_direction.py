@@ -1,0 +1,81 @@
+"""Which direction of a metric is better is said by the task or by the user, never assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from micro import TASK, write_micro
+from tiny import write_tiny_model
+
+from lm_harmony.errors import BenchmarkError, UsageError
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+
+FUNCTION = """\
+def counted(doc, results):
+    return {"surprise": -results[doc["label"]][0]}
+"""
+METRIC = """\
+process_results: !function counted.counted
+metric_list:
+  - metric: surprise
+    aggregation: mean
+"""
+"""How improbable the right answer is: lower is better, but neither this file nor lm_eval's registry says so."""
+
+
+def spec_of(folder: Path, *, declared: str = "", asked: bool | None = None) -> RunSpec:
+    """Return a run on a task with a metric of its own; ``declared``: its line with higher_is_better."""
+    task = write_micro(folder)
+    task.write_text(TASK[: TASK.index("metric_list")] + METRIC + declared, encoding="utf-8")
+    (folder / "counted.py").write_text(FUNCTION, encoding="utf-8")
+    return RunSpec(
+        model=ModelSpec(name=str(folder / "model")),
+        benchmark=BenchmarkSpec(task=str(task), data_dir=folder),
+        recipe=Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",))),
+        greater_is_better=asked,
+        execution=Execution(device="cpu"),
+    )
+
+
+def test_a_metric_without_direction_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        prepare(spec_of(tmp_path))
+    said = str(raised.value)
+    assert "benchmark micro: metric surprise,none has no higher_is_better" in said
+    assert "metric_list of the task's YAML file" in said and "--train_param.greater_is_better" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_flag_decides_where_the_task_says_nothing(tmp_path: Path, higher: bool) -> None:
+    """The two directions choose different epochs, so a direction by accident would be a wrong score."""
+    write_tiny_model(tmp_path / "model")
+    store = RunStore(tmp_path / "run")
+    record = train_before_test(spec_of(tmp_path, asked=higher), store)
+    scores = [epoch.validation["surprise,none"] for epoch in record.epochs]
+    assert len(set(scores)) == 3 and record.higher_is_better is higher
+    assert record.chosen_epoch == 1 + scores.index(max(scores) if higher else min(scores))
+    results = json.loads(next(store.folder.glob("results_*.json")).read_text(encoding="utf-8"))
+    assert results["higher_is_better"] == {"micro": {"surprise": higher}}
+
+
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_the_task_decides_where_it_says_so(tmp_path: Path, word: str) -> None:
+    """Negative control: no flag is needed, and one that contradicts the task is refused."""
+    write_tiny_model(tmp_path / "model")
+    spec = spec_of(tmp_path, declared=f"    higher_is_better: {word}\n")
+    assert prepare(spec).higher_is_better is (word == "true")
+    with pytest.raises(UsageError, match="is better when"):
+        prepare(dataclasses.replace(spec, greater_is_better=word != "true"))
+
+
+def test_a_direction_in_quotes_is_refused(tmp_path: Path) -> None:
+    """bool("false") is true."""
+    with pytest.raises(BenchmarkError, match="higher_is_better of metric surprise must be true or false, got 'false'"):
+        prepare(spec_of(tmp_path, declared="    higher_is_better: 'false'\n"))

@@ -1,0 +1,291 @@
+"""The results files of a run are what lm_eval writes of the same two models, and other tools tell the two apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_file_datetime, get_latest_filename, get_results_filenames, make_table
+from lm_eval_alone import lm_eval_task
+from micro import TASK, write_micro
+from tiny import write_tiny_model
+
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.protocol import add_direct, score_again, train_before_test
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.results import direct_results
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+
+SCHEMA = Path(__file__).parent / "every_eval_ever" / "eval.schema.json"
+"""Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever), under the MIT licence beside it."""
+BRIER = """\
+  - metric: brier_score
+    aggregation: brier_score
+    higher_is_better: false
+"""
+LORA = Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
+
+
+def finished_run(
+    folder: Path, *, chat: bool = False, recipe: Recipe = LORA, caps: Caps | None = None, model: str = "llama"
+) -> RunStore:
+    """Carry out a run with a direct score on a benchmark of 12 test rows, whose Brier score every training moves."""
+    task = write_micro(folder)
+    task.write_text(TASK + BRIER, encoding="utf-8")
+    spec = RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(folder / "model", model, bos=True, chat=chat)), apply_chat_template=chat),
+        benchmark=BenchmarkSpec(task=str(task), data_dir=folder, caps=caps or Caps()),
+        recipe=recipe,
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+    store = RunStore(folder / "run")
+    train_before_test(spec, store)
+    return store
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "chat"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return finished_run(tmp_path_factory.mktemp("run"), chat=request.param)
+
+
+def files_of(store: RunStore) -> dict[str, Path]:
+    """Return the one results file of each of the two models."""
+    (trained,), (direct,) = store.folder.glob("results_*.json"), (store.folder / "direct").glob("results_*.json")
+    return {"trained": trained, "direct": direct}
+
+
+def results_of(store: RunStore) -> dict[str, dict[str, Any]]:
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files_of(store).items()}
+
+
+def lm_eval_writes(folder: Path, ours: Mapping[str, Any], *, limit: int | None = None) -> dict[str, Any]:
+    """Let lm_eval evaluate the model that ``ours`` names, on the same rows, and return the results file that it writes."""
+    rows = {
+        role: [json.loads(line) for line in (folder / "micro" / f"{role}.jsonl").read_text().splitlines()]
+        for role in ("train", "validation", "test")
+    }
+    output = folder / "lm_eval" / str(len(list(folder.glob("lm_eval/*"))))
+    tracker = EvaluationTracker(output_path=str(output))
+    results: Any = simple_evaluate(
+        model="hf",
+        model_args=dict(ours["config"]["model_args"]),
+        device="cpu",
+        batch_size=1,
+        tasks=[lm_eval_task(folder / "micro.yaml", rows)],
+        task_manager=TaskManager(include_defaults=False),
+        apply_chat_template=ours["chat_template"] is not None,
+        evaluation_tracker=tracker,
+        limit=limit,
+        bootstrap_iters=1,
+    )
+    tracker.save_results_aggregated(results, results.pop("samples"))
+    (written,) = output.rglob("results_*.json")
+    return json.loads(written.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def identity(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a results file says of its model and of what was asked."""
+    keys = ("task_hashes", "chat_template", "chat_template_sha", "max_length", "n-samples", "higher_is_better", "versions")
+    named = ("model_source", "model_name", "model_name_sanitized", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id")
+    config = ("model_num_parameters", "model_dtype", "model_revision", "model_sha", "peft_sha", "limit", "model_args")
+    return {
+        **{key: results.get(key) for key in (*keys, *named)},
+        **{key: results["config"].get(key) for key in config},
+    }
+
+
+@pytest.mark.parametrize("name", ["trained", "direct"])
+def test_lm_eval_writes_the_same_of_the_model_that_the_file_names(run: RunStore, name: str) -> None:
+    """``lm_eval --model_args`` with the file's own arguments loads that model, scores it alike and fills every field alike."""
+    ours = results_of(run)[name]
+    theirs = lm_eval_writes(run.folder.parent, ours)
+    assert identity(ours) == identity(theirs)
+    # A Brier score's standard error is drawn: lm_eval draws otherwise.
+    scores = {key: value for key, value in theirs["results"]["micro"].items() if "," in key and "brier_score_stderr" not in key}
+    assert len(scores) == 5
+    assert {key: ours["results"]["micro"][key] for key in scores} == pytest.approx(scores)
+
+
+def test_the_two_files_are_of_two_models(run: RunStore) -> None:
+    trained, direct = results_of(run)["trained"], results_of(run)["direct"]
+    adapter = run.folder / "adapter"
+    assert trained["config"]["model_args"]["peft"] == str(adapter) == trained["model_name"]
+    assert "peft" not in direct["config"]["model_args"] and direct["model_name"] == str(run.folder.parent / "model")
+    assert trained["config"]["model_num_parameters"] > direct["config"]["model_num_parameters"] > 0
+    assert trained["results"]["micro"]["alias"] == "micro (train-before-test)" and direct["results"]["micro"]["alias"] == "micro"
+    record = run.record()
+    assert record.trained is not None and record.direct is not None
+    assert RunRecord.from_dict(trained["train_before_test"]) == record and "train_before_test" not in direct
+    brier = "brier_score,none"
+    assert trained["results"]["micro"][brier] == record.trained.metrics[brier] != record.direct.metrics[brier]
+    assert direct["results"]["micro"][brier] == record.direct.metrics[brier]
+
+
+def test_identities_that_are_compared_differ_between_models(run: RunStore) -> None:
+    """Negative control: the comparison with lm_eval would see one model's file in place of the other's."""
+    trained, direct = (identity(results) for results in results_of(run).values())
+    assert {key for key in trained if trained[key] != direct[key]} == {
+        *("model_name", "model_name_sanitized", "model_num_parameters", "model_args", "peft_sha")
+    }
+
+
+def test_lm_evals_readers_find_both(run: RunStore) -> None:
+    """lm_eval's table shows two rows that differ, and its search for results files finds both, under two folders."""
+    tables = {name: make_table(results) for name, results in results_of(run).items()}
+    assert "micro (train-before-test)" in tables["trained"] and "train-before-test" not in tables["direct"]
+    record = run.record()
+    for name, score in (("trained", record.trained), ("direct", record.direct)):
+        assert score is not None
+        cells = [cell.strip() for cell in tables[name].strip().splitlines()[-1].split("|")]
+        assert cells[5] == "brier_score" and float(cells[7]) == round(score.metrics["brier_score,none"], 4)
+    found = get_results_filenames([str(path) for path in run.folder.rglob("*")])
+    assert sorted(found) == sorted(str(file) for file in files_of(run).values())
+    assert {Path(file).parent for file in found} == {run.folder, run.folder / "direct"}
+    assert get_latest_filename(found) == str(files_of(run)["direct"]) and get_file_datetime(found[0])[:2] == "20"
+    names = {GeneralConfigTracker._get_model_name(results["config"]["model_args"]) for results in results_of(run).values()}
+    assert len(names) == 2
+
+
+def test_a_capped_test_split_says_so(tmp_path: Path) -> None:
+    """8 of 12 rows: ``limit`` is 8, and ``n-samples.original`` the 12 that the split has, as with lm_eval's own --limit."""
+    results = results_of(finished_run(tmp_path, caps=Caps(test=8)))
+    for ours in results.values():
+        assert ours["config"]["limit"] == 8 and ours["n-samples"] == {"micro": {"original": 12, "effective": 8}}
+    assert lm_eval_writes(tmp_path, results["direct"], limit=8)["n-samples"] == results["direct"]["n-samples"]
+
+
+def test_all_weights_are_a_model_folder_of_their_own(tmp_path: Path) -> None:
+    store = finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=None, learning_rate=1e-3))
+    trained = results_of(store)["trained"]
+    assert trained["config"]["model_args"] == {"pretrained": str(store.folder / "adapter"), "dtype": "float32"}
+    theirs = lm_eval_writes(tmp_path, trained)
+    assert identity(trained) == identity(theirs)
+    brier = "brier_score,none"
+    assert trained["results"]["micro"][brier] == pytest.approx(theirs["results"]["micro"][brier])
+
+
+def test_an_adapter_that_trains_biases_counts_them_once(tmp_path: Path) -> None:
+    """DoRA adds a vector to each layer; ``bias: all`` writes biases into the adapter's file that the base has already."""
+    lora = Lora(target_modules=("all-linear",), use_dora=True, bias="all")
+    trained = results_of(finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=lora), model="gpt_neox"))["trained"]
+    assert identity(trained) == identity(lm_eval_writes(tmp_path, trained))
+
+
+def test_products_in_another_type_are_named_as_lm_eval_takes_them(run: RunStore) -> None:
+    """Where products are computed in bfloat16, lm_eval is told so, and loads the model with it."""
+    prepared, record = prepare(run.record().spec), run.record()
+    mixed = dataclasses.replace(prepared, model=dataclasses.replace(prepared.model, autocast=torch.bfloat16))
+    ours = direct_results(mixed, record, samples=run.samples("direct"), date=0.0)
+    plain = results_of(run)["direct"]["config"]["model_args"]
+    assert ours["config"]["model_args"] == {**plain, "mixed_precision_dtype": "bfloat16"}
+    assert identity(ours) == identity(lm_eval_writes(run.folder.parent, ours))
+
+
+def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: Path) -> None:
+    store = finished_run(tmp_path)
+    first = files_of(store)
+    score_again(store)
+    assert len(list(store.folder.glob("results_*.json"))) == 2 and files_of_direct(store) == [first["direct"]]
+    first["direct"].unlink()
+    undirected = dataclasses.replace(store.record(), direct=None)
+    store.finish(undirected)
+    add_direct(store, undirected.spec)
+    assert len(files_of_direct(store)) == 1 and store.record().direct is not None
+
+
+def files_of_direct(store: RunStore) -> list[Path]:
+    return list((store.folder / "direct").glob("results_*.json"))
+
+
+def as_every_eval_ever(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a results file as a record of Every Eval Ever, from what lm_eval's schema says alone."""
+    (task,) = results["results"]
+    scores, samples = results["results"][task], results["n-samples"][task]
+    args, stamp = results["config"]["model_args"], str(int(results["date"]))
+    return {
+        "schema_version": "0.3.0",
+        "evaluation_id": f"{task}/{results['model_name']}/{stamp}",
+        "retrieved_timestamp": stamp,
+        "source_metadata": {
+            "source_type": "evaluation_run",
+            "source_organization_name": "a test",
+            "evaluator_relationship": "third_party",
+        },
+        "eval_library": {"name": "lm_eval", "version": results["lm_eval_version"]},
+        "model_info": {
+            "name": scores["alias"],
+            "id": results["model_name"],
+            "additional_details": {
+                "pretrained": args["pretrained"],
+                "peft": args.get("peft", ""),
+                "deployment_type": "self_deployed",
+                "model_availability": "unknown",
+                "num_parameters": str(results["config"]["model_num_parameters"]),
+            },
+        },
+        "evaluation_results": [
+            {
+                "evaluation_name": task,
+                "source_data": {"dataset_name": task, "source_type": "other"},
+                "metric_config": {
+                    "evaluation_description": key,
+                    "lower_is_better": not results["higher_is_better"][task][key.split(",")[0]],
+                },
+                "score_details": {
+                    "score": value,
+                    "uncertainty": {
+                        "standard_error": {"value": scores[key.replace(",", "_stderr,")]},
+                        "num_samples": samples["effective"],
+                    },
+                },
+            }
+            for key, value in scores.items()
+            if "," in key and "_stderr," not in key
+        ],
+    }
+
+
+def test_both_files_make_valid_records_of_every_eval_ever_that_differ_in_model_and_score(run: RunStore) -> None:
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    records = {name: as_every_eval_ever(results) for name, results in results_of(run).items()}
+    for record in records.values():
+        jsonschema.validate(record, schema)
+    trained, direct = records["trained"], records["direct"]
+    assert trained["model_info"]["id"] == str(run.folder / "adapter")
+    assert trained["model_info"]["additional_details"]["pretrained"] == direct["model_info"]["id"]
+    assert trained["evaluation_id"] != direct["evaluation_id"]
+    record = run.record()
+    for name, score in (("trained", record.trained), ("direct", record.direct)):
+        assert score is not None
+        found = {
+            line["metric_config"]["evaluation_description"]: line["score_details"]["score"]
+            for line in records[name]["evaluation_results"]
+        }
+        assert found == dict(score.metrics)
+        lower = [line["metric_config"]["lower_is_better"] for line in records[name]["evaluation_results"]]
+        assert lower == ["brier_score" in key for key in found]
+
+
+def test_the_schema_refuses_a_record_without_a_model_or_a_direction(run: RunStore) -> None:
+    """Negative control of the validation."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    record = as_every_eval_ever(results_of(run)["trained"])
+    for part, key in ((record["model_info"], "id"), (record["evaluation_results"][0]["metric_config"], "lower_is_better")):
+        kept = part.pop(key)
+        with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
+            jsonschema.validate(record, schema)
+        part[key] = kept

@@ -1,0 +1,75 @@
+"""A record that cannot be read is a failure with its file and cause in ``status``; it hides no other run and is never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from boards import write_run
+
+from lm_harmony.cli import main
+from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.study import Study
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Write a study of three runs, all with records, of which one is cut off; return the study file."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"]}), encoding="utf-8")
+    for assignment in Study.read(path).assignments:
+        write_run(tmp_path / "results", model=assignment.spec.model.name, name=assignment.name, sources=None)
+    file = record_of(path)
+    file.write_text(file.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    return path
+
+
+def record_of(path: Path, model: str = "b/b") -> Path:
+    (assignment,) = (run for run in Study.read(path).assignments if run.spec.model.name == model)
+    return assignment.store.folder / "record.json"
+
+
+def test_status_tells_file_and_cause_and_counts_the_others(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study.read(damaged)
+    status = study.status()
+    assert [run.spec.model.name for run in status.finished] == ["a/a", "c/c"] and not status.waiting and not status.running
+    ((run, failure),) = status.failed.items()
+    assert run.spec.model.name == "b/b" and failure.kind == "damaged record"
+    assert failure.cause.startswith(f"{record_of(damaged)} cannot be read: it is not JSON: ")
+    assert f"remove {record_of(damaged).parent} and carry the run out again" in failure.cause
+    assert [record.spec.model.name for record in study.records()] == ["a/a", "c/c"]
+    assert main(["status", str(damaged)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 finished, 0 running, 1 failed, 0 waiting" in said and "damaged record:" in said and "not JSON" in said
+    assert main(["study", str(damaged), "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("finished ") == 2
+
+
+def test_no_retry_overwrites_it(damaged: Path) -> None:
+    """The file may be all that is left of the run, or be of a newer version: only its user can tell."""
+    before = record_of(damaged).read_bytes()
+    assert len(Study.read(damaged).run(retry_failed=True).failed) == 1
+    assert record_of(damaged).read_bytes() == before
+    for file in record_of(damaged).parent.iterdir():
+        file.unlink()
+    status = Study.read(damaged).status()
+    assert len(status.waiting) == 1 and not status.failed
+
+
+def test_with_whole_records_nothing_failed(damaged: Path) -> None:
+    """Negative control."""
+    results = damaged.parent / "results"
+    write_run(results, model="b/b", name=record_of(damaged).parent.relative_to(results).as_posix(), sources=None)
+    status = Study.read(damaged).status()
+    assert len(status.finished) == 3 and not status.failed
+
+
+def test_a_damaged_failure_is_told_and_can_be_tried_again(damaged: Path) -> None:
+    store = RunStore(record_of(damaged).parent)
+    (store.folder / "record.json").unlink()
+    (store.folder / "failure.json").write_text("{", encoding="utf-8")
+    ((_, failure),) = Study.read(damaged).status().failed.items()
+    assert failure.kind == "damaged failure.json" and "failure.json cannot be read" in failure.cause
+    store.forget_failure()
+    assert len(Study.read(damaged).status().waiting) == 1

@@ -1,0 +1,398 @@
+"""Where planned time goes: each term by hand, counts against the engine itself, and which term binds."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro import write_micro
+from tiny import tiny_model, write_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.course import Course
+from lm_harmony.engine.decoding import decode_greedily
+from lm_harmony.engine.packing import shared_logprobs
+from lm_harmony.engine.paths import FAST
+from lm_harmony.engine.room import (
+    CPU_SCORING_TOKENS,
+    GPU_SCORING_TOKENS,
+    GPU_TRAINING_TOKENS,
+    GPU_WRITTEN_ROWS,
+    Room,
+)
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.segments import segments_of
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.training import _backward
+from lm_harmony.engine.trees import chain_row
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.plan_command import show_plan
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+from lm_harmony.studies.computation import (
+    Asked,
+    Fed,
+    Size,
+    Written,
+    attention_flops,
+    decoding_operators,
+    scored_flops,
+    scoring_operators,
+    training_flops,
+    training_operators,
+    written_flops,
+)
+from lm_harmony.studies.hardware import HARDWARE, Constant, measured_here
+from lm_harmony.studies.plan import ModelPlan, Plan, model_plan
+from lm_harmony.studies.time_model import Phase, binding_term, decoding_phase, overlapped, scoring_phase, together, training_phase
+from lm_harmony.studies.workload import Workload, _written, size_of, workload
+
+SIZE = Size(parameters=5_000, computing=3_000, output=1_000, trained=100, layers=2, adapted=4, query_width=8, key_width=4)
+H200 = HARDWARE["h200"]
+ALL_LINEAR = Recipe(lora=Lora(target_modules=("all-linear",)))
+
+
+def load_of(size: Size, fed: Fed, test: Asked | None = None) -> Workload:
+    """Return a run of one epoch without a validation."""
+    spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
+    nothing = Asked(tokens=0)
+    return Workload(spec=spec, size=size, fed=fed, epochs=1, validation=nothing, test=test or nothing, test_rows=1, text_bytes=0)
+
+
+# Each term by hand.
+
+
+def test_flops_by_hand() -> None:
+    fed = Fed(tokens=10, labels=3)
+    assert training_flops(SIZE, fed) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
+    assert training_flops(replace(SIZE, adapted=0), fed) == 10 * 6 * 3_000 + 3 * 4 * 1_000
+    assert scored_flops(SIZE, Asked(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
+    assert written_flops(SIZE, Written(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
+
+
+def test_attention_by_hand() -> None:
+    # Two products of 2 x 8 FLOPs a pair and layer forward, five more backward.
+    assert attention_flops(SIZE, 10) == 2 * 2 * 8 * 2 * 10
+    assert attention_flops(SIZE, 10, training=True) == 7 * 2 * 8 * 2 * 10
+
+
+def test_launches_by_hand() -> None:
+    # 3 passes of (31 + 2 layers of 104 + 4 adapters of 21), 5 calls of 2 in 2 layers, 2 steps of 12.
+    assert training_operators(SIZE, Fed(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
+    # Without an adapter 22 more in each layer.
+    assert training_operators(replace(SIZE, adapted=0), Fed(passes=1)) == 31 + 2 * 126
+    # 2 passes of (33 + 2 layers of 38), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
+    asked = Asked(tokens=0, passes=2, calls=7, masks=3)
+    assert scoring_operators(SIZE, asked) == 2 * (33 + 76) + 14 + 3 * (10 + 4)
+    assert scoring_operators(replace(SIZE, key_width=8), asked) == 2 * (33 + 76) + 14 + 3 * 10
+    # 1 pass over contexts and 9 steps of (39 + 2 layers of 43).
+    assert decoding_operators(SIZE, Written(passes=1, steps=9)) == 10 * (39 + 86)
+
+
+def test_training_seconds_by_hand() -> None:
+    fed = Fed(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40)
+    terms = training_phase(load_of(SIZE, fed), H200).terms
+    assert terms == pytest.approx(
+        {
+            "launches": (3 * 323 + 20 + 24) * 1.25 * 9e-6,
+            "FLOPs": (126_000 + 12_000) / (0.45 * 989e12),
+            "attention": 7 * 2 * 8 * 2 * 40 / (0.2 * 989e12),
+        }
+    )
+
+
+def test_scoring_seconds_by_hand() -> None:
+    phase = scoring_phase(SIZE, Asked(tokens=50, computed=20, predicted=7, passes=2, calls=7, masks=3, pairs=30), H200)
+    launches = (2 * 109 + 14 + 42) * 1.25 * 9e-6
+    assert phase.terms == pytest.approx(
+        {
+            "launches": launches,
+            "Python": 20 * 2.0e-6,
+            "FLOPs": (120_000 + 14_000) / (0.55 * 989e12),
+            "attention": 4 * 8 * 2 * 30 / (0.2 * 989e12),
+        }
+    )
+    assert phase.seconds == pytest.approx(launches + 20 * 2.0e-6)  # layout in Python comes on top, arithmetic is hidden
+
+
+def test_decoding_seconds_by_hand() -> None:
+    written = Written(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
+    terms = decoding_phase(SIZE, Asked(tokens=20, written=written), H200).terms
+    assert terms == pytest.approx(
+        {
+            "launches": 10 * 125 * 1.25 * 9e-6,
+            "Python": 6 * 2.3e-6,
+            "FLOPs": (156_000 + 12_000) / (0.55 * 989e12),
+            "attention": 4 * 8 * 2 * 60 / (0.2 * 989e12),
+            # Nine times 4,000 weights, and keys and values of 50 positions in 2 layers moved three times; 2 bytes each.
+            "decoding steps": 2 * (9 * 4_000 + 3 * 50 * 2 * 4 * 2) / (0.7 * 4.8e12),
+        }
+    )
+
+
+def test_the_longest_of_what_overlaps_decides() -> None:
+    terms = {"launches": 5.0, "Python": 1.0, "FLOPs": 3.0, "attention": 1.5, "decoding steps": 4.0}
+    assert (overlapped(terms).seconds, overlapped(terms).bound_by) == (6.0, "launches")
+    computing = overlapped({**terms, "FLOPs": 4.0})
+    assert (computing.seconds, computing.bound_by) == (6.5, "FLOPs")  # FLOPs and attention do not overlap
+    reading = overlapped({**terms, "decoding steps": 8.0})
+    assert (reading.seconds, reading.bound_by) == (9.0, "decoding steps")
+    both = together([overlapped(terms), reading])
+    assert both.seconds == 15.0 and both.terms["launches"] == 10.0
+    assert both.deciding == {"launches": 5.0, "Python": 2.0, "decoding steps": 8.0}
+
+
+def test_a_measured_machine_has_no_terms_beside_its_rates() -> None:
+    here = measured_here(training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, room=Room(), width=4)
+    asked = Asked(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
+    plan = model_plan("some", [load_of(SIZE, Fed(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here)
+    assert together(plan.phases.values()).terms == pytest.approx({"FLOPs": 138_000 / 1e9 + 134_000 / 2e9, "fixed": 1.0 + 3.0})
+
+
+# What is counted is what the engine does.
+
+FREE = {"detach", "empty", "empty_like", "lift_fresh", "_unsafe_view", "_local_scalar_dense", "_record_function_enter_new"}
+"""Operators that compute nothing."""
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that would make a kernel: all but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+        name = func.overloadpacket.__name__
+        if not views and name not in FREE:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def attention_calls(self) -> int:
+        return sum(count for name, count in self.seen.items() if name.endswith("attention_for_cpu"))
+
+
+def deep_model(architecture: str = "llama", layers: int = 6) -> LanguageModel:
+    """Return a tiny model of several layers in bfloat16."""
+    model = tiny_model(architecture)
+    config = copy.deepcopy(model.module.config)
+    config.num_hidden_layers = layers
+    return replace(model, module=AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
+
+
+def size_in_memory(model: LanguageModel, adapted: int) -> Size:
+    """Return what the counts need to know of a model."""
+    return replace(SIZE, layers=model.module.config.num_hidden_layers, adapted=adapted, key_width=8)
+
+
+def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> Counter[str]:
+    """Count the second step of a training: the first one makes the optimizer's state."""
+    sequences = [TokenSequence(ids=tuple(range(5, 6 + length)), first_label=1, row=length) for length in lengths]
+    with trainee(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as learner:
+        learner.module.train()
+        course = Course(learner, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
+        for _ in range(2):
+            course.begin_epoch()
+            course.batch = sequences
+            with FAST.computing(model.module), Operators() as operators:
+                course.advance(_backward(course, len(lengths), FAST)[0])
+    counted: Counter[str] = operators.seen
+    return counted
+
+
+@pytest.mark.parametrize("lengths", [[20, 21, 22, 23, 24, 25, 26, 27], [20] * 8], ids=["eight lengths", "one length"])
+@pytest.mark.parametrize("adapted", ["q, v", "all linear", "all weights"])
+def test_operators_of_a_training_step(lengths: list[int], adapted: str) -> None:
+    recipe, linear = {"q, v": (Recipe(), 2), "all linear": (ALL_LINEAR, 7), "all weights": (Recipe(lora=None), 0)}[adapted]
+    model = deep_model()
+    counted = training_step(model, recipe, lengths).total()
+    fed = Fed(steps=1, passes=1, calls=len(set(lengths)))
+    assert training_operators(size_in_memory(model, 6 * linear), fed) == pytest.approx(counted, rel=0.1)
+
+
+def test_operators_of_another_architecture_differ() -> None:
+    """Negative control: the count is of a llama, and this test would see it."""
+    model = deep_model("gpt_neox")
+    counted = training_step(model, Recipe(), [20] * 8).total()
+    planned = training_operators(size_in_memory(model, 6), Fed(steps=1, passes=1, calls=1))
+    assert 0.5 < counted / planned < 0.8
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+def test_operators_of_a_scoring_pass(branches: int) -> None:
+    model = deep_model()
+    texts = [
+        TokenSequence(ids=(100 + tree, *range(7, 17 + tree), last, last + 1), first_label=12 + tree)
+        for tree in range(8)
+        for last in range(20, 20 + branches)
+    ]
+    with torch.no_grad(), FAST.computing(model.module), Operators() as operators:
+        shared_logprobs(model.module, texts)
+    asked = Asked(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
+    assert operators.attention_calls == 8 * 6
+    assert scoring_operators(size_in_memory(model, 12), asked) == pytest.approx(operators.seen.total(), rel=0.1)
+
+
+def test_passes_and_operators_of_written_answers() -> None:
+    model, limit = deep_model(), 5
+    room = Room(written_rows=2)
+    requests = [
+        Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
+        for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
+    ]
+    asked, written = _written(model, requests, Recipe(), room)
+    contexts = sorted((model.text.encode([request.context])[0] for request in requests), key=len, reverse=True)
+    with torch.no_grad(), Operators() as operators:
+        answers = list(
+            decode_greedily(model, contexts, batch_size=2, max_new_tokens=limit, is_finished=lambda rows: [False] * len(rows))
+        )
+    a, b, c, d, e = map(len, contexts)
+    assert asked == a + b + c + d + e and sum(len(one.written) for one in answers) == written.tokens == 5 * limit
+    assert (written.passes, written.steps) == (3, 3 * (limit - 1))
+    assert operators.seen["embedding"] == written.passes + written.steps
+    assert written.contexts == 2 * a + 2 * c + e
+    assert written.cached == 2 * (4 * a + 10) + 2 * (4 * c + 10) + (4 * e + 10)  # a + 1, a + 2, a + 3, a + 4 positions
+    assert written.pairs == written.cached + 2 * a**2 + 2 * c**2 + e**2
+    assert decoding_operators(size_in_memory(model, 12), written) == pytest.approx(operators.seen.total(), rel=0.1)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(tmp_path / "model"))),
+        benchmark=BenchmarkSpec(task=str(write_micro(tmp_path)), data_dir=tmp_path),
+        recipe=replace(ALL_LINEAR, epochs=2, max_steps=5),
+    )
+
+
+def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
+    room = Room(scoring_tokens=60, training_tokens=40)
+    run, load = prepare(spec), workload(spec, room)
+    paths = replace(FAST, room=room)
+    with Operators() as operators:
+        respondent = Respondent(model=run.model, paths=paths)
+        respondent.answer([request for one in run.splits.validation for request in one.requests])
+    assert operators.attention_calls == 2 * load.validation.calls and operators.seen["embedding"] == load.validation.passes > 1
+    assert load.validation.masks > 0
+    with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
+        course = Course(learner, run.sequences, spec.recipe, seed=spec.seed)
+        passed = calls = pairs = 0
+        while not course.finished:
+            course.begin_epoch()
+            for _ in range(course.steps_left):
+                with paths.computing(run.model.module), Operators() as operators:
+                    losses, _ = _backward(course, spec.execution.micro_batch, paths)
+                passed, calls = passed + len(losses), calls + operators.attention_calls // 2
+                lengths = [len(one.ids) - 1 for one in course.batch]
+                pairs += sum(sum(range(1, length + 1)) for length in lengths)
+                course.advance(losses)
+    assert (load.fed.passes, load.fed.calls, load.fed.pairs) == (passed, calls, pairs)
+    assert load.fed.passes > load.fed.steps == 5
+    unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
+    assert len(segments_of(chain_row(unequal), torch.device("cpu"))) == 3  # only neighbours share a call
+
+
+def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None:
+    for hardware in HARDWARE.values():
+        room = hardware.room
+        assert (room.training_tokens, room.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
+        assert room.written_rows == GPU_WRITTEN_ROWS
+    many = replace(spec, benchmark=replace(spec.benchmark, task=str(write_micro(Path(spec.benchmark.task).parent, sizes=SIZES))))
+    on_gpu, on_cpu = (workload(many, room).test for room in (H200.room, Room(scoring_tokens=CPU_SCORING_TOKENS)))
+    assert on_gpu.passes == 1 < on_cpu.passes and on_gpu.tokens == on_cpu.tokens
+    assert scoring_phase(size_of(spec.model, spec.recipe), on_gpu, H200).seconds < scoring_phase(SIZE, on_cpu, H200).seconds
+
+
+SIZES = {"train": 24, "validation": 8, "test": 200}
+
+
+# Which term binds.
+
+
+def model_of(billions: float, layers: int, width: int) -> Size:
+    parameters = int(billions * 1e9)
+    return Size(
+        parameters=parameters,
+        computing=parameters,
+        output=0,
+        trained=1_000_000,
+        layers=layers,
+        adapted=2 * layers,
+        query_width=width,
+        key_width=width // 8,
+    )
+
+
+TINY, LARGE = model_of(0.0005, 4, 112), model_of(14.8, 48, 5_120)
+STEPS = 10_000
+ROWS = Fed(tokens=STEPS * 8 * 200, labels=STEPS * 8 * 200, steps=STEPS, passes=STEPS, calls=STEPS * 8, pairs=STEPS * 8 * 20_100)
+"""Many steps of eight rows of 200 tokens."""
+LONG_ROWS = Fed(tokens=10 * 65_536, labels=10 * 65_536, steps=10, passes=10, calls=10, pairs=10 * 65_536 * 65_537 // 2)
+"""Ten steps of one row of 65,536 tokens."""
+ANSWERS = Asked(
+    tokens=0,
+    written=Written(contexts=256 * 100, tokens=256 * 2_000, passes=1, steps=1_999, pairs=256 * 2_200_000, cached=256 * 2_200_000),
+)
+"""256 answers of 2,000 tokens."""
+
+
+def planned(size: Size, fed: Fed, asked: Asked | None = None) -> ModelPlan:
+    return model_plan("some", [load_of(size, fed, asked)], H200)
+
+
+def test_the_binding_term_changes_as_it_should() -> None:
+    assert binding_term(planned(TINY, ROWS).phases)[0] == "training launches"
+    assert binding_term(planned(LARGE, ROWS).phases)[0] == "training FLOPs"
+    assert binding_term(planned(TINY, LONG_ROWS).phases)[0] == "fixed"
+    assert planned(TINY, LONG_ROWS).phases["training"].bound_by == "attention"
+    written = planned(TINY, Fed(tokens=1), ANSWERS)
+    assert written.decoding_steps == 1_999 and written.phases["decoding"].bound_by == "launches"
+    assert binding_term(planned(LARGE, ROWS, ANSWERS).phases)[0] == "training FLOPs"  # few answers beside much training
+    # Of a large model each step reads much: weights, and a cache of 256 rows.
+    assert binding_term(planned(LARGE, Fed(tokens=1), ANSWERS).phases)[0] == "decoding steps"
+    _, share = binding_term(planned(LARGE, ROWS).phases)
+    seconds = planned(LARGE, ROWS).phases["training"].terms["FLOPs"]
+    assert share == pytest.approx(seconds / (planned(LARGE, ROWS).hours * 3600))
+
+
+def test_large_figures_stay_within_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    much = replace(ROWS, steps=STEPS * 10_000, passes=STEPS * 10_000, calls=STEPS * 10_000, tokens=10**12)
+    models = (planned(LARGE, much, ANSWERS), planned(TINY, ROWS))
+    show_plan(Plan(hardware=H200, models=models, disk_bytes=0), workers=8)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    # Each row's cells are those of its phase, and its last word is what binds it.
+    start = shown.index("Time on h200, in hours")
+    rows = [line.split() for line in shown[start:] if line.startswith("  ")]
+    assert rows[0] == ["launches", "Python", "FLOPs", "attention", "steps", "fixed", "time", "bound", "by"]
+    training = models[0].phases["training"]
+    cells = [f"{training.terms[term] / 3600:,.0f}" for term in ("launches", "FLOPs")]
+    assert rows[1][:2] == ["training", cells[0]] and rows[1][2] == cells[1] and rows[1][-1] == training.bound_by == "FLOPs"
+    decoding = next(row for row in rows if row[0] == "decoding")
+    assert len(decoding) == 8 and decoding[-1] == "steps"
+    assert any(line.startswith("All models: ") and "bound by training FLOPs (" in line for line in shown)
+
+
+def test_every_constant_of_a_gpu_says_where_it_comes_from() -> None:
+    constants = H200.constants()
+    assert {one.name for one in constants if one.measured} == {"Python, scoring", "Python, decoding"}
+    assert all(one.source and one.unit for one in constants)
+    assert len(constants) == len([one for one in vars(H200).values() if isinstance(one, Constant)]) + 1  # and the workspace
+    assert {one.name for one in constants} - {one.name for one in H200.constants(decoding=False)} == {
+        "decoding",
+        "decoding steps",
+        "Python, decoding",
+    }
+    assert Phase().seconds == 0
