@@ -29,7 +29,7 @@ FLAGS = {
     "data_dir", "include_path", "split_protocol", "overwrite", "dtype", "device", "engine", "revision", "trust_remote_code",
     "results_dir", "debug",
 }  # fmt: skip
-DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template"}
+DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}
 PEFT_CONFIG = {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"}
 TRAIN_PARAM = {
     "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size",
@@ -107,6 +107,20 @@ def test_every_flag_that_decides_a_number_reaches_the_recipe() -> None:
     assert spec_of("--base_model m --task_name t --no-use_peft").recipe.lora is None
     lora = spec_of("--base_model m --task_name t --peft_config.r 4 --peft_config.target_modules q_proj v_proj").recipe.lora
     assert lora == Lora(r=4, target_modules=("q_proj", "v_proj"))
+
+
+def test_the_date_of_chat_templates_is_part_of_what_is_asked() -> None:
+    """It reaches the specification, is checked, and is refused where it would have no effect."""
+    command = "--base_model m --task_name t"
+    assert spec_of(command).model.chat_template_date == "2024-07-26"
+    chat = command + " --dataset_param.apply_chat_template"
+    assert spec_of(chat).model.chat_template_date == "2024-07-26"
+    assert spec_of(chat + " --dataset_param.chat_template_date 2026-01-05").model.chat_template_date == "2026-01-05"
+    for wrong in ("05.01.2026", "20260105", "2026-02-30", "today"):
+        with pytest.raises(UsageError, match="chat_template_date must be a date as YYYY-MM-DD, got"):
+            spec_of(f"{chat} --dataset_param.chat_template_date {wrong}")
+    with pytest.raises(UsageError, match="has no effect without a chat template"):
+        spec_of(command + " --dataset_param.chat_template_date 2026-01-05")
 
 
 def test_flags_that_are_built_in_say_so_when_given() -> None:

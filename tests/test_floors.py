@@ -18,7 +18,7 @@ FLOORS: dict[str, set[str]] = {
     "recipe": {"errors"},
     "progress": set(),
     "benchmarks": {"errors", "progress"},
-    "models": {"errors"},
+    "models": {"recipe", "errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
     "analysis": {"runs", "models", "benchmarks", "errors"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -77,20 +78,20 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokeni
     return tokenizer
 
 
-def tiny_module(architecture: str = "llama", *, seed: int = 0) -> PreTrainedModel:
-    """Make a two-layer model with random weights, the same for the same seed, in float32."""
-    config = CONFIG_MAPPING[architecture](
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        **_CONFIGS[architecture],
-    )
+def tiny_module(architecture: str = "llama", *, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """Make a two-layer model with random weights, the same for the same seed, in float32; ``fields`` go into its config."""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_LENGTH,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    config = CONFIG_MAPPING[architecture](**{**sizes, **_CONFIGS[architecture], **fields})
     # Eager attention where an architecture refuses the fused one (gemma2's soft capping).
     with torch.random.fork_rng():
         torch.manual_seed(seed)

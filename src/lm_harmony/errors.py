@@ -36,6 +36,10 @@ class TrainingDiverged(HarmonyError, ArithmeticError):
     """The training loss is not a finite number any more."""
 
 
+class ScoreNotFinite(HarmonyError, ArithmeticError):
+    """A model's answer holds NaN or an infinite number, over which no score can be computed."""
+
+
 class StoreError(HarmonyError, OSError):
     """A run's folder cannot be read or written."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.benchmarks.caps import SplitProtocol
-from lm_harmony.recipe import Lora
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 
 BUILT_IN = {
     "train_param.packing": "batches are laid out by the engine; texts never see each other",
@@ -36,6 +36,8 @@ class DatasetParam:
     """Most test rows."""
     apply_chat_template: bool = False
     """Render training and scoring with the model's chat template."""
+    chat_template_date: str = CHAT_TEMPLATE_DATE
+    """What a chat template that asks for the date takes for today, as YYYY-MM-DD."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from lm_harmony.errors import UsageError, check_flag, check_integer, check_numbe
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 DTYPES = ("auto", "float32", "bfloat16")
+CHAT_TEMPLATE_DATE = "2024-07-26"
+"""What chat templates take for today, as YYYY-MM-DD, unless another date is asked for: the date that Llama 3's falls back to."""
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:

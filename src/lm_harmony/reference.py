@@ -46,6 +46,7 @@ def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
             revision=flags.revision,
             trust_remote_code=flags.trust_remote_code,
             apply_chat_template=data.apply_chat_template,
+            chat_template_date=_chat_template_date(flags, given),
         ),
         benchmark=BenchmarkSpec(
             task=flags.task_name,
@@ -74,6 +75,15 @@ def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
             use_git=flags.use_git,
         ),
     )
+
+
+def _chat_template_date(flags: RunFlags, given: Collection[str]) -> str:
+    if "dataset_param.chat_template_date" in given and not flags.dataset_param.apply_chat_template:
+        raise UsageError(
+            f"dataset_param.chat_template_date {flags.dataset_param.chat_template_date} has no effect without a chat template. "
+            f"Add --dataset_param.apply_chat_template, or drop the date."
+        )
+    return flags.dataset_param.chat_template_date
 
 
 def _recipe(flags: RunFlags) -> Recipe:

@@ -72,11 +72,12 @@ def result_table(record: RunRecord) -> Table:
     if record.trained:
         table.add_column("train-before-test", justify="right")
     scores = [score for score in (record.direct, record.trained) if score]
-    for metric in sorted(scores[0].metrics if scores else (), key=lambda key: key != record.metric):
+    reported = dict.fromkeys(metric for score in scores for metric in score.metrics)
+    for metric in sorted(reported, key=lambda key: key != record.metric):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
         for score in scores:
-            stderr = score.stderrs.get(metric)
-            cells.append(f"{score.metrics[metric]:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"))
+            value, stderr = score.metrics.get(metric), score.stderrs.get(metric)
+            cells.append("" if value is None else f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"))
         table.add_row(*cells)
     return table
 

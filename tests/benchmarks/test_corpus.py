@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval_alone import lm_eval_task
+from rich.console import Console
 from tiny import MAX_LENGTH, tiny_model, write_tiny_model
 
 from lm_harmony.benchmarks.caps import Caps
@@ -18,8 +21,9 @@ from lm_harmony.benchmarks.harness.opening import CORPUS_FILE
 from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.engine.paths import choose_paths
 from lm_harmony.engine.scoring import Respondent
-from lm_harmony.errors import BenchmarkError
+from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.run_command import result_table
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -55,6 +59,59 @@ def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
         assert ours.metrics[f"{metric},none"] == pytest.approx(theirs[f"{metric},none"], rel=1e-4)
     characters = sum(map(len, (row["text"] for row in rows["test"])))
     assert characters < sum(len(row["text"].encode()) for row in rows["test"])
+
+
+WITHOUT_SPACES = {
+    "japanese": "川は古い橋の下を流れて、静かに海へ向かう。春になると子どもたちが岸辺で遊び、夕方まで帰らない。",
+    "chinese": "河水从古老的桥下流过，慢慢流向大海。春天来了，孩子们在岸边玩耍，直到傍晚才回家。",
+    "thai": "แม่น้ำไหลผ่านใต้สะพานเก่าแก่และค่อยๆไหลไปสู่ทะเลเมื่อฤดูใบไม้ผลิมาถึงเด็กๆเล่นอยู่ริมฝั่งจนถึงเย็น",
+}
+
+
+@pytest.mark.parametrize("language", WITHOUT_SPACES)
+def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) -> None:
+    """A document is one "word": e to its nats is beyond a float. lm_eval ends there; bits per byte follow their definition."""
+    texts = [WITHOUT_SPACES[language] * 2 + str(number) for number in range(12)]
+    path = tmp_path / f"{language}.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    model, task = tiny_model(), open_task(f"corpus:{path}")
+    splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
+    nats = Respondent(model=model).loglikelihood_rolling([example.requests[0] for example in splits.train])
+    ours = task.score(splits.train, [[value] for value in nats], errors=True, samples=False)
+    size = sum(len(text.encode("utf-8")) for text in read_corpus(path)["train"]["text"])
+    assert ours.metrics["bits_per_byte,none"] == pytest.approx(-sum(nats) / math.log(2) / size)
+    assert ours.metrics["byte_perplexity,none"] == pytest.approx(math.exp(-sum(nats) / size))
+    assert ours.metrics.keys() == ours.stderrs.keys() == {"bits_per_byte,none", "byte_perplexity,none"}
+    harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, max_length=MAX_LENGTH, device="cpu", batch_size=2)
+    rows = {role: [{"text": text} for text in read_corpus(path)["train"]["text"]] for role in ("train", "validation", "test")}
+    with pytest.raises(OverflowError):  # negative control
+        lm_eval.evaluate(harness, {"corpus": lm_eval_task(CORPUS_FILE, rows)}, bootstrap_iters=0)
+    metrics = [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}]
+    theirs = lm_eval.evaluate(harness, {"corpus": lm_eval_task(CORPUS_FILE, rows, metric_list=metrics)}, bootstrap_iters=0)
+    for metric in ours.metrics:
+        assert ours.metrics[metric] == pytest.approx(theirs["results"]["corpus"][metric], rel=1e-4)
+
+
+def test_a_run_over_texts_without_spaces_ends_with_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "river.jsonl"
+    texts = [WITHOUT_SPACES["japanese"] + str(number) for number in range(12)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    spec = RunSpec(
+        model=ModelSpec(name=str(write_tiny_model(tmp_path / "model"))),
+        benchmark=BenchmarkSpec(task=f"corpus:{path}"),
+        recipe=Recipe(epochs=1),
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+    record = train_before_test(spec, RunStore(tmp_path / "run"))
+    assert record.direct is not None and record.direct.metrics.keys() == {"bits_per_byte,none", "byte_perplexity,none"}
+    table = Console(width=200)
+    with table.capture() as captured:
+        table.print(result_table(record))
+    assert "bits_per_byte" in captured.get() and "word_perplexity" not in captured.get()
+    asked = replace(spec, metric="word_perplexity,none")
+    with pytest.raises(ScoreNotFinite, match=r"word_perplexity,none of corpus-river has no finite value .* bits_per_byte,none"):
+        train_before_test(asked, RunStore(tmp_path / "other"))
 
 
 def test_a_whole_run_learns_the_corpus(corpus: Path, tmp_path: Path) -> None:
@@ -103,7 +160,7 @@ def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
         ("a.txt", b"", "0 different documents"),
         ("a.txt", b"\xff\xfe", "Give a UTF-8 file"),
         ("a.jsonl", b'{"page": "x"}', "lack the column 'text', they have page"),
-        ("a.jsonl", b'{"text": 3}', "a text is no string"),
+        ("a.jsonl", b'{"text": 3}', "line 1, column 'text': int, not a string"),
         ("a.jsonl", b'{"text": "x"', "line 1"),
     ],
 )
@@ -113,3 +170,28 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes 
     with pytest.raises(BenchmarkError) as raised:
         open_task(f"corpus:{tmp_path / name}")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_windows_files_are_read_as_others(ending: str, tmp_path: Path) -> None:
+    """A byte order mark and CR LF change no document."""
+    texts = [f"text {number}\nof two lines" for number in range(5)]
+    whole = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
+    plain, windows = tmp_path / f"plain{ending}", tmp_path / f"windows{ending}"
+    plain.write_bytes(whole.encode())
+    windows.write_bytes(whole.replace("\n", "\r\n").encode("utf-8-sig"))
+    found = read_corpus(windows)
+    assert {role: list(found[role]["text"]) for role in found} == {
+        role: list(rows["text"]) for role, rows in read_corpus(plain).items()
+    }
+    assert sorted(text for role in found for text in found[role]["text"]) == texts
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (3, "int")])
+def test_a_text_that_is_no_string_is_named_with_its_line(value: object, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"text": value}, {"text": None}] if kind == "int" else [{"text": "a"}, {"text": value}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    line = 1 if kind == "int" else 2
+    with pytest.raises(BenchmarkError, match=f"own.jsonl line {line}, column 'text': {kind}, not a string"):
+        read_corpus(path)

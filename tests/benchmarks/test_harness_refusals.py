@@ -131,6 +131,114 @@ def test_row_without_a_column_is_named(tmp_path: Path) -> None:
     assert task.example(7, {"question": "a", "label": 0}, chat=None, aliases="first").continuation == " odd"
 
 
+HINT = "{{question}}{% if hint %} Hint: {{hint}}{% endif %}"
+
+
+def null_refusal(folder: Path, role: str, rows: dict[str, list[Row]], **fields: Any) -> str | None:
+    """Return what is said of the third row of a role, or None where it renders."""
+    task = own_task(folder, rows, **{**PARITY, **fields})
+    try:
+        task.example(2, task.documents(role)[2], chat=None, aliases="first", split=role)  # type: ignore[arg-type]
+    except BenchmarkError as error:
+        return str(error)
+    return None
+
+
+def hinted(**third: Any) -> dict[str, list[Row]]:
+    row: Row = {"question": "a", "label": 0, "hint": "none", "choices": ["odd", "even"]}
+    return {role: [dict(row), dict(row), row | third, dict(row)] for role in ("train", "test")}
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+@pytest.mark.parametrize(
+    ("fields", "third", "column"),
+    [
+        ({"doc_to_text": "{{question}} ({{hint}})"}, {"hint": None}, "hint"),
+        ({"doc_to_text": "{{question}} ({{hint | lower}})"}, {"hint": None}, "hint"),
+        ({"doc_to_text": "{{choices[1]}}"}, {"choices": ["odd", None]}, "choices"),
+        ({"doc_to_choice": "choices"}, {"choices": ["odd", None]}, "choices"),
+        ({"doc_to_choice": "{{choices}}"}, {"choices": ["odd", None]}, "choices"),
+        ({"doc_to_text": HINT}, {"hint": None}, None),
+        ({"doc_to_text": "{{question}} {{hint or 'None'}}"}, {"hint": None}, None),
+        ({"doc_to_text": "{{question}} None"}, {"hint": None}, None),
+        ({"doc_to_text": "{{question}} ({{hint}})"}, {"hint": "None"}, None),
+    ],
+)
+def test_a_null_that_would_be_printed_is_refused_with_its_line(
+    role: str, fields: dict[str, Any], third: Row, column: str | None, tmp_path: Path
+) -> None:
+    """A null that a question or a choice would show as "None" is refused; a template that handles null is not."""
+    message = null_refusal(tmp_path, role, hinted(**third), **fields)
+    if column is None:
+        assert message is None
+        return
+    place = f"{role} row 2 ({tmp_path / 'own' / role}.jsonl line 3)"
+    assert message is not None and message.startswith(f"benchmark own, {place}: column {column!r} is null")
+
+
+PROCESSING = """
+def keep_all(docs):
+    return docs.map(lambda doc: {"question": doc["question"].strip()})
+
+def print_hint(docs):
+    return docs.map(lambda doc: {"question": f"{doc['question']} ({doc['hint']})"}).remove_columns("hint")
+
+def ask_for_hint(docs):
+    return docs.map(lambda doc: {"question": f"{doc['question']} ({doc['hint'] or 'nonesuch'})"}).remove_columns("hint")
+
+def drop_first(docs):
+    return docs.select(range(1, len(docs)))
+"""
+
+
+@pytest.mark.parametrize(("function", "line"), [("keep_all", " line 3"), ("drop_first", "")])
+def test_the_line_is_given_only_where_it_is_known(function: str, line: str, tmp_path: Path) -> None:
+    """A task's own processing may move rows: then the file is named without a line."""
+    (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
+    rows = hinted(hint=None)
+    rows["train"][3]["hint"] = None
+    for number, row in enumerate(rows["train"]):
+        row["question"] += str(number)
+    path = write_task(tmp_path, rows, **{**PARITY, "doc_to_text": "{{question}} ({{hint}})"})
+    path.write_text(path.read_text() + f"process_docs: !function own_code.{function}\n", encoding="utf-8")
+    task = HarnessTask(path, tmp_path)
+    with pytest.raises(BenchmarkError) as caught:
+        task.example(2, task.documents("train")[2], chat=None, aliases="first", split="train")
+    assert f"train row 2 ({tmp_path / 'own' / 'train.jsonl'}{line}): column 'hint' is null" in str(caught.value)
+
+
+@pytest.mark.parametrize(("function", "refused"), [("print_hint", True), ("ask_for_hint", False)])
+def test_a_null_that_a_tasks_processing_prints_is_refused(function: str, refused: bool, tmp_path: Path) -> None:
+    """Python code that formats a null makes "None" of it; code that asks for a value first does not."""
+    (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
+    path = write_task(tmp_path, hinted(hint=None), **PARITY)
+    path.write_text(path.read_text() + f"process_docs: !function own_code.{function}\n", encoding="utf-8")
+    task = HarnessTask(path, tmp_path)
+    documents = task.documents("train")
+    assert documents[2]["question"] == ("a (None)" if refused else "a (nonesuch)")
+    assert task.example(1, documents[1], chat=None, aliases="first", split="train").context == "a (none)"
+    if refused:
+        with pytest.raises(BenchmarkError, match=r"train row 2 \(.*train\.jsonl line 3\): column 'hint' is null"):
+            task.example(2, documents[2], chat=None, aliases="first", split="train")
+    else:
+        assert task.example(2, documents[2], chat=None, aliases="first", split="train").context == "a (nonesuch)"
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_a_row_that_a_tasks_own_code_cannot_take_is_named_with_its_line(role: str, tmp_path: Path) -> None:
+    """lm_eval processes all rows at once; the one with the null is found and named."""
+    (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
+    rows = hinted()
+    path = write_task(tmp_path, rows, **PARITY)
+    path.write_text(path.read_text() + "process_docs: !function own_code.keep_all\n", encoding="utf-8")
+    assert len(HarnessTask(path, tmp_path).documents(role)) == 4  # type: ignore[arg-type]
+    rows[role][2]["question"] = None
+    write_rows(tmp_path / "own", rows)
+    with pytest.raises(BenchmarkError) as caught:
+        HarnessTask(path, tmp_path).documents(role)  # type: ignore[arg-type]
+    assert f"{role} rows ({tmp_path / 'own' / role}.jsonl line 3): " in str(caught.value)
+
+
 def render_first(task: HarnessTask) -> None:
     task.example(7, task.documents("train")[0], chat=None, aliases="first")
 

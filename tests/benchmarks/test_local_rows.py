@@ -13,7 +13,7 @@ from rows import ROWS
 from task_files import write_rows
 
 from lm_harmony.benchmarks.harness import HarnessTask
-from lm_harmony.benchmarks.local_rows import read_splits
+from lm_harmony.benchmarks.local_rows import line_of, read_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError
 
@@ -123,14 +123,18 @@ def test_rows_need_the_same_columns(file: Path, second: dict[str, Any], state: s
         ([None, "a", 1], "line 3, column 'n': int where line 2 has str"),
         ([[1], 2], "line 2, column 'n': int where line 1 has list"),
         ([True, "yes"], "line 2, column 'n': str where line 1 has bool"),
-        ([1, 2.5, "3"], "line 3, column 'n': str where line 1 has int"),
+        ([1, 2.5, "3"], "line 2, column 'n': float where line 1 has int"),
+        ([2.5, None, 1], "line 3, column 'n': int where line 1 has float"),
         ([{"a": 1}, "a"], "line 2, column 'n': str where line 1 has dict"),
+        ([["a"], [None, 2]], "line 2, column 'n[]': int where line 1 has str"),
+        ([[1], [1, 2.5]], "line 2, column 'n[]': float where line 1 has int"),
+        ([{"a": [1]}, {"a": [True]}], "line 2, column 'n.a[]': bool where line 1 has int"),
     ],
 )
 def test_mixed_types_name_line_column_and_types(file: Path, values: list[Any], names: str) -> None:
     """A column with two types is named with both lines and both types."""
     file.write_text("\n".join(json.dumps({"q": "a", "n": value}) for value in values), encoding="utf-8")
-    assert f"{file} {names}. Give the column one type." in refusal(file)
+    assert f"{file} {names}. Give the column one type in all splits." in refusal(file)
 
 
 @pytest.mark.parametrize("values", [[["a"], ["b", 2]], [{"a": 1}, {"a": "b"}], [1, 2**70]])
@@ -140,11 +144,76 @@ def test_types_mixed_deeper_name_the_file(file: Path, values: list[Any]) -> None
     assert str(file) in refusal(file)
 
 
-@pytest.mark.parametrize("values", [[1, 2.5], [2.5, 1], [None, 1, 2.5], ["a", None], [None, [1]], [True, None, False]])
-def test_numbers_and_missing_values_may_mix(file: Path, values: list[Any]) -> None:
-    """Whole and broken numbers make one column, and null fits any type."""
+@pytest.mark.parametrize(
+    "values", [[1, 2], [2.5, 1.0], [None, 1.0, 2.5], ["a", None], [None, [1]], [True, None, False], [[None], [1]]]
+)
+def test_missing_values_fit_any_type(file: Path, values: list[Any]) -> None:
+    """Null goes with values of any one type, and what is read prints as it stands in the file."""
     file.write_text("\n".join(json.dumps({"n": value}) for value in values), encoding="utf-8")
-    assert [row["n"] for row in read(file)] == values
+    assert [repr(row["n"]) for row in read(file)] == [repr(value) for value in values]
+
+
+@pytest.mark.parametrize(("train", "test"), [([3, 2.5], [3]), ([3.0, 2.5], [3]), ([3], [2.5]), (["3"], [3])])
+def test_a_column_has_one_type_in_all_splits(tmp_path: Path, train: list[Any], test: list[Any]) -> None:
+    """An integer column with one 2.5 would be learned as 3.0 and tested as 3: it is refused with both places."""
+    write_rows(tmp_path, {"train": [{"n": value} for value in train], "test": [{"n": value} for value in test]})
+    files = {role: tmp_path / f"{role}.jsonl" for role in ("train", "test")}
+    with pytest.raises(
+        BenchmarkError, match=r"jsonl line \d, column 'n': \w+ where .* has \w+\. Give the column one type in all"
+    ):
+        read_splits(files)
+    write_rows(tmp_path, {"train": [{"n": 3}, {"n": 2}], "test": [{"n": 3}]})
+    read_back = read_splits(files)
+    assert [repr(row["n"]) for role in files for row in read_back[role]] == ["3", "2", "3"]
+
+
+def test_the_other_split_is_named_with_its_file(tmp_path: Path) -> None:
+    """Where the types differ between files, the message leads to both lines."""
+    write_rows(tmp_path, {"train": [{"n": None}, {"n": 3}], "test": [{"n": 2}, {"n": 2.5}]})
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    with pytest.raises(BenchmarkError) as caught:
+        read_splits({"train": train, "test": test})
+    assert str(caught.value).startswith(f"{test} line 2, column 'n': float where {train} line 2 has int. ")
+
+
+def test_a_column_that_is_null_in_one_split_has_the_type_of_the_others(tmp_path: Path) -> None:
+    """All splits have one schema; a column that a split lacks stays absent there."""
+    write_rows(
+        tmp_path, {"train": [{"q": "a", "n": 3}, {"q": "b", "n": 4}], "test": [{"q": "c", "n": None}], "more": [{"q": "d"}]}
+    )
+    read_back = read_splits({role: tmp_path / f"{role}.jsonl" for role in ("train", "test", "more")})
+    assert read_back["train"].features == read_back["test"].features
+    assert {role: rows.to_list() for role, rows in read_back.items()} == {
+        "train": [{"q": "a", "n": 3}, {"q": "b", "n": 4}],
+        "test": [{"q": "c", "n": None}],
+        "more": [{"q": "d"}],
+    }
+
+
+def test_a_number_beyond_64_bits_is_refused_with_its_line(file: Path) -> None:
+    """The table holds 64 bits; the largest number that fits is read."""
+    file.write_text(json.dumps({"n": 2**63 - 1}) + "\n" + json.dumps({"n": 2**63}), encoding="utf-8")
+    assert f"{file} line 2, column 'n': {2**63} has more than 64 bits" in refusal(file)
+    file.write_text(json.dumps({"n": 2**63 - 1}), encoding="utf-8")
+    assert read(file) == [{"n": 2**63 - 1}]
+
+
+def test_a_byte_order_mark_is_no_text(file: Path) -> None:
+    """Files of Windows editors begin with one; it is read over, with CR LF behind every line."""
+    rows = [{"q": "a"}, {"q": "b"}]
+    file.write_bytes("".join(json.dumps(row) + "\r\n" for row in rows).encode("utf-8-sig"))
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf") and b"\r\n" in file.read_bytes()
+    assert read(file) == rows
+    file.write_bytes(json.dumps(rows[0]).encode("utf-16"))
+    assert f"{file} cannot be read" in refusal(file)
+
+
+def test_lines_of_rows_are_those_of_an_editor(file: Path) -> None:
+    """A row's line counts blank lines, and U+2028 inside a string ends none."""
+    text = "\n\n" + json.dumps({"q": "a\u2028b"}, ensure_ascii=False) + "\r\n \r\n" + json.dumps({"q": "c"}) + "\n"
+    file.write_text(text, encoding="utf-8-sig", newline="")
+    assert [line_of(file, row) for row in range(3)] == [3, 5, None]
+    assert len(read(file)) == 2
 
 
 @pytest.mark.parametrize(

@@ -169,22 +169,91 @@ def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path
     assert rows_of(split(task, "published").train) == list(range(8))
 
 
-def test_rows_without_a_usable_answer_leave_train_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A label that is no choice cannot be learned from; such a scored row counts as wrong, as in lm_eval."""
-    rows = {
-        role: [*numbers(4, first), {"question": f"{role}?", "label": 7, "note": "n"}]
-        for role, first in zip(ROLES, (0, 10, 20), strict=True)
-    }
+@pytest.mark.parametrize("label", [7, -1, None])
+def test_training_rows_without_a_usable_answer_are_counted(label: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A label that is no choice cannot be learned from: the row leaves train, and the user is told."""
+    rows = {role: numbers(4, first) for role, first in zip(ROLES, (0, 10, 20), strict=True)}
+    rows["train"].append({"question": "train?", "label": label, "note": "n"})
     task = own_task(tmp_path, rows, **PARITY)
     for protocol in PROTOCOLS:
         splits = split(task, protocol)
-        assert (len(splits.train), len(splits.validation), len(splits.test)) == (4, 5, 5)
+        assert (len(splits.train), len(splits.validation), len(splits.test)) == (4, 4, 4)
         assert splits.without_answer == 1
         assert splits.dropped_from_train == 0
         assert all(example.continuation is not None for example in splits.train)
-    assert "own: 1 training rows dropped: their answer is none of their choices." in caplog.text
+    assert "own: 1 training rows dropped: their answer is none of their choices, -1, empty or null." in caplog.text
     with pytest.raises(BenchmarkError, match="the train split holds no rows"):
         split(own_task(tmp_path, {**rows, "train": rows["train"][-1:]}, **PARITY))
+
+
+WRITTEN: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n"]},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+ASKED: dict[str, Any] = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def written(count: int, first: int) -> list[dict[str, Any]]:
+    return [
+        {"question": f"Which number is {number}?", "answer": f" {number}", "more": ["x"]}
+        for number in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("fields", "bad"),
+    [
+        (PARITY, {"label": -1}),
+        (PARITY, {"label": 2}),
+        (PARITY, {"label": None}),
+        ({**PARITY, "doc_to_target": "{{label}}"}, {"label": -1}),
+        ({**PARITY, "doc_to_target": "{{label}}"}, {"label": None}),
+        ({**PARITY, "doc_to_choice": ["None", "Some"], "doc_to_target": "{{label}}"}, {"label": None}),
+        (WRITTEN, {"answer": ""}),
+        (WRITTEN, {"answer": None}),
+        ({**WRITTEN, "doc_to_target": "answer"}, {"answer": None}),
+        ({**WRITTEN, "doc_to_target": "more"}, {"more": []}),
+        ({**WRITTEN, "doc_to_target": "more"}, {"more": [None]}),
+        ({**WRITTEN, "doc_to_target": "label", "doc_to_choice": ["odd", "even"]}, {"label": -1}),
+        (ASKED, {"answer": "  "}),
+        (ASKED, {"answer": None}),
+        ({**ASKED, "doc_to_target": "{{answer}}"}, {"answer": None}),
+    ],
+)
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_scored_rows_without_a_label_refuse(
+    role: str, fields: dict[str, Any], bad: dict[str, Any], protocol: SplitProtocol, tmp_path: Path
+) -> None:
+    """Hidden labels would count every answer as wrong: such a split is refused, with the first row's file and line."""
+    make = numbers if "label" in fields["doc_to_target"] else written
+    rows = {name: make(4, first) for name, first in zip(ROLES, (0, 10, 20), strict=True)}
+    assert split(own_task(tmp_path, rows, **fields), protocol).without_answer == 0
+    rows[role][2] |= bad
+    with pytest.raises(BenchmarkError) as caught:
+        split(own_task(tmp_path, rows, **fields), protocol)
+    message = str(caught.value)
+    assert message.startswith(f"benchmark own: the {role} split has no public labels: 1 of 4 rows have no usable answer")
+    assert f"the first is {role} row 2 ({tmp_path / 'own' / role}.jsonl line 3)." in message
+
+
+def test_validation_rows_cut_from_train_are_counted_as_training_rows(tmp_path: Path) -> None:
+    """Where validation comes out of the training rows, those without an answer leave it and are counted."""
+    rows = {"train": numbers(20), "test": numbers(4, 50)}
+    for row in (0, 5, 13):
+        rows["train"][row]["label"] = -1
+    splits = split(own_task(tmp_path, rows, **PARITY))
+    assert splits.carved and splits.without_answer == 3
+    assert len(splits.train) + len(splits.validation) == 17
+    assert not {0, 5, 13} & {*rows_of(splits.train), *rows_of(splits.validation)}
 
 
 def medmcqa(folder: Path, validation: int) -> HarnessTask:

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine import segments
+from lm_harmony.demo.study import SHIPPED
+from lm_harmony.engine import packing, segments
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.decoding import can_decode, decode_greedily
 from lm_harmony.engine.forward import Forward, LabelLogprobs, label_logprobs
@@ -32,8 +33,8 @@ from lm_harmony.engine.room import Room
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.engine.trees import shared_row, tokens_from
-from lm_harmony.models.loading import LanguageModel
+from lm_harmony.engine.trees import Row, Tree, shared_row, tokens_from
+from lm_harmony.models.loading import LanguageModel, load_model
 from lm_harmony.recipe import Lora, Recipe
 
 model_of = cache(tiny_model)
@@ -232,6 +233,21 @@ def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.Log
         assert choose_paths(model_of(architecture)) is PLAIN
     (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
     assert architecture in line
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding of bfloat16 is allowed for, texts that see each other are not: a trained model answers otherwise by far more."""
+    model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
+    assert choose_paths(model).fast
+
+    def without_boundaries(row: Row, device: torch.device) -> list[segments.Segment]:
+        ids = (*row.trunk, *(token for tree in row.trees for token in tree.ids))
+        all_in_one = Tree(ids=ids, depths=tuple(range(len(ids))), parents=tuple(range(-1, len(ids) - 1)))
+        return [segments.Segment(all_in_one, start=0, trunk=0, device=device)]
+
+    monkeypatch.setattr(packing, "segments_of", without_boundaries)
+    assert choose_paths(model) is PLAIN
 
 
 def test_the_plain_path_can_be_asked_for() -> None:

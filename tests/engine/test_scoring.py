@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,9 +19,11 @@ from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lm_harmony.benchmarks.examples import Reply, Request
-from lm_harmony.engine.generation import Decoding
+from lm_harmony.benchmarks.harness import HarnessModel
+from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.paths import FAST, PLAIN, Paths
 from lm_harmony.engine.scoring import Respondent
-from lm_harmony.errors import BenchmarkError
+from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel, longest_input
 
 LONG = " ".join(TEXTS) * 3
@@ -407,3 +410,51 @@ def test_sampling_leaves_the_callers_random_state() -> None:
     with pytest.raises(BenchmarkError):
         Respondent(model=tiny_model()).generate_until([written("Q", {"max_gen_toks": 10**6, "do_sample": True})])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+BROKEN = {"nan": float("nan"), "infinite": float("inf")}
+
+
+def broken_model(value: float, *, only_for: int | None = None) -> LanguageModel:
+    """Make a tiny model whose embedding of one token, or all of its output, is not finite."""
+    model = tiny_model()
+    if only_for is None:
+        model.module.lm_head.weight.data[7] = value  # type: ignore[union-attr]
+    else:
+        model.module.get_input_embeddings().weight.data[only_for] = value  # type: ignore[index, union-attr]
+    return model
+
+
+@pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, paths: Paths) -> None:
+    """One document holds a token whose embedding is NaN or infinite: its number is named, and no other answer is given."""
+    texts = ["yes no", "a dog", "the city", "Q: 9 or what?", "the fox"]
+    [digit] = tiny_tokenizer().encode("9")
+    make = {
+        "loglikelihood": lambda text: scored("Answer the question with one word. " + text, " no"),
+        "loglikelihood_rolling": rolled,
+        "generate_until": lambda text: written(text, {"max_gen_toks": 4}),
+    }[kind]
+    asked = [replace(make(text), document=f"test row {40 + place}") for place, text in enumerate(texts)]
+    model = broken_model(BROKEN[value], only_for=digit)
+    respondent = Respondent(model=model, paths=paths, batch_size=1)
+    with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):
+        respondent.answer(asked)
+    assert len(respondent.answer([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
+
+
+@pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+@pytest.mark.parametrize("request_", [scored("a", " no"), rolled("text"), written("a", {"max_gen_toks": 3})])
+def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, paths: Paths) -> None:
+    with pytest.raises(ScoreNotFinite, match="for request 0: no score"):
+        Respondent(model=broken_model(float("nan")), paths=paths).answer([request_])
+
+
+def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:
+    instances = [Instance("loglikelihood", {}, ("a", text), 0, ("task", row, 1)) for row, text in ((5, "b"), (6, "9 c"))]
+    [digit] = tiny_tokenizer().encode("9")
+    harness = HarnessModel(Respondent(model=broken_model(float("nan"), only_for=digit)).answer)
+    with pytest.raises(ScoreNotFinite, match="document 6 of task: no score"):
+        harness.loglikelihood(instances)

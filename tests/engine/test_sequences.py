@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tiny import MAX_LENGTH, tiny_model
+from tiny import MAX_LENGTH, tiny_model, tiny_tokenizer
 
 from lm_harmony.benchmarks.examples import Example, Request
 from lm_harmony.engine.scoring import Respondent
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.models.text import EncodedPair
+from lm_harmony.models.text import EncodedPair, TextEncoder
 
 IDS = st.lists(st.integers(2, 299), max_size=80)
 PREFIX = 1
@@ -165,10 +166,46 @@ def test_a_long_context_is_cut_from_the_left_and_said_so(max_length: int, only: 
     assert cut.labels == (answer if only else cut.ids[1:])
 
 
-def test_an_answer_longer_than_the_room_is_refused_with_its_row() -> None:
-    """An answer is never cut: a row whose answer does not fit is named."""
-    with pytest.raises(BenchmarkError, match="row 5"):
-        learned(tiny_model(), [question(5, "Q:", " a long answer that needs more")], max_length=8)
+def test_a_row_whose_answer_is_too_long_is_left_out() -> None:
+    """An answer is never cut: its row is not learned, and the others are learned as before."""
+    long, short = question(5, "Q:", " a long answer that needs more"), question(6, "Q:", " no")
+    assert [sequence.row for sequence in learned(tiny_model(), [long, short, long], max_length=8)] == [6]
+    assert [sequence.row for sequence in learned(tiny_model(), [long, short])] == [5, 6]
+    with pytest.raises(BenchmarkError, match=r"every training row has more than 7 tokens\. Raise --train_param\.max_seq_length"):
+        learned(tiny_model(), [long], max_length=8)
+
+
+def test_the_longest_answer_that_fits_is_learned_whole() -> None:
+    """Of max_length tokens one is context, and the answer with its end token may take the rest."""
+    model, item = tiny_model(), question(0, "Q:", " a dog and the dog")
+    [pair] = model.text.encode_pairs([(item.context, item.continuation or "")])
+    fitting = 1 + len(pair.continuation) + 1
+    [sequence] = learned(model, [item], max_length=fitting, only=True)
+    assert sequence.labels == (*pair.continuation, model.text.end_id) and len(sequence.ids) == fitting
+    with pytest.raises(BenchmarkError):
+        learned(model, [item], max_length=fitting - 1)
+
+
+def test_a_scored_answer_that_is_too_long_names_its_document() -> None:
+    """The document of the split is named, not the number of the request."""
+    long = Request(kind="loglikelihood", context="Q:", continuation="7" * 2 * MAX_LENGTH, document="test row 41")
+    fine = Request(kind="loglikelihood", context="Q:", continuation=" no", document="test row 40")
+    with pytest.raises(BenchmarkError, match=r"^test row 41: a continuation has \d+ tokens, the model takes 128"):
+        Respondent(model=tiny_model()).answer([fine, fine, long])
+    assert len(Respondent(model=tiny_model()).answer([fine, fine])) == 2
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_tokenizer_that_appends_an_end_learns_it_once(bos: bool) -> None:
+    """The text that is learned ends once, although the tokenizer ends every text by itself."""
+    model = tiny_model(bos=bos)
+    tokenizer = tiny_tokenizer.__wrapped__(bos=bos)
+    tokenizer.add_bos_token, tokenizer.add_eos_token = bos, True
+    tokenizer.update_post_processor()
+    assert tokenizer.encode("a")[-1] == model.text.end_id
+    ending = replace(model, text=TextEncoder(tokenizer, name="m"))
+    examples = [*(question(row, *pair) for row, pair in enumerate(QUESTIONS)), whole_text(9, "alone")]
+    assert learned(ending, examples) == learned(model, examples)
 
 
 @settings(max_examples=60, deadline=None)

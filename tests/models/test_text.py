@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from datetime import datetime
+from pathlib import Path
+
 import pytest
+import transformers.utils.chat_template_utils as transformers_templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from tiny import tiny_model, tiny_module, tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models import text as text_module
 from lm_harmony.models.loading import assemble
 from lm_harmony.models.text import TextEncoder
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 
 TEXT = st.text(alphabet="ab cé\n.<|>Question:", max_size=30)
 HARNESS = {bos: HFLM(pretrained=tiny_module(), tokenizer=tiny_tokenizer(bos=bos), device="cpu") for bos in (False, True)}
@@ -105,3 +113,153 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="eos_token"):
         assemble("m", tiny_module(), tokenizer)
+
+
+def appending(how: str, *, bos: bool) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer so set that it ends every text by itself."""
+    tokenizer = tiny_tokenizer.__wrapped__(bos=bos)
+    if how == "post-processor":
+        single = "<|bos|> $A <|end|>" if bos else "$A <|end|>"
+        special = [("<|bos|>", 1), ("<|end|>", 0)]
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    else:
+        tokenizer.add_bos_token, tokenizer.add_eos_token = bos, True
+        tokenizer.update_post_processor()
+    assert tokenizer.encode("a dog")[-1] == tokenizer.eos_token_id
+    return tokenizer
+
+
+PAIRS = [("is it", " yes"), ("is it", " no"), ("a dog ", "no"), ("", "alone"), ("<|bos|>a dog", " is"), ("ends", " here<|end|>")]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("how", ["post-processor", "add_eos_token"])
+def test_an_end_that_the_tokenizer_appends_is_left_out(how: str, bos: bool) -> None:
+    """Texts are encoded as by the same tokenizer without that setting, which is as lm_eval encodes them there."""
+    ours, plain = TextEncoder(appending(how, bos=bos), name="m"), TextEncoder(tiny_tokenizer(bos=bos), name="m")
+    assert (ours.appended, plain.appended) == (("<|end|>",), ())
+    assert ours.encode_pairs(PAIRS) == plain.encode_pairs(PAIRS)
+    texts = ["a dog", "", "<|bos|>a dog", "a dog<|end|>"]
+    assert ours.encode(texts) == plain.encode(texts)
+    context, continuation = HARNESS[bos]._encode_pair("is it", " yes")
+    [pair] = ours.encode_pairs([("is it", " yes")])
+    assert (list(pair.context), list(pair.continuation)) == (context, continuation)
+
+
+def test_with_the_appended_end_every_answer_would_be_that_end() -> None:
+    """Negative control: lm_eval's own rule over such a tokenizer ends the context and asks for another text."""
+    harness = HFLM(pretrained=tiny_module(), tokenizer=appending("post-processor", bos=False), device="cpu")
+    context, continuation = harness._encode_pair("a", "b")
+    assert context[-1] == 0 and continuation == [0]
+
+
+def test_a_text_that_ends_itself_keeps_its_end() -> None:
+    """An end-of-text token that stands in the text is text."""
+    assert TextEncoder(appending("post-processor", bos=True), name="m").encode(["a<|end|>"])[0][-1] == 0
+
+
+def chat_encoder(template: str, name: str = "m") -> TextEncoder:
+    tokenizer = tiny_tokenizer.__wrapped__(chat=True)
+    tokenizer.chat_template = template
+    return TextEncoder(tokenizer, name=name)
+
+
+QUESTION = [{"role": "user", "content": "hi"}]
+ALL = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "reason"),
+    [
+        (ALL + "\n\n{% if %}", 3, "TemplateSyntaxError"),
+        (ALL + "\n{{ strftime_now('%Y') }}\n{% endfor %}", 3, "TemplateSyntaxError"),
+        (ALL + "\n{{ no_such_function() }}", 2, "UndefinedError: 'no_such_function' is undefined"),
+        ("{{ strftime_now('%Y') }}\n" + ALL + "{{ messages + 1 }}", 2, "TypeError"),
+        ("\n" + ALL + "{{ raise_exception('never two') }}", 2, "TemplateError: never two"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_its_line(template: str, line: int, reason: str, tmp_path: Path) -> None:
+    """The message names the file, the line in the template and jinja's reason."""
+    encoder = chat_encoder(template, name=str(tmp_path))
+    encoder.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        encoder.render_chat(QUESTION)
+    message = str(caught.value)
+    assert reason in message and f"({tmp_path / 'chat_template.jinja'}, line {line} of the template)" in message
+    assert message.endswith("or drop --dataset_param.apply_chat_template.")
+    assert chat_encoder(ALL).render_chat(QUESTION) == "hi"
+
+
+def test_a_template_of_the_hub_is_named_by_its_model() -> None:
+    with pytest.raises(ModelError, match=r"fails: UndefinedError.*\(the chat template of owner/m, line 1 of the template\)"):
+        chat_encoder("{{ no_such_function() }}", name="owner/m").render_chat(QUESTION)
+
+
+def test_a_system_message_that_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = chat_encoder("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + ALL)
+    with caplog.at_level(logging.WARNING, logger="lm_harmony"):
+        assert encoder.render_chat(QUESTION) == "hi" and not caplog.records
+        for _ in range(2):
+            assert encoder.render_chat([{"role": "system", "content": "x"}, *QUESTION]) == "hi"
+    assert [record.getMessage() for record in caplog.records] == [
+        "model m: its chat template takes no system message (TemplateError: no system); it is left out."
+    ]
+
+
+GRANITE = "  {{ 'Today: ' + strftime_now('%B %d, %Y') }}\n{% if true %}\n" + ALL + "{% endif %}\n"
+LLAMA_3_1 = "{%- if not date_string is defined %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{{ date_string }}: " + ALL
+LLAMA_3_2 = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}{{ date_string }}: " + ALL
+)
+IN_A_MACRO = "{% macro head() %}{{ strftime_now('%-d/%-m/%y, %A, 100%%') }}{% endmacro %}{{ head() }} " + ALL
+
+
+@pytest.mark.parametrize(
+    ("template", "default", "other"),
+    [
+        (GRANITE, "  Today: July 26, 2024\nhi", "  Today: January 05, 2026\nhi"),
+        (LLAMA_3_1, "26 Jul 2024: hi", "05 Jan 2026: hi"),
+        (LLAMA_3_2, "26 Jul 2024: hi", "05 Jan 2026: hi"),
+        (IN_A_MACRO, "26/7/24, Friday, 100% hi", "5/1/26, Monday, 100% hi"),
+        (ALL, "hi", "hi"),
+    ],
+)
+def test_the_date_of_a_chat_template_is_the_one_that_is_asked_for(template: str, default: str, other: str) -> None:
+    """By function or by variable, today is what the run says; the default is the date that Llama 3 falls back to."""
+    encoder = chat_encoder(template)
+    assert CHAT_TEMPLATE_DATE == "2024-07-26"
+    assert encoder.render_chat(QUESTION) == default
+    assert encoder.render_chat(QUESTION, date="2026-01-05") == other
+    assert encoder.render_chat(QUESTION) == default
+
+
+@pytest.mark.parametrize("template", ["\n\n" + GRANITE, GRANITE, "{{- strftime_now('%d') }}\n" + ALL + "\n\n", IN_A_MACRO])
+def test_but_for_the_date_a_template_renders_as_in_lm_eval(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the day that is asked for, lm_eval renders the same text, blank lines and all; on the next day another one."""
+
+    class Clock(datetime):
+        day = 5
+
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime(2026, 1, cls.day, 13, 45)
+
+    monkeypatch.setattr(transformers_templates, "datetime", Clock)
+    encoder = chat_encoder(template)
+    harness = HFLM(pretrained=tiny_module(), tokenizer=encoder.tokenizer, device="cpu")
+    ours = encoder.render_chat(QUESTION, date="2026-01-05")
+    assert ours == harness.apply_chat_template(QUESTION)
+    Clock.day = 6
+    assert ours == encoder.render_chat(QUESTION, date="2026-01-05") != harness.apply_chat_template(QUESTION)
+
+
+def test_the_appended_end_is_found_in_a_vocabulary_of_words() -> None:
+    """A tokenizer that knows no single letter or digit is looked at with a word that it knows."""
+    words = Tokenizer(models.WordLevel({"<|end|>": 0, "dog": 1, "yes": 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for single, appended in (("$A", ()), ("$A <|end|>", ("<|end|>",)), ("<|end|> $A", ())):
+        words.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|end|>", 0)])
+        encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>"), name="m")
+        assert encoder.appended == appended
+        assert encoder.encode(["dog yes"])[0][-2:] == [1, 2]

@@ -75,9 +75,18 @@ def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
         read(tmp_path, benchmarks=["perplexity"])
 
 
+def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) -> None:
+    """An unquoted date in YAML is a date all the same; a model's own goes before the study's."""
+    text = "models: [a/a, {name: b/b, chat_template_date: '2025-02-03'}]\nbenchmarks: [arc_easy]\napply_chat_template: true\n"
+    dates = [run.model.chat_template_date for run in read(tmp_path, text + "chat_template_date: 2026-01-05\n").runs]
+    assert dates == ["2026-01-05", "2025-02-03"]
+    assert [run.model.chat_template_date for run in read(tmp_path, text).runs] == ["2024-07-26", "2025-02-03"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"chat_template_date": "today"}, "chat_template_date must be a date as YYYY-MM-DD, got 'today'"),
         ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'"),
         ({"recipe": {"epoch": 2}}, "no key 'epoch'. Did you mean 'epochs'"),
         ({"recipe": {"lora": {"rank": 2}}}, "lora has no key 'rank'"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from lm_harmony.benchmarks.local_rows import read_splits
+from lm_harmony.benchmarks.local_rows import ENCODING, line_of, read_splits
 from lm_harmony.errors import BenchmarkError
 
 PREFIX = "corpus:"
@@ -48,7 +48,7 @@ def _one_file(folder: Path, role: str) -> Path:
 def _documents(path: Path) -> list[str]:
     if path.suffix == ".txt":
         try:
-            whole = path.read_text(encoding="utf-8")
+            whole = path.read_text(encoding=ENCODING)
         except UnicodeDecodeError as error:
             raise BenchmarkError(f"{path} cannot be read: {error}. Give a UTF-8 file.") from error
         texts = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", whole)]
@@ -57,8 +57,12 @@ def _documents(path: Path) -> list[str]:
         if "text" not in rows.column_names:
             raise BenchmarkError(f"{path}: rows lack the column 'text', they have {', '.join(rows.column_names)}. Name it text.")
         texts = list(rows["text"])
-        if not all(isinstance(text, str) for text in texts):
-            raise BenchmarkError(f"{path}: a text is no string. Write every text as a JSON string.")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                kind = "null" if text is None else type(text).__name__
+                raise BenchmarkError(
+                    f"{path} line {line_of(path, row)}, column 'text': {kind}, not a string. Write every text as a JSON string."
+                )
     else:
         raise BenchmarkError(f"{PREFIX}{path}: a corpus is a .jsonl or a .txt file, not {path.suffix or 'one without ending'}.")
     return [text for text in texts if text.strip()]

@@ -25,6 +25,8 @@ class Request:
     """The text whose log-likelihood is asked ("" for generate_until)."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """lm_eval's generation arguments: until, max_gen_toks, do_sample, temperature ... (generate_until only)."""
+    document: str = field(default="", compare=False)
+    """Which document of which split asks, for messages: "test row 5"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Example:
     """Row number of the document in the split that it came from, counted from 0."""
     document: Mapping[str, Any]
     """The row itself, as lm_eval's task functions take it."""
+    place: str = field(default="", compare=False)
+    """Which document of which split it is, for messages: "test row 5"."""
     context: str
     """The context that goes with the right answer; training text = context + continuation."""
     continuation: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from datasets import Dataset, DatasetDict
 
 from lm_harmony.errors import BenchmarkError
 
+ENCODING = "utf-8-sig"
+"""UTF-8; a byte order mark, as Windows editors write it, is no part of the text."""
+_LARGEST = 2**63
+
 
 def read_splits(files: Mapping[str, Path]) -> DatasetDict:
-    """Read one JSONL file a split.
+    """Read one JSONL file a split; a column has one type in all of them.
 
     Args:
         files: split name of the task -> its file; only files that the task needs are named here.
@@ -21,29 +25,46 @@ def read_splits(files: Mapping[str, Path]) -> DatasetDict:
     Raises:
         BenchmarkError: a file is missing, empty or malformed; the text names the file, the line and the column.
     """
-    return DatasetDict({split: _dataset(path) for split, path in files.items()})
+    read = {split: _rows(path) for split, path in files.items()}
+    for split, rows in read.items():
+        _refuse_other_columns(files[split], rows)
+    _refuse_mixed_types([(files[split], rows) for split, rows in read.items()])
+    together = [row for rows in read.values() for _, row in rows]
+    columns = list(dict.fromkeys(column for rows in read.values() for column in rows[0][1]))
+    try:
+        # One table of all splits: a column that is null in one of them has the type that it has in the others.
+        whole = Dataset.from_dict({column: [row.get(column) for row in together] for column in columns})
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are of the first two
+        raise BenchmarkError(f"{', '.join(map(str, files.values()))}: {error}. Give each column one type.") from error
+    splits, start = DatasetDict(), 0
+    for split, rows in read.items():
+        splits[split] = whole.select(range(start, start + len(rows))).select_columns(list(rows[0][1]))
+        start += len(rows)
+    return splits
 
 
-def _dataset(path: Path) -> Dataset:
-    rows = _rows(path)
+def line_of(path: Path, row: int) -> int | None:
+    """Return the line, from 1, on which row ``row`` (from 0) of a JSONL file stands; None where it has no such row."""
+    with path.open(encoding=ENCODING) as lines:
+        numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    return numbers[row] if row < len(numbers) else None
+
+
+def _refuse_other_columns(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
     for line, row in rows[1:]:
         for column in sorted(rows[0][1].keys() ^ row.keys()):
             state = "lacks" if column not in row else "has"
             raise BenchmarkError(
                 f"{path} line {line}: {state} column {column!r}, unlike line {rows[0][0]}; every row needs the same columns. "
-                f"Mend that line."
+                f"Correct that line."
             )
-    try:
-        return Dataset.from_list([row for _, row in rows])
-    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are of the first two
-        raise BenchmarkError(_mixed_types(path, rows) or f"{path}: {error}. Give each column one type.") from error
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return (line number from 1, row) of every line that is not blank."""
     rows: list[tuple[int, dict[str, Any]]] = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=ENCODING)
     except FileNotFoundError as error:
         raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object a line.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +77,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise BenchmarkError(
-                f"{path} line {number}, column {error.colno}: not JSON ({error.msg}). Mend that line."
+                f"{path} line {number}, column {error.colno}: not JSON ({error.msg}). Correct that line."
             ) from error
         if not isinstance(row, dict):
             raise BenchmarkError(f"{path} line {number}: a {type(row).__name__}, not an object. One JSON object a line.")
@@ -66,18 +87,35 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _mixed_types(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> str | None:
-    """Name the first line whose value in some column has another type than the first value there."""
-    for column in rows[0][1]:
-        seen: tuple[int, type] | None = None
+def _refuse_mixed_types(files: list[tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> None:
+    """Refuse a value whose type is not that of the first value of its column, in any of the files.
+
+    A whole number is no broken one: in one column with 2.5 the table would hold 3 as 3.0, and the text would say so.
+    """
+    seen: dict[str, tuple[type, Path, int]] = {}
+    for path, rows in files:
         for line, row in rows:
-            kind = type(row[column])
-            if row[column] is None or (seen and {kind, seen[1]} == {int, float}):
-                continue
-            if seen and kind is not seen[1]:
-                return (
-                    f"{path} line {line}, column {column!r}: {kind.__name__} where line {seen[0]} has {seen[1].__name__}. "
-                    f"Give the column one type."
-                )
-            seen = seen or (line, kind)
-    return None
+            for column, value in _values(row):
+                kind, (first, file, number) = type(value), seen.setdefault(column, (type(value), path, line))
+                place = f"{path} line {line}, column {column!r}"
+                if kind is not first:
+                    where = f"line {number}" if file == path else f"{file} line {number}"
+                    hint = " Write whole numbers with .0, or all of them as strings." if {kind, first} == {int, float} else ""
+                    raise BenchmarkError(
+                        f"{place}: {kind.__name__} where {where} has {first.__name__}. "
+                        f"Give the column one type in all splits.{hint}"
+                    )
+                if kind is int and not -_LARGEST <= value < _LARGEST:
+                    raise BenchmarkError(f"{place}: {value} has more than 64 bits. Write it as a string.")
+
+
+def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (column, value) of a row and of all that lies inside its values, without nulls: "choices", "choices.text[]"."""
+    if name and value is not None:
+        yield name, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _values(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(item, f"{name}[]")

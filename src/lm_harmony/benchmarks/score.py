@@ -12,7 +12,7 @@ class Score:
     """What a model reached on some documents."""
 
     metrics: Mapping[str, float]
-    """Aggregated value of each metric, keyed as lm_eval does: "metric,filter"."""
+    """Aggregated value of each metric, keyed as lm_eval does: "metric,filter"; a metric without a finite value is left out."""
     stderrs: Mapping[str, float | None]
     """Standard error of each metric under the same key; None: not defined or not asked."""
     documents: int

@@ -37,7 +37,7 @@ class Splits:
     dropped_from_validation: int
     """Validation rows left out because their question recurs in test."""
     without_answer: int
-    """Training rows left out because their answer is none of their choices."""
+    """Training rows left out because they have no usable answer, those cut for validation among them."""
     carved: bool
     """Whether validation rows were cut from the training rows."""
 
@@ -78,7 +78,7 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         chat: the model's chat template, or None.
 
     Raises:
-        BenchmarkError: a split is empty, or a row does not fit the task.
+        BenchmarkError: a split is empty, a row does not fit the task, or a scored row of its own split has no usable answer.
     """
     evaluation: Role = "test" if "test" in task.declared else "validation"
     rows = {role: task.documents(role) for role in task.declared}
@@ -105,13 +105,24 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         _refuse_empty(task.name, role, chosen)
         kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
         documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
-        rendered.append(
-            tuple(
-                task.example(int(row), document, chat=chat, aliases=aliases, split=task.declared[origin])
-                for row, document in zip(kept_rows, documents, strict=True)
-            )
-        )
+        numbered, split = zip(kept_rows, documents, strict=True), task.declared[origin]
+        rendered.append([task.example(int(row), one, chat=chat, aliases=aliases, split=split) for row, one in numbered])
+        if origin != "train":
+            _refuse_unlabelled(task, role, rendered[-1], split)
     return _disjoint(task.name, *rendered, carved=not own, clean=protocol == "clean")
+
+
+def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example], split: str) -> None:
+    """Refuse rows that are scored without a right answer: every reply to them would count as wrong."""
+    unlabelled = [example for example in examples if example.continuation is None]
+    if unlabelled:
+        first = unlabelled[0]
+        place = task.place(split, first.row, first.document)
+        raise BenchmarkError(
+            f"benchmark {task.name}: the {role} split has no public labels: {len(unlabelled):,} of {len(examples):,} rows have "
+            f"no usable answer (none of their choices, -1, empty or null), the first is {place}. "
+            f"Give rows with labels, or name another split as {role}_split in the task's YAML."
+        )
 
 
 def _permutation(rows: int, seed: int) -> np.ndarray:
@@ -128,20 +139,22 @@ def _disjoint(
     carved: bool,
     clean: bool,
 ) -> Splits:
-    answered = tuple(example for example in train if example.continuation is not None)
-    learned, chosen, without_answer = answered, tuple(validation), len(train) - len(answered)
+    rows = len(train) + len(validation)
+    train = [example for example in train if example.continuation is not None]
+    validation = [example for example in validation if example.continuation is not None]
+    learned, chosen, without_answer = tuple(train), tuple(validation), rows - len(train) - len(validation)
     if clean:
         in_test = _identities(test)
         chosen = tuple(example for example in validation if example.identity not in in_test)
         scored = in_test | _identities(chosen)
-        learned = tuple(example for example in answered if example.identity not in scored)
+        learned = tuple(example for example in train if example.identity not in scored)
     for role, examples in (("train", learned), ("validation", chosen), ("test", test)):
         _refuse_empty(name, role, examples)
     splits = Splits(
         train=learned,
         validation=chosen,
         test=tuple(test),
-        dropped_from_train=len(answered) - len(learned),
+        dropped_from_train=len(train) - len(learned),
         dropped_from_validation=len(validation) - len(chosen),
         without_answer=without_answer,
         carved=carved,
@@ -149,7 +162,7 @@ def _disjoint(
     for count, what in (
         (splits.dropped_from_train, "training rows dropped: their question recurs in validation or test"),
         (splits.dropped_from_validation, "validation rows dropped: their question recurs in test"),
-        (splits.without_answer, "training rows dropped: their answer is none of their choices"),
+        (splits.without_answer, "training rows dropped: their answer is none of their choices, -1, empty or null"),
     ):
         if count:
             log.warning("%s: %d %s.", name, count, what)
@@ -163,6 +176,6 @@ def _identities(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]
 def _refuse_empty(name: str, role: str, rows: Sized) -> None:
     if len(rows) == 0:
         raise BenchmarkError(
-            f"benchmark {name}: the {role} split holds no rows (after dropping rows that recur). "
+            f"benchmark {name}: the {role} split holds no rows (after dropping rows that recur or have no answer). "
             f"Give more rows, or choose --split_protocol published if rows may recur."
         )

@@ -12,6 +12,7 @@ import torch
 
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.optimizers import learning_rates, load_optimizer_state, make_optimizer, optimizer_state
+from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import TrainingDiverged
 from lm_harmony.recipe import Recipe
@@ -101,6 +102,7 @@ class Course:
         self.optimizer = make_optimizer(trainee, recipe)
         self._parameters = list(trainee.trained_parameters().values())
         self._sequences, self._seed = sequences, seed
+        self.regimes = regimes_of(trainee.model.module)
         self._per_epoch = math.ceil(len(sequences) / recipe.batch_size)
         whole = recipe.epochs * self._per_epoch
         self._total = min(whole, recipe.max_steps or whole)
@@ -121,7 +123,9 @@ class Course:
 
     def _take_batch(self) -> None:
         start = self._step % self._per_epoch * self.recipe.batch_size
-        self.batch = [self._sequences[index] for index in self._order[start : start + self.recipe.batch_size]]
+        batch = [self._sequences[index] for index in self._order[start : start + self.recipe.batch_size]]
+        # Sequences that may share a pass side by side: the order within a batch changes no number but dropout's draws.
+        self.batch = [batch[place] for place in self.regimes.order(batch, range(len(batch)))]
         self.labels = sum(len(sequence.labels) for sequence in self.batch)
         # Dropout is drawn from (seed, step): a repeated or resumed step draws the same.
         self.trainee.draws.seed_and_step = (self._seed, self._step + 1)

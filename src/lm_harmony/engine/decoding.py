@@ -8,6 +8,7 @@ Shapes: B rows, T cached positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,12 +48,34 @@ class _Batch:
     """1 where the cache holds a token of the row, 0 where it holds padding."""
 
 
+class NonFiniteLogits(ArithmeticError):
+    """The largest logit of a row is NaN or infinite: no token can be chosen."""
+
+    def __init__(self, place: int, value: float) -> None:
+        """Name the context by its ``place`` and the ``value`` found."""
+        super().__init__(place, value)
+        self.place, self.value = place, value
+
+
+def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
+    """Look whether the largest logit of each row is finite; in a row that holds NaN it is NaN.
+
+    Args:
+        largest_B: largest next-token logits, the same number of rows for each of ``rows`` contexts.
+        rows: number of contexts.
+
+    Raises:
+        NonFiniteLogits: it is not; ``place`` counts the contexts from 0.
+    """
+    values = largest_B.tolist()
+    for place, value in enumerate(values):
+        if not math.isfinite(value):
+            raise NonFiniteLogits(place * rows // len(values), value)
+
+
 def can_decode(module: PreTrainedModel) -> bool:
-    """Tell whether the model keeps a plain key-value cache and writes by plain argmax, so that rows can be joined and dropped."""
-    settings = module.generation_config
-    changed = (settings.repetition_penalty or 1.0) != 1.0 or settings.no_repeat_ngram_size or settings.suppress_tokens
-    layers = DynamicCache(config=module.config).layers
-    return not changed and all(type(layer) is DynamicLayer for layer in layers)
+    """Tell whether the model keeps a plain key-value cache, so that rows can be joined and dropped."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.config).layers)
 
 
 def decode_greedily(
@@ -71,11 +94,14 @@ def decode_greedily(
         batch_size: most rows at once; halved for what is left when memory runs out.
         max_new_tokens: longest answer.
         is_finished: tells of each row's tokens whether it has ended.
+
+    Raises:
+        NonFiniteLogits: a logit is NaN or infinite.
     """
     waiting = list(range(len(contexts)))[::-1]
     batch: _Batch | None = None
     while waiting or batch is not None:
-        active = len(batch.places) if batch else 0
+        active, entering = len(batch.places) if batch else 0, list[int]()
         try:
             if waiting and active <= batch_size * (1 - REFILL):
                 entering = waiting[-(batch_size - active) :][::-1]
@@ -91,6 +117,9 @@ def decode_greedily(
             waiting += reversed(batch.places if batch else ())
             batch = None
             continue
+        except NonFiniteLogits as error:
+            computed = entering if entering else batch.places if batch else ()
+            raise NonFiniteLogits(computed[error.place], error.value) from error
         ended = [
             done or len(written) >= max_new_tokens
             for done, written in zip(is_finished(batch.written), batch.written, strict=True)
@@ -126,8 +155,10 @@ def _next(module: PreTrainedModel, batch: _Batch) -> _Batch:
 def _argmax(module: PreTrainedModel, ids: torch.Tensor, mask_BxT: torch.Tensor, cache: DynamicCache) -> list[int]:
     positions = (mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    logits = module(input_ids=ids, attention_mask=mask_BxT, position_ids=positions, **options).logits
-    tokens: list[int] = logits[:, -1].argmax(dim=-1).tolist()
+    logits_BxV = module(input_ids=ids, attention_mask=mask_BxT, position_ids=positions, **options).logits[:, -1]
+    tokens_B = logits_BxV.argmax(dim=-1)
+    tokens: list[int] = tokens_B.tolist()
+    check_finite(logits_BxV.gather(1, tokens_B[:, None])[:, 0], rows=len(tokens))
     return tokens
 
 

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine.decoding import can_decode, decode_greedily
+from lm_harmony.engine.decoding import NonFiniteLogits, can_decode, check_finite, decode_greedily
 from lm_harmony.engine.forward import smaller_batch
+from lm_harmony.engine.generation_settings import Decoding
 from lm_harmony.engine.room import Room
-from lm_harmony.errors import BenchmarkError
+from lm_harmony.engine.rope import Regime, frequencies_of_each_pass, regimes_of
+from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
 
 log = logging.getLogger(__name__)
-
-_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""lm_eval's names of the longest answer in tokens, by priority (``lm_eval.models.utils.normalize_gen_kwargs``)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """lm_eval's generation arguments, read once."""
-
-    stop: tuple[str, ...]
-    """The answer ends before the first of these."""
-    max_new_tokens: int
-    """Longest answer in tokens."""
-    options: tuple[tuple[str, Any], ...]
-    """The rest, as ``transformers.generate`` takes it; greedy unless a temperature or do_sample asks for sampling."""
-
-    @classmethod
-    def read(cls, arguments: Mapping[str, Any], *, default_limit: int) -> Decoding:
-        """Read a task's ``generation_kwargs`` by lm_eval's rules."""
-        rest = dict(arguments)
-        until = rest.pop("until", None) or []
-        limits = [rest.pop(name) for name in _LIMITS if name in rest]
-        temperature = float(rest.pop("temperature", None) or 0.0)
-        sampling = bool(rest.pop("do_sample", None) if rest.get("do_sample") is not None else temperature > 0)
-        rest["do_sample"] = sampling
-        if sampling and temperature > 0:
-            rest["temperature"] = temperature
-        return cls(
-            stop=tuple([until] if isinstance(until, str) else until),
-            max_new_tokens=int(next((limit for limit in limits if limit is not None), default_limit)),
-            options=tuple(sorted(rest.items())),
-        )
 
 
 def generate(
@@ -71,46 +40,99 @@ def generate(
         max_new_tokens: longest answer in tokens where the request sets none.
         seed: of sampled answers; greedy ones (the rule) need none.
         room: let finished rows leave and waiting ones enter, as many at once as there is room for, where the model's cache
-            allows it; None: ``transformers.generate`` in batches.
+            allows it and the settings are those of plain greedy decoding; None: ``transformers.generate`` in batches.
 
     Raises:
-        BenchmarkError: the longest answer leaves no room for a context.
+        BenchmarkError: the longest answer leaves no room for a context, or several answers to a question are asked for.
+        ScoreNotFinite: a logit is NaN or infinite.
     """
     contexts = model.text.encode([request.context for request in requests])
-    groups: dict[Decoding, list[int]] = {}
+    groups: dict[str, tuple[Decoding, list[int]]] = {}
     for place, request in enumerate(requests):
-        groups.setdefault(Decoding.read(request.generation, default_limit=max_new_tokens), []).append(place)
+        decoding = Decoding.read(request.generation, default_limit=max_new_tokens)
+        groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
+    for decoding, _ in groups.values():
+        _check(model, decoding)
     answers = [""] * len(requests)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), frequencies_of_each_pass(model.module):
         torch.manual_seed(seed)
-        for decoding, places in groups.items():
+        for decoding, places in groups.values():
             most = model.max_length - decoding.max_new_tokens
-            if most < 1:
-                raise BenchmarkError(
-                    f"max_new_tokens {decoding.max_new_tokens} leaves no room for a question: model {model.name} takes "
-                    f"{model.max_length} tokens in all. Lower --max_new_tokens."
-                )
             # Longest first: memory runs out at once or never; rows of a batch are of like length.
             places = sorted(places, key=lambda place: -len(contexts[place]))
             fed = [contexts[place][-most:] or [model.text.prefix_id] for place in places]
-            written = _write(model, fed, decoding, batch_size, room)
-            for number, answer in track(written, "writing answers", total=len(fed)):
-                answers[places[number]] = answer
+            try:
+                for number, answer in track(_write(model, fed, decoding, batch_size, room), "writing answers", total=len(fed)):
+                    answers[places[number]] = answer
+            except NonFiniteLogits as error:
+                raise not_finite(requests, places[error.place], "largest logit", error.value) from error
     return answers
+
+
+def not_finite(requests: Sequence[Request], place: int, what: str, value: float) -> ScoreNotFinite:
+    """Return the error for a reply that holds NaN or an infinite number, which names the document of the request at ``place``."""
+    document = requests[place].document or f"request {place}"
+    return ScoreNotFinite(
+        f"{what} = {value} for {document}: no score is computed over it. Score in another number format (--dtype float32), or "
+        f"look for NaN and infinite numbers in the weights."
+    )
+
+
+def _check(model: LanguageModel, decoding: Decoding) -> None:
+    if decoding.max_new_tokens >= model.max_length:
+        raise BenchmarkError(
+            f"max_new_tokens {decoding.max_new_tokens} leaves no room for a question: model {model.name} takes "
+            f"{model.max_length} tokens in all. Lower --max_new_tokens."
+        )
+    asked = decoding.over(model.module.generation_config).get("num_return_sequences")
+    if asked not in (None, 1):
+        raise BenchmarkError(
+            f"num_return_sequences = {asked} (generation settings of the task or of model {model.name}): one answer to each "
+            f"question is counted. Set it to 1."
+        )
 
 
 def _write(
     model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, room: Room | None
 ) -> Iterator[tuple[int, str]]:
-    """Yield (number of the context, answer) as answers end."""
-    stop = _StopStrings(model, decoding.stop)
+    """Yield (number of the context, answer) as answers end, in batches whose rows write what each writes alone."""
+    config, regimes = model.module.generation_config, regimes_of(model.module)
+    alone, longest = decoding.alone(config), decoding.longest(config)
+    if alone:
+        log.info("answers are written one at a time, since generation settings depend on the batch: %s", ", ".join(alone))
+    if decoding.acting(config) or not can_decode(model.module):
+        room = None
+    parts: dict[Regime | None, list[int]] = {}
+    for number, ids in enumerate(contexts):
+        first, last = regimes.of(len(ids)), regimes.of(len(ids) + longest - 1)
+        # An answer that may grow into other RoPE frequencies is written by itself.
+        parts.setdefault(first if first == last else None, []).append(number)
+    for regime, numbers in parts.items():
+        together = not alone and regime is not None
+        part = [contexts[number] for number in numbers]
+        write = _decode(model, part, decoding, room) if room and together else None
+        try:
+            for place, answer in write or _generate(model, part, decoding, batch_size if together else 1):
+                yield numbers[place], answer
+        except NonFiniteLogits as error:
+            raise NonFiniteLogits(numbers[error.place], error.value) from error
+
+
+def _decode(model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, room: Room) -> Iterator[tuple[int, str]]:
+    """Write greedily, finished rows leaving and waiting ones entering."""
+    stop = _StopStrings(model, decoding)
     limit = decoding.max_new_tokens
-    if room is not None and decoding.options == (("do_sample", False),) and can_decode(model.module):
-        rows = max(1, min(room.written_rows, room.cached_tokens // (len(contexts[0]) + limit)))
-        finished = decode_greedily(model, contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
-        for row in finished:
-            yield row.place, stop.text_of(row.written)
-        return
+    rows = max(1, min(room.written_rows, room.cached_tokens // (len(contexts[0]) + limit)))
+    finished = decode_greedily(model, contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
+    for row in finished:
+        yield row.place, stop.text_of(row.written)
+
+
+def _generate(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
+) -> Iterator[tuple[int, str]]:
+    """Write by ``transformers.generate``, batch after batch."""
+    stop = _StopStrings(model, decoding)
     start = 0
     while start < len(contexts):
         batch = contexts[start : start + batch_size]
@@ -119,6 +141,8 @@ def _write(
         except (RuntimeError, MemoryError) as error:
             batch_size = smaller_batch(len(batch), error)
             continue
+        except NonFiniteLogits as error:
+            raise NonFiniteLogits(start + error.place, error.value) from error
         for place, written in enumerate(output, start=start):
             yield place, stop.text_of(written)
         start += len(batch)
@@ -127,20 +151,37 @@ def _write(
 def _generate_batch(
     model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, stop: _StopStrings
 ) -> list[list[int]]:
-    longest, pad = max(map(len, contexts)), model.text.end_id
-    # Padding on the left, so that every row goes on from its last token; the mask hides it and shifts positions.
-    ids_BxT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in contexts], device=model.device)
-    mask_BxT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in contexts], device=model.device)
-    stop.prompt_length = longest
-    output_BxT = model.module.generate(  # type: ignore[operator]
-        input_ids=ids_BxT,
-        attention_mask=mask_BxT,
-        max_new_tokens=decoding.max_new_tokens,
-        stopping_criteria=StoppingCriteriaList([stop]),
-        pad_token_id=pad,
-        use_cache=True,
+    longest, end = max(map(len, contexts)), model.text.end_id
+    settings = decoding.over(model.module.generation_config)
+    # Padding on the left, so that every row goes on from its last token; the mask hides it and shifts positions. A repetition
+    # penalty would see it: a token of the row's own changes nothing there.
+    own = settings.get("repetition_penalty") is not None
+    padding = [[ids[0] if own else end] * (longest - len(ids)) for ids in contexts]
+    ids_BxT = torch.tensor([[*pad, *ids] for pad, ids in zip(padding, contexts, strict=True)], device=model.device)
+    mask_BxT = torch.tensor([[0] * len(pad) + [1] * len(ids) for pad, ids in zip(padding, contexts, strict=True)])
+    stop.begin(longest, beams=int(settings.get("num_beams") or 1))
+    options: dict[str, Any] = {
+        # A limit on the sum, as lm_eval sets it: max_new_tokens of a generation_config goes before it.
+        "max_length": longest + decoding.max_new_tokens,
         **dict(decoding.options),
-    )
+        "stopping_criteria": StoppingCriteriaList([stop]),
+        "pad_token_id": end,
+        "use_cache": True,
+        "return_dict_in_generate": False,
+    }
+    if settings.get("stop_strings"):
+        options["tokenizer"] = model.text.tokenizer
+
+    def check(_: object, __: object, output: Any) -> None:
+        check_finite(output.logits[:, -1].amax(dim=-1), rows=len(contexts))  # of beams, each text has the same number of rows
+
+    hook = model.module.register_forward_hook(check)
+    try:
+        output_BxT = model.module.generate(  # type: ignore[operator]
+            input_ids=ids_BxT, attention_mask=mask_BxT.to(model.device), **options
+        )
+    finally:
+        hook.remove()
     written: list[list[int]] = output_BxT[:, longest:].tolist()
     return written
 
@@ -148,14 +189,20 @@ def _generate_batch(
 class _StopStrings(StoppingCriteria):
     """A row is done when its last tokens, decoded, hold one of its stop strings (lm_eval waits for the whole batch)."""
 
-    def __init__(self, model: LanguageModel, stop: Sequence[str]) -> None:
-        self.tokenizer, self.prompt_length = model.text.tokenizer, 0
-        self.stop = [end for end in (*stop, model.text.end_text) if end]
-        ends = model.module.generation_config.eos_token_id
+    def __init__(self, model: LanguageModel, decoding: Decoding) -> None:
+        self.tokenizer = model.text.tokenizer
+        self.stop = [end for end in (*decoding.stop, model.text.end_text) if end]
+        ends = decoding.over(model.module.generation_config).get("eos_token_id")
         self.end_ids = set(ends if isinstance(ends, list) else [ends]) | {model.text.end_id}
         # Two tokens more than a stop string takes: the model may spell it in other tokens (lm_eval's rule).
         spelled = self.tokenizer(self.stop, add_special_tokens=False)["input_ids"]
-        self.lookback = max(map(len, spelled)) + 2
+        self.lookbacks = [len(tokens) + 2 for tokens in spelled]
+        self.lookback = max(self.lookbacks)
+        self.begin(0, beams=1)
+
+    def begin(self, prompt_length: int, *, beams: int) -> None:
+        """Turn to a batch whose contexts take ``prompt_length`` tokens, padding included."""
+        self.prompt_length, self.beams, self.ended = prompt_length, beams, False
 
     def are_finished(self, written: Sequence[Sequence[int]]) -> list[bool]:
         """Tell of each row of new tokens whether it has ended."""
@@ -173,4 +220,10 @@ class _StopStrings(StoppingCriteria):
         return text
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.tensor(self.are_finished(input_ids[:, self.prompt_length :].tolist()), device=input_ids.device)
+        written = input_ids[:, self.prompt_length :].tolist()
+        if self.beams > 1:
+            # lm_eval's rule for the one text of a beam search: it ends when its best candidate holds a stop string.
+            tails = [written[0][-lookback:] for lookback in self.lookbacks]
+            self.ended |= any(end in text for end, text in zip(self.stop, self.tokenizer.batch_decode(tails), strict=True))
+            return torch.full((len(written),), self.ended, device=input_ids.device)
+        return torch.tensor(self.are_finished(written), device=input_ids.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ import torch
 
 from lm_harmony.benchmarks.examples import Reply, Request
 from lm_harmony.engine.forward import LabelLogprobs, in_batches
-from lm_harmony.engine.generation import generate
+from lm_harmony.engine.generation import generate, not_finite
 from lm_harmony.engine.onednn_linear import through_onednn
 from lm_harmony.engine.paths import PLAIN, Paths
+from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -58,19 +60,30 @@ class Respondent:
         return replies
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it."""
+        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it.
+
+        Raises:
+            ScoreNotFinite: a log-likelihood is NaN or infinite.
+        """
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        return self._sums([cut_to_length(pair, self.model.max_length, row=row) for row, pair in enumerate(pairs)])
+        asked = zip(requests, pairs, strict=True)
+        return self._sums([cut_to_length(pair, self.model.max_length, document=one.document) for one, pair in asked], requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length."""
+        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.
+
+        Raises:
+            ScoreNotFinite: a log-likelihood is NaN or infinite.
+        """
         texts = self.model.text.encode([request.continuation for request in requests])
         windows: list[TokenSequence] = []
-        for row, ids in enumerate(texts):
-            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length, row=row)
+        owners: list[int] = []
+        for place, ids in enumerate(texts):
+            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length)
+            owners += [place] * (len(windows) - len(owners))
         totals = [0.0] * len(texts)
-        for window, (nats, _) in zip(windows, self._sums(windows), strict=True):
-            totals[window.row] += nats
+        for place, (nats, _) in zip(owners, self._sums(windows, [requests[place] for place in owners]), strict=True):
+            totals[place] += nats
         return totals
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
@@ -83,17 +96,30 @@ class Respondent:
                 batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens,
                 seed=self.seed,
-                room=self.paths.room if self.paths.fast else None,
+                room=self.paths.room if self.paths.writes else None,
             )
         for texts in ([request.context for request in requests], answers):
             self.work.tokens += sum(map(len, self.model.text.encode(texts)))
         return answers
 
-    def _sums(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+    def _sums(self, sequences: Sequence[TokenSequence], requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """Return (nats, greedy?) of each sequence, which belongs to the request at the same place."""
         self.work.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
-        order = self.paths.order(sequences)
+        sums = self._compute(sequences)
+        bad = [place for place, (nats, _) in enumerate(sums) if not math.isfinite(nats)]
+        if bad:
+            # In a prefix tree NaN spreads to the other sequences: the document is one that has it alone.
+            culprits = (place for place in bad if not math.isfinite(self._compute([sequences[place]])[0][0]))
+            place = next(culprits, bad[0])
+            raise not_finite(requests, place, "log-likelihood", sums[place][0])
+        return sums
+
+    def _compute(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+        regimes = regimes_of(self.model.module)
+        order = regimes.order(sequences, self.paths.order(sequences))
         size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
-        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=self.paths.end_of_batch())
+        end_of_batch = regimes.within(self.paths.end_of_batch())
+        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=end_of_batch)
         sums = [(0.0, False)] * len(sequences)
         with self.paths.computing(self.model.module):
             for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):

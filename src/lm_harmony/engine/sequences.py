@@ -30,18 +30,24 @@ class TokenSequence:
         return self.ids[self.first_label :]
 
 
-def cut_to_length(pair: EncodedPair, max_input: int, *, row: int = -1) -> TokenSequence:
+def cut_to_length(pair: EncodedPair, max_input: int, *, row: int = -1, document: str = "") -> TokenSequence:
     """Join a context and its continuation, dropping context from the left beyond ``max_input`` fed tokens, as lm_eval does.
+
+    Args:
+        pair: token ids of both.
+        max_input: most tokens that are fed.
+        row: row number of the document in its split.
+        document: which document of which split it is, for messages ("test row 5").
 
     Raises:
         BenchmarkError: the continuation alone is longer than the model's input, or has no token of its own.
     """
-    labels = len(pair.continuation)
+    labels, place = len(pair.continuation), document or f"row {row}"
     if labels == 0:
-        raise BenchmarkError(f"row {row}: a continuation has no token of its own after its context. Mend the row.")
+        raise BenchmarkError(f"{place}: a continuation has no token of its own after its context. Correct the row.")
     if labels > max_input:
         raise BenchmarkError(
-            f"row {row}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it or use a longer model."
+            f"{place}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it or use a longer model."
         )
     whole = pair.context + pair.continuation
     ids = whole[-(max_input + 1) :]
@@ -70,13 +76,16 @@ def training_sequences(
     """Encode what is learned: the scored text of the right answer, then the end-of-text token.
 
     A text longer than ``max_length`` loses context from the left, so that its answer is always learned; a whole-text example
-    (rolling log-likelihood) becomes as many windows as it needs.
+    (rolling log-likelihood) becomes as many windows as it needs. An example whose answer alone is longer is left out.
 
     Args:
         model: whose tokenizer encodes.
         examples: each with an answer.
         max_length: longest sequence in tokens, the end-of-text token included.
         completion_only: label the continuation only, not the context.
+
+    Raises:
+        BenchmarkError: an answer has no token, or every answer is too long.
     """
     end, encoder = model.text.end_id, model.text
     longest = min(max_length, model.max_length + 1)
@@ -87,6 +96,14 @@ def training_sequences(
         if example.context == "" and len(ended) >= longest:
             sequences += rolling_windows(ended, encoder.prefix_id, longest - 1, row=example.row)
             continue
-        whole = cut_to_length(EncodedPair(context=pair.context, continuation=ended), longest - 1, row=example.row)
+        if len(ended) > longest - 1:
+            continue
+        asked = EncodedPair(context=pair.context, continuation=ended)
+        whole = cut_to_length(asked, longest - 1, row=example.row, document=example.place)
         sequences.append(whole if completion_only else replace(whole, first_label=1))
+    if examples and not sequences:
+        raise BenchmarkError(
+            f"the answer of every training row has more than {longest - 1} tokens. Raise --train_param.max_seq_length "
+            f"(now {max_length}), or use a model that takes more than {model.max_length} tokens."
+        )
     return sequences

@@ -142,9 +142,9 @@ def _backward(
     while True:
         losses: list[list[torch.Tensor]] = [[] for _ in courses]
         tokens = paths.room.training_tokens // len(courses)
-        cuts = [list(passes(course.batch, micro_batch, tokens)) for course in courses]
+        cuts = [list(passes(course.batch, micro_batch, tokens, course.regimes)) for course in courses]
         try:
-            for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
+            for places in _joined(courses, cuts):
                 parts = []
                 for course, (start, stop) in zip(courses, places, strict=True):
                     course.draw_for(start, stop)
@@ -164,3 +164,14 @@ def _backward(
             micro_batch = smaller_batch(min(micro_batch, max(len(course.batch) for course in courses)), error)
             for course in courses:
                 course.optimizer.zero_grad()
+
+
+def _joined(courses: Sequence[Course], cuts: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield joint passes, a cut of each run or (0, 0); the sequences of a pass need the same RoPE frequencies."""
+    for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
+        regimes = [
+            course.regimes.of_sequence(course.batch[start]) if stop > start else None
+            for course, (start, stop) in zip(courses, places, strict=True)
+        ]
+        for wanted in dict.fromkeys(regime for regime in regimes if regime is not None):
+            yield [place if regime == wanted else (0, 0) for place, regime in zip(places, regimes, strict=True)]

@@ -15,6 +15,7 @@ from lm_harmony.engine.course import Course, Epoch, Resumption
 from lm_harmony.engine.forward import smaller_batch
 from lm_harmony.engine.paths import PLAIN, Paths
 from lm_harmony.engine.room import give_back_freed
+from lm_harmony.engine.rope import RopeRegimes
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
@@ -69,7 +70,7 @@ def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torc
         torch.manual_seed(course.step_seed)  # of the dropout that a model has of its own (GPT-2)
         try:
             losses = []
-            for start, stop in passes(batch, micro_batch, paths.room.training_tokens):
+            for start, stop in passes(batch, micro_batch, paths.room.training_tokens, course.regimes):
                 course.draw_for(start, stop)
                 with course.trainee.model.mixed_precision():
                     loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
@@ -81,12 +82,16 @@ def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torc
             course.optimizer.zero_grad()
 
 
-def passes(batch: Sequence[TokenSequence], most: int, tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut a batch into passes (start, stop) of at most ``most`` sequences and about ``tokens`` tokens, one sequence at least."""
+def passes(batch: Sequence[TokenSequence], most: int, tokens: int, regimes: RopeRegimes) -> Iterator[tuple[int, int]]:
+    """Cut a batch into passes (start, stop) of at most ``most`` sequences and about ``tokens`` tokens, one sequence at least.
+
+    The sequences of a pass need the same RoPE frequencies.
+    """
     start, held = 0, 0
     for place, sequence in enumerate(batch):
         size = len(sequence.ids) - 1
-        if place > start and (place - start == most or held + size > tokens):
+        full = place - start == most or held + size > tokens
+        if place > start and (full or regimes.of_sequence(sequence) != regimes.of_sequence(batch[start])):
             yield start, place
             start, held = place, 0
         held += size

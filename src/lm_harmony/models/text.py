@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,10 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lm_harmony.errors import ModelError
+from lm_harmony.models.chat_template import FAILURES, failed_line, place_of_template, render
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+
+log = logging.getLogger(__name__)
 
 MOST_HELD = 4_000_000
 """Tokens after which remembered encodings are forgotten: 16 MB of ids, beside their texts."""
@@ -27,7 +33,11 @@ class EncodedPair:
 
 
 class TextEncoder:
-    """A tokenizer under lm_eval's rules (``lm_eval.models.huggingface.HFLM``, ``TemplateLM._encode_pair``)."""
+    """A tokenizer under lm_eval's rules (``lm_eval.models.huggingface.HFLM``, ``TemplateLM._encode_pair``).
+
+    One rule differs: an end-of-text token that the tokenizer appends by itself is left out. With it every context would end
+    before its answer begins, and every answer of one token would get the same score.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         """Wrap ``tokenizer``; ``name`` is the model's, for messages.
@@ -41,12 +51,15 @@ class TextEncoder:
         self.end_id: int = tokenizer.eos_token_id
         self.prefix_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.end_text = str(tokenizer.decode(self.end_id))
+        self.appended: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(_appended_ids(tokenizer)))
+        """Tokens that the tokenizer appends to every text by itself; ``encode`` leaves them out."""
         self._prefix_text = str(tokenizer.decode(self.prefix_id))
+        self._without_system = False
         self._known: dict[str, array[int]] = {}
         self._held = 0
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts with the special tokens that the tokenizer adds by itself.
+        """Encode texts with the special tokens that the tokenizer puts before them by itself, and none after them.
 
         A text that begins with the BOS token as text (a rendered chat) gets none added: never a doubled BOS. What was encoded is
         remembered: the validation of every epoch, the seeds of a study and the test after the direct score ask again.
@@ -59,9 +72,11 @@ class TextEncoder:
             group = [text for text in unknown if text.startswith(self._prefix_text) is not added]
             if group:
                 # verbose=False: texts longer than the model are cut later, on purpose.
-                batch = self.tokenizer(group, add_special_tokens=added, verbose=False)
-                self._known |= {text: array("i", ids) for text, ids in zip(group, batch["input_ids"], strict=True)}
-                self._held += sum(map(len, batch["input_ids"]))
+                batch = self.tokenizer(group, add_special_tokens=added, verbose=False)["input_ids"]
+                if added and self.appended:
+                    batch = [ids[: -len(self.appended)] for ids in batch]
+                self._known |= {text: array("i", ids) for text, ids in zip(group, batch, strict=True)}
+                self._held += sum(map(len, batch))
         return [self._known[text].tolist() for text in texts]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -92,23 +107,43 @@ class TextEncoder:
             return EncodedPair(context=ids[:1], continuation=ids[1:])
         return EncodedPair(context=(self.prefix_id,), continuation=ids)
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, *, date: str = CHAT_TEMPLATE_DATE
+    ) -> str:
         """Render messages with the model's chat template; a template that knows no system role gets none (as lm_eval).
 
+        Args:
+            messages: each {"role", "content"}.
+            add_generation_prompt: end with the opening of an answer; False: the last message is continued.
+            date: what the template takes for today, as YYYY-MM-DD.
+
         Raises:
-            ModelError: the tokenizer has no chat template.
+            ModelError: the tokenizer has no chat template, or one that fails; the text names its file and line.
         """
         self.require_chat_template()
-        options: dict[str, Any] = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-        }
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), **options))
-        except jinja2.TemplateError:
-            bare = [message for message in messages if message["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(bare, **options))
+            try:
+                return render(self.tokenizer, messages, day=date, generation_prompt=add_generation_prompt)
+            except jinja2.TemplateError as error:
+                bare = [message for message in messages if message["role"] != "system"]
+                if len(bare) in (0, len(messages)):
+                    raise
+                text = render(self.tokenizer, bare, day=date, generation_prompt=add_generation_prompt)
+                self._say_without_system(error)
+                return text
+        except FAILURES as error:
+            line = failed_line(error, self.tokenizer)
+            raise ModelError(
+                f"model {self.name}: its chat template fails: {_in_one_line(error)} ({place_of_template(self.name)}"
+                f"{'' if line is None else f', line {line} of the template'}). Correct the template, "
+                f"or drop --dataset_param.apply_chat_template."
+            ) from error
+
+    def _say_without_system(self, error: Exception) -> None:
+        if not self._without_system:
+            self._without_system = True
+            reason = _in_one_line(error)
+            log.warning("model %s: its chat template takes no system message (%s); it is left out.", self.name, reason)
 
     def require_chat_template(self) -> None:
         """Refuse a model without a chat template.
@@ -123,7 +158,7 @@ class TextEncoder:
             )
 
     def check_single_prefix(self, text: str) -> None:
-        """Stop a run whose texts would begin with two BOS tokens (or end with an end-of-text token in scoring).
+        """Stop a run whose texts would begin with two BOS tokens.
 
         Raises:
             ModelError: the encoding of ``text`` begins with the BOS token twice.
@@ -135,3 +170,22 @@ class TextEncoder:
                 f"model {self.name}: a text begins with two {self.tokenizer.bos_token!r} tokens: {text[:80]!r}. "
                 f"Its chat template and its tokenizer both add one; switch one of them off."
             )
+
+
+def _appended_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that the tokenizer puts after a text by itself (``add_eos_token``, a template post-processor)."""
+    special = set(tokenizer.all_special_ids)
+    # Texts of the tokenizer's own: a vocabulary of words may know no letter, and some tokenizers raise at what they do not know.
+    own = (str(tokenizer.decode([token])) for token in range(len(tokenizer)) if token not in special)
+    for text in itertools.islice(own, 100):
+        bare: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        if bare:
+            whole: list[int] = tokenizer.encode(text, add_special_tokens=True)
+            ends = [end for end in range(len(whole), 0, -1) if whole[max(0, end - len(bare)) : end] == bare]
+            return whole[ends[0] :] if ends else []
+    return []
+
+
+def _in_one_line(error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {reason[:200]}"

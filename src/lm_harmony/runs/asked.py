@@ -60,7 +60,7 @@ def direct_id(spec: RunSpec, asked: Asked, sources: Iterable[Source], *, dtype: 
         sources: of its model and of its task; the rows count as they are asked.
         dtype: type of the weights, such as "torch.float32".
     """
-    model = asdict(spec.model) | {"name": None, "revision": None}  # the content counts
+    model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # the content counts
     content = [source.content for source in sources if source.kind != "rows"]
     versions = {package: version(package) for package in ("lm_eval", "lm-harmony")}
     return fingerprint([model, content, asked.test, dtype, versions, spec.seed if asked.sampled else None])

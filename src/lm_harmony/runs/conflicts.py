@@ -44,10 +44,11 @@ def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) 
     Raises:
         NotCurrent: it was, or they have.
     """
+    asked = RunSpec.from_dict(begun).to_dict()  # gives an older request the fields that it lacks
     other = [
-        f"{key} was {begun.get(key)}, is {value}"
+        f"{key} was {asked.get(key)}, is {value}"
         for key, value in spec.to_dict().items()
-        if _decides(key, begun.get(key)) != _decides(key, value)
+        if _decides(key, asked.get(key)) != _decides(key, value)
     ]
     if other:
         raise NotCurrent(

@@ -28,6 +28,8 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
     asked.pop("execution")  # how it is carried out changes no number
     asked.pop("recipe_fingerprint")
     asked.pop("direct")  # kept beside the runs, for all of them
+    if not spec.model.apply_chat_template:
+        asked["model"].pop("chat_template_date")  # decides nothing
     asked["model"]["name"] = _place(spec.model.name, base)
     asked["benchmark"] |= {"data_dir": None, "include_path": None, "task": _task(spec.benchmark.task, base)}
     return fingerprint(asked)

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lm_harmony.benchmarks import catalogue
@@ -19,8 +20,9 @@ from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.runs.asked import Asked, direct_id, what_is_asked
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
@@ -45,7 +47,7 @@ class Prepared:
     splits: Splits = field(repr=False)
     """What is learned, what chooses, what is tested."""
     sequences: Sequence[TokenSequence] = field(repr=False)
-    """The training rows, encoded."""
+    """The training rows, encoded, without those whose answer is too long."""
     metric: str
     """The metric that chooses the epoch."""
     higher_is_better: bool
@@ -58,12 +60,21 @@ class Prepared:
     """What was asked of the model so far."""
 
     @property
+    def answer_too_long(self) -> int:
+        """How many training rows were left out because their answer is longer than a training text may be."""
+        return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
+
+    @property
     def direct_id(self) -> str:
         """What runs must share to share the direct score: known without asking the test."""
         return direct_id(self.spec, self.asked, self.sources, dtype=str(self.model.module.dtype))
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
-        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples."""
+        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
+
+        Raises:
+            ScoreNotFinite: an answer is not finite, or the metric that chooses the epoch has no finite value.
+        """
         respondent = Respondent(
             model=self.model,
             batch_size=self.spec.execution.eval_batch_size,
@@ -75,7 +86,13 @@ class Prepared:
         with memory_errors(self.spec, "scoring"):
             replies = iter(respondent.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
-        return self.task.score(examples, grouped, errors=final, samples=final)
+        score = self.task.score(examples, grouped, errors=final, samples=final)
+        if self.metric not in score.metrics:
+            raise ScoreNotFinite(
+                f"train_param.metric_for_best_model = {self.metric} of {self.task.name} has no finite value on these "
+                f"{len(examples)} documents. Choose one of {', '.join(score.metrics) or 'another benchmark'}."
+            )
+        return score
 
 
 def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
@@ -106,7 +123,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     chat = None
     if spec.model.apply_chat_template:
         model.text.require_chat_template()
-        chat = model.text.render_chat
+        chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
     first = splits.train[0]
@@ -114,8 +131,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    log.info("%s: %s", task.name, splits.sizes())
-    return Prepared(
+    run = Prepared(
         spec=spec,
         model=model,
         task=task,
@@ -127,6 +143,20 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
         asked=what_is_asked(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
     )
+    _tell(run)
+    return run
+
+
+def _tell(run: Prepared) -> None:
+    """Log what the run stands on."""
+    name, text = run.task.name, run.model.text
+    if run.answer_too_long:
+        log.warning("%s: %d training rows dropped: their answer is longer than a training text.", name, run.answer_too_long)
+    if text.appended:
+        log.info(
+            "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
+        )
+    log.info("%s: %s", name, run.splits.sizes())
 
 
 def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:

@@ -234,7 +234,7 @@ def _data(run: Prepared) -> DataRecord:
     splits = run.splits
     return DataRecord(
         fingerprint=splits.fingerprint(),
-        train=len(splits.train),
+        train=len(splits.train) - run.answer_too_long,
         validation=len(splits.validation),
         test=len(splits.test),
         carved=splits.carved,
@@ -242,4 +242,6 @@ def _data(run: Prepared) -> DataRecord:
         dropped_from_validation=splits.dropped_from_validation,
         without_answer=splits.without_answer,
         truncated=sum(sequence.truncated for sequence in run.sequences),
+        answer_too_long=run.answer_too_long,
+        appended_tokens=run.model.text.appended,
     )

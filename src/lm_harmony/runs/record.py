@@ -52,9 +52,13 @@ class DataRecord:
     dropped_from_validation: int
     """Validation rows whose question recurs in test."""
     without_answer: int
-    """Training rows whose answer is none of their choices."""
+    """Training rows, and validation rows cut from them, without a usable answer."""
     truncated: int
     """Training texts that lost context because they were too long."""
+    answer_too_long: int = 0
+    """Training rows left out because their answer is longer than a training text may be."""
+    appended_tokens: tuple[str, ...] = ()
+    """Tokens that the tokenizer appends to every text by itself; texts were encoded without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,8 @@ class RunRecord:
             values = {"sources": None, "asked": None, **values}
             rest = {field.name: values[field.name] for field in fields(cls)}
             rest["spec"] = RunSpec.from_dict(rest["spec"])
-            rest["data"] = DataRecord(**rest["data"])
+            appended = tuple(rest["data"].get("appended_tokens", ()))  # records before this field know nothing of it
+            rest["data"] = DataRecord(**{**rest["data"], "appended_tokens": appended})
             rest["epochs"] = tuple(EpochRecord(**epoch) for epoch in rest["epochs"])
             for key in ("direct", "trained"):
                 rest[key] = None if rest[key] is None else Score(**rest[key])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.caps import Caps, SplitProtocol
 from lm_harmony.errors import UsageError, check_flag, check_integer
-from lm_harmony.recipe import PUBLISHED, Recipe
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
@@ -31,12 +32,20 @@ class ModelSpec:
     """Run code from the model's repository."""
     apply_chat_template: bool = False
     """Render training and scoring with the model's chat template."""
+    chat_template_date: str | None = CHAT_TEMPLATE_DATE
+    """What the template takes for today, as YYYY-MM-DD; None: the day of the run, in records older than this field."""
 
     def __post_init__(self) -> None:
         check_flag("trust_remote_code", self.trust_remote_code)
         check_flag("dataset_param.apply_chat_template", self.apply_chat_template)
         if not isinstance(self.revision, str):
             raise UsageError(f"revision must be text, got {self.revision!r}. Write it in quotes: '{self.revision}'.")
+        day = self.chat_template_date
+        if day is not None and not _is_date(day):
+            raise UsageError(
+                f"dataset_param.chat_template_date must be a date as YYYY-MM-DD, got {day!r}. "
+                f"Give one such as {CHAT_TEMPLATE_DATE}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +146,25 @@ class RunSpec:
             key: values[key] for key in ("seed", "metric", "greater_is_better", "choose_best", "direct", "test", "test_curve")
         }
         return cls(
-            model=ModelSpec(**values["model"]),
+            model=_model_of(values["model"]),
             benchmark=BenchmarkSpec(**benchmark),
             recipe=Recipe.from_dict(values["recipe"]),
             execution=Execution(**{**values["execution"], "trackers": tuple(values["execution"]["trackers"])}),
             **rest,
         )
+
+
+def _model_of(values: Mapping[str, Any]) -> ModelSpec:
+    # Older records name no date: without a chat template it decides nothing, with one it was the day of the run.
+    missing = None if values["apply_chat_template"] else CHAT_TEMPLATE_DATE
+    return ModelSpec(**{"chat_template_date": missing, **values})
+
+
+def _is_date(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _plain(value: Any) -> Any:

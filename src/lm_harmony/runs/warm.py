@@ -60,7 +60,7 @@ class WarmBase:
         """
         device = resolve_device(spec.execution.device)
         asked = _Asked(
-            model=replace(spec.model, apply_chat_template=False),
+            model=replace(spec.model, apply_chat_template=False, chat_template_date=None),
             precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
             device=device,
             engine=spec.execution.engine,

@@ -32,12 +32,12 @@ from lm_harmony.studies.checked import at, list_of, mapping_of, read_yaml, recip
 
 _CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
 _GROUP = ("family", "kind", "min_params_b", "max_params_b")
-_MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "recipe")
+_MODEL = ("name", "revision", "trust_remote_code", "apply_chat_template", "chat_template_date", "recipe")
 _BENCHMARK = ("task", "metric", "greater_is_better", "recipe", *_CAPS)
 _EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
 _STUDY = (
     *("models", "benchmarks", "corpora", "seeds", "recipe", "direct", "apply_chat_template", "results_dir", "data_dir"),
-    *("models_dir", "include_path", "split_protocol", "execution", *_CAPS),
+    *("chat_template_date", "models_dir", "include_path", "split_protocol", "execution", *_CAPS),
 )
 
 
@@ -140,6 +140,9 @@ def _models(entry: Any, study: Mapping[str, Any], base: Path, where: str) -> lis
     )
     chat = given.get("apply_chat_template", study.get("apply_chat_template", False))
     rest = {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
+    day = given.get("chat_template_date", study.get("chat_template_date"))
+    if day is not None:
+        rest["chat_template_date"] = str(day)  # YAML reads an unquoted date as one
     if "name" not in given:
         names = _group({key: given[key] for key in _GROUP if key in given}, where)
     elif any(key in given for key in _GROUP):

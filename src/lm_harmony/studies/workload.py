@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
 import torch
@@ -16,14 +16,15 @@ from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.course import order_of_rows
-from lm_harmony.engine.generation import Decoding
+from lm_harmony.engine.generation_settings import Decoding
 from lm_harmony.engine.room import Room
+from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.segments import segments_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.engine.training import passes
 from lm_harmony.engine.trees import shared_row, tokens_from
 from lm_harmony.models.loading import LanguageModel, assemble
-from lm_harmony.recipe import Recipe
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.computation import Asked, Fed, Size, Written
 
@@ -77,7 +78,7 @@ def workload(spec: RunSpec, room: Room) -> Workload:
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    fed, epochs = _fed(sequences, spec, room)
+    fed, epochs = _fed(sequences, spec, room, regimes_of(model.module))
     return Workload(
         spec=spec,
         size=size_of(spec.model, spec.recipe),
@@ -90,7 +91,7 @@ def workload(spec: RunSpec, room: Room) -> Workload:
     )
 
 
-def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple[Fed, int]:
+def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room, regimes: RopeRegimes) -> tuple[Fed, int]:
     """Go through the steps of a training, and return what it computes and how many epochs it begins."""
     recipe, batch_size = spec.recipe, spec.recipe.batch_size
     per_epoch = math.ceil(len(sequences) / batch_size)
@@ -101,9 +102,9 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple
         if step % per_epoch == 0:
             order = order_of_rows(len(sequences), seed=spec.seed, epoch=step // per_epoch + 1)
         start = step % per_epoch * batch_size
-        batch = [sequences[place] for place in order[start : start + batch_size]]
+        batch = [sequences[place] for place in regimes.order(sequences, order[start : start + batch_size])]
         labels += sum(len(one.ids) - one.first_label for one in batch)
-        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens):
+        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens, regimes):
             lengths = [len(one.ids) - 1 for one in batch[first:stop]]
             passed += 1
             tokens += sum(lengths)
@@ -115,17 +116,22 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room) -> tuple
 def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: Room) -> Asked:
     """Encode requests as ``Respondent`` does, and lay them out as it does."""
     requests = [request for example in examples for request in example.requests]
-    pairs = model.text.encode_pairs([(one.context, one.continuation) for one in requests if one.kind == "loglikelihood"])
-    sequences = [cut_to_length(pair, model.max_length) for pair in pairs]
+    chosen = [request for request in requests if request.kind == "loglikelihood"]
+    pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
+    named = zip(pairs, chosen, strict=True)
+    sequences = [cut_to_length(pair, model.max_length, document=one.document) for pair, one in named]
     for request in requests:
         if request.kind == "loglikelihood_rolling":
             ids = model.text.encode([request.continuation])[0]
             sequences += rolling_windows(ids, model.text.prefix_id, model.max_length)
     contexts, written = _written(model, [one for one in requests if one.kind == "generate_until"], recipe, room)
-    ordered = sorted(sequences, key=lambda sequence: sequence.ids)
+    regimes = regimes_of(model.module)
+    by_beginning = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
+    ordered = [sequences[place] for place in regimes.order(sequences, by_beginning)]
+    end_of_batch = regimes.within(tokens_from)
     computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
-        end = tokens_from(ordered, start, room.scoring_tokens)
+        end = end_of_batch(ordered, start, room.scoring_tokens)
         row = shared_row(ordered[start:end])
         computed += row.tokens
         predicted += len({label.source for labels in row.labels for label in labels})
@@ -222,5 +228,6 @@ def _task(benchmark: BenchmarkSpec) -> HarnessTask:
 
 @lru_cache(maxsize=8)
 def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int) -> Splits:
-    chat = _hollow(model).text.render_chat if model.apply_chat_template else None
+    text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
+    chat = partial(text.render_chat, date=day) if model.apply_chat_template else None
     return make_splits(_task(benchmark), caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from huggingface_hub import HfApi
 
-from lm_harmony.benchmarks.harness.task import declared_splits, read_config
+from lm_harmony.benchmarks.harness.task_file import declared_splits, read_config
 from lm_harmony.errors import BenchmarkError
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import random
 import statistics
 from collections import defaultdict
@@ -18,6 +20,8 @@ from lm_harmony.benchmarks.examples import Example, Reply
 from lm_harmony.benchmarks.harness.requests import arguments_of
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
+
+log = logging.getLogger(__name__)
 
 BOOTSTRAP_DRAWS = 1000
 """Resamples behind a standard error that has no closed form (mcc, f1, bits_per_byte); lm_eval draws 100,000, for minutes."""
@@ -51,6 +55,9 @@ def count(task: Task, examples: Sequence[Example], replies: Sequence[Sequence[Re
         replies: for each example, one reply to each of its requests, in order.
         errors: compute standard errors (validation does not need them).
         samples: keep per-document outcomes.
+
+    Returns:
+        The score, without the metrics that have no finite value (word_perplexity of texts without spaces).
     """
     asked = [_instances(task, example, answers) for example, answers in zip(examples, replies, strict=True)]
     for ensemble in task._filters:
@@ -68,9 +75,12 @@ def count(task: Task, examples: Sequence[Example], replies: Sequence[Sequence[Re
     aggregations = task.aggregation()
     metrics, stderrs = {}, {}
     for (metric, ensemble_name), items in values.items():
-        aggregate = aggregations.get(metric, mean)
-        metrics[f"{metric},{ensemble_name}"] = float(aggregate(items))
-        stderrs[f"{metric},{ensemble_name}"] = _stderr(aggregate, items) if errors else None
+        aggregate, key = aggregations.get(metric, mean), f"{metric},{ensemble_name}"
+        value = _finite(aggregate, items)
+        if value is None:
+            log.warning("%s of %s has no finite value here and is left out of the score.", key, task.config.task)
+            continue
+        metrics[key], stderrs[key] = value, _stderr(aggregate, items) if errors else None
     return Score(metrics=metrics, stderrs=stderrs, documents=len(asked), samples=tuple(kept))
 
 
@@ -84,13 +94,25 @@ def _instances(task: Task, example: Example, replies: Sequence[Reply]) -> list[I
     return instances
 
 
+def _finite(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:
+    """Return the aggregated value, or None if it is too large for a float: e to the nats of a "word" of 2,000 characters is."""
+    try:
+        value = float(aggregate(items))
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _stderr(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:
     if len(items) < 2:
         return None
     if aggregate is mean:
         return float(mean_stderr(items))
     draw = random.Random(0)
-    return statistics.stdev(float(aggregate(draw.choices(items, k=len(items)))) for _ in range(BOOTSTRAP_DRAWS))
+    values = [_finite(aggregate, draw.choices(items, k=len(items))) for _ in range(BOOTSTRAP_DRAWS)]
+    finite = [value for value in values if value is not None]
+    # Of values near the largest float the squares overflow: then there is no standard error either.
+    return _finite(statistics.stdev, finite) if len(finite) == len(values) else None
 
 
 def _sample(

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import jinja2
-import yaml
 from lm_eval import utils as lm_eval_utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
+from lm_harmony.benchmarks.harness.answers import printed_null, right_answer, without_null_answer
 from lm_harmony.benchmarks.harness.own_functions import call_every_time
+from lm_harmony.benchmarks.harness.places import misfit_place, place_of, unprocessed
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count, direction_of
+from lm_harmony.benchmarks.harness.task_file import Role, declared_splits, read_config
 from lm_harmony.benchmarks.local_rows import read_splits
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
-
-Role = Literal["train", "validation", "test"]
-_SPLIT_FIELDS: Mapping[Role, str] = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 # What lm_eval and the functions of a task raise when a row does not fit.
 _MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
@@ -52,18 +49,22 @@ class HarnessTask:
         config = read_config(path)
         self.name: str = config["task"]
         self.declared = declared_splits(config)
+        self._files: dict[str, Path] = {}
         if corpus is not None:
             self.name = config["task"] = f"corpus-{corpus.stem}"
             texts = read_corpus(corpus)
             config["custom_dataset"] = lambda **_: texts
         elif data_dir is not None:
-            config["custom_dataset"] = functools.partial(_local_dataset, data_dir / self.name, self.declared)
+            for role, split in self.declared.items():  # medmcqa: validation and test are one split, one file
+                self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
+            config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         else:
             call_every_time(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-        self._task = _build(self.name, config)
+        scored = self.declared.get("test") or self.declared["validation"]
+        self._task = _build(self.name, config, self._files.get(scored))
         self.output_type = str(self._task.OUTPUT_TYPE)
 
     @property
@@ -89,8 +90,9 @@ class HarnessTask:
         try:
             return docs()
         except _MISFITS as error:
+            where = misfit_place(self._files.get(self.declared[role]), self._task.config.process_docs)
             raise BenchmarkError(
-                f"benchmark {self.name}, {role} rows: {error}. Mend the rows to the schema that the task expects."
+                f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the schema that the task expects."
             ) from error
 
     def example(
@@ -108,63 +110,67 @@ class HarnessTask:
         Raises:
             BenchmarkError: the row lacks a column or holds a value that the task's templates cannot take.
         """
-        task = self._task
+        render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
+        sources = functools.partial(self._sources, split, row, document, render)
         try:
-            context = task.fewshot_context(
-                document,
-                num_fewshot=0,
-                apply_chat_template=chat is not None,
-                chat_template=chat,
-                gen_prefix=task.doc_to_prefix(document),
-            )
-            built = task.construct_requests(
-                doc=document,
-                ctx=context,
-                metadata=(self.name, row, task.config.repeats),
-                apply_chat_template=chat is not None,
-                chat_template=chat,
-            )
-            instances = built if isinstance(built, list) else [built]
-            learned, answer = self._answer(document, instances, chat is not None, aliases)
-            target = str(task.doc_to_target(document))
+            example = render(document)
+            column = printed_null(example, sources)
         except _MISFITS as error:
             raise BenchmarkError(
-                f"benchmark {self.name}, {f'{split} row {row}'.strip()}: {error} (columns: {', '.join(document)}). "
-                f"Mend the row to the schema that the task expects."
+                f"benchmark {self.name}, {self.place(split, row, document)}: {error} (columns: {', '.join(document)}). "
+                f"Correct the row to the schema that the task expects."
             ) from error
+        if column is not None:
+            raise BenchmarkError(
+                f"benchmark {self.name}, {self.place(split, row, document)}: column {column!r} is null, and the task would print "
+                f"it as None. Fill in the value, or leave the row out."
+            )
+        return without_null_answer(example, sources)
+
+    def place(self, split: str, row: int, document: Mapping[str, Any]) -> str:
+        """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
+        moved = self._task.config.process_docs is not None and self._unprocessed(split, row, document) is None
+        return f"{split} row {row}".strip() + place_of(self._files.get(split), row, moved=moved)
+
+    def _unprocessed(self, split: str, row: int, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        processing, rows = self._task.config.process_docs, (self._task.dataset or {}).get(split)
+        return None if processing is None or rows is None else unprocessed(rows, row, document, processing)
+
+    def _sources(
+        self, split: str, row: int, document: Mapping[str, Any], render: Callable[[Mapping[str, Any]], Example]
+    ) -> Iterator[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]:
+        yield document, render
+        raw, processing = self._unprocessed(split, row, document), self._task.config.process_docs
+        if raw is not None and processing is not None:
+            yield raw, lambda changed: render(processing(datasets.Dataset.from_list([dict(changed)]))[0])
+
+    def _render(self, row: int, chat: ChatTemplate | None, aliases: str, place: str, document: Mapping[str, Any]) -> Example:
+        task = self._task
+        context = task.fewshot_context(
+            document,
+            num_fewshot=0,
+            apply_chat_template=chat is not None,
+            chat_template=chat,
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        built = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(self.name, row, task.config.repeats),
+            apply_chat_template=chat is not None,
+            chat_template=chat,
+        )
+        instances = built if isinstance(built, list) else [built]
+        learned, answer = right_answer(task, document, instances, chat=chat is not None, aliases=aliases)
         return Example(
             row=row,
             document=document,
+            place=place,
             context=learned,
             continuation=answer,
-            requests=tuple(request_of(instance) for instance in instances),
-            target=target,
+            requests=tuple(request_of(instance, place) for instance in instances),
+            target=str(task.doc_to_target(document)),
         )
-
-    def _answer(self, document: Mapping[str, Any], instances: list[Instance], chat: bool, aliases: str) -> tuple[str, str | None]:
-        """Return the (context, continuation) of the right answer, taken from the requests that scoring sends."""
-        task = self._task
-        if self.output_type == "loglikelihood_rolling":
-            return "", str(instances[0].args[0])
-        if self.output_type == "loglikelihood":
-            return instances[0].args[0], instances[0].args[1]
-        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-        if self.output_type == "multiple_choice":
-            choices = task.doc_to_choice(document)
-            gold = gold[0] if isinstance(gold, list) and gold else gold
-            index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-            if not isinstance(index, int) or not 0 <= index < len(choices):
-                return "", None
-            return instances[index].args[0], instances[index].args[1]
-        if task.config.doc_to_choice is not None:
-            gold = task.doc_to_choice(document)[gold]
-        if isinstance(gold, list):
-            gold = (" ".join(map(str, gold)) if aliases == "joined" else str(gold[0])) if gold else None
-        # As lm_eval joins a few-shot answer: a chat's reply begins without delimiter, a begun answer gets no second space.
-        prefix = task.doc_to_prefix(document)
-        bare = prefix[-1].isspace() if prefix else chat
-        delimiter = "" if bare else task.config.target_delimiter
-        return instances[0].args[0], None if gold is None else f"{delimiter}{gold}"
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
         """Count replies to ``examples``: see ``scores.count``."""
@@ -178,62 +184,7 @@ class HarnessTask:
         return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a task's file with its functions.
-
-    Raises:
-        BenchmarkError: it is no single task, or cannot be fine-tuned.
-    """
-    plain = _read(path, with_functions=False)
-    if not isinstance(plain.get("task"), str):
-        raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
-    # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
-    _refuse_unfit(plain["task"], plain, declared_splits(plain))
-    config = _read(path, with_functions=True)
-    for key in ("tag", "group", "task_list"):
-        config.pop(key, None)
-    return config
-
-
-def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = load_yaml(path, resolve_func=with_functions)
-    except (OSError, ValueError, ImportError, AttributeError, SyntaxError, yaml.YAMLError) as error:
-        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Mend the file.") from error
-    return config
-
-
-def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
-    """Return the data set's split of each role that the task declares."""
-    return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
-
-
-def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, str]) -> None:
-    reason = None
-    if "class" in config:
-        reason = "it is a Python class whose training text lm_eval does not define"
-    elif config.get("doc_to_image") or config.get("doc_to_audio"):
-        reason = "it needs images or sound, and models here read text"
-    elif config.get("unsafe_code"):
-        reason = "its metric executes what the model writes"
-    elif config.get("repeats", 1) != 1:
-        reason = f"it asks each question {config['repeats']} times, and one reply is counted here"
-    elif "train" not in declared:
-        reason = "it has no training split, and train-before-test needs rows to train on"
-    elif not declared.keys() & {"validation", "test"}:
-        reason = "it has neither a validation nor a test split to score"
-    if reason:
-        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
-
-
-def _local_dataset(folder: Path, declared: Mapping[Role, str], /, **_: Any) -> datasets.DatasetDict:
-    files: dict[str, Path] = {}
-    for role, split in declared.items():
-        files.setdefault(split, folder / f"{role}.jsonl")  # medmcqa: validation and test are one split, one file
-    return read_splits(files)
-
-
-def _build(name: str, config: dict[str, Any]) -> Task:
+def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
     try:
         return ConfigurableTask(config=config)
     except BenchmarkError:
@@ -245,6 +196,7 @@ def _build(name: str, config: dict[str, Any]) -> Task:
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
         ) from error
     except _MISFITS as error:
+        where = misfit_place(scored, config.get("process_docs"))
         raise BenchmarkError(
-            f"benchmark {name}, first test row: {error}. Mend the rows to the schema that the task expects."
+            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the schema that the task expects."
         ) from error

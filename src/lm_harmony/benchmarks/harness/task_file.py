@@ -1,0 +1,67 @@
+"""A task's YAML file: read with its functions, and refused where train-before-test cannot use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from lm_harmony.errors import BenchmarkError
+
+Role = Literal["train", "validation", "test"]
+_SPLIT_FIELDS: Mapping[Role, str] = {
+    "train": "training_split",
+    "validation": "validation_split",
+    "test": "test_split",
+}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a task's file with its functions.
+
+    Raises:
+        BenchmarkError: it is no single task, or cannot be fine-tuned.
+    """
+    plain = _read(path, with_functions=False)
+    if not isinstance(plain.get("task"), str):
+        raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
+    # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
+    _refuse_unfit(plain["task"], plain, declared_splits(plain))
+    config = _read(path, with_functions=True)
+    for key in ("tag", "group", "task_list"):
+        config.pop(key, None)
+    return config
+
+
+def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = load_yaml(path, resolve_func=with_functions)
+    except (OSError, ValueError, ImportError, AttributeError, SyntaxError, yaml.YAMLError) as error:
+        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {error}. Correct the file.") from error
+    return config
+
+
+def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
+    """Return the data set's split of each role that the task declares."""
+    return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
+
+
+def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, str]) -> None:
+    reason = None
+    if "class" in config:
+        reason = "it is a Python class whose training text lm_eval does not define"
+    elif config.get("doc_to_image") or config.get("doc_to_audio"):
+        reason = "it needs images or sound, and models here read text"
+    elif config.get("unsafe_code"):
+        reason = "its metric executes what the model writes"
+    elif config.get("repeats", 1) != 1:
+        reason = f"it asks each question {config['repeats']} times, and one reply is counted here"
+    elif "train" not in declared:
+        reason = "it has no training split, and train-before-test needs rows to train on"
+    elif not declared.keys() & {"validation", "test"}:
+        reason = "it has neither a validation nor a test split to score"
+    if reason:
+        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")

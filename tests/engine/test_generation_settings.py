@@ -1,0 +1,208 @@
+"""Every setting of a generation_config that acts on answers has the effect that it has under lm_eval's HFLM."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tiny import tiny_model, tiny_tokenizer, write_tiny_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.models.loading import LanguageModel
+
+CONTEXTS = ("Q: what is the city?\nA:", "the quick brown fox", "yes no", "a dog and a dog and a dog", "Question: heat\nAnswer:")
+GREEDY = {"until": ["zz", "\n\n"], "max_gen_toks": 12, "do_sample": False}
+EOS = 0
+ACTING: dict[str, dict[str, Any]] = {
+    "num_beams": {"num_beams": 3},
+    "beams with a length penalty": {"num_beams": 3, "length_penalty": -4.0, "early_stopping": True},
+    "bad_words_ids": {"bad_words_ids": [[token] for token in range(60, 160)]},
+    "bad words of two tokens": {"bad_words_ids": [[first, second] for first in range(60, 100) for second in range(60, 100)]},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(2, 200))},
+    "suppress_tokens": {"suppress_tokens": list(range(2, 200))},
+    "sequence_bias": {"sequence_bias": [[[EOS], 6.0], [[100], -9.0], [[101], 4.0]]},
+    "exponential_decay_length_penalty": {"exponential_decay_length_penalty": (3, 3.0)},
+    "min_length": {"min_length": 24, "sequence_bias": [[[EOS], 7.0]]},
+    "min_new_tokens": {"min_new_tokens": 6, "exponential_decay_length_penalty": (1, 9.0)},
+    "repetition_penalty": {"repetition_penalty": 1.8},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "encoder_repetition_penalty": {"encoder_repetition_penalty": 9.0},
+    "encoder_no_repeat_ngram_size": {"encoder_repetition_penalty": 9.0, "encoder_no_repeat_ngram_size": 2},
+    "forced_eos_token_id": {"forced_eos_token_id": 77},
+    "max_new_tokens": {"max_new_tokens": 4},
+    "eos_token_id": {"eos_token_id": [EOS, *range(100, 200)]},
+    "max_time": {"max_time": 0.0},
+}
+WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
+    "sampling": {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20},
+    "max_length": {"max_length": 20},
+    "neutral": {"repetition_penalty": 1.0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0, "guidance_scale": 1.0},
+    "outputs": {"return_dict_in_generate": True, "output_scores": True},
+}
+PATHS = pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+
+
+def model_with(**settings: Any) -> LanguageModel:
+    model = tiny_model()
+    for name, value in settings.items():
+        setattr(model.module.generation_config, name, value)
+    return model
+
+
+def questions(arguments: Mapping[str, Any] = GREEDY) -> list[Request]:
+    return [Request(kind="generate_until", context=context, generation=arguments) for context in CONTEXTS]
+
+
+def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
+    """Ask lm_eval's HFLM, each text by itself: in a padded batch some settings read the padding."""
+    alone = HFLM(pretrained=model.module, tokenizer=copy.deepcopy(tiny_tokenizer()), batch_size=1, device="cpu")
+    instances = [
+        Instance(request.kind, {}, (request.context, dict(request.generation)), number) for number, request in enumerate(requests)
+    ]
+    answers: list[str] = alone.generate_until(instances, disable_tqdm=True)
+    return answers
+
+
+def ours(model: LanguageModel, paths: Paths, requests: Sequence[Request]) -> list[str]:
+    return Respondent(model=model, paths=paths, batch_size=4).generate_until(requests)
+
+
+@PATHS
+@pytest.mark.parametrize("name", ACTING)
+def test_a_setting_acts_as_under_hflm(name: str, paths: Paths) -> None:
+    model = model_with(**ACTING[name])
+    answers = ours(model, paths, questions())
+    assert answers == hflm(model, questions())
+    assert answers != hflm(model_with(), questions())  # negative control: without the setting they are others
+
+
+@pytest.mark.parametrize("name", ["num_beams", "suppress_tokens", "no_repeat_ngram_size", "repetition_penalty"])
+def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
+    """``generation_kwargs`` of a task go over the model's generation_config; values may be lists."""
+    model, asked = model_with(repetition_penalty=1.3), questions({**GREEDY, **ACTING[name]})
+    answers = ours(model, choose_paths(model), asked)
+    assert answers == hflm(model, asked) != hflm(model, questions())
+
+
+@pytest.mark.parametrize(
+    "own", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"typical_p": 0.4}], ids=lambda own: next(iter(own))
+)
+def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
+    """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
+    model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
+    answers = Respondent(model=model, seed=5, paths=FAST).generate_until([asked])
+    torch.manual_seed(5)
+    assert answers == hflm(model, [asked])
+    assert answers != Respondent(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
+
+
+@PATHS
+@pytest.mark.parametrize("stop", ["e", "th", "s "])
+def test_beams_end_as_under_hflm(stop: str, paths: Paths) -> None:
+    model, asked = model_with(num_beams=4), questions({**GREEDY, "until": [stop]})
+    assert ours(model, paths, asked) == hflm(model, asked)
+
+
+@PATHS
+def test_stop_strings_end_an_answer(paths: Paths) -> None:
+    """HFLM hands generate() no tokenizer and fails: the answers are those of one that does."""
+    model = model_with()
+    free = hflm(model, questions())
+    model.module.generation_config.stop_strings = [free[0][4:6], "e"]
+    with pytest.raises(ValueError, match="could not locate a tokenizer"):
+        hflm(model, questions())
+    with_tokenizer = questions({**GREEDY, "tokenizer": tiny_tokenizer()})
+    answers = ours(model, paths, questions())
+    assert answers == hflm(model, with_tokenizer) != free
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
+    """What does nothing to greedy decoding changes no answer and costs no speed."""
+    model = model_with(**WITHOUT_EFFECT[name])
+    assert not Decoding.read(GREEDY, default_limit=9).acting(model.module.generation_config)
+    assert choose_paths(model).writes
+    expected = hflm(model_with(), questions())
+    assert ours(model, choose_paths(model), questions()) == ours(model, PLAIN, questions()) == expected
+    if name != "outputs":  # HFLM cannot read generate()'s dictionaries
+        assert hflm(model, questions()) == expected
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_acting_settings_are_told_from_the_others(name: str) -> None:
+    """Also a setting that nobody knows yet sends answers to generate()."""
+    decoding, acting = Decoding.read(GREEDY, default_limit=9), dict(ACTING[name])
+    ends = acting.pop("eos_token_id", None)  # an answer ends at these on every path
+    assert set(decoding.acting(GenerationConfig(**acting))) == set(acting) - {"length_penalty", "early_stopping"}
+    assert decoding.acting(GenerationConfig(eos_token_id=ends, new_setting=3)) == {"new_setting": 3}
+    assert decoding.acting(GenerationConfig(eos_token_id=ends)) == {}
+
+
+def test_every_field_of_transformers_is_judged() -> None:
+    """No field acts at the value that transformers gives it by default."""
+    defaults = {
+        name: value for name, value in GenerationConfig._get_default_generation_params().items() if name != "num_assistant"
+    }
+    assert len(defaults) > 15
+    assert Decoding.read(GREEDY, default_limit=9).acting(GenerationConfig(**defaults)) == {}
+
+
+def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS, "suppress_tokens": list(range(2, 200))}))
+    module = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = model_with()
+    plain = ours(model, choose_paths(model), questions())
+    model.module.generation_config = module.generation_config
+    assert ours(model, choose_paths(model), questions()) == hflm(model, questions()) != plain
+
+
+def test_several_answers_to_a_question_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match=r"num_return_sequences = 2 .* Set it to 1"):
+        ours(model_with(num_return_sequences=2, num_beams=2), FAST, questions())
+
+
+@PATHS
+def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Paths) -> None:
+    """min_length counts the context: padding would count as text in a batch."""
+    model = model_with(**ACTING["min_length"])
+    alone = [Respondent(model=model).generate_until([request])[0] for request in questions()]
+    assert Respondent(model=model, paths=paths, batch_size=5).generate_until(questions()) == alone
+    ids = [model.text.encode([context])[0] for context in CONTEXTS]
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+    output = model.module.generate(input_ids=padded, attention_mask=mask, max_length=longest + 12)  # type: ignore[operator]
+    texts = [model.text.tokenizer.decode(row, skip_special_tokens=True) for row in output[:, longest:]]
+    assert texts != alone  # negative control
+
+
+def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
+    """A model that scores exactly but writes otherwise with a cache under the decoder is left to generate()."""
+    model = tiny_model()
+    assert choose_paths(model).writes
+    inner = model.module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # As an architecture that makes positions of its own where rows are continued.
+        if kwargs.get("logits_to_keep") == 1 and kwargs.get("position_ids") is not None and kwargs["input_ids"].shape[1] == 1:
+            kwargs["position_ids"] = kwargs["position_ids"] * 0 if kwargs["input_ids"].shape[0] > 1 else kwargs["position_ids"]
+        return inner(*args, **kwargs)
+
+    model.module.forward = forward  # type: ignore[method-assign]
+    with caplog.at_level("INFO"):
+        paths = choose_paths(model)
+    assert paths.fast and not paths.writes
+    assert "continuous batching is not exact for llama" in caplog.text

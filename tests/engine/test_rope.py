@@ -1,0 +1,242 @@
+"""Texts get the number that they get alone where RoPE frequencies depend on the longest text of a pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tiny import ARCHITECTURES, MAX_LENGTH, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer
+from transformers import CONFIG_MAPPING
+
+from lm_harmony.benchmarks.examples import Request
+from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.decoding import decode_greedily
+from lm_harmony.engine.forward import label_logprobs, rows_from
+from lm_harmony.engine.packing import shared_logprobs
+from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
+from lm_harmony.engine.room import Room
+from lm_harmony.engine.rope import RopeRegimes, regimes_of
+from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.together import Lesson, fine_tune_together
+from lm_harmony.engine.training import fine_tune
+from lm_harmony.models.loading import LanguageModel, assemble
+from lm_harmony.recipe import Lora, Recipe
+
+LIMIT = 32
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.2, 1.5, 2.0],
+    "long_factor": [1.0, 3.0, 9.0, 30.0],
+    "original_max_position_embeddings": LIMIT,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 8.0}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": LIMIT}),
+    "llama-longrope": ("llama", {"rope_parameters": LONGROPE}),
+    "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": LIMIT}),
+}
+EACH = pytest.mark.parametrize("name", MODELS)
+PATHS = pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+TEXT = "".join(str(number * number % 10) for number in range(3 * MAX_LENGTH))  # a token for each digit
+LENGTHS = (10, LIMIT - 1, LIMIT, LIMIT + 1, 40, 60, 40, 20, 90, LIMIT)
+LORA = Lora(lora_dropout=0.0, target_modules=("all-linear",))
+
+
+@cache
+def original(name: str) -> LanguageModel:
+    """Make a tiny model that no text has been fed to; only copies of it compute."""
+    architecture, fields = MODELS[name]
+    module = tiny_module(architecture, **copy.deepcopy(fields))
+    for part, weight in module.named_parameters():
+        if "q_proj" in part or "k_proj" in part or "qkv_proj" in part:  # attention that looks at some tokens more than others
+            weight.data.mul_(4)
+    model = assemble(name, module, tiny_tokenizer())
+    return replace(model, max_length=MAX_LENGTH)  # dynamic scaling serves beyond max_position_embeddings
+
+
+def model_of(name: str) -> LanguageModel:
+    return replace(original(name), module=copy.deepcopy(original(name).module))
+
+
+def hflm_alone(name: str, requests: Sequence[Request]) -> list[Any]:
+    """Ask lm_eval's HFLM each request by itself, on a fresh model: transformers keeps frequencies from pass to pass."""
+    answers = []
+    for request in requests:
+        module, tokenizer = model_of(name).module, copy.deepcopy(tiny_tokenizer())
+        hflm = HFLM(pretrained=module, tokenizer=tokenizer, batch_size=1, device="cpu", max_length=MAX_LENGTH)
+        arguments: tuple[Any, ...] = (request.context, request.continuation or dict(request.generation))
+        arguments = (request.continuation,) if request.kind == "loglikelihood_rolling" else arguments
+        [answer] = getattr(hflm, request.kind)([Instance(request.kind, {}, arguments, 0)], disable_tqdm=True)
+        answers.append(answer)
+    return answers
+
+
+def scored() -> list[Request]:
+    """Texts on both sides of the limit that begin alike, so that prefix trees would hold them all."""
+    return [
+        Request(kind="loglikelihood", context=TEXT[: length - 3], continuation=TEXT[length - 3 : length] + letter)
+        for length in LENGTHS
+        for letter in "17"
+    ]
+
+
+def sequences() -> list[TokenSequence]:
+    generator = torch.Generator().manual_seed(3)
+    drawn = [torch.randint(2, VOCABULARY, (length + 1,), generator=generator).tolist() for length in LENGTHS]
+    return [TokenSequence(ids=tuple(ids), first_label=1, row=row) for row, ids in enumerate(drawn)]
+
+
+def logprobs_alone(name: str, asked: Sequence[TokenSequence]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [label_logprobs(model_of(name).module, [sequence]).logprobs_L for sequence in asked]
+
+
+@PATHS
+@EACH
+def test_each_text_scores_as_under_hflm_alone(name: str, paths: Paths) -> None:
+    expected = hflm_alone(name, scored())
+    found = Respondent(model=model_of(name), paths=paths, batch_size=4).loglikelihood(scored())
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+@pytest.mark.parametrize("pass_", [label_logprobs, shared_logprobs])
+@EACH
+def test_in_one_pass_they_would_not(name: str, pass_: Any) -> None:
+    """Longer company moves a short text's log-likelihood by more than half a nat (negative control)."""
+    alone = logprobs_alone(name, sequences())
+    with torch.no_grad():
+        together = pass_(model_of(name).module, sequences())
+    parts = together.logprobs_L.split(together.counts)
+    moved = [float((one.sum() - other.sum()).abs()) for one, other in zip(parts, alone, strict=True)]
+    assert max(moved) > 0.5
+    assert moved[LENGTHS.index(max(LENGTHS))] < 1e-3
+
+
+def test_transformers_keeps_the_frequencies_of_a_longer_text() -> None:
+    """Dynamic scaling: a text after a longer one, in a pass of its own, still gets the longer one's number."""
+    model, [long, short] = model_of("llama-dynamic"), [sequences()[LENGTHS.index(length)] for length in (90, 40)]
+    [alone] = logprobs_alone("llama-dynamic", [short])
+    with torch.no_grad():
+        label_logprobs(model.module, [long])
+        assert float((label_logprobs(model.module, [short]).logprobs_L - alone).abs().max()) > 0.1
+        with PLAIN.computing(model.module):
+            label_logprobs(model.module, [long])
+            assert torch.equal(label_logprobs(model.module, [short]).logprobs_L, alone)
+        # Nothing is left behind for who computes next.
+        assert torch.equal(label_logprobs(model.module, [short]).logprobs_L, alone)
+
+
+@PATHS
+@EACH
+def test_whole_texts_score_as_under_hflm_alone(name: str, paths: Paths) -> None:
+    requests = [Request(kind="loglikelihood_rolling", context="", continuation=TEXT[:length]) for length in (*LENGTHS, 300)]
+    found = Respondent(model=model_of(name), paths=paths, batch_size=4).loglikelihood_rolling(requests)
+    assert found == pytest.approx(hflm_alone(name, requests), abs=1e-4, rel=1e-6)
+
+
+@PATHS
+@EACH
+def test_answers_are_those_of_hflm_alone(name: str, paths: Paths) -> None:
+    """Answers that stay below the limit, that cross it, and that begin beyond it."""
+    requests = [
+        Request(kind="generate_until", context=TEXT[place : place + length], generation={"until": [], "max_gen_toks": 8})
+        for place, length in enumerate((5, 9, 20, 25, 26, 30, LIMIT, LIMIT + 1, 40, 41, 41, 80))
+    ]
+    expected = hflm_alone(name, requests)
+    assert Respondent(model=model_of(name), paths=paths, batch_size=4).generate_until(requests) == expected
+    model = model_of(name)
+    contexts = model.text.encode([request.context for request in requests])
+    options: dict[str, Any] = {"max_new_tokens": 8, "is_finished": lambda rows: [False for _ in rows]}
+    with torch.no_grad():
+        together = {row.place: row.written for row in decode_greedily(model, contexts, batch_size=12, **options)}
+    assert [model.text.tokenizer.decode(list(together[place])) for place in range(len(requests))] != expected
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+@PATHS
+@EACH
+def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Paths, micro_batch: int) -> None:
+    alone = logprobs_alone(name, sequences())
+    expected = -float(torch.cat(alone).double().mean())
+    recipe = Recipe(lora=LORA, epochs=2, batch_size=len(LENGTHS), learning_rate=1e-3)
+    with trainee(model_of(name), recipe, seed=0) as learner:
+        [first, second] = fine_tune(learner, sequences(), recipe, seed=0, micro_batch=micro_batch, paths=paths)
+    assert first.loss == pytest.approx(expected, abs=1e-5)
+    assert second.loss < first.loss
+    with torch.no_grad():  # negative control: a short sequence beside a long one
+        short, long = LENGTHS.index(LIMIT), LENGTHS.index(90)
+        together = label_logprobs(model_of(name).module, [sequences()[short], sequences()[long]]).logprobs_L
+    assert float((together.mean() - torch.cat([alone[short], alone[long]]).mean()).abs()) > 1e-3
+
+
+@EACH
+def test_joint_runs_end_where_each_ends_alone(name: str) -> None:
+    """Sequences of different runs share a pass only where they need the same frequencies."""
+    recipe = Recipe(lora=LORA, epochs=2, batch_size=4, learning_rate=1e-3)
+    lessons = [Lesson(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
+    alone = []
+    for lesson in lessons:
+        with trainee(model_of(name), recipe, seed=lesson.seed) as learner:
+            alone.append([epoch.loss for epoch in fine_tune(learner, lesson.sequences, recipe, seed=lesson.seed, micro_batch=1)])
+    for progress in fine_tune_together(model_of(name), lessons, paths=FAST, micro_batch=4, at_once=2):
+        assert progress.epoch is not None
+        assert progress.epoch.loss == pytest.approx(alone[progress.run][progress.epoch.number - 1], abs=1e-5)
+
+
+@EACH
+def test_the_fast_paths_serve_such_models(name: str) -> None:
+    paths = choose_paths(model_of(name))
+    assert paths.fast and paths.writes
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3_text", "phi3", "mamba"])
+def test_other_models_are_batched_as_before(architecture: str) -> None:
+    """Without such RoPE all lengths are of one regime: order and batches stay."""
+    regimes, asked = regimes_of(tiny_model(architecture).module), sequences()
+    assert regimes == RopeRegimes()
+    places = [3, 1, 2, 0, *range(4, len(asked))]
+    assert regimes.order(asked, places) == places
+    assert regimes.within(rows_from)(asked, 0, 8) == 8
+
+
+def test_regimes_are_read_from_every_form_of_configuration() -> None:
+    longrope = regimes_of(original("phi3").module)
+    assert longrope.of(LIMIT) == longrope.of(1) != longrope.of(LIMIT + 1) == longrope.of(9999)
+    dynamic = regimes_of(original("llama-dynamic").module)
+    assert dynamic.of(LIMIT) == dynamic.of(1) != dynamic.of(LIMIT + 1) != dynamic.of(LIMIT + 2)
+    module = copy.deepcopy(tiny_module("gemma3_text"))  # one set of parameters for each type of layer
+    module.config.rope_parameters = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
+    assert regimes_of(module) == longrope
+    module.config = CONFIG_MAPPING["gpt2"](rope_scaling={"type": "su"}, original_max_position_embeddings=LIMIT)  # remote code
+    assert regimes_of(module) == longrope
+    published: dict[str, Any] = {
+        "type": "longrope",
+        "short_factor": LONGROPE["short_factor"],
+        "long_factor": LONGROPE["long_factor"],
+    }
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0}
+    module.config = CONFIG_MAPPING["phi3"](rope_scaling=published, original_max_position_embeddings=LIMIT, **sizes)
+    assert regimes_of(module) == longrope
+    asked = sequences()
+    ordered = [asked[place] for place in longrope.order(asked, range(len(asked)))]
+    assert longrope.within(rows_from)(ordered, 0, 100) == sum(length > LIMIT for length in LENGTHS)
+
+
+def test_few_rows_at_a_time_write_the_same() -> None:
+    """Continuous batching within a regime: rows leave and enter."""
+    arguments = {"until": ["3"], "max_gen_toks": 6}
+    texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
+    requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]
+    paths = replace(FAST, room=Room(written_rows=3))
+    few = Respondent(model=model_of("phi3"), paths=paths).generate_until(requests)
+    assert few == Respondent(model=model_of("phi3"), batch_size=1).generate_until(requests)
