@@ -275,16 +275,6 @@ def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_
     assert [run.store.record().sources is not None for run in later.status().finished] == [True]
 
 
-def test_a_damaged_record_is_a_failure_with_its_file(tmp_path: Path) -> None:
-    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0])
-    study = Study.read(path)
-    for assignment, text in zip(study.assignments, ("{", '{"format": 99}'), strict=True):
-        assignment.store.folder.mkdir(parents=True)
-        (assignment.store.folder / "record.json").write_text(text)
-    causes = [failure.cause for failure in study.status().failed.values()]
-    assert "record.json is not JSON" in causes[0] and "format 99" in causes[1]
-
-
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"])
     process = subprocess.Popen(

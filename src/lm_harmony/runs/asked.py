@@ -58,7 +58,7 @@ def direct_id(spec: RunSpec, asked: Asked, sources: Iterable[Source], *, dtype: 
         spec: a run.
         asked: its fingerprints.
         sources: of its model and of its task; the rows count as they are asked.
-        dtype: type of the weights, such as "torch.float32".
+        dtype: types of the weights and of the products, as ``LanguageModel.precision`` writes them.
     """
     model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # the content counts
     content = [source.content for source in sources if source.kind != "rows"]

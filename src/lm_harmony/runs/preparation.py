@@ -67,7 +67,7 @@ class Prepared:
     @property
     def direct_id(self) -> str:
         """What runs must share to share the direct score: known without asking the test."""
-        return direct_id(self.spec, self.asked, self.sources, dtype=str(self.model.module.dtype))
+        return direct_id(self.spec, self.asked, self.sources, dtype=repr(self.model.precision))
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
