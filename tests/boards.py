@@ -14,6 +14,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.record import DataRecord, EpochRecord, Failure, RunRecord
+from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -66,6 +67,8 @@ def write_run(
     recipe: Recipe = PUBLISHED,
     outcomes: Sequence[Any] = (),
     name: str | None = None,
+    versions: Mapping[str, str] = {},
+    sources: tuple[Source, ...] | None = (),
 ) -> RunStore:
     """Write a finished run's record, and its samples if ``outcomes`` of its questions are given."""
 
@@ -95,8 +98,9 @@ def write_run(
         chosen_epoch=1,
         trained=score(trained),
         test_curve={},
-        environment={},
+        environment={"versions": versions} if versions else {},
         costs={},
+        sources=sources,
     )
     store = RunStore.at(results, name or f"{task}/{model.replace('/', '--')}/seed{seed}")
     store.begin(spec, data="f", overwrite=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,9 @@ from hub import LoopbackHub, write_arc_dataset
 from rows import ROWS
 from shared import DATA
 from tiny import write_tiny_model
+
+_CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
+os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache stays as it is
 
 
 def pytest_report_header() -> str:

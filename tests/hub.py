@@ -103,7 +103,9 @@ def _missing(code: str = "", headers: Mapping[str, str] | None = None) -> _Answe
 
 
 def _info(repository: _Repository, path: str, fields: _Fields) -> _Answer:
-    siblings = [{"rfilename": name, "size": len(content)} for name, content in repository.files.items()]
+    siblings = [
+        {"rfilename": name, "size": len(content), "blobId": _blob_id(content)} for name, content in repository.files.items()
+    ]
     return _json({"id": repository.name, "sha": repository.commit, "tags": [], "siblings": siblings})
 
 
@@ -150,8 +152,10 @@ class _HubServer(ThreadingHTTPServer):
     # `datasets` opens many connections at once; one that finds the queue full waits a second to try again.
     request_queue_size = 64
 
-    def __init__(self, repositories: Mapping[tuple[str, str], _Repository]) -> None:
-        self.repositories = repositories
+    def __init__(
+        self, repositories: Mapping[tuple[str, str], _Repository], earlier: Mapping[tuple[str, str], _Repository]
+    ) -> None:
+        self.repositories, self.earlier = repositories, earlier
         self.requests: list[str] = []
         super().__init__(("127.0.0.1", 0), _HubRequests)
 
@@ -173,7 +177,10 @@ class _HubServer(ThreadingHTTPServer):
             return _missing("RepoNotFound")
         match rest[repository.name.count("/") + 1 :] or ["revision", _BRANCH]:
             case [action, revision, *path] if action in endpoints:
-                if revision not in (_BRANCH, repository.commit):
+                before = self.earlier.get((kind, repository.name))
+                if before is not None and revision == before.commit:
+                    repository = before
+                elif revision not in (_BRANCH, repository.commit):
                     return _missing("RevisionNotFound")
                 return endpoints[action](repository, "/".join(path), fields)
         return _missing()
@@ -211,12 +218,16 @@ class _HubRequests(BaseHTTPRequestHandler):
 class LoopbackHub:
     """Folders served as hub repositories, by repository id, for as long as the ``with`` block lasts.
 
-    The folders are read once, here: write them first and leave them alone.
+    The folders are read once, here: write them first and leave them alone. ``earlier`` holds folders of models as they were
+    one commit before.
     """
 
-    def __init__(self, *, models: Mapping[str, Path] = {}, datasets: Mapping[str, Path] = {}) -> None:
+    def __init__(
+        self, *, models: Mapping[str, Path] = {}, datasets: Mapping[str, Path] = {}, earlier: Mapping[str, Path] = {}
+    ) -> None:
         served = [("models", *item) for item in models.items()] + [("datasets", *item) for item in datasets.items()]
-        self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served})
+        before = {("models", name): _read_repository(name, folder) for name, folder in earlier.items()}
+        self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served}, before)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.requests = self._server.requests
         """Each request so far as "METHOD path": the path unquoted and without its query."""

@@ -143,7 +143,7 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) 
     asked = Study.read(file)
     if watch:
         study_command.watch(asked)
-    now = asked.status()
+    now = study_command.status_of(asked)
     study_command.show_status(now, asked.spec)
     return not now.failed
 

@@ -20,6 +20,10 @@ class UsageError(HarmonyError, ValueError):
     """What was asked contradicts a rule: an unknown name, a value out of range, a run that is there already."""
 
 
+class NotCurrent(UsageError):
+    """A run that is there was made from other files, commits or requests than those of now."""
+
+
 class BenchmarkError(HarmonyError, ValueError):
     """A benchmark cannot serve: no training split, an empty split, a row without its column, no data."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_harmony.errors import UsageError
+from lm_harmony.progress import display
 from lm_harmony.studies.assignment import Assignment
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.study import Status, Study
@@ -31,7 +33,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
         KeyboardInterrupt: after a line that says how to go on.
     """
     console = Console(stderr=True, soft_wrap=True)
-    before, started = study.status(), time.monotonic()
+    before, started = status_of(study), time.monotonic()
     total = len(study.assignments)
     done = len(before.finished)
     with _messages(console), _view(console) as view:
@@ -49,6 +51,12 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     return not status.failed and len(status.finished) == total
 
 
+def status_of(study: Study) -> Status:
+    """Return how a study stands, with a bar while large files are read to see whether they changed."""
+    with display(Console(stderr=True)):
+        return study.status()
+
+
 def show_status(status: Status, spec: StudySpec) -> None:
     """Print how many runs are finished, running, failed and waiting, and why those that failed did."""
     console = Console()
@@ -59,6 +67,13 @@ def show_status(status: Status, spec: StudySpec) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if status.changed:
+        table = Table("run", "because", title="Waiting again", title_justify="left")
+        for assignment, reason in status.changed.items():
+            table.add_row(assignment.name, reason)
+        console.print(table)
+    for reason, runs in Counter(status.unverified.values()).items():
+        console.print(f"{runs} of the finished runs: {reason}; whether it changed cannot be told.", highlight=False)
     if status.failed:
         table = Table("run", "cause", title="Failed", title_justify="left")
         for assignment, failure in status.failed.items():
@@ -92,14 +107,16 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
 
 def list_runs(study: Study) -> None:
     """Print every run of ``study`` and how it stands."""
-    status = study.status()
+    status = status_of(study)
     stands = {
         **dict.fromkeys(status.finished, "finished"),
         **dict.fromkeys(status.running, "running"),
         **dict.fromkeys(status.failed, "failed"),
     }
     for assignment in study.assignments:
-        Console(soft_wrap=True).print(f"{stands.get(assignment, 'waiting'):9} {assignment.name}", highlight=False, markup=False)
+        reason = status.changed.get(assignment) or status.unverified.get(assignment)
+        line = f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else "")
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:

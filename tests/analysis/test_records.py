@@ -18,8 +18,10 @@ from lm_harmony.analysis.board import own_board
 from lm_harmony.analysis.records import MOST_NAMED, combined
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
+from lm_harmony.runs.hashes import sha256_of
 from lm_harmony.runs.record import Failure
 from lm_harmony.runs.scan import records_below
+from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import ModelSpec
 from lm_harmony.runs.store import RunStore
 
@@ -241,3 +243,29 @@ def test_records_that_looser_rules_let_through_stay_readable(tmp_path: Path) -> 
     file.write_bytes(change(file.read_text(encoding="utf-8")))
     matrix = ScoreMatrix.from_records(tmp_path)
     assert matrix.notes == () and matrix.trained.values.loc["a", "arc_easy"] == 0.5
+
+
+def test_scores_of_several_versions_are_noted(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a", versions={"lm_eval": "0.4.13", "lm-harmony": "0.1.0", "torch": "2.11"})
+    write_run(tmp_path, model="b", versions={"lm_eval": "0.4.13", "lm-harmony": "0.1.0", "torch": "2.12"})
+    assert ScoreMatrix.from_records(tmp_path).notes == ()
+    write_run(tmp_path, model="c", versions={"lm_eval": "0.4.12", "lm-harmony": "0.1.0"})
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.notes == ("arc_easy: its scores mix versions of lm_eval: 0.4.12 in 1 runs, 0.4.13 in 2 runs",)
+    assert matrix.notes[0] in own_board(matrix).notes
+
+
+def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> None:
+    """A file is looked at where it was; one that is not there, as on another machine, says nothing."""
+    task = tmp_path / "own.yaml"
+    task.write_text("task: own\n")
+    source = Source(kind="task", name="own.yaml", path=str(task), size=10, sha256=sha256_of(task))
+    gone = Source(kind="rows", name="train.jsonl", path=str(tmp_path / "gone"), size=1, sha256="0")
+    write_run(tmp_path / "results", model="a", sources=(source, gone))
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == ()
+    task.write_text("task: owl\n")
+    write_run(tmp_path / "results", model="b", sources=None)
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == (
+        "arc_easy: 1 runs are not current: own.yaml changed since",
+        "1 runs were made before sources were recorded: whether they are current cannot be told",
+    )

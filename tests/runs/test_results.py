@@ -203,7 +203,7 @@ def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: 
     first["direct"].unlink()
     undirected = dataclasses.replace(store.record(), direct=None)
     store.finish(undirected)
-    add_direct(store)
+    add_direct(store, undirected.spec)
     assert len(files_of_direct(store)) == 1 and store.record().direct is not None
 
 

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tiny import write_tiny_model
 
 import lm_harmony.errors
 from lm_harmony.errors import HarmonyError, StoreError, UsageError
+from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import EpochRecord
 from lm_harmony.runs.store import RunStore
 
@@ -91,6 +93,25 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads((store.folder / "record.json").read_text())["chosen_epoch"] in (1, 2)
+
+
+def test_a_record_that_was_written_again_behind_a_url_is_pulled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was carried out again replaces its record: a working copy of the earlier one must not stand for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = tmp_path / "results" / "task" / "model" / "record.json"
+    there.parent.mkdir(parents=True)
+    there.write_text("1")
+    os.utime(there, (time.time() - 60,) * 2)
+    mirror = Mirror(f"file://{tmp_path / 'results'}")
+    here = mirror.folder / "task" / "model" / "record.json"
+    mirror.pull_ended()
+    pulled = here.stat().st_mtime_ns
+    Mirror(mirror.url).pull_ended()
+    assert (here.read_text(), here.stat().st_mtime_ns) == ("1", pulled), "a record that stayed is not pulled twice"
+    there.write_text("2")
+    os.utime(there, (time.time() + 60,) * 2)
+    Mirror(mirror.url).pull_ended()
+    assert here.read_text() == "2"
 
 
 def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def damaged(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"]}), encoding="utf-8")
     for assignment in Study.read(path).assignments:
-        write_run(tmp_path / "results", model=assignment.spec.model.name, name=assignment.name)
+        write_run(tmp_path / "results", model=assignment.spec.model.name, name=assignment.name, sources=None)
     file = record_of(path)
     file.write_text(file.read_text(encoding="utf-8")[:100], encoding="utf-8")
     return path
@@ -59,9 +59,8 @@ def test_no_retry_overwrites_it(damaged: Path) -> None:
 
 def test_with_whole_records_nothing_failed(damaged: Path) -> None:
     """Negative control."""
-    write_run(
-        damaged.parent / "results", model="b/b", name=record_of(damaged).parent.relative_to(damaged.parent / "results").as_posix()
-    )
+    results = damaged.parent / "results"
+    write_run(results, model="b/b", name=record_of(damaged).parent.relative_to(results).as_posix(), sources=None)
     status = Study.read(damaged).status()
     assert len(status.finished) == 3 and not status.failed
 

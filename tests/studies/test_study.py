@@ -181,13 +181,14 @@ def test_a_worker_that_keeps_dying_costs_its_run_three_attempts(tmp_path: Path, 
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HOOK)
-    monkeypatch.setenv("PYTHONPATH", str(hook))
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{hook}{os.pathsep}{before}")
     status = study.run()
     assert len(status.finished) == 3
     (failure,) = status.failed.values()
     assert failure.kind == "worker died" and failure.attempts == 3 and "signal 9" in failure.cause
     assert any("about to die" in line for line in failure.log_tail)
-    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", before)
     assert len(study.run(retry_failed=True).finished) == 4
 
 
@@ -205,27 +206,73 @@ def test_a_direct_score_asked_for_later_is_added_without_training_again(tmp_path
     assert isinstance(after, RunRecord)
 
 
-def test_a_changed_recipe_row_or_weight_is_a_new_run(tmp_path: Path) -> None:
-    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])
-    names = set()
+def test_a_changed_recipe_is_a_new_run_and_a_changed_row_is_not(tmp_path: Path) -> None:
+    """A request names a run's folder; what it is made from does not, nor does the place of the whole study."""
+    path = write_world(tmp_path / "one", models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])
 
     def name() -> str:
         (assignment,) = Study.read(path).assignments
         return assignment.name
 
-    names.add(name())
-    assert name() in names
-    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
-    names.add(name())
-    rows = tmp_path / "data" / "parity" / "train.jsonl"
+    before = name()
+    rows = tmp_path / "one" / "data" / "parity" / "train.jsonl"
     rows.write_text(rows.read_text().replace('"label": 1', '"label": 0', 1))
-    names.add(name())
-    weights = tmp_path / "models" / "llama" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-3] ^= 1
-    weights.write_bytes(bytes(content))
-    names.add(name())
-    assert len(names) == 4
+    assert name() == before
+    (tmp_path / "one").rename(tmp_path / "two")
+    path = tmp_path / "two" / "study.yaml"
+    assert name() == before
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    assert name() != before
+
+
+def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_place(tmp_path: Path) -> None:
+    """One study, and after each change of a file the command line tells; a restored file makes the run current again."""
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0])
+    study = Study.read(path)
+    study.run()
+
+    def told(*words: str) -> str:
+        command = [sys.executable, "-m", "lm_harmony.cli", *words]
+        said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True)
+        return said.stdout
+
+    assert study.status().changed == {} and len(study.status().finished) == 2
+    task = tmp_path / "parity.yaml"
+    before = task.read_text()
+    task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
+    said = told("status", str(path))
+    assert "1 finished, 0 running, 0 failed, 1 waiting" in said and "parity.yaml changed since" in said
+    task.write_text(before)
+    assert study.status().changed == {}
+    task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
+    assert "(parity.yaml changed since)" in told("study", str(path), "--dry-run")
+    old = study.assignments[0].store.record()
+    assert len(study.run().finished) == 2
+    new = study.assignments[0].store.record()
+    assert new.asked != old.asked and new.epochs[0].loss != old.epochs[0].loss
+    assert len(list(study.spec.results_dir.rglob("record.json"))) == 2
+    assert study.status().changed == {}
+
+
+def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_path: Path) -> None:
+    """Such a record lies in a folder that was named by content; it is found, counts, and says what it cannot say."""
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
+    study = Study.read(path)
+    study.run()
+    (assignment,) = study.assignments
+    record = json.loads((assignment.store.folder / "record.json").read_text())
+    del record["sources"], record["asked"]
+    (assignment.store.folder / "record.json").write_text(json.dumps(record))
+    assignment.store.folder.rename(assignment.store.folder.with_name("seed0-0123456789abcdef"))
+    status = Study.read(path).status()
+    assert [run.name.rpartition("/")[2] for run in status.finished] == ["seed0-0123456789abcdef"]
+    assert list(status.unverified.values()) == ["made before sources were recorded"]
+    # What it lacks cannot be added to it: it is carried out again.
+    path.write_text(path.read_text().replace("direct: false", "direct: true"))
+    later = Study.read(path)
+    assert list(later.status().changed.values()) == ["made before sources were recorded"]
+    assert later.run().unverified == {}
+    assert [run.store.record().sources is not None for run in later.status().finished] == [True]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

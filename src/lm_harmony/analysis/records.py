@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm_harmony.analysis.cells import PREPARATIONS, Cell, Found, Preparation
+from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
@@ -67,7 +68,8 @@ def record_cells(results: Path, *, seed: int | None = None) -> Found:
     for (model, benchmark), cause in _missing(causes, runs).items():
         cells += [Cell(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
-    notes = (*_unread(damaged), *_differences(runs))
+    provenance = provenance_notes(record for group in runs.values() for record, _ in group)
+    notes = (*_unread(damaged), *_differences(runs), *provenance)
     return Found(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=notes)
 
 

@@ -46,18 +46,19 @@ class Splits:
         return f"{len(self.train):,} train, {len(self.validation):,} validation, {len(self.test):,} test rows"
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of every text and target in its order: the data that a run stands on."""
+        """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target in its order."""
         return fingerprint_of(self.train, self.validation, self.test)
 
 
 def fingerprint_of(*splits: Sequence[Example]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of every text and target of ``splits`` in their order."""
+    """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target of ``splits`` in their order."""
     digest = hashlib.sha256()
     for examples in splits:
         digest.update(f"split of {len(examples)}".encode())
         for example in examples:
-            texts = [example.context, example.continuation, example.target, *example.identity]
-            digest.update(json.dumps(texts).encode())
+            requests = [[one.kind, one.context, one.continuation, dict(one.generation)] for one in example.requests]
+            texts = [example.context, example.continuation, example.target, *requests]
+            digest.update(json.dumps(texts, default=str).encode())
     return digest.hexdigest()[:16]
 
 

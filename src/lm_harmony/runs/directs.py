@@ -20,7 +20,7 @@ class DirectScores:
     """Where the results are behind a URL."""
 
     def find(self, name: str) -> Score | None:
-        """Return the score kept under ``identity.direct_id``, with its samples, or None."""
+        """Return the score kept under ``asked.direct_id``, with its samples, or None."""
         store = RunStore(self.folder / name, self.mirror)
         store.pull()
         known = store.direct()

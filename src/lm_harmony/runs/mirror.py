@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ class Mirror:
 
     def pull_ended(self) -> None:
         """Learn what every run's folder says of its end."""
-        names = {name for name in self.there() if name.rpartition("/")[2] in ENDED}
-        for name in self._files("").keys() - names:
+        names = {name: info for name, info in self.listed("").items() if name.rpartition("/")[2] in ENDED}
+        for name in self._files("").keys() - names.keys():
             if name.endswith(LAST):
                 (self.folder / name).unlink()
-        for name in names:
-            if not name.endswith("/record.json") or not (self.folder / name).is_file():  # a record never changes
+        for name, info in names.items():
+            if not name.endswith("/record.json") or not _is_copy(self.folder / name, info):
                 self._get(name)
 
     def push(self, path: str) -> None:
@@ -167,6 +168,15 @@ class Mirror:
     def forget(self) -> None:
         """Remove the working copy."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _is_copy(file: Path, info: Mapping[str, Any]) -> bool:
+    """Tell whether a file of the working copy is of the size of the remote one and was pulled after that was written."""
+    if not file.is_file() or file.stat().st_size != int(info["size"]):
+        return False
+    written = info.get("LastModified") or info.get("mtime") or info.get("created")
+    seconds = written.timestamp() if isinstance(written, datetime) else written
+    return isinstance(seconds, (int, float)) and file.stat().st_mtime > float(seconds)
 
 
 def _rank(name: str) -> int:

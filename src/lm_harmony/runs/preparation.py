@@ -7,19 +7,25 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
+from lm_harmony.benchmarks.opened_files import files_opened_by
 from lm_harmony.benchmarks.score import Score
-from lm_harmony.benchmarks.splits import Splits, fingerprint_of, make_splits
+from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+from lm_harmony.runs.asked import Asked, direct_id, what_is_asked
 from lm_harmony.runs.memory_errors import memory_errors
+from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 
@@ -46,6 +52,10 @@ class Prepared:
     """The metric that chooses the epoch."""
     higher_is_better: bool
     """Its direction."""
+    sources: tuple[Source, ...] = field(repr=False)
+    """Every file and hub commit that it stands on."""
+    asked: Asked
+    """Fingerprints of what the model is asked."""
     work: Work = field(default_factory=Work, repr=False)
     """What was asked of the model so far."""
 
@@ -55,9 +65,9 @@ class Prepared:
         return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
 
     @property
-    def tested(self) -> str:
-        """Fingerprint of what the test asks, without asking it."""
-        return fingerprint_of(self.splits.test)
+    def direct_id(self) -> str:
+        """What runs must share to share the direct score: known without asking the test."""
+        return direct_id(self.spec, self.asked, self.sources, dtype=repr(self.model.precision))
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
@@ -94,7 +104,11 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
     """
     asked = spec.benchmark
-    task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+    found = task_sources(asked)  # before anything is read: what changes in between differs from the record
+    code = [Path(source.path) for source in found if source.kind == "task" and source.path]
+    forget_modules(code)
+    with files_opened_by(code) as opened:
+        task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)
     if metric not in task.metrics:
         known = list(task.metrics)
@@ -110,7 +124,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     if spec.model.apply_chat_template:
         model.text.require_chat_template()
         chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
-    splits = make_splits(task, caps=spec.benchmark.caps, seed=spec.seed, protocol=spec.benchmark.split_protocol, chat=chat)
+    with files_opened_by(code) as opened_later:
+        splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
     first = splits.train[0]
     model.text.check_single_prefix(first.context + (first.continuation or ""))
     sequences = training_sequences(
@@ -125,6 +140,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
+        sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
+        asked=what_is_asked(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
     )
     _tell(run)
     return run

@@ -13,10 +13,9 @@ from typing import Any
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.errors import StoreError
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
-from lm_harmony.runs.identity import direct_id
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
@@ -48,7 +47,7 @@ def train_before_test(
     meter = Meter()
     with meter.phase("preparation"):
         run = prepare(spec, kept)
-    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite)
+    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.asked.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, kept) if spec.direct else None
         with memory_errors(spec, "training"), trainee(run.model, spec.recipe, seed=spec.seed) as learner:
@@ -66,7 +65,6 @@ def train_before_test(
         model_revision=run.model.revision,
         metric=run.metric,
         higher_is_better=run.higher_is_better,
-        data=_data(run),
         direct=direct,
         epochs=epochs,
         chosen_epoch=chosen.epoch,
@@ -74,6 +72,7 @@ def train_before_test(
         test_curve=curve,
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
+        **_made_from(run),
     )
     write_outcomes(store, run, record)
     store.finish(record)
@@ -96,9 +95,10 @@ def score_again(store: RunStore) -> RunRecord:
 
     Raises:
         StoreError: the run is not finished, or its weights are gone.
+        NotCurrent: what it was made from has changed.
     """
     record = store.record()
-    run = _prepare_again(store, record, None)
+    run = _prepare_again(store, record, record.spec, None)
     with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
         learner.load(store.folder / "adapter")
         score = _test(run, Meter())
@@ -107,10 +107,11 @@ def score_again(store: RunStore) -> RunRecord:
     return again
 
 
-def _prepare_again(store: RunStore, record: RunRecord, kept: Kept | None) -> Prepared:
-    run = prepare(record.spec, kept)
-    if run.splits.fingerprint() != record.data.fingerprint:
-        raise StoreError(f"{store.folder}: the rows changed since the run. Give the rows of then, or run it with --overwrite.")
+def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: Kept | None) -> Prepared:
+    """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
+    refuse_not_current(store.folder, record, spec)
+    run = prepare(spec, kept)
+    refuse_other_answer(store.folder, record, asked=run.asked.run, sources=run.sources)
     return run
 
 
@@ -125,27 +126,31 @@ def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> 
     known = store.direct()
     if known is None:
         shared = kept.directs if kept else None
-        name = direct_id(run.spec, run.tested)
-        known = shared.find(name) if shared else None
+        known = shared.find(run.direct_id) if shared else None
         if known is None:
             known = _test(run, meter)
             if shared:
-                shared.keep(name, known)
+                shared.keep(run.direct_id, known)
         store.write_samples("direct", known.samples)
         store.keep_direct(known)
     return known
 
 
-def add_direct(store: RunStore, kept: Kept | None = None) -> RunRecord:
+def add_direct(store: RunStore, spec: RunSpec, kept: Kept | None = None) -> RunRecord:
     """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
 
+    Args:
+        store: the run's folder.
+        spec: the run, now with its direct score.
+        kept: what earlier runs hand on.
+
     Raises:
-        StoreError: the run is not finished, or its rows have changed.
+        StoreError: the run is not finished.
+        NotCurrent: what it was made from has changed.
     """
     record = store.record()
-    spec = replace(record.spec, direct=True)
-    run = _prepare_again(store, record, kept)
-    again = replace(record, spec=spec, direct=_direct(run, store, Meter(), kept))
+    run = _prepare_again(store, record, spec, kept)
+    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), kept))
     write_direct(store, run, again)
     store.finish(again)
     return again
@@ -219,6 +224,10 @@ def _environment(run: Prepared) -> dict[str, Any]:
     """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     return {**described, "precision": asdict(run.model.precision), "engine": run.paths.describe()}
+
+
+def _made_from(run: Prepared) -> dict[str, Any]:
+    return {"data": _data(run), "sources": run.sources, "asked": run.asked.run}
 
 
 def _data(run: Prepared) -> DataRecord:

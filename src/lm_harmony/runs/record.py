@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError
+from lm_harmony.runs.sources import Source, sources_from
 from lm_harmony.runs.spec import RunSpec
 
 FORMAT = 1
@@ -113,6 +114,10 @@ class RunRecord:
     """Versions, hardware, source revision."""
     costs: Mapping[str, float] = field(compare=False)
     """Seconds of each phase, tokens, peak memory in bytes."""
+    sources: tuple[Source, ...] | None = None
+    """Every file and hub commit that the run was made from; None: made before sources were recorded."""
+    asked: str | None = None
+    """Fingerprint of what was asked (``runs.asked.Asked.run``); None: made before it was recorded."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values for JSON, without per-document samples."""
@@ -122,6 +127,7 @@ class RunRecord:
         values["epochs"] = [asdict(epoch) for epoch in self.epochs]
         for key in ("direct", "trained"):
             values[key] = values[key].to_dict() if values[key] else None
+        values["sources"] = None if self.sources is None else [source.to_dict() for source in self.sources]
         values["test_curve"] = {str(epoch): dict(metrics) for epoch, metrics in self.test_curve.items()}
         return {"format": FORMAT, **values}
 
@@ -136,6 +142,7 @@ class RunRecord:
         if known != FORMAT:
             raise StoreError(f"record format {known!r} is not {FORMAT}. Read it with the LM-Harmony that wrote it.")
         try:
+            values = {"sources": None, "asked": None, **values}
             rest = {field.name: values[field.name] for field in fields(cls)}
             rest["spec"] = RunSpec.from_dict(rest["spec"])
             appended = tuple(rest["data"].get("appended_tokens", ()))  # records before this field know nothing of it
@@ -143,6 +150,7 @@ class RunRecord:
             rest["epochs"] = tuple(EpochRecord(**epoch) for epoch in rest["epochs"])
             for key in ("direct", "trained"):
                 rest[key] = None if rest[key] is None else Score(**rest[key])
+            rest["sources"] = sources_from(rest["sources"])
             rest["test_curve"] = {int(epoch): metrics for epoch, metrics in rest["test_curve"].items()}
             return cls(**rest)
         except (KeyError, TypeError) as error:

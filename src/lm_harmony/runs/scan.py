@@ -6,6 +6,7 @@ import logging
 import numbers
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,37 @@ def read_end(store: RunStore) -> RunRecord | Failure | None:
     Raises:
         StoreError: record.json or failure.json is damaged, or of another program; the text names file and cause.
     """
-    file = store.folder / ("record.json" if store.is_finished() else "failure.json")
-    try:
-        if not store.is_finished():
-            return store.failure()
+    return read_record(store) if store.is_finished() else read_failure(store)
+
+
+def read_record(store: RunStore) -> RunRecord:
+    """Read the record of a finished run and check its values.
+
+    Raises:
+        StoreError: as ``read_end``.
+    """
+    with _named(store, "record.json"):
         record = store.record()
         _refuse_wrong_types(record)
         return record
+
+
+def read_failure(store: RunStore) -> Failure | None:
+    """Read why a run was given up; None where it was not.
+
+    Raises:
+        StoreError: as ``read_end``.
+    """
+    with _named(store, "failure.json"):
+        return store.failure()
+
+
+@contextmanager
+def _named(store: RunStore, name: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into one error that names it."""
+    file = store.folder / name
+    try:
+        yield
     except _DAMAGE as error:
         remedy = f"Restore the file, or remove {store.folder} and carry the run out again."
         raise StoreError(f"{file} cannot be read: {_cause(error, file)}. {remedy}") from error

@@ -1,7 +1,7 @@
 """A run's folder.
 
     <results>/<exp_name>/
-        config.yaml               all that was asked, with the recipe's fingerprint; written first
+        config.yaml               all that was asked, with the recipe's fingerprint and the sources; written first
         log.txt                   what happened, with times
         direct.json               test score of the untouched model, where asked
         epochs.jsonl              one line an epoch, appended as it ends
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,8 +31,10 @@ import yaml
 
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
 from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import EpochRecord, Failure, RunRecord
+from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.whole import write_whole
 
@@ -66,51 +68,46 @@ class RunStore:
         """Refuse early, before anything is loaded, what the folder does not allow.
 
         Raises:
-            UsageError: a run is there and neither ``resume`` nor ``overwrite`` was asked, or it was asked otherwise.
+            UsageError: a run is there and neither ``resume`` nor ``overwrite`` was asked, it was asked otherwise, or what it
+                stands on has changed.
         """
         if overwrite:
             return
         if self.is_finished():
-            raise UsageError(f"exp_name: {self.folder} holds a finished run. Add --overwrite, or choose another --exp_name.")
-        asked = self.asked()
-        if asked is None:
+            refuse_finished(self.folder, self.record())
+        begun = self.asked()
+        if begun is None:
             return
         if not resume:
             raise UsageError(
                 f"exp_name: {self.folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
             )
-        asked = RunSpec.from_dict(asked).to_dict()  # gives an older request the fields that it lacks
-        now = spec.to_dict()
-        other = [
-            f"{key} was {asked.get(key)}, is {value}"
-            for key, value in now.items()
-            if _decides(key, asked.get(key)) != _decides(key, value)
-        ]
-        if other:
-            raise UsageError(
-                f"resume_from_checkpoint: {self.folder} was begun with another request: {'; '.join(other)}. "
-                f"Repeat the first request, or add --overwrite."
-            )
+        refuse_other_request(self.folder, begun, spec)
 
-    def begin(self, spec: RunSpec, *, data: str, overwrite: bool) -> None:
-        """Write config.yaml; of a run that is continued, check that its rows are the same.
+    def begin(
+        self, spec: RunSpec, *, data: str, overwrite: bool, asked: str | None = None, sources: Sequence[Source] = ()
+    ) -> None:
+        """Write config.yaml; of a run that is continued, check that it stands on the same.
 
         Args:
             spec: what is asked.
             data: fingerprint of the rows.
             overwrite: remove what a run left here.
+            asked: fingerprint of what is asked.
+            sources: every file and hub commit that the run stands on.
 
         Raises:
-            UsageError: the rows changed since the run was begun, or the folder holds other things than a run.
+            UsageError: any of these changed since the run was begun, or the folder holds other things than a run.
         """
         if overwrite:
             self._clear()
-        asked = self.asked()
-        if asked is not None and asked["data_fingerprint"] != data:
-            raise UsageError(f"resume_from_checkpoint: the rows changed since {self.folder} was begun. Add --overwrite.")
-        if asked is None:
+        begun = self.asked()
+        if begun is not None:
+            refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)
+        else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            config = {**spec.to_dict(), "data_fingerprint": data}
+            config = {**spec.to_dict(), "data_fingerprint": data, "asked_fingerprint": asked}
+            config["sources"] = [source.to_dict() for source in sources]
             write_whole(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def asked(self) -> dict[str, Any] | None:
@@ -233,10 +230,3 @@ class RunStore:
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.") from error
         except json.JSONDecodeError as error:
             raise StoreError(f"{path} is not JSON: {error}. Run it again with --overwrite.") from error
-
-
-def _decides(key: str, value: Any) -> Any:
-    """Return of a part of the request what a continued run must repeat: all but where and how often it shows or keeps things."""
-    if key != "execution" or value is None:
-        return value
-    return {name: value[name] for name in ("engine", "device", "micro_batch", "gradient_checkpointing")}

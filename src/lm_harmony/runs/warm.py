@@ -11,6 +11,7 @@ import torch
 from lm_harmony.engine.paths import Paths, choose_paths
 from lm_harmony.models.loading import LanguageModel, Precision, load_model, resolve_device, resolve_precision
 from lm_harmony.runs.directs import DirectScores
+from lm_harmony.runs.sources import Source, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class Base:
     """How its forward passes are laid out, as the probe found."""
     checksum: str
     """Of its weights as they were loaded."""
+    sources: tuple[Source, ...]
+    """Files of its folder, or its hub repository with the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class _Asked:
     device: torch.device
     engine: str
     gradient_checkpointing: bool
+    sources: tuple[Source, ...]
 
 
 class WarmBase:
@@ -61,6 +65,7 @@ class WarmBase:
             device=device,
             engine=spec.execution.engine,
             gradient_checkpointing=spec.execution.gradient_checkpointing,
+            sources=model_sources(spec.model),  # read before loading: what changes in between differs from the record
         )
         if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
             return self._base
@@ -111,4 +116,5 @@ def _load(asked: _Asked) -> Base:
     if asked.gradient_checkpointing:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     paths = choose_paths(model, asked.engine)
-    return Base(model=model, paths=paths, checksum=checksum(model.module))
+    sources = with_commit(asked.sources, "model", model.revision)
+    return Base(model=model, paths=paths, checksum=checksum(model.module), sources=sources)

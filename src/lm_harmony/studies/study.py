@@ -14,11 +14,13 @@ from typing import Any
 
 from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
-from lm_harmony.runs.scan import read_end
+from lm_harmony.runs.scan import read_failure
+from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
 from lm_harmony.studies.events import EventLog
+from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import is_held
 from lm_harmony.studies.queue import Queue
 from lm_harmony.studies.remote_lease import held_runs
@@ -46,6 +48,10 @@ class Status:
     """Someone works on them now."""
     waiting: tuple[Assignment, ...]
     """All others."""
+    changed: Mapping[Assignment, str] = field(default_factory=dict)
+    """Those of the waiting ones that were finished, and what they stand on that changed since."""
+    unverified: Mapping[Assignment, str] = field(default_factory=dict)
+    """Those of the finished ones of which it cannot be told whether they are current, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Study:
     """Glob patterns (*, ?); only runs whose name matches one of them are taken. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Glob patterns; runs whose name matches one of them are left out."""
-    _finished: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Names of runs that were found finished: they stay so, and need no second look."""
+
+    _hub: HubCheck = field(default_factory=HubCheck, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
@@ -91,7 +97,7 @@ class Study:
         return kept
 
     def status(self) -> Status:
-        """Look into every run's folder.
+        """Look into every run's folder, and once ask the hub whether what finished runs read from it has moved.
 
         Raises:
             StoreError: results behind a URL cannot be reached.
@@ -101,24 +107,31 @@ class Study:
             mirror.pull_ended()
         held = None if mirror is None else held_runs(mirror)
         finished, failed, running, waiting = [], {}, [], []
-        for assignment in self.assignments:
-            store = assignment.store
-            ended = None if assignment.name in self._finished else _ended(store)
-            if assignment.name in self._finished or (not isinstance(ended, Failure) and assignment.is_finished()):
-                self._finished.add(assignment.name)
+        changed, unverified, check = {}, {}, SourceCheck()
+        standings = {assignment: assignment.standing(check) for assignment in self.assignments}
+        moved = self._hub.moved(source for one in standings.values() if one.finished for source in one.sources)
+        for assignment, found in standings.items():
+            store, standing = assignment.store, found.unless_moved(moved)
+            if standing.finished:
                 finished.append(assignment)
+                if standing.reason:
+                    unverified[assignment] = standing.reason
             elif is_held(store.folder) if held is None else assignment.name in held:
                 running.append(assignment)
-            elif isinstance(ended, Failure):
-                failed[assignment] = ended
+            elif not standing.readable:
+                failed[assignment] = Failure(kind=DAMAGED, cause=str(standing.reason), attempts=1)
+            elif (failure := _failure(store)) is not None:
+                failed[assignment] = failure
             else:
                 waiting.append(assignment)
-        return Status(finished=tuple(finished), failed=failed, running=tuple(running), waiting=tuple(waiting))
+                if standing.reason:
+                    changed[assignment] = standing.reason
+        ended = {"finished": tuple(finished), "running": tuple(running), "waiting": tuple(waiting)}
+        return Status(**ended, failed=failed, changed=changed, unverified=unverified)
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs; one that cannot be read is left out, and ``status`` tells of it."""
-        ended = (_ended(assignment.store) for assignment in self.assignments)
-        return tuple(record for record in ended if isinstance(record, RunRecord))
+        """Read the records of all finished runs that are current; of one that cannot be read, ``status`` tells."""
+        return tuple(assignment.store.record() for assignment in self.status().finished)
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
@@ -185,12 +198,11 @@ class Study:
             give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
 
 
-def _ended(store: RunStore) -> RunRecord | Failure | None:
-    """Return how a run ended; a record that cannot be read is a failure of its own, which no retry overwrites."""
+def _failure(store: RunStore) -> Failure | None:
     try:
-        return read_end(store)
+        return read_failure(store)
     except StoreError as error:
-        return Failure(kind=DAMAGED if store.is_finished() else "damaged failure.json", cause=str(error), attempts=1)
+        return Failure(kind="damaged failure.json", cause=str(error), attempts=1)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -20,12 +20,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import HarmonyError, StoreError, UsageError
+from lm_harmony.errors import HarmonyError, NotCurrent, StoreError
 from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.warm import Kept
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
+from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import LeaseHeld, lease
 from lm_harmony.studies.plan import fitting_at_once
 from lm_harmony.studies.remote_lease import remote_lease
@@ -47,19 +48,21 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
     spec, store = assignment.spec, assignment.store
     with _leased(assignment):
         store.pull()
-        if assignment.is_finished():
+        standing = assignment.standing()
+        standing = standing.unless_moved(HubCheck().moved(standing.sources if standing.finished else ()))
+        if standing.finished:
             return
         try:
-            if store.is_finished():
-                add_direct(store, kept)
-                return
             try:
-                store.refuse_conflict(spec, resume=True, overwrite=False)
-                anew = False
-            except UsageError as error:  # carried out otherwise before: on another device, say
-                log.info("%s: begun anew: %s", assignment.name, error)
-                anew = True
-            train_before_test(spec, store, resume=not anew, overwrite=anew, kept=kept)
+                if not store.is_finished():
+                    train_before_test(spec, store, resume=True, kept=kept)
+                elif standing.reason is None:
+                    add_direct(store, spec, kept)
+                else:
+                    raise NotCurrent(standing.reason)
+            except NotCurrent as error:
+                log.info("%s: carried out again from its beginning: %s", assignment.name, error)
+                train_before_test(spec, store, overwrite=True, kept=kept)
         except StoreError:
             raise
         except HarmonyError as error:

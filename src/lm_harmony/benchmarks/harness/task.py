@@ -16,6 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
 from lm_harmony.benchmarks.harness.answers import printed_null, right_answer, without_null_answer
+from lm_harmony.benchmarks.harness.own_functions import call_every_time
 from lm_harmony.benchmarks.harness.places import misfit_place, place_of, unprocessed
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count, direction_of
@@ -58,6 +59,8 @@ class HarnessTask:
                 self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
             config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
+        else:
+            call_every_time(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         scored = self.declared.get("test") or self.declared["validation"]
@@ -175,7 +178,8 @@ class HarnessTask:
 
     def described(self) -> dict[str, Any]:
         """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
-        config = {key: value for key, value in self._task.dump_config().items() if key != "custom_dataset"}  # a function
+        config = dict(self._task.dump_config())
+        config.pop("custom_dataset", None)  # a function, whose source would be dumped
         plain = json.loads(json.dumps(config, default=str))
         return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
 

@@ -1,0 +1,63 @@
+"""The files that a task's own functions open, such as a word list beside their module: no YAML file names them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_watched: list[tuple[frozenset[str], set[Path]]] = []
+_hooked = False
+
+
+@contextmanager
+def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
+    """Yield a set that holds, when the block has ended, the files that code of ``modules`` opened for reading.
+
+    It may have opened them through a library, as long as that opens files in Python.
+    Files of installed packages and of the caches of Python and the hub are left out, as are names that begin with a dot.
+    """
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_note)  # cannot be taken away again; without watched modules it does nothing
+        _hooked = True
+    found: set[Path] = set()
+    entry = (frozenset(str(module) for module in modules), found)
+    _watched.append(entry)
+    try:
+        yield found
+    finally:
+        _watched.remove(entry)
+        for path in [path for path in found if not _counts(path)]:
+            found.remove(path)
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not _watched:
+        return
+    path, mode, flags = arguments
+    reading = "r" in mode and "+" not in mode if isinstance(mode, str) else flags & os.O_ACCMODE == os.O_RDONLY
+    if not reading or not isinstance(path, (str, bytes)):
+        return
+    for modules, found in _watched:
+        if _calls(sys._getframe(1), modules):
+            found.add(Path(os.fsdecode(path)).absolute())
+
+
+def _calls(frame: FrameType | None, modules: frozenset[str]) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename in modules:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _counts(path: Path) -> bool:
+    caches = (os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"))
+    foreign = [sys.prefix, sys.base_prefix, *(cache for cache in caches if cache)]
+    hidden = any(part.startswith((".", "__pycache__")) for part in path.parts)
+    return path.is_file() and not hidden and not any(path.is_relative_to(folder) for folder in foreign)

@@ -1,0 +1,233 @@
+"""The files that a task stands on, found by reading its YAML file. Neither lm_eval nor any code of the task is imported.
+
+These are the YAML file, the files that it includes, the Python modules of its ``!function`` tags with the local modules that they
+import, and the rows, where they are local files. A data set on the hub is named, with the revision that the task asks for.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import glob
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
+from lm_harmony.errors import BenchmarkError
+
+CORPUS_FILE = Path(__file__).with_name("corpus.yaml")
+"""How a corpus is scored."""
+_CORPUS = "corpus:"
+_ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFiles:
+    """What a task stands on."""
+
+    code: Mapping[str, Path]
+    """Task files and Python modules, by their path from the folder of the task's YAML file."""
+    rows: Mapping[str, Path]
+    """Files that hold rows, by their path from the folder that was given, or as the task names them."""
+    dataset: str | None = None
+    """The data set on the hub that the rows come from; None: they are local."""
+    revision: str | None = None
+    """The revision of the data set that the task asks for."""
+
+
+def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> TaskFiles:
+    """Return what a task stands on.
+
+    Args:
+        task: a task's name, its YAML file, or ``corpus:PATH``.
+        include_path: folder of the user's own task files.
+        data_dir: folder that holds <task>/{train,validation,test}.jsonl; None: where the task says.
+
+    Raises:
+        UsageError: nothing is called that.
+        BenchmarkError: a file of the task cannot be read.
+    """
+    if task.startswith(_CORPUS):
+        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus(Path(task.removeprefix(_CORPUS))))
+    file = find_task_file(task, include_path).resolve()
+    yamls: dict[Path, None] = {}
+    modules: dict[Path, None] = {}
+    config = _read(file, yamls, modules)
+    code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*yamls, *modules)}
+    if data_dir is not None:
+        return TaskFiles(code=code, rows=_given_rows(config, data_dir))
+    rows = _declared_rows(config)
+    if rows is not None:
+        return TaskFiles(code=code, rows=rows)
+    options = config.get("dataset_kwargs")
+    revision = options.get("revision") if isinstance(options, Mapping) else None
+    path = config.get("dataset_path")
+    return TaskFiles(code=code, rows={}, dataset=str(path) if path else None, revision=revision)
+
+
+def _corpus(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        return {path.name: path}
+    return {file.name: file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".txt") and file.is_file()}
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A ``!function`` tag: "module.name"."""
+
+    name: str
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads a task's file without importing what it names."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: _Function(str(loader.construct_scalar(node))))
+
+
+def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dict[str, Any]:
+    """Return a task file merged with what it includes, as lm_eval merges; note every file that is met."""
+    path = path.resolve()
+    if path in yamls:
+        return {}  # lm_eval refuses a cycle when it loads the task
+    yamls[path] = None
+    try:
+        values = yaml.load(path.read_bytes(), Loader=_Loader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {reason}. Mend the file.") from error
+    if not isinstance(values, dict):
+        raise BenchmarkError(f"{path}: holds no mapping of keys to values. Give an lm_eval task file.")
+    for function in _functions(values):
+        module = function.rpartition(".")[0]
+        _add_module(_module_file(module, path.parent), modules)
+    included = values.pop("include", None) or []
+    merged: dict[str, Any] = {}
+    for other in included if isinstance(included, list) else [included]:
+        merged |= _read(path.parent / str(other), yamls, modules)
+    return merged | values
+
+
+def _functions(value: Any) -> Iterator[str]:
+    if isinstance(value, _Function):
+        yield value.name
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _functions(item)
+
+
+def _add_module(file: Path | None, modules: dict[Path, None]) -> None:
+    """Note a Python file and the local modules that it imports, directly and through them."""
+    if file is None or file in modules:
+        return
+    modules[file] = None
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # lm_eval says what is wrong with it when the task is loaded
+    for node in ast.walk(tree):
+        for folder, name in _imported(node, file):
+            _add_module(_module_file(name, folder), modules)
+
+
+def _imported(node: ast.AST, file: Path) -> Iterator[tuple[Path, str]]:
+    """Yield (folder to begin from, dotted name) of what an import statement may load."""
+    if isinstance(node, ast.Import):
+        yield from ((file.parent, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        folder = file.parents[node.level - 1] if node.level else file.parent
+        names = [node.module or "", *(f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names)]
+        yield from ((folder, name) for name in names if name)
+
+
+def _module_file(name: str, folder: Path) -> Path | None:
+    """Return the file of a local module, or of a module among lm_eval's tasks; None for installed packages."""
+    if not name:
+        return None
+    roots = [folder, Path.cwd(), *(Path(root) for root in os.environ.get("PYTHONPATH", "").split(os.pathsep) if root)]
+    if name.startswith("lm_eval.tasks."):
+        roots = [lm_eval_tasks_folder().parents[1]]
+    elif name.split(".")[0] in ("lm_eval", "lm_harmony"):
+        return None  # the record names their versions
+    for root in roots:
+        place = root / name.replace(".", "/")
+        for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+            if file.is_file():
+                return file.resolve()
+    return None
+
+
+def forget_modules(files: Iterable[Path]) -> None:
+    """Let Python import the modules of these files from their source the next time, whatever it holds of them.
+
+    Python takes a file of the same size and second for the same, a module in memory for what it was, and a module of another
+    task's folder that has the same name for this one.
+    """
+    paths = {str(file) for file in files if file.suffix == ".py"}
+    names = {Path(path).stem for path in paths}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file in paths or (name in names and file and not file.startswith((sys.prefix, sys.base_prefix))):
+            del sys.modules[name]
+    for path in paths:
+        with contextlib.suppress(OSError, NotImplementedError):
+            Path(importlib.util.cache_from_source(path)).unlink()
+
+
+def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
+    """Return the row files of a folder that was given: one a split, of the first role that reads that split."""
+    splits: dict[str, str] = {}
+    for role, key in _ROLES.items():
+        if config.get(key):
+            splits.setdefault(str(config[key]), f"{config.get('task')}/{role}.jsonl")
+    return {name: data_dir / name for name in splits.values()}
+
+
+def _declared_rows(config: Mapping[str, Any]) -> dict[str, Path] | None:
+    """Return the local files that a task names as its rows; None where they come from the hub."""
+    path, options = config.get("dataset_path"), config.get("dataset_kwargs")
+    options = options if isinstance(options, Mapping) else {}
+    if isinstance(config.get("custom_dataset"), _Function):
+        return _below(options.get("data_dir"))
+    if not isinstance(path, str):
+        return {}
+    if Path(path).is_file():
+        return {path: Path(path)}
+    files, folder = options.get("data_files"), options.get("data_dir")
+    if Path(path).is_dir():
+        return _below(path)
+    if "/" in path or not (files or folder):
+        return None
+    # A format's name (json, csv, parquet, text ...): `datasets` reads the files that the task names with it.
+    if not files:
+        return _below(folder)
+    found: dict[str, Path] = {}
+    for pattern in _patterns(files):
+        if "://" in pattern:
+            continue  # on the hub or elsewhere on the network
+        place = os.path.join(str(folder), pattern) if folder else pattern
+        for match in sorted(glob.glob(place, recursive=True)) or [place]:
+            if not Path(match).is_dir():
+                found[match] = Path(match)
+    return found
+
+
+def _patterns(files: Any) -> Iterator[str]:
+    if isinstance(files, str):
+        yield files
+    for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
+        yield from _patterns(item)
+
+
+def _below(folder: Any) -> dict[str, Path]:
+    """Return every file below a folder, by its path from there; names that begin with a dot are no data."""
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        return {}
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+    return {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))}

@@ -1,0 +1,234 @@
+"""What a number stands on: every local file that decides a run, with size and SHA-256, and the commits of hub repositories.
+
+A record lists them (``RunRecord.sources``). A result is current as long as the files that its request names today are those of
+the list. Files are compared by content; where they lie does not count. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lm_harmony.benchmarks.task_files import TaskFiles, task_files
+from lm_harmony.errors import HarmonyError, StoreError
+from lm_harmony.models.model_files import model_files
+from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+
+Kind = Literal["task", "rows", "model"]
+UNRECORDED = "made before sources were recorded"
+"""Said of a run whose record lists no sources: whether they changed cannot be told."""
+_MOST_NAMES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file that a run was made from, or one repository on the hub."""
+
+    kind: Kind
+    """task: task files and their Python modules; rows: files of rows; model: files of the model's folder."""
+    name: str
+    """Path of the file from the task's, the rows' or the model's folder; of a repository its name on the hub."""
+    path: str | None = None
+    """Where the file was; None: a repository on the hub."""
+    size: int | None = None
+    """Size of the file in bytes."""
+    sha256: str | None = None
+    """SHA-256 of the file's bytes."""
+    revision: str | None = None
+    """Branch, tag or commit that was asked of the repository."""
+    commit: str | None = None
+    """Commit of the repository that was read; None: it could not be told."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the source as plain values, without those that are None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def content(self) -> tuple[str, str, str | None]:
+        """What two sources must share to be the same: kind, name, and the digest of the file or the commit."""
+        return self.kind, self.name, self.sha256 or self.commit
+
+
+def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
+    """Return the sources of a task and of its rows, read now; of a data set on the hub the commit is left open.
+
+    Raises:
+        UsageError: there is no such task.
+        BenchmarkError: a file of the task cannot be read.
+        StoreError: a file cannot be read.
+    """
+    found = _files_of_task(asked)
+    files = [("task", name, path) for name, path in found.code.items()]
+    files += [("rows", name, path) for name, path in found.rows.items() if path.is_file()]
+    hub = () if found.dataset is None else (_dataset(found),)
+    return (*(_read(kind, name, path) for kind, name, path in files), *hub)
+
+
+def also_opened(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
+    """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    known = {os.path.realpath(source.path) for source in task if source.path is not None}
+    first = next((source for source in task if source.kind == "task" and source.path is not None), None)
+    folder = Path(str(first.path)).parent if first else Path.cwd()
+    files = sorted({Path(os.path.realpath(path)) for path in opened} - {Path(path) for path in known})
+    return tuple(_read("task", os.path.relpath(path, folder).replace(os.sep, "/"), path) for path in files)
+
+
+def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
+    """Return the sources of a model, read now; of a model on the hub the commit is left open.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    folder = Path(asked.name)
+    if not folder.is_dir():
+        return (Source(kind="model", name=asked.name, revision=asked.revision),)
+    return tuple(_read("model", name, path) for name, path in model_files(folder).items())
+
+
+def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:
+    """Return ``sources`` with the commit of the hub repository of one kind filled in."""
+    return tuple(
+        Source(kind=source.kind, name=source.name, revision=source.revision, commit=commit)
+        if source.kind == kind and source.path is None
+        else source
+        for source in sources
+    )
+
+
+def sources_from(values: Iterable[Mapping[str, Any]] | None) -> tuple[Source, ...] | None:
+    """Rebuild what ``Source.to_dict`` returned; None stays None: no sources were recorded."""
+    return None if values is None else tuple(Source(**source) for source in values)
+
+
+def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | None:
+    """Say which source was read with another content, or at another commit, than is recorded, or return None."""
+    found = {(source.kind, source.name): source for source in now}
+    for source in recorded:
+        other = found.get((source.kind, source.name))
+        if other is None or None in (source.content[2], other.content[2]) or source.content == other.content:
+            continue
+        if source.commit and other.commit:
+            return f"{source.name} moved from commit {source.commit[:12]} to {other.commit[:12]} since"
+        return f"{source.name} changed since"
+    return None
+
+
+def changed_here(recorded: Sequence[Source] | None) -> str | None:
+    """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
+
+    Nothing is said of files that are not there, and a large file is not read: what is remembered of it must do.
+    """
+    changed = []
+    for source in recorded or ():
+        path = Path(source.path or "")
+        if source.path is not None and path.is_file():
+            known = sha256_of(path) if path.stat().st_size < SMALL else remembered(path)
+            if path.stat().st_size != source.size or known not in (None, source.sha256):
+                changed.append(source.name)
+    return f"{_names(changed)} changed since" if changed else None
+
+
+@dataclass
+class SourceCheck:
+    """Compares recorded sources with the files of today; what one request has listed serves the next ones.
+
+    Make a new one for every look: it takes files for unchanged once it has seen them.
+    """
+
+    _listed: dict[Any, Mapping[tuple[str, str], Path] | HarmonyError] = field(default_factory=dict)
+    _hashed: dict[Path, tuple[int, str] | None] = field(default_factory=dict)
+
+    def difference(self, recorded: Sequence[Source] | None, spec: RunSpec) -> str | None:
+        """Say what is no longer as recorded ("rte.yaml changed since"), or return None.
+
+        Files are read only where their size is that of the record and no hash of them is remembered. No network is asked.
+        """
+        if recorded is None:
+            return UNRECORDED
+        listed = [self._list(asked) for asked in (spec.benchmark, spec.model)]
+        broken = next((one for one in listed if isinstance(one, HarmonyError)), None)
+        now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
+        files = {(source.kind, source.name): source for source in recorded if source.path is not None}
+        changed, gone, unread = [], [], []
+        for key, source in files.items():
+            content = self._content(now.get(key) or _place(source, now), source.size)
+            if content is None:
+                gone.append(source.name)
+            elif key not in now and source.kind != "task" and broken is None:
+                unread.append(source.name)
+            elif content != (source.size, source.sha256):
+                changed.append(source.name)
+        added = [name for kind, name in now if (kind, name) not in files]
+        said = [(changed, "changed since"), (gone, "no longer there"), (unread, "no longer read"), (added, "added since")]
+        told = "; ".join(f"{_names(names)} {what}" for names, what in said if names)
+        return told or (str(broken) if broken else None)
+
+    def _list(self, asked: BenchmarkSpec | ModelSpec) -> Mapping[tuple[str, str], Path] | HarmonyError:
+        key = repr(asked)
+        if key not in self._listed:
+            try:
+                self._listed[key] = _paths(asked)
+            except HarmonyError as error:
+                self._listed[key] = error
+        return self._listed[key]
+
+    def _content(self, path: Path, size: int | None) -> tuple[int, str] | None:
+        """Return size and hash of a file (no hash where the size tells enough), or None where there is none."""
+        if path in self._hashed:
+            return self._hashed[path]
+        try:
+            now = path.stat().st_size
+            if not path.is_file():
+                return None
+        except OSError:
+            return None
+        if now != size:
+            return now, ""
+        try:
+            self._hashed[path] = (now, sha256_of(path))
+        except StoreError:
+            self._hashed[path] = None
+        return self._hashed[path]
+
+
+def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
+    """Return where a file is that only the run itself could find: from the task's folder, else where it was."""
+    yaml = next((path for kind, name in now if kind == "task" for path in (now[kind, name],)), None)
+    if source.kind == "task" and yaml is not None and (yaml.parent / source.name).is_file():
+        return yaml.parent / source.name
+    return Path(str(source.path))
+
+
+def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
+    if isinstance(asked, ModelSpec):
+        folder = Path(asked.name)
+        return {("model", name): path for name, path in model_files(folder).items()} if folder.is_dir() else {}
+    found = _files_of_task(asked)
+    rows = {("rows", name): path for name, path in found.rows.items() if path.is_file()}
+    return {**{("task", name): path for name, path in found.code.items()}, **rows}
+
+
+def _files_of_task(asked: BenchmarkSpec) -> TaskFiles:
+    return task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+
+
+def _dataset(found: TaskFiles) -> Source:
+    return Source(kind="rows", name=str(found.dataset), revision=found.revision or "main")
+
+
+def _read(kind: Any, name: str, path: Path) -> Source:
+    digest = sha256_of(path)
+    return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=digest)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,146 @@
+"""What is asked has one fingerprint, and a direct score is shared only by runs that ask the same of the same model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from task_files import write_rows
+from tiny import write_tiny_model
+
+from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.directs import DirectScores
+from lm_harmony.runs.preparation import Prepared, prepare
+from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.warm import Kept
+
+METRIC = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+EXTRACT, TAKE_FIRST = {"function": "regex", "regex_pattern": "a+"}, {"function": "take_first"}
+FILTERS: list[dict[str, Any]] = [{"name": "strict", "filter": [EXTRACT, TAKE_FIRST]}]
+WRITTEN: dict[str, Any] = {
+    "task": "own",
+    "dataset_path": "own",
+    "output_type": "generate_until",
+    **{f"{role}_split": role for role in ("training", "validation", "test")},
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 2, "do_sample": False},
+    "metric_list": [METRIC],
+    "filter_list": FILTERS,
+}
+"""A task whose answers are written."""
+COUNTED = {
+    "another filter": {"filter_list": [{**FILTERS[0], "filter": [{**EXTRACT, "regex_pattern": "b+"}, TAKE_FIRST]}]},
+    "another aggregation": {"metric_list": [{**METRIC, "aggregation": "median"}]},
+    "another direction": {"metric_list": [{**METRIC, "higher_is_better": False}]},
+    "another argument": {"metric_list": [{**METRIC, "ignore_case": True}]},
+    "another metric": {"metric_list": [METRIC, {"metric": "bleu"}]},
+    "longer answers": {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 3, "do_sample": False}},
+    "another stop": {"generation_kwargs": {"until": ["."], "max_gen_toks": 2, "do_sample": False}},
+    "another target": {"doc_to_target": "{{answer}}!"},
+    "another question": {"doc_to_text": "{{question}}?"},
+}
+
+
+@pytest.fixture(scope="module")
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    rows = {
+        role: [{"question": f"{role} {number}", "answer": "a"} for number in range(4)] for role in ("train", "validation", "test")
+    }
+    write_rows(tmp_path / "own", rows)
+    write_tiny_model(tmp_path / "model")
+    return tmp_path
+
+
+def request(world: Path, **changes: Any) -> RunSpec:
+    (world / "own.yaml").write_text(yaml.safe_dump({**WRITTEN, **changes}))
+    return RunSpec(
+        model=ModelSpec(name=str(world / "model")),
+        benchmark=BenchmarkSpec(task=str(world / "own.yaml"), data_dir=world),
+        recipe=Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",))),
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+
+
+def prepared(world: Path, kept: Kept, **changes: Any) -> Prepared:
+    return prepare(request(world, **changes), kept)
+
+
+def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, kept: Kept) -> None:
+    """Each change alone gives another fingerprint of the run, and another direct score."""
+    first = prepared(world, kept)
+    assert prepared(world, kept).asked == first.asked and prepared(world, kept).direct_id == first.direct_id
+    others = {name: prepared(world, kept, **changes) for name, changes in COUNTED.items()}
+    assert len({first.asked.run, *(run.asked.run for run in others.values())}) == len(others) + 1
+    assert len({first.asked.test, *(run.asked.test for run in others.values())}) == len(others) + 1
+    assert len({first.direct_id, *(run.direct_id for run in others.values())}) == len(others) + 1
+
+
+def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, kept: Kept) -> None:
+    spec = request(world)
+    first = prepare(spec, kept)
+    for other in (
+        replace(spec, recipe=replace(spec.recipe, completion_only=True)),
+        replace(spec, recipe=replace(spec.recipe, max_length=8)),
+        replace(spec, benchmark=replace(spec.benchmark, caps=Caps(train=2))),
+    ):
+        found = prepare(other, kept)
+        assert found.asked.run != first.asked.run and found.direct_id == first.direct_id
+    quicker = prepare(replace(spec, recipe=replace(spec.recipe, learning_rate=1.0)), kept)
+    assert quicker.asked == first.asked and quicker.direct_id == first.direct_id
+    seeded = prepare(replace(spec, seed=1), kept)
+    assert seeded.direct_id == first.direct_id
+
+
+def test_what_a_direct_score_stands_on(world: Path, kept: Kept) -> None:
+    """The limit of an answer, the type of the weights, every file of the model, the template, columns of the test rows."""
+    spec = request(world)
+    found = [prepare(spec, kept).direct_id]
+    for other in (
+        replace(spec, recipe=replace(spec.recipe, max_new_tokens=3)),
+        replace(spec, recipe=replace(spec.recipe, dtype="bfloat16")),
+        replace(spec, benchmark=replace(spec.benchmark, caps=Caps(test=3))),
+    ):
+        found.append(prepare(other, kept).direct_id)
+    with (world / "model" / "generation_config.json").open("a") as file:
+        file.write("\n")
+    found.append(prepare(spec, kept).direct_id)
+    rows = world / "own" / "test.jsonl"
+    rows.write_text(rows.read_text().replace("}", ', "hint": "a"}'))
+    found.append(prepare(spec, kept).direct_id)
+    assert len(set(found)) == len(found)
+    (world / "model").rename(world / "moved")
+    moved = replace(spec, model=replace(spec.model, name=str(world / "moved")))
+    assert prepare(moved, kept).direct_id == found[-1], "the same model in another folder"
+
+
+def test_the_seed_decides_sampled_answers(world: Path, kept: Kept) -> None:
+    drawn = {"until": ["\n"], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
+    spec = request(world, generation_kwargs=drawn)
+    assert prepare(spec, kept).direct_id != prepare(replace(spec, seed=1), kept).direct_id
+
+
+def test_a_direct_score_is_shared_by_seeds_and_not_by_other_metrics(world: Path, tmp_path: Path) -> None:
+    """Every run that takes a shared score gets the metrics that it asks for; one folder holds them all."""
+    shared = Kept(directs=DirectScores(tmp_path / "direct"))
+    spec = request(world)
+    first = train_before_test(spec, RunStore(tmp_path / "first"), kept=shared)
+    second = train_before_test(replace(spec, seed=1), RunStore(tmp_path / "second"), kept=shared)
+    assert first.direct == second.direct and len(list((tmp_path / "direct").iterdir())) == 1
+    other = replace(request(world, **COUNTED["another metric"]), metric="bleu,strict")
+    third = train_before_test(other, RunStore(tmp_path / "third"), kept=shared)
+    alone = train_before_test(other, RunStore(tmp_path / "alone"))
+    assert third.direct is not None and third.direct == alone.direct and "bleu,strict" in third.direct.metrics
+    assert len(list((tmp_path / "direct").iterdir())) == 2

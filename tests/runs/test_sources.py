@@ -1,0 +1,447 @@
+"""A result is current only if everything that it stands on is what it was, byte for byte, and nothing else matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from micro import SIZES, TASK, write_micro
+from tiny import CHAT_TEMPLATE, write_tiny_model
+
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.task_files import forget_modules
+from lm_harmony.errors import NotCurrent, UsageError
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.protocol import score_again, train_before_test
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.sources import SourceCheck, model_sources, task_sources
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+
+RECIPE = Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
+BASE = TASK.replace("task: micro\n", "")
+UTILS = """\
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import wording
+
+WORDS = Path(__file__).parents[1] / "words"
+
+
+def text(doc):
+    return wording.QUESTION.format((WORDS / "numbers.txt").read_text().split()[0], doc["number"])
+"""
+
+
+def jsonl(folder: Path) -> None:
+    """Write a task with an include of an include, a function with an import of its own, and rows behind `dataset_path: json`."""
+    write_micro(folder / "given")
+    (folder / "tasks" / "deep").mkdir(parents=True)
+    (folder / "tasks" / "deep" / "base.yaml").write_text(BASE)
+    (folder / "tasks" / "middle.yaml").write_text("include: deep/base.yaml\n")
+    (folder / "tasks" / "utils.py").write_text(UTILS)
+    (folder / "tasks" / "wording.py").write_text('QUESTION = "{} {} is"\n')
+    (folder / "words").mkdir()
+    (folder / "words" / "numbers.txt").write_text("number count\n")
+    (folder / "words" / "unread.txt").write_text("number count\n")
+    rows = {split: str(folder / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
+    cached = {"cache_dir": str(folder / "cache")}
+    own = {"include": "middle.yaml", "task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": rows, **cached}}
+    text = yaml.safe_dump(own) + "doc_to_text: !function utils.text\n"
+    (folder / "tasks" / "named_otherwise.yaml").write_text(text)
+
+
+def stored(folder: Path) -> None:
+    """Write rows in one file of each format, and tasks that name them."""
+    jsonl(folder)
+    rows = {split: [json.loads(line) for line in (folder / "given" / "micro" / f"{split}.jsonl").open()] for split in SIZES}
+    import pandas as pd
+
+    for split, found in rows.items():
+        table = pd.DataFrame(found)
+        table.to_csv(folder / f"{split}.csv", index=False)
+        table.to_parquet(folder / f"{split}.parquet")
+        (folder / "set").mkdir(exist_ok=True)
+        shutil.copy(folder / "given" / "micro" / f"{split}.jsonl", folder / "set" / f"{split}.jsonl")
+    for kind in ("csv", "parquet"):
+        named = {"data_files": {split: str(folder / f"{split}.{kind}") for split in SIZES}, "cache_dir": str(folder / "cache")}
+        config = yaml.safe_load(TASK) | {"dataset_path": kind, "dataset_kwargs": named}
+        (folder / f"{kind}.yaml").write_text(yaml.safe_dump(config))
+    cached = {"dataset_kwargs": {"cache_dir": str(folder / "cache")}}
+    (folder / "folder.yaml").write_text(yaml.safe_dump(yaml.safe_load(TASK) | {"dataset_path": str(folder / "set")} | cached))
+
+
+def model(folder: Path) -> Path:
+    """Write a model with every file that a model may have: its weights in shards, a chat template, generation settings, code."""
+    from tiny import tiny_module, tiny_tokenizer
+
+    tiny_module().save_pretrained(folder, max_shard_size="60KB")
+    tiny_tokenizer(bos=True).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "custom.py").write_text("VALUE = 1\n")
+    (folder / "README.md").write_text("A model.\n")
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    stored(folder)
+    model(folder / "model")
+    (folder / "corpus").mkdir()
+    for role in SIZES:
+        (folder / "corpus" / f"{role}.txt").write_text(f"One text of {role}.\n\nAnother text of {role}.\n")
+    (folder / "rows" / "own").mkdir(parents=True)
+    for split in SIZES:
+        shutil.copy(folder / "given" / "micro" / f"{split}.jsonl", folder / "rows" / "own")
+    return folder
+
+
+def asked(world: Path, kind: str) -> RunSpec:
+    """Return a run on one kind of source."""
+    tasks = world / "tasks"
+    benchmarks = {
+        "include_path": BenchmarkSpec(task="own", include_path=tasks),
+        "data_dir": BenchmarkSpec(task=str(tasks / "named_otherwise.yaml"), data_dir=world / "rows"),
+        "corpus": BenchmarkSpec(task=f"corpus:{world / 'corpus'}"),
+        **{name: BenchmarkSpec(task=str(world / f"{name}.yaml")) for name in ("csv", "parquet", "folder")},
+    }
+    return RunSpec(
+        model=ModelSpec(name=str(world / "model")),
+        benchmark=benchmarks[kind],
+        recipe=RECIPE,
+        direct=True,
+        execution=Execution(device="cpu"),
+    )
+
+
+TASK_FILES = {"named_otherwise.yaml", "middle.yaml", "deep/base.yaml", "utils.py", "wording.py", "../words/numbers.txt"}
+ROWS = {"train", "validation", "test"}
+MODEL_FILES = {
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "custom.py"),
+    "model.safetensors.index.json",
+}
+KINDS: dict[str, tuple[set[str], str]] = {
+    "include_path": (TASK_FILES, ".jsonl"),
+    "data_dir": (TASK_FILES, ".jsonl"),
+    "corpus": ({"corpus.yaml"}, ".txt"),
+    "csv": ({"csv.yaml"}, ".csv"),
+    "parquet": ({"parquet.yaml"}, ".parquet"),
+    "folder": ({"folder.yaml"}, ".jsonl"),
+}
+
+
+@pytest.fixture(scope="module")
+def records(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[RunRecord, RunStore]]:
+    """Carry out the run on a kind of source, once."""
+    known: dict[str, tuple[RunRecord, RunStore]] = {}
+
+    def get(kind: str) -> tuple[RunRecord, RunStore]:
+        if kind not in known:
+            store = RunStore(tmp_path_factory.mktemp("runs") / kind)
+            known[kind] = train_before_test(asked(world, kind), store), store
+        return known[kind]
+
+    return get
+
+
+def flip(path: Path) -> None:
+    """Change the last byte but one of a file; its size and its time of change stay."""
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_byte_of_any_listed_file_makes_a_run_wait(
+    world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], kind: str
+) -> None:
+    record, store = records(kind)
+    assert store.record() == record and record.sources
+    code, suffix = KINDS[kind]
+    assert {source.name for source in record.sources if source.kind == "task"} == code
+    assert {Path(source.name).stem for source in record.sources if source.kind == "rows"} == ROWS
+    assert {Path(source.name).suffix for source in record.sources if source.kind == "rows"} == {suffix}
+    files = {source.name for source in record.sources if source.kind == "model"}
+    assert files >= MODEL_FILES
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1, "the weights are in shards"
+    assert SourceCheck().difference(record.sources, record.spec) is None
+    for source in record.sources:
+        path = Path(str(source.path))
+        if not path.is_relative_to(world):
+            continue  # corpus.yaml of the package itself
+        before = path.stat()
+        content = path.read_bytes()
+        flip(path)
+        assert SourceCheck().difference(record.sources, record.spec) == f"{source.name} changed since"
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert SourceCheck().difference(record.sources, record.spec) is None
+
+
+def test_files_that_no_run_reads_change_nothing(world: Path, records: Callable[[str], tuple[RunRecord, RunStore]]) -> None:
+    record, _ = records("include_path")
+    for path in (
+        *(world / "model" / "README.md", world / "model" / "trainer_state.json", world / "tasks" / "other.yaml"),
+        *(world / "given" / "micro" / "notes.jsonl", world / "given" / "micro.yaml", world / "tasks" / "unused.py"),
+        world / "words" / "unread.txt",
+    ):
+        with path.open("a") as file:
+            file.write("# more\n")
+        assert SourceCheck().difference(record.sources, record.spec) is None
+    for source in record.sources or ():
+        os.utime(str(source.path))  # another time of change, the same content
+    assert SourceCheck().difference(record.sources, record.spec) is None
+
+
+def test_files_that_come_and_go_are_named(
+    world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
+) -> None:
+    record, _ = records("include_path")
+    added, template = world / "model" / "adapter_config.json", world / "model" / "chat_template.jinja"
+    added.write_text("{}")
+    template.rename(tmp_path / "kept")
+    said = SourceCheck().difference(record.sources, record.spec)
+    added.unlink()
+    (tmp_path / "kept").rename(template)
+    assert said == "chat_template.jinja no longer there; adapter_config.json added since"
+    elsewhere = replace(record.spec, benchmark=replace(record.spec.benchmark, data_dir=world / "rows"))
+    said = str(SourceCheck().difference(record.sources, elsewhere))
+    assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in said
+
+
+def test_a_folder_that_was_moved_is_the_same(
+    world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
+) -> None:
+    record, _ = records("data_dir")
+    shutil.copytree(world, tmp_path / "moved")
+    assert SourceCheck().difference(record.sources, asked(tmp_path / "moved", "data_dir")) is None
+    flip(tmp_path / "moved" / "tasks" / "wording.py")
+    assert SourceCheck().difference(record.sources, asked(tmp_path / "moved", "data_dir")) == "wording.py changed since"
+
+
+def test_a_run_that_is_not_current_refuses_each_way_to_go_on(world: Path, tmp_path: Path) -> None:
+    """A finished run, an unfinished one, and one that is only scored again: one line that names the file and the remedy."""
+    shutil.copytree(world, tmp_path / "world")
+    spec = asked(tmp_path / "world", "data_dir")
+    store = RunStore(tmp_path / "run")
+    record = train_before_test(spec, store)
+    with pytest.raises(UsageError, match=r"holds a finished run\. Add --overwrite"):
+        train_before_test(spec, store)
+    path = tmp_path / "world" / "rows" / "own" / "test.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"label": 1', b'"label": 0', 1))
+    with pytest.raises(NotCurrent, match=r"not current: own/test\.jsonl changed since\. Restore .* --overwrite"):
+        train_before_test(spec, store)
+    with pytest.raises(NotCurrent, match=r"own/test\.jsonl changed since\. Restore"):
+        score_again(store)
+    (store.folder / "record.json").rename(tmp_path / "record.json")
+    with pytest.raises(NotCurrent, match=r"resume_from_checkpoint: .*own/test\.jsonl changed since"):
+        train_before_test(spec, store, resume=True)
+    path.write_bytes(content)
+    (tmp_path / "record.json").rename(store.folder / "record.json")
+    assert score_again(store).trained == record.trained
+
+
+def test_a_module_that_changed_is_imported_again(world: Path, tmp_path: Path) -> None:
+    """A byte of a module that a task's module imports, in the same second as before, changes what one process asks."""
+    shutil.copytree(world, tmp_path / "world")
+    spec = asked(tmp_path / "world", "data_dir")
+    before = prepare(spec).asked
+    assert prepare(spec).asked == before
+    path = tmp_path / "world" / "tasks" / "wording.py"
+    times = path.stat()
+    path.write_text(path.read_text().replace("{} {} is", "{} {}  is"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert prepare(spec).asked != before
+
+
+PROCESSING = """\
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import spelling
+
+
+def one(doc):
+    return {"question": "number " + spelling.spell(doc["number"])}
+
+
+def process(rows):
+    return rows.map(one)
+"""
+
+
+def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) -> None:
+    """`datasets` keeps on disk what a function made of rows, under the function's name: it must not serve an edited one."""
+    utils, spelling, task = tmp_path / "utils.py", tmp_path / "spelling.py", tmp_path / "processed.yaml"
+    utils.write_text(PROCESSING)
+    spelling.write_text("def spell(number):\n    return str(number)\n")
+    rows = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
+    kept = {"data_files": rows, "cache_dir": str(tmp_path / "cache")}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": kept, "doc_to_text": "{{question}} is"}
+    task.write_text(yaml.safe_dump(config) + "process_docs: !function utils.process\n")
+    first = HarnessTask(task)
+    assert first.documents("test")[0]["question"] == "number 32"
+    assert first.described()["config"]["dataset_kwargs"] == kept, "the results file tells what the task's file says"
+    for path, old, new, question in (
+        (utils, '"number "', '"numbEr "', "numbEr 32"),
+        (spelling, "str(number)", "str(number + 1)", "numbEr 33"),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        forget_modules([utils, spelling])
+        assert HarnessTask(task).documents("test")[0]["question"] == question
+
+
+def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
+    from lm_harmony.runs.warm import WarmBase
+
+    shutil.copytree(world, tmp_path / "world")
+    spec = asked(tmp_path / "world", "data_dir")
+    warm = WarmBase()
+    first = warm.take(spec)
+    assert warm.take(spec) is first
+    write_tiny_model(tmp_path / "world" / "model", seed=1)
+    (tmp_path / "world" / "model" / "model.safetensors.index.json").unlink()
+    second = warm.take(spec)
+    assert warm.loads == 2 and second.checksum != first.checksum and second.sources != first.sources
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "lm_harmony.cli", "run", "--base_model", "model", "--task_name", "micro.yaml"]
+    line += ["--data_dir", ".", "--device", "cpu", "--train_param.num_train_epochs", "1"]
+    line += ["--peft_config.target_modules", "all-linear", *words]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_names_what_changed(tmp_path: Path) -> None:
+    write_micro(tmp_path)
+    write_tiny_model(tmp_path / "model")
+    assert command(tmp_path).returncode == 0
+    flip(tmp_path / "model" / "model.safetensors")
+    for words in ((), ("--only_evaluate",)):
+        said = command(tmp_path, *words)
+        assert said.returncode == 1 and "Traceback" not in said.stderr
+        assert "model.safetensors changed since. Restore" in said.stderr and "--overwrite" in said.stderr
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> HashCache:
+    return HashCache(tmp_path / "cache")
+
+
+def aged(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    time.sleep(UNSETTLED + 0.1)
+    return path
+
+
+def test_a_large_file_is_read_once_by_all_processes(cache: HashCache, tmp_path: Path) -> None:
+    path = aged(tmp_path / "weights", b"x" * SMALL)
+    first = cache.sha256_of(path)
+    assert (cache.sha256_of(path), cache.reads) == (first, 1)
+    other = HashCache(cache.folder)
+    assert (other.sha256_of(path), other.reads) == (first, 0)
+    # A torn line, as a kill leaves it, costs nothing but itself.
+    with (cache.folder / "hashes.jsonl").open("a") as file:
+        file.write('{"path": "/x", "sta\n')
+    third = HashCache(cache.folder)
+    assert (third.sha256_of(path), third.reads) == (first, 0)
+
+
+def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> None:
+    """The second waits for the first, although the file has only just been written."""
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(LARGE)
+    code = (
+        "import sys; from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "cache = HashCache(Path(sys.argv[1])); print(cache.sha256_of(Path(sys.argv[2])), cache.reads)"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(path)]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].split() for process in both]
+    assert said[0][0] == said[1][0] == hashlib.sha256(bytes(LARGE)).hexdigest()
+    assert sorted(reads for _, reads in said) == ["0", "1"]
+
+
+def test_content_counts_and_times_do_not(cache: HashCache, tmp_path: Path) -> None:
+    """Another byte of the same size and time is another hash; the same bytes under another time are the same one."""
+    path = aged(tmp_path / "weights", b"x" * SMALL)
+    first = cache.sha256_of(path)
+    flip(path)
+    assert cache.sha256_of(path) != first
+    flip(path)
+    os.utime(path)
+    assert cache.sha256_of(path) == first
+
+
+def test_the_hash_of_a_file_that_has_just_changed_is_not_remembered(cache: HashCache, tmp_path: Path) -> None:
+    """Within the clock's steps a second change may leave the same times: such a file is read again."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * SMALL)
+    cache.sha256_of(path)
+    cache.sha256_of(path)
+    assert cache.reads == 2 and not (cache.folder / "hashes.jsonl").exists()
+    time.sleep(UNSETTLED + 0.1)
+    cache.sha256_of(path)
+    cache.sha256_of(path)
+    assert cache.reads == 3
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder belongs")
+    path = aged(tmp_path / "weights", b"x" * SMALL)
+    cache = HashCache(tmp_path / "cache")
+    assert cache.sha256_of(path) == cache.sha256_of(path)
+
+
+def test_sources_of_lm_evals_own_tasks_are_found_without_importing_lm_eval() -> None:
+    code = (
+        "import sys; from lm_harmony.benchmarks.task_files import task_files\n"
+        "for name in ('rte', 'hellaswag', 'mmlu_anatomy', 'gsm8k'):\n"
+        "    found = task_files(name); print(name, sorted(found.code), found.dataset)\n"
+        "assert not {'lm_eval', 'torch', 'datasets'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "hellaswag ['hellaswag.yaml', 'utils.py'] Rowan/hellaswag" in said
+    assert "_default_template_yaml" in said
+
+
+def test_a_model_and_a_data_set_of_the_hub_are_named(world: Path) -> None:
+    (source,) = model_sources(ModelSpec(name="nobody/nothing", revision="v1"))
+    assert (source.name, source.revision, source.path) == ("nobody/nothing", "v1", None)
+    hub = [source for source in task_sources(BenchmarkSpec(task="rte")) if source.path is None]
+    assert [(source.kind, source.revision) for source in hub] == [("rows", "main")]
+
+
+def record_of(values: Any) -> RunRecord:
+    return RunRecord.from_dict(json.loads(json.dumps(values)))
+
+
+def test_a_record_without_sources_is_read_and_cannot_be_verified(records: Callable[[str], tuple[RunRecord, RunStore]]) -> None:
+    record, _ = records("data_dir")
+    values = record.to_dict()
+    assert record_of(values) == record
+    old = record_of({key: value for key, value in values.items() if key not in ("sources", "asked")})
+    assert old.sources is None
+    assert SourceCheck().difference(old.sources, old.spec) == "made before sources were recorded"
