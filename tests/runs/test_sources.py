@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from micro import SIZES, TASK, write_micro
@@ -310,6 +311,25 @@ def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) ->
         path.write_text(path.read_text().replace(old, new))
         forget_modules([utils, spelling])
         assert HarnessTask(task).documents("test")[0]["question"] == question
+
+
+@pytest.mark.parametrize("processing", ["", "process_docs: !function utils.process\n"])
+def test_rows_that_were_edited_and_kept_their_time_are_read_again(processing: str, world: Path, tmp_path: Path) -> None:
+    """`datasets` recognises files by name and modification time, which a copy or an archive may give back."""
+    shutil.copytree(world / "given" / "micro", tmp_path / "rows")
+    (tmp_path / "utils.py").write_text("def process(rows):\n    return rows.map(lambda doc: doc)\n")
+    files = {split: str(tmp_path / "rows" / f"{split}.jsonl") for split in SIZES}
+    options = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": options}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config) + processing)
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
+    datasets.load_dataset("json", **options)  # leaves its own result of the first rows
+    before = (tmp_path / "rows" / "test.jsonl").stat()
+    text = (tmp_path / "rows" / "test.jsonl").read_text()
+    (tmp_path / "rows" / "test.jsonl").write_text(text.replace('"number": 32', '"number": 99', 1))
+    os.utime(tmp_path / "rows" / "test.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert datasets.load_dataset("json", **options)["test"][0]["number"] == 32, "the negative control: datasets sees no change"
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
 
 
 def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
     code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*yamls, *modules)}
     if data_dir is not None:
         return TaskFiles(code=code, rows=_given_rows(config, data_dir))
-    rows = _declared_rows(config)
+    rows = declared_rows(config)
     if rows is not None:
         return TaskFiles(code=code, rows=rows)
     options = config.get("dataset_kwargs")
@@ -189,7 +189,7 @@ def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     return {name: data_dir / name for name in splits.values()}
 
 
-def _declared_rows(config: Mapping[str, Any]) -> dict[str, Path] | None:
+def declared_rows(config: Mapping[str, Any]) -> dict[str, Path] | None:
     """Return the local files that a task names as its rows; None where they come from the hub."""
     path, options = config.get("dataset_path"), config.get("dataset_kwargs")
     options = options if isinstance(options, Mapping) else {}

@@ -12,7 +12,7 @@ from lm_harmony.models.memory import free_bytes
 
 SHARE = 0.6
 """Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
-CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 288, 512, 24
+CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 384, 512, 24
 """What a processor gains nothing beyond: its multipliers are busy, and more leaves its caches."""
 GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS = 16_384, 32_768, 256
 """What a GPU gains nothing beyond."""
