@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -195,13 +196,13 @@ def reading_gradients(learner: Trainee) -> None:
         weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
 
 
-def masked_heads(model: LanguageModel) -> list[bool]:
-    """Return for each attention call with a mask whether it asks PyTorch for grouped heads."""
-    grouped, attention = list[bool](), segments.scaled_dot_product_attention
+def grouped_heads(model: LanguageModel) -> dict[str, list[bool]]:
+    """Return for each attention call, with a mask and without, whether it asks PyTorch for grouped heads."""
+    grouped: dict[str, list[bool]] = {"masked": [], "causal": []}
+    attention = segments.scaled_dot_product_attention
 
     def noting(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
-        if options["attn_mask"] is not None:
-            grouped.append(options["enable_gqa"])
+        grouped["causal" if options["attn_mask"] is None else "masked"].append(options["enable_gqa"])
         return attention(*tensors, **options)
 
     segments.scaled_dot_product_attention = noting
@@ -233,8 +234,11 @@ if __name__ == "__main__":
             "plain": waits_of(far, PLAIN, lambda learner: None),
             "disturbed": waits_of(far, FAST, reading_gradients),
         }
-        heads = masked_heads(far)
+        heads = {"far": grouped_heads(far)}
+        half = torch.nn.Module.to(tiny_model(sys.argv[1]).module, torch.bfloat16)
+        heads["far, half precision"] = grouped_heads(replace(far, module=torch.nn.Module.to(half, "far")))
         mixed = refused(lambda: far.module.get_output_embeddings()(torch.zeros(1, far.module.config.hidden_size)))
+    heads["here"] = grouped_heads(near)
     print(
         json.dumps(
             {"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed, "waits": waits, "grouped": heads}

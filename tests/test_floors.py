@@ -124,6 +124,16 @@ def test_light_rooms_stay_light(module: str, absent: tuple[str, ...]) -> None:
     assert done.stdout.strip().endswith("[]"), done.stdout
 
 
+def test_no_import_changes_the_environment() -> None:
+    """Libraries may; ours may not, for whoever imports it has chosen his own settings."""
+    code = (
+        "import os, torch, transformers, peft, accelerate, datasets, lm_eval; before = dict(os.environ); "
+        "import lm_harmony.cli, lm_harmony.engine.paths, lm_harmony.runs.protocol, lm_harmony.benchmarks.harness; "
+        "assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_test_split_is_scored_in_one_function() -> None:
     touching = [
         f"{file.name}:{node.name}"

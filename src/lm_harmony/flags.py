@@ -67,7 +67,7 @@ class TrainParam:
     eval_strategy: str = "epoch"
     """epoch: the protocol chooses between epochs."""
     save_strategy: str = "epoch"
-    """epoch, or no: a run that is stopped starts anew."""
+    """epoch, or no: a run that is stopped starts again from the beginning."""
     logging_strategy: str = "steps"
     """steps, epoch or no: which losses go to the trackers."""
     logging_steps: int = 10

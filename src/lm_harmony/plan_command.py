@@ -99,7 +99,7 @@ def _short(term: str) -> str:
 def _constants(hardware: Hardware, *, decoding: bool) -> Table:
     """Lay out what the time rests on, and which of it nobody has measured."""
     table = _plan_table(
-        "What time and memory rest on", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source"
+        "Constants behind time and memory", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source"
     )
     for constant in hardware.constants(decoding=decoding):
         mark = "measured" if constant.measured else "not measured"

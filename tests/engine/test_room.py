@@ -8,7 +8,8 @@ import torch
 from tiny import tiny_module
 
 from lm_harmony.engine import room
-from lm_harmony.engine.room import room_of
+from lm_harmony.engine.onednn_linear import _layers
+from lm_harmony.engine.room import recompute_pays, room_of
 from lm_harmony.models.memory import free_bytes
 
 
@@ -21,6 +22,14 @@ def test_scarce_memory_makes_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(room, "free_bytes", lambda _, free=free: free)
         found = room_of(module)
         assert (found.training_tokens, found.scoring_tokens) == (training, scoring)
+
+
+def test_only_a_processor_computes_activations_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved-tensor hooks and oneDNN are for CPUs: a GPU would wait for Python at every saved tensor."""
+    monkeypatch.setattr(room, "RECOMPUTE_BYTES", 0)
+    wide = tiny_module(hidden_size=64, intermediate_size=128)
+    assert recompute_pays(wide) and _layers(wide)  # the negative control
+    assert not recompute_pays(wide.to("meta")) and not _layers(wide.to("meta"))
 
 
 def test_free_memory_is_this_machines() -> None:

@@ -238,6 +238,16 @@ def test_weight_decay_spares_what_transformers_spares(architecture: str, lora: L
         assert {name for name, weight in named.items() if id(weight) in all_of_them} == named.keys()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
+def test_adamw_takes_its_step_in_one_kernel_where_the_device_has_it(optimizer: str) -> None:
+    recipe = Recipe(optimizer=optimizer)
+    for device, fused in (("cpu", True), ("meta", False)):  # the negative control: PyTorch has no such kernel for "meta"
+        model = tiny_model("llama")
+        model.module.to(device)
+        with trainee(model, recipe, seed=0) as learner:
+            assert {group["fused"] for group in make_optimizer(learner, recipe).param_groups} == {fused}
+
+
 ROWS = (
     ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
     ("Q: what is the capital?\nA:", " the city by the river"),

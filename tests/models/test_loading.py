@@ -13,7 +13,7 @@ import torch
 from micro import write_micro
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
-from transformers import AutoConfig, BertConfig, BertLMHeadModel, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 
 from lm_harmony.cli import main
 from lm_harmony.engine.forward import label_logprobs
@@ -133,13 +133,21 @@ def test_number_formats(options: dict[str, str], weights: str, autocast: str | N
     assert {str(weight.dtype) for weight in model.module.parameters()} == {f"torch.{weights}"}
 
 
-def test_weights_go_straight_to_the_device(tmp_path: Path) -> None:
-    """``read_weights`` moves nothing itself: what it returns on the meta device was made there."""
+def test_weights_go_straight_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers is told the device, so that it reads the weights to it; nothing is moved there afterwards."""
+    asked = list[Any]()
+    load = AutoModelForCausalLM.from_pretrained
+
+    def noting(*names: Any, **options: Any) -> Any:
+        asked.append(options["device_map"])
+        return load(*names, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noting)
     write_tiny_model(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     device = torch.device("meta")
     module = read_weights(str(tmp_path), tmp_path, config, dtype=torch.float32, device=device, options={})
-    assert {weight.device for weight in module.parameters()} == {device}
+    assert asked == [{"": device}] and {weight.device for weight in module.parameters()} == {device}
 
 
 # Tensors that are not those of the configuration.

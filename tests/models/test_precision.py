@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
+from tiny import write_tiny_model
 
+from lm_harmony.models import loading
 from lm_harmony.models.loading import Precision, choose_precision, prepare_device, resolve_precision
 
 FLOAT32, BFLOAT16 = Precision(weights="float32"), Precision(weights="bfloat16")
@@ -40,6 +45,25 @@ def test_bytes_of_a_weight() -> None:
 
 def test_a_processor_is_not_asked_about_cards() -> None:
     assert resolve_precision("auto", torch.device("cpu"), adapter=True) == FLOAT32
+
+
+@pytest.mark.parametrize("emulates_only", [True, False])
+def test_a_card_is_asked_without_emulation(emulates_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A V100 emulates bfloat16, slowly, and PyTorch counts that as support unless it is asked not to."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulates_only
+    )
+    found = resolve_precision("auto", torch.device("cuda"), adapter=True)
+    assert found == (FLOAT32 if emulates_only else BFLOAT16)
+
+
+def test_a_model_is_loaded_onto_a_prepared_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[torch.device] = []
+    monkeypatch.setattr(loading, "prepare_device", prepared.append)
+    write_tiny_model(tmp_path)
+    loading.load_model(str(tmp_path), device="cpu")
+    assert prepared == [torch.device("cpu")]
 
 
 def test_cudnn_attention_is_switched_off_for_cuda_alone() -> None:

@@ -55,6 +55,7 @@ def test_the_record_on_disk_is_the_record_returned(finished: tuple[RunRecord, Ru
     assert record.direct is not None and record.trained is not None
     assert record.costs["peak_memory_bytes"] > 1e8 and record.costs["training_tokens"] > 0
     assert record.environment["versions"]["lm_eval"] == "0.4.13"
+    assert record.environment["engine"] == {"fast": True, "writes": True, "onednn": "none", "recompute": False}
 
 
 def test_the_folder_holds_what_the_store_draws(finished: tuple[RunRecord, RunStore]) -> None:

@@ -113,7 +113,7 @@ def decode_greedily(
                 batch = _next(model.module, batch)
         except (RuntimeError, MemoryError) as error:
             batch_size = smaller_batch(batch_size, error)
-            # The rows that were being written begin anew: the cache may be half changed.
+            # The rows that were being written begin again: the cache may be half changed.
             waiting += reversed(batch.places if batch else ())
             batch = None
             continue

@@ -68,11 +68,11 @@ def label_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) 
 
 def on_device(device: torch.device, *arrays: npt.ArrayLike) -> list[torch.Tensor]:
     """Return integer arrays as tensors on ``device``, brought there in one copy that a GPU does not wait for."""
-    together = torch.from_numpy(np.concatenate([np.asarray(array, dtype=np.int64) for array in arrays]))
+    integers = [np.asarray(array, dtype=np.int64) for array in arrays]
+    together = torch.from_numpy(np.concatenate(integers))
     if device.type == "cuda":
         together = together.pin_memory()
-    sizes = [np.asarray(array).size for array in arrays]
-    return list(torch.split(together.to(device, non_blocking=True), sizes))
+    return list(torch.split(together.to(device, non_blocking=True), [array.size for array in integers]))
 
 
 def smaller_batch(size: int, error: Exception) -> int:

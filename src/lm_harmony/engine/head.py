@@ -69,7 +69,7 @@ def head_logprobs(
         low, high = np.searchsorted(known_rows_L, (start, stop))
         rows, chosen, targets = hidden_UxD[start:stop], rows_L[low:high] - start, labels_L[low:high]
         # A trained head's logits are computed again in the backward pass rather than kept.
-        found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False))
+        found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False, preserve_rng_state=False))
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from lm_harmony.engine.forward import on_device
 from lm_harmony.engine.trees import Row, Tree
 
 NAME = "lm_harmony_segments"
@@ -43,11 +44,11 @@ class Segment:
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return what is added to the attention scores, S x (P + S): 0 where a token sees another, else -inf; None: plain causal.
 
-        It is made once and in the type of the queries: PyTorch would turn a mask of booleans into this one in every layer.
+        It is made once and in the type of the values: PyTorch would turn a mask of booleans into this one in every layer.
 
         Args:
             window: sliding window in tokens counted by depth, the token itself included; None: no window.
-            dtype: type of the queries.
+            dtype: type that attention computes in.
         """
         if (window, dtype) not in self._masks:
             sees = self._sees(window)
@@ -69,7 +70,7 @@ class Segment:
         depth_S = place_S + self.trunk
         if not self.is_chain:
             # A token's descendants follow it without a gap: it is seen by those up to the end of its subtree.
-            ends_S, depth_S = torch.tensor([self._tree.subtree_ends(), self._tree.depths], device=device)
+            ends_S, depth_S = on_device(device, self._tree.subtree_ends(), self._tree.depths)
             sees_SxS &= place_S[:, None] < ends_S[None, :]
         sees = torch.cat([sees_SxS.new_ones(size, self.trunk), sees_SxS], dim=1)
         if narrow and window is not None:
@@ -151,13 +152,14 @@ def _attend(
             k, v = torch.cat([trunk_k, k], dim=2), torch.cat([trunk_v, v], dim=2)
         elif trunk_k is None:
             trunk_k, trunk_v = k, v
-        mask = segment.mask(sliding_window, q.dtype)
+        mask = segment.mask(sliding_window, v.dtype)  # under autocast v has the type that attention computes in
         if softcap is not None:
             parts.append(_as_row(_softcapped(q, k, v, mask, scaling, softcap)))
             continue
         grouped = k.shape[1] != q.shape[1]
-        if grouped and mask is not None and q.device.type != "cpu":
-            # With a mask PyTorch 2.11 to 2.13 leave its fused kernels for grouped heads on several cards (A100, L40S, 4090).
+        if grouped and q.device.type != "cpu" and (mask is not None or v.dtype.itemsize > 2):
+            # On a GPU only the flash kernel takes grouped heads. It takes no mask, and half precision alone: for all else PyTorch
+            # 2.11 to 2.13 would compute every score of every head in memory.
             repeat, grouped = q.shape[1] // k.shape[1], False
             k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         found = scaled_dot_product_attention(

@@ -89,13 +89,13 @@ class Kept:
 
 def checksum(module: torch.nn.Module) -> str:
     """Return a digest of sums over the bits of every weight, which changes when a weight changes or two change places."""
-    sums: list[int] = []
+    sums: list[list[int]] = []
     for tensor in module.state_dict().values():
         bits = tensor.detach().reshape(-1)
         if tensor.element_size() in _INTEGERS:
             bits = bits.view(_INTEGERS[tensor.element_size()])
-        for block in bits.split(_BLOCK):
-            sums += [int(part.sum(dtype=torch.int64)) for part in (block, block[::2])]
+        parts = [part.sum(dtype=torch.int64) for block in bits.split(_BLOCK) for part in (block, block[::2])]
+        sums.append(torch.stack(parts).tolist())  # read once a tensor: a GPU computes the sums of the next block meanwhile
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 

@@ -14,11 +14,12 @@ from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.warm import Kept
 from lm_harmony.studies.computation import asked_flops, training_flops
 from lm_harmony.studies.workload import workload
 
 SECONDS = 20.0
-"""About as long it takes to measure this machine, beside loading the model."""
+"""Seconds that measuring this machine takes, about, without loading the model."""
 SLICE = 16
 """Rows of the first slice; it grows until it fills its half of the time."""
 
@@ -161,12 +162,13 @@ def calibrate(spec: RunSpec) -> Hardware:
     """
     started = time.perf_counter()
     rows, training, scoring = SLICE, 0.0, 0.0
-    prepare(_slice(spec, 1))  # reads libraries and weights
+    kept = Kept()  # the model is loaded once
+    prepare(_slice(spec, 1), kept)
     load_seconds = time.perf_counter() - started
     begun = time.perf_counter()
     while True:
         part = _slice(spec, rows)
-        run = prepare(part)
+        run = prepare(part, kept)
         load = workload(part, run.paths.room)
         micro_batch = part.execution.micro_batch
         with trainee(run.model, part.recipe, seed=0) as learner:

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from lm_harmony.benchmarks.examples import Example, Request
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
@@ -23,6 +23,7 @@ from lm_harmony.engine.segments import segments_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.engine.training import passes
 from lm_harmony.engine.trees import shared_row, tokens_from
+from lm_harmony.models.checkpoint import hollow_module
 from lm_harmony.models.loading import LanguageModel, assemble
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
@@ -187,8 +188,7 @@ def _hollow(spec: ModelSpec) -> LanguageModel:
     """Build a model's modules on the meta device: every shape, no weight."""
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     config = AutoConfig.from_pretrained(spec.name, **options)
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    module = hollow_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
     return assemble(spec.name, module, AutoTokenizer.from_pretrained(spec.name, **options))
 
 
