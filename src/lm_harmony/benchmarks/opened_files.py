@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+MODULES: set[Path] = set()
+"""Python modules that tasks of this process imported and that no import statement names as a file (``sys.path.insert``)."""
 _watched: list[tuple[frozenset[str], set[Path]]] = []
 _hooked = False
 
@@ -19,6 +22,7 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
     """Yield a set that holds, when the block has ended, the files that code of ``modules`` opened for reading.
 
     It may have opened them through a library, as long as that opens files in Python.
+    A module that was imported from its bytecode is listed by its source, and every module found is added to ``MODULES``.
     Files of installed packages and of the caches of Python and the hub are left out, as are names that begin with a dot.
     """
     global _hooked
@@ -32,8 +36,18 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
         yield found
     finally:
         _watched.remove(entry)
-        for path in [path for path in found if not _counts(path)]:
-            found.remove(path)
+        opened = [_source_of(path) for path in found]
+        found.clear()
+        found.update(path for path in opened if _counts(path))
+        MODULES.update(path for path in found if path.suffix == ".py")
+
+
+def _source_of(path: Path) -> Path:
+    """Return the source of a module's bytecode: with valid bytecode Python opens nothing else. Other files are returned as is."""
+    if path.suffix == ".pyc":
+        with suppress(ValueError, NotImplementedError):
+            return Path(importlib.util.source_from_cache(str(path)))
+    return path
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
@@ -59,5 +73,5 @@ def _calls(frame: FrameType | None, modules: frozenset[str]) -> bool:
 def _counts(path: Path) -> bool:
     caches = (os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"))
     foreign = [sys.prefix, sys.base_prefix, *(cache for cache in caches if cache)]
-    hidden = any(part.startswith((".", "__pycache__")) for part in path.parts)
+    hidden = any(part.startswith((".", "__pycache__")) and part != ".." for part in path.parts)
     return path.is_file() and not hidden and not any(path.is_relative_to(folder) for folder in foreign)

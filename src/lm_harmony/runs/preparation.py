@@ -13,7 +13,7 @@ from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
-from lm_harmony.benchmarks.opened_files import files_opened_by
+from lm_harmony.benchmarks.opened_files import MODULES, files_opened_by
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_files import forget_modules
@@ -106,7 +106,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     asked = spec.benchmark
     found = task_sources(asked)  # before anything is read: what changes in between differs from the record
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
-    forget_modules(code)
+    forget_modules([*code, *MODULES])
     with files_opened_by(code) as opened:
         task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)

@@ -1,0 +1,81 @@
+"""Files that only a task's own functions open are listed as sources, and files that belong to no project are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from micro import TASK, write_micro
+from tiny import write_tiny_model
+
+UTILS = """\
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+import helper
+
+sys.path.insert(0, "../more")
+spelling = importlib.import_module("spelling")
+
+
+def text(doc):
+    return helper.WORD + spelling.spell(doc["number"])
+"""
+TWICE = """\
+import json, os, sys
+from pathlib import Path
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+
+recipe = Recipe(epochs=1, lora=Lora(target_modules=("all-linear",)))
+benchmark = BenchmarkSpec(task="micro.yaml", data_dir=Path("."))
+spec = RunSpec(model=ModelSpec(name="model"), benchmark=benchmark, recipe=recipe, execution=Execution(device="cpu"))
+for edit in (False, True):
+    if edit:
+        path = Path("../lib/helper.py")
+        times = path.stat()
+        path.write_text(path.read_text().replace("number", "numbEr"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run = prepare(spec)
+    names = [source.name for source in run.sources if source.kind == "task"]
+    print(json.dumps([names, run.splits.train[0].context.split()[0], run.asked.run, run.direct_id]))
+"""
+
+
+def twice(folder: Path, script: str = TWICE) -> list[Any]:
+    """Run ``script`` in a process that writes and reads bytecode; return its lines."""
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+def test_a_module_that_no_import_statement_locates_is_listed_whether_or_not_its_bytecode_exists(tmp_path: Path) -> None:
+    """The second process imports ../lib/helper.py and ../more/spelling.py from the bytecode that the first one left."""
+    folder, helper, spelling = tmp_path / "tasks", tmp_path / "lib" / "helper.py", tmp_path / "more" / "spelling.py"
+    write_micro(folder)
+    write_tiny_model(folder / "model")
+    (folder / "micro.yaml").write_text(TASK.replace('"number {{number}} is"', "!function utils.text"))
+    (folder / "utils.py").write_text(UTILS)
+    for path in (helper, spelling):
+        path.parent.mkdir()
+    helper.write_text("WORD = 'number '\n")
+    spelling.write_text("def spell(number):\n    return f'{number} is'\n")
+    os.utime(helper, (1e9, 1e9))  # what is edited in one process keeps its time, which is what Python compares
+    unchanged, edited = twice(folder)
+    helper.write_text("WORD = 'number '\n")
+    os.utime(helper, (1e9 + 9, 1e9 + 9))
+    py_compile.compile(str(helper))
+    assert all(list(path.parent.glob("__pycache__/*.pyc")) for path in (helper, spelling)), "or nothing is tested"
+    assert twice(folder, TWICE.replace("(False, True)", "(False, False)")) == [unchanged, unchanged]
+    assert set(unchanged[0]) == {"micro.yaml", "utils.py", "../lib/helper.py", "../more/spelling.py"} == set(edited[0])
+    assert [unchanged[1], edited[1]] == ["number", "numbEr"], "a process asks what the edited module says"
+    assert unchanged[2] != edited[2] and unchanged[3] != edited[3]
