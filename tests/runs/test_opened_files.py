@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from micro import TASK, write_micro
 from tiny import write_tiny_model
+
+from lm_harmony.benchmarks.opened_files import files_opened_by
 
 UTILS = """\
 import importlib
@@ -79,3 +82,41 @@ def test_a_module_that_no_import_statement_locates_is_listed_whether_or_not_its_
     assert set(unchanged[0]) == {"micro.yaml", "utils.py", "../lib/helper.py", "../more/spelling.py"} == set(edited[0])
     assert [unchanged[1], edited[1]] == ["number", "numbEr"], "a process asks what the edited module says"
     assert unchanged[2] != edited[2] and unchanged[3] != edited[3]
+
+
+def opened_by(module: Path, *files: Path | str) -> set[str]:
+    """Return the names of the files that a module in ``module`` is seen to open."""
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.write_text("def read(path):\n    open(path).close()\n")
+    names: dict[str, Any] = {}
+    exec(compile(module.read_text(), str(module), "exec"), names)
+    with files_opened_by([module]) as found:
+        for file in files:
+            names["read"](file)
+    return {path.name for path in found}
+
+
+def written(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("word")
+    return path
+
+
+@pytest.mark.parametrize("project", ["work", ".work"])
+def test_a_file_is_hidden_only_as_seen_from_the_task(project: str, tmp_path: Path) -> None:
+    """A project below a folder with a dot lists its word list, and neither kind of project lists what it hides itself."""
+    folder = tmp_path / project / "tasks"
+    shown = [written(folder / "words.txt"), written(folder.parent / "other" / "nouns.txt"), f"{folder}/../other/nouns.txt"]
+    hidden = [written(folder / ".cache" / "kept.txt"), written(folder / ".settings"), written(tmp_path / ".elsewhere" / "x.txt")]
+    assert opened_by(folder / "utils.py", *shown, *hidden) == {"words.txt", "nouns.txt"}
+
+
+def test_files_of_the_system_of_packages_and_of_caches_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    foreign = [
+        *(written(tmp_path / "hub" / "a.json"), written(tmp_path / "caches" / "huggingface" / "b.json")),
+        *(written(tmp_path / "lib" / "site-packages" / "c.txt"), written(tmp_path / "nltk_data" / "d.txt")),
+        *(path for path in ("/proc/meminfo", "/sys/kernel/mm/transparent_hugepage/enabled") if Path(path).is_file()),
+    ]
+    assert opened_by(tmp_path / "tasks" / "utils.py", *foreign, written(tmp_path / "lib" / "words.txt")) == {"words.txt"}
