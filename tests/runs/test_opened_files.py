@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,10 @@ from micro import TASK, write_micro
 from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.opened_files import files_opened_by
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.sources import SourceCheck
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 UTILS = """\
 import importlib
@@ -84,6 +89,77 @@ def test_a_module_that_no_import_statement_locates_is_listed_whether_or_not_its_
     assert unchanged[2] != edited[2] and unchanged[3] != edited[3]
 
 
+COUNTING = """\
+import functools
+import random
+from pathlib import Path
+
+
+@functools.cache
+def words(name):
+    return Path(__file__).with_name(name).read_text().split()
+
+
+def results(doc, replies):
+    random.random()
+    return {"first": float(replies[0] in words("results.txt")), "second": (doc["label"], replies[0].split()[WANTED])}
+
+
+def aggregate(items):
+    return float(len(words("aggregation.txt")))
+
+
+def stripped(replies, docs):
+    return [each[0].strip(words("filter.txt")[0]) for each in replies]
+"""
+COUNTED = """\
+task: micro
+dataset_path: micro
+output_type: generate_until
+training_split: train
+validation_split: validation
+test_split: test
+doc_to_text: "number {{number}} is"
+doc_to_target: "{{['odd', 'even'][label]}}"
+generation_kwargs: {until: ["."], max_gen_toks: 2}
+process_results: !function utils.results
+filter_list: [{name: own, filter: [{function: custom, filter_fn: !function utils.stripped}]}]
+metric_list:
+  - {metric: first, aggregation: mean, higher_is_better: true}
+  - {metric: second, aggregation: !function utils.aggregate, higher_is_better: true}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(":", {"results.txt", "filter.txt", "aggregation.txt"}), ("99", {"results.txt", "filter.txt"})],
+    ids=["counts", "fails on what was invented"],
+)
+def test_files_that_only_counting_opens_are_listed(wanted: str, expected: set[str], tmp_path: Path) -> None:
+    """Word lists that a filter, process_results and an aggregation read lazily; where counting fails, those read before it."""
+    write_micro(tmp_path)
+    write_tiny_model(tmp_path / "model")
+    (tmp_path / "micro.yaml").write_text(COUNTED)
+    (tmp_path / "utils.py").write_text(COUNTING.replace("WANTED", wanted))
+    for name in ("results", "filter", "aggregation", "unread"):
+        (tmp_path / f"{name}.txt").write_text("one two\n")
+    spec = RunSpec(
+        model=ModelSpec(name=str(tmp_path / "model")),
+        benchmark=BenchmarkSpec(task=str(tmp_path / "micro.yaml"), data_dir=tmp_path),
+        recipe=Recipe(epochs=1, lora=Lora(target_modules=("all-linear",))),
+        execution=Execution(device="cpu"),
+    )
+    random.seed(1)
+    expected_next = random.Random(1).random()
+    run = prepare(spec)
+    assert random.random() == expected_next, "what is drawn later is what it would have been"
+    assert {source.name for source in run.sources if source.kind == "task"} == {"micro.yaml", "utils.py"} | expected
+    (tmp_path / "unread.txt").write_text("three")
+    assert SourceCheck().difference(run.sources, spec) is None
+    (tmp_path / "results.txt").write_text("three")
+    assert SourceCheck().difference(run.sources, spec) == "results.txt changed since"
+
+
 def opened_by(module: Path, *files: Path | str) -> set[str]:
     """Return the names of the files that a module in ``module`` is seen to open."""
     module.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +190,7 @@ def test_a_file_is_hidden_only_as_seen_from_the_task(project: str, tmp_path: Pat
 def test_files_of_the_system_of_packages_and_of_caches_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    foreign = [
+    foreign: list[Path | str] = [
         *(written(tmp_path / "hub" / "a.json"), written(tmp_path / "caches" / "huggingface" / "b.json")),
         *(written(tmp_path / "lib" / "site-packages" / "c.txt"), written(tmp_path / "nltk_data" / "d.txt")),
         *(path for path in ("/proc/meminfo", "/sys/kernel/mm/transparent_hugepage/enabled") if Path(path).is_file()),

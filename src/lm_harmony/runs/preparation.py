@@ -12,7 +12,7 @@ from pathlib import Path
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
-from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
+from lm_harmony.benchmarks.harness.counting import count_invented_replies, counting_rules, dataset_commit
 from lm_harmony.benchmarks.opened_files import MODULES, files_opened_by
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
@@ -126,8 +126,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
-    first = splits.train[0]
-    model.text.check_single_prefix(first.context + (first.continuation or ""))
+        count_invented_replies(task, splits.validation[0])
+    model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
