@@ -182,7 +182,11 @@ def written(path: Path) -> Path:
 def test_a_file_is_hidden_only_as_seen_from_the_task(project: str, tmp_path: Path) -> None:
     """A project below a folder with a dot lists its word list, and neither kind of project lists what it hides itself."""
     folder = tmp_path / project / "tasks"
-    shown = [written(folder / "words.txt"), written(folder.parent / "other" / "nouns.txt"), f"{folder}/../other/nouns.txt"]
+    shown: list[Path | str] = [
+        written(folder / "words.txt"),
+        written(folder.parent / "other" / "nouns.txt"),
+        f"{folder}/../other/nouns.txt",
+    ]
     hidden = [written(folder / ".cache" / "kept.txt"), written(folder / ".settings"), written(tmp_path / ".elsewhere" / "x.txt")]
     assert opened_by(folder / "utils.py", *shown, *hidden) == {"words.txt", "nouns.txt"}
 

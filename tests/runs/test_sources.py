@@ -229,6 +229,38 @@ def test_files_that_come_and_go_are_named(
     assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in said
 
 
+def test_a_run_with_relative_names_is_current_from_any_working_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data_files`, `dataset_path` and the model are relative; from elsewhere an edit of any file is noticed all the same."""
+    shutil.copytree(world / "model", tmp_path / "model")
+    shutil.copytree(world / "set", tmp_path / "set")
+    base = yaml.safe_load(TASK)
+    for name, rows in {
+        "patterns": {"dataset_path": "json", "dataset_kwargs": {"data_files": {split: f"set/{split}.jsonl" for split in SIZES}}},
+        "folder": {"dataset_path": "set"},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(base | rows))
+        spec = replace(asked(world, "folder"), model=ModelSpec(name="model"))
+        spec = replace(spec, benchmark=BenchmarkSpec(task=str(tmp_path / f"{name}.yaml")))
+        monkeypatch.chdir(tmp_path)
+        recorded = (*task_sources(spec.benchmark), *model_sources(spec.model))
+        assert {source.kind for source in recorded} == {"task", "rows", "model"}
+        assert SourceCheck().difference(recorded, spec) is None
+        monkeypatch.chdir(world)  # it has a model and a set of its own: those are what the names mean there
+        assert SourceCheck().difference(recorded, spec) is None
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "empty")
+        assert SourceCheck().difference(recorded, spec) is None
+        for file in ("set/test.jsonl", "model/config.json"):
+            flip(tmp_path / file)
+            assert str(SourceCheck().difference(recorded, spec)).endswith(f"{Path(file).name} changed since")
+            flip(tmp_path / file)
+        (tmp_path / "set" / "test.jsonl").rename(tmp_path / "kept")
+        assert str(SourceCheck().difference(recorded, spec)).endswith("test.jsonl no longer there")
+        (tmp_path / "kept").rename(tmp_path / "set" / "test.jsonl")
+
+
 def test_a_folder_that_was_moved_is_the_same(
     world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
 ) -> None:

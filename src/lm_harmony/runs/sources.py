@@ -158,11 +158,13 @@ class SourceCheck:
         now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
         changed, gone, unread = [], [], []
+        # Relative names find nothing from another working folder. What the run read is then compared where it was.
+        kinds = {kind for kind, _ in now}
         for key, source in files.items():
             content = self._content(now.get(key) or _place(source, now), source.size)
             if content is None:
                 gone.append(source.name)
-            elif key not in now and source.kind != "task" and broken is None:
+            elif key not in now and source.kind != "task" and source.kind in kinds and broken is None:
                 unread.append(source.name)
             elif content != (source.size, source.sha256):
                 changed.append(source.name)
