@@ -224,6 +224,10 @@ def test_files_that_come_and_go_are_named(
     added.unlink()
     (tmp_path / "kept").rename(template)
     assert said == "chat_template.jinja no longer there; adapter_config.json added since"
+    shard = next(source for source in record.sources or () if source.name.endswith(".safetensors"))
+    older = [*(record.sources or ()), *(replace(shard, name=name) for name in ("notes.txt", "pytorch_model.bin"))]
+    assert SourceCheck().difference(older, record.spec) is None, "files that nothing reads, listed by an older record"
+    assert SourceCheck().difference([*older, replace(shard, name="b.model")], record.spec) == "b.model no longer read"
     elsewhere = replace(record.spec, benchmark=replace(record.spec.benchmark, data_dir=world / "rows"))
     said = str(SourceCheck().difference(record.sources, elsewhere))
     assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in said

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
-from lm_harmony.models.model_files import is_read
+from lm_harmony.models.model_files import files_read
 from lm_harmony.runs.sources import Source
 
 log = logging.getLogger(__name__)
@@ -92,5 +92,5 @@ def _files(info: Any, source: Source) -> dict[str, str]:
     """Return the content ids of a repository's files that a run reads; those of a data set are all but its hidden ones."""
     files = {one.rfilename: str(one.blob_id) for one in info.siblings or ()}
     if source.kind == "model":
-        return {name: content for name, content in files.items() if is_read(name)}
+        return {name: files[name] for name in files_read(files)}
     return {name: content for name, content in files.items() if not name.startswith(".")}
