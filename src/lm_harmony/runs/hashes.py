@@ -7,6 +7,7 @@ write, so that several processes may share the file; a torn line is skipped, and
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -16,17 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lm_harmony.errors import StoreError
 from lm_harmony.progress import track
 from lm_harmony.runs.whole import write_whole
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may read the same file
-    fcntl = None  # type: ignore[assignment]
-
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+"""Windows has no such locks: there, two processes may read the same file."""
 log = logging.getLogger(__name__)
 
 SMALL = 1 << 20
