@@ -157,6 +157,8 @@ class _HubServer(ThreadingHTTPServer):
     ) -> None:
         self.repositories, self.earlier = repositories, earlier
         self.requests: list[str] = []
+        self.slow: set[str] = set()
+        self.ended = threading.Event()
         super().__init__(("127.0.0.1", 0), _HubRequests)
 
     def answer(self, segments: list[str], fields: _Fields) -> _Answer:
@@ -198,6 +200,8 @@ class _HubRequests(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.server.requests.append(f"{self.command} {unquote(url.path)}")
+        if any(name in url.path for name in self.server.slow):
+            self.server.ended.wait()
         # Unquoted one by one, for a revision may hold a quoted slash.
         segments = [unquote(segment) for segment in url.path.strip("/").split("/")]
         fields = {**parse_qs(url.query), **parse_qs(body)}
@@ -218,18 +222,19 @@ class _HubRequests(BaseHTTPRequestHandler):
 class LoopbackHub:
     """Folders served as hub repositories, by repository id, for as long as the ``with`` block lasts.
 
-    The folders are read once, here: write them first and leave them alone. ``earlier`` holds folders of models as they were
-    one commit before.
+    The folders are read once, here: write them first and leave them alone. ``earlier`` holds folders of repositories as they
+    were one commit before; a request whose path holds one of ``slow`` is answered when the block ends.
     """
 
     def __init__(
         self, *, models: Mapping[str, Path] = {}, datasets: Mapping[str, Path] = {}, earlier: Mapping[str, Path] = {}
     ) -> None:
         served = [("models", *item) for item in models.items()] + [("datasets", *item) for item in datasets.items()]
-        before = {("models", name): _read_repository(name, folder) for name, folder in earlier.items()}
+        kinds = dict.fromkeys(models, "models") | dict.fromkeys(datasets, "datasets")
+        before = {(kinds[name], name): _read_repository(name, folder) for name, folder in earlier.items()}
         self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served}, before)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.requests = self._server.requests
+        self.requests, self.slow = self._server.requests, self._server.slow
         """Each request so far as "METHOD path": the path unquoted and without its query."""
 
     def __enter__(self) -> LoopbackHub:
@@ -237,6 +242,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._server.ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -13,9 +13,11 @@ from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.asked import Asked, direct_id
 from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.preparation import Prepared, prepare
 from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.warm import Kept
@@ -124,6 +126,18 @@ def test_what_a_direct_score_stands_on(world: Path, kept: Kept) -> None:
     (world / "model").rename(world / "moved")
     moved = replace(spec, model=replace(spec.model, name=str(world / "moved")))
     assert prepare(moved, kept).direct_id == found[-1], "the same model in another folder"
+
+
+def test_two_revisions_share_a_direct_score_only_where_their_commit_is_known_to_be_one() -> None:
+    asked = Asked(run="", test="", sampled=False)
+
+    def found(revision: str, commit: str | None) -> str:
+        model = ModelSpec(name="nobody/nothing", revision=revision)
+        source = Source(kind="model", name=model.name, revision=revision, commit=commit)
+        return direct_id(RunSpec(model=model, benchmark=BenchmarkSpec(task="own")), asked, [source], dtype="float32")
+
+    assert found("main", "1" * 40) == found("v1", "1" * 40) != found("main", "2" * 40)
+    assert found("main", None) != found("v1", None)
 
 
 def test_the_seed_decides_sampled_answers(world: Path, kept: Kept) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache
+from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
 from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
@@ -224,9 +225,45 @@ def test_files_that_come_and_go_are_named(
     added.unlink()
     (tmp_path / "kept").rename(template)
     assert said == "chat_template.jinja no longer there; adapter_config.json added since"
+    shard = next(source for source in record.sources or () if source.name.endswith(".safetensors"))
+    older = [*(record.sources or ()), *(replace(shard, name=name) for name in ("notes.txt", "pytorch_model.bin"))]
+    assert SourceCheck().difference(older, record.spec) is None, "files that nothing reads, listed by an older record"
+    assert SourceCheck().difference([*older, replace(shard, name="b.model")], record.spec) == "b.model no longer read"
     elsewhere = replace(record.spec, benchmark=replace(record.spec.benchmark, data_dir=world / "rows"))
     said = str(SourceCheck().difference(record.sources, elsewhere))
     assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in said
+
+
+def test_a_run_with_relative_names_is_current_from_any_working_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data_files`, `dataset_path` and the model are relative; from elsewhere an edit of any file is noticed all the same."""
+    shutil.copytree(world / "model", tmp_path / "model")
+    shutil.copytree(world / "set", tmp_path / "set")
+    base = yaml.safe_load(TASK)
+    for name, rows in {
+        "patterns": {"dataset_path": "json", "dataset_kwargs": {"data_files": {split: f"set/{split}.jsonl" for split in SIZES}}},
+        "folder": {"dataset_path": "set"},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(base | rows))
+        spec = replace(asked(world, "folder"), model=ModelSpec(name="model"))
+        spec = replace(spec, benchmark=BenchmarkSpec(task=str(tmp_path / f"{name}.yaml")))
+        monkeypatch.chdir(tmp_path)
+        recorded = (*task_sources(spec.benchmark), *model_sources(spec.model))
+        assert {source.kind for source in recorded} == {"task", "rows", "model"}
+        assert SourceCheck().difference(recorded, spec) is None
+        monkeypatch.chdir(world)  # it has a model and a set of its own: those are what the names mean there
+        assert SourceCheck().difference(recorded, spec) is None
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "empty")
+        assert SourceCheck().difference(recorded, spec) is None
+        for file in ("set/test.jsonl", "model/config.json"):
+            flip(tmp_path / file)
+            assert str(SourceCheck().difference(recorded, spec)).endswith(f"{Path(file).name} changed since")
+            flip(tmp_path / file)
+        (tmp_path / "set" / "test.jsonl").rename(tmp_path / "kept")
+        assert str(SourceCheck().difference(recorded, spec)).endswith("test.jsonl no longer there")
+        (tmp_path / "kept").rename(tmp_path / "set" / "test.jsonl")
 
 
 def test_a_folder_that_was_moved_is_the_same(
@@ -394,14 +431,18 @@ def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> No
     with path.open("wb") as file:
         file.truncate(LARGE)
     code = (
-        "import sys; from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "import logging, sys; from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "logging.basicConfig(level=logging.INFO)\n"
         "cache = HashCache(Path(sys.argv[1])); print(cache.sha256_of(Path(sys.argv[2])), cache.reads)"
     )
     line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(path)]
-    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0].split() for process in both]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=60) for process in both]
+    said = [out.split() for out, _ in told]
     assert said[0][0] == said[1][0] == hashlib.sha256(bytes(LARGE)).hexdigest()
     assert sorted(reads for _, reads in said) == ["0", "1"]
+    waiting = [errors.count(f"waiting for another process that reads {path}") for _, errors in told]
+    assert waiting == [int(reads == "0") for _, reads in said], "who waits says so, once"
 
 
 def test_content_counts_and_times_do_not(cache: HashCache, tmp_path: Path) -> None:
@@ -428,11 +469,55 @@ def test_the_hash_of_a_file_that_has_just_changed_is_not_remembered(cache: HashC
     assert cache.reads == 3
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+def test_a_time_in_the_future_does_not_keep_a_hash_from_being_remembered(cache: HashCache, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * SMALL)
+    os.utime(path, (time.time() + 86400,) * 2)
+    time.sleep(UNSETTLED + 0.1)
+    first = cache.sha256_of(path)
+    assert (cache.sha256_of(path), cache.reads) == (first, 1)
+    flip(path)  # keeps that time
+    assert cache.sha256_of(path) != first and cache.reads == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told once, where the file is large."""
     (tmp_path / "cache").write_text("a file where the folder belongs")
     path = aged(tmp_path / "weights", b"x" * SMALL)
     cache = HashCache(tmp_path / "cache")
     assert cache.sha256_of(path) == cache.sha256_of(path)
+    assert not caplog.messages
+    for name in ("large", "larger"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(LARGE)
+    digests = {cache.sha256_of(tmp_path / name) for name in ("large", "larger")}
+    assert digests == {hashlib.sha256(bytes(LARGE)).hexdigest()}
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "hashes.jsonl cannot be written" in said and "Set LM_HARMONY_CACHE_DIR" in said
+
+
+def test_hashes_need_neither_locks_nor_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no fcntl, and a user of a container may have no entry in the list of users."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "print(HashCache(Path(sys.argv[1])).sha256_of(Path(sys.argv[2])))"
+    )
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(LARGE)
+    line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "large")]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == hashlib.sha256(bytes(LARGE)).hexdigest()
+
+    def nobody(user: int) -> Any:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("LM_HARMONY_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == Path.home() / ".cache" / "lm-harmony"
+    monkeypatch.delenv("HOME")
+    assert cache_folder().is_relative_to(tempfile.gettempdir()) and str(os.getuid()) in cache_folder().name
 
 
 def test_sources_of_lm_evals_own_tasks_are_found_without_importing_lm_eval() -> None:

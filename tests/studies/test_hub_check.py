@@ -64,6 +64,51 @@ def test_a_branch_that_moved_is_noticed_where_what_is_read_changed(tmp_path: Pat
         assert len(hub.requests) - asked == 2, "each repository is asked about once"
 
 
+HEADER = "configs: [{config_name: own, data_files: [{split: test, path: test.jsonl}]}]\nlicense: mit"
+
+
+@pytest.mark.parametrize(
+    ("card", "file", "counts"),
+    [
+        (f"---\n{HEADER}\n---\n# Another text\n", None, False),
+        (f"---\n{HEADER.replace('mit', 'other')}\n---\n# A text\n", None, False),
+        (f"---\n{HEADER.replace('split: test', 'split: train')}\n---\n# A text\n", None, True),
+        (f"---\n{HEADER}\ndataset_info: {{features: [{{name: a, dtype: string}}]}}\n---\n# A text\n", None, True),
+        ("---\nconfigs: [\n---\n# A header that is no YAML\n", None, True),
+        (None, None, True),
+        (f"---\n{HEADER}\n---\n# Another text\n", "test.jsonl", True),
+    ],
+    ids=["text", "license", "configs", "dataset_info", "broken header", "no card", "rows"],
+)
+def test_of_a_data_sets_card_only_what_decides_its_rows_counts(
+    card: str | None, file: str | None, counts: bool, tmp_path: Path
+) -> None:
+    before, after, name = tmp_path / "before", tmp_path / "after", "nobody/rows"
+    before.mkdir()
+    (before / "README.md").write_text(f"---\n{HEADER}\n---\n# A text\n")
+    (before / "test.jsonl").write_text("{}\n")
+    shutil.copytree(before, after)
+    (after / "README.md").unlink() if card is None else (after / "README.md").write_text(card)
+    if file is not None:
+        (after / file).write_text("{}\n{}\n")
+    with LoopbackHub(datasets={name: before}) as hub:
+        known = source(commit_of(hub, name, "datasets"), kind="rows", name=name)
+    with LoopbackHub(datasets={name: after}, earlier={name: before}) as hub:
+        assert bool(HubCheck(hub.endpoint).moved([known])) == counts
+
+
+def test_a_repository_that_is_not_answered_for_in_time_leaves_the_others_checked(hub: LoopbackHub) -> None:
+    slow, moved = source("0" * 40, name="nobody/slow"), source("0" * 40)
+    hub.slow.add("nobody/slow")
+    check = HubCheck(hub.endpoint)
+    assert check.moved([slow]) == {}
+    assert set(check.moved([slow, moved])) == {moved}
+    gone = HubCheck("http://127.0.0.1:1")
+    assert gone.moved([slow]) == {}
+    gone.endpoint = hub.endpoint
+    assert gone.moved([moved]) == {}, "where there is no connection nothing more is asked"
+
+
 def test_a_commit_that_the_hub_has_lost_has_moved(hub: LoopbackHub) -> None:
     gone = "0" * 40
     assert HubCheck(hub.endpoint).moved([source(gone)])[source(gone)].startswith(f"{MODEL} main moved from commit 000000")

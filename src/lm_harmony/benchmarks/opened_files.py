@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+MODULES: set[Path] = set()
+"""Python modules that tasks of this process imported and that no import statement names as a file (``sys.path.insert``)."""
+_INSTALLED = frozenset(("__pycache__", "site-packages", "dist-packages", "nltk_data"))
+_SYSTEM = ("/proc", "/sys", "/dev")
 _watched: list[tuple[frozenset[str], set[Path]]] = []
 _hooked = False
 
@@ -19,21 +24,35 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
     """Yield a set that holds, when the block has ended, the files that code of ``modules`` opened for reading.
 
     It may have opened them through a library, as long as that opens files in Python.
-    Files of installed packages and of the caches of Python and the hub are left out, as are names that begin with a dot.
+    A module that was imported from its bytecode is listed by its source, and every module found is added to ``MODULES``.
+    Files of the system, of installed packages and of the caches of Python and the hub are left out, as are names that begin
+    with a dot, unless the modules lie below them too.
     """
     global _hooked
     if not _hooked:
         sys.addaudithook(_note)  # cannot be taken away again; without watched modules it does nothing
         _hooked = True
     found: set[Path] = set()
-    entry = (frozenset(str(module) for module in modules), found)
+    names = frozenset(str(module) for module in modules)
+    folders = sorted({Path(os.path.abspath(name)).parent for name in names})
+    entry = (names, found)
     _watched.append(entry)
     try:
         yield found
     finally:
         _watched.remove(entry)
-        for path in [path for path in found if not _counts(path)]:
-            found.remove(path)
+        opened = [_source_of(path) for path in found]
+        found.clear()
+        found.update(path for path in opened if _counts(path, folders))
+        MODULES.update(path for path in found if path.suffix == ".py")
+
+
+def _source_of(path: Path) -> Path:
+    """Return the source of a module's bytecode: with valid bytecode Python opens nothing else. Other files are returned as is."""
+    if path.suffix == ".pyc":
+        with suppress(ValueError, NotImplementedError):
+            return Path(importlib.util.source_from_cache(str(path)))
+    return path
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
@@ -56,8 +75,22 @@ def _calls(frame: FrameType | None, modules: frozenset[str]) -> bool:
     return False
 
 
-def _counts(path: Path) -> bool:
-    caches = (os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"))
-    foreign = [sys.prefix, sys.base_prefix, *(cache for cache in caches if cache)]
-    hidden = any(part.startswith((".", "__pycache__")) for part in path.parts)
-    return path.is_file() and not hidden and not any(path.is_relative_to(folder) for folder in foreign)
+def _counts(path: Path, watched: Sequence[Path]) -> bool:
+    """Tell whether a file may belong to a task: it is no part of the system, of an installed package or of a cache."""
+    shown = Path(os.path.abspath(path))
+    if not path.is_file() or _INSTALLED & set(shown.parts) or any(shown.is_relative_to(folder) for folder in _foreign()):
+        return False
+    # A project may lie below a folder such as ~/.work: only what is hidden as seen from the task counts as hidden.
+    return any(not _is_hidden(shown, folder) for folder in watched)
+
+
+def _foreign() -> list[str]:
+    caches = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")]
+    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
+    return [sys.prefix, sys.base_prefix, home, *(os.path.abspath(cache) for cache in caches if cache), *_SYSTEM]
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Tell whether a name that begins with a dot stands on the way from the nearest folder above both to ``path``."""
+    common = next((above for above in path.parents if folder.is_relative_to(above)), Path())
+    return any(part.startswith(".") for part in path.parts[len(common.parts) :])

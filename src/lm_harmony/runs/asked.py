@@ -61,9 +61,15 @@ def direct_id(spec: RunSpec, asked: Asked, sources: Iterable[Source], *, dtype: 
         dtype: types of the weights and of the products, as ``LanguageModel.precision`` writes them.
     """
     model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # the content counts
-    content = [source.content for source in sources if source.kind != "rows"]
+    content = [_content(source) for source in sources if source.kind != "rows"]
     versions = {package: version(package) for package in ("lm_eval", "lm-harmony")}
     return fingerprint([model, content, asked.test, dtype, versions, spec.seed if asked.sampled else None])
+
+
+def _content(source: Source) -> tuple[str | None, ...]:
+    """Return what decides a source's content: of a repository whose commit could not be told, the revision that was asked."""
+    unknown = source.path is None and source.commit is None
+    return (*source.content, source.revision) if unknown else source.content
 
 
 def _is_sampled(examples: Iterable[Example]) -> bool:

@@ -6,22 +6,25 @@ write, so that several processes may share the file; a torn line is skipped, and
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import importlib.util
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lm_harmony.errors import StoreError
 from lm_harmony.progress import track
 from lm_harmony.runs.whole import write_whole
 
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+"""Windows has no such locks: there, two processes may read the same file."""
 log = logging.getLogger(__name__)
 
 SMALL = 1 << 20
@@ -43,7 +46,10 @@ def cache_folder() -> Path:
     chosen = os.environ.get("LM_HARMONY_CACHE_DIR")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm-harmony"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm-harmony"
+    except RuntimeError:  # a user without a home folder, as in a container
+        return Path(tempfile.gettempdir()) / f"lm-harmony-{os.getuid()}"
 
 
 def sha256_of(path: Path) -> str:
@@ -71,6 +77,7 @@ class HashCache:
     _known: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
     _lines: int = 0
     _offset: int = 0
+    _told: bool = False
 
     def sha256_of(self, path: Path) -> str:
         """Return the SHA-256 of a file's bytes (see the module's function).
@@ -83,7 +90,7 @@ class HashCache:
             size = path.stat().st_size
             if size < SMALL:
                 return self._read(path)[0]
-            with self._alone(path) if size >= LARGE else _together():
+            with self._alone(path) if size >= LARGE else nullcontext():
                 known = self._find(path)
                 return known or self._keep(path)
         except OSError as error:
@@ -117,7 +124,7 @@ class HashCache:
         digest, stamp = self._read(path)
         if _last_change(stamp) < started - UNSETTLED:
             self._known[str(path)] = (stamp, digest)
-            self._append({"path": str(path), "stamp": stamp, "sha256": digest})
+            self._append(path, stamp, digest)
         return digest
 
     def _read(self, path: Path) -> tuple[str, Stamp]:
@@ -161,7 +168,7 @@ class HashCache:
                 continue
         return bool(added)
 
-    def _append(self, values: dict[str, object]) -> None:
+    def _append(self, path: Path, stamp: Stamp, digest: str) -> None:
         file = self.folder / "hashes.jsonl"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,11 +177,14 @@ class HashCache:
                 self._rewrite(file)
             opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(opened, (json.dumps(values) + "\n").encode())
+                os.write(opened, (json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}) + "\n").encode())
             finally:
                 os.close(opened)
         except (OSError, StoreError) as error:  # only time is lost
-            log.debug("%s cannot be written: %s", file, error)
+            large = stamp[0] >= LARGE and not self._told
+            self._told |= large
+            message = "%s cannot be written: %s. Large files are read again at each start. Set LM_HARMONY_CACHE_DIR."
+            log.log(logging.WARNING if large else logging.DEBUG, message, file, error)
 
     def _rewrite(self, file: Path) -> None:
         """Leave out lines that later ones supersede."""
@@ -193,13 +203,24 @@ class HashCache:
             yield
             return
         try:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX, 1, place)
-            except OSError as error:
-                log.debug("%s cannot be locked: %s", self.folder, error)
+            _lock(lock, place, path)
             yield
         finally:
             os.close(lock)
+
+
+def _lock(opened: int, place: int, path: Path) -> None:
+    """Wait until no other process holds the byte ``place`` of an open file, and hold it; where locks are missing, go on."""
+    if fcntl is None:
+        return
+    try:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except (BlockingIOError, PermissionError):
+            log.info("waiting for another process that reads %s", path)
+            fcntl.lockf(opened, fcntl.LOCK_EX, 1, place)
+    except OSError as error:
+        log.debug("%s cannot be locked: %s", path, error)
 
 
 _CACHES: dict[Path, HashCache] = {}
@@ -207,11 +228,6 @@ _CACHES: dict[Path, HashCache] = {}
 
 def _cache_in(folder: Path) -> HashCache:
     return _CACHES.setdefault(folder, HashCache(folder))
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    yield
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
@@ -225,4 +241,5 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _last_change(stamp: Stamp) -> float:
-    return max(stamp[1], stamp[2]) / 1e9
+    """Return when the content last changed, in seconds; programs may set a file's own time, even into the future."""
+    return (stamp[1] if os.name == "nt" else stamp[2]) / 1e9

@@ -12,8 +12,8 @@ from pathlib import Path
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
-from lm_harmony.benchmarks.harness.counting import counting_rules, dataset_commit
-from lm_harmony.benchmarks.opened_files import files_opened_by
+from lm_harmony.benchmarks.harness.counting import count_invented_replies, counting_rules, dataset_commit
+from lm_harmony.benchmarks.opened_files import MODULES, files_opened_by
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_files import forget_modules
@@ -106,7 +106,7 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     asked = spec.benchmark
     found = task_sources(asked)  # before anything is read: what changes in between differs from the record
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
-    forget_modules(code)
+    forget_modules([*code, *MODULES])
     with files_opened_by(code) as opened:
         task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric = spec.metric or default_metric(task)
@@ -126,8 +126,8 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
         chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
-    first = splits.train[0]
-    model.text.check_single_prefix(first.context + (first.continuation or ""))
+        count_invented_replies(task, splits.validation[0])
+    model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )

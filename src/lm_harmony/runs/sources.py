@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import HarmonyError, StoreError
-from lm_harmony.models.model_files import model_files
+from lm_harmony.models.model_files import files_read, model_files
 from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
@@ -157,12 +157,17 @@ class SourceCheck:
         broken = next((one for one in listed if isinstance(one, HarmonyError)), None)
         now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
+        # Older records list files of the model's folder that nothing reads.
+        read = {("model", name) for name in files_read(name for kind, name in files if kind == "model")}
+        files = {key: source for key, source in files.items() if source.kind != "model" or key in read}
         changed, gone, unread = [], [], []
+        # Relative names find nothing from another working folder. What the run read is then compared where it was.
+        kinds = {kind for kind, _ in now}
         for key, source in files.items():
             content = self._content(now.get(key) or _place(source, now), source.size)
             if content is None:
                 gone.append(source.name)
-            elif key not in now and source.kind != "task" and broken is None:
+            elif key not in now and source.kind != "task" and source.kind in kinds and broken is None:
                 unread.append(source.name)
             elif content != (source.size, source.sha256):
                 changed.append(source.name)

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.repocard import RepoCard
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from lm_harmony.models.model_files import is_read
+from lm_harmony.models.model_files import files_read
 from lm_harmony.runs.sources import Source
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,9 @@ REQUEST_SECONDS = 3.0
 ALL_SECONDS = 15.0
 """Longest wait for all answers; what has not been answered by then is taken as unchanged."""
 _AT_ONCE = 8
+_CARD = "README.md"
+_CONNECTION = frozenset(("ConnectionError", "ConnectError", "ConnectTimeout", "ProxyError"))
+"""Names of the errors by which HTTP libraries say that there is no connection; each has classes of its own."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -62,9 +68,10 @@ class HubCheck:
             except (HfHubHTTPError, HFValidationError) as error:  # gated, or gone
                 self._answers[source] = None
                 log.debug("%s cannot be asked about: %s", source.name, error)
-            except Exception as error:  # noqa: BLE001 - no network is no error, and each HTTP library says it in classes of its own
-                self._unreachable = True
-                log.debug("the hub cannot be reached: %s", error)
+            except Exception as error:  # noqa: BLE001 - no network is no error, nor is a hub that is too slow to answer
+                self._answers[source] = None
+                self._unreachable |= not _CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+                log.debug("%s is not answered for by the hub: %s", source.name, error)
 
     def _difference(self, source: Source) -> str | None:
         now = self._info(source, str(source.revision))
@@ -75,7 +82,24 @@ class HubCheck:
             before = self._info(source, str(source.commit))
         except RevisionNotFoundError:
             return said
-        return None if _files(before, source) == _files(now, source) else said
+        files = [_files(info, source) for info in (before, now)]
+        if source.kind == "rows" and _without_card(files[0]) == _without_card(files[1]):
+            # Of a data set's card only the header decides what is read.
+            return None if files[0] == files[1] or self._card(before, source) == self._card(now, source) else said
+        return None if files[0] == files[1] else said
+
+    def _card(self, info: Any, source: Source) -> Any:
+        """Return what the card of a data set says about its files and columns; None where it has no card."""
+        if _CARD not in _files(info, source):
+            return None
+        url = hf_hub_url(source.name, _CARD, repo_type="dataset", revision=info.sha, endpoint=self.endpoint)
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=REQUEST_SECONDS)
+        hf_raise_for_status(answer)
+        try:
+            data = RepoCard(answer.text, ignore_metadata_errors=True).data
+        except (ValueError, yaml.YAMLError):
+            return answer.text
+        return data.get("configs"), data.get("dataset_info")
 
     def _info(self, source: Source, revision: str) -> Any:
         api = HfApi(endpoint=self.endpoint)
@@ -92,5 +116,9 @@ def _files(info: Any, source: Source) -> dict[str, str]:
     """Return the content ids of a repository's files that a run reads; those of a data set are all but its hidden ones."""
     files = {one.rfilename: str(one.blob_id) for one in info.siblings or ()}
     if source.kind == "model":
-        return {name: content for name, content in files.items() if is_read(name)}
+        return {name: files[name] for name in files_read(files)}
     return {name: content for name, content in files.items() if not name.startswith(".")}
+
+
+def _without_card(files: Mapping[str, str]) -> dict[str, str]:
+    return {name: content for name, content in files.items() if name != _CARD}

@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
+import random
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import datasets
 from lm_eval.api.task import Task
 
+from lm_harmony.benchmarks.examples import Example, Reply, RequestKind
 from lm_harmony.benchmarks.harness.own_functions import LOADED_FROM
 from lm_harmony.benchmarks.harness.task import HarnessTask
 
+_INVENTED: Mapping[RequestKind, Reply] = {"loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0, "generate_until": ""}
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
@@ -42,6 +48,30 @@ def counting_rules(task: HarnessTask) -> dict[str, Any]:
         "filters": {ensemble.name: _told(ensemble.filters) for ensemble in built._filters},
         "process_results": _told(getattr(built.config, "process_results", None)),
     }
+
+
+def count_invented_replies(task: HarnessTask, example: Example) -> None:
+    """Count an invented reply to each request of ``example``, so that files which only counting reads are opened now.
+
+    The score is dropped, and so are warnings and errors: functions of a task may expect what no invented reply has.
+    """
+    replies = [_INVENTED[request.kind] for request in example.requests]
+    with _quiet(), suppress(Exception):
+        task.score([example], [replies], errors=False, samples=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop warnings, and restore Python's random state afterwards."""
+    state, level = random.getstate(), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        random.setstate(state)
 
 
 def dataset_commit(task: HarnessTask) -> str | None:
