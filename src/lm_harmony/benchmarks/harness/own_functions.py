@@ -1,4 +1,4 @@
-"""Rows are read from a task's own files, and go through its own functions, every time that the task is opened.
+"""A task's own row files are recognised by their content, and its own functions are called every time that the task is opened.
 
 `datasets` keeps on disk what it made of files, under their names and modification times: a file that was edited and given its old
 time back would go on giving the rows of before. It also keeps what a function made of a data set, under the function's name, and
@@ -8,12 +8,16 @@ would not see an edited ``process_docs``; it keeps nothing of a data set that it
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.data_files import DataFilesList
 from datasets.table import InMemoryTable
 
+from lm_harmony.benchmarks.harness.rows import sha256
 from lm_harmony.benchmarks.task_files import declared_rows
 
 LOADED_FROM = "loaded_from"
@@ -21,23 +25,53 @@ LOADED_FROM = "loaded_from"
 
 
 def call_every_time(config: dict[str, Any]) -> None:
-    """Change a task's configuration so that its files are read and its own functions are called whenever it is opened."""
-    has_own_files = bool(declared_rows(config))
-    if callable(config.get("custom_dataset")):
+    """Change a task's configuration so that an edited file or function of its own is seen whenever the task is opened."""
+    own = config.get("custom_dataset")
+    if callable(own):
         datasets.disable_caching()
-    elif has_own_files or callable(config.get("process_docs")):
+        config["custom_dataset"] = _by_content(own)
+    elif declared_rows(config) or callable(config.get("process_docs")):
         options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
-        if has_own_files:
-            options["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS  # builds the data set from its files again
         config["custom_dataset"] = functools.partial(_load, config.get("dataset_path"), config.get("dataset_name"), options)
+
+
+def _by_content(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*positional: Any, **named: Any) -> Any:
+        with files_recognised_by_content():
+            return function(*positional, **named)
+
+    return call
 
 
 def _load(path: Any, name: Any, options: Mapping[str, Any], /, **_: Any) -> Any:
     """Load a data set as lm_eval does, and hide from `datasets` that its rows lie in files; they are not copied."""
-    loaded = datasets.load_dataset(path=path, name=name, **options)
+    with files_recognised_by_content():
+        loaded = datasets.load_dataset(path=path, name=name, **options)
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     return datasets.DatasetDict({split: _hidden(rows) for split, rows in loaded.items()})
+
+
+@contextmanager
+def files_recognised_by_content() -> Iterator[None]:
+    """Let `datasets` take local files for the same only if their content is, in place of their modification time.
+
+    Its cache is shared by processes as always: the first one converts the rows, the others wait and read what it made.
+    """
+    digest = functools.cache(sha256)  # `datasets` makes several lists of the same files
+    made = DataFilesList.__init__
+
+    @functools.wraps(made)
+    def make(self: DataFilesList, data_files: list[str], origin_metadata: list[Any]) -> None:
+        known = zip(data_files, origin_metadata, strict=True)
+        made(self, data_files, [(digest(Path(file)),) if Path(file).is_file() else other for file, other in known])
+
+    DataFilesList.__init__ = make
+    try:
+        yield
+    finally:
+        DataFilesList.__init__ = made
 
 
 def _hidden(rows: datasets.Dataset) -> datasets.Dataset:
