@@ -19,9 +19,11 @@ from datasets.table import InMemoryTable
 
 from lm_harmony.benchmarks.harness.rows import sha256
 from lm_harmony.benchmarks.task_files import declared_rows
+from lm_harmony.errors import BenchmarkError
 
 LOADED_FROM = "loaded_from"
 """Attribute of a data set: the files that its rows were loaded from."""
+_MOST_FILES = 4
 
 
 def call_every_time(config: dict[str, Any]) -> None:
@@ -32,7 +34,8 @@ def call_every_time(config: dict[str, Any]) -> None:
         config["custom_dataset"] = _by_content(own)
     elif declared_rows(config) or callable(config.get("process_docs")):
         options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
-        config["custom_dataset"] = functools.partial(_load, config.get("dataset_path"), config.get("dataset_name"), options)
+        place = config.get("dataset_path"), config.get("dataset_name")
+        config["custom_dataset"] = functools.partial(_load, config["task"], *place, options)
 
 
 def _by_content(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,10 +47,24 @@ def _by_content(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _load(path: Any, name: Any, options: Mapping[str, Any], /, **_: Any) -> Any:
-    """Load a data set as lm_eval does, and hide from `datasets` that its rows lie in files; they are not copied."""
-    with files_recognised_by_content():
-        loaded = datasets.load_dataset(path=path, name=name, **options)
+def _load(task: str, path: Any, name: Any, options: Mapping[str, Any], /, **_: Any) -> Any:
+    """Load a data set as lm_eval does, and hide from `datasets` that its rows lie in files; they are not copied.
+
+    Raises:
+        BenchmarkError: local files of the task cannot be read; the text names them and the cause.
+    """
+    try:
+        with files_recognised_by_content():
+            loaded = datasets.load_dataset(path=path, name=name, **options)
+    except Exception as error:  # a broken file raises an error of any kind
+        files = list(declared_rows({"dataset_path": path, "dataset_kwargs": options}) or ())
+        if not files:
+            raise
+        more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""
+        raise BenchmarkError(
+            f"benchmark {task}: its rows in {', '.join(files[:_MOST_FILES])}{more} cannot be read: {_cause(error)}. "
+            f"Correct these files, or what dataset_path and dataset_kwargs in the task's YAML say of them."
+        ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     return datasets.DatasetDict({split: _hidden(rows) for split, rows in loaded.items()})
@@ -72,6 +89,13 @@ def files_recognised_by_content() -> Iterator[None]:
         yield
     finally:
         DataFilesList.__init__ = made
+
+
+def _cause(error: BaseException) -> str:
+    """Return the error that `datasets` wrapped in its own, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
 
 
 def _hidden(rows: datasets.Dataset) -> datasets.Dataset:
