@@ -365,6 +365,43 @@ def test_rows_that_a_tasks_own_function_loads_are_read_again_after_an_edit(world
     assert [edited.documents(role)[0]["number"] for role in ("train", "test")] == [99, 99]
 
 
+GENERATED = """\
+import json
+from datasets import Dataset, DatasetDict
+
+
+def lines(path):
+    with open(path) as file:
+        yield from map(json.loads, file)
+
+
+def rows(folder, splits, **_):
+    made = {split: Dataset.from_generator(lines, gen_kwargs={"path": f"{folder}/{split}.jsonl"}) for split in splits}
+    return DatasetDict(made)
+"""
+
+
+def test_rows_that_a_tasks_own_generator_yields_are_read_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` knows a generator by its name and arguments: no edit of the file or of the function would be seen."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.copytree(world / "given" / "micro", tmp_path / "rows")
+    (tmp_path / "utils.py").write_text(GENERATED)
+    fields = {"dataset_kwargs": {"folder": str(tmp_path / "rows"), "splits": list(SIZES)}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(yaml.safe_load(TASK) | fields) + "custom_dataset: !function utils.rows\n")
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
+    forget_modules([tmp_path / "utils.py"])
+    names: dict[str, Any] = {}
+    exec(GENERATED, names)
+    asked_alone = {"folder": str(tmp_path / "rows"), "splits": ["test"]}
+    assert names["rows"](**asked_alone)["test"][0]["number"] == 32
+    path = tmp_path / "rows" / "test.jsonl"
+    path.write_text(path.read_text().replace('"number": 32', '"number": 99', 1))
+    assert names["rows"](**asked_alone)["test"][0]["number"] == 32, "the negative control: datasets sees no change"
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
+
+
 def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(world: Path, tmp_path: Path) -> None:
     """`datasets` lets the first process convert the rows; no other one, at the same time or later, converts or moves them."""
     files = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 from datasets.data_files import DataFilesList
+from datasets.fingerprint import generate_random_fingerprint, get_temporary_cache_files_directory
 from datasets.table import InMemoryTable
 
 from lm_harmony.benchmarks.harness.rows import sha256
@@ -31,20 +32,37 @@ def call_every_time(config: dict[str, Any]) -> None:
     own = config.get("custom_dataset")
     if callable(own):
         datasets.disable_caching()
-        config["custom_dataset"] = _by_content(own)
+        config["custom_dataset"] = _called_without_cache(own)
     elif declared_rows(config) or callable(config.get("process_docs")):
         options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
         place = config.get("dataset_path"), config.get("dataset_name")
         config["custom_dataset"] = functools.partial(_load, config["task"], *place, options)
 
 
-def _by_content(function: Callable[..., Any]) -> Callable[..., Any]:
+def _called_without_cache(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*positional: Any, **named: Any) -> Any:
-        with files_recognised_by_content():
+        with files_recognised_by_content(), _generators_called_every_time():
             return function(*positional, **named)
 
     return call
+
+
+@contextmanager
+def _generators_called_every_time() -> Iterator[None]:
+    """Let ``Dataset.from_generator`` call its function, which `datasets` otherwise recognises by its name and arguments alone."""
+    made = datasets.Dataset.from_generator
+
+    @functools.wraps(made)
+    def make(generator: Any, features: Any = None, cache_dir: Any = None, *positional: Any, **named: Any) -> Any:
+        place, key = get_temporary_cache_files_directory(), generate_random_fingerprint()  # removed when the process ends
+        return made(generator, features, place, *positional, **{**named, "fingerprint": key})
+
+    datasets.Dataset.from_generator = staticmethod(make)
+    try:
+        yield
+    finally:
+        datasets.Dataset.from_generator = staticmethod(made)
 
 
 def _load(task: str, path: Any, name: Any, options: Mapping[str, Any], /, **_: Any) -> Any:
