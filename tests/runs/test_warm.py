@@ -121,11 +121,13 @@ def test_rows_are_refused_before_weights_are_read(spec: RunSpec, tmp_path: Path)
         prepare(spec)
 
 
-def test_a_model_that_is_not_there_is_told_before_rows_are_read(spec: RunSpec, tmp_path: Path) -> None:
+def test_a_model_or_device_that_is_not_there_is_told_before_rows_are_read(spec: RunSpec, tmp_path: Path) -> None:
     (tmp_path / "micro" / "test.jsonl").write_text('{"number": null, "label": 1}\n')
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         prepare(replace(spec, model=ModelSpec(name=str(tmp_path / "empty"))))
+    with pytest.raises(ModelError, match="device 'cuda:99' cannot be used"):
+        prepare(replace(spec, execution=Execution(device="cuda:99")))
     with pytest.raises(BenchmarkError, match="column 'number' is null"):  # the negative control: the row does not fit
         prepare(spec)
 

@@ -66,8 +66,9 @@ class WarmBase:
         """Return the tokenizer whose chat template ``spec`` asks for, or None where it asks for none; no weights are read.
 
         Raises:
-            ModelError: there is no such model, its tokenizer cannot be loaded, or it has no chat template.
+            ModelError: there is no such device or model, its tokenizer cannot be loaded, or it has no chat template.
         """
+        resolve_device(spec.execution.device)
         options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
         _, folder, _ = find_model(spec.model.name, **options)
         if not spec.model.apply_chat_template:
