@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval_alone import asked, lm_eval_requests
 from task_files import examples, own_task, write_task
 from tiny import tiny_model, tiny_module, tiny_tokenizer
@@ -124,3 +128,83 @@ def test_data_set_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     path = write_task(tmp_path, {"train": [], "test": []}, dataset_path=str(tmp_path / "nowhere"), doc_to_target="a", **CHOICE)
     with pytest.raises(BenchmarkError, match=r"data set '.*nowhere' cannot be loaded: .*--data_dir DIR as DIR/own/train\.jsonl"):
         HarnessTask(path)
+
+
+def task_on_files(folder: Path, kind: str = "json", suffix: str = "jsonl", **texts: str) -> Path:
+    """Write a task whose rows are files behind ``dataset_path: KIND``, one a role, with these texts."""
+    files = {role: str(folder / f"{role}.{suffix}") for role in texts}
+    for role, text in texts.items():
+        Path(files[role]).write_text(text, encoding="utf-8")
+    loading = {"dataset_path": kind, "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")}}
+    fields = {"task": "own", "training_split": "train", "test_split": "test", "doc_to_target": "a", **CHOICE, **loading}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    return path
+
+
+GOOD = '{"q": "Grass, 2024-05-01?", "a": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (GOOD + '{"q": "The sky?", "a": \n', r"train\.jsonl line 2, column 24: not JSON"),
+        (GOOD + '{"q": "The sky?", "a": 2.5}\n', r"train\.jsonl line 2, column 'a': float where line 1 has int"),
+        (GOOD + '{"q": "The sky?"}\n', r"train\.jsonl line 2: lacks column 'a'"),
+        ("", r"train\.jsonl holds no rows"),
+    ],
+)
+def test_json_files_that_a_task_names_follow_the_rules_of_given_rows(tmp_path: Path, train: str, said: str) -> None:
+    """A file that cannot be read as written is refused with its line, before `datasets` makes other rows of it."""
+    with pytest.raises(BenchmarkError, match=said):
+        HarnessTask(task_on_files(tmp_path, train=train, test=GOOD))
+    assert HarnessTask(task_on_files(tmp_path, train=GOOD + GOOD, test=GOOD)).documents("train").num_rows == 2
+
+
+def test_a_null_in_a_json_file_that_a_task_names_is_told_with_its_line(tmp_path: Path) -> None:
+    task = HarnessTask(task_on_files(tmp_path, train=GOOD + '\n{"q": null, "a": 1}\n', test=GOOD))
+    with pytest.raises(BenchmarkError, match=r"train row 1 \(.*train\.jsonl line 3\): column 'q' is null"):
+        task.example(1, task.documents("train")[1], chat=None, aliases="first", split="train")
+    assert len(examples(task, "test")) == 1
+
+
+def test_dates_in_a_json_file_that_a_task_names_are_rendered_as_lm_eval_does(tmp_path: Path) -> None:
+    """`datasets` makes a timestamp of a column of dates: the text is lm_eval's, though given rows would keep the string."""
+    path = task_on_files(tmp_path, train='{"q": "2024-05-01", "a": 2}\n', test='{"q": "2024-05-02", "a": 1}\n')
+    task = ConfigurableTask(config={**load_yaml(path), "num_fewshot": 0})
+    task.build_all_requests()
+    [example] = examples(HarnessTask(path), "test")
+    assert asked(example) == [instance.args for instance in task.instances]
+    assert example.context == "2024-05-02 00:00:00"
+    write = tmp_path / "own"
+    write.mkdir()
+    for role in ("train", "test"):
+        (write / f"{role}.jsonl").write_text((tmp_path / f"{role}.jsonl").read_text())
+    assert examples(HarnessTask(path, tmp_path), "test")[0].context == "2024-05-02", "the negative control"
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "train", "said"),
+    [
+        ("csv", "csv", "q,a\nGrass?,2\nThe sky?,1,7\n", r"Expected 2 fields in line 3, saw 3"),
+        ("parquet", "parquet", "q,a\n", r"[Pp]arquet"),
+        ("json", "json", '[{"q": "Grass?", "a": 2},\n', r"position 25"),
+    ],
+)
+def test_other_files_that_a_task_names_are_told_with_the_cause(
+    tmp_path: Path, kind: str, suffix: str, train: str, said: str
+) -> None:
+    """What `datasets` says of its own error is no cause, and no hub can help with a file on disk."""
+    path = task_on_files(tmp_path, kind, suffix, train=train, test=train)
+    with pytest.raises(BenchmarkError) as caught:
+        HarnessTask(path)
+    message = str(caught.value)
+    assert message.startswith(f"benchmark own: its rows in {tmp_path}/train.{suffix}, {tmp_path}/test.{suffix} cannot be read: ")
+    assert re.search(said, message.partition("cannot be read: ")[2])
+    assert "\n" not in message and "hub" not in message and "Correct these files" in message
+
+
+def test_a_json_file_that_is_one_array_is_read_as_lm_eval_reads_it(tmp_path: Path) -> None:
+    text = '[{"q": "Grass?", "a": 2},\n {"q": "The sky?", "a": 1}]'
+    task = HarnessTask(task_on_files(tmp_path, "json", "json", train=text, test=text))
+    assert [example.context for example in examples(task, "train")] == ["Grass?", "The sky?"]

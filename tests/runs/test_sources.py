@@ -369,6 +369,108 @@ def test_rows_that_were_edited_and_kept_their_time_are_read_again(processing: st
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
 
 
+CUSTOM = """\
+import datasets
+from datasets import load_dataset
+
+
+def rows(files, cache_dir, **_):
+    made = load_dataset("json", data_files=files, cache_dir=cache_dir)
+    made["test"] = datasets.Dataset.from_json(files["test"], cache_dir=cache_dir)
+    return made
+"""
+
+
+def test_rows_that_a_tasks_own_function_loads_are_read_again_after_an_edit(world: Path, tmp_path: Path) -> None:
+    """Whichever way ``custom_dataset`` asks `datasets` for files, one that kept its time is not taken for the old one."""
+    shutil.copytree(world / "given" / "micro", tmp_path / "rows")
+    (tmp_path / "utils.py").write_text(CUSTOM)
+    files = {split: str(tmp_path / "rows" / f"{split}.jsonl") for split in SIZES}
+    options = {"files": files, "cache_dir": str(tmp_path / "cache")}
+    text = yaml.safe_dump(yaml.safe_load(TASK) | {"dataset_kwargs": options})
+    (tmp_path / "task.yaml").write_text(text + "custom_dataset: !function utils.rows\n")
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
+    own = {"data_files": files, "cache_dir": options["cache_dir"]}
+    assert datasets.load_dataset("json", **own)["train"][0]["number"] == 0
+    for split, old in (("train", 0), ("test", 32)):
+        path = tmp_path / "rows" / f"{split}.jsonl"
+        before = path.stat()
+        path.write_text(path.read_text().replace(f'"number": {old}', '"number": 99', 1))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert datasets.load_dataset("json", **own)["train"][0]["number"] == 0, "the negative control: datasets sees no change"
+    edited = HarnessTask(tmp_path / "task.yaml")
+    assert [edited.documents(role)[0]["number"] for role in ("train", "test")] == [99, 99]
+
+
+GENERATED = """\
+import json
+from datasets import Dataset, DatasetDict
+
+
+def lines(path):
+    with open(path) as file:
+        yield from map(json.loads, file)
+
+
+def rows(folder, splits, **_):
+    made = {split: Dataset.from_generator(lines, gen_kwargs={"path": f"{folder}/{split}.jsonl"}) for split in splits}
+    return DatasetDict(made)
+"""
+
+
+def test_rows_that_a_tasks_own_generator_yields_are_read_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` knows a generator by its name and arguments: no edit of the file or of the function would be seen."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.copytree(world / "given" / "micro", tmp_path / "rows")
+    (tmp_path / "utils.py").write_text(GENERATED)
+    fields = {"dataset_kwargs": {"folder": str(tmp_path / "rows"), "splits": list(SIZES)}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(yaml.safe_load(TASK) | fields) + "custom_dataset: !function utils.rows\n")
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
+    forget_modules([tmp_path / "utils.py"])
+    names: dict[str, Any] = {}
+    exec(GENERATED, names)
+    asked_alone = {"folder": str(tmp_path / "rows"), "splits": ["test"]}
+    assert names["rows"](**asked_alone)["test"][0]["number"] == 32
+    path = tmp_path / "rows" / "test.jsonl"
+    path.write_text(path.read_text().replace('"number": 32', '"number": 99', 1))
+    assert names["rows"](**asked_alone)["test"][0]["number"] == 32, "the negative control: datasets sees no change"
+    assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
+
+
+def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(world: Path, tmp_path: Path) -> None:
+    """`datasets` lets the first process convert the rows; no other one, at the same time or later, converts or moves them."""
+    files = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
+    options = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+    task = tmp_path / "task.yaml"
+    task.write_text(yaml.safe_dump(yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": options}))
+    code = (
+        "import sys, time; from pathlib import Path; from lm_harmony.benchmarks.harness import HarnessTask\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(5): print(HarnessTask(Path(sys.argv[1])).documents('test')[0]['number'])"
+    )
+    line = [sys.executable, "-c", code, str(task)]
+    pipe = subprocess.PIPE
+    workers = [subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        said, warned = worker.communicate(timeout=120)
+        assert (said.split(), worker.returncode) == (["32"] * 5, 0), warned
+    made = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.arrow")}
+    assert len(made) == len(SIZES)
+    assert HarnessTask(task).documents("test")[0]["number"] == 32
+    now = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.arrow")}
+    assert now == made, "a second open converts nothing"
+    datasets.load_dataset("json", **options, download_mode="reuse_cache_if_exists")
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) > len(made), "the negative control: other keys make other files"
+
+
 def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
     from lm_harmony.runs.warm import WarmBase
 

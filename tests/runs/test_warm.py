@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from micro import write_micro
-from tiny import tiny_module, write_tiny_model
+from tiny import CHAT_TEMPLATE, tiny_module, write_tiny_model
 
+from lm_harmony.errors import BenchmarkError, ModelError
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -94,3 +96,65 @@ def test_the_checksum_sees_one_bit_and_two_weights_that_change_places(dtype: tor
     assert checksum(module) == expected
     weight[0, 0], weight[0, 1] = before[0, 1].clone(), before[0, 0].clone()
     assert checksum(module) != expected
+
+
+def spoil_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+
+def test_rows_are_refused_before_weights_are_read(spec: RunSpec, tmp_path: Path) -> None:
+    """A row that does not fit is told in seconds, however large the model is, and even if its weights are damaged."""
+    spoil_weights(Path(spec.model.name))
+    path = tmp_path / "micro" / "test.jsonl"
+    content = path.read_text()
+    for old, new, said in (
+        ('"label": 1', '"label": -1', "the test split has no public labels"),
+        ('"number": 32', '"number": null', r"test row 0 \(.*test\.jsonl line 1\): column 'number' is null"),
+    ):
+        path.write_text(content.replace(old, new, 1))
+        kept = Kept()
+        with pytest.raises(BenchmarkError, match=said):
+            prepare(spec, kept)
+        assert kept.base.loads == 0
+    path.write_text(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):  # the negative control: the weights are damaged
+        prepare(spec)
+
+
+def test_a_model_or_device_that_is_not_there_is_told_before_rows_are_read(spec: RunSpec, tmp_path: Path) -> None:
+    (tmp_path / "micro" / "test.jsonl").write_text('{"number": null, "label": 1}\n')
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        prepare(replace(spec, model=ModelSpec(name=str(tmp_path / "empty"))))
+    with pytest.raises(ModelError, match="device 'cuda:99' cannot be used"):
+        prepare(replace(spec, execution=Execution(device="cuda:99")))
+    with pytest.raises(BenchmarkError, match="column 'number' is null"):  # the negative control: the row does not fit
+        prepare(spec)
+
+
+@pytest.mark.parametrize(("template", "said"), [("{{ nothing.here }}", "its chat template fails"), (None, "no chat template")])
+def test_chat_templates_are_refused_before_weights_are_read(template: str | None, said: str, spec: RunSpec) -> None:
+    folder = Path(spec.model.name)
+    spoil_weights(folder)
+    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), Kept()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=said):
+        prepare(chat, kept)
+    assert kept.base.loads == 0
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):  # the negative control: the weights are damaged
+        prepare(chat, kept)
+
+
+def test_the_tokenizer_of_a_kept_model_serves_while_its_files_are_the_same(spec: RunSpec) -> None:
+    template = Path(spec.model.name) / "chat_template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), Kept()
+    run = prepare(chat, kept)
+    assert run.splits.test[0].context == run.model.text.render_chat([{"role": "user", "content": "number 32 is"}])
+    assert kept.base.text(chat) is run.model.text
+    template.write_text("Chat: " + CHAT_TEMPLATE)
+    assert kept.base.text(chat) is not run.model.text
+    assert prepare(chat, kept).splits.test[0].context == "Chat: " + run.splits.test[0].context
+    assert kept.base.loads == 2

@@ -100,26 +100,37 @@ def load_model(
         ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is damaged, is not the
             model that its config.json describes, or does not fit into the memory of the device.
     """
-    place = resolve_device(device)
-    prepare_device(place)
-    if Path(name).is_dir():
-        _refuse_folder(Path(name), revision)
+    prepare_device(place := resolve_device(device))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config, folder, commit = find_model(name, **options)
+    tokenizer = load_text(name, folder=folder, **options).tokenizer
+    module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
+    model = assemble(name, module, tokenizer, revision=commit)
+    return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
+
+
+def find_model(
+    name: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> tuple[PretrainedConfig, Path, str | None]:
+    """Return a model's configuration, the folder of its files, and its commit on the hub; raises as ``load_model`` does."""
+    if local := Path(name).is_dir():
+        _refuse_folder(Path(name), revision)
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         found = cached_file(name, "config.json", revision=revision)
     except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
-    folder = Path(name) if Path(name).is_dir() else Path(str(found)).parent
-    commit = None if Path(name).is_dir() else extract_commit_hash(found, None)
+    return config, *((Path(name), None) if local else (Path(str(found)).parent, extract_commit_hash(found, None)))
+
+
+def load_text(name: str, *, folder: Path, **options: Any) -> TextEncoder:
+    """Load the tokenizer of a model whose files are in ``folder``; raises as ``load_model`` does."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
         elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be asked
         raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
-    module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
-    model = assemble(name, module, tokenizer, revision=commit)
-    return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
+    return TextEncoder(tokenizer, name=name)
 
 
 def assemble(name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None) -> LanguageModel:

@@ -20,7 +20,7 @@ from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.engine.paths import Paths
 from lm_harmony.engine.scoring import Respondent, Work
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.errors import ScoreNotFinite, UsageError, did_you_mean
+from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.runs.asked import Asked, direct_id, what_is_asked
@@ -96,7 +96,7 @@ class Prepared:
 
 
 def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
-    """Load the benchmark, then the model (or take the one that is kept), and render the rows.
+    """Load the benchmark, render its rows, and load the model (or take the one that is kept).
 
     Raises:
         UsageError: an unknown task or metric, or a metric whose direction nobody gives.
@@ -109,24 +109,18 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     forget_modules([*code, *MODULES])
     with files_opened_by(code) as opened:
         task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
-    metric = spec.metric or default_metric(task)
-    if metric not in task.metrics:
-        known = list(task.metrics)
-        raise UsageError(
-            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
-            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
-        )
-    higher = direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
-    with memory_errors(spec, "loading"):
-        base = (kept or Kept()).base.take(spec)
-    model = base.model
-    chat = None
-    if spec.model.apply_chat_template:
-        model.text.require_chat_template()
-        chat = partial(model.text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
-    with files_opened_by(code) as opened_later:
+    metric, higher = _choosing_metric(spec, task)
+    bases = (kept or Kept()).base
+    text = bases.text(spec)
+    chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
+    with files_opened_by(code) as opened_later:  # before the weights are hashed, read and probed, which takes minutes
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
         count_invented_replies(task, splits.validation[0])
+    with memory_errors(spec, "loading"):
+        base = bases.take(spec)
+    model = base.model
+    if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
+        raise ModelError(f"model {spec.model.name}: its chat template was changed while rows were read. Repeat the command.")
     model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
@@ -145,6 +139,18 @@ def prepare(spec: RunSpec, kept: Kept | None = None) -> Prepared:
     )
     _tell(run)
     return run
+
+
+def _choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:
+    """Return the metric that chooses the epoch, and whether higher is better."""
+    metric = spec.metric or default_metric(task)
+    if metric not in task.metrics:
+        known = list(task.metrics)
+        raise UsageError(
+            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
+            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
+        )
+    return metric, direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
 
 
 def _tell(run: Prepared) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from lm_harmony.engine.paths import Paths, choose_paths
-from lm_harmony.models.loading import LanguageModel, Precision, load_model, resolve_device, resolve_precision
+from lm_harmony.models.loading import (
+    LanguageModel,
+    Precision,
+    find_model,
+    load_model,
+    load_text,
+    resolve_device,
+    resolve_precision,
+)
+from lm_harmony.models.text import TextEncoder
 from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.sources import Source, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
@@ -52,21 +62,30 @@ class WarmBase:
         self._asked: _Asked | None = None
         self._base: Base | None = None
 
+    def text(self, spec: RunSpec) -> TextEncoder | None:
+        """Return the tokenizer whose chat template ``spec`` asks for, or None where it asks for none; no weights are read.
+
+        Raises:
+            ModelError: there is no such device or model, its tokenizer cannot be loaded, or it has no chat template.
+        """
+        resolve_device(spec.execution.device)
+        options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
+        _, folder, _ = find_model(spec.model.name, **options)
+        if not spec.model.apply_chat_template:
+            return None
+        same_model = self._asked is not None and self._asked.model == _without_chat(spec.model)
+        held = self._base if same_model and self._asked == _asked(spec) else None
+        text = load_text(spec.model.name, folder=folder, **options) if held is None else held.model.text
+        text.require_chat_template()
+        return text
+
     def take(self, spec: RunSpec) -> Base:
         """Return the base that ``spec`` asks for, loaded if another one (or a changed one) is held.
 
         Raises:
             ModelError: it cannot be loaded.
         """
-        device = resolve_device(spec.execution.device)
-        asked = _Asked(
-            model=replace(spec.model, apply_chat_template=False, chat_template_date=None),
-            precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
-            device=device,
-            engine=spec.execution.engine,
-            gradient_checkpointing=spec.execution.gradient_checkpointing,
-            sources=model_sources(spec.model),  # read before loading: what changes in between differs from the record
-        )
+        asked = _asked(spec)
         if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
             return self._base
         if self._base is not None and asked == self._asked:
@@ -102,6 +121,22 @@ def checksum(module: torch.nn.Module) -> str:
 _BLOCK = 1 << 22
 """Weights summed at once: a sum in 64 bits makes a copy of them."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _asked(spec: RunSpec) -> _Asked:
+    device = resolve_device(spec.execution.device)
+    return _Asked(
+        model=_without_chat(spec.model),
+        precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
+        device=device,
+        engine=spec.execution.engine,
+        gradient_checkpointing=spec.execution.gradient_checkpointing,
+        sources=model_sources(spec.model),  # read before loading: what changes in between differs from the record
+    )
+
+
+def _without_chat(model: ModelSpec) -> ModelSpec:
+    return replace(model, apply_chat_template=False, chat_template_date=None)
 
 
 def _load(asked: _Asked) -> Base:

@@ -20,7 +20,7 @@ from lm_harmony.benchmarks.harness.own_functions import call_every_time
 from lm_harmony.benchmarks.harness.places import misfit_place, place_of, unprocessed
 from lm_harmony.benchmarks.harness.requests import request_of
 from lm_harmony.benchmarks.harness.scores import count, direction_of
-from lm_harmony.benchmarks.harness.task_file import Role, declared_splits, read_config
+from lm_harmony.benchmarks.harness.task_file import Role, declared_json_lines, declared_splits, read_config
 from lm_harmony.benchmarks.local_rows import read_splits
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import BenchmarkError
@@ -60,6 +60,10 @@ class HarnessTask:
             config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         else:
+            self._files = declared_json_lines(config)
+            if self._files:
+                # Only checked: the text is what lm_eval renders, and `datasets` makes timestamps of dates where JSON has strings.
+                read_splits(self._files)
             call_every_time(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}

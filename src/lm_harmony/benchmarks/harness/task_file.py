@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from typing import Any, Literal
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from lm_harmony.benchmarks.local_rows import ENCODING
+from lm_harmony.benchmarks.task_files import declared_rows
 from lm_harmony.errors import BenchmarkError
 
 Role = Literal["train", "validation", "test"]
@@ -47,6 +50,42 @@ def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
 def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
     """Return the data set's split of each role that the task declares."""
     return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
+
+
+def declared_json_lines(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Return split -> file if each split that a task declares is one local JSONL file behind ``dataset_path: json``, else {}."""
+    options = dict(config.get("dataset_kwargs") or {})
+    named = options.get("data_files")
+    plain = options.keys() <= {"data_files", "data_dir", "cache_dir", "trust_remote_code"}  # others change how a file is read
+    if (
+        config.get("dataset_path") != "json"
+        or callable(config.get("custom_dataset"))
+        or not plain
+        or not isinstance(named, Mapping)
+    ):
+        return {}
+    found: dict[str, Path] = {}
+    for split in declared_splits(config).values():
+        one = {"dataset_path": "json", "dataset_kwargs": {**options, "data_files": named.get(split)}}
+        files = list((declared_rows(one) or {}).values()) if split in named else []
+        if len(files) != 1 or not _holds_json_lines(files[0]):
+            return {}
+        found[split] = files[0]
+    return found
+
+
+def _holds_json_lines(file: Path) -> bool:
+    """Return whether a file is meant to hold one JSON object a line; a .json file may as well be one array or one object."""
+    if file.suffix not in (".jsonl", ".json") or not file.is_file():
+        return file.suffix == ".jsonl"
+    with file.open(encoding=ENCODING, errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    if file.suffix == ".jsonl":
+        return not first.lstrip().startswith("[")
+    try:
+        return isinstance(json.loads(first), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def _refuse_unfit(name: str, config: Mapping[str, Any], declared: Mapping[Role, str]) -> None:
