@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
@@ -97,8 +98,8 @@ def load_model(
         trust_remote_code: run the code that the repository brings.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is damaged, is not the
-            model that its config.json describes, or does not fit into the memory of the device.
+        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is a PEFT
+            adapter, is damaged, is not the model that its config.json describes, or does not fit into the memory of the device.
     """
     place = resolve_device(device)
     prepare_device(place)
@@ -108,8 +109,14 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(name, **options)
         found = cached_file(name, "config.json", revision=revision)
+        adapter = find_adapter_config_file(name, revision=revision)
     except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
+    if adapter is not None:  # transformers would load that base, and report on the adapter's tensors only
+        raise ModelError(
+            f"model {name}: adapter_config.json lies beside config.json: a PEFT adapter, whose base would be loaded from "
+            f"elsewhere. Merge it (merge_and_unload) and give the folder that save_pretrained writes."
+        )
     folder = Path(name) if Path(name).is_dir() else Path(str(found)).parent
     commit = None if Path(name).is_dir() else extract_commit_hash(found, None)
     try:
