@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
-from lm_harmony.errors import HarmonyError, StoreError
+from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_files import model_files
 from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
@@ -22,6 +22,7 @@ Kind = Literal["task", "rows", "model"]
 UNRECORDED = "made before sources were recorded"
 """Said of a run whose record lists no sources: whether they changed cannot be told."""
 _MOST_NAMES = 3
+_READABLE = "Make it readable and repeat."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,11 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
 
     Raises:
         UsageError: there is no such task.
-        BenchmarkError: a file of the task cannot be read.
-        StoreError: a file cannot be read.
+        BenchmarkError: a file of the task, or of its rows, cannot be read.
     """
     found = _files_of_task(asked)
     files = [("task", name, path) for name, path in found.code.items()]
-    files += [("rows", name, path) for name, path in found.rows.items() if path.is_file()]
+    files += [("rows", name, path) for name, path in found.rows.items()]
     hub = () if found.dataset is None else (_dataset(found),)
     return (*(_read(kind, name, path) for kind, name, path in files), *hub)
 
@@ -72,7 +72,7 @@ def also_opened(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source,
     """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
 
     Raises:
-        StoreError: a file cannot be read.
+        BenchmarkError: a file cannot be read.
     """
     known = {os.path.realpath(source.path) for source in task if source.path is not None}
     first = next((source for source in task if source.kind == "task" and source.path is not None), None)
@@ -85,12 +85,12 @@ def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
     """Return the sources of a model, read now; of a model on the hub the commit is left open.
 
     Raises:
-        StoreError: a file cannot be read.
+        ModelError: a file cannot be read.
     """
-    folder = Path(asked.name)
-    if not folder.is_dir():
+    files = _files_of_model(asked)
+    if files is None:
         return (Source(kind="model", name=asked.name, revision=asked.revision),)
-    return tuple(_read("model", name, path) for name, path in model_files(folder).items())
+    return tuple(_read("model", name, path) for name, path in files.items())
 
 
 def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:
@@ -209,15 +209,28 @@ def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
 
 def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
     if isinstance(asked, ModelSpec):
-        folder = Path(asked.name)
-        return {("model", name): path for name, path in model_files(folder).items()} if folder.is_dir() else {}
+        return {("model", name): path for name, path in (_files_of_model(asked) or {}).items()}
     found = _files_of_task(asked)
-    rows = {("rows", name): path for name, path in found.rows.items() if path.is_file()}
+    rows = {("rows", name): path for name, path in found.rows.items()}
     return {**{("task", name): path for name, path in found.code.items()}, **rows}
 
 
+def _files_of_model(asked: ModelSpec) -> Mapping[str, Path] | None:
+    """Return the files of a model's folder; None: a model on the hub."""
+    folder = Path(asked.name)
+    try:
+        return model_files(folder) if folder.is_dir() else None
+    except OSError as error:  # a folder that this user may not open
+        raise ModelError(f"model {asked.name}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
+
+
 def _files_of_task(asked: BenchmarkSpec) -> TaskFiles:
-    return task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+    """Return the files of a task, of its rows those that are there."""
+    try:
+        found = task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+        return replace(found, rows={name: path for name, path in found.rows.items() if path.is_file()})
+    except OSError as error:
+        raise BenchmarkError(f"{asked.task}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
 
 
 def _dataset(found: TaskFiles) -> Source:
@@ -225,8 +238,10 @@ def _dataset(found: TaskFiles) -> Source:
 
 
 def _read(kind: Any, name: str, path: Path) -> Source:
-    digest = sha256_of(path)
-    return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=digest)
+    try:
+        return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=sha256_of(path))
+    except OSError as error:  # this run's alone: a StoreError would stop a whole study
+        raise (ModelError if kind == "model" else BenchmarkError)(str(error)) from error
 
 
 def _names(names: Sequence[str]) -> str:
