@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +63,7 @@ def read_record(store: RunStore) -> RunRecord:
         StoreError: as ``read_end``.
     """
     with _named(store, "record.json"):
-        record = store.record()
-        _refuse_wrong_types(record)
-        return record
+        return store.record()
 
 
 def read_failure(store: RunStore) -> Failure | None:
@@ -107,19 +104,3 @@ def asked_of(store: RunStore) -> tuple[str, str] | None:
     except _DAMAGE:
         return None
     return (model, task) if isinstance(model, str) and isinstance(task, str) else None
-
-
-def _refuse_wrong_types(record: RunRecord) -> None:
-    """Refuse values that JSON can hold but a run does not write: they would fail, or pass for scores, far from their file."""
-    texts = (record.benchmark, record.metric, record.spec.model.name)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(record.higher_is_better, bool):
-        raise StoreError("benchmark, metric and model must be text, higher_is_better true or false")
-    for name, score in (("direct", record.direct), ("trained", record.trained)):
-        if score is None:
-            continue
-        errors = {key: value for key, value in score.stderrs.items() if value is not None}
-        for key, value in (*score.metrics.items(), *errors.items()):
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise StoreError(f"the {name} score of {key} is no number: {value!r}")
-        if not isinstance(score.documents, int):
-            raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")

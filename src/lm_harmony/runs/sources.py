@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_files import model_files
-from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
+from lm_harmony.runs.hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 Kind = Literal["task", "rows", "model"]
@@ -121,21 +121,6 @@ def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | 
     return None
 
 
-def changed_here(recorded: Sequence[Source] | None) -> str | None:
-    """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
-
-    Nothing is said of files that are not there, and a large file is not read: what is remembered of it must do.
-    """
-    changed = []
-    for source in recorded or ():
-        path = Path(source.path or "")
-        if source.path is not None and path.is_file():
-            known = sha256_of(path) if path.stat().st_size < SMALL else remembered(path)
-            if path.stat().st_size != source.size or known not in (None, source.sha256):
-                changed.append(source.name)
-    return f"{_names(changed)} changed since" if changed else None
-
-
 @dataclass
 class SourceCheck:
     """Compares recorded sources with the files of today; what one request has listed serves the next ones.
@@ -168,7 +153,7 @@ class SourceCheck:
                 changed.append(source.name)
         added = [name for kind, name in now if (kind, name) not in files]
         said = [(changed, "changed since"), (gone, "no longer there"), (unread, "no longer read"), (added, "added since")]
-        told = "; ".join(f"{_names(names)} {what}" for names, what in said if names)
+        told = "; ".join(f"{shortened(names)} {what}" for names, what in said if names)
         return told or (str(broken) if broken else None)
 
     def _list(self, asked: BenchmarkSpec | ModelSpec) -> Mapping[tuple[str, str], Path] | HarmonyError:
@@ -202,7 +187,7 @@ class SourceCheck:
 def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
     """Return where a file is that only the run itself could find: from the task's folder, else where it was."""
     yaml = next((path for kind, name in now if kind == "task" for path in (now[kind, name],)), None)
-    if source.kind == "task" and yaml is not None and (yaml.parent / source.name).is_file():
+    if source.kind == "task" and yaml is not None and os.path.isfile(yaml.parent / source.name):
         return yaml.parent / source.name
     return Path(str(source.path))
 
@@ -244,6 +229,7 @@ def _read(kind: Any, name: str, path: Path) -> Source:
         raise (ModelError if kind == "model" else BenchmarkError)(str(error)) from error
 
 
-def _names(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
