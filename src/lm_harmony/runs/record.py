@@ -171,11 +171,19 @@ def _refuse_wrong_types(record: RunRecord) -> None:
     if not all(isinstance(source.name, str) and isinstance(source.path, str | None) for source in record.sources or ()):
         raise StoreError("the names and paths of sources must be text")
     for name, score in (("direct", record.direct), ("trained", record.trained)):
-        if score is None:
-            continue
-        errors = {key: value for key, value in score.stderrs.items() if value is not None}
-        for key, value in (*score.metrics.items(), *errors.items()):
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise StoreError(f"the {name} score of {key} is no number: {value!r}")
-        if not isinstance(score.documents, int):
-            raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")
+        if score is not None:
+            refuse_no_number(name, score)
+
+
+def refuse_no_number(name: str, score: Score) -> None:
+    """Refuse a score that holds anything else than numbers; ``name``: "direct" or "trained".
+
+    Raises:
+        StoreError: it does.
+    """
+    errors = {key: value for key, value in score.stderrs.items() if value is not None}
+    for key, value in (*score.metrics.items(), *errors.items()):
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise StoreError(f"the {name} score of {key} is no number: {value!r}")
+    if not isinstance(score.documents, int):
+        raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")
