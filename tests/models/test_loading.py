@@ -24,6 +24,7 @@ from lm_harmony.engine.forward import label_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
+from lm_harmony.models.checkpoint_checks import refuse_non_finite
 from lm_harmony.models.fetched import write_source
 from lm_harmony.models.loading import LanguageModel, Precision, load_model
 
@@ -237,6 +238,20 @@ def test_weights_that_are_not_finite(value: float, dtype: str, tmp_path: Path) -
 
     told = refusal(rewritten(tmp_path, spoiled), dtype=dtype)
     assert told.startswith(f"model {tmp_path}: NaN or infinity in 1 tensor ({UP}).")
+
+
+def test_saved_buffers_are_checked_and_computed_ones_are_not() -> None:
+    """A router's e_score_correction_bias is no parameter, and decides which experts answer; a mask may hold infinity."""
+    module = tiny_module()
+    router, attention = module.model.layers[0].mlp, module.model.layers[0].self_attn
+    router.register_buffer("e_score_correction_bias", torch.zeros(4))
+    router.register_buffer("computed", torch.full((4,), -math.inf), persistent=False)
+    attention.register_buffer("causal_mask", torch.full((4, 4), -math.inf).triu(1))
+    router.register_buffer("count", torch.tensor(0))
+    refuse_non_finite("tiny", module)  # negative control
+    router.e_score_correction_bias[2] = math.nan
+    with pytest.raises(ModelError, match=r"NaN or infinity in 1 tensor \(model\.layers\.0\.mlp\.e_score_correction_bias\)"):
+        refuse_non_finite("tiny", module)
 
 
 def test_large_weights_are_finite(tmp_path: Path) -> None:

@@ -96,12 +96,14 @@ def _remedy(module: PreTrainedModel, missing: Collection[str], unknown: Collecti
 
 
 def refuse_non_finite(name: str, module: PreTrainedModel) -> None:
-    """Refuse weights that hold NaN or infinity.
+    """Refuse weights, and buffers that are saved with them, that hold NaN or infinity.
 
     Raises:
         ModelError: some do; names them.
     """
-    weights = [(key, weight) for key, weight in module.named_parameters() if _is_checked(weight)]
+    saved = module.state_dict()
+    buffers = [(key, buffer) for key, buffer in module.named_buffers() if key in saved and not _OLD_BUFFERS.search(key)]
+    weights = [(key, weight) for key, weight in (*module.named_parameters(), *buffers) if _is_checked(weight)]
     if not weights:
         return
     # The smallest and the largest value are NaN or infinite if any is; no copy of the weights is made, the device is read once.
