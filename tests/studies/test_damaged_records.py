@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from boards import write_run
+from world import write_world
 
 from lm_harmony.cli import main
 from lm_harmony.runs.store import RunStore
@@ -73,6 +75,24 @@ def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
     assert answer(runs["b/b"], kept)["outcome"] == "failed"
     failure = RunStore(file.parent).failure()
     assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
+
+
+def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
+    """It fails at once and alone; a StoreError would be tried three times, and then end the study."""
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
+    study = Study.read(path)
+    (run,) = study.assignments
+    kept = kept_for(study.spec.results_dir, None)
+    assert answer(run, kept)["outcome"] == "finished"  # negative control
+    (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
+    said = answer(run, kept)
+    assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and "holds no checkpoint" in said["cause"]
+    assert [failure.attempts for failure in study.status().failed.values()] == [1]
+    optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
+    shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
+    optimizer.write_bytes(b"torn")
+    said = answer(run, kept)
+    assert said["outcome"] == "failed" and "optimizer.safetensors cannot be read" in said["cause"]
 
 
 def test_with_whole_records_nothing_failed(damaged: Path) -> None:
