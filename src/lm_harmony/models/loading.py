@@ -12,11 +12,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
-from lm_harmony.models.checkpoint_checks import one_line, tokenizer_fault
+from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault
 from lm_harmony.models.fetched import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
@@ -109,14 +108,9 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(name, **options)
         found = cached_file(name, "config.json", revision=revision)
-        adapter = find_adapter_config_file(name, revision=revision)
     except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
-    if adapter is not None:  # transformers would load that base, and report on the adapter's tensors only
-        raise ModelError(
-            f"model {name}: adapter_config.json lies beside config.json: a PEFT adapter, whose base would be loaded from "
-            f"elsewhere. Merge it (merge_and_unload) and give the folder that save_pretrained writes."
-        )
+    refuse_adapter(name, revision)
     folder = Path(name) if Path(name).is_dir() else Path(str(found)).parent
     commit = None if Path(name).is_dir() else extract_commit_hash(found, None)
     try:
