@@ -44,6 +44,10 @@ class StoreError(HarmonyError, OSError):
     """A run's folder cannot be read or written."""
 
 
+class DamagedFile(StoreError):
+    """A file of a run's folder is damaged, or of another program or version."""
+
+
 class MissingExtra(HarmonyError, ImportError):
     """An optional package is needed; the text names the pip line."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,11 @@ from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.board import own_board
+from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.records import MOST_NAMED, combined
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
-from lm_harmony.runs.hashes import sha256_of
+from lm_harmony.runs.hashes import _cache_in, sha256_of
 from lm_harmony.runs.record import Failure
 from lm_harmony.runs.scan import records_below
 from lm_harmony.runs.sources import Source
@@ -140,6 +143,9 @@ DAMAGES: dict[str, tuple[Callable[[str], bytes], str]] = {
     "a score in words": (rewritten(trained__metrics={"acc_norm,none": "high"}), "score of acc_norm,none is no number: 'high'"),
     "an error in words": (rewritten(trained__stderrs={"acc_norm,none": "low"}), "score of acc_norm,none is no number: 'low'"),
     "a recipe of no kind": (rewritten(spec__recipe__epochs=-5), "train_param.num_train_epochs must be at least 1, got -5"),
+    "no environment": (rewritten(environment=None), "environment must be a mapping, and so must its versions, got None"),
+    "versions in a list": (rewritten(environment={"versions": ["0.4"]}), "so must its versions, got ['0.4']"),
+    "a path that is a number": (rewritten(sources=[{"kind": "rows", "name": "x", "path": 5}]), "paths of sources must be text"),
     "a direction in words": (rewritten(higher_is_better="yes"), "higher_is_better true or false"),
 }
 
@@ -269,3 +275,49 @@ def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> No
         "arc_easy: 1 runs are not current: own.yaml changed since",
         "1 runs were made before sources were recorded: whether they are current cannot be told",
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/mem")
+def test_files_of_other_people_cost_no_board(tmp_path: Path) -> None:
+    """A file that cannot be read, and one below a folder that may not be opened, are not checked; the others are."""
+    private = tmp_path / "private"
+    private.mkdir()
+    rows, task = private / "train.jsonl", tmp_path / "own.yaml"
+    rows.write_text("{}\n")
+    task.write_text("task: own\n")
+    unreadable = tmp_path / "utils.py"
+    unreadable.symlink_to("/proc/self/mem")  # even root cannot read its first byte
+    sources = [Source(kind="task", name=path.name, path=str(path), size=0, sha256="0") for path in (unreadable, task)]
+    sources.append(Source(kind="rows", name=rows.name, path=str(rows), size=1, sha256="0"))
+    write_run(tmp_path / "results", model="a", sources=tuple(sources))
+    (record,) = records_below(tmp_path / "results")
+    notes = list(provenance_notes([record]))
+    assert notes == ["arc_easy: 1 runs are not current: own.yaml, train.jsonl changed since"]  # negative control
+    private.chmod(0)
+    was_root = os.geteuid() == 0
+    tmp_path.chmod(0o755)
+    try:
+        if was_root:
+            os.seteuid(65534)  # root may open every folder
+        notes = list(provenance_notes([record]))
+    finally:
+        if was_root:
+            os.seteuid(0)
+        private.chmod(0o755)
+    assert "train.jsonl" not in "".join(notes)
+
+
+def test_a_file_that_many_runs_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_HARMONY_CACHE_DIR", str(tmp_path / "cache"))
+    task = tmp_path / "own.yaml"
+    task.write_text("task: own\n")
+    source = Source(kind="task", name="own.yaml", path=str(task), size=10, sha256=sha256_of(task))
+    for model in "abcde":
+        write_run(tmp_path / "results", model=model, sources=(source,))
+    cache = _cache_in(tmp_path / "cache")
+    before = cache.reads
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == ()
+    assert cache.reads == before + 1
+    task.write_text("task: owl\n")
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == ("arc_easy: 5 runs are not current: own.yaml changed since",)
+    assert cache.reads == before + 2

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub import LoopbackHub
 from micro import write_micro
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
@@ -20,6 +24,7 @@ from lm_harmony.engine.forward import label_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
+from lm_harmony.models.checkpoint_checks import refuse_non_finite
 from lm_harmony.models.fetched import write_source
 from lm_harmony.models.loading import LanguageModel, Precision, load_model
 
@@ -243,6 +248,20 @@ def test_weights_that_are_not_finite(value: float, dtype: str, tmp_path: Path) -
     assert told.startswith(f"model {tmp_path}: NaN or infinity in 1 tensor ({UP}).")
 
 
+def test_saved_buffers_are_checked_and_computed_ones_are_not() -> None:
+    """A router's e_score_correction_bias is no parameter, and decides which experts answer; a mask may hold infinity."""
+    module = tiny_module()
+    router, attention = module.model.layers[0].mlp, module.model.layers[0].self_attn
+    router.register_buffer("e_score_correction_bias", torch.zeros(4))
+    router.register_buffer("computed", torch.full((4,), -math.inf), persistent=False)
+    attention.register_buffer("causal_mask", torch.full((4, 4), -math.inf).triu(1))
+    router.register_buffer("count", torch.tensor(0))
+    refuse_non_finite("tiny", module)  # negative control
+    router.e_score_correction_bias[2] = math.nan
+    with pytest.raises(ModelError, match=r"NaN or infinity in 1 tensor \(model\.layers\.0\.mlp\.e_score_correction_bias\)"):
+        refuse_non_finite("tiny", module)
+
+
 def test_large_weights_are_finite(tmp_path: Path) -> None:
     """Values near the end of float32, whose sum is infinite, are weights like others (negative control)."""
     write_tiny_model(tmp_path)
@@ -321,6 +340,54 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     assert "holds no config.json. Give the folder" in refusal(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert "It is a PEFT adapter: merge it into its base" in refusal(tmp_path)
+
+
+def write_adapter(folder: Path) -> None:
+    """Write a PEFT adapter of the tiny model, with the configuration of its base beside it as some trainers do."""
+    get_peft_model(tiny_module(), LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    tiny_module().config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """The base's tensors would be random: transformers' report would tell of the adapter's alone."""
+    write_adapter(tmp_path / "alone")
+    told = refusal(tmp_path / "alone")
+    assert "adapter_config.json lies beside config.json: a PEFT adapter" in told and "merge_and_unload" in told
+    both = write_tiny_model(tmp_path / "both")
+    load_model(str(both), device="cpu")  # negative control
+    rewritten(both, lambda weights: {key: weight for key, weight in weights.items() if key != UP})
+    (both / "adapter_config.json").write_bytes((tmp_path / "alone" / "adapter_config.json").read_bytes())
+    (both / "adapter_model.safetensors").write_bytes((tmp_path / "alone" / "adapter_model.safetensors").read_bytes())
+    assert "adapter_config.json lies beside config.json" in refusal(both)
+
+
+LOAD_BOTH = """
+from lm_harmony.errors import ModelError
+from lm_harmony.models.loading import load_model
+
+load_model("a/whole", device="cpu")
+try:
+    load_model("a/adapter", device="cpu")
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_an_adapter_on_the_hub_is_refused_before_any_weights_are_read(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**values, "base_model_name_or_path": "a/whole"}), encoding="utf-8")
+    served = {"a/adapter": tmp_path / "adapter", "a/whole": write_tiny_model(tmp_path / "whole")}
+    with LoopbackHub(models=served) as hub:
+        environment = hub.environment(tmp_path / "cache")
+        words = [sys.executable, "-c", LOAD_BOTH]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        asked = [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("model a/adapter: adapter_config.json lies beside config.json: a PEFT adapter")
+    assert asked and all("a/whole" in request for request in asked)  # negative control: a whole model is read
 
 
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from boards import write_run
+from world import write_world
 
 from lm_harmony.cli import main
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.study import Study
+from lm_harmony.studies.worker import answer, kept_for
 
 
 @pytest.fixture
@@ -55,6 +58,41 @@ def test_no_retry_overwrites_it(damaged: Path) -> None:
         file.unlink()
     status = Study.read(damaged).status()
     assert len(status.waiting) == 1 and not status.failed
+
+
+def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
+    """The study may hand a run out that another one held; its record is not overwritten."""
+    study, file = Study.read(damaged), record_of(damaged)
+    before = file.read_bytes()
+    runs = {run.spec.model.name: run for run in study.assignments}
+    kept = kept_for(study.spec.results_dir, None)
+    said = answer(runs["b/b"], kept)
+    assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and f"{file} cannot be read" in said["cause"]
+    assert file.read_bytes() == before and not (file.parent / "failure.json").exists()
+    assert answer(runs["a/a"], kept)["outcome"] == "finished"  # negative control
+    file.unlink()
+    (file.parent / "config.yaml").write_text("a: [", encoding="utf-8")
+    assert answer(runs["b/b"], kept)["outcome"] == "failed"
+    failure = RunStore(file.parent).failure()
+    assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
+
+
+def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
+    """It fails at once and alone; a StoreError would be tried three times, and then end the study."""
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
+    study = Study.read(path)
+    (run,) = study.assignments
+    kept = kept_for(study.spec.results_dir, None)
+    assert answer(run, kept)["outcome"] == "finished"  # negative control
+    (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
+    said = answer(run, kept)
+    assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and "holds no checkpoint" in said["cause"]
+    assert [failure.attempts for failure in study.status().failed.values()] == [1]
+    optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
+    shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
+    optimizer.write_bytes(b"torn")
+    said = answer(run, kept)
+    assert said["outcome"] == "failed" and "optimizer.safetensors cannot be read" in said["cause"]
 
 
 def test_with_whole_records_nothing_failed(damaged: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.dropout import Draws, seed_dropout
-from lm_harmony.errors import ModelError, StoreError
+from lm_harmony.errors import DamagedFile, ModelError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 
@@ -61,10 +61,10 @@ class Trainee:
         """Put back weights that ``save`` wrote.
 
         Raises:
-            StoreError: the folder holds no weights, or those of another model.
+            DamagedFile: the folder holds no weights, or those of another model.
         """
         if not any(folder.glob("*.safetensors")):
-            raise StoreError(f"{folder} holds no safetensors. The run's weights are gone: run it again with --overwrite.")
+            raise DamagedFile(f"{folder} holds no safetensors. The run's weights are gone: run it again with --overwrite.")
         module = self.module
         try:
             if isinstance(module, PeftModel):
@@ -72,9 +72,11 @@ class Trainee:
             else:
                 misfit = _fill_all(module, folder)
         except SafetensorError as error:
-            raise StoreError(f"{folder} cannot be read: {error}. Run it again with --overwrite.") from error
+            raise DamagedFile(f"{folder} cannot be read: {error}. Run it again with --overwrite.") from error
         if misfit:
-            raise StoreError(f"{folder} does not fit the model: it {misfit}. Take the model and recipe that it was trained with.")
+            raise DamagedFile(
+                f"{folder} does not fit the model: it {misfit}. Take the model and recipe that it was trained with."
+            )
 
 
 def _fill_adapter(module: PeftModel, folder: Path, adapter: str, trained: Iterable[str]) -> str:

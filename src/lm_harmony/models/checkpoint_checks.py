@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
 
@@ -27,6 +28,23 @@ _OLD_BUFFERS = re.compile(r"(\.(attn|attention)(\.attention)?\.(masked_)?bias|ro
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "merges.txt")
 _ALSO_CAUSAL = ("gpt_neox_japanese",)
 """Causal models whose configuration has is_decoder false."""
+
+
+def refuse_adapter(name: str, revision: str) -> None:
+    """Refuse a PEFT adapter: transformers would load another base, or report on the adapter's tensors only.
+
+    Args:
+        name: hub id or folder.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: it has an adapter_config.json.
+    """
+    if find_adapter_config_file(name, revision=revision) is not None:  # as from_pretrained looks for it
+        raise ModelError(
+            f"model {name}: adapter_config.json lies beside config.json: a PEFT adapter, whose base would be loaded from "
+            f"elsewhere. Merge it (merge_and_unload) and give the folder that save_pretrained writes."
+        )
 
 
 def refuse_encoder(name: str, module: PreTrainedModel) -> None:
@@ -96,12 +114,14 @@ def _remedy(module: PreTrainedModel, missing: Collection[str], unknown: Collecti
 
 
 def refuse_non_finite(name: str, module: PreTrainedModel) -> None:
-    """Refuse weights that hold NaN or infinity.
+    """Refuse weights, and buffers that are saved with them, that hold NaN or infinity.
 
     Raises:
         ModelError: some do; names them.
     """
-    weights = [(key, weight) for key, weight in module.named_parameters() if _is_checked(weight)]
+    saved = module.state_dict()
+    buffers = [(key, buffer) for key, buffer in module.named_buffers() if key in saved and not _OLD_BUFFERS.search(key)]
+    weights = [(key, weight) for key, weight in (*module.named_parameters(), *buffers) if _is_checked(weight)]
     if not weights:
         return
     # The smallest and the largest value are NaN or infinite if any is; no copy of the weights is made, the device is read once.

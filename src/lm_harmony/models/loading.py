@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
-from lm_harmony.models.checkpoint_checks import one_line, tokenizer_fault
+from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault
 from lm_harmony.models.fetched import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
@@ -97,8 +97,8 @@ def load_model(
         trust_remote_code: run the code that the repository brings.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is damaged, is not the
-            model that its config.json describes, or does not fit into the memory of the device.
+        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is a PEFT
+            adapter, is damaged, is not the model that its config.json describes, or does not fit into the memory of the device.
     """
     prepare_device(place := resolve_device(device))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -120,6 +120,7 @@ def find_model(
         found = cached_file(name, "config.json", revision=revision)
     except Exception as error:  # a damaged file raises an error of any kind
         raise ModelError(_why_not(name, error)) from error
+    refuse_adapter(name, revision)
     return config, *((Path(name), None) if local else (Path(str(found)).parent, extract_commit_hash(found, None)))
 
 

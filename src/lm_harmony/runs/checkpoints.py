@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.course import Epoch, Resumption
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import DamagedFile, StoreError
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.whole import replace_folder
 
@@ -39,15 +39,18 @@ def load_checkpoint(store: RunStore, learner: Trainee, epoch: int) -> Resumption
     """Put the weights of ``epoch`` into the model and return what training goes on with.
 
     Raises:
-        StoreError: the checkpoint is not there.
+        DamagedFile: the checkpoint is not there, or cannot be read.
     """
     folder = store.checkpoint(epoch)
     if not (folder / _OPTIMIZER).is_file():
-        raise StoreError(
+        raise DamagedFile(
             f"{folder} holds no checkpoint to resume from (was it run with save_strategy no?). Run again with --overwrite."
         )
     learner.load(folder / "weights")
-    return Resumption(epoch=epoch, optimizer_state=load_file(folder / _OPTIMIZER))
+    try:
+        return Resumption(epoch=epoch, optimizer_state=load_file(folder / _OPTIMIZER))
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile(f"{folder / _OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
 
 
 def save_weights(learner: Trainee, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import NotCurrent, UsageError
+from lm_harmony.runs.damaged import reading
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import Source, SourceCheck, changed_between, sources_from
 from lm_harmony.runs.spec import RunSpec
@@ -43,8 +44,11 @@ def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) 
 
     Raises:
         NotCurrent: it was, or they have.
+        DamagedFile: config.yaml does not hold a request.
     """
-    asked = RunSpec.from_dict(begun).to_dict()  # gives an older request the fields that it lacks
+    with reading(folder / "config.yaml"):
+        asked = RunSpec.from_dict(begun).to_dict()  # gives an older request the fields that it lacks
+        sources = sources_from(begun.get("sources"))
     other = [
         f"{key} was {asked.get(key)}, is {value}"
         for key, value in spec.to_dict().items()
@@ -55,7 +59,7 @@ def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) 
             f"resume_from_checkpoint: {folder} was begun with another request: {'; '.join(other)}. "
             f"Repeat the first request, or add --overwrite."
         )
-    _refuse_changed(folder, SourceCheck().difference(sources_from(begun.get("sources")), spec))
+    _refuse_changed(folder, SourceCheck().difference(sources, spec))
 
 
 def refuse_other_content(
@@ -66,8 +70,10 @@ def refuse_other_content(
     Raises:
         NotCurrent: it does.
     """
-    changed = changed_between(sources_from(begun.get("sources")) or (), sources)
-    if changed is None and begun["data_fingerprint"] != data:
+    with reading(folder / "config.yaml"):
+        recorded, rows = sources_from(begun.get("sources")) or (), begun["data_fingerprint"]
+    changed = changed_between(recorded, sources)
+    if changed is None and rows != data:
         changed = "the rows changed since"
     if changed is None and begun.get("asked_fingerprint") != asked:
         changed = OTHER_ASKED

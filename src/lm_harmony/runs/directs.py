@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lm_harmony.benchmarks.score import Score
+from lm_harmony.errors import DamagedFile
 from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.store import RunStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,15 @@ class DirectScores:
     """Where the results are behind a URL."""
 
     def find(self, name: str) -> Score | None:
-        """Return the score kept under ``asked.direct_id``, with its samples, or None."""
+        """Return the score kept under ``asked.direct_id``, with its samples; None where there is none that can be read."""
         store = RunStore(self.folder / name, self.mirror)
         store.pull()
-        known = store.direct()
-        return known and replace(known, samples=store.samples("direct"))
+        try:
+            known = store.direct()
+            return known and replace(known, samples=store.samples("direct"))
+        except DamagedFile as error:
+            log.warning("the direct score is computed again: %s", error)
+            return None
 
     def keep(self, name: str, score: Score) -> None:
         """Keep a score; the samples go first, so that a score that is found is whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -136,7 +137,7 @@ class RunRecord:
         """Rebuild what ``to_dict`` returned.
 
         Raises:
-            StoreError: a newer format, or a missing field.
+            StoreError: a newer format, a missing field, or a value of a type that no run writes.
         """
         known = values.get("format") if isinstance(values, Mapping) else None
         if known != FORMAT:
@@ -152,6 +153,37 @@ class RunRecord:
                 rest[key] = None if rest[key] is None else Score(**rest[key])
             rest["sources"] = sources_from(rest["sources"])
             rest["test_curve"] = {int(epoch): metrics for epoch, metrics in rest["test_curve"].items()}
-            return cls(**rest)
+            record = cls(**rest)
         except (KeyError, TypeError) as error:
             raise StoreError(f"the record lacks or adds a field: {error}. Run it again with --overwrite.") from error
+        _refuse_wrong_types(record)
+        return record
+
+
+def _refuse_wrong_types(record: RunRecord) -> None:
+    """Refuse values that JSON can hold but a run does not write: they would fail, or pass for scores, far from their file."""
+    texts = (record.benchmark, record.metric, record.spec.model.name)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(record.higher_is_better, bool):
+        raise StoreError("benchmark, metric and model must be text, higher_is_better true or false")
+    versions = record.environment.get("versions") if isinstance(record.environment, Mapping) else record.environment
+    if not isinstance(record.environment, Mapping) or not isinstance(versions or {}, Mapping):
+        raise StoreError(f"environment must be a mapping, and so must its versions, got {versions!r}")
+    if not all(isinstance(source.name, str) and isinstance(source.path, str | None) for source in record.sources or ()):
+        raise StoreError("the names and paths of sources must be text")
+    for name, score in (("direct", record.direct), ("trained", record.trained)):
+        if score is not None:
+            refuse_no_number(name, score)
+
+
+def refuse_no_number(name: str, score: Score) -> None:
+    """Refuse a score that holds anything else than numbers; ``name``: "direct" or "trained".
+
+    Raises:
+        StoreError: it does.
+    """
+    errors = {key: value for key, value in score.stderrs.items() if value is not None}
+    for key, value in (*score.metrics.items(), *errors.items()):
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise StoreError(f"the {name} score of {key} is no number: {value!r}")
+    if not isinstance(score.documents, int):
+        raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lm_harmony.errors import HarmonyError, StoreError
+from lm_harmony.errors import DamagedFile
+from lm_harmony.runs.damaged import reading
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.store import RunStore
 
@@ -20,8 +17,6 @@ log = logging.getLogger(__name__)
 
 _OF_A_RUN = ("adapter", "checkpoints", "trackers")
 """Folders of a run that hold no other run."""
-# What reading a file raises that is damaged, or that another program wrote.
-_DAMAGE = (HarmonyError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 
 
 def records_below(results: Path) -> Iterator[RunRecord]:
@@ -32,7 +27,7 @@ def records_below(results: Path) -> Iterator[RunRecord]:
     for store in stores_below(results):
         try:
             ended = read_end(store)
-        except StoreError as error:
+        except DamagedFile as error:
             log.warning("left out: %s", error)
             continue
         if isinstance(ended, RunRecord):
@@ -52,74 +47,17 @@ def read_end(store: RunStore) -> RunRecord | Failure | None:
     """Return how a run ended: its record, why it was given up, or None where it has not ended.
 
     Raises:
-        StoreError: record.json or failure.json is damaged, or of another program; the text names file and cause.
+        DamagedFile: record.json or failure.json is damaged, or of another program; the text names file and cause.
     """
-    return read_record(store) if store.is_finished() else read_failure(store)
-
-
-def read_record(store: RunStore) -> RunRecord:
-    """Read the record of a finished run and check its values.
-
-    Raises:
-        StoreError: as ``read_end``.
-    """
-    with _named(store, "record.json"):
-        record = store.record()
-        _refuse_wrong_types(record)
-        return record
-
-
-def read_failure(store: RunStore) -> Failure | None:
-    """Read why a run was given up; None where it was not.
-
-    Raises:
-        StoreError: as ``read_end``.
-    """
-    with _named(store, "failure.json"):
-        return store.failure()
-
-
-@contextmanager
-def _named(store: RunStore, name: str) -> Iterator[None]:
-    """Turn whatever a damaged file raises into one error that names it."""
-    file = store.folder / name
-    try:
-        yield
-    except _DAMAGE as error:
-        remedy = f"Restore the file, or remove {store.folder} and carry the run out again."
-        raise StoreError(f"{file} cannot be read: {_cause(error, file)}. {remedy}") from error
-
-
-def _cause(error: Exception, file: Path) -> str:
-    """Return what went wrong, in one line, without the file and without another remedy."""
-    said = " ".join(str(error).split()).removeprefix(f"{file} ")
-    if isinstance(error, HarmonyError):
-        said = said.split(". ")[0].rstrip(".")
-        return f"it {said}" if said.startswith("is ") else said
-    return f"{type(error).__name__} {said}"[:300].rstrip(" .")
+    return store.record() if store.is_finished() else store.failure()
 
 
 def asked_of(store: RunStore) -> tuple[str, str] | None:
     """Return (model, task) that a run was asked for, whatever became of its record; None where config.yaml does not tell."""
     try:
-        asked: Any = store.asked()
-        model, task = asked["model"]["name"], asked["benchmark"]["task"]
-    except _DAMAGE:
+        with reading(store.folder / "config.yaml"):
+            asked: Any = store.asked()
+            model, task = asked["model"]["name"], asked["benchmark"]["task"]
+    except DamagedFile:
         return None
     return (model, task) if isinstance(model, str) and isinstance(task, str) else None
-
-
-def _refuse_wrong_types(record: RunRecord) -> None:
-    """Refuse values that JSON can hold but a run does not write: they would fail, or pass for scores, far from their file."""
-    texts = (record.benchmark, record.metric, record.spec.model.name)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(record.higher_is_better, bool):
-        raise StoreError("benchmark, metric and model must be text, higher_is_better true or false")
-    for name, score in (("direct", record.direct), ("trained", record.trained)):
-        if score is None:
-            continue
-        errors = {key: value for key, value in score.stderrs.items() if value is not None}
-        for key, value in (*score.metrics.items(), *errors.items()):
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise StoreError(f"the {name} score of {key} is no number: {value!r}")
-        if not isinstance(score.documents, int):
-            raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")

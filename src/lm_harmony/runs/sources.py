@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
-from lm_harmony.errors import HarmonyError, StoreError
+from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_files import files_read, model_files
-from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
+from lm_harmony.runs.hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 Kind = Literal["task", "rows", "model"]
 UNRECORDED = "made before sources were recorded"
 """Said of a run whose record lists no sources: whether they changed cannot be told."""
 _MOST_NAMES = 3
+_READABLE = "Make it readable and repeat."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,11 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
 
     Raises:
         UsageError: there is no such task.
-        BenchmarkError: a file of the task cannot be read.
-        StoreError: a file cannot be read.
+        BenchmarkError: a file of the task, or of its rows, cannot be read.
     """
     found = _files_of_task(asked)
     files = [("task", name, path) for name, path in found.code.items()]
-    files += [("rows", name, path) for name, path in found.rows.items() if path.is_file()]
+    files += [("rows", name, path) for name, path in found.rows.items()]
     hub = () if found.dataset is None else (_dataset(found),)
     return (*(_read(kind, name, path) for kind, name, path in files), *hub)
 
@@ -72,7 +72,7 @@ def also_opened(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source,
     """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
 
     Raises:
-        StoreError: a file cannot be read.
+        BenchmarkError: a file cannot be read.
     """
     known = {os.path.realpath(source.path) for source in task if source.path is not None}
     first = next((source for source in task if source.kind == "task" and source.path is not None), None)
@@ -85,12 +85,12 @@ def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
     """Return the sources of a model, read now; of a model on the hub the commit is left open.
 
     Raises:
-        StoreError: a file cannot be read.
+        ModelError: a file cannot be read.
     """
-    folder = Path(asked.name)
-    if not folder.is_dir():
+    files = _files_of_model(asked)
+    if files is None:
         return (Source(kind="model", name=asked.name, revision=asked.revision),)
-    return tuple(_read("model", name, path) for name, path in model_files(folder).items())
+    return tuple(_read("model", name, path) for name, path in files.items())
 
 
 def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:
@@ -119,21 +119,6 @@ def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | 
             return f"{source.name} moved from commit {source.commit[:12]} to {other.commit[:12]} since"
         return f"{source.name} changed since"
     return None
-
-
-def changed_here(recorded: Sequence[Source] | None) -> str | None:
-    """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
-
-    Nothing is said of files that are not there, and a large file is not read: what is remembered of it must do.
-    """
-    changed = []
-    for source in recorded or ():
-        path = Path(source.path or "")
-        if source.path is not None and path.is_file():
-            known = sha256_of(path) if path.stat().st_size < SMALL else remembered(path)
-            if path.stat().st_size != source.size or known not in (None, source.sha256):
-                changed.append(source.name)
-    return f"{_names(changed)} changed since" if changed else None
 
 
 @dataclass
@@ -173,7 +158,7 @@ class SourceCheck:
                 changed.append(source.name)
         added = [name for kind, name in now if (kind, name) not in files]
         said = [(changed, "changed since"), (gone, "no longer there"), (unread, "no longer read"), (added, "added since")]
-        told = "; ".join(f"{_names(names)} {what}" for names, what in said if names)
+        told = "; ".join(f"{shortened(names)} {what}" for names, what in said if names)
         return told or (str(broken) if broken else None)
 
     def _list(self, asked: BenchmarkSpec | ModelSpec) -> Mapping[tuple[str, str], Path] | HarmonyError:
@@ -207,22 +192,35 @@ class SourceCheck:
 def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
     """Return where a file is that only the run itself could find: from the task's folder, else where it was."""
     yaml = next((path for kind, name in now if kind == "task" for path in (now[kind, name],)), None)
-    if source.kind == "task" and yaml is not None and (yaml.parent / source.name).is_file():
+    if source.kind == "task" and yaml is not None and os.path.isfile(yaml.parent / source.name):
         return yaml.parent / source.name
     return Path(str(source.path))
 
 
 def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
     if isinstance(asked, ModelSpec):
-        folder = Path(asked.name)
-        return {("model", name): path for name, path in model_files(folder).items()} if folder.is_dir() else {}
+        return {("model", name): path for name, path in (_files_of_model(asked) or {}).items()}
     found = _files_of_task(asked)
-    rows = {("rows", name): path for name, path in found.rows.items() if path.is_file()}
+    rows = {("rows", name): path for name, path in found.rows.items()}
     return {**{("task", name): path for name, path in found.code.items()}, **rows}
 
 
+def _files_of_model(asked: ModelSpec) -> Mapping[str, Path] | None:
+    """Return the files of a model's folder; None: a model on the hub."""
+    folder = Path(asked.name)
+    try:
+        return model_files(folder) if folder.is_dir() else None
+    except OSError as error:  # a folder that this user may not open
+        raise ModelError(f"model {asked.name}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
+
+
 def _files_of_task(asked: BenchmarkSpec) -> TaskFiles:
-    return task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+    """Return the files of a task, of its rows those that are there."""
+    try:
+        found = task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+        return replace(found, rows={name: path for name, path in found.rows.items() if path.is_file()})
+    except OSError as error:
+        raise BenchmarkError(f"{asked.task}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
 
 
 def _dataset(found: TaskFiles) -> Source:
@@ -230,10 +228,13 @@ def _dataset(found: TaskFiles) -> Source:
 
 
 def _read(kind: Any, name: str, path: Path) -> Source:
-    digest = sha256_of(path)
-    return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=digest)
+    try:
+        return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=sha256_of(path))
+    except OSError as error:  # this run's alone: a StoreError would stop a whole study
+        raise (ModelError if kind == "model" else BenchmarkError)(str(error)) from error
 
 
-def _names(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -32,8 +32,9 @@ import yaml
 from lm_harmony.benchmarks.score import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
+from lm_harmony.runs.damaged import reading
 from lm_harmony.runs.mirror import Mirror
-from lm_harmony.runs.record import EpochRecord, Failure, RunRecord
+from lm_harmony.runs.record import EpochRecord, Failure, RunRecord, refuse_no_number
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.whole import write_whole
@@ -111,9 +112,12 @@ class RunStore:
             write_whole(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def asked(self) -> dict[str, Any] | None:
-        """Return what config.yaml holds, or None where no run was begun."""
+        """Return what config.yaml holds, or None where no run was begun; DamagedFile where this or another file is damaged."""
         path = self.folder / "config.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with reading(path):
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def _clear(self) -> None:
         if self.folder.exists() and not (self.folder / "config.yaml").is_file() and any(self.folder.iterdir()):
@@ -127,8 +131,9 @@ class RunStore:
         path = self.folder / "epochs.jsonl"
         if not path.is_file():
             return ()
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
-        return tuple(EpochRecord(**json.loads(line)) for line in lines)
+        with reading(path):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
+            return tuple(EpochRecord(**json.loads(line)) for line in lines)
 
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Append a finished epoch; its checkpoint must be written already."""
@@ -153,7 +158,12 @@ class RunStore:
     def direct(self) -> Score | None:
         """Return the test score of the untouched model if it was computed before the run stopped."""
         path = self.folder / "direct.json"
-        return Score(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with reading(path):
+            score = Score(**json.loads(path.read_text(encoding="utf-8")))
+            refuse_no_number("direct", score)
+            return score
 
     def keep_direct(self, score: Score) -> None:
         """Keep the test score of the untouched model for a resumed run."""
@@ -170,7 +180,10 @@ class RunStore:
         path = self.folder / f"samples_{split}.jsonl"
         if not path.is_file():
             return ()
-        with path.open(encoding="utf-8", newline="\n") as lines:  # a text may hold other ends of lines, which splitlines() knows
+        with (
+            reading(path),
+            path.open(encoding="utf-8", newline="\n") as lines,
+        ):  # a text may hold other ends of lines, which splitlines() knows
             return tuple(map(json.loads, lines))
 
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
@@ -191,7 +204,10 @@ class RunStore:
     def failure(self) -> Failure | None:
         """Return why the run was given up, or None."""
         path = self.folder / "failure.json"
-        return Failure.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with reading(path):
+            return Failure.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def forget_failure(self) -> None:
         """Let the run be tried again."""
@@ -221,12 +237,10 @@ class RunStore:
         """Read the record of a finished run.
 
         Raises:
-            StoreError: there is none, or it cannot be read.
+            StoreError: there is none. DamagedFile: it cannot be read.
         """
         path = self.folder / "record.json"
-        try:
+        if not path.exists():
+            raise StoreError(f"{path} does not exist: the run is not finished. Run it first.")
+        with reading(path):
             return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} does not exist: the run is not finished. Run it first.") from error
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{path} is not JSON: {error}. Run it again with --overwrite.") from error

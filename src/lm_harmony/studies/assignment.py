@@ -11,7 +11,6 @@ from lm_harmony.errors import StoreError
 from lm_harmony.runs.identity import folder_name
 from lm_harmony.runs.mirror import Mirror
 from lm_harmony.runs.record import Failure, RunRecord
-from lm_harmony.runs.scan import read_record
 from lm_harmony.runs.sources import UNRECORDED, Source, SourceCheck
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
@@ -85,7 +84,7 @@ class Assignment:
             return None
         for other in sorted(place.parent.glob(f"seed{self.spec.seed}-*/record.json")):
             try:
-                record = read_record(RunStore(other.parent))
+                record = RunStore(other.parent).record()
             except StoreError:
                 continue
             if record.sources is None and replace(record.spec, direct=self.spec.direct) == self.spec:
@@ -96,7 +95,7 @@ class Assignment:
 @lru_cache(maxsize=10_000)
 def _record(folder: Path, stamp: tuple[int, int, int]) -> RunRecord:
     """Read a record once as long as its file does not change: a study looks at every run whenever one has ended."""
-    return read_record(RunStore(folder))
+    return RunStore(folder).record()
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.record import Failure, RunRecord
-from lm_harmony.runs.scan import read_failure
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
@@ -200,7 +199,7 @@ class Study:
 
 def _failure(store: RunStore) -> Failure | None:
     try:
-        return read_failure(store)
+        return store.failure()
     except StoreError as error:
         return Failure(kind="damaged failure.json", cause=str(error), attempts=1)
 

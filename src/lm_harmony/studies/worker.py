@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import HarmonyError, NotCurrent, StoreError
+from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
 from lm_harmony.runs.directs import DirectScores
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
@@ -43,12 +43,15 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
     Raises:
         LeaseHeld: another study works on it now.
         HarmonyError: it cannot be done; failure.json says so too.
+        DamagedFile: a file of its folder cannot be read. Of a record that cannot, ``Study.status`` tells: nothing is written.
         StoreError: the disk is full or gone; nothing is recorded, what was finished stays.
     """
     spec, store = assignment.spec, assignment.store
     with _leased(assignment):
         store.pull()
         standing = assignment.standing()
+        if not standing.readable:  # it may be all that is left of the run
+            raise DamagedFile(str(standing.reason))
         standing = standing.unless_moved(HubCheck().moved(standing.sources if standing.finished else ()))
         if standing.finished:
             return
@@ -63,9 +66,9 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
             except NotCurrent as error:
                 log.info("%s: carried out again from its beginning: %s", assignment.name, error)
                 train_before_test(spec, store, overwrite=True, kept=kept)
-        except StoreError:
-            raise
         except HarmonyError as error:
+            if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
+                raise
             give_up(assignment, kind=type(error).__name__, cause=str(error), attempts=1)
             raise
 
@@ -95,10 +98,9 @@ def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
     except LeaseHeld:
         time.sleep(HELD_PAUSE)  # whoever sent this run will send it again
         said = {"outcome": "held"}
-    except StoreError as error:
-        said = {"outcome": "no room", "cause": str(error)}
     except HarmonyError as error:
-        said = {"outcome": "failed", "kind": type(error).__name__, "cause": str(error)}
+        disk = isinstance(error, StoreError) and not isinstance(error, DamagedFile)
+        said = {"outcome": "no room" if disk else "failed", "kind": type(error).__name__, "cause": str(error)}
     except Exception as error:  # noqa: BLE001 - the study's edge: one run's surprise must not cost the others
         log.error("%s", traceback.format_exc())
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

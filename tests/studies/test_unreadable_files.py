@@ -1,0 +1,79 @@
+"""A file of a model or a benchmark that cannot be read costs the runs that need it, at once; the others go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from micro import write_micro
+from tiny import write_tiny_model
+from world import write_world
+
+from lm_harmony.errors import BenchmarkError, ModelError
+from lm_harmony.runs.sources import model_sources, task_sources
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec
+from lm_harmony.studies.study import Study
+from lm_harmony.studies.worker import answer, kept_for
+
+UNREADABLE = Path("/proc/self/mem")
+"""An ordinary file for whoever asks, of which even root cannot read the first byte."""
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason=f"needs {UNREADABLE}")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Write two models and two benchmarks; a file of one of each cannot be read."""
+    models, benchmarks = ["models/llama", "models/gpt2"], ["parity.yaml", "threes.yaml"]
+    path = write_world(tmp_path, models=models, benchmarks=benchmarks, seeds=[0], direct=False)
+    for file in (tmp_path / "models" / "gpt2" / "vocab.json", tmp_path / "data" / "threes" / "test.jsonl"):
+        file.unlink(missing_ok=True)
+        file.symlink_to(UNREADABLE)
+    return Study.read(path)
+
+
+def test_it_is_an_error_of_the_run_and_not_of_the_disk(study: Study) -> None:
+    kept = kept_for(study.spec.results_dir, None)
+    said = {(Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): answer(run, kept) for run in study.assignments}
+    kinds = {run: (one["outcome"], one.get("kind")) for run, one in said.items()}
+    assert kinds == {
+        ("llama", "parity"): ("finished", None),  # negative control
+        ("llama", "threes"): ("failed", "BenchmarkError"),
+        ("gpt2", "parity"): ("failed", "ModelError"),
+        ("gpt2", "threes"): ("failed", "BenchmarkError"),
+    }
+    assert "mem cannot be read: Input/output error. Make it readable" in said["gpt2", "parity"]["cause"]
+    status = study.status()
+    assert len(status.finished) == 1 and len(status.failed) == 3
+    assert all(failure.attempts == 1 for failure in status.failed.values())
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """Let nobody open what lies below ``folder``; root, who may open all, becomes another user meanwhile."""
+    folder.chmod(0)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_opened_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    task = write_micro(folder)
+    write_tiny_model(folder / "model")
+    model, benchmark = ModelSpec(name=str(folder / "model")), BenchmarkSpec(task=str(task), data_dir=folder)
+    assert model_sources(model) and len(task_sources(benchmark)) == 4  # negative control
+    with closed(folder):
+        with pytest.raises(ModelError, match=r"model cannot be read: Permission denied\. Make it readable"):
+            model_sources(model)
+        with pytest.raises(BenchmarkError, match=r"cannot be read: .*Permission denied"):
+            task_sources(benchmark)
