@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,11 +20,13 @@ import datasets
 import pytest
 import yaml
 from micro import SIZES, TASK, write_micro
+from rich.console import Console
 from tiny import CHAT_TEMPLATE, write_tiny_model
 
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.errors import NotCurrent, UsageError
+from lm_harmony.progress import display
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
 from lm_harmony.runs.preparation import prepare
@@ -525,6 +528,18 @@ def test_a_large_file_is_read_once_by_all_processes(cache: HashCache, tmp_path: 
         file.write('{"path": "/x", "sta\n')
     third = HashCache(cache.folder)
     assert (third.sha256_of(path), third.reads) == (first, 0)
+
+
+def test_hashing_a_large_file_shows_a_bar_the_first_time(
+    cache: HashCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, shown = aged(tmp_path / "weights.safetensors", bytes(SMALL)), list[str]()
+    with display(Console(file=io.StringIO())) as progress:
+        add = progress.add_task
+        monkeypatch.setattr(progress, "add_task", lambda text, **options: shown.append(text) or add(text, **options))
+        cache.sha256_of(weights)
+        cache.sha256_of(weights)  # remembered: the negative control
+    assert shown == ["hashing weights.safetensors"]
 
 
 def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ class Hardware:
         """Return what a prediction rests on; without ``decoding`` only what a study that writes no answers needs."""
         unused = () if decoding else (self.decoding, self.memory, self.stop_check)
         values = [getattr(self, field.name) for field in fields(self)]
-        return [*(one for one in values if isinstance(one, Constant) and one not in unused), WORKSPACE]
+        cache = (CACHE_TRAFFIC,) if decoding and self.memory else ()
+        return [*(one for one in values if isinstance(one, Constant) and one not in unused), *cache, WORKSPACE]
 
 
 _SHEETS = {
@@ -92,6 +93,13 @@ _HOST = "on one core of an AMD EPYC, 2026-11-28"
 LAUNCH_SECONDS, KERNELS_PER_OPERATOR = 9e-6, 1.25
 """Inferred from eager PyTorch elsewhere: some 50 ms for the 5,600 kernels of a training step at 7B; 200 kernels a layer on CUDA
 where the dispatcher counts 161 operators. Nobody has measured either with this engine."""
+CACHE_TRAFFIC = Constant(
+    name="decoding steps, cache",
+    value=3,
+    unit="caches moved a step",
+    source="attention reads it, joining the new token reads and writes it: assumed",
+)
+"""How often a decoding step moves the keys and values of all tokens before."""
 WORKSPACE = Constant(name="memory", value=1.2e9, unit="B a run", source="libraries and one pass: assumed")
 """Memory of a run beside weights, gradients and moments."""
 

@@ -22,13 +22,11 @@ from lm_harmony.studies.computation import (
     training_operators,
     written_flops,
 )
-from lm_harmony.studies.hardware import Constant, Hardware
+from lm_harmony.studies.hardware import CACHE_TRAFFIC, Constant, Hardware
 from lm_harmony.studies.workload import Workload
 
 TERMS = ("launches", "Python", "FLOPs", "attention", "decoding steps", "fixed")
 """What the time of a phase is made of."""
-CACHE_TRAFFIC = 3
-"""Times that a decoding step moves the cache: attention reads it, and joining the new token reads and writes it once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ def decoding_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
     written, read = asked.written, {}
     if hardware.memory:
         weights = written.steps * (size.computing + size.output)
-        cache = CACHE_TRAFFIC * written.cached * 2 * size.key_width * size.layers
+        cache = CACHE_TRAFFIC.value * written.cached * 2 * size.key_width * size.layers
         read = {"decoding steps": (weights + cache) * hardware.width / hardware.memory.value}
     return overlapped(
         {
