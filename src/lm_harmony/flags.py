@@ -155,7 +155,7 @@ class RunFlags:
     use_peft: bool = True
     """Train a LoRA adapter; off: all weights."""
     dtype: str = "auto"
-    """Base weights: float32, bfloat16, or auto (float32 on a CPU; where a GPU has it, bfloat16, or autocast for full training)."""
+    """Base weights: float32, bfloat16, or auto (float32 on a CPU; where a GPU has it, bfloat16, or autocast of all weights)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     engine: str = "auto"
