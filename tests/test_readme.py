@@ -53,6 +53,7 @@ MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
 """What takes a browser, half an hour, or the rows of all 24 benchmarks; the demo and the board have tests of their own."""
 SMALL = {
+    "--data DATA --runs 5": "--data data --runs 1 --rows 8",
     "--data DATA": "--data data",
     "_tokens 128": "_tokens 16",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
