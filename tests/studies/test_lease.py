@@ -64,7 +64,7 @@ def test_a_holder_whose_lease_was_taken_over_hears_of_it(tmp_path: Path) -> None
 
 
 def _compete(folder: Path, counts: Path, number: int) -> None:
-    for turn in range(40):
+    for turn in range(250):
         try:
             with lease(folder, lost=never):
                 mark = counts / "inside"

@@ -71,7 +71,7 @@ def lease(folder: Path, *, lost: Callable[[], None], stale: float = STALE, beat:
 def is_held(folder: Path, stale: float = STALE) -> bool:
     """Tell whether someone works in ``folder`` now."""
     path = _path(folder)
-    return path.is_file() and not _abandoned(path, stale)
+    return path.is_file() and not _abandoned(path, _holder(path), stale)
 
 
 def _path(folder: Path) -> Path:
@@ -89,15 +89,15 @@ def _claim(path: Path, token: str, stale: float) -> None:
         try:
             os.link(scratch, path)
         except FileExistsError:
-            if not _abandoned(path, stale):
-                raise LeaseHeld(f"{path} is held by {_holder(path)}") from None
-            _set_aside(path, path.with_name(f"{path.name}.{token}.old"), _holder(path).get("token"))
-            try:
-                os.link(scratch, path)
-            except FileExistsError:
-                raise LeaseHeld(f"{path} was taken over by another") from None
-        except FileNotFoundError:  # whoever held it has just left, and swept our scratch file away
-            raise LeaseHeld(f"{path} was held until now") from None
+            holder = _holder(path)  # read once: the lease that is judged must be the lease that is set aside
+            if not _abandoned(path, holder, stale):
+                raise LeaseHeld(f"{path} is held by {holder}") from None
+            _set_aside(path, path.with_name(f"{path.name}.{token}.old"), holder.get("token"))
+            os.link(scratch, path)
+    except FileExistsError:
+        raise LeaseHeld(f"{path} was taken over by another process") from None
+    except FileNotFoundError:  # another holder has just left and removed every scratch file, ours too
+        raise LeaseHeld(f"{path} was held until now") from None
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -115,12 +115,12 @@ def _set_aside(path: Path, aside: Path, abandoned: object) -> None:
             aside.unlink(missing_ok=True)
 
 
-def _abandoned(path: Path, stale: float) -> bool:
+def _abandoned(path: Path, holder: dict[str, object], stale: float) -> bool:
+    """Tell whether ``holder``, as read from ``path``, no longer works; a lease that vanished since is not for us to set aside."""
     try:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
-        return True
-    holder = _holder(path)
+        return False
     if holder.get("machine") == _machine():
         try:
             return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["born"]) > 1)
