@@ -1,0 +1,63 @@
+"""What a release must not change by accident: numbers of a fixed study, boards of its records, flags, file names, formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import golden_study
+import pytest
+from golden_study import GOLDEN, boards, command, differences, file_names, flags, formats, kernels, records, write_study
+
+KERNELS = 1e-4
+"""Largest relative difference of a number that other kernels than those of the golden files compute."""
+LIBRARIES = 1e-9
+"""The same of a board's number, which NumPy and SciPy compute from equal records."""
+
+
+def golden(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    command("study", str(write_study(folder)))
+    return folder
+
+
+def test_the_records_of_the_study_are_those_of_the_golden_files(study: Path) -> None:
+    """To the last digit where the same kernels compute; nearly so on another processor."""
+    allowed = 0.0 if kernels() == golden("kernels") else KERNELS
+    assert list(differences(records(study), golden("records"), allowed=allowed)) == []
+
+
+def test_files_and_formats_are_those_of_the_golden_files(study: Path) -> None:
+    assert file_names(study) == golden("files")
+    assert formats(study) == golden("formats")
+
+
+def test_the_boards_of_records_written_before_are_those_of_the_golden_files(tmp_path: Path) -> None:
+    """The records are files of format 1 as the golden run left them."""
+    made = boards(GOLDEN / "results", tmp_path)
+    kept = {path.relative_to(GOLDEN / "boards").as_posix(): path.read_text("utf-8") for path in (GOLDEN / "boards").rglob("*.*")}
+    assert sorted(made) == sorted(kept)
+    assert list(differences(made, {name: kept[name] for name in made}, allowed=LIBRARIES)) == []
+
+
+def test_every_command_has_its_flags() -> None:
+    assert flags() == golden("flags")
+
+
+def test_a_changed_digit_is_seen() -> None:
+    known = golden("records")
+    changed = json.loads(json.dumps(known))
+    run = changed["parity/llama/seed0"]
+    metric = run["metric"]
+    run["trained"]["metrics"][metric] += 0.01
+    for allowed in (0.0, KERNELS):
+        assert [line.split(":")[0] for line in differences(changed, known, allowed=allowed)] == [
+            f".parity/llama/seed0.trained.metrics.{metric}"
+        ]
+    assert golden_study.kernels().split()[0] in ("DEFAULT", "AVX2", "AVX512", "NEON", "SVE256")
