@@ -13,18 +13,48 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from micro import TASK
 from tiny import write_tiny_model
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = ("run", "plan", "fetch", "study", "status", "leaderboard", "analyze", "compare", "place", "page", "benchmarks", "models", "demo")
+COMMANDS = (
+    "run",
+    "plan",
+    "fetch",
+    "study",
+    "status",
+    "leaderboard",
+    "analyze",
+    "compare",
+    "place",
+    "page",
+    "benchmarks",
+    "models",
+    "demo",
+)
 MODELS = ("llama", "gpt_neox", "gpt2")
-RECIPE = {"epochs": 2, "learning_rate": 0.01, "max_new_tokens": 6, "lora": {"target_modules": ["all-linear"]}}
+RECIPE = {"epochs": 3, "learning_rate": 0.02, "max_new_tokens": 6, "lora": {"target_modules": ["all-linear"]}}
+WORDS = ("fox", "dog", "city", "river", "wood", "heat")
+"""What answers depend on, so that models can learn it."""
+_CHOSEN = """\
+task: NAME
+dataset_path: NAME
+output_type: multiple_choice
+training_split: train
+validation_split: validation
+test_split: test
+doc_to_text: "number {{number}} is"
+doc_to_target: label
+doc_to_choice: choices
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+"""
 _WRITTEN = """\
 task: letters
 dataset_path: letters
@@ -36,8 +66,8 @@ doc_to_text: "letter {{number}}:"
 doc_to_target: " {{word}}"
 generation_kwargs: {until: ["."], do_sample: false}
 metric_list:
-  - metric: exact_match
-    aggregation: mean
+  - metric: chrf
+    aggregation: chrf
     higher_is_better: true
 """
 
@@ -46,15 +76,17 @@ def write_study(folder: Path) -> Path:
     """Write models, benchmarks and study.yaml below ``folder``; return the study file's path."""
     for model in MODELS:
         write_tiny_model(folder / "models" / model, model)
-    for name, every in (("parity", 2), ("threes", 3)):
-        (folder / f"{name}.yaml").write_text(TASK.replace("micro", name), encoding="utf-8")
-        _write_rows(folder / "data" / name, lambda number, every=every: {"number": number, "label": int(number % every == 0)})
+    for name, every in (("fives", 5), ("threes", 3)):
+        (folder / f"{name}.yaml").write_text(_CHOSEN.replace("NAME", name), encoding="utf-8")
+        _write_rows(folder / "data" / name, partial(_choice, every))
     (folder / "letters.yaml").write_text(_WRITTEN, encoding="utf-8")
-    _write_rows(folder / "data" / "letters", lambda number: {"number": number, "word": "no yes".split()[number % 2] + "."})
+    _write_rows(
+        folder / "data" / "letters", lambda number: {"number": f"{number} {WORDS[number % 6]}", "word": f"{WORDS[number % 2]}."}
+    )
     _write_rows(folder / "fox", lambda number: {"text": f"The quick brown fox jumps over {number} lazy dogs."})
     study = {
         "models": [f"models/{model}" for model in MODELS],
-        "benchmarks": ["parity.yaml", "threes.yaml", "letters.yaml", "corpus:fox"],
+        "benchmarks": ["fives.yaml", "threes.yaml", "letters.yaml", f"corpus:{folder / 'fox'}"],
         "seeds": [0, 1],
         "recipe": RECIPE,
         "direct": True,
@@ -67,10 +99,19 @@ def write_study(folder: Path) -> Path:
     return path
 
 
+def _choice(every: int, number: int) -> dict[str, Any]:
+    """Return a row whose choices change with it, so that models prefer different ones."""
+    return {
+        "number": f"{number} {WORDS[number % 6]}",
+        "choices": [WORDS[(number * every + place) % 6] for place in range(3)],
+        "label": number // every % 3,
+    }
+
+
 def _write_rows(folder: Path, row: Any) -> None:
     folder.mkdir(parents=True)
     number = 0
-    for split, size in {"train": 24, "validation": 8, "test": 12}.items():
+    for split, size in {"train": 48, "validation": 12, "test": 24}.items():
         lines = [json.dumps(row(number + place)) for place in range(size)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         number += size
@@ -98,27 +139,35 @@ def without_machine(values: Any, folder: Path) -> Any:
         return {key: without_machine(value, folder) for key, value in values.items() if key not in dropped}
     if isinstance(values, list):
         return [without_machine(value, folder) for value in values]
-    return values.replace(str(folder), "<study>") if isinstance(values, str) else values
+    return re.sub(r".*/lm_harmony/", "<package>/", values.replace(str(folder), "<study>")) if isinstance(values, str) else values
 
 
 def records(folder: Path) -> dict[str, Any]:
     """Return every record of the study by its run's name."""
     results = folder / "results"
     return {
-        path.parent.relative_to(results).as_posix(): without_machine(json.loads(path.read_text(encoding="utf-8")), folder)
+        _without_id(path.parent.relative_to(results).as_posix()): without_machine(json.loads(path.read_text("utf-8")), folder)
         for path in sorted(results.rglob("record.json"))
     }
 
 
+def _without_id(run: str) -> str:
+    """Return a run's name; a corpus is named by its whole path, so that its id differs from folder to folder."""
+    return re.sub(r"-[0-9a-f]{16}$", "", run) if run.startswith("corpus") else run
+
+
 def file_names(folder: Path) -> list[str]:
-    """Return every file below the results folder, with <time> for times and <id> for fingerprints."""
-    names = {path.relative_to(folder / "results").as_posix() for path in (folder / "results").rglob("*") if path.is_file()}
-    return sorted({re.sub(r"[0-9a-f]{16}", "<id>", re.sub(r"results_[-T0-9.]+json", "results_<time>.json", name)) for name in names})
+    """Return every file below the results folder, with <time>, <id> and <pid> for what differs from run to run."""
+    results = folder / "results"
+    names = [path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()]
+    for pattern, name in {r"results_[-T0-9.]+json": "results_<time>.json", r"[0-9a-f]{16}": "<id>", r"/\d+-": "/<pid>-"}.items():
+        names = [re.sub(pattern, name, path) for path in names]
+    return sorted(set(names))
 
 
 def formats(folder: Path) -> dict[str, Any]:
     """Return the keys of each kind of file of a run, all the way down to values."""
-    run = folder / "results" / "parity" / "llama" / "seed0"
+    run = next((folder / "results" / "fives" / "llama").glob("seed0-*"))
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         if path.suffix in (".json", ".jsonl") and "adapter" not in path.parts:
@@ -190,9 +239,12 @@ def write_golden(folder: Path) -> None:
     for path in sorted((folder / "results").rglob("*")):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml") and not {"adapter", "direct"} & set(path.parts):
             copy = GOLDEN / "results" / path.relative_to(folder / "results")
-            if "seed0" in path.parts or path.name == "record.json":  # files of one seed stand for all
+            if (
+                any(part.startswith("seed0") for part in path.parts) or path.name == "record.json"
+            ):  # files of one seed stand for all
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_text(path.read_text(encoding="utf-8").replace(str(folder), "/study"), encoding="utf-8")
+                text = path.read_text(encoding="utf-8").replace(str(folder), "/study")
+                copy.write_text(re.sub(r"/[^\s\"]*/src/lm_harmony/", "/package/lm_harmony/", text), encoding="utf-8")
     values = {"kernels": kernels(), "records": records(folder), "files": file_names(folder), "formats": formats(folder)}
     for name, value in {**values, "flags": flags()}.items():
         (GOLDEN / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
