@@ -238,7 +238,7 @@ def write_golden(folder: Path) -> None:
     shutil.rmtree(GOLDEN, ignore_errors=True)
     for path in sorted((folder / "results").rglob("*")):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml") and not {"adapter", "direct"} & set(path.parts):
-            copy = GOLDEN / "results" / path.relative_to(folder / "results")
+            copy = GOLDEN / "runs" / path.relative_to(folder / "results")
             if (
                 any(part.startswith("seed0") for part in path.parts) or path.name == "record.json"
             ):  # files of one seed stand for all
@@ -248,7 +248,7 @@ def write_golden(folder: Path) -> None:
     values = {"kernels": kernels(), "records": records(folder), "files": file_names(folder), "formats": formats(folder)}
     for name, value in {**values, "flags": flags()}.items():
         (GOLDEN / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, text in boards(GOLDEN / "results", folder).items():
+    for name, text in boards(GOLDEN / "runs", folder).items():
         path = GOLDEN / "boards" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

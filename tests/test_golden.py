@@ -40,7 +40,7 @@ def test_files_and_formats_are_those_of_the_golden_files(study: Path) -> None:
 
 def test_the_boards_of_records_written_before_are_those_of_the_golden_files(tmp_path: Path) -> None:
     """The records are files of format 1 as the golden run left them."""
-    made = boards(GOLDEN / "results", tmp_path)
+    made = boards(GOLDEN / "runs", tmp_path)
     kept = {path.relative_to(GOLDEN / "boards").as_posix(): path.read_text("utf-8") for path in (GOLDEN / "boards").rglob("*.*")}
     assert sorted(made) == sorted(kept)
     assert list(differences(made, {name: kept[name] for name in made}, allowed=LIBRARIES)) == []
