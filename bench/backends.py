@@ -17,13 +17,12 @@ from pathlib import Path
 import tyro
 
 from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
-from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.benchmarks.examples import Request
-from lm_harmony.demo.questions import TASKS
+from lm_harmony.benchmarks.types import Caps, Request
 from lm_harmony.demo.study import MODELS, RECIPE, SHIPPED
+from lm_harmony.demo.texts import TASKS
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.paths import Paths, choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.backends import Backend, choose_backend
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel, load_model
@@ -52,7 +51,7 @@ def _model(
 ) -> list[Measured]:
     """Compare the engines on one model: training on ``rows[0]`` rows and scoring ``rows[1]`` of each task."""
     model = load_model(folder)
-    chosen = {engine: choose_paths(model, engine) for engine in ENGINES}
+    chosen = {engine: choose_backend(model, engine) for engine in ENGINES}
     print(f"{Path(folder).name}: {chosen['auto'].describe()}", flush=True)
     measured: list[Measured] = []
     for task in tasks:
@@ -73,14 +72,14 @@ def _model(
     return measured
 
 
-def _train(model: LanguageModel, paths: Paths, rows: Sequence[TokenSequence], recipe: Recipe) -> None:
+def _train(model: LanguageModel, paths: Backend, rows: Sequence[TokenSequence], recipe: Recipe) -> None:
     with trainee(model, recipe, seed=0) as learner:
         for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=recipe.batch_size, paths=paths):
             pass
 
 
-def _score(model: LanguageModel, paths: Paths, requests: Sequence[Request]) -> None:
-    Respondent(model=model, paths=paths, batch_size=32).answer(requests)
+def _score(model: LanguageModel, paths: Backend, requests: Sequence[Request]) -> None:
+    Scorer(model=model, paths=paths, batch_size=32).answer(requests)
 
 
 if __name__ == "__main__":

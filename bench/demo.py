@@ -18,13 +18,13 @@ import pandas as pd
 import tyro
 
 from lm_harmony.analysis.agreement import pairs_of, rank_agreement
-from lm_harmony.analysis.cells import PREPARATIONS
-from lm_harmony.analysis.components import components
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components
+from lm_harmony.analysis.score_rows import PREPARATIONS
+from lm_harmony.cli.demo import demo_matrix
+from lm_harmony.cli.study import run_study
 from lm_harmony.demo import build
 from lm_harmony.demo.study import demo_study, demo_workers
-from lm_harmony.demo_command import demo_matrix
-from lm_harmony.study_command import run_study
 
 Outcomes = dict[str, npt.NDArray[np.float64]]
 """Benchmark -> models x examples x values: 0 or 1 (accuracy, exact match), or label and answer (mcc)."""

@@ -18,10 +18,10 @@ from pathlib import Path
 import tyro
 
 from bench.side_by_side import BenchFlags
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 CAPS = Caps(train=96, validation=30, test=50)

@@ -21,12 +21,12 @@ from rich.table import Table
 
 from bench.side_by_side import BenchFlags
 from lm_harmony.analysis.published import TEST_ROWS
-from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.benchmarks.catalogue import BENCHMARKS, BenchmarkInfo
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.computation import Asked, Fed, Size, Written
+from lm_harmony.studies.flops import DecodingWork, ScoringWork, Size, TrainingWork
 from lm_harmony.studies.hardware import hardware_named
 from lm_harmony.studies.plan import ModelPlan, model_plan
 from lm_harmony.studies.time_model import binding_term, together
@@ -48,7 +48,7 @@ LIKE = {
 """A benchmark without rows at hand -> one whose rows are taken to be as long."""
 LAYERS = ((0.07, 6), (0.16, 12), (0.5, 24), (1.5, 28), (3, 32), (7, 32), (14, 48))
 """Billions of parameters, and blocks that models of this size have; between them interpolated."""
-Counts = TypeVar("Counts", Fed, Asked, Written)
+Counts = TypeVar("Counts", TrainingWork, ScoringWork, DecodingWork)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def times(counts: Counts, share: float) -> Counts:
     return replace(counts, **{name: round(value * share) for name, value in vars(counts).items() if isinstance(value, int)})
 
 
-def asked_times(asked: Asked, share: float) -> Asked:
+def asked_times(asked: ScoringWork, share: float) -> ScoringWork:
     """Return ``asked`` for another number of rows, in passes and batches as large as a GPU's."""
     room, written = hardware_named("h200").room, times(asked.written, share)
     if asked.written.passes:  # the sample is written in one batch

@@ -10,9 +10,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show, splits_of
-from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.engine.paths import choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.benchmarks.types import Caps
+from lm_harmony.engine.backends import choose_backend
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.models.loading import load_model
 
 TASKS = ("gsm8k", "nq_open")
@@ -24,7 +24,7 @@ def main(flags: BenchFlags) -> None:
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))
-    respondent = Respondent(model=model, paths=choose_paths(model))
+    respondent = Scorer(model=model, paths=choose_backend(model))
     measured: list[Measured] = []
     for task in flags.tasks or TASKS:
         _, splits = splits_of(task, flags.data, Caps(train=8, validation=8, test=flags.rows or 64))

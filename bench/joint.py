@@ -11,10 +11,10 @@ from dataclasses import replace
 import tyro
 
 from bench.side_by_side import BenchFlags, Measured, compare, show, splits_of
-from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.engine.paths import choose_paths
+from lm_harmony.benchmarks.types import Caps
+from lm_harmony.engine.backends import choose_backend
+from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.sequences import training_sequences
-from lm_harmony.engine.together import Lesson, fine_tune_together
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import PUBLISHED
 
@@ -26,15 +26,15 @@ def main(flags: BenchFlags) -> None:
     """Train two seeds of each task for one epoch, all at once and one after another."""
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
-    paths, recipe = choose_paths(model), replace(PUBLISHED, epochs=1)
+    paths, recipe = choose_backend(model), replace(PUBLISHED, epochs=1)
     lessons = []
     for task in flags.tasks or TASKS:
         _, splits = splits_of(task, flags.data, Caps(train=flags.rows or 24, validation=8, test=8))
         rows = training_sequences(model, splits.train, max_length=1024, completion_only=False)
-        lessons += [Lesson(sequences=rows, recipe=recipe, seed=seed) for seed in SEEDS]
+        lessons += [JointRun(sequences=rows, recipe=recipe, seed=seed) for seed in SEEDS]
 
     def train(at_once: int) -> None:
-        for _ in fine_tune_together(model, lessons, paths=paths, micro_batch=8, at_once=at_once):
+        for _ in fine_tune_jointly(model, lessons, paths=paths, micro_batch=8, at_once=at_once):
             pass
 
     sides = {f"{len(lessons)} runs together": lambda: train(len(lessons)), "one after another": lambda: train(1)}

@@ -14,11 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import Caps, Example
 from lm_harmony.runs.environment import describe_cpu
 
 

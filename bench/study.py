@@ -15,8 +15,8 @@ import psutil
 import tyro
 import yaml
 
-from lm_harmony.demo.questions import TASKS
 from lm_harmony.demo.study import SHIPPED
+from lm_harmony.demo.texts import TASKS
 from lm_harmony.studies.study import Study
 
 READ = """

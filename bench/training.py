@@ -11,11 +11,11 @@ import torch
 import tyro
 
 from bench.side_by_side import BenchFlags, Measured, compare, show, splits_of
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.course import order_of_rows
-from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.engine.train_state import order_of_rows
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import PUBLISHED
@@ -29,7 +29,7 @@ def main(flags: BenchFlags) -> None:
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
     model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
-    paths = choose_paths(model)
+    paths = choose_backend(model)
     measured: list[Measured] = []
     recipe = replace(PUBLISHED, epochs=1, batch_size=BATCH)
     with trainee(model, recipe, seed=0) as learner:

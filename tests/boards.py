@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lm_harmony.analysis.cells import Cell, Found, Preparation
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.benchmarks.score import Score
+from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.record import DataRecord, EpochRecord, Failure, RunRecord
 from lm_harmony.runs.sources import Source
@@ -29,7 +29,7 @@ def matrix_of(
     """Return a matrix of these tables (models x benchmarks; NaN: a gap); ``lower``: benchmarks where lower is better."""
     tables: dict[Preparation, pd.DataFrame | None] = {"trained": trained, "direct": direct}
     cells = [
-        Cell(
+        ScoreRow(
             model=str(model),
             benchmark=str(task),
             preparation=preparation,
@@ -43,7 +43,7 @@ def matrix_of(
         for model, line in table.iterrows()
         for task, value in line.items()
     ]
-    return ScoreMatrix.from_cells(Found(source="a small matrix", cells=tuple(cells)))
+    return ScoreMatrix.from_rows(ScoreRows(source="a small matrix", cells=tuple(cells)))
 
 
 def random_table(models: int, tasks: int, seed: int = 0) -> pd.DataFrame:

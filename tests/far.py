@@ -21,19 +21,19 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine import segments
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine import packed_attention as segments
 from lm_harmony.engine.adapters import Trainee, trainee
-from lm_harmony.engine.course import READ_EVERY, Course
-from lm_harmony.engine.packing import shared_logprobs
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
+from lm_harmony.engine.packed_forward import shared_logprobs
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.together import Lesson, fine_tune_together
+from lm_harmony.engine.train_state import READ_EVERY, TrainState
 from lm_harmony.engine.training import _backward, fine_tune
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.warm import checksum
+from lm_harmony.runs.model_cache import checksum
 
 MOVES = {"_to_copy", "copy_"}
 """Operators that lead from one device to the other."""
@@ -140,7 +140,7 @@ RECIPE = Recipe(lora=Lora(lora_dropout=0.0), epochs=2, batch_size=2, learning_ra
 
 def answers(model: LanguageModel) -> dict[str, Any]:
     """Train, score and write with ``model`` in every way the engine has."""
-    found: dict[str, Any] = {"fast": choose_paths(model).fast}
+    found: dict[str, Any] = {"fast": choose_backend(model).fast}
     asked = [
         Request(kind="loglikelihood", context=context, continuation=f" {answer}")
         for context in ("the cat", "a dog is here")
@@ -151,14 +151,14 @@ def answers(model: LanguageModel) -> dict[str, Any]:
         for context in ("the cat", "a dog is here", "x")
     ]
     for name, paths in (("fast", FAST), ("plain", PLAIN)):
-        respondent = Respondent(model=model, paths=paths, batch_size=2, max_new_tokens=5, seed=0)
+        respondent = Scorer(model=model, paths=paths, batch_size=2, max_new_tokens=5, seed=0)
         found[f"{name} scores"] = [nats for nats, _ in respondent.loglikelihood(asked)]
         found[f"{name} texts"] = respondent.generate_until(written)
         with trainee(model, RECIPE, seed=0) as learner:
             epochs = fine_tune(learner, SEQUENCES, RECIPE, seed=0, micro_batch=2, paths=paths)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
-    lessons = [Lesson(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
-    joint = fine_tune_together(model, lessons, paths=FAST, micro_batch=2, at_once=2)
+    lessons = [JointRun(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
+    joint = fine_tune_jointly(model, lessons, paths=FAST, micro_batch=2, at_once=2)
     found["joint losses"] = [progress.epoch.loss for progress in joint if progress.epoch is not None]
     return found | {"checksum": checksum(model.module)}
 
@@ -167,7 +167,7 @@ LONG = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) fo
 """Longer than the sliding windows of the tiny models; two steps of two rows more than are read at a time."""
 
 
-def waits_of(model: LanguageModel, paths: Paths, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
+def waits_of(model: LanguageModel, paths: Backend, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
     """Return for each step of a training what made the host wait for the device, and what was copied there.
 
     Args:
@@ -179,7 +179,7 @@ def waits_of(model: LanguageModel, paths: Paths, disturbed: Callable[[Trainee], 
     with trainee(model, RECIPE, seed=0) as learner:
         disturbed(learner)
         learner.module.train()
-        course = Course(learner, LONG, RECIPE, seed=0)
+        course = TrainState(learner, LONG, RECIPE, seed=0)
         course.begin_epoch()
         for _ in range(READ_EVERY + 1):
             seen.clear()

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.types import Example
 
 SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 

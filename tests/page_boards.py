@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_harmony.analysis.cells import Cell, Found
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 
 MODELS = (
     "Qwen/Qwen2.5-14B",
@@ -43,17 +43,17 @@ def small_board(
             if task.startswith("corpus:"):
                 trained, before = 1.4 - trained / 2, 1.6 - before / 2
             if (model, task) == GAP:
-                cells.append(Cell(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
+                cells.append(ScoreRow(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
             else:
                 cells.append(_cell(model, task, "trained", trained, stderr))
             if direct:
                 cells.append(_cell(model, task, "direct", before, stderr))
-    return ScoreMatrix.from_cells(Found(source="a small board", cells=tuple(cells)))
+    return ScoreMatrix.from_rows(ScoreRows(source="a small board", cells=tuple(cells)))
 
 
-def _cell(model: str, task: str, preparation: str, value: float, stderr: float) -> Cell:
+def _cell(model: str, task: str, preparation: str, value: float, stderr: float) -> ScoreRow:
     corpus = task.startswith("corpus:")
-    return Cell(
+    return ScoreRow(
         model=model,
         benchmark=task,
         preparation=preparation,  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.types import Example
 
 Row = dict[str, Any]
 RowsByRole = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -42,7 +42,7 @@ def test_the_published_board_needs_no_results() -> None:
 
 def test_the_published_board_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from lm_harmony.cli import main; main(['leaderboard', '--published']);"
+        "import sys; from lm_harmony.cli.main import main; main(['leaderboard', '--published']);"
         "heavy = ('torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib', 'plotly', 'sklearn');"
         "print([name for name in heavy if name in sys.modules])"
     )

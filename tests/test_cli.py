@@ -14,7 +14,7 @@ import pytest
 from micro import write_micro
 from tiny import write_tiny_model
 
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
 from lm_harmony.errors import HarmonyError
 from lm_harmony.runs.store import RunStore
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import tyro
 
+from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
+from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.errors import UsageError
-from lm_harmony.flags import BUILT_IN, RunFlags
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
-from lm_harmony.reference import built_in_lines, given_flags, run_spec
 from lm_harmony.runs.spec import RunSpec
 
 REFERENCE = (

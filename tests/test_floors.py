@@ -23,32 +23,9 @@ FLOORS: dict[str, set[str]] = {
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
     "analysis": {"runs", "models", "benchmarks", "errors"},
     "report": {"analysis", "runs", "errors"},
-    "board_command": {"analysis", "report", "errors"},
-    "page_command": {"board_command", "report", "errors"},
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
-    "study_command": {"errors", "progress", "studies"},
-    "plan_command": {"studies"},
-    "flags": {"benchmarks", "recipe"},
-    "reference": {"flags", "benchmarks", "recipe", "runs", "errors"},
-    "run_command": {"flags", "reference", "runs", "progress"},
     "demo": {"studies", "engine", "benchmarks", "errors"},
-    "demo_command": {"demo", "study_command", "studies", "analysis", "report", "errors"},
-    "cli": {
-        "flags",
-        "run_command",
-        "board_command",
-        "page_command",
-        "report",
-        "analysis",
-        "studies",
-        "study_command",
-        "plan_command",
-        "benchmarks",
-        "models",
-        "demo",
-        "demo_command",
-        "errors",
-    },
+    "cli": {"demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "errors"},
 }
 """Room -> the rooms that it may import."""
 
@@ -115,7 +92,7 @@ def test_only_the_harness_imports_lm_eval() -> None:
         ("lm_harmony.models.catalogue", ("torch", "transformers", "numpy")),
         ("lm_harmony.benchmarks.harness", ("torch",)),
         ("lm_harmony.analysis.matrix", ("torch", "transformers", "lm_eval", "datasets", "matplotlib", "plotly")),
-        ("lm_harmony.cli", ("torch", "transformers", "lm_eval", "datasets", "numpy")),
+        ("lm_harmony.cli.main", ("torch", "transformers", "lm_eval", "datasets", "numpy")),
     ],
 )
 def test_light_rooms_stay_light(module: str, absent: tuple[str, ...]) -> None:
@@ -128,7 +105,7 @@ def test_no_import_changes_the_environment() -> None:
     """Libraries may; ours may not, for whoever imports it has chosen his own settings."""
     code = (
         "import os, torch, transformers, peft, accelerate, datasets, lm_eval; before = dict(os.environ); "
-        "import lm_harmony.cli, lm_harmony.engine.paths, lm_harmony.runs.protocol, lm_harmony.benchmarks.harness; "
+        "import lm_harmony.cli, lm_harmony.engine.backends, lm_harmony.runs.protocol, lm_harmony.benchmarks.harness; "
         "assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -141,15 +118,20 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and re.search(r"\bsplits\.test\b", ast.unparse(node))
     ]
-    # what_is_asked fingerprints its texts, _data counts its rows, a plan their tokens; _test scores them.
-    assert sorted(touching) == ["asked.py:what_is_asked", "protocol.py:_data", "protocol.py:_test", "workload.py:workload"]
+    # request_fingerprints fingerprints its texts, _data counts its rows, a plan their tokens; _test scores them.
+    assert sorted(touching) == [
+        "fingerprint.py:request_fingerprints",
+        "protocol.py:_data",
+        "protocol.py:_test",
+        "workload.py:workload",
+    ]
 
 
 def test_function_level_imports_stand_only_where_they_save_a_start() -> None:
     lazy = {
         file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES for _, at_top in _imports(file) if not at_top
     }
-    assert lazy <= {"__init__", "cli", "run_command", "board_command", "page_command", "study_command", "studies", "demo"}
+    assert lazy <= {"__init__", "cli", "studies", "demo"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-Cell = Callable[[Row], str]
+ScoreRow = Callable[[Row], str]
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Table:
     """Number of the step."""
     what: str
     """Kind of its rows that are shown."""
-    columns: dict[str, Cell]
+    columns: dict[str, ScoreRow]
     """Heading of a column -> what it shows of a row."""
 
 
-def of(name: str, shape: str = "", scale: float = 1.0) -> Cell:
+def of(name: str, shape: str = "", scale: float = 1.0) -> ScoreRow:
     """Return a cell that shows field ``name``, multiplied by ``scale`` and formatted by ``shape``."""
 
     def cell(row: Row) -> str:

@@ -15,16 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from bench.gpu.models import SHIPPED, one_shape
 from bench.gpu.rows import Bench
 from bench.gpu.training import train_row
-from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel, load_model
 
-Make = Callable[[LanguageModel], Paths]
+Make = Callable[[LanguageModel], Backend]
 CANDIDATES: dict[str, Make] = {}
 """Backends that are new: name -> what makes them for a model. Step 8 holds their numbers against the CPU's, then times them."""
-KNOWN: dict[str, Make] = {"auto": choose_paths}
+KNOWN: dict[str, Make] = {"auto": choose_backend}
 """Backends of step 1."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest difference in nats of a sum over a few tokens, and of gradients relative to their size, that is called equal, if not
@@ -109,8 +109,8 @@ def _questions(count: int) -> list[Request]:
     ]
 
 
-def _numbers(model: LanguageModel, paths: Paths, requests: list[Request]) -> Numbers:
-    scorer = Respondent(model=model, paths=paths, batch_size=32)
+def _numbers(model: LanguageModel, paths: Backend, requests: list[Request]) -> Numbers:
+    scorer = Scorer(model=model, paths=paths, batch_size=32)
     contexts = dict.fromkeys(request.context for request in requests)
     limit = {"until": [], "max_gen_toks": WRITTEN_TOKENS}
     asked = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
@@ -123,7 +123,7 @@ def _numbers(model: LanguageModel, paths: Paths, requests: list[Request]) -> Num
     )
 
 
-def _learned(model: LanguageModel, paths: Paths, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+def _learned(model: LanguageModel, paths: Backend, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities of a training batch and the gradient of their mean."""
     pairs = model.text.encode_pairs([(request.context, request.continuation) for request in requests])
     rows = [TokenSequence(ids=pair.context + pair.continuation, first_label=1) for pair in pairs]

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Pretr
 import lm_harmony
 from bench.gpu.measure import wait
 from bench.gpu.rows import PEAKS, Bench
-from lm_harmony.engine.forward import Forward, LabelLogprobs
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.room import room_of
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.memory import memory_budget
+from lm_harmony.engine.padded_forward import Forward, LabelLogprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel, assemble, prepare_device
 
@@ -117,7 +117,7 @@ def share_of_peak(bench: Bench, flops: float, seconds: float) -> dict[str, Any]:
     return reached
 
 
-def backends(bench: Bench, model: LanguageModel) -> dict[str, Paths]:
+def backends(bench: Bench, model: LanguageModel) -> dict[str, Backend]:
     """Return the backends to measure by name, and write a row of what "auto" chose and why.
 
     Where "auto" finds packed rows not exact enough, they are measured all the same, as "packed": their speed is worth knowing.
@@ -126,12 +126,12 @@ def backends(bench: Bench, model: LanguageModel) -> dict[str, Paths]:
     log.addHandler(lines)
     log.setLevel(logging.INFO)
     try:
-        chosen = choose_paths(model)
+        chosen = choose_backend(model)
     finally:
         log.removeHandler(lines)
     found = {"auto": chosen}
     if not chosen.fast:
-        found["packed"] = replace(FAST, room=room_of(model.module))
+        found["packed"] = replace(FAST, room=memory_budget(model.module))
     described = {"chosen": chosen.describe(), "budget": asdict(chosen.room), "said": lines.texts}
     bench.rows.write("backend", shape=model.name, cudnn_attention=torch.backends.cuda.cudnn_sdp_enabled(), **described)
     return found | {"plain": PLAIN}
@@ -172,7 +172,7 @@ class Counted:
         return self.forward(module, sequences)
 
 
-def counting(paths: Paths) -> tuple[Paths, Counted]:
+def counting(paths: Backend) -> tuple[Backend, Counted]:
     """Return ``paths`` with a training pass that counts."""
     counted = Counted(paths.learn)
     return replace(paths, learn=counted), counted
@@ -194,7 +194,7 @@ def texts(vocabulary: int, count: int, *, seed: int, answers: int = 1) -> list[T
     return made
 
 
-Measure = Callable[[Bench, LanguageModel, dict[str, Paths]], None]
+Measure = Callable[[Bench, LanguageModel, dict[str, Backend]], None]
 """Measures one model on its backends and writes the rows."""
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.gpu.columns import TABLES, Cell, Row, of, which
+from bench.gpu.columns import TABLES, Row, ScoreRow, of, which
 
 
 def tables(paths: Sequence[Path]) -> str:
@@ -27,7 +27,7 @@ def _section(path: Path) -> str:
         parts.append(f"### {table.title}\n\n" + (_table(own, table.columns) if own else "not measured"))
     errors = [row for own in latest.values() for row in own if "error" in row]
     if errors:
-        columns: dict[str, Cell] = {"step": of("step"), "what": of("what"), "which": which, "error": of("error")}
+        columns: dict[str, ScoreRow] = {"step": of("step"), "what": of("what"), "which": which, "error": of("error")}
         parts.append("### Errors\n\n" + _table(errors, columns))
     return "\n\n".join(parts)
 
@@ -91,6 +91,6 @@ def _steps_table(latest: dict[int, list[Row]]) -> str:
     )
 
 
-def _table(rows: Sequence[Row], columns: dict[str, Cell]) -> str:
+def _table(rows: Sequence[Row], columns: dict[str, ScoreRow]) -> str:
     lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
     return "\n".join("| " + " | ".join(one.replace("|", "/").replace("\n", " ") for one in line) + " |" for line in lines)

@@ -13,13 +13,13 @@ import torch
 from bench.gpu.measure import forget_peak, peak_bytes, timed, wait
 from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
 from bench.gpu.rows import Bench
-from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine.forward import in_batches
-from lm_harmony.engine.paths import Paths
-from lm_harmony.engine.scoring import Respondent
-from lm_harmony.engine.segments import segments_of
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.backends import Backend
+from lm_harmony.engine.packed_attention import segments_of
+from lm_harmony.engine.padded_forward import in_batches
+from lm_harmony.engine.prefix_tree import shared_row
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.trees import shared_row
 from lm_harmony.models.loading import LanguageModel
 
 PADDED_SEQUENCES = 32
@@ -33,7 +33,7 @@ def scoring(bench: Bench) -> None:
     each_shape(bench, bench.sizes.other, _score)
 
 
-def _score(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+def _score(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
     sizes = bench.sizes
     asked = texts(model.module.config.vocab_size, sizes.questions, seed=2, answers=4)
     body, head = linear_weights(model.module)
@@ -60,7 +60,7 @@ def _score(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
 
 
 def _scored(
-    model: LanguageModel, paths: Paths, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
+    model: LanguageModel, paths: Backend, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
 ) -> None:
     """Score ``ordered`` in passes of ``size``, as the scorer does, and leave the batches of the passes in ``batches``."""
     batches.clear()
@@ -107,7 +107,7 @@ def writing(bench: Bench) -> None:
     each_shape(bench, bench.sizes.other, _write)
 
 
-def _write(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
     sizes = bench.sizes
     # Random weights may write any token: transformers' generate would take some of them for an end.
     model.module.generation_config.eos_token_id = None
@@ -122,7 +122,7 @@ def _write(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
         what = "contexts, answers, and the search for stop strings on the host"
         with bench.measurement("writing", shape=model.name, backend=name, answers=sizes.answers, counted=what) as row:
             roomy = replace(path, room=replace(path.room, written_rows=sizes.answers))
-            scorer = Respondent(model=model, paths=roomy, batch_size=sizes.answers)
+            scorer = Scorer(model=model, paths=roomy, batch_size=sizes.answers)
             written = _Written(model)
             forget_peak(bench.device)
             with written:

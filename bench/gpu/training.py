@@ -25,10 +25,10 @@ from bench.gpu.models import (
 )
 from bench.gpu.rows import Bench
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.paths import Paths
-from lm_harmony.engine.room import bytes_of_training
+from lm_harmony.engine.backends import Backend
+from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
+from lm_harmony.engine.memory import bytes_of_training
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.together import Lesson, fine_tune_together
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import PUBLISHED
@@ -98,7 +98,7 @@ class _Samples:
 
 def lora_steps(bench: Bench) -> None:
     """Train each shape on each backend; then, so that the profiler slows no clock, profile two steps of each."""
-    held: list[tuple[LanguageModel, dict[str, Paths], dict[str, dict[str, Any]]]] = []
+    held: list[tuple[LanguageModel, dict[str, Backend], dict[str, dict[str, Any]]]] = []
     for shape in bench.sizes.training:
         with bench.measurement("shape", shape=shape):
             model = random_model(bench, shape)
@@ -113,7 +113,7 @@ def lora_steps(bench: Bench) -> None:
                     row["gpu_busy"] = row["gpu_ms"] / row["step_ms"]
 
 
-def train_row(bench: Bench, model: LanguageModel, paths: Paths, name: str) -> dict[str, Any]:
+def train_row(bench: Bench, model: LanguageModel, paths: Backend, name: str) -> dict[str, Any]:
     """Write the speed of LoRA steps on one backend; return the row."""
     what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
     with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
@@ -125,14 +125,14 @@ def train_row(bench: Bench, model: LanguageModel, paths: Paths, name: str) -> di
     return row
 
 
-def _train(bench: Bench, model: LanguageModel, paths: Paths, *, steps: int, at: Callable[[int], None]) -> None:
+def _train(bench: Bench, model: LanguageModel, paths: Backend, *, steps: int, at: Callable[[int], None]) -> None:
     batch = bench.sizes.batch
     rows = texts(model.module.config.vocab_size, batch * steps, seed=1)
     _epoch(model, paths, rows, batch, at)
 
 
 def _epoch(
-    model: LanguageModel, paths: Paths, rows: list[TokenSequence], batch: int, at: Callable[[int], None] = lambda step: None
+    model: LanguageModel, paths: Backend, rows: list[TokenSequence], batch: int, at: Callable[[int], None] = lambda step: None
 ) -> None:
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
     with trainee(model, recipe, seed=0) as learner, StepWatch(at):
@@ -140,7 +140,7 @@ def _epoch(
             pass
 
 
-def _profiled(bench: Bench, model: LanguageModel, paths: Paths) -> dict[str, Any]:
+def _profiled(bench: Bench, model: LanguageModel, paths: Backend) -> dict[str, Any]:
     """Return what the profiler sees of a step: the mean of two.
 
     gpu_ms is the time in which the GPU was at work. Where it is well below step_ms, and host_ms near it, a step waits for Python.
@@ -163,7 +163,7 @@ def joint_training(bench: Bench) -> None:
     each_shape(bench, bench.sizes.other, _joint)
 
 
-def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
     name, fast = next((name, path) for name, path in paths.items() if path.fast)
     batch = bench.sizes.batch
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
@@ -172,11 +172,11 @@ def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
             mine, counted = counting(fast)
             rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
-            lessons = [Lesson(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
+            lessons = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
             forget_peak(bench.device)
             samples = _Samples(bench.device, JOINT_MARKS, counted)
             with StepWatch(samples, optimizers=runs):
-                for _ in fine_tune_together(model, lessons, paths=mine, micro_batch=batch, at_once=runs):
+                for _ in fine_tune_jointly(model, lessons, paths=mine, micro_batch=batch, at_once=runs):
                     pass
             row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
             alone = row["tokens_per_s"] if runs == 1 else alone
@@ -189,7 +189,7 @@ def memory(bench: Bench) -> None:
         one_shape(bench, bench.sizes.largest, _memory)
 
 
-def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Paths]) -> None:
+def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
     length = bench.sizes.row_tokens
     for name, path in paths.items():
         for count in bench.sizes.rows_at_once:

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from lm_harmony.analysis.agreement import agreement, agreement_by, agreement_change, group_of, kendall, rank_agreement
-from lm_harmony.analysis.facts import ModelFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.errors import UsageError
 
 few_values = st.one_of(st.integers(0, 4).map(float), st.just(float("nan")))
@@ -110,8 +110,8 @@ def test_groups_of_models() -> None:
     assert np.isnan(table.loc["Pythia", "direct"]) and table["models"].sum() == 61
     assert list(agreement_by(published, "size").index) == ["0 to 1 B", "1 to 3 B", "3 to 8 B", "8 B and more"]
     assert (
-        group_of(ModelFacts(name="x", params_b=8), "size") == "8 B and more"
-        and group_of(ModelFacts(name="x"), "size") == "unknown"
+        group_of(ModelMetadata(name="x", params_b=8), "size") == "8 B and more"
+        and group_of(ModelMetadata(name="x"), "size") == "unknown"
     )
 
 

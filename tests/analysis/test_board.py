@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from boards import matrix_of, random_table, write_run
 
-from lm_harmony.analysis.board import MINE, own_board, placement_of, published_board
+from lm_harmony.analysis.leaderboard import MINE, own_board, placement_of, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.published import published_places
-from lm_harmony.analysis.report import report
+from lm_harmony.analysis.summary import report
 from lm_harmony.errors import UsageError
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from lm_harmony.analysis.components import ReferenceBoard, components, fit_reference
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import ReferenceBoard, components, fit_reference
 from lm_harmony.errors import UsageError
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from boards import matrix_of, random_table
 
-from lm_harmony.analysis.components import components, fit_reference
-from lm_harmony.analysis.intervals import _weighted_pc1, pc1_intervals
+from lm_harmony.analysis.bootstrap import _weighted_pc1, pc1_intervals
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components, fit_reference
 
 
 def test_without_anything_drawn_the_interval_is_the_point() -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lm_harmony.analysis.cells import Cell, Found
-from lm_harmony.analysis.facts import METRICS
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import METRICS
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 from lm_harmony.errors import UsageError
 
 PAPER = {
@@ -118,10 +118,10 @@ def test_unknown_names_get_the_nearest_match() -> None:
 
 def test_a_benchmark_of_two_metrics_is_refused() -> None:
     cells = tuple(
-        Cell(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab"
+        ScoreRow(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab"
     )
     with pytest.raises(UsageError, match="of several metrics"):
-        ScoreMatrix.from_cells(Found(source="here", cells=cells))
+        ScoreMatrix.from_rows(ScoreRows(source="here", cells=cells))
 
 
 def test_the_complete_part_says_what_it_left_out() -> None:

@@ -14,11 +14,11 @@ from sklearn.metrics import matthews_corrcoef
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.outcomes import Outcomes, read_outcomes, score_of
-from lm_harmony.analysis.paired import Comparison, Duel, compare, mcnemar, paired_bootstrap
+from lm_harmony.analysis.paired import Comparison, PairedTest, compare, mcnemar, paired_bootstrap
 from lm_harmony.errors import StoreError, UsageError
 
 
-def _duel(results: Path) -> Duel:
+def _duel(results: Path) -> PairedTest:
     [duel] = compare(ScoreMatrix.from_records(results), "a", "b").duels
     return duel
 

@@ -7,9 +7,9 @@ import pytest
 from boards import matrix_of, random_table
 from scipy import stats
 
-from lm_harmony.analysis.cells import Cell, Found, Preparation
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.perplexity import perplexity_agreement
+from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
 from lm_harmony.errors import UsageError
 
 MODELS = ["Qwen/Qwen2.5-7B", "google/gemma-2-9b", "google/gemma-2-9b-it", "openai-community/gpt2", "mine"]
@@ -20,12 +20,12 @@ SCORES = {"direct": [0.6, 0.5, 0.8, 0.3, 0.4], "trained": [0.8, 0.85, 0.82, 0.4,
 def _matrix() -> ScoreMatrix:
     preparations: tuple[Preparation, ...] = ("direct", "trained")
     cells = [
-        Cell(model=model, benchmark=task, preparation=preparation, value=values[preparation][place])
+        ScoreRow(model=model, benchmark=task, preparation=preparation, value=values[preparation][place])
         for preparation in preparations
         for task, values in (("arc_easy", SCORES), ("corpus:w", BITS))
         for place, model in enumerate(MODELS)
     ]
-    return ScoreMatrix.from_cells(Found(source="here", cells=tuple(cells)))
+    return ScoreMatrix.from_rows(ScoreRows(source="here", cells=tuple(cells)))
 
 
 def test_lower_bits_agree_with_higher_scores() -> None:

@@ -10,12 +10,12 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from lm_harmony.analysis.board import published_placement
-from lm_harmony.analysis.components import fit_reference
+from lm_harmony.analysis.benchmark_selection import nested_tau, select_benchmarks
 from lm_harmony.analysis.family_fit import FamilyFit
+from lm_harmony.analysis.leaderboard import published_placement
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import fit_reference
 from lm_harmony.analysis.placement import PlacementBoard, place, placement_board, validate
-from lm_harmony.analysis.suggestion import nested_tau, suggest
 from lm_harmony.errors import UsageError
 
 PAIR = ["arc_easy", "anli_r1"]
@@ -91,7 +91,7 @@ def test_what_cannot_be_placed_is_refused(board: PlacementBoard) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_suggestions_are_the_best_of_every_choice(board: PlacementBoard, count: int) -> None:
-    found = suggest(board, count)
+    found = select_benchmarks(board, count)
     assert found.tried == {1: 24, 2: 276}[count]
     for choice in (found.chosen, found.best, found.cheapest):
         expected = stats.kendalltau(_scikit_learn(board, list(choice.benchmarks), 0.0), board.pc1).statistic
@@ -102,12 +102,12 @@ def test_suggestions_are_the_best_of_every_choice(board: PlacementBoard, count: 
 
 
 def test_a_wide_tolerance_takes_the_cheapest(board: PlacementBoard) -> None:
-    found = suggest(board, 2, tolerance=2.0)
+    found = select_benchmarks(board, 2, tolerance=2.0)
     assert found.chosen == found.cheapest and set(found.cheapest.benchmarks) == {"arc_easy", "arc_challenge"}
 
 
 def test_more_benchmarks_place_better_and_the_search_flatters(board: PlacementBoard) -> None:
-    taus = [suggest(board, count).best.tau for count in (1, 2, 3)]
+    taus = [select_benchmarks(board, count).best.tau for count in (1, 2, 3)]
     assert taus == sorted(taus)
     assert nested_tau(board, 2) < taus[1]
 
@@ -115,4 +115,4 @@ def test_more_benchmarks_place_better_and_the_search_flatters(board: PlacementBo
 @pytest.mark.parametrize("count", [0, 7])
 def test_a_count_out_of_range_is_refused(board: PlacementBoard, count: int) -> None:
     with pytest.raises(UsageError, match=f"between 1 and 6, got {count}"):
-        suggest(board, count)
+        select_benchmarks(board, count)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from shared import REFERENCE, needs_reference
 
-from lm_harmony.analysis.components import components, fit_reference
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components, fit_reference
 from lm_harmony.analysis.published import TEST_ROWS, published_places
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.models.catalogue import MODELS

@@ -16,12 +16,12 @@ import pytest
 from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
-from lm_harmony.analysis.board import own_board
+from lm_harmony.analysis.leaderboard import own_board
+from lm_harmony.analysis.load_records import MOST_NAMED, combined
 from lm_harmony.analysis.provenance import provenance_notes
-from lm_harmony.analysis.records import MOST_NAMED, combined
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
-from lm_harmony.runs.hashes import _cache_in, sha256_of
+from lm_harmony.runs.file_hashes import _cache_in, sha256_of
 from lm_harmony.runs.record import Failure
 from lm_harmony.runs.scan import records_below
 from lm_harmony.runs.sources import Source

@@ -9,9 +9,9 @@ import pytest
 from boards import matrix_of, random_table, write_run
 from scipy import stats
 
-from lm_harmony.analysis.components import components
-from lm_harmony.analysis.facts import ModelFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.scaling import scaling
 from lm_harmony.analysis.stability import stability
 
@@ -48,8 +48,8 @@ def test_what_cannot_be_dropped_is_noted() -> None:
 
 
 def test_compute_is_six_parameters_tokens() -> None:
-    assert ModelFacts(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
-    assert ModelFacts(name="x", params_b=2).compute is None
+    assert ModelMetadata(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
+    assert ModelMetadata(name="x", params_b=2).compute is None
 
 
 def test_pc1_beside_size_counts_only_what_is_known() -> None:

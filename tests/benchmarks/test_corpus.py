@@ -14,16 +14,16 @@ from lm_eval_alone import lm_eval_task
 from rich.console import Console
 from tiny import MAX_LENGTH, tiny_model, write_tiny_model
 
-from lm_harmony.benchmarks.caps import Caps
-from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.benchmarks.harness.opening import CORPUS_FILE
+from lm_harmony.benchmarks.local_data import read_corpus
 from lm_harmony.benchmarks.splits import make_splits
-from lm_harmony.engine.paths import choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.benchmarks.types import Caps
+from lm_harmony.cli.run import result_table
+from lm_harmony.engine.backends import choose_backend
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.run_command import result_table
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -47,7 +47,7 @@ def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
     model = tiny_model(bos=bos)
     task = open_task(f"corpus:{corpus}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
-    respondent = Respondent(model=model, paths=choose_paths(model))
+    respondent = Scorer(model=model, paths=choose_backend(model))
     replies = [[reply] for reply in respondent.answer([example.requests[0] for example in splits.test])]
     ours = task.score(splits.test, replies, errors=True, samples=False)
     rows = {role: [{"text": text} for text in read_corpus(corpus)[role]["text"]] for role in ("train", "validation", "test")}
@@ -76,7 +76,7 @@ def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) 
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     model, task = tiny_model(), open_task(f"corpus:{path}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
-    nats = Respondent(model=model).loglikelihood_rolling([example.requests[0] for example in splits.train])
+    nats = Scorer(model=model).loglikelihood_rolling([example.requests[0] for example in splits.train])
     ours = task.score(splits.train, [[value] for value in nats], errors=True, samples=False)
     size = sum(len(text.encode("utf-8")) for text in read_corpus(path)["train"]["text"])
     assert ours.metrics["bits_per_byte,none"] == pytest.approx(-sum(nats) / math.log(2) / size)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rows import ROWS
 from task_files import PARITY, Row, numbers, own_task, write_rows
 
-from lm_harmony.benchmarks.caps import Caps, SplitProtocol
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import Caps, SplitProtocol
 
 FIRSTS = {"train": 0, "validation": 10, "test": 20}
 

@@ -13,7 +13,7 @@ from rows import ROWS
 from task_files import write_rows
 
 from lm_harmony.benchmarks.harness import HarnessTask
-from lm_harmony.benchmarks.local_rows import line_of, read_splits
+from lm_harmony.benchmarks.local_data import line_of, read_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from shared import DATA, needs_data
 
-from lm_harmony.benchmarks.caps import Caps
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import BenchmarkError
 
 INCOMPLETE = {"mathqa": "validation", "piqa": "train", "sciq": "train"}

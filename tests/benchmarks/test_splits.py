@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from rows import ROWS
 from task_files import PARITY, numbers, own_task, write_rows
 
-from lm_harmony.benchmarks.caps import Caps, SplitProtocol
-from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import Caps, Example, SplitProtocol
 from lm_harmony.errors import BenchmarkError, UsageError
 
 ROLES: tuple[Any, ...] = ("train", "validation", "test")

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.demo.build import Flags, build
 from lm_harmony.demo.family import MEMBERS
-from lm_harmony.demo.questions import BENCHMARKS, TASKS
 from lm_harmony.demo.study import MODELS, SHIPPED
+from lm_harmony.demo.texts import BENCHMARKS, TASKS
 from lm_harmony.models.loading import load_model
 
 LIMIT = 12e6

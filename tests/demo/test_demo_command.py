@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
 from lm_harmony.demo.study import FAST_BENCHMARKS, FAST_MODELS, demo_study
 
 COMMAND = [sys.executable, "-m", "lm_harmony.cli", "demo", "--fast"]

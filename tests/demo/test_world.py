@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lm_harmony.benchmarks.examples import Example
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.types import Example
 from lm_harmony.demo.build import write_rows
 from lm_harmony.demo.family import MEMBERS
-from lm_harmony.demo.plain import plain_texts
 from lm_harmony.demo.pretraining import exposure_texts
-from lm_harmony.demo.questions import BENCHMARKS, SIZES, TASKS, rows_of, splits_of
 from lm_harmony.demo.study import FAST_BENCHMARKS, FAST_MODELS, MODELS, SHIPPED
+from lm_harmony.demo.texts import BENCHMARKS, SIZES, TASKS, plain_texts, rows_of, splits_of
 from lm_harmony.demo.world import World, make_world, often
 
 ROLES = ("train", "validation", "test")

@@ -20,20 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from lm_harmony.benchmarks.examples import Request
+from lm_harmony.benchmarks.types import Request
 from lm_harmony.demo.study import SHIPPED
-from lm_harmony.engine import packing, segments
+from lm_harmony.engine import packed_attention as segments
+from lm_harmony.engine import packed_forward as packing
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.decoding import can_decode, decode_greedily
-from lm_harmony.engine.forward import Forward, LabelLogprobs, label_logprobs
+from lm_harmony.engine.backends import FAST, PLAIN, choose_backend
+from lm_harmony.engine.continuous_batching import can_decode, decode_greedily
 from lm_harmony.engine.generation import generate
-from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
-from lm_harmony.engine.paths import FAST, PLAIN, choose_paths
-from lm_harmony.engine.room import Room
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.packed_forward import packed_logprobs, shared_logprobs
+from lm_harmony.engine.padded_forward import Forward, LabelLogprobs, label_logprobs
+from lm_harmony.engine.prefix_tree import Row, Tree, shared_row, tokens_from
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.engine.trees import Row, Tree, shared_row, tokens_from
 from lm_harmony.models.loading import LanguageModel, load_model
 from lm_harmony.recipe import Lora, Recipe
 
@@ -127,7 +128,7 @@ def test_fifty_steps_end_where_the_plain_path_ends() -> None:
     """With dropout, padded or packed, in one pass or in several: each token of a step loses the same inputs."""
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3), epochs=25, learning_rate=1e-3)
     ends = []
-    few_tokens = replace(FAST, room=Room(training_tokens=20))
+    few_tokens = replace(FAST, room=MemoryBudget(training_tokens=20))
     for paths, micro_batch in ((PLAIN, 8), (FAST, 8), (PLAIN, 3), (few_tokens, 8)):
         with trainee(tiny_model(), recipe, seed=0) as learner:
             epochs = list(fine_tune(learner, questions(), recipe, seed=0, micro_batch=micro_batch, paths=paths))
@@ -224,13 +225,13 @@ def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
-    assert choose_paths(model_of(architecture)).fast
+    assert choose_backend(model_of(architecture)).fast
 
 
 @pytest.mark.parametrize("architecture", UNPACKABLE)
 def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lm_harmony"):
-        assert choose_paths(model_of(architecture)) is PLAIN
+        assert choose_backend(model_of(architecture)) is PLAIN
     (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
     assert architecture in line
 
@@ -239,7 +240,7 @@ def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.Log
 def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding of bfloat16 is allowed for, texts that see each other are not: a trained model answers otherwise by far more."""
     model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
-    assert choose_paths(model).fast
+    assert choose_backend(model).fast
 
     def without_boundaries(row: Row, device: torch.device) -> list[segments.Segment]:
         ids = (*row.trunk, *(token for tree in row.trees for token in tree.ids))
@@ -247,11 +248,11 @@ def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypat
         return [segments.Segment(all_in_one, start=0, trunk=0, device=device)]
 
     monkeypatch.setattr(packing, "segments_of", without_boundaries)
-    assert choose_paths(model) is PLAIN
+    assert choose_backend(model) is PLAIN
 
 
 def test_the_plain_path_can_be_asked_for() -> None:
-    assert choose_paths(model_of("llama"), "plain") is PLAIN
+    assert choose_backend(model_of("llama"), "plain") is PLAIN
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])
@@ -263,8 +264,8 @@ def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> No
         for continuation in (" wood", " the lazy dog", " yes", " yes")
     ]
     requests += [Request(kind="loglikelihood_rolling", context="", continuation="the quick brown fox " * 40)]
-    plain = Respondent(model=model).answer(requests)
-    fast = Respondent(model=model, paths=choose_paths(model)).answer(requests)
+    plain = Scorer(model=model).answer(requests)
+    fast = Scorer(model=model, paths=choose_backend(model)).answer(requests)
     for expected, found in zip(plain, fast, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -301,7 +302,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(12)
         for answer in (" yes", " no")
     ]
-    expected = Respondent(model=model, paths=FAST).answer(requests)
+    expected = Scorer(model=model, paths=FAST).answer(requests)
     seen = []
 
     def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -310,7 +311,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
     hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    found = Respondent(model=model, paths=FAST).answer(requests)
+    found = Scorer(model=model, paths=FAST).answer(requests)
     hook.remove()
     assert max(seen) > 60
     for one, other in zip(expected, found, strict=True):
@@ -331,7 +332,7 @@ def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str)
         for _ in range(40)
     ]
     expected = generate(model, requests, batch_size=8, max_new_tokens=24, seed=0)
-    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, room=Room(written_rows=5)) == expected
+    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, room=MemoryBudget(written_rows=5)) == expected
     assert len({len(answer) for answer in expected}) > 5
     assert can_decode(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
 

@@ -15,10 +15,10 @@ from lm_eval.models.huggingface import HFLM
 from tiny import tiny_model, tiny_tokenizer, write_tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from lm_harmony.benchmarks.examples import Request
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
 from lm_harmony.engine.generation_settings import Decoding
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
 
@@ -75,13 +75,13 @@ def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
     return answers
 
 
-def ours(model: LanguageModel, paths: Paths, requests: Sequence[Request]) -> list[str]:
-    return Respondent(model=model, paths=paths, batch_size=4).generate_until(requests)
+def ours(model: LanguageModel, paths: Backend, requests: Sequence[Request]) -> list[str]:
+    return Scorer(model=model, paths=paths, batch_size=4).generate_until(requests)
 
 
 @PATHS
 @pytest.mark.parametrize("name", ACTING)
-def test_a_setting_acts_as_under_hflm(name: str, paths: Paths) -> None:
+def test_a_setting_acts_as_under_hflm(name: str, paths: Backend) -> None:
     model = model_with(**ACTING[name])
     answers = ours(model, paths, questions())
     assert answers == hflm(model, questions())
@@ -92,7 +92,7 @@ def test_a_setting_acts_as_under_hflm(name: str, paths: Paths) -> None:
 def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
     """``generation_kwargs`` of a task go over the model's generation_config; values may be lists."""
     model, asked = model_with(repetition_penalty=1.3), questions({**GREEDY, **ACTING[name]})
-    answers = ours(model, choose_paths(model), asked)
+    answers = ours(model, choose_backend(model), asked)
     assert answers == hflm(model, asked) != hflm(model, questions())
 
 
@@ -102,21 +102,21 @@ def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
 def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
     """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
     model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
-    answers = Respondent(model=model, seed=5, paths=FAST).generate_until([asked])
+    answers = Scorer(model=model, seed=5, paths=FAST).generate_until([asked])
     torch.manual_seed(5)
     assert answers == hflm(model, [asked])
-    assert answers != Respondent(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
+    assert answers != Scorer(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
 
 
 @PATHS
 @pytest.mark.parametrize("stop", ["e", "th", "s "])
-def test_beams_end_as_under_hflm(stop: str, paths: Paths) -> None:
+def test_beams_end_as_under_hflm(stop: str, paths: Backend) -> None:
     model, asked = model_with(num_beams=4), questions({**GREEDY, "until": [stop]})
     assert ours(model, paths, asked) == hflm(model, asked)
 
 
 @PATHS
-def test_stop_strings_end_an_answer(paths: Paths) -> None:
+def test_stop_strings_end_an_answer(paths: Backend) -> None:
     """HFLM hands generate() no tokenizer and fails: the answers are those of one that does."""
     model = model_with()
     free = hflm(model, questions())
@@ -133,9 +133,9 @@ def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
     """What does nothing to greedy decoding changes no answer and costs no speed."""
     model = model_with(**WITHOUT_EFFECT[name])
     assert not Decoding.read(GREEDY, default_limit=9).acting(model.module.generation_config)
-    assert choose_paths(model).writes
+    assert choose_backend(model).writes
     expected = hflm(model_with(), questions())
-    assert ours(model, choose_paths(model), questions()) == ours(model, PLAIN, questions()) == expected
+    assert ours(model, choose_backend(model), questions()) == ours(model, PLAIN, questions()) == expected
     if name != "outputs":  # HFLM cannot read generate()'s dictionaries
         assert hflm(model, questions()) == expected
 
@@ -164,9 +164,9 @@ def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS, "suppress_tokens": list(range(2, 200))}))
     module = AutoModelForCausalLM.from_pretrained(folder).eval()
     model = model_with()
-    plain = ours(model, choose_paths(model), questions())
+    plain = ours(model, choose_backend(model), questions())
     model.module.generation_config = module.generation_config
-    assert ours(model, choose_paths(model), questions()) == hflm(model, questions()) != plain
+    assert ours(model, choose_backend(model), questions()) == hflm(model, questions()) != plain
 
 
 def test_several_answers_to_a_question_are_refused() -> None:
@@ -175,11 +175,11 @@ def test_several_answers_to_a_question_are_refused() -> None:
 
 
 @PATHS
-def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Paths) -> None:
+def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Backend) -> None:
     """min_length counts the context: padding would count as text in a batch."""
     model = model_with(**ACTING["min_length"])
-    alone = [Respondent(model=model).generate_until([request])[0] for request in questions()]
-    assert Respondent(model=model, paths=paths, batch_size=5).generate_until(questions()) == alone
+    alone = [Scorer(model=model).generate_until([request])[0] for request in questions()]
+    assert Scorer(model=model, paths=paths, batch_size=5).generate_until(questions()) == alone
     ids = [model.text.encode([context])[0] for context in CONTEXTS]
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids])
@@ -192,7 +192,7 @@ def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Paths)
 def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
     """A model that scores exactly but writes otherwise with a cache under the decoder is left to generate()."""
     model = tiny_model()
-    assert choose_paths(model).writes
+    assert choose_backend(model).writes
     inner = model.module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -203,6 +203,6 @@ def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
 
     model.module.forward = forward  # type: ignore[method-assign]
     with caplog.at_level("INFO"):
-        paths = choose_paths(model)
+        paths = choose_backend(model)
     assert paths.fast and not paths.writes
     assert "continuous batching is not exact for llama" in caplog.text

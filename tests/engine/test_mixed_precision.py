@@ -12,12 +12,12 @@ import torch
 from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lm_harmony.benchmarks.examples import Request
+from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.forward import label_logprobs
-from lm_harmony.engine.packing import packed_logprobs, shared_logprobs
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.packed_forward import packed_logprobs, shared_logprobs
+from lm_harmony.engine.padded_forward import label_logprobs
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel, Precision
@@ -60,7 +60,7 @@ def mixed(model: LanguageModel) -> LanguageModel:
     return replace(model, autocast=torch.bfloat16)
 
 
-def trained(model: LanguageModel, paths: Paths) -> tuple[dict[str, torch.Tensor], list[float], Products]:
+def trained(model: LanguageModel, paths: Backend) -> tuple[dict[str, torch.Tensor], list[float], Products]:
     """Train all weights; return what changed of them, the epochs' losses, and the products that were computed."""
     before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
     with trainee(model, RECIPE, seed=0) as learner, Products() as products:
@@ -71,7 +71,7 @@ def trained(model: LanguageModel, paths: Paths) -> tuple[dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, paths: Paths) -> None:
+def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, paths: Backend) -> None:
     exact, exact_losses, without = trained(tiny_model(architecture), paths)
     found, losses, products = trained(mixed(tiny_model(architecture)), paths)
     assert products.types[torch.bfloat16] > 20 and not products.types[torch.float32]
@@ -86,19 +86,19 @@ def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str
 
 
 @pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
-def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Paths) -> None:
+def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Backend) -> None:
     model = tiny_model()
     with Products() as without:
-        exact = Respondent(model=model, paths=paths).loglikelihood(QUESTIONS)
+        exact = Scorer(model=model, paths=paths).loglikelihood(QUESTIONS)
     with Products() as products:
-        found = Respondent(model=mixed(model), paths=paths).loglikelihood(QUESTIONS)
+        found = Scorer(model=mixed(model), paths=paths).loglikelihood(QUESTIONS)
     assert products.types[torch.bfloat16] and not products.types[torch.float32]
     assert without.types[torch.float32] and not without.types[torch.bfloat16]
     assert products.normalised == {torch.float32}
     nats, expected = [score for score, _ in found], [score for score, _ in exact]
     assert nats != expected and nats == pytest.approx(expected, abs=0.2)
     with Products() as writing:
-        assert len(Respondent(model=mixed(model), paths=paths, max_new_tokens=5).generate_until(TEXTS)) == 2
+        assert len(Scorer(model=mixed(model), paths=paths, max_new_tokens=5).generate_until(TEXTS)) == 2
     assert writing.types[torch.bfloat16] and not writing.types[torch.float32]
 
 
@@ -106,7 +106,7 @@ def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Paths) -> None:
 def test_the_fast_paths_serve_under_autocast_as_near_as_the_plain_one(architecture: str) -> None:
     """The probe compares layouts in float32; under autocast they differ by no more than autocast itself changes."""
     model = mixed(tiny_model(architecture))
-    paths = choose_paths(model)
+    paths = choose_backend(model)
     assert paths.fast and not paths.products
     with torch.no_grad():
         exact = label_logprobs(model.module, SEQUENCES).logprobs_L

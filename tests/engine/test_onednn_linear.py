@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_harmony.engine import onednn_linear
-from lm_harmony.engine.dropout import Draws
+from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.onednn_linear import OneDnnProducts, probe_products, through_onednn
 
 SHAPE = frozenset({(7, 12)})
@@ -124,18 +124,21 @@ def test_the_probe_keeps_to_its_time_and_leaves_small_layers_alone() -> None:
 @pytest.mark.parametrize("width", [8, 9])
 def test_dropout_is_the_same_wherever_a_batch_is_cut(width: int) -> None:
     x = torch.ones(1, 9, width)
-    whole = Draws(seed_and_step=(3, 4), lengths=(4, 3, 2), count=3).kept(5, x, 0.25)
+    whole = DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), count=3).kept(5, x, 0.25)
     parts = [
-        Draws(seed_and_step=(3, 4), lengths=(4, 3, 2), first=first, count=1).kept(5, x[:, :length], 0.25)
+        DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), first=first, count=1).kept(5, x[:, :length], 0.25)
         for first, length in enumerate((4, 3, 2))
     ]
     assert torch.equal(whole, torch.cat(parts, dim=1))
-    for other in (Draws(seed_and_step=(3, 5), lengths=(9,), count=1), Draws(seed_and_step=(4, 4), lengths=(9,), count=1)):
+    for other in (
+        DropoutState(seed_and_step=(3, 5), lengths=(9,), count=1),
+        DropoutState(seed_and_step=(4, 4), lengths=(9,), count=1),
+    ):
         assert not torch.equal(whole, other.kept(5, x, 0.25))
-    assert not torch.equal(whole, Draws(seed_and_step=(3, 4), lengths=(9,), count=1).kept(6, x, 0.25))
+    assert not torch.equal(whole, DropoutState(seed_and_step=(3, 4), lengths=(9,), count=1).kept(6, x, 0.25))
 
 
 def test_dropout_keeps_the_share_it_says() -> None:
-    kept = Draws(seed_and_step=(0, 1), lengths=(1000,), count=1).kept(0, torch.ones(1, 1000, 256), 0.05)
+    kept = DropoutState(seed_and_step=(0, 1), lengths=(1000,), count=1).kept(0, torch.ones(1, 1000, 256), 0.05)
     assert kept.float().mean().item() == pytest.approx(0.95, abs=0.003)  # 7 standard errors of 256,000 draws
     assert kept.float().mean(dim=(0, 1)).std() < 0.02  # and in every column

@@ -10,9 +10,10 @@ import torch
 from tiny import tiny_model
 from torch.autograd.graph import saved_tensors_hooks
 
-from lm_harmony.engine import packing, recompute
+from lm_harmony.engine import packed_forward as packing
+from lm_harmony.engine import recompute
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.packing import packed_logprobs
+from lm_harmony.engine.packed_forward import packed_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.recipe import Lora, Recipe
 

@@ -7,20 +7,20 @@ import pytest
 import torch
 from tiny import tiny_module
 
-from lm_harmony.engine import room
+from lm_harmony.engine import memory as room
+from lm_harmony.engine.memory import memory_budget, recompute_pays
 from lm_harmony.engine.onednn_linear import _layers
-from lm_harmony.engine.room import recompute_pays, room_of
-from lm_harmony.models.memory import free_bytes
+from lm_harmony.models.device import free_bytes
 
 
 def test_scarce_memory_makes_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny_module()
-    plenty = room_of(module)
+    plenty = memory_budget(module)
     assert (plenty.training_tokens, plenty.scoring_tokens) == (room.CPU_TRAINING_TOKENS, room.CPU_SCORING_TOKENS)
     live = (12 * 32 + 5 * 64) * 4  # bytes that a token of this model keeps in one of its two layers
     for free, training, scoring in ((100 * live, 30, 60), (600 * live, 180, 360), (1, 1, 1)):
         monkeypatch.setattr(room, "free_bytes", lambda _, free=free: free)
-        found = room_of(module)
+        found = memory_budget(module)
         assert (found.training_tokens, found.scoring_tokens) == (training, scoring)
 
 

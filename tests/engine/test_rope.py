@@ -15,17 +15,17 @@ from lm_eval.models.huggingface import HFLM
 from tiny import ARCHITECTURES, MAX_LENGTH, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer
 from transformers import CONFIG_MAPPING
 
-from lm_harmony.benchmarks.examples import Request
+from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.decoding import decode_greedily
-from lm_harmony.engine.forward import label_logprobs, rows_from
-from lm_harmony.engine.packing import shared_logprobs
-from lm_harmony.engine.paths import FAST, PLAIN, Paths, choose_paths
-from lm_harmony.engine.room import Room
+from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.continuous_batching import decode_greedily
+from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.packed_forward import shared_logprobs
+from lm_harmony.engine.padded_forward import label_logprobs, rows_from
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.together import Lesson, fine_tune_together
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel, assemble
 from lm_harmony.recipe import Lora, Recipe
@@ -102,9 +102,9 @@ def logprobs_alone(name: str, asked: Sequence[TokenSequence]) -> list[torch.Tens
 
 @PATHS
 @EACH
-def test_each_text_scores_as_under_hflm_alone(name: str, paths: Paths) -> None:
+def test_each_text_scores_as_under_hflm_alone(name: str, paths: Backend) -> None:
     expected = hflm_alone(name, scored())
-    found = Respondent(model=model_of(name), paths=paths, batch_size=4).loglikelihood(scored())
+    found = Scorer(model=model_of(name), paths=paths, batch_size=4).loglikelihood(scored())
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
@@ -138,22 +138,22 @@ def test_transformers_keeps_the_frequencies_of_a_longer_text() -> None:
 
 @PATHS
 @EACH
-def test_whole_texts_score_as_under_hflm_alone(name: str, paths: Paths) -> None:
+def test_whole_texts_score_as_under_hflm_alone(name: str, paths: Backend) -> None:
     requests = [Request(kind="loglikelihood_rolling", context="", continuation=TEXT[:length]) for length in (*LENGTHS, 300)]
-    found = Respondent(model=model_of(name), paths=paths, batch_size=4).loglikelihood_rolling(requests)
+    found = Scorer(model=model_of(name), paths=paths, batch_size=4).loglikelihood_rolling(requests)
     assert found == pytest.approx(hflm_alone(name, requests), abs=1e-4, rel=1e-6)
 
 
 @PATHS
 @EACH
-def test_answers_are_those_of_hflm_alone(name: str, paths: Paths) -> None:
+def test_answers_are_those_of_hflm_alone(name: str, paths: Backend) -> None:
     """Answers that stay below the limit, that cross it, and that begin beyond it."""
     requests = [
         Request(kind="generate_until", context=TEXT[place : place + length], generation={"until": [], "max_gen_toks": 8})
         for place, length in enumerate((5, 9, 20, 25, 26, 30, LIMIT, LIMIT + 1, 40, 41, 41, 80))
     ]
     expected = hflm_alone(name, requests)
-    assert Respondent(model=model_of(name), paths=paths, batch_size=4).generate_until(requests) == expected
+    assert Scorer(model=model_of(name), paths=paths, batch_size=4).generate_until(requests) == expected
     model = model_of(name)
     contexts = model.text.encode([request.context for request in requests])
     options: dict[str, Any] = {"max_new_tokens": 8, "is_finished": lambda rows: [False for _ in rows]}
@@ -165,7 +165,7 @@ def test_answers_are_those_of_hflm_alone(name: str, paths: Paths) -> None:
 @pytest.mark.parametrize("micro_batch", [1, 8])
 @PATHS
 @EACH
-def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Paths, micro_batch: int) -> None:
+def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Backend, micro_batch: int) -> None:
     alone = logprobs_alone(name, sequences())
     expected = -float(torch.cat(alone).double().mean())
     recipe = Recipe(lora=LORA, epochs=2, batch_size=len(LENGTHS), learning_rate=1e-3)
@@ -183,19 +183,19 @@ def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Pat
 def test_joint_runs_end_where_each_ends_alone(name: str) -> None:
     """Sequences of different runs share a pass only where they need the same frequencies."""
     recipe = Recipe(lora=LORA, epochs=2, batch_size=4, learning_rate=1e-3)
-    lessons = [Lesson(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
+    lessons = [JointRun(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
     alone = []
     for lesson in lessons:
         with trainee(model_of(name), recipe, seed=lesson.seed) as learner:
             alone.append([epoch.loss for epoch in fine_tune(learner, lesson.sequences, recipe, seed=lesson.seed, micro_batch=1)])
-    for progress in fine_tune_together(model_of(name), lessons, paths=FAST, micro_batch=4, at_once=2):
+    for progress in fine_tune_jointly(model_of(name), lessons, paths=FAST, micro_batch=4, at_once=2):
         assert progress.epoch is not None
         assert progress.epoch.loss == pytest.approx(alone[progress.run][progress.epoch.number - 1], abs=1e-5)
 
 
 @EACH
 def test_the_fast_paths_serve_such_models(name: str) -> None:
-    paths = choose_paths(model_of(name))
+    paths = choose_backend(model_of(name))
     assert paths.fast and paths.writes
 
 
@@ -237,6 +237,6 @@ def test_few_rows_at_a_time_write_the_same() -> None:
     arguments = {"until": ["3"], "max_gen_toks": 6}
     texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
     requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]
-    paths = replace(FAST, room=Room(written_rows=3))
-    few = Respondent(model=model_of("phi3"), paths=paths).generate_until(requests)
-    assert few == Respondent(model=model_of("phi3"), batch_size=1).generate_until(requests)
+    paths = replace(FAST, room=MemoryBudget(written_rows=3))
+    few = Scorer(model=model_of("phi3"), paths=paths).generate_until(requests)
+    assert few == Scorer(model=model_of("phi3"), batch_size=1).generate_until(requests)

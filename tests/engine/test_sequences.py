@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tiny import MAX_LENGTH, tiny_model, tiny_tokenizer
 
-from lm_harmony.benchmarks.examples import Example, Request
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.benchmarks.types import Example, Request
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
@@ -63,7 +63,7 @@ def fed_in_scoring(model: LanguageModel, requests: list[Request]) -> list[list[i
 
     hook = model.module.register_forward_pre_hook(record, with_kwargs=True)
     for request in requests:
-        Respondent(model=model, batch_size=1).answer([request])
+        Scorer(model=model, batch_size=1).answer([request])
     hook.remove()
     return fed
 
@@ -191,8 +191,8 @@ def test_a_scored_answer_that_is_too_long_names_its_document() -> None:
     long = Request(kind="loglikelihood", context="Q:", continuation="7" * 2 * MAX_LENGTH, document="test row 41")
     fine = Request(kind="loglikelihood", context="Q:", continuation=" no", document="test row 40")
     with pytest.raises(BenchmarkError, match=r"^test row 41: a continuation has \d+ tokens, the model takes 128"):
-        Respondent(model=tiny_model()).answer([fine, fine, long])
-    assert len(Respondent(model=tiny_model()).answer([fine, fine])) == 2
+        Scorer(model=tiny_model()).answer([fine, fine, long])
+    assert len(Scorer(model=tiny_model()).answer([fine, fine])) == 2
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -12,13 +12,13 @@ import torch
 from tiny import VOCABULARY, tiny_model
 
 from lm_harmony.engine.adapters import Trainee, trainee
-from lm_harmony.engine.course import Resumption
-from lm_harmony.engine.forward import label_logprobs
-from lm_harmony.engine.paths import FAST
-from lm_harmony.engine.room import Room
-from lm_harmony.engine.routing import Routed
+from lm_harmony.engine.backends import FAST
+from lm_harmony.engine.joint_training import JointRun, Progress, fine_tune_jointly
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.multi_adapter_forward import Routed
+from lm_harmony.engine.padded_forward import label_logprobs
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.together import Lesson, Progress, fine_tune_together
+from lm_harmony.engine.train_state import Resumption
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
@@ -32,15 +32,17 @@ def rows(seed: int, count: int) -> list[TokenSequence]:
     return [TokenSequence(ids=text, first_label=draw.randint(1, 3), row=row) for row, text in enumerate(texts)]
 
 
-def lessons() -> list[Lesson]:
+def lessons() -> list[JointRun]:
     """Five runs that differ in everything a run may differ in: rows, seed, rate, schedule, batch, epochs, rank, modules."""
     plain = Recipe(learning_rate=1e-3, epochs=10, lora=Lora(lora_dropout=0.2))
     return [
-        Lesson(sequences=rows(1, 40), recipe=plain, seed=0),
-        Lesson(sequences=rows(1, 40), recipe=plain, seed=1),
-        Lesson(sequences=rows(2, 21), recipe=replace(plain, learning_rate=3e-3, batch_size=5, max_steps=50), seed=0),
-        Lesson(sequences=rows(3, 30), recipe=replace(plain, lora=Lora(r=4, target_modules=("all-linear",)), epochs=3), seed=2),
-        Lesson(sequences=rows(4, 80), recipe=replace(plain, lr_schedule="cosine", epochs=5, lora=Lora(use_rslora=True)), seed=0),
+        JointRun(sequences=rows(1, 40), recipe=plain, seed=0),
+        JointRun(sequences=rows(1, 40), recipe=plain, seed=1),
+        JointRun(sequences=rows(2, 21), recipe=replace(plain, learning_rate=3e-3, batch_size=5, max_steps=50), seed=0),
+        JointRun(sequences=rows(3, 30), recipe=replace(plain, lora=Lora(r=4, target_modules=("all-linear",)), epochs=3), seed=2),
+        JointRun(
+            sequences=rows(4, 80), recipe=replace(plain, lr_schedule="cosine", epochs=5, lora=Lora(use_rslora=True)), seed=0
+        ),
     ]
 
 
@@ -48,15 +50,15 @@ def weights_of(learner: Trainee) -> Weights:
     return {name.replace(f".{learner.adapter}.", "."): w.detach().clone() for name, w in learner.trained_parameters().items()}
 
 
-def alone(model: LanguageModel, lesson: Lesson) -> Weights:
+def alone(model: LanguageModel, lesson: JointRun) -> Weights:
     with trainee(model, lesson.recipe, seed=lesson.seed) as learner:
         for _ in fine_tune(learner, lesson.sequences, lesson.recipe, seed=lesson.seed, micro_batch=8, paths=FAST):
             pass
         return weights_of(learner)
 
 
-def together(model: LanguageModel, asked: Sequence[Lesson], at_once: int, room: Room = FAST.room) -> Iterator[Progress]:
-    return fine_tune_together(model, asked, paths=replace(FAST, room=room), micro_batch=8, at_once=at_once)
+def together(model: LanguageModel, asked: Sequence[JointRun], at_once: int, room: MemoryBudget = FAST.room) -> Iterator[Progress]:
+    return fine_tune_jointly(model, asked, paths=replace(FAST, room=room), micro_batch=8, at_once=at_once)
 
 
 def ends_of(training: Iterator[Progress]) -> dict[int, Weights]:
@@ -75,7 +77,7 @@ def test_each_run_ends_where_it_ends_alone(architecture: str, at_once: int, toke
     model, asked = tiny_model(architecture), lessons()
     before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     ends, steps = dict[int, Weights](), dict[int, int]()
-    for progress in together(model, asked, at_once, Room(training_tokens=tokens)):
+    for progress in together(model, asked, at_once, MemoryBudget(training_tokens=tokens)):
         assert progress.epoch is not None
         steps[progress.run] = steps.get(progress.run, 0) + len(progress.epoch.steps)
         ends[progress.run] = weights_of(progress.trainee)
@@ -171,7 +173,7 @@ def test_what_cannot_share_a_pass_has_its_turn() -> None:
         (tiny_model(), [replace(one, recipe=replace(one.recipe, lora=Lora(bias="all"))) for one in asked], 2),
         (tiny_model(), asked, None),
     ):
-        order = [progress.run for progress in fine_tune_together(model, given, paths=FAST, micro_batch=8, at_once=at_once)]
+        order = [progress.run for progress in fine_tune_jointly(model, given, paths=FAST, micro_batch=8, at_once=at_once)]
         assert order == [0] * 10 + [1] * 10
 
 
@@ -186,7 +188,7 @@ def test_scarce_memory_halves_the_part_of_every_run() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
     hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    ends = ends_of(together(model, asked, 2, Room(training_tokens=9_999)))
+    ends = ends_of(together(model, asked, 2, MemoryBudget(training_tokens=9_999)))
     hook.remove()
     assert max(seen) > 200
     for run in (0, 1):

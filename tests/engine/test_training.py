@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, tiny_model, tiny_module
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from lm_harmony.benchmarks.examples import Example, Request
+from lm_harmony.benchmarks.types import Example, Request
 from lm_harmony.engine.adapters import Trainee, trainee
-from lm_harmony.engine.course import Epoch, Resumption
 from lm_harmony.engine.optimizers import make_optimizer
-from lm_harmony.engine.scoring import Respondent
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.engine.train_state import Epoch, Resumption
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import TrainingDiverged
 from lm_harmony.models.loading import LanguageModel
@@ -375,7 +375,7 @@ def disturb(model: LanguageModel) -> None:
         Request(kind="loglikelihood", context="a", continuation=" b"),
         Request(kind="generate_until", context="a", generation={"do_sample": True, "max_gen_toks": 3}),
     )
-    Respondent(model=model).answer(asked)
+    Scorer(model=model).answer(asked)
 
 
 def test_the_seed_alone_decides() -> None:

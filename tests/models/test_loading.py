@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 
-from lm_harmony.cli import main
-from lm_harmony.engine.forward import label_logprobs
+from lm_harmony.cli.main import main
+from lm_harmony.engine.padded_forward import label_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.checkpoint_checks import refuse_non_finite
-from lm_harmony.models.fetched import write_source
 from lm_harmony.models.loading import LanguageModel, Precision, load_model
+from lm_harmony.models.model_folder import write_source
 
 Weights = dict[str, torch.Tensor]
 SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1) for size in (9, 14, 6)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm_harmony.errors import ModelError
-from lm_harmony.models.memory import asked_and_free_bytes, is_out_of_memory, memory_error
+from lm_harmony.models.device import asked_and_free_bytes, is_out_of_memory, memory_error
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.10 GiB is free. "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_harmony.models.model_files import files_read, model_files
+from lm_harmony.models.model_folder import files_read, model_files
 
 READ = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

@@ -15,16 +15,15 @@ from matplotlib.text import Text
 from page_boards import MODELS, small_board
 
 from lm_harmony.analysis.agreement import agreement
-from lm_harmony.analysis.cells import PREPARATIONS
-from lm_harmony.analysis.components import components
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.perplexity import perplexity_agreement
-from lm_harmony.analysis.report import report
 from lm_harmony.analysis.scaling import scaling
+from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.significance import rank_ranges
-from lm_harmony.report.draw import write_figures
-from lm_harmony.report.figure_style import COLUMN, save
-from lm_harmony.report.figures import mean_agreement, perplexity_bars, scree, tau_heatmaps
+from lm_harmony.analysis.summary import report
+from lm_harmony.report.benchmark_figures import mean_agreement, perplexity_bars, scree, tau_heatmaps
+from lm_harmony.report.figures import COLUMN, save, write_figures
 from lm_harmony.report.model_figures import BUMP_MODELS, bump, pc1_against_size, score_against_size
 
 

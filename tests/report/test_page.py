@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_boards import CAUSE, GAP, MODELS, small_board
 
-from lm_harmony.analysis.board import own_board
-from lm_harmony.analysis.cells import Cell, Found
+from lm_harmony.analysis.leaderboard import own_board
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.cli import main
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
+from lm_harmony.cli.main import main
 from lm_harmony.errors import UsageError
 from lm_harmony.report.page import json_for_html, page_text, write_page
 from lm_harmony.report.page_data import page_data
@@ -99,9 +99,9 @@ def test_tiny_boards_have_a_page_too(models: int) -> None:
 
 
 def test_a_matrix_without_scores_is_refused() -> None:
-    nothing = Cell(model="a", benchmark="mnli", preparation="trained", value=None)
+    nothing = ScoreRow(model="a", benchmark="mnli", preparation="trained", value=None)
     with pytest.raises(UsageError, match="has no scores"):
-        page_data(ScoreMatrix.from_cells(Found(source="here", cells=(nothing,))))
+        page_data(ScoreMatrix.from_rows(ScoreRows(source="here", cells=(nothing,))))
 
 
 def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_without_its_libraries_the_page_names_the_pip_line(tmp_path: Path) -> No
     code = (
         "import sys; from importlib.machinery import PathFinder; found = PathFinder.find_spec\n"
         "PathFinder.find_spec = staticmethod(lambda name, *more: None if name == 'plotly' else found(name, *more))\n"
-        "from lm_harmony.cli import main; sys.exit(main(['page', '--published', '-o', sys.argv[1]]))"
+        "from lm_harmony.cli.main import main; sys.exit(main(['page', '--published', '-o', sys.argv[1]]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "board.html")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -161,7 +161,7 @@ def test_without_its_libraries_the_page_names_the_pip_line(tmp_path: Path) -> No
 
 def test_page_needs_no_engine(tmp_path: Path) -> None:
     code = (
-        "import sys; from lm_harmony.cli import main; main(['page', '--published', '-o', sys.argv[1]])\n"
+        "import sys; from lm_harmony.cli.main import main; main(['page', '--published', '-o', sys.argv[1]])\n"
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "board.html")], capture_output=True, text=True, check=True)

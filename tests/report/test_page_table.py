@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from page_boards import CAUSE, GAP, MODELS, small_board
 
-from lm_harmony.analysis.components import components, fit_reference
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components, fit_reference
 from lm_harmony.report.page_data import page_data
 
 Open = Callable[..., Any]

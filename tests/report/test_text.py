@@ -12,12 +12,12 @@ from boards import matrix_of, random_table, write_run
 from page_boards import GAP, small_board
 from rich.console import Console
 
-from lm_harmony.analysis.board import own_board, published_board
+from lm_harmony.analysis.leaderboard import own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
-from lm_harmony.analysis.report import report
-from lm_harmony.report.folder import summary, write_tables
-from lm_harmony.report.text import board_csv, board_json, board_markdown, board_table, comparison_table
+from lm_harmony.analysis.summary import report
+from lm_harmony.report.report_folder import summary, write_tables
+from lm_harmony.report.tables import board_csv, board_json, board_markdown, board_table, comparison_table
 
 
 def _printed(table: object, width: int = 400) -> str:

@@ -11,16 +11,16 @@ import yaml
 from task_files import write_rows
 from tiny import write_tiny_model
 
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.asked import Asked, direct_id
-from lm_harmony.runs.directs import DirectScores
-from lm_harmony.runs.preparation import Prepared, prepare
+from lm_harmony.runs.direct_score_cache import DirectScoreCache
+from lm_harmony.runs.fingerprint import RequestFingerprints, direct_id
+from lm_harmony.runs.model_cache import RunCaches
 from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.setup import RunSetup, prepare
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.runs.warm import Kept
 
 METRIC = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
 EXTRACT, TAKE_FIRST = {"function": "regex", "regex_pattern": "a+"}, {"function": "take_first"}
@@ -51,8 +51,8 @@ COUNTED = {
 
 
 @pytest.fixture(scope="module")
-def kept() -> Kept:
-    return Kept()
+def kept() -> RunCaches:
+    return RunCaches()
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def request(world: Path, **changes: Any) -> RunSpec:
     )
 
 
-def prepared(world: Path, kept: Kept, **changes: Any) -> Prepared:
+def prepared(world: Path, kept: RunCaches, **changes: Any) -> RunSetup:
     return prepare(request(world, **changes), kept)
 
 
-def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, kept: Kept) -> None:
+def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, kept: RunCaches) -> None:
     """Each change alone gives another fingerprint of the run, and another direct score."""
     first = prepared(world, kept)
     assert prepared(world, kept).asked == first.asked and prepared(world, kept).direct_id == first.direct_id
@@ -90,7 +90,7 @@ def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, kept: Ke
     assert len({first.direct_id, *(run.direct_id for run in others.values())}) == len(others) + 1
 
 
-def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, kept: Kept) -> None:
+def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, kept: RunCaches) -> None:
     spec = request(world)
     first = prepare(spec, kept)
     for other in (
@@ -106,7 +106,7 @@ def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, k
     assert seeded.direct_id == first.direct_id
 
 
-def test_what_a_direct_score_stands_on(world: Path, kept: Kept) -> None:
+def test_what_a_direct_score_stands_on(world: Path, kept: RunCaches) -> None:
     """The limit of an answer, the type of the weights, every file of the model, the template, columns of the test rows."""
     spec = request(world)
     found = [prepare(spec, kept).direct_id]
@@ -129,7 +129,7 @@ def test_what_a_direct_score_stands_on(world: Path, kept: Kept) -> None:
 
 
 def test_two_revisions_share_a_direct_score_only_where_their_commit_is_known_to_be_one() -> None:
-    asked = Asked(run="", test="", sampled=False)
+    asked = RequestFingerprints(run="", test="", sampled=False)
 
     def found(revision: str, commit: str | None) -> str:
         model = ModelSpec(name="nobody/nothing", revision=revision)
@@ -140,7 +140,7 @@ def test_two_revisions_share_a_direct_score_only_where_their_commit_is_known_to_
     assert found("main", None) != found("v1", None)
 
 
-def test_the_seed_decides_sampled_answers(world: Path, kept: Kept) -> None:
+def test_the_seed_decides_sampled_answers(world: Path, kept: RunCaches) -> None:
     drawn = {"until": ["\n"], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
     spec = request(world, generation_kwargs=drawn)
     assert prepare(spec, kept).direct_id != prepare(replace(spec, seed=1), kept).direct_id
@@ -148,7 +148,7 @@ def test_the_seed_decides_sampled_answers(world: Path, kept: Kept) -> None:
 
 def test_a_direct_score_is_shared_by_seeds_and_not_by_other_metrics(world: Path, tmp_path: Path) -> None:
     """Every run that takes a shared score gets the metrics that it asks for; one folder holds them all."""
-    shared = Kept(directs=DirectScores(tmp_path / "direct"))
+    shared = RunCaches(directs=DirectScoreCache(tmp_path / "direct"))
     spec = request(world)
     first = train_before_test(spec, RunStore(tmp_path / "first"), kept=shared)
     second = train_before_test(replace(spec, seed=1), RunStore(tmp_path / "second"), kept=shared)

@@ -12,8 +12,8 @@ from tiny import write_tiny_model
 
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
 from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 

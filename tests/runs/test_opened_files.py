@@ -17,7 +17,7 @@ from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.opened_files import files_opened_by
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
@@ -40,7 +40,7 @@ TWICE = """\
 import json, os, sys
 from pathlib import Path
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 recipe = Recipe(epochs=1, lora=Lora(target_modules=("all-linear",)))

@@ -12,19 +12,19 @@ import yaml
 from micro import write_micro
 from tiny import tiny_module, tiny_tokenizer, write_tiny_model
 
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.paths import choose_paths
+from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import ModelError
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.model_cache import RunCaches
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.runs.warm import Kept
-from lm_harmony.studies.assignment import Assignment
+from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.worker import answer
 
@@ -50,7 +50,7 @@ def write_giant(folder: Path) -> Path:
     return folder
 
 
-def full_when(kept: Kept, spec: RunSpec, *, training: bool) -> None:
+def full_when(kept: RunCaches, spec: RunSpec, *, training: bool) -> None:
     """Let the model's passes fail as on a full device: a petabyte is asked of the real allocator."""
     module = kept.base.take(spec).model.module
 
@@ -88,7 +88,7 @@ def test_the_command_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_first_pass_of_training(spec: RunSpec, tmp_path: Path, lora: Lora | None, checkpointing: bool) -> None:
     spec = replace(spec, recipe=replace(RECIPE, lora=lora))
     spec = replace(spec, execution=replace(spec.execution, gradient_checkpointing=checkpointing))
-    kept = Kept()
+    kept = RunCaches()
     full_when(kept, spec, training=True)
     with pytest.raises(ModelError) as found:
         train_before_test(spec, RunStore(tmp_path / "run"), kept=kept)
@@ -104,7 +104,7 @@ def test_the_first_pass_of_training(spec: RunSpec, tmp_path: Path, lora: Lora | 
 def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
     """Two passes of a step left gradients when the third failed; the next run on this model must not carry their memory."""
     recipe = replace(RECIPE, lora=None)
-    model, calls = Kept().base.take(replace(spec, recipe=recipe)).model, list[int]()
+    model, calls = RunCaches().base.take(replace(spec, recipe=recipe)).model, list[int]()
 
     def fill(part: torch.nn.Module, *_: Any) -> None:
         calls.append(1)
@@ -121,7 +121,7 @@ def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
 
 
 def test_scoring_the_untouched_model(spec: RunSpec, tmp_path: Path) -> None:
-    spec, kept = replace(spec, direct=True), Kept()
+    spec, kept = replace(spec, direct=True), RunCaches()
     full_when(kept, spec, training=False)
     with pytest.raises(ModelError, match=r"out of memory on cpu while scoring it: 1048576.0 GiB more needed, .*max_new_tokens"):
         train_before_test(spec, RunStore(tmp_path / "run"), kept=kept)
@@ -139,13 +139,13 @@ def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: P
         model.module.model.register_forward_pre_hook(refuse, with_kwargs=True)
         if expected is None:
             with pytest.raises(torch.OutOfMemoryError):
-                choose_paths(model)
+                choose_backend(model)
         else:
-            assert choose_paths(model).fast is expected
+            assert choose_backend(model).fast is expected
 
 
 def test_a_worker_records_it_at_the_first_attempt(spec: RunSpec, tmp_path: Path) -> None:
-    kept, assignment = Kept(), Assignment(spec=spec, results_dir=tmp_path / "results")
+    kept, assignment = RunCaches(), RunLocation(spec=spec, results_dir=tmp_path / "results")
     full_when(kept, spec, training=True)
     said = answer(assignment, kept)
     failure = assignment.store.failure()

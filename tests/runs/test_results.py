@@ -20,12 +20,12 @@ from lm_eval_alone import lm_eval_task
 from micro import TASK, write_micro
 from tiny import write_tiny_model
 
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.lm_eval_results import direct_results
 from lm_harmony.runs.protocol import add_direct, score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.results import direct_results
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 

@@ -28,10 +28,10 @@ from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.progress import display
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.file_hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.sources import SourceCheck, model_sources, task_sources
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -475,11 +475,11 @@ def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(wor
 
 
 def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
-    from lm_harmony.runs.warm import WarmBase
+    from lm_harmony.runs.model_cache import ModelCache
 
     shutil.copytree(world, tmp_path / "world")
     spec = asked(tmp_path / "world", "data_dir")
-    warm = WarmBase()
+    warm = ModelCache()
     first = warm.take(spec)
     assert warm.take(spec) is first
     write_tiny_model(tmp_path / "world" / "model", seed=1)
@@ -548,7 +548,7 @@ def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> No
     with path.open("wb") as file:
         file.truncate(LARGE)
     code = (
-        "import logging, sys; from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "import logging, sys; from pathlib import Path; from lm_harmony.runs.file_hashes import HashCache\n"
         "logging.basicConfig(level=logging.INFO)\n"
         "cache = HashCache(Path(sys.argv[1])); print(cache.sha256_of(Path(sys.argv[2])), cache.reads)"
     )
@@ -617,7 +617,7 @@ def test_hashes_need_neither_locks_nor_a_home(tmp_path: Path, monkeypatch: pytes
     """Windows has no fcntl, and a user of a container may have no entry in the list of users."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "from pathlib import Path; from lm_harmony.runs.hashes import HashCache\n"
+        "from pathlib import Path; from lm_harmony.runs.file_hashes import HashCache\n"
         "print(HashCache(Path(sys.argv[1])).sha256_of(Path(sys.argv[2])))"
     )
     with (tmp_path / "large").open("wb") as file:

@@ -19,13 +19,13 @@ from micro import write_micro
 from tiny import write_tiny_model
 
 import lm_harmony.errors
-from lm_harmony.benchmarks.score import Score
-from lm_harmony.cli import main
+from lm_harmony.benchmarks.types import Score
+from lm_harmony.cli.main import main
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, UsageError
 from lm_harmony.runs.conflicts import refuse_other_content, refuse_other_request
-from lm_harmony.runs.directs import DirectScores
-from lm_harmony.runs.mirror import Mirror
+from lm_harmony.runs.direct_score_cache import DirectScoreCache
 from lm_harmony.runs.record import EpochRecord, Failure
+from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -106,7 +106,7 @@ def test_a_command_beside_a_damaged_file_ends_with_one_line(
 
 
 def test_a_damaged_direct_score_that_runs_share_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shared = DirectScores(tmp_path)
+    shared = DirectScoreCache(tmp_path)
     score = Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=1, samples=({"doc_id": 0},))
     shared.keep("0123", score)
     assert shared.find("0123") == score and not caplog.messages  # negative control
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
     command += ["--peft_config.target_modules", "all-linear", "--train_param.num_train_epochs", "2"]
     limited = textwrap.dedent("""
         import resource, sys
-        from lm_harmony.cli import main
+        from lm_harmony.cli.main import main
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         sys.exit(main(sys.argv[1:]))
     """)
@@ -176,15 +176,15 @@ def test_a_record_that_was_written_again_behind_a_url_is_pulled_again(tmp_path: 
     there.parent.mkdir(parents=True)
     there.write_text("1")
     os.utime(there, (time.time() - 60,) * 2)
-    mirror = Mirror(f"file://{tmp_path / 'results'}")
+    mirror = RemoteSync(f"file://{tmp_path / 'results'}")
     here = mirror.folder / "task" / "model" / "record.json"
     mirror.pull_ended()
     pulled = here.stat().st_mtime_ns
-    Mirror(mirror.url).pull_ended()
+    RemoteSync(mirror.url).pull_ended()
     assert (here.read_text(), here.stat().st_mtime_ns) == ("1", pulled), "a record that stayed is not pulled twice"
     there.write_text("2")
     os.utime(there, (time.time() + 60,) * 2)
-    Mirror(mirror.url).pull_ended()
+    RemoteSync(mirror.url).pull_ended()
     assert here.read_text() == "2"
 
 

@@ -20,7 +20,7 @@ from tokenizers import processors
 
 from lm_harmony.errors import ModelError, UsageError
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.identity import run_id
+from lm_harmony.runs.fingerprint import run_id
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec

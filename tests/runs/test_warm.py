@@ -12,11 +12,11 @@ from tiny import CHAT_TEMPLATE, tiny_module, write_tiny_model
 
 from lm_harmony.errors import BenchmarkError, ModelError
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.model_cache import ModelCache, RunCaches, checksum
 from lm_harmony.runs.protocol import train_before_test
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.runs.warm import Kept, WarmBase, checksum
 
 RECIPE = Recipe(epochs=2, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
 
@@ -33,7 +33,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path: Path) -> None:
-    kept = Kept()
+    kept = RunCaches()
     asked = [
         spec,
         replace(spec, seed=1),
@@ -55,7 +55,7 @@ def test_the_record_tells_the_number_formats(dtype: str, spec: RunSpec, tmp_path
 
 
 def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
-    kept, whole = Kept(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
+    kept, whole = RunCaches(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
     expected = train_before_test(spec, RunStore(tmp_path / "fresh"))
     train_before_test(whole, RunStore(tmp_path / "whole"), kept=kept)
     assert train_before_test(spec, RunStore(tmp_path / "after"), kept=kept) == expected
@@ -63,7 +63,7 @@ def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) 
 
 
 def test_a_base_that_someone_touched_is_loaded_again(spec: RunSpec) -> None:
-    warm = WarmBase()
+    warm = ModelCache()
     first = warm.take(spec)
     with torch.no_grad():
         next(first.model.module.parameters()).view(-1)[7] += 1e-7
@@ -74,7 +74,7 @@ def test_a_base_that_someone_touched_is_loaded_again(spec: RunSpec) -> None:
 
 
 def test_another_model_takes_the_place(spec: RunSpec, tmp_path: Path) -> None:
-    warm = WarmBase()
+    warm = ModelCache()
     first = warm.take(spec)
     other = replace(spec, model=ModelSpec(name=str(write_tiny_model(tmp_path / "other", seed=1))))
     assert warm.take(other).checksum != first.checksum
@@ -112,7 +112,7 @@ def test_rows_are_refused_before_weights_are_read(spec: RunSpec, tmp_path: Path)
         ('"number": 32', '"number": null', r"test row 0 \(.*test\.jsonl line 1\): column 'number' is null"),
     ):
         path.write_text(content.replace(old, new, 1))
-        kept = Kept()
+        kept = RunCaches()
         with pytest.raises(BenchmarkError, match=said):
             prepare(spec, kept)
         assert kept.base.loads == 0
@@ -136,7 +136,7 @@ def test_a_model_or_device_that_is_not_there_is_told_before_rows_are_read(spec: 
 def test_chat_templates_are_refused_before_weights_are_read(template: str | None, said: str, spec: RunSpec) -> None:
     folder = Path(spec.model.name)
     spoil_weights(folder)
-    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), Kept()
+    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), RunCaches()
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=said):
@@ -150,7 +150,7 @@ def test_chat_templates_are_refused_before_weights_are_read(template: str | None
 def test_the_tokenizer_of_a_kept_model_serves_while_its_files_are_the_same(spec: RunSpec) -> None:
     template = Path(spec.model.name) / "chat_template.jinja"
     template.write_text(CHAT_TEMPLATE)
-    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), Kept()
+    chat, kept = replace(spec, model=replace(spec.model, apply_chat_template=True)), RunCaches()
     run = prepare(chat, kept)
     assert run.splits.test[0].context == run.model.text.render_chat([{"role": "user", "content": "number 32 is"}])
     assert kept.base.text(chat) is run.model.text

@@ -10,7 +10,7 @@ import yaml
 from boards import write_run
 from world import write_world
 
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.worker import answer, kept_for

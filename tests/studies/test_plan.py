@@ -14,18 +14,18 @@ from tiny import tiny_model, tiny_tokenizer, write_tiny_model
 from transformers import LlamaConfig
 from world import write_world
 
+from lm_harmony.cli.plan import show_plan
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.room import Room
+from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.errors import UsageError
-from lm_harmony.plan_command import show_plan
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.studies.computation import asked_flops, training_flops
-from lm_harmony.studies.crew import local_workers
+from lm_harmony.studies.flops import asked_flops, training_flops
 from lm_harmony.studies.hardware import HARDWARE, calibrate, hardware_named
 from lm_harmony.studies.plan import make_plan
+from lm_harmony.studies.pool import local_workers
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.workload import workload
 
@@ -51,7 +51,7 @@ def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str
         "chat": replace(spec, model=replace(spec.model, apply_chat_template=True)),
         "all weights": replace(spec, recipe=replace(RECIPE, lora=None)),
     }[change]
-    planned = workload(changed, Room())
+    planned = workload(changed, MemoryBudget())
     record = train_before_test(changed, RunStore(tmp_path / "run"))
     assert planned.training_tokens == record.costs["training_tokens"]
     assert planned.scoring_tokens == record.costs["scoring_tokens"]
@@ -59,14 +59,14 @@ def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str
 
 
 def test_the_model_is_counted_without_its_weights(spec: RunSpec) -> None:
-    size, model = workload(spec, Room()).size, tiny_model()
+    size, model = workload(spec, MemoryBudget()).size, tiny_model()
     assert size.parameters == model.module.num_parameters() and size.layers == 2
     assert size.computing == size.parameters - 2 * 300 * 32  # input embedding and output layer apart
     with trainee(model, RECIPE, seed=0) as learner:
         assert size.trained == sum(weight.numel() for weight in learner.trained_parameters().values())
     assert size.adapted == 2 * 7  # q, k, v, o and the three of the MLP
     assert (size.query_width, size.key_width, size.grouped) == (4 * 8, 2 * 8, True)
-    assert workload(replace(spec, recipe=replace(RECIPE, lora=None)), Room()).size.adapted == 0
+    assert workload(replace(spec, recipe=replace(RECIPE, lora=None)), MemoryBudget()).size.adapted == 0
 
 
 def test_direct_scores_are_counted_once_for_all_seeds(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from s3 import BUCKET, KEYS, client, keys, s3_server
 from world import write_world
 
 from lm_harmony.errors import StoreError, UsageError
-from lm_harmony.runs.mirror import Mirror
-from lm_harmony.studies.assignment import mirror_of
-from lm_harmony.studies.lease import LeaseHeld
-from lm_harmony.studies.remote_lease import held_runs, remote_lease
+from lm_harmony.runs.remote import RemoteSync
+from lm_harmony.studies.lease import LeaseHeld, held_runs, remote_lease
+from lm_harmony.studies.run_location import mirror_of
 from lm_harmony.studies.study import Study
 
 URL = f"s3://{BUCKET}/results"
@@ -78,7 +77,7 @@ def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: 
 
 
 def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
-    mirror, lost = Mirror(URL), threading.Event()
+    mirror, lost = RemoteSync(URL), threading.Event()
     with remote_lease(mirror, "task/model/seed0", lost=lost.set, beat=0.05):
         assert held_runs(mirror) == {"task/model/seed0"}
         with pytest.raises(LeaseHeld), remote_lease(mirror, "task/model/seed0", lost=lost.set):
@@ -96,7 +95,7 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
     start, end = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60)
 
     def come(number: int) -> None:
-        mirror = Mirror(URL)
+        mirror = RemoteSync(URL)
         start.wait()
         try:
             with remote_lease(mirror, "run", lost=lambda: None):
@@ -117,7 +116,7 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
 
 
 def test_a_folder_that_another_fills_while_it_is_listed_is_no_file(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = Mirror(URL)
+    mirror = RemoteSync(URL)
     listing = mirror.filesystem._lsdir
 
     async def overtaken(*asked: Any, **options: Any) -> Any:
@@ -135,4 +134,4 @@ def test_a_store_that_cannot_be_reached_is_named(endpoint: str, tmp_path: Path, 
     with pytest.raises(StoreError, match="s3://nowhere/results"):
         Study.read(write_world(tmp_path, **SMALL, results_dir="s3://nowhere/results")).status()
     with pytest.raises(UsageError, match="gopher"):
-        Mirror("gopher://nowhere").filesystem  # noqa: B018
+        RemoteSync("gopher://nowhere").filesystem  # noqa: B018

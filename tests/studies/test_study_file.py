@@ -11,14 +11,14 @@ import tyro
 import yaml
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
+from lm_harmony.cli.run_flags import RunFlags
+from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError
-from lm_harmony.flags import RunFlags
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.reference import given_flags, run_spec
+from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.study_file import StudySpec, read_study
 
 
 def read(folder: Path, text: str = "", **values: Any) -> StudySpec:

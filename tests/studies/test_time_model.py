@@ -15,34 +15,34 @@ from tiny import tiny_model, write_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from lm_harmony.benchmarks.examples import Request
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.cli.plan import show_plan
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.course import Course
-from lm_harmony.engine.decoding import decode_greedily
-from lm_harmony.engine.packing import shared_logprobs
-from lm_harmony.engine.paths import FAST
-from lm_harmony.engine.room import (
+from lm_harmony.engine.backends import FAST
+from lm_harmony.engine.continuous_batching import decode_greedily
+from lm_harmony.engine.memory import (
     CPU_SCORING_TOKENS,
     GPU_SCORING_TOKENS,
     GPU_TRAINING_TOKENS,
     GPU_WRITTEN_ROWS,
-    Room,
+    MemoryBudget,
 )
-from lm_harmony.engine.scoring import Respondent
-from lm_harmony.engine.segments import segments_of
+from lm_harmony.engine.packed_attention import segments_of
+from lm_harmony.engine.packed_forward import shared_logprobs
+from lm_harmony.engine.prefix_tree import chain_row
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.train_state import TrainState
 from lm_harmony.engine.training import _backward
-from lm_harmony.engine.trees import chain_row
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.plan_command import show_plan
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.computation import (
-    Asked,
-    Fed,
+from lm_harmony.studies.flops import (
+    DecodingWork,
+    ScoringWork,
     Size,
-    Written,
+    TrainingWork,
     attention_flops,
     decoding_operators,
     scored_flops,
@@ -61,10 +61,10 @@ H200 = HARDWARE["h200"]
 ALL_LINEAR = Recipe(lora=Lora(target_modules=("all-linear",)))
 
 
-def load_of(size: Size, fed: Fed, test: Asked | None = None) -> Workload:
+def load_of(size: Size, fed: TrainingWork, test: ScoringWork | None = None) -> Workload:
     """Return a run of one epoch without a validation."""
     spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
-    nothing = Asked(tokens=0)
+    nothing = ScoringWork(tokens=0)
     return Workload(spec=spec, size=size, fed=fed, epochs=1, validation=nothing, test=test or nothing, test_rows=1, text_bytes=0)
 
 
@@ -72,11 +72,11 @@ def load_of(size: Size, fed: Fed, test: Asked | None = None) -> Workload:
 
 
 def test_flops_by_hand() -> None:
-    fed = Fed(tokens=10, labels=3)
+    fed = TrainingWork(tokens=10, labels=3)
     assert training_flops(SIZE, fed) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
     assert training_flops(replace(SIZE, adapted=0), fed) == 10 * 6 * 3_000 + 3 * 4 * 1_000
-    assert scored_flops(SIZE, Asked(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
-    assert written_flops(SIZE, Written(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
+    assert scored_flops(SIZE, ScoringWork(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
+    assert written_flops(SIZE, DecodingWork(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
 
 
 def test_attention_by_hand() -> None:
@@ -87,19 +87,19 @@ def test_attention_by_hand() -> None:
 
 def test_launches_by_hand() -> None:
     # 3 passes of (31 + 2 layers of 104 + 4 adapters of 21), 5 calls of 2 in 2 layers, 2 steps of 12.
-    assert training_operators(SIZE, Fed(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
+    assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
     # Without an adapter 22 more in each layer.
-    assert training_operators(replace(SIZE, adapted=0), Fed(passes=1)) == 31 + 2 * 126
+    assert training_operators(replace(SIZE, adapted=0), TrainingWork(passes=1)) == 31 + 2 * 126
     # 2 passes of (33 + 2 layers of 38), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
-    asked = Asked(tokens=0, passes=2, calls=7, masks=3)
+    asked = ScoringWork(tokens=0, passes=2, calls=7, masks=3)
     assert scoring_operators(SIZE, asked) == 2 * (33 + 76) + 14 + 3 * (10 + 4)
     assert scoring_operators(replace(SIZE, key_width=8), asked) == 2 * (33 + 76) + 14 + 3 * 10
     # 1 pass over contexts and 9 steps of (39 + 2 layers of 43).
-    assert decoding_operators(SIZE, Written(passes=1, steps=9)) == 10 * (39 + 86)
+    assert decoding_operators(SIZE, DecodingWork(passes=1, steps=9)) == 10 * (39 + 86)
 
 
 def test_training_seconds_by_hand() -> None:
-    fed = Fed(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40)
+    fed = TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40)
     terms = training_phase(load_of(SIZE, fed), H200).terms
     assert terms == pytest.approx(
         {
@@ -111,7 +111,7 @@ def test_training_seconds_by_hand() -> None:
 
 
 def test_scoring_seconds_by_hand() -> None:
-    phase = scoring_phase(SIZE, Asked(tokens=50, computed=20, predicted=7, passes=2, calls=7, masks=3, pairs=30), H200)
+    phase = scoring_phase(SIZE, ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, masks=3, pairs=30), H200)
     launches = (2 * 109 + 14 + 42) * 1.25 * 9e-6
     assert phase.terms == pytest.approx(
         {
@@ -125,8 +125,8 @@ def test_scoring_seconds_by_hand() -> None:
 
 
 def test_decoding_seconds_by_hand() -> None:
-    written = Written(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
-    terms = decoding_phase(SIZE, Asked(tokens=20, written=written), H200).terms
+    written = DecodingWork(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
+    terms = decoding_phase(SIZE, ScoringWork(tokens=20, written=written), H200).terms
     assert terms == pytest.approx(
         {
             "launches": 10 * 125 * 1.25 * 9e-6,
@@ -152,9 +152,11 @@ def test_the_longest_of_what_overlaps_decides() -> None:
 
 
 def test_a_measured_machine_has_no_terms_beside_its_rates() -> None:
-    here = measured_here(training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, room=Room(), width=4)
-    asked = Asked(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
-    plan = model_plan("some", [load_of(SIZE, Fed(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here)
+    here = measured_here(training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, room=MemoryBudget(), width=4)
+    asked = ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
+    plan = model_plan(
+        "some", [load_of(SIZE, TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here
+    )
     assert together(plan.phases.values()).terms == pytest.approx({"FLOPs": 138_000 / 1e9 + 134_000 / 2e9, "fixed": 1.0 + 3.0})
 
 
@@ -201,7 +203,7 @@ def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> C
     sequences = [TokenSequence(ids=tuple(range(5, 6 + length)), first_label=1, row=length) for length in lengths]
     with trainee(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as learner:
         learner.module.train()
-        course = Course(learner, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
+        course = TrainState(learner, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
         for _ in range(2):
             course.begin_epoch()
             course.batch = sequences
@@ -217,7 +219,7 @@ def test_operators_of_a_training_step(lengths: list[int], adapted: str) -> None:
     recipe, linear = {"q, v": (Recipe(), 2), "all linear": (ALL_LINEAR, 7), "all weights": (Recipe(lora=None), 0)}[adapted]
     model = deep_model()
     counted = training_step(model, recipe, lengths).total()
-    fed = Fed(steps=1, passes=1, calls=len(set(lengths)))
+    fed = TrainingWork(steps=1, passes=1, calls=len(set(lengths)))
     assert training_operators(size_in_memory(model, 6 * linear), fed) == pytest.approx(counted, rel=0.1)
 
 
@@ -225,7 +227,7 @@ def test_operators_of_another_architecture_differ() -> None:
     """Negative control: the count is of a llama, and this test would see it."""
     model = deep_model("gpt_neox")
     counted = training_step(model, Recipe(), [20] * 8).total()
-    planned = training_operators(size_in_memory(model, 6), Fed(steps=1, passes=1, calls=1))
+    planned = training_operators(size_in_memory(model, 6), TrainingWork(steps=1, passes=1, calls=1))
     assert 0.5 < counted / planned < 0.8
 
 
@@ -239,14 +241,14 @@ def test_operators_of_a_scoring_pass(branches: int) -> None:
     ]
     with torch.no_grad(), FAST.computing(model.module), Operators() as operators:
         shared_logprobs(model.module, texts)
-    asked = Asked(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
+    asked = ScoringWork(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
     assert operators.attention_calls == 8 * 6
     assert scoring_operators(size_in_memory(model, 12), asked) == pytest.approx(operators.seen.total(), rel=0.1)
 
 
 def test_passes_and_operators_of_written_answers() -> None:
     model, limit = deep_model(), 5
-    room = Room(written_rows=2)
+    room = MemoryBudget(written_rows=2)
     requests = [
         Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
         for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
@@ -277,16 +279,16 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
-    room = Room(scoring_tokens=60, training_tokens=40)
+    room = MemoryBudget(scoring_tokens=60, training_tokens=40)
     run, load = prepare(spec), workload(spec, room)
     paths = replace(FAST, room=room)
     with Operators() as operators:
-        respondent = Respondent(model=run.model, paths=paths)
+        respondent = Scorer(model=run.model, paths=paths)
         respondent.answer([request for one in run.splits.validation for request in one.requests])
     assert operators.attention_calls == 2 * load.validation.calls and operators.seen["embedding"] == load.validation.passes > 1
     assert load.validation.masks > 0
     with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
-        course = Course(learner, run.sequences, spec.recipe, seed=spec.seed)
+        course = TrainState(learner, run.sequences, spec.recipe, seed=spec.seed)
         passed = calls = pairs = 0
         while not course.finished:
             course.begin_epoch()
@@ -309,7 +311,7 @@ def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None
         assert (room.training_tokens, room.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
         assert room.written_rows == GPU_WRITTEN_ROWS
     many = replace(spec, benchmark=replace(spec.benchmark, task=str(write_micro(Path(spec.benchmark.task).parent, sizes=SIZES))))
-    on_gpu, on_cpu = (workload(many, room).test for room in (H200.room, Room(scoring_tokens=CPU_SCORING_TOKENS)))
+    on_gpu, on_cpu = (workload(many, room).test for room in (H200.room, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS)))
     assert on_gpu.passes == 1 < on_cpu.passes and on_gpu.tokens == on_cpu.tokens
     assert scoring_phase(size_of(spec.model, spec.recipe), on_gpu, H200).seconds < scoring_phase(SIZE, on_cpu, H200).seconds
 
@@ -336,18 +338,22 @@ def model_of(billions: float, layers: int, width: int) -> Size:
 
 TINY, LARGE = model_of(0.0005, 4, 112), model_of(14.8, 48, 5_120)
 STEPS = 10_000
-ROWS = Fed(tokens=STEPS * 8 * 200, labels=STEPS * 8 * 200, steps=STEPS, passes=STEPS, calls=STEPS * 8, pairs=STEPS * 8 * 20_100)
+ROWS = TrainingWork(
+    tokens=STEPS * 8 * 200, labels=STEPS * 8 * 200, steps=STEPS, passes=STEPS, calls=STEPS * 8, pairs=STEPS * 8 * 20_100
+)
 """Many steps of eight rows of 200 tokens."""
-LONG_ROWS = Fed(tokens=10 * 65_536, labels=10 * 65_536, steps=10, passes=10, calls=10, pairs=10 * 65_536 * 65_537 // 2)
+LONG_ROWS = TrainingWork(tokens=10 * 65_536, labels=10 * 65_536, steps=10, passes=10, calls=10, pairs=10 * 65_536 * 65_537 // 2)
 """Ten steps of one row of 65,536 tokens."""
-ANSWERS = Asked(
+ANSWERS = ScoringWork(
     tokens=0,
-    written=Written(contexts=256 * 100, tokens=256 * 2_000, passes=1, steps=1_999, pairs=256 * 2_200_000, cached=256 * 2_200_000),
+    written=DecodingWork(
+        contexts=256 * 100, tokens=256 * 2_000, passes=1, steps=1_999, pairs=256 * 2_200_000, cached=256 * 2_200_000
+    ),
 )
 """256 answers of 2,000 tokens."""
 
 
-def planned(size: Size, fed: Fed, asked: Asked | None = None) -> ModelPlan:
+def planned(size: Size, fed: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
     return model_plan("some", [load_of(size, fed, asked)], H200)
 
 
@@ -356,11 +362,11 @@ def test_the_binding_term_changes_as_it_should() -> None:
     assert binding_term(planned(LARGE, ROWS).phases)[0] == "training FLOPs"
     assert binding_term(planned(TINY, LONG_ROWS).phases)[0] == "fixed"
     assert planned(TINY, LONG_ROWS).phases["training"].bound_by == "attention"
-    written = planned(TINY, Fed(tokens=1), ANSWERS)
+    written = planned(TINY, TrainingWork(tokens=1), ANSWERS)
     assert written.decoding_steps == 1_999 and written.phases["decoding"].bound_by == "launches"
     assert binding_term(planned(LARGE, ROWS, ANSWERS).phases)[0] == "training FLOPs"  # few answers beside much training
     # Of a large model each step reads much: weights, and a cache of 256 rows.
-    assert binding_term(planned(LARGE, Fed(tokens=1), ANSWERS).phases)[0] == "decoding steps"
+    assert binding_term(planned(LARGE, TrainingWork(tokens=1), ANSWERS).phases)[0] == "decoding steps"
     _, share = binding_term(planned(LARGE, ROWS).phases)
     seconds = planned(LARGE, ROWS).phases["training"].terms["FLOPs"]
     assert share == pytest.approx(seconds / (planned(LARGE, ROWS).hours * 3600))

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lm_harmony.analysis.cells import Preparation
-from lm_harmony.analysis.facts import ModelFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError
 
 Grouping = Literal["family", "kind", "size"]
@@ -186,7 +186,7 @@ def agreement_by(matrix: ScoreMatrix, grouping: Grouping) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index", columns=["models", "direct", "trained"])
 
 
-def group_of(model: ModelFacts, grouping: Grouping) -> str:
+def group_of(model: ModelMetadata, grouping: Grouping) -> str:
     """Return the family, kind or class of size of a model, or "unknown"."""
     if grouping != "size":
         return getattr(model, grouping) or "unknown"

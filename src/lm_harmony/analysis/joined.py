@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lm_harmony.analysis.board import MINE
-from lm_harmony.analysis.cells import PREPARATIONS
+from lm_harmony.analysis.leaderboard import MINE
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.scores import Scores
+from lm_harmony.analysis.score_rows import PREPARATIONS, Scores
 
 
 def joined(published: ScoreMatrix, guests: ScoreMatrix) -> ScoreMatrix:

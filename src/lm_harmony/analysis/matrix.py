@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lm_harmony.analysis.cells import PREPARATIONS, Cell, Found, Preparation
-from lm_harmony.analysis.facts import BenchmarkFacts, ModelFacts, benchmark_facts, benchmark_order, model_facts
-from lm_harmony.analysis.published import published_cells
-from lm_harmony.analysis.records import record_cells
-from lm_harmony.analysis.scores import Basis, Gap, Scores
-from lm_harmony.analysis.tables import csv_cells, json_cells
+from lm_harmony.analysis.load_records import record_rows
+from lm_harmony.analysis.load_tables import csv_rows, json_rows
+from lm_harmony.analysis.metadata import BenchmarkMetadata, ModelMetadata, benchmark_metadata, benchmark_order, model_metadata
+from lm_harmony.analysis.published import published_rows
+from lm_harmony.analysis.score_rows import PREPARATIONS, Basis, Gap, Preparation, ScoreRow, ScoreRows, Scores
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.errors import UsageError, did_you_mean
 
@@ -28,9 +27,9 @@ class ScoreMatrix:
     """Scores of the untouched models; all NaN where none were taken."""
     trained: Scores
     """Scores after train-before-test; all NaN where none were taken."""
-    models: tuple[ModelFacts, ...]
+    models: tuple[ModelMetadata, ...]
     """One for each row."""
-    benchmarks: tuple[BenchmarkFacts, ...]
+    benchmarks: tuple[BenchmarkMetadata, ...]
     """One for each column."""
     source: str
     """Where the scores come from, in words."""
@@ -149,7 +148,7 @@ class ScoreMatrix:
         return part, basis
 
     @classmethod
-    def from_cells(cls, found: Found) -> ScoreMatrix:
+    def from_rows(cls, found: ScoreRows) -> ScoreMatrix:
         """Lay cells out as a matrix: models in the order they are found, benchmarks as catalogued.
 
         Raises:
@@ -160,7 +159,7 @@ class ScoreMatrix:
         return cls(
             direct=_scores(found.cells, "direct", models, tasks),
             trained=_scores(found.cells, "trained", models, tasks),
-            models=tuple(model_facts(name) for name in models),
+            models=tuple(model_metadata(name) for name in models),
             benchmarks=tuple(_facts(task, found) for task in tasks),
             source=found.source,
             causes={_key(cell): cell.cause for cell in found.cells if cell.cause},
@@ -171,23 +170,23 @@ class ScoreMatrix:
 
     @classmethod
     def from_records(cls, results: Path, *, seed: int | None = None) -> ScoreMatrix:
-        """Read every finished run below a folder (``records.record_cells``); ``seed``: of that seed only."""
-        return cls.from_cells(record_cells(results, seed=seed))
+        """Read every finished run below a folder (``records.record_rows``); ``seed``: of that seed only."""
+        return cls.from_rows(record_rows(results, seed=seed))
 
     @classmethod
     def from_csv(cls, path: Path) -> ScoreMatrix:
-        """Read a table (``tables.csv_cells``)."""
-        return cls.from_cells(csv_cells(path))
+        """Read a table (``tables.csv_rows``)."""
+        return cls.from_rows(csv_rows(path))
 
     @classmethod
     def from_json(cls, path: Path) -> ScoreMatrix:
-        """Read the layout of the paper's results (``tables.json_cells``)."""
-        return cls.from_cells(json_cells(path))
+        """Read the layout of the paper's results (``tables.json_rows``)."""
+        return cls.from_rows(json_rows(path))
 
     @classmethod
     def published(cls) -> ScoreMatrix:
-        """Return the published board that ships with the package (``published.published_cells``)."""
-        return cls.from_cells(published_cells())
+        """Return the published board that ships with the package (``published.published_rows``)."""
+        return cls.from_rows(published_rows())
 
     @classmethod
     def read(cls, path: Path) -> ScoreMatrix:
@@ -204,11 +203,11 @@ class ScoreMatrix:
         raise UsageError(f"results: {path} is neither a folder nor a .csv or .json file. Name the results_dir of a study.")
 
 
-def _key(cell: Cell) -> tuple[str, str, str]:
+def _key(cell: ScoreRow) -> tuple[str, str, str]:
     return cell.model, cell.benchmark, cell.preparation
 
 
-def _scores(cells: Sequence[Cell], preparation: Preparation, models: list[str], tasks: list[str]) -> Scores:
+def _scores(cells: Sequence[ScoreRow], preparation: Preparation, models: list[str], tasks: list[str]) -> Scores:
     row, column = {name: i for i, name in enumerate(models)}, {task: i for i, task in enumerate(tasks)}
     tables = np.full((3, len(models), len(tasks)), np.nan)
     for cell in cells:
@@ -219,17 +218,17 @@ def _scores(cells: Sequence[Cell], preparation: Preparation, models: list[str], 
     return Scores(values=values, stderrs=stderrs, counts=counts)
 
 
-def _facts(task: str, found: Found) -> BenchmarkFacts:
+def _facts(task: str, found: ScoreRows) -> BenchmarkMetadata:
     said = {(cell.metric, cell.higher_is_better) for cell in found.cells if cell.benchmark == task and cell.value is not None}
     if not said:  # nothing but gaps: no score can be read the wrong way round
-        return benchmark_facts(task) or benchmark_facts(task, higher_is_better=True)  # type: ignore[return-value]
+        return benchmark_metadata(task) or benchmark_metadata(task, higher_is_better=True)  # type: ignore[return-value]
     if len(said) > 1:
         metrics = ", ".join(sorted(f"{metric} ({'higher' if up else 'lower'} is better)" for metric, up in said))
         raise UsageError(
             f"benchmark {task}: its scores are of several metrics: {metrics}. Keep runs of one metric in {found.source}."
         )
     [(metric, higher)] = said
-    facts = benchmark_facts(task, metric=metric, higher_is_better=higher)
+    facts = benchmark_metadata(task, metric=metric, higher_is_better=higher)
     if facts is None:
         near = did_you_mean(task, BENCHMARKS)
         raise UsageError(

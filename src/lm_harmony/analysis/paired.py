@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from lm_harmony.analysis.cells import PREPARATIONS, Preparation
-from lm_harmony.analysis.facts import BenchmarkFacts
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import BenchmarkMetadata
 from lm_harmony.analysis.outcomes import Outcomes, read_outcomes, score_of
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import holm
 from lm_harmony.errors import StoreError, UsageError
 
@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duel:
+class PairedTest:
     """Two models on one benchmark."""
 
     benchmark: str
@@ -68,7 +68,7 @@ class Comparison:
     """A model."""
     second: str
     """Another."""
-    duels: tuple[Duel, ...]
+    duels: tuple[PairedTest, ...]
     """Direct, then trained; in the matrix's order."""
     left_out: tuple[tuple[str, Preparation], ...]
     """Benchmarks that only one of them has, and in which preparation."""
@@ -83,7 +83,7 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
     if first == second:
         raise UsageError(f"compare needs two different models, got {first!r} twice. Name another one.")
     pair = matrix.subset(models=[first, second])
-    duels: list[Duel] = []
+    duels: list[PairedTest] = []
     left_out = []
     for preparation in PREPARATIONS:
         values = pair.scores(preparation).values
@@ -101,13 +101,13 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
     return Comparison(first=first, second=second, duels=tuple(duels), left_out=tuple(left_out))
 
 
-def _duel(pair: ScoreMatrix, fact: BenchmarkFacts, preparation: Preparation, draws: int, seed: int) -> Duel:
+def _duel(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Preparation, draws: int, seed: int) -> PairedTest:
     scores = pair.scores(preparation)
     first, second = (float(value) for value in scores.values[fact.task])
     stderr = float(np.hypot(*scores.stderrs[fact.task]))
     sign = 1.0 if fact.higher_is_better else -1.0
     known = bool(np.isfinite(stderr))
-    duel = Duel(
+    duel = PairedTest(
         benchmark=fact.task,
         preparation=preparation,
         first=first,
@@ -132,7 +132,7 @@ def _duel(pair: ScoreMatrix, fact: BenchmarkFacts, preparation: Preparation, dra
     return _paired(duel, one, other, sign, draws, seed)
 
 
-def _paired(duel: Duel, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> Duel:
+def _paired(duel: PairedTest, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> PairedTest:
     questions = len(first.questions)
     if first.is_binary and second.is_binary:
         difference = first.columns[:, 0] - second.columns[:, 0]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lm_harmony.analysis.agreement import rank_agreement
-from lm_harmony.analysis.cells import Preparation
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError
 
 COMPARISONS: tuple[tuple[Preparation, Preparation], ...] = (("direct", "direct"), ("trained", "trained"), ("direct", "trained"))

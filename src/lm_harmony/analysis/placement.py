@@ -17,9 +17,9 @@ import pandas as pd
 from scipy.special import ndtri
 
 from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.components import SHOWN, ReferenceBoard
 from lm_harmony.analysis.family_fit import CONFIDENCE, FamilyFit, Floats
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import SHOWN, ReferenceBoard
 from lm_harmony.errors import UsageError
 
 _NORMAL = float(ndtri((1 + CONFIDENCE) / 2))

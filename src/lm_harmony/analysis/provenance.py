@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lm_harmony.runs.hashes import SMALL, remembered, sha256_of
+from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
 
-from lm_harmony.analysis.cells import Cell, Found
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 
 SOURCE = "the published board (Zhang, Dominguez-Olmedo, Hardt 2025)"
@@ -49,20 +49,20 @@ def published_places() -> dict[str, PublishedPlace]:
     return {row["model"]: PublishedPlace(rank=int(row["rank"]), pc1=float(row["pc1"])) for row in rows}
 
 
-def published_cells() -> Found:
+def published_rows() -> ScoreRows:
     """Return the published scores as counted, with binomial standard errors.
 
     sqrt(p (1 - p) / (n - 1)) is lm_eval's standard error of a mean of n zeros and ones. A Matthews correlation has no such
     formula without the table of answers: CoLA's is not known.
     """
     cells = [_cell(row["model"], task, float(row[task])) for row in _rows("published_leaderboard.csv") for task in BENCHMARKS]
-    return Found(source=SOURCE, cells=tuple(cells))
+    return ScoreRows(source=SOURCE, cells=tuple(cells))
 
 
-def _cell(model: str, task: str, percent: float) -> Cell:
+def _cell(model: str, task: str, percent: float) -> ScoreRow:
     rows = TEST_ROWS[task]
     value, stderr = percent / 100, None
     if BENCHMARKS[task].metric.split(",")[0] != "mcc":
         value = round(value * rows) / rows
         stderr = math.sqrt(value * (1 - value) / (rows - 1))
-    return Cell(model=model, benchmark=task, preparation="trained", value=value, stderr=stderr, count=rows)
+    return ScoreRow(model=model, benchmark=task, preparation="trained", value=value, stderr=stderr, count=rows)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lm_harmony.analysis.components import Components
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import Components
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr
 
-from lm_harmony.analysis.cells import Preparation
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError, did_you_mean
 
 THRESHOLD = 1.96

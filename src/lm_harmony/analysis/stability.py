@@ -9,10 +9,9 @@ from typing import Literal
 import pandas as pd
 
 from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.cells import Preparation
-from lm_harmony.analysis.components import Components, components, ranks
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.scores import Basis
+from lm_harmony.analysis.pca import Components, components, ranks
+from lm_harmony.analysis.score_rows import Basis, Preparation
 from lm_harmony.errors import UsageError
 
 

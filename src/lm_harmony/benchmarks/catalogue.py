@@ -3,15 +3,19 @@
 The facts stand in catalogue.csv, in the published order (most training rows first); a test holds them equal to
 lm_eval's task files. The board's three perplexity corpora are no tasks of lm_eval and so not rows here: a text corpus
 is the user's own data and comes as a file, never by a catalogued name.
+
+Names for several benchmarks at once.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
+
+from lm_harmony.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +72,24 @@ BENCHMARKS: Mapping[str, BenchmarkInfo] = MappingProxyType(_read())
 def find(name: str) -> BenchmarkInfo | None:
     """Return the catalogued benchmark of that task name, or None: other lm_eval tasks may be used all the same."""
     return BENCHMARKS.get(name)
+
+
+LEADERBOARD9 = tuple(sorted(sorted(BENCHMARKS, key=lambda task: BENCHMARKS[task].train_rows)[:9]))
+"""The nine catalogued benchmarks with the fewest training rows: the cheapest board."""
+
+
+def expand(name: str, corpora: Sequence[str]) -> list[str]:
+    """Return the tasks that ``name`` stands for: those of a suite, or itself.
+
+    Args:
+        name: paper24, leaderboard9, perplexity, or a task.
+        corpora: files of the user's own texts, which the suite perplexity stands for.
+
+    Raises:
+        UsageError: perplexity without corpora.
+    """
+    if name == "perplexity":
+        if not corpora:
+            raise UsageError("corpora: the suite perplexity needs texts of your own. List their files under corpora.")
+        return [f"corpus:{path}" for path in corpora]
+    return {"paper24": list(BENCHMARKS), "leaderboard9": list(LEADERBOARD9)}.get(name, [name])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 
-from lm_harmony.benchmarks.caps import Caps, SplitProtocol
-from lm_harmony.benchmarks.examples import ChatTemplate, Example
 from lm_harmony.benchmarks.harness import HarnessTask, Role
+from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, SplitProtocol, fingerprint_of
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.progress import track
 
@@ -48,18 +45,6 @@ class Splits:
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target in its order."""
         return fingerprint_of(self.train, self.validation, self.test)
-
-
-def fingerprint_of(*splits: Sequence[Example]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target of ``splits`` in their order."""
-    digest = hashlib.sha256()
-    for examples in splits:
-        digest.update(f"split of {len(examples)}".encode())
-        for example in examples:
-            requests = [[one.kind, one.context, one.continuation, dict(one.generation)] for one in example.requests]
-            texts = [example.context, example.continuation, example.target, *requests]
-            digest.update(json.dumps(texts, default=str).encode())
-    return digest.hexdigest()[:16]
 
 
 def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None) -> Splits:

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.demo.family import Member
-from lm_harmony.demo.plain import plain_texts
-from lm_harmony.demo.questions import TASKS, rows_of
+from lm_harmony.demo.texts import TASKS, plain_texts, rows_of
 from lm_harmony.demo.world import World
 
 log = logging.getLogger(__name__)

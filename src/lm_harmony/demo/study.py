@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lm_harmony.demo.questions import BENCHMARKS, TASKS
+from lm_harmony.demo.texts import BENCHMARKS, TASKS
 from lm_harmony.errors import UsageError
+from lm_harmony.studies.config import study_spec
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.study_file import study_spec
 
 SHIPPED = Path(__file__).with_name("shipped")
 """What `python -m lm_harmony.demo.build --seed 0` wrote: rows and models."""

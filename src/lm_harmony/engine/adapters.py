@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from lm_harmony.engine.dropout import Draws, seed_dropout
+from lm_harmony.engine.dropout import DropoutState, seed_dropout
 from lm_harmony.errors import DamagedFile, ModelError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
@@ -33,7 +33,7 @@ class Trainee:
     """The model underneath."""
     adapter: str = ONLY
     """Name of the adapter, where several live on one model."""
-    draws: Draws = field(default_factory=Draws)
+    draws: DropoutState = field(default_factory=DropoutState)
     """What the adapter's dropout draws."""
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 
 @dataclass
-class Draws:
+class DropoutState:
     """What the dropout layers of one adapter need to know of the pass that runs: set before each of them."""
 
     seed_and_step: tuple[int, int] = (0, 0)
@@ -83,9 +83,9 @@ def _drop(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 class SeededDropout(torch.nn.Module):
-    """Dropout that takes its draws from ``Draws``."""
+    """Dropout that takes its draws from ``DropoutState``."""
 
-    def __init__(self, p: float, layer: int, draws: Draws) -> None:
+    def __init__(self, p: float, layer: int, draws: DropoutState) -> None:
         """Drop inputs of the adapter's ``layer``-th module with probability ``p``."""
         super().__init__()
         self.p, self.layer, self.draws = p, layer, draws
@@ -98,9 +98,9 @@ class SeededDropout(torch.nn.Module):
         return dropped
 
 
-def seed_dropout(module: PeftModel, adapter: str) -> Draws:
+def seed_dropout(module: PeftModel, adapter: str) -> DropoutState:
     """Put seeded dropout in the place of PEFT's in every layer of ``adapter``."""
-    draws, number = Draws(), 0
+    draws, number = DropoutState(), 0
     for layer in module.modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_dropout:
             before = layer.lora_dropout[adapter]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from lm_harmony.benchmarks.examples import Request
-from lm_harmony.engine.decoding import NonFiniteLogits, can_decode, check_finite, decode_greedily
-from lm_harmony.engine.forward import smaller_batch
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.continuous_batching import NonFiniteLogits, can_decode, check_finite, decode_greedily
 from lm_harmony.engine.generation_settings import Decoding
-from lm_harmony.engine.room import Room
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.padded_forward import smaller_batch
 from lm_harmony.engine.rope import Regime, frequencies_of_each_pass, regimes_of
 from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
@@ -29,7 +29,7 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     seed: int,
-    room: Room | None = None,
+    room: MemoryBudget | None = None,
 ) -> list[str]:
     """Write an answer to each context, cut before its first stop string or end-of-text token.
 
@@ -93,7 +93,7 @@ def _check(model: LanguageModel, decoding: Decoding) -> None:
 
 
 def _write(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, room: Room | None
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, room: MemoryBudget | None
 ) -> Iterator[tuple[int, str]]:
     """Yield (number of the context, answer) as answers end, in batches whose rows write what each writes alone."""
     config, regimes = model.module.generation_config, regimes_of(model.module)
@@ -118,7 +118,9 @@ def _write(
             raise NonFiniteLogits(numbers[error.place], error.value) from error
 
 
-def _decode(model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, room: Room) -> Iterator[tuple[int, str]]:
+def _decode(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, room: MemoryBudget
+) -> Iterator[tuple[int, str]]:
     """Write greedily, finished rows leaving and waiting ones entering."""
     stop = _StopStrings(model, decoding)
     limit = decoding.max_new_tokens

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lm_harmony.benchmarks.examples import Reply, Request
-from lm_harmony.engine.forward import LabelLogprobs, in_batches
+from lm_harmony.benchmarks.types import Reply, Request
+from lm_harmony.engine.backends import PLAIN, Backend
 from lm_harmony.engine.generation import generate, not_finite
 from lm_harmony.engine.onednn_linear import through_onednn
-from lm_harmony.engine.paths import PLAIN, Paths
+from lm_harmony.engine.padded_forward import LabelLogprobs, in_batches
 from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
 from lm_harmony.models.loading import LanguageModel
@@ -28,7 +28,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Respondent:
+class Scorer:
     """A model that answers; whatever weights it holds at that moment answer."""
 
     model: LanguageModel
@@ -39,7 +39,7 @@ class Respondent:
     """Longest written answer in tokens, where the request sets none."""
     seed: int = 0
     """Seed of sampled answers."""
-    paths: Paths = PLAIN
+    paths: Backend = PLAIN
     """How forward passes are laid out."""
     work: Work = field(default_factory=Work, compare=False)
     """Adds up what was asked."""

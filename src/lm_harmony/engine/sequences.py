@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lm_harmony.benchmarks.examples import Example
+from lm_harmony.benchmarks.types import Example
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.models.text import EncodedPair

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.course import Course, Epoch, Resumption
-from lm_harmony.engine.forward import smaller_batch
-from lm_harmony.engine.paths import PLAIN, Paths
-from lm_harmony.engine.room import give_back_freed
+from lm_harmony.engine.backends import PLAIN, Backend
+from lm_harmony.engine.memory import give_back_freed
+from lm_harmony.engine.padded_forward import smaller_batch
 from lm_harmony.engine.rope import RopeRegimes
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
 
@@ -28,7 +28,7 @@ def fine_tune(
     *,
     seed: int,
     micro_batch: int,
-    paths: Paths = PLAIN,
+    paths: Backend = PLAIN,
     resume: Resumption | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield after each epoch.
@@ -46,7 +46,7 @@ def fine_tune(
     Raises:
         TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
     """
-    course = Course(trainee, sequences, recipe, seed=seed, resume=resume)
+    course = TrainState(trainee, sequences, recipe, seed=seed, resume=resume)
     while not course.finished:
         course.begin_epoch()
         trainee.module.train()
@@ -59,7 +59,7 @@ def fine_tune(
         yield course.end_epoch()
 
 
-def _backward(course: Course, micro_batch: int, paths: Paths) -> tuple[list[torch.Tensor], int]:
+def _backward(course: TrainState, micro_batch: int, paths: Backend) -> tuple[list[torch.Tensor], int]:
     """Compute the gradient of one optimizer batch, inside ``paths.computing``.
 
     Returns:

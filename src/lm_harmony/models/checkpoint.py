@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint_checks import damaged_file, one_line, refuse_encoder, refuse_misfit, refuse_non_finite
-from lm_harmony.models.memory import free_bytes, gib, is_out_of_memory, memory_error
+from lm_harmony.models.device import free_bytes, gib, is_out_of_memory, memory_error
 
 
 def read_weights(

@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault
-from lm_harmony.models.fetched import is_revision_of
+from lm_harmony.models.model_folder import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)

@@ -1,110 +1,109 @@
-"""Results -> figures of benchmarks. No statistics here: each is drawn from a result type of ``analysis``."""
+"""A report -> its figures, in a folder. The only room that needs matplotlib and seaborn, with those it draws by.
+
+How figures look, and how they are written. Sizes are those of a two-column page, with text of 5 to 8 points.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
 
-import numpy as np
-import pandas as pd
-import seaborn as sns
+import matplotlib
 from matplotlib.figure import Figure
 
-from lm_harmony.analysis.agreement import Agreement
-from lm_harmony.analysis.components import Components
-from lm_harmony.analysis.facts import BenchmarkFacts
-from lm_harmony.analysis.perplexity import PerplexityAgreement
-from lm_harmony.report.figure_style import COLOURS, COLUMN, NAMES, PAGE, styled
+from lm_harmony.analysis.summary import Report
+from lm_harmony.report.benchmark_figures import mean_agreement, perplexity_bars, scree, tau_heatmaps
+from lm_harmony.report.model_figures import bump, pc1_against_size, score_against_size
 
 
-@styled
-def tau_heatmaps(agreements: Sequence[Agreement], benchmarks: Sequence[BenchmarkFacts]) -> Figure:
-    """Draw Kendall's tau between every two benchmarks, one square for each preparation, grouped by category."""
-    order = sorted(range(len(benchmarks)), key=lambda i: (benchmarks[i].category, i))
-    titles = [benchmarks[i].title for i in order]
-    figure = Figure(figsize=(PAGE, 3.6 if len(agreements) > 1 else PAGE))
-    axes = figure.subplots(1, len(agreements), sharey=True, squeeze=False)[0]
-    for ax, agreement in zip(axes, agreements, strict=True):
-        tau = agreement.tau.iloc[order, order].to_numpy()
-        sns.heatmap(tau, ax=ax, vmin=0, vmax=1, cmap="viridis", square=True, cbar=False, xticklabels=titles, yticklabels=titles)
-        ax.set_title(f"{NAMES[agreement.preparation]}: mean τ = {agreement.mean_tau:.2f}")
-        ax.tick_params(length=0, labelsize=5.5)
-        ax.tick_params(axis="x", rotation=90)
-        categories = [benchmarks[i].category for i in order]
-        for edge in (i for i in range(1, len(order)) if categories[i] != categories[i - 1]):
-            ax.axhline(edge, color="white", linewidth=0.8)
-            ax.axvline(edge, color="white", linewidth=0.8)
-    bar = figure.colorbar(axes[-1].collections[0], ax=list(axes), shrink=0.6, aspect=25, pad=0.01, extend="min")
-    bar.set_label("Kendall's τ")
-    bar.outline.set_visible(False)
-    return figure
+def write_figures(report: Report, folder: Path, *, pair: tuple[str, str] | None = None) -> list[Path]:
+    """Draw every figure that ``report`` allows, as .pdf and .png.
+
+    Args:
+        report: what to draw.
+        folder: where to write.
+        pair: benchmarks of the bump chart; None: the two whose trained ranks agree least.
+    """
+    return [path for name, figure in _figures(report, pair) for path in save(figure, folder, name)]
 
 
-@styled
-def mean_agreement(agreements: Sequence[Agreement]) -> Figure:
-    """Draw each category's mean tau with all other benchmarks, a bar for each preparation, and the mean of all pairs."""
-    tables = {agreement.preparation: agreement.by_category()["mean"] for agreement in agreements}
-    means = {agreement.preparation: agreement.mean_tau for agreement in agreements}
-    table = pd.concat([pd.DataFrame(tables), pd.DataFrame(means, index=["all pairs"])])
-    figure = Figure(figsize=(COLUMN, 0.33 * len(table) + 0.75))
-    ax = figure.subplots()
-    height = 0.8 / len(tables)
-    for number, preparation in enumerate(tables):
-        places = np.arange(len(table)) + (number - (len(tables) - 1) / 2) * height
-        bars = ax.barh(places, table[preparation], height * 0.92, color=COLOURS[preparation], label=NAMES[preparation])
-        ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
-    ax.set_yticks(np.arange(len(table)), list(table.index))
-    ax.invert_yaxis()
-    ax.axhline(len(table) - 1.5, color="0.7", linewidth=0.6)
-    ax.set_xlim(min(0, float(np.nanmin(table.to_numpy())) - 0.1), 1)
-    ax.set_xlabel("mean Kendall's τ with other benchmarks")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return figure
+def _figures(report: Report, pair: tuple[str, str] | None) -> Iterator[tuple[str, Figure]]:
+    matrix, agreements = report.matrix, list(report.agreements.values())
+    if agreements:
+        yield "tau", tau_heatmaps(agreements, matrix.downstream().benchmarks)
+        yield "mean_agreement", mean_agreement(agreements)
+    if report.components:
+        yield "scree", scree(list(report.components.values()))
+    for preparation, scaled in report.scaling.items():
+        for size, name in (("compute", "compute"), ("params_b", "parameters")):
+            if scaled.known[size] > 1:
+                yield f"pc1_{name}_{preparation}", pc1_against_size(scaled, size=size)
+    if report.perplexity:
+        yield "perplexity", perplexity_bars(report.perplexity)
+    if any(model.params_b is not None for model in matrix.models):
+        yield "score_size", score_against_size(matrix)
+    yield from _bumps(report, pair)
 
 
-@styled
-def scree(fitted: Sequence[Components], *, shown: int = 8) -> Figure:
-    """Draw the share of the variance that each of the first components explains."""
-    figure = Figure(figsize=(COLUMN, 2.2))
-    ax = figure.subplots()
-    for components in fitted:
-        shares = 100 * np.array(components.explained[:shown])
-        colour = COLOURS[components.preparation]
-        label = f"{NAMES[components.preparation]} ({len(components.basis.models)} x {len(components.basis.benchmarks)})"
-        ax.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3.5, color=colour, label=label)
-        ax.annotate(
-            f"{shares[0]:.0f}%", (1, shares[0]), xytext=(-5, 0), textcoords="offset points", ha="right", va="center", color=colour
-        )
-    ax.set_xlabel("principal component")
-    ax.set_ylabel("variance explained (%)")
-    ax.set_xticks(range(1, min(shown, max(len(components.explained) for components in fitted)) + 1))
-    ax.set_xlim(left=-0.1)
-    ax.set_ylim(0, 100)
-    ax.legend()
-    return figure
+def _bumps(report: Report, pair: tuple[str, str] | None) -> Iterator[tuple[str, Figure]]:
+    titles = {fact.task: fact.title for fact in report.matrix.benchmarks}
+    trained = report.agreements.get("trained")
+    if pair is None and trained is not None and len(trained.benchmarks) > 1:
+        least = trained.tau.stack().idxmin()
+        pair = (str(least[0]), str(least[1]))
+    if pair is None:
+        return
+    for preparation in report.agreements:
+        left, right = (report.ranges[preparation, task] for task in pair)
+        if len(left.table.index.intersection(right.table.index)) > 1:
+            yield f"bump_{preparation}", bump(left, right, (titles[pair[0]], titles[pair[1]]))
 
 
-@styled
-def perplexity_bars(found: Sequence[PerplexityAgreement]) -> Figure:
-    """Draw mean tau between bits per byte and benchmarks, by comparison and by kind of model."""
-    groups = list(dict.fromkeys(result.group for result in found))
-    labels = {
-        ("direct", "direct"): "direct perplexity,\ndirect scores",
-        ("trained", "trained"): "trained perplexity,\ntrained scores",
-    }
-    labels |= {("direct", "trained"): "direct perplexity,\ntrained scores"}
-    comparisons = list(dict.fromkeys((result.perplexity, result.downstream) for result in found))
-    figure = Figure(figsize=(COLUMN, 2.3))
-    ax = figure.subplots()
-    width = 0.8 / len(groups)
-    for number, group in enumerate(groups):
-        there = {(r.perplexity, r.downstream): r for r in found if r.group == group}
-        heights = [there[key].mean_tau if key in there else np.nan for key in comparisons]
-        count = max(len(result.models) for result in there.values())
-        places = np.arange(len(comparisons)) + (number - (len(groups) - 1) / 2) * width
-        bars = ax.bar(places, heights, width * 0.92, color=sns.color_palette("colorblind")[number], label=f"{group} ({count})")
-        ax.bar_label(bars, fmt="%.2f", padding=1.5, fontsize=6)
-    ax.set_xticks(np.arange(len(comparisons)), [labels[key] for key in comparisons])
-    ax.set_ylim(top=1)
-    ax.set_ylabel("mean Kendall's τ")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(groups))
-    return figure
+COLUMN, PAGE = 3.35, 6.75
+"""Width of a figure in inches: of one column, of both."""
+COLOURS = {"direct": "#9aa5b1", "trained": "#0b6e99"}
+"""Of the two preparations."""
+NAMES = {"direct": "direct evaluation", "trained": "train-before-test"}
+"""What the preparations are called in figures."""
+STYLE: dict[Any, Any] = {
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+    "text.parse_math": False,  # names from records are names, also with a dollar sign in them
+}
+
+Parameters = ParamSpec("Parameters")
+
+
+def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Draw in the style of this module, whatever the caller's is, and leave the caller's as it was."""
+
+    @wraps(draw)
+    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.get_backend()}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write ``name``.pdf and ``name``.png (300 dots an inch) and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{name}.pdf", folder / f"{name}.png"
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(paths[0], metadata={"CreationDate": None})
+        figure.savefig(paths[1], dpi=300)
+    return paths

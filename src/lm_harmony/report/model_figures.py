@@ -10,11 +10,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lm_harmony.analysis.cells import PREPARATIONS
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.scaling import Scaling
+from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.significance import RankRanges
-from lm_harmony.report.figure_style import COLUMN, NAMES, PAGE, styled
+from lm_harmony.report.figures import COLUMN, NAMES, PAGE, styled
 
 BUMP_MODELS = 80
 """The most models in a bump chart: more would be taller than a page."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import MissingExtra, StoreError, UsageError
-from lm_harmony.runs.whole import write_whole
+from lm_harmony.runs.files import write_atomically
 
 SCRIPTS = (
     "numbers",
@@ -56,7 +56,7 @@ def write_page(data: Mapping[str, Any], path: Path) -> None:
         raise UsageError(f"output: {path} {what}. Name a file in a folder that is there, such as board.html.")
     text = page_text(data)
     try:
-        write_whole(path, text)
+        write_atomically(path, text)
     except StoreError as error:
         raise StoreError(f"{path} cannot be written: {error.__cause__}. Make room, or name another file.") from error
 

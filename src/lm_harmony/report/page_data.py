@@ -10,12 +10,12 @@ import pandas as pd
 
 from lm_harmony import __version__
 from lm_harmony.analysis.agreement import SIZES, agreement, group_of
-from lm_harmony.analysis.board import Board, own_board, published_board
-from lm_harmony.analysis.cells import PREPARATIONS, Preparation
-from lm_harmony.analysis.components import components
-from lm_harmony.analysis.facts import BenchmarkFacts, ModelFacts
 from lm_harmony.analysis.joined import joined
+from lm_harmony.analysis.leaderboard import Board, own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import BenchmarkMetadata, ModelMetadata
+from lm_harmony.analysis.pca import components
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import THRESHOLD, rank_ranges
 from lm_harmony.errors import UsageError
 
@@ -67,15 +67,15 @@ def _own(matrix: ScoreMatrix) -> Board:
     return own_board(matrix, "trained" if matrix.has("trained") else "direct")
 
 
-def _size_labels(models: Iterable[ModelFacts]) -> list[str]:
+def _size_labels(models: Iterable[ModelMetadata]) -> list[str]:
     """Return the classes of size that occur, small to large, "unknown" last."""
-    ends = [ModelFacts(name="", params_b=low) for low, _ in SIZES]
-    labels = [group_of(model, "size") for model in (*ends, ModelFacts(name=""))]
+    ends = [ModelMetadata(name="", params_b=low) for low, _ in SIZES]
+    labels = [group_of(model, "size") for model in (*ends, ModelMetadata(name=""))]
     present = {group_of(model, "size") for model in models}
     return [label for label in labels if label in present]
 
 
-def _benchmark(facts: BenchmarkFacts) -> dict[str, Any]:
+def _benchmark(facts: BenchmarkMetadata) -> dict[str, Any]:
     return {
         "task": facts.task,
         "title": facts.title,
@@ -89,7 +89,7 @@ def _benchmark(facts: BenchmarkFacts) -> dict[str, Any]:
     }
 
 
-def _model(facts: ModelFacts, reference: bool) -> dict[str, Any]:
+def _model(facts: ModelMetadata, reference: bool) -> dict[str, Any]:
     return {
         "name": facts.name,
         "family": facts.family,

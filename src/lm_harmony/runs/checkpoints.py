@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.course import Epoch, Resumption
+from lm_harmony.engine.train_state import Epoch, Resumption
 from lm_harmony.errors import DamagedFile, StoreError
+from lm_harmony.runs.files import replace_folder
 from lm_harmony.runs.store import RunStore
-from lm_harmony.runs.whole import replace_folder
 
 _OPTIMIZER = "optimizer.safetensors"
 

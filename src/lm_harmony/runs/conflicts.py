@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import NotCurrent, UsageError
-from lm_harmony.runs.damaged import reading
+from lm_harmony.runs.files import reading
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import Source, SourceCheck, changed_between, sources_from
 from lm_harmony.runs.spec import RunSpec

@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from lm_harmony.benchmarks.score import Score
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
+from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.preparation import Prepared, prepare
+from lm_harmony.runs.model_cache import RunCaches
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
-from lm_harmony.runs.results import write_direct, write_outcomes
+from lm_harmony.runs.setup import RunSetup, prepare
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
-from lm_harmony.runs.warm import Kept
 
 log = logging.getLogger(__name__)
 
 
 def train_before_test(
-    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, kept: Kept | None = None
+    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, kept: RunCaches | None = None
 ) -> RunRecord:
     """Carry out one run and leave its record in ``store``; the record is the last file written.
 
@@ -107,7 +107,7 @@ def score_again(store: RunStore) -> RunRecord:
     return again
 
 
-def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: Kept | None) -> Prepared:
+def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: RunCaches | None) -> RunSetup:
     """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
     refuse_not_current(store.folder, record, spec)
     run = prepare(spec, kept)
@@ -115,13 +115,13 @@ def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: Kept
     return run
 
 
-def _test(run: Prepared, meter: Meter) -> Score:
+def _test(run: RunSetup, meter: Meter) -> Score:
     """Score the model as it is now on the test split. Nothing else in the package touches the test rows' answers."""
     with meter.phase("test"):
         return run.score(run.splits.test, final=True)
 
 
-def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> Score:
+def _direct(run: RunSetup, store: RunStore, meter: Meter, kept: RunCaches | None) -> Score:
     """Score the untouched model, or take the score that this run kept before it was stopped, or that another run shares."""
     known = store.direct()
     if known is None:
@@ -136,7 +136,7 @@ def _direct(run: Prepared, store: RunStore, meter: Meter, kept: Kept | None) -> 
     return known
 
 
-def add_direct(store: RunStore, spec: RunSpec, kept: Kept | None = None) -> RunRecord:
+def add_direct(store: RunStore, spec: RunSpec, kept: RunCaches | None = None) -> RunRecord:
     """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
 
     Args:
@@ -157,7 +157,7 @@ def add_direct(store: RunStore, spec: RunSpec, kept: Kept | None = None) -> RunR
 
 
 def _test_after(
-    run: Prepared, learner: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
+    run: RunSetup, learner: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
 ) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
     """Test the chosen epoch, and for the record only the others where asked: (its score, epoch -> metrics)."""
     trained, curve = None, {}
@@ -170,7 +170,7 @@ def _test_after(
     return trained, curve if run.spec.test_curve else {}
 
 
-def _learn(run: Prepared, learner: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
+def _learn(run: RunSetup, learner: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
     """Train, validate after each epoch, and keep what a continued run and the choice need."""
     spec, records = run.spec, store.epochs()
     training = fine_tune(
@@ -220,17 +220,17 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
     }
 
 
-def _environment(run: Prepared) -> dict[str, Any]:
+def _environment(run: RunSetup) -> dict[str, Any]:
     """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     return {**described, "precision": asdict(run.model.precision), "engine": run.paths.describe()}
 
 
-def _made_from(run: Prepared) -> dict[str, Any]:
+def _made_from(run: RunSetup) -> dict[str, Any]:
     return {"data": _data(run), "sources": run.sources, "asked": run.asked.run}
 
 
-def _data(run: Prepared) -> DataRecord:
+def _data(run: RunSetup) -> DataRecord:
     splits = run.splits
     return DataRecord(
         fingerprint=splits.fingerprint(),

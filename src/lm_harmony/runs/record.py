@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lm_harmony.benchmarks.score import Score
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.sources import Source, sources_from
 from lm_harmony.runs.spec import RunSpec
@@ -118,7 +118,7 @@ class RunRecord:
     sources: tuple[Source, ...] | None = None
     """Every file and hub commit that the run was made from; None: made before sources were recorded."""
     asked: str | None = None
-    """Fingerprint of what was asked (``runs.asked.Asked.run``); None: made before it was recorded."""
+    """Fingerprint of what was asked (``runs.asked.RequestFingerprints.run``); None: made before it was recorded."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values for JSON, without per-document samples."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import DamagedFile
-from lm_harmony.runs.damaged import reading
+from lm_harmony.runs.files import reading
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.store import RunStore
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
-from lm_harmony.models.model_files import files_read, model_files
-from lm_harmony.runs.hashes import sha256_of
+from lm_harmony.models.model_folder import files_read, model_files
+from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 Kind = Literal["task", "rows", "model"]

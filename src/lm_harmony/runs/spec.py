@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.benchmarks.caps import Caps, SplitProtocol
+from lm_harmony.benchmarks.types import Caps, SplitProtocol
 from lm_harmony.errors import UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe
 

@@ -29,15 +29,14 @@ from typing import Any
 
 import yaml
 
-from lm_harmony.benchmarks.score import Score
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
-from lm_harmony.runs.damaged import reading
-from lm_harmony.runs.mirror import Mirror
+from lm_harmony.runs.files import reading, write_atomically
 from lm_harmony.runs.record import EpochRecord, Failure, RunRecord, refuse_no_number
+from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.runs.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RunStore:
 
     folder: Path
     """Where everything of the run is."""
-    mirror: Mirror | None = None
+    mirror: RemoteSync | None = None
     """Where the results are behind a URL: then the folder is a working copy, pushed when something in it is finished."""
 
     @classmethod
@@ -109,7 +108,7 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             config = {**spec.to_dict(), "data_fingerprint": data, "asked_fingerprint": asked}
             config["sources"] = [source.to_dict() for source in sources]
-            write_whole(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_atomically(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def asked(self) -> dict[str, Any] | None:
         """Return what config.yaml holds, or None where no run was begun; DamagedFile where this or another file is damaged."""
@@ -138,7 +137,7 @@ class RunStore:
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Append a finished epoch; its checkpoint must be written already."""
         lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
-        write_whole(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
+        write_atomically(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
         self._push()
 
     def checkpoint(self, epoch: int) -> Path:
@@ -167,13 +166,13 @@ class RunStore:
 
     def keep_direct(self, score: Score) -> None:
         """Keep the test score of the untouched model for a resumed run."""
-        write_whole(self.folder / "direct.json", json.dumps(score.to_dict()))
+        write_atomically(self.folder / "direct.json", json.dumps(score.to_dict()))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
         """Write per-document outcomes."""
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
-        write_whole(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
+        write_atomically(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
     def samples(self, split: str) -> tuple[Mapping[str, Any], ...]:
         """Return the per-document outcomes that ``write_samples`` wrote; none where it wrote none."""
@@ -188,17 +187,17 @@ class RunStore:
 
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
         """Write the results in lm_eval's schema; ``time`` names the file."""
-        write_whole(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
+        write_atomically(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
     def finish(self, record: RunRecord) -> None:
         """Write the record: from here on the run is finished."""
-        write_whole(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        write_atomically(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
         self._push()
 
     def fail(self, failure: Failure) -> None:
         """Note that the run was given up; what it finished before stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
+        write_atomically(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
         self._push()
 
     def failure(self) -> Failure | None:

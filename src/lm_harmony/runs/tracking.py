@@ -10,8 +10,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from lm_harmony.benchmarks.score import Score
-from lm_harmony.engine.course import Epoch
+from lm_harmony.benchmarks.types import Score
+from lm_harmony.engine.train_state import Epoch
 from lm_harmony.errors import MissingExtra
 from lm_harmony.runs.spec import Execution
 

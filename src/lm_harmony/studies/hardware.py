@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
-from lm_harmony.benchmarks.caps import Caps
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.room import GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, GPU_WRITTEN_ROWS, Room
+from lm_harmony.engine.memory import GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, GPU_WRITTEN_ROWS, MemoryBudget
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.runs.preparation import prepare
+from lm_harmony.runs.model_cache import RunCaches
+from lm_harmony.runs.setup import prepare
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.runs.warm import Kept
-from lm_harmony.studies.computation import asked_flops, training_flops
+from lm_harmony.studies.flops import asked_flops, training_flops
 from lm_harmony.studies.workload import workload
 
 SECONDS = 20.0
@@ -68,7 +68,7 @@ class Hardware:
     """Seconds of a run that depend on no token: reading rows, writing what came out."""
     load: Constant
     """Seconds that loading a model takes, with the libraries."""
-    room: Room
+    room: MemoryBudget
     """How much one pass holds."""
     width: int
     """Bytes of a weight."""
@@ -139,7 +139,7 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
         stop_check=Constant(name="Python, decoding", value=2.3e-6, unit="s a token", source=_HOST, measured=True),
         run=Constant(name="fixed, run", value=5.0, unit="s a run", source="rows and files: assumed"),
         load=Constant(name="fixed, model", value=30.0, unit="s a model", source="loading: assumed"),
-        room=Room(training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, written_rows=GPU_WRITTEN_ROWS),
+        room=MemoryBudget(training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, written_rows=GPU_WRITTEN_ROWS),
         width=2,
     )
 
@@ -170,7 +170,7 @@ def calibrate(spec: RunSpec) -> Hardware:
     """
     started = time.perf_counter()
     rows, training, scoring = SLICE, 0.0, 0.0
-    kept = Kept()  # the model is loaded once
+    kept = RunCaches()  # the model is loaded once
     prepare(_slice(spec, 1), kept)
     load_seconds = time.perf_counter() - started
     begun = time.perf_counter()
@@ -202,7 +202,7 @@ def calibrate(spec: RunSpec) -> Hardware:
 
 
 def measured_here(
-    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, room: Room, width: int
+    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, room: MemoryBudget, width: int
 ) -> Hardware:
     """Return this machine by what was measured on a slice of a study.
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNo
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from lm_harmony.models.model_files import files_read
+from lm_harmony.models.model_folder import files_read
 from lm_harmony.runs.sources import Source
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lm_harmony.models.device import free_bytes
 from lm_harmony.models.loading import resolve_device, resolve_precision
-from lm_harmony.models.memory import free_bytes
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.computation import Size, asked_flops, training_flops
+from lm_harmony.studies.flops import Size, asked_flops, training_flops
 from lm_harmony.studies.hardware import WORKSPACE, Hardware
 from lm_harmony.studies.time_model import Phase, decoding_phase, overlapped, scoring_phase, together, training_phase
 from lm_harmony.studies.workload import Workload, size_of, workload

@@ -16,14 +16,12 @@ from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mea
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
-from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
-from lm_harmony.studies.crew import Hand, default_workers, local_workers, work_through
+from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.events import EventLog
 from lm_harmony.studies.hub_check import HubCheck
-from lm_harmony.studies.lease import is_held
-from lm_harmony.studies.queue import Queue
-from lm_harmony.studies.remote_lease import held_runs
-from lm_harmony.studies.study_file import StudySpec, read_study
+from lm_harmony.studies.lease import held_runs, is_held
+from lm_harmony.studies.pool import Hand, Queue, default_workers, local_workers, work_through
+from lm_harmony.studies.run_location import RunLocation, give_up, mirror_of
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +37,17 @@ NO_ROOM_PAUSE = 10.0
 class Status:
     """Where the runs of a study stand."""
 
-    finished: tuple[Assignment, ...]
+    finished: tuple[RunLocation, ...]
     """Their record is there."""
-    failed: Mapping[Assignment, Failure]
+    failed: Mapping[RunLocation, Failure]
     """They were given up, and why."""
-    running: tuple[Assignment, ...]
+    running: tuple[RunLocation, ...]
     """Someone works on them now."""
-    waiting: tuple[Assignment, ...]
+    waiting: tuple[RunLocation, ...]
     """All others."""
-    changed: Mapping[Assignment, str] = field(default_factory=dict)
+    changed: Mapping[RunLocation, str] = field(default_factory=dict)
     """Those of the waiting ones that were finished, and what they stand on that changed since."""
-    unverified: Mapping[Assignment, str] = field(default_factory=dict)
+    unverified: Mapping[RunLocation, str] = field(default_factory=dict)
     """Those of the finished ones of which it cannot be told whether they are current, and why."""
 
 
@@ -76,13 +74,13 @@ class Study:
         return cls(read_study(Path(path)), only=tuple(only), skip=tuple(skip))
 
     @cached_property
-    def assignments(self) -> tuple[Assignment, ...]:
+    def assignments(self) -> tuple[RunLocation, ...]:
         """Return every run that is asked for, whether finished or not.
 
         Raises:
             UsageError: a pattern matches no run, or all patterns together leave none.
         """
-        found = [Assignment(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
+        found = [RunLocation(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
         names = [assignment.name for assignment in found]
         _refuse_unmatched("only", self.only, names)
         _refuse_unmatched("skip", self.skip, names)
@@ -154,7 +152,7 @@ class Study:
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
-        retried: list[Assignment] = []
+        retried: list[RunLocation] = []
         if retry_failed:
             retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
             for assignment in retried:
@@ -176,14 +174,14 @@ class Study:
             yield queue
         events.add("study_ended")
 
-    def _crew(self, left: Sequence[Assignment], workers: int | None, ray: str | None) -> Sequence[Hand]:
+    def _crew(self, left: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Hand]:
         if ray is None:
             return local_workers(min(workers or default_workers(), len(left)), left)
-        from lm_harmony.studies.cluster import ray_workers  # Ray is an extra
+        from lm_harmony.studies.ray_pool import ray_workers  # Ray is an extra
 
         return ray_workers(ray, left, workers)
 
-    def _try_again(self, queue: Queue, assignment: Assignment, outcome: str, said: dict[str, Any], attempts: int) -> None:
+    def _try_again(self, queue: Queue, assignment: RunLocation, outcome: str, said: dict[str, Any], attempts: int) -> None:
         """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""
         log.warning("%s: %s (attempt %d of %d)", assignment.name, said["cause"], attempts, ATTEMPTS)
         if attempts < ATTEMPTS:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lm_harmony.studies.computation import (
-    Asked,
+from lm_harmony.studies.flops import (
+    ScoringWork,
     Size,
     attention_flops,
     decoding_operators,
@@ -87,7 +87,7 @@ def training_phase(load: Workload, hardware: Hardware) -> Phase:
     )
 
 
-def scoring_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
+def scoring_phase(size: Size, asked: ScoringWork, hardware: Hardware) -> Phase:
     """Return the time of scoring log-likelihoods once."""
     return overlapped(
         {
@@ -99,7 +99,7 @@ def scoring_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
     )
 
 
-def decoding_phase(size: Size, asked: Asked, hardware: Hardware) -> Phase:
+def decoding_phase(size: Size, asked: ScoringWork, hardware: Hardware) -> Phase:
     """Return the time of writing answers once: of their contexts, and of a decoding step for each further token."""
     written, read = asked.written, {}
     if hardware.memory:

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
-from lm_harmony.runs.directs import DirectScores
+from lm_harmony.runs.direct_score_cache import DirectScoreCache
+from lm_harmony.runs.model_cache import RunCaches
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.runs.warm import Kept
-from lm_harmony.studies.assignment import Assignment, give_up, mirror_of
 from lm_harmony.studies.hub_check import HubCheck
-from lm_harmony.studies.lease import LeaseHeld, lease
+from lm_harmony.studies.lease import LeaseHeld, lease, remote_lease
 from lm_harmony.studies.plan import fitting_at_once
-from lm_harmony.studies.remote_lease import remote_lease
+from lm_harmony.studies.run_location import RunLocation, give_up, mirror_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ HELD_PAUSE = 1.0
 """Seconds before the answer that another study holds a run."""
 
 
-def carry_out(assignment: Assignment, kept: Kept) -> None:
+def carry_out(assignment: RunLocation, kept: RunCaches) -> None:
     """Finish a run: begin it, or go on after its last finished epoch; record why it cannot be done.
 
     Raises:
@@ -73,7 +72,7 @@ def carry_out(assignment: Assignment, kept: Kept) -> None:
             raise
 
 
-def _leased(assignment: Assignment) -> AbstractContextManager[None]:
+def _leased(assignment: RunLocation) -> AbstractContextManager[None]:
     mirror = assignment.store.mirror
     if mirror is None:
         return lease(assignment.store.folder, lost=_leave)
@@ -85,12 +84,12 @@ def _leave() -> None:
     os._exit(3)
 
 
-def kept_for(results_dir: Path, url: str | None) -> Kept:
+def kept_for(results_dir: Path, url: str | None) -> RunCaches:
     """Return what the runs of one process hand on to one another."""
-    return Kept(directs=DirectScores(results_dir / "direct", mirror_of(url)))
+    return RunCaches(directs=DirectScoreCache(results_dir / "direct", mirror_of(url)))
 
 
-def answer(assignment: Assignment, kept: Kept) -> dict[str, Any]:
+def answer(assignment: RunLocation, kept: RunCaches) -> dict[str, Any]:
     """Carry out a run and say how it went: {"outcome": finished | failed | held | no room, ...}."""
     try:
         carry_out(assignment, kept)
@@ -130,7 +129,7 @@ def main() -> None:
         os._exit(0)  # the coordinator is gone
 
     threading.Thread(target=listen, daemon=True).start()
-    kept: Kept | None = None
+    kept: RunCaches | None = None
     while True:
         asked = json.loads(waiting.get())
         if "fitting" in asked:
@@ -138,7 +137,7 @@ def main() -> None:
             continue
         spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
         kept = kept or kept_for(results_dir, asked["url"])
-        assignment = Assignment(spec=spec, results_dir=results_dir, url=asked["url"])
+        assignment = RunLocation(spec=spec, results_dir=results_dir, url=asked["url"])
         print(json.dumps(answer(assignment, kept)), file=replies, flush=True)
 
 

@@ -11,23 +11,23 @@ from itertools import groupby
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from lm_harmony.benchmarks.examples import Example, Request
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.types import Example, Request
 from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.course import order_of_rows
 from lm_harmony.engine.generation_settings import Decoding
-from lm_harmony.engine.room import Room
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.packed_attention import segments_of
+from lm_harmony.engine.prefix_tree import shared_row, tokens_from
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
-from lm_harmony.engine.segments import segments_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
+from lm_harmony.engine.train_state import order_of_rows
 from lm_harmony.engine.training import passes
-from lm_harmony.engine.trees import shared_row, tokens_from
 from lm_harmony.models.checkpoint import hollow_module
 from lm_harmony.models.loading import LanguageModel, assemble
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.computation import Asked, Fed, Size, Written
+from lm_harmony.studies.flops import DecodingWork, ScoringWork, Size, TrainingWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Workload:
     """The run."""
     size: Size
     """Its model."""
-    fed: Fed
+    fed: TrainingWork
     """Its training."""
     epochs: int
     """Epochs begun, each followed by a validation."""
-    validation: Asked
+    validation: ScoringWork
     """One validation."""
-    test: Asked
+    test: ScoringWork
     """One test."""
     test_rows: int
     """Documents tested."""
@@ -62,7 +62,7 @@ class Workload:
         return self.epochs * self.validation.tokens + self.test.tokens
 
 
-def workload(spec: RunSpec, room: Room) -> Workload:
+def workload(spec: RunSpec, room: MemoryBudget) -> Workload:
     """Count what ``spec`` computes.
 
     Args:
@@ -92,7 +92,7 @@ def workload(spec: RunSpec, room: Room) -> Workload:
     )
 
 
-def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room, regimes: RopeRegimes) -> tuple[Fed, int]:
+def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: MemoryBudget, regimes: RopeRegimes) -> tuple[TrainingWork, int]:
     """Go through the steps of a training, and return what it computes and how many epochs it begins."""
     recipe, batch_size = spec.recipe, spec.recipe.batch_size
     per_epoch = math.ceil(len(sequences) / batch_size)
@@ -111,11 +111,11 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: Room, regimes:
             tokens += sum(lengths)
             calls += sum(1 for _ in groupby(lengths))
             pairs += sum(length * (length + 1) // 2 for length in lengths)
-    return Fed(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
+    return TrainingWork(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
 
 
-def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: Room) -> Asked:
-    """Encode requests as ``Respondent`` does, and lay them out as it does."""
+def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: MemoryBudget) -> ScoringWork:
+    """Encode requests as ``Scorer`` does, and lay them out as it does."""
     requests = [request for example in examples for request in example.requests]
     chosen = [request for request in requests if request.kind == "loglikelihood"]
     pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
@@ -145,7 +145,7 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
                 masks += 1
                 multiplied += segment.size * (segment.trunk + segment.size)
         start = end
-    return Asked(
+    return ScoringWork(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,
         computed=computed,
         predicted=predicted,
@@ -157,7 +157,7 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
     )
 
 
-def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, room: Room) -> tuple[int, Written]:
+def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, room: MemoryBudget) -> tuple[int, DecodingWork]:
     """Return the tokens of the contexts, and what is computed when all answers grow to their limit, a batch at a time."""
     encoded = model.text.encode([request.context for request in requests]) if requests else []
     groups: dict[Decoding, list[int]] = {}
@@ -180,7 +180,7 @@ def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, 
             cached += read
             pairs += batch * longest**2 + read
     asked = sum(map(len, encoded))
-    return asked, Written(contexts=contexts, tokens=tokens, passes=passed, steps=steps, pairs=pairs, cached=cached)
+    return asked, DecodingWork(contexts=contexts, tokens=tokens, passes=passed, steps=steps, pairs=pairs, cached=cached)
 
 
 @lru_cache(maxsize=4)

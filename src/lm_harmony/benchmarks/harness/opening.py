@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm_harmony.benchmarks.corpus import PREFIX
 from lm_harmony.benchmarks.harness.task import HarnessTask
+from lm_harmony.benchmarks.local_data import PREFIX
 from lm_harmony.benchmarks.task_index import find_task_file
 
 CORPUS_FILE = Path(__file__).parents[1] / "corpus.yaml"

@@ -13,16 +13,20 @@ import jinja2
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
 
-from lm_harmony.benchmarks.corpus import read_corpus
-from lm_harmony.benchmarks.examples import ChatTemplate, Example, Reply
-from lm_harmony.benchmarks.harness.answers import printed_null, right_answer, without_null_answer
-from lm_harmony.benchmarks.harness.own_functions import call_every_time
-from lm_harmony.benchmarks.harness.places import misfit_place, place_of, unprocessed
-from lm_harmony.benchmarks.harness.requests import request_of
-from lm_harmony.benchmarks.harness.scores import count, direction_of
+from lm_harmony.benchmarks.harness.documents import (
+    misfit_place,
+    place_of,
+    printed_null,
+    right_answer,
+    unprocessed,
+    without_null_answer,
+)
+from lm_harmony.benchmarks.harness.lm import request_of
+from lm_harmony.benchmarks.harness.scoring import count, direction_of
 from lm_harmony.benchmarks.harness.task_file import Role, declared_json_lines, declared_splits, read_config
-from lm_harmony.benchmarks.local_rows import read_splits
-from lm_harmony.benchmarks.score import Score
+from lm_harmony.benchmarks.harness.task_functions import call_every_time
+from lm_harmony.benchmarks.local_data import read_corpus, read_splits
+from lm_harmony.benchmarks.types import ChatTemplate, Example, Reply, Score
 from lm_harmony.errors import BenchmarkError
 
 # What lm_eval and the functions of a task raise when a row does not fit.

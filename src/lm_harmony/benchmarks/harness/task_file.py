@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lm_harmony.benchmarks.local_rows import ENCODING
+from lm_harmony.benchmarks.local_data import ENCODING
 from lm_harmony.benchmarks.task_files import declared_rows
 from lm_harmony.errors import BenchmarkError
 

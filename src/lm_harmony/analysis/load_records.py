@@ -1,0 +1,204 @@
+"""A folder of runs -> cells. Seeds are averaged; runs that were asked otherwise are never mixed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_harmony.analysis.provenance import provenance_notes
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
+from lm_harmony.benchmarks.types import Score
+from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.scan import asked_of, read_end, stores_below
+from lm_harmony.runs.store import RunStore
+
+_FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
+"""Parts of a request in which the runs of one score may differ. (Metrics are compared as recorded.)"""
+
+MOST_NAMED = 10
+"""Records that cannot be read and are named one by one."""
+
+Run = tuple[RunRecord, RunStore]
+
+
+def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
+    """Read every finished run below ``results``.
+
+    Runs that were given up become gaps with their cause. So do records that cannot be read, with the file; a note names each.
+
+    Several seeds of one model on one benchmark become their mean. Its standard error is sqrt(mean(e^2) + s^2 / n): e are the
+    seeds' own standard errors, which averaging does not shrink because the seeds answer the same test questions, s is the
+    standard deviation between the n seeds.
+
+    Args:
+        results: a folder, such as a study's results_dir.
+        seed: read the runs of this seed only.
+
+    Raises:
+        UsageError: no finished run is there; runs of one model on one benchmark were asked otherwise (recipe, caps, revision,
+            chat template ...).
+    """
+    if not results.is_dir():
+        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    causes: list[tuple[RunStore, str]] = []
+    damaged: list[str] = []
+    for store in stores_below(results):
+        try:
+            ended = read_end(store)
+        except StoreError as error:
+            damaged.append(str(error))
+            causes.append((store, str(error)))
+            continue
+        if not isinstance(ended, RunRecord):
+            causes.append((store, f"{ended.kind}: {ended.cause}" if ended else "not finished"))
+        elif seed is None or ended.spec.seed == seed:
+            runs[ended.spec.model.name, ended.benchmark].append((ended, store))
+    if not runs:
+        of_seed = "" if seed is None else f" of seed {seed}"
+        unread = f" {len(damaged)} cannot be read: {damaged[0]}" if damaged else ""
+        raise UsageError(f"results: no finished run{of_seed} lies below {results}.{unread} Run a study, or name its results_dir.")
+    cells = [cell for key in sorted(runs) for cell in _cells(runs[key])]
+    for (model, benchmark), cause in _missing(causes, runs).items():
+        cells += [ScoreRow(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
+    seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
+    provenance = provenance_notes(record for group in runs.values() for record, _ in group)
+    notes = (*_unread(damaged), *_differences(runs), *provenance)
+    return ScoreRows(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=notes)
+
+
+def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
+    """Return (model, benchmark) -> cause of what has no finished run at all, as far as config.yaml tells what was asked."""
+    known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
+    missing = {}
+    for store, cause in causes:
+        asked = asked_of(store)
+        if asked is not None:  # else it is told by a note, or by `lm-harmony status`
+            model, task = asked
+            corpus = f"corpus-{Path(task).stem}" if task.startswith("corpus:") else None
+            stem = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+            key = (model, known.get(task, corpus or stem))
+            if key not in runs:
+                missing[key] = cause
+    return missing
+
+
+def _unread(damaged: Sequence[str]) -> Iterator[str]:
+    yield from (f"left out: {cause}" for cause in damaged[:MOST_NAMED])
+    if len(damaged) > MOST_NAMED:
+        yield f"left out: {len(damaged) - MOST_NAMED} more records that cannot be read"
+
+
+def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
+    """Tell on which benchmarks the models were not treated alike: allowed, but to be known by whoever ranks them."""
+    told = {
+        "recipe": "trained by {} recipes",
+        "test": "tested on {} different numbers of questions",
+        "split": "split by {} rules",
+    }
+    for benchmark in sorted({benchmark for _, benchmark in runs}):
+        records = [record for (_, other), group in runs.items() if other == benchmark for record, _ in group]
+        kinds: dict[str, set[Any]] = {
+            "recipe": {record.spec.recipe.fingerprint() for record in records},
+            "test": {record.data.test for record in records},
+            "split": {record.spec.benchmark.split_protocol for record in records},
+        }
+        for key, found in kinds.items():
+            if len(found) > 1:
+                yield f"{benchmark}: its models were {told[key].format(len(found))}"
+
+
+def _cells(runs: Sequence[Run]) -> list[ScoreRow]:
+    """Return the direct and the trained cell of all runs of one model on one benchmark."""
+    _refuse_mixture(runs)
+    first = runs[0][0]
+    cells = []
+    for preparation in PREPARATIONS:
+        kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
+        value, stderr = combined([_read(score, first.metric) for score, _ in kept])
+        file = f"samples_{'test' if preparation == 'trained' else 'direct'}.jsonl"
+        cells.append(
+            ScoreRow(
+                model=first.spec.model.name,
+                benchmark=first.benchmark,
+                preparation=preparation,
+                value=value,
+                stderr=stderr,
+                count=min((score.documents for score, _ in kept), default=None),
+                metric=first.metric,
+                higher_is_better=first.higher_is_better,
+                samples=tuple(path for _, store in kept if (path := store.folder / file).is_file()),
+                cause=None if kept else _why_none(runs, preparation),
+            )
+        )
+    return cells
+
+
+def combined(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
+    """Return mean and standard error of one score over its seeds (``record_rows`` tells how).
+
+    Args:
+        scores: (score, its standard error) of each seed.
+    """
+    if not scores:
+        return None, None
+    values = [value for value, _ in scores]
+    errors = [error for _, error in scores if error is not None]
+    spread = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    if len(errors) < len(scores):
+        return float(np.mean(values)), None
+    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + spread)
+
+
+def _score(record: RunRecord, preparation: Preparation) -> Score | None:
+    score = record.direct if preparation == "direct" else record.trained
+    return score if score is not None and math.isfinite(score.metrics.get(record.metric, math.nan)) else None
+
+
+def _why_none(runs: Sequence[Run], preparation: Preparation) -> str:
+    """Return why no run has a score: it was not asked for, or what the record holds in its place."""
+    record, store = runs[0]
+    score = record.direct if preparation == "direct" else record.trained
+    if score is None:
+        return f"not asked for in {store.folder}"
+    return f"{store.folder / 'record.json'} has no finite {record.metric}: {score.metrics.get(record.metric)}"
+
+
+def _read(score: Score, metric: str) -> tuple[float, float | None]:
+    return score.metrics[metric], score.stderrs.get(metric)
+
+
+def _refuse_mixture(runs: Sequence[Run]) -> None:
+    (first, store), *others = runs
+    asked = _asked(first)
+    for record, other in others:
+        if record.spec.seed == first.spec.seed and _asked(record) == asked:
+            raise UsageError(
+                f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Keep one of them."
+            )
+        differing = [key for key, value in _asked(record).items() if asked.get(key) != value]
+        if differing:
+            said = "; ".join(f"{key} {asked.get(key)!r} and {_asked(record)[key]!r}" for key in differing)
+            raise UsageError(
+                f"results: {first.spec.model.name} on {first.benchmark} was run in several ways: {said} "
+                f"(in {store.folder} and {other.folder}). Name a folder that holds one of them."
+            )
+
+
+def _asked(record: RunRecord) -> dict[str, Any]:
+    """Return what runs of one score must share, flat: "recipe.epochs" -> 5."""
+    asked = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
+    asked["metric"], asked["test_rows"] = record.metric, record.data.test
+    flat: dict[str, Any] = {}
+    for key, value in asked.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    # Where rows and task files lie says nothing of them: the data's fingerprint depends on the seed and cannot serve here.
+    for place in ("benchmark.data_dir", "benchmark.include_path"):
+        flat.pop(place, None)
+    return flat

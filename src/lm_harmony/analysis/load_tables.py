@@ -1,0 +1,194 @@
+"""Tables of others -> cells: CSV files, and the JSON layout of the paper's results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.analysis.metadata import is_corpus, metric_metadata, metric_of
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
+from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.errors import UsageError, did_you_mean
+
+LONG = ("model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better")
+"""Columns of the long layout, one line a score; the first four are needed."""
+_BOARD = ("rank", "rank_low", "rank_high", "pc1", "pc1_low", "pc1_high", "basis", "group", "preparation")
+"""Columns of the wide layout that are no benchmarks; they are recomputed or looked up."""
+_JSON_KEYS: Mapping[Preparation, str] = {"trained": "train_before_test", "direct": "direct_eval"}
+
+Row = tuple[str, Mapping[str, str]]
+"""The place of a line for messages ("scores.csv, line 3"), and its cells by column."""
+
+
+def csv_rows(path: Path) -> ScoreRows:
+    """Read a CSV file in one of two layouts.
+
+    Long: one line a score, columns as ``LONG``, scores in the metric's own unit (fractions, bits per byte).
+    Wide, as boards are published: one line a model, a column for each benchmark, scores in percent (text corpora in bits per
+    byte), trained ones unless a column preparation says otherwise. Rank, PC1 and their like are not read: they are computed.
+
+    Raises:
+        UsageError: another layout, an unknown column, a cell that is no number, a number out of its metric's range, the same
+            score twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+            columns = tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read as a table: {error}. Write it as CSV in UTF-8.") from error
+    if "model" not in columns or not rows:
+        raise UsageError(f"{path}: a table needs the column 'model' and at least one line, got columns {', '.join(columns)}.")
+    for column in columns:
+        if columns.count(column) > 1:
+            raise UsageError(f"{path}, line 1: the column {column!r} is there twice. Keep one of them.")
+    for place, row in rows:
+        if None in row:  # what csv.DictReader calls the cells behind the last column
+            raise UsageError(f"{place}: it has more cells than the table has columns. Write numbers with a point: 0.5, not 0,5.")
+        if not row["model"]:
+            raise UsageError(f"{place}, column model: it is empty. Name the model.")
+    cells = _long(path, rows, columns) if "benchmark" in columns else _wide(path, rows, columns)
+    _refuse_twice(path, cells)
+    return ScoreRows(source=str(path), cells=tuple(cells))
+
+
+def json_rows(path: Path) -> ScoreRows:
+    """Read ``{"train_before_test": {benchmark: {model: score}}, "direct_eval": ..., "..._stderr": ...}``, scores as fractions.
+
+    Raises:
+        UsageError: another layout, a value that is no number, or out of its metric's range.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not JSON: {error}. Name a results folder, a .csv or a whole .json file.") from error
+    if not isinstance(held, dict) or not set(_JSON_KEYS.values()) & set(held):
+        raise UsageError(f"{path}: it needs the key train_before_test or direct_eval. Name a file in that layout.")
+    cells = []
+    for preparation, key in _JSON_KEYS.items():
+        errors = held.get(f"{key}_stderr", {})
+        for task, scores in held.get(key, {}).items():
+            for model, score in scores.items():
+                place = f"{path}: {key}: {task}: {model}"
+                value = _number(score, place)
+                stderr = _number(errors.get(task, {}).get(model), f"{path}: {key}_stderr: {task}: {model}")
+                _refuse_out_of_range(place, metric_of(task), value, stderr)
+                cells.append(ScoreRow(model=model, benchmark=task, preparation=preparation, value=value, stderr=stderr))
+    return ScoreRows(source=str(path), cells=tuple(cells))
+
+
+def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
+    missing = [column for column in LONG[:4] if column not in columns]
+    if missing:
+        raise UsageError(f"{path}: the long layout lacks the columns {', '.join(missing)}. It has {', '.join(LONG)}.")
+    cells = []
+    for place, row in rows:
+        preparation = _preparation(row["preparation"], place)
+        count = _number(row.get("count"), f"{place}, column count")
+        if count is not None and (count < 1 or count % 1):
+            raise UsageError(f"{place}, column count: it must be a whole number of at least 1, got {count:g}. Or leave it empty.")
+        metric, value = row.get("metric") or None, _number(row["score"], f"{place}, column score")
+        stderr, higher = _number(row.get("stderr"), f"{place}, column stderr"), _direction(row.get("higher_is_better"), place)
+        read_as = metric or metric_of(row["benchmark"])
+        _refuse_out_of_range(f"{place}, column score", read_as, value, stderr)
+        known = None if read_as is None else metric_metadata(read_as)
+        if known is not None and higher not in (None, known.higher_is_better):
+            raise UsageError(f"{place}, column higher_is_better: of {read_as} it is {not higher}, got {higher}. Leave it empty.")
+        cells.append(
+            ScoreRow(
+                model=row["model"],
+                benchmark=row["benchmark"],
+                preparation=preparation,
+                value=value,
+                stderr=stderr,
+                count=None if count is None else int(count),
+                metric=metric,
+                higher_is_better=higher,
+            )
+        )
+    return cells
+
+
+def _wide(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
+    tasks = [column for column in columns if column not in ("model", *_BOARD)]
+    for task in tasks:
+        if task not in BENCHMARKS and not is_corpus(task):
+            near = did_you_mean(task, BENCHMARKS)
+            raise UsageError(f"{path}: the column {task!r} is no catalogued benchmark.{near} Others need the long layout.")
+    corpora = {task for task in tasks if task not in BENCHMARKS}
+    cells = []
+    for place, row in rows:
+        preparation = _preparation(row.get("preparation") or "trained", place)
+        for task in tasks:
+            value = _number(row[task], f"{place}, column {task}")
+            _refuse_out_of_range(f"{place}, column {task}", metric_of(task), value, percent=task not in corpora)
+            scaled = value if value is None or task in corpora else value / 100
+            cells.append(ScoreRow(model=row["model"], benchmark=task, preparation=preparation, value=scaled))
+    shares = [abs(cell.value or 0) for cell in cells if cell.benchmark not in corpora]
+    if shares and max(shares) <= 0.01:
+        raise UsageError(f"{path}: no score is above 1, but the wide layout is in percent. Multiply the scores by 100.")
+    return cells
+
+
+def _refuse_out_of_range(
+    place: str, metric: str | None, value: float | None, stderr: float | None = None, *, percent: bool = False
+) -> None:
+    """Refuse a score that its metric cannot have, and a standard error that no mean of such scores can have."""
+    if stderr is not None and stderr < 0:
+        raise UsageError(f"{place}: a standard error must not be negative, got {stderr:g}. Leave it empty if it is not known.")
+    known = None if metric is None else metric_metadata(metric)
+    if known is None:
+        return
+    scale, unit = (100, " percent") if percent else (1, "")
+    low, high = known.low * scale, known.high * scale
+    if value is not None and not low <= value <= high:
+        limits = f"at least {low:g}{unit}" if math.isinf(high) else f"from {low:g} to {high:g}{unit}"
+        advice = "This layout is in percent." if percent else "Give it in the metric's own unit: 0.55, not 55."
+        raise UsageError(f"{place}: a score of {metric} is {limits}, got {value:g}. {advice} Correct it or leave it empty.")
+    if stderr is not None and stderr > (high - low) / 2:
+        raise UsageError(
+            f"{place}: a standard error of {metric} is at most {(high - low) / 2:g}, got {stderr:g}. "
+            f"Give it in the unit of the score, as a fraction."
+        )
+
+
+def _refuse_twice(path: Path, cells: Iterable[ScoreRow]) -> None:
+    seen = set()
+    for cell in cells:
+        key = (cell.model, cell.benchmark, cell.preparation)
+        if key in seen:
+            raise UsageError(f"{path}: {cell.model} has two {cell.preparation} scores on {cell.benchmark}. Keep one of them.")
+        seen.add(key)
+
+
+def _number(cell: Any, place: str) -> float | None:
+    """Return a cell's number; None for an empty cell, "N/A" or NaN."""
+    if cell is None or str(cell).strip() in ("", "N/A"):
+        return None
+    try:
+        number = float(cell)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{place}: {cell!r} is no number. Leave unknown scores empty.") from error
+    if math.isinf(number):
+        raise UsageError(f"{place}: {cell!r} is not finite. Leave unknown scores empty.")
+    return None if math.isnan(number) else number
+
+
+def _preparation(cell: str, place: str) -> Preparation:
+    for known in PREPARATIONS:
+        if cell == known:
+            return known
+    raise UsageError(f"{place}: preparation must be direct or trained, got {cell!r}.")
+
+
+def _direction(cell: str | None, place: str) -> bool | None:
+    if not cell:
+        return None
+    if cell.lower() not in ("true", "false"):
+        raise UsageError(f"{place}: higher_is_better must be true or false, got {cell!r}.")
+    return cell.lower() == "true"

@@ -1,0 +1,196 @@
+"""Rows of a benchmark from local JSONL files, in the row schema of the hub's data set, with no network.
+
+A text corpus of the user's own as a perplexity benchmark: ``corpus:PATH``, in bits per byte.
+
+PATH is a .jsonl file whose rows have a ``text``, a .txt file whose documents are separated by blank lines, or a folder that holds
+train, validation and test as files of either kind. One file alone is cut into train, validation and test by the SHA-256 of each
+document's text: the cut does not depend on the order of the file, and equal documents stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from lm_harmony.errors import BenchmarkError
+
+ENCODING = "utf-8-sig"
+"""UTF-8; a byte order mark, as Windows editors write it, is no part of the text."""
+_LARGEST = 2**63
+
+
+def read_splits(files: Mapping[str, Path]) -> DatasetDict:
+    """Read one JSONL file a split; a column has one type in all of them.
+
+    Args:
+        files: split name of the task -> its file; only files that the task needs are named here.
+
+    Raises:
+        BenchmarkError: a file is missing, empty or malformed; the text names the file, the line and the column.
+    """
+    read = {split: _rows(path) for split, path in files.items()}
+    for split, rows in read.items():
+        _refuse_other_columns(files[split], rows)
+    _refuse_mixed_types([(files[split], rows) for split, rows in read.items()])
+    together = [row for rows in read.values() for _, row in rows]
+    columns = list(dict.fromkeys(column for rows in read.values() for column in rows[0][1]))
+    try:
+        # One table of all splits: a column that is null in one of them has the type that it has in the others.
+        whole = Dataset.from_dict({column: [row.get(column) for row in together] for column in columns})
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are of the first two
+        raise BenchmarkError(f"{', '.join(map(str, files.values()))}: {error}. Give each column one type.") from error
+    splits, start = DatasetDict(), 0
+    for split, rows in read.items():
+        splits[split] = whole.select(range(start, start + len(rows))).select_columns(list(rows[0][1]))
+        start += len(rows)
+    return splits
+
+
+def line_of(path: Path, row: int) -> int | None:
+    """Return the line, from 1, on which row ``row`` (from 0) of a JSONL file stands; None where it has no such row."""
+    with path.open(encoding=ENCODING) as lines:
+        numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    return numbers[row] if row < len(numbers) else None
+
+
+def _refuse_other_columns(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
+    for line, row in rows[1:]:
+        for column in sorted(rows[0][1].keys() ^ row.keys()):
+            state = "lacks" if column not in row else "has"
+            raise BenchmarkError(
+                f"{path} line {line}: {state} column {column!r}, unlike line {rows[0][0]}; every row needs the same columns. "
+                f"Correct that line."
+            )
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return (line number from 1, row) of every line that is not blank."""
+    rows: list[tuple[int, dict[str, Any]]] = []
+    try:
+        text = path.read_text(encoding=ENCODING)
+    except FileNotFoundError as error:
+        raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object a line.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path} cannot be read: {error}. Give a readable UTF-8 file.") from error
+    # Not splitlines(): a JSON string may hold U+2028 and its like, which splitlines() takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BenchmarkError(
+                f"{path} line {number}, column {error.colno}: not JSON ({error.msg}). Correct that line."
+            ) from error
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{path} line {number}: a {type(row).__name__}, not an object. One JSON object a line.")
+        rows.append((number, row))
+    if not rows:
+        raise BenchmarkError(f"{path} holds no rows. Put the split's rows there, one JSON object a line.")
+    return rows
+
+
+def _refuse_mixed_types(files: list[tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> None:
+    """Refuse a value whose type is not that of the first value of its column, in any of the files.
+
+    A whole number is no broken one: in one column with 2.5 the table would hold 3 as 3.0, and the text would say so.
+    """
+    seen: dict[str, tuple[type, Path, int]] = {}
+    for path, rows in files:
+        for line, row in rows:
+            for column, value in _values(row):
+                kind, (first, file, number) = type(value), seen.setdefault(column, (type(value), path, line))
+                place = f"{path} line {line}, column {column!r}"
+                if kind is not first:
+                    where = f"line {number}" if file == path else f"{file} line {number}"
+                    hint = " Write whole numbers with .0, or all of them as strings." if {kind, first} == {int, float} else ""
+                    raise BenchmarkError(
+                        f"{place}: {kind.__name__} where {where} has {first.__name__}. "
+                        f"Give the column one type in all splits.{hint}"
+                    )
+                if kind is int and not -_LARGEST <= value < _LARGEST:
+                    raise BenchmarkError(f"{place}: {value} has more than 64 bits. Write it as a string.")
+
+
+def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (column, value) of a row and of all that lies inside its values, without nulls: "choices", "choices.text[]"."""
+    if name and value is not None:
+        yield name, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _values(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(item, f"{name}[]")
+
+
+PREFIX = "corpus:"
+ROLES = ("train", "validation", "test")
+HELD_OUT = 0.1
+"""Share of the documents that validation takes, and test; at least one each."""
+_KINDS = (".jsonl", ".txt")
+
+
+def read_corpus(path: Path) -> DatasetDict:
+    """Return the documents of a corpus, split by split, each a row with its ``text``.
+
+    Raises:
+        BenchmarkError: there is no such file, it is of another kind, or it has too few documents.
+    """
+    if path.is_dir():
+        files = {role: _one_file(path, role) for role in ROLES}
+        return _dataset({role: _documents(file) for role, file in files.items()})
+    if not path.is_file():
+        raise BenchmarkError(f"{PREFIX}{path}: no such file or folder. Give a .jsonl or .txt file, or a folder of them.")
+    return _dataset(_cut(path, _documents(path)))
+
+
+def _one_file(folder: Path, role: str) -> Path:
+    found = [folder / f"{role}{kind}" for kind in _KINDS if (folder / f"{role}{kind}").is_file()]
+    if len(found) != 1:
+        raise BenchmarkError(f"{PREFIX}{folder}: {role} must be one file, .jsonl or .txt; found {len(found)}.")
+    return found[0]
+
+
+def _documents(path: Path) -> list[str]:
+    if path.suffix == ".txt":
+        try:
+            whole = path.read_text(encoding=ENCODING)
+        except UnicodeDecodeError as error:
+            raise BenchmarkError(f"{path} cannot be read: {error}. Give a UTF-8 file.") from error
+        texts = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", whole)]
+    elif path.suffix == ".jsonl":
+        rows = read_splits({"all": path})["all"]
+        if "text" not in rows.column_names:
+            raise BenchmarkError(f"{path}: rows lack the column 'text', they have {', '.join(rows.column_names)}. Name it text.")
+        texts = list(rows["text"])
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                kind = "null" if text is None else type(text).__name__
+                raise BenchmarkError(
+                    f"{path} line {line_of(path, row)}, column 'text': {kind}, not a string. Write every text as a JSON string."
+                )
+    else:
+        raise BenchmarkError(f"{PREFIX}{path}: a corpus is a .jsonl or a .txt file, not {path.suffix or 'one without ending'}.")
+    return [text for text in texts if text.strip()]
+
+
+def _cut(path: Path, documents: Sequence[str]) -> dict[str, list[str]]:
+    if len(set(documents)) < len(ROLES):
+        raise BenchmarkError(
+            f"{PREFIX}{path}: {len(set(documents))} different documents, and train, validation and test need one each. "
+            f"Separate documents by blank lines (.txt), or write one a line (.jsonl)."
+        )
+    ordered = sorted(documents, key=lambda text: hashlib.sha256(text.encode()).digest())
+    held = max(1, int(HELD_OUT * len(ordered)))
+    return {"test": ordered[:held], "validation": ordered[held : 2 * held], "train": ordered[2 * held :]}
+
+
+def _dataset(splits: Mapping[str, Sequence[str]]) -> DatasetDict:
+    return DatasetDict({role: Dataset.from_dict({"text": list(splits[role])}) for role in ROLES})

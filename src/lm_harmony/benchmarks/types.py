@@ -1,0 +1,117 @@
+"""How many rows of a benchmark are used, and by which rule its splits are made. Imports nothing heavy: records read it.
+
+A document as text: what training learns and what scoring asks, made by one function so that they cannot differ.
+
+What a model reached on some documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lm_harmony.errors import check_integer
+
+SplitProtocol = Literal["clean", "published"]
+""""clean" keeps every scored question out of training; "published" reproduces the published splits with their leaks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """The most documents that each split keeps (published: 50,000 / 1,000 / 10,000)."""
+
+    train: int = 50_000
+    """Documents to learn from."""
+    validation: int = 1_000
+    """Documents that choose the epoch."""
+    test: int = 10_000
+    """Documents that are scored."""
+
+    def __post_init__(self) -> None:
+        for name, flag in (("train", "max_num_train"), ("validation", "max_num_valid"), ("test", "max_num_test")):
+            check_integer(f"dataset_param.{flag}", getattr(self, name), 1)
+
+
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+"""lm_eval's request types: how likely a continuation is, how likely a whole text is, what the model writes."""
+
+ChatTemplate = Callable[..., str]
+"""Renders messages ({"role", "content"}) to text; takes the keyword ``add_generation_prompt``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question to a model, in lm_eval's terms."""
+
+    kind: RequestKind
+    """What is asked."""
+    context: str
+    """The conditioning text ("" for loglikelihood_rolling)."""
+    continuation: str = ""
+    """The text whose log-likelihood is asked ("" for generate_until)."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """lm_eval's generation arguments: until, max_gen_toks, do_sample, temperature ... (generate_until only)."""
+    document: str = field(default="", compare=False)
+    """Which document of which split asks, for messages: "test row 5"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One document of a benchmark, rendered."""
+
+    row: int
+    """Row number of the document in the split that it came from, counted from 0."""
+    document: Mapping[str, Any]
+    """The row itself, as lm_eval's task functions take it."""
+    place: str = field(default="", compare=False)
+    """Which document of which split it is, for messages: "test row 5"."""
+    context: str
+    """The context that goes with the right answer; training text = context + continuation."""
+    continuation: str | None
+    """Target delimiter and right answer; None: the row has no usable answer and cannot be learned from."""
+    requests: tuple[Request, ...]
+    """What is asked of a model to score this document."""
+    target: str = ""
+    """lm_eval's target as text: what replies are counted against, e.g. all right answers where only the first is learned."""
+
+    @property
+    def identity(self) -> tuple[tuple[str, str], ...]:
+        """What is asked, without the answer or the row's bookkeeping: equal for rows that recur."""
+        return tuple((request.context, request.continuation) for request in self.requests)
+
+
+Reply = tuple[float, bool] | float | str
+"""(log-likelihood in nats, greedy?) to loglikelihood, nats to loglikelihood_rolling, text to generate_until."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a model reached on some documents."""
+
+    metrics: Mapping[str, float]
+    """Aggregated value of each metric, keyed as lm_eval does: "metric,filter"; a metric without a finite value is left out."""
+    stderrs: Mapping[str, float | None]
+    """Standard error of each metric under the same key; None: not defined or not asked."""
+    documents: int
+    """Number of documents scored."""
+    samples: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
+    """Per-document outcomes in lm_eval's sample schema; empty unless asked."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score as plain values, without samples; ``Score(**values)`` rebuilds it."""
+        return {"metrics": dict(self.metrics), "stderrs": dict(self.stderrs), "documents": self.documents}
+
+
+def fingerprint_of(*splits: Sequence[Example]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target of ``splits`` in their order."""
+    digest = hashlib.sha256()
+    for examples in splits:
+        digest.update(f"split of {len(examples)}".encode())
+        for example in examples:
+            requests = [[one.kind, one.context, one.continuation, dict(one.generation)] for one in example.requests]
+            texts = [example.context, example.continuation, example.target, *requests]
+            digest.update(json.dumps(texts, default=str).encode())
+    return digest.hexdigest()[:16]

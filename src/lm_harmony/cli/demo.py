@@ -1,0 +1,117 @@
+"""What ``lm-harmony demo`` shows: the study's progress, a board for each preparation, how well benchmarks agree, the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from lm_harmony.analysis.agreement import agreement
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.analysis.pca import components
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
+from lm_harmony.cli.study import run_study
+from lm_harmony.demo.study import demo_study, demo_workers
+from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.report.page import write_page
+from lm_harmony.report.page_data import page_data
+from lm_harmony.studies.study import Study
+
+_TITLES: dict[Preparation, str] = {"direct": "Direct evaluation", "trained": "Train-before-test"}
+
+
+def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
+    """Carry out what remains of the demo's study, show what came out and write the page; tell whether every run is finished.
+
+    Raises:
+        UsageError: ``build`` is no finished build of the demo.
+    """
+    study = demo_study(results_dir, build=build, fast=fast)
+    if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
+        return False
+    matrix, console = demo_matrix(study, build), Console()
+    for preparation in PREPARATIONS:
+        console.print(_board(matrix, preparation))
+    console.print("Scores in %, in brackets the place among the models.")
+    for preparation in PREPARATIONS:
+        console.print(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}", highlight=False)
+    _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"), console)
+    return True
+
+
+def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
+    """Return the scores of a demo's finished study: models from small to large, with what their build says of them."""
+    specs = [assignment.spec for assignment in study.assignments]
+    models = dict.fromkeys(spec.model.name for spec in specs)
+    tasks = dict.fromkeys(Path(spec.benchmark.task).stem for spec in specs)
+    matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)
+    names = {folder: Path(folder).name for folder in models}
+    return replace(
+        matrix,
+        direct=_renamed(matrix.direct, names),
+        trained=_renamed(matrix.trained, names),
+        models=_facts(build, names.values()),
+        benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
+        causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},
+        samples={(names[model], task, prepared): files for (model, task, prepared), files in matrix.samples.items()},
+        source="LM-Harmony's demo",
+    )
+
+
+def _facts(build: Path, names: Iterable[str]) -> tuple[ModelMetadata, ...]:
+    """Read family, parameters and tokens of models from the log of their build."""
+    lines = (build / "build.log").read_text(encoding="utf-8").splitlines()
+    said = {line["name"]: line for line in map(json.loads, lines) if "name" in line}
+    return tuple(
+        ModelMetadata(
+            name=name,
+            family=name.split("-")[0],
+            kind="base",
+            params_b=said[name]["parameters"] / 1e9,
+            pretraining_tokens_b=said[name]["tokens"] / 1e9,
+        )
+        for name in names
+    )
+
+
+def _renamed(scores: Scores, names: dict[str, str]) -> Scores:
+    return Scores(**{table: getattr(scores, table).rename(index=names) for table in ("values", "stderrs", "counts")})
+
+
+def _board(matrix: ScoreMatrix, preparation: Preparation) -> Table:
+    """Draw scores in percent, each with the model's place on that benchmark; the best model by PC1 first."""
+    values, places = matrix.scores(preparation).values, matrix.oriented(preparation).rank(ascending=False, method="min")
+    try:
+        pc1 = components(matrix, preparation).pc1
+    except UsageError:  # a benchmark on which every model scores alike
+        pc1 = places.mean(axis=1) * float("nan")
+    columns = (Column(fact.title, justify="right") for fact in matrix.benchmarks)
+    table = Table("model", *columns, Column("PC1", justify="right"), title=_TITLES[preparation], title_justify="left")
+    for model in pc1.sort_values(ascending=False).index:
+        cells = (f"{100 * values.loc[model, task]:.0f} ({places.loc[model, task]:.0f})" for task in values)
+        table.add_row(model, *cells, "-" if pc1.isna().all() else f"{pc1[model]:.0f}")
+    return table
+
+
+def _agreement(matrix: ScoreMatrix, preparation: Preparation) -> str:
+    """Say how well the benchmarks agree, and how much of the scores one component tells."""
+    tau = f"mean Kendall's tau between benchmarks {agreement(matrix, preparation).mean_tau:.2f}"
+    try:
+        return f"{tau}; the first component explains {components(matrix, preparation).explained[0]:.0%} of the variance"
+    except UsageError as error:
+        return f"{tau}; no components: {error}"
+
+
+def _write_page(matrix: ScoreMatrix, path: Path, console: Console) -> None:
+    """Write the board as a page, or say what it takes; the results stand without it."""
+    try:
+        write_page(page_data(matrix), path)
+    except MissingExtra as error:
+        console.print(f"No page: {error}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        console.print(f"The board as a page: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,199 @@
+"""LM-Harmony: fine-tune every model on the benchmark's training split, and only then test."""
+# Parse, call one function, print. Imports of the engine stand inside functions, because --help must not wait for torch.
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lm_harmony.cli import board as board_command
+from lm_harmony.cli import page as page_command
+from lm_harmony.cli.run_flags import RunFlags
+from lm_harmony.errors import HarmonyError, check_integer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 1 a mendable error, 2 bad usage, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["--version"]:
+        from lm_harmony import __version__
+
+        print(__version__)
+        return 0
+
+    def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
+        """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""
+        from lm_harmony.cli import run as run_command
+
+        run_command.run(flags, words)
+
+    commands = tyro.extras.SubcommandApp()
+    for command in (run, plan, fetch, study, status, *board_command.COMMANDS, page_command.page, benchmarks, models, demo):
+        commands.command(command)
+    try:
+        said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
+    except HarmonyError as error:
+        if "--debug" in words:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"lm-harmony: {error}", markup=False, highlight=False)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
+        return 130
+    return 1 if said is False else 0
+
+
+def plan(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    hardware: str = "here",
+    workers: int = 1,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+) -> bool:
+    """Tell what a study will take before anything runs: tokens, FLOPs, memory, disk, hours, and which term binds them.
+
+    Args:
+        file: the study's YAML file.
+        hardware: h200, h100, a100, l40s, rtx4090, or here (measures this machine for about 20 seconds).
+        workers: processes or GPUs that share the work.
+        only: count only the runs whose name holds one of these (* and ? allowed).
+        skip: leave out the runs whose name holds one of these.
+    """
+    from lm_harmony.cli import plan as plan_command
+    from lm_harmony.cli import run as run_command
+    from lm_harmony.studies.hardware import calibrate, hardware_named
+    from lm_harmony.studies.plan import make_plan
+    from lm_harmony.studies.study import Study
+
+    check_integer("workers", workers, 1)
+    run_command.quiet_libraries()
+    specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
+    machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
+    planned = make_plan(specs, machine)
+    plan_command.show_plan(planned, workers)
+    return not planned.missing
+
+
+def fetch(file: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = None, models_dir: Path | None = None) -> bool:
+    """Fetch a study's rows, and its models, into folders, pinned to commits; then its runs need no network.
+
+    Args:
+        file: the study's YAML file.
+        data_dir: where rows go; default: the study's data_dir.
+        models_dir: where models go; default: the study's models_dir, or the hub's own cache as runs need them.
+    """
+    from lm_harmony.cli.study import fetch_study
+    from lm_harmony.studies.config import read_study
+
+    return fetch_study(read_study(file), data_dir=data_dir, models_dir=models_dir)
+
+
+def study(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    workers: int | None = None,
+    ray: str | None = None,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    retry_failed: bool = False,
+    dry_run: bool = False,
+) -> bool:
+    """Carry out what remains of a study; repeat the command to continue. The exit status is 1 if a run failed.
+
+    Args:
+        file: the study's YAML file.
+        workers: processes at once; default: one for each GPU, or one.
+        ray: address of a Ray cluster's head, or auto; default: this machine.
+        only: carry out only the runs whose name holds one of these (* and ? allowed).
+        skip: leave out the runs whose name holds one of these.
+        retry_failed: try again what was given up.
+        dry_run: only list the runs and how they stand.
+    """
+    from lm_harmony.cli.study import list_runs, run_study
+    from lm_harmony.studies.study import Study
+
+    if workers is not None:
+        check_integer("workers", workers, 1)
+    asked = Study.read(file, only=only, skip=skip)
+    if dry_run:
+        list_runs(asked)
+        return True
+    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed)
+
+
+def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) -> bool:
+    """Tell how a study stands: finished, running, failed with causes, waiting. The exit status is 1 if a run failed.
+
+    Args:
+        file: the study's YAML file.
+        watch: keep showing it until nothing runs.
+    """
+    from lm_harmony.cli import study as study_command
+    from lm_harmony.studies.study import Study
+
+    asked = Study.read(file)
+    if watch:
+        study_command.watch(asked)
+    now = study_command.status_of(asked)
+    study_command.show_status(now, asked.spec)
+    return not now.failed
+
+
+def benchmarks() -> None:
+    """List the catalogued benchmarks; every other lm_eval task with a training split works too."""
+    from lm_harmony.benchmarks.catalogue import BENCHMARKS
+
+    table = Table("task", "title", "category", "metric", "training rows", "splits", "chance", title="Benchmarks")
+    for info in BENCHMARKS.values():
+        splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
+        table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
+    _show(table)
+
+
+def models() -> None:
+    """List the published board's models; every causal language model of the hub or a folder works too."""
+    from lm_harmony.models.catalogue import MODELS
+
+    table = Table("model", "family", "kind", "parameters (billions)", "training tokens (billions)", title="Models")
+    for info in MODELS.values():
+        tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
+        table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
+    _show(table)
+
+
+def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:
+    """Show train-before-test in minutes: eight tiny models that ship with the package on six micro-benchmarks.
+
+    Args:
+        fast: three models and three benchmarks, in under a minute.
+        results_dir: where records and the page go; repeat the command to continue what was interrupted.
+        build_dir: what `python -m lm_harmony.demo.build` wrote; default: what ships with the package.
+    """
+    from lm_harmony.cli.demo import run_demo
+    from lm_harmony.demo.study import SHIPPED
+
+    return run_demo(results_dir, build_dir or SHIPPED, fast=fast)
+
+
+def _show(table: Table) -> None:
+    """Print a table; into a pipe or a file at its full width, so that no name is cut."""
+    console = Console()
+    if not console.is_terminal:
+        wide = console.options.update(width=1_000)
+        console = Console(width=console.measure(table, options=wide).maximum)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

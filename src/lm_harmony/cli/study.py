@@ -1,0 +1,194 @@
+"""What ``lm-harmony study`` and ``lm-harmony status`` show: bars and an estimate on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lm_harmony.errors import UsageError
+from lm_harmony.progress import display
+from lm_harmony.studies.config import StudySpec
+from lm_harmony.studies.pool import Queue
+from lm_harmony.studies.run_location import RunLocation
+from lm_harmony.studies.study import Status, Study
+
+log = logging.getLogger("lm_harmony")
+
+
+def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool) -> bool:
+    """Carry out what remains of ``study`` and print how it stands; tell whether every run is finished.
+
+    Raises:
+        StoreError: the results cannot be written.
+        KeyboardInterrupt: after a line that says how to go on.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    before, started = status_of(study), time.monotonic()
+    total = len(study.assignments)
+    done = len(before.finished)
+    with _messages(console), _view(console) as view:
+        try:
+            for queue in study.advance(workers=workers, ray=ray, retry_failed=retry_failed):
+                status = study.status()
+                ended = len(status.finished) - done
+                view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))
+        except KeyboardInterrupt:
+            finished = len(study.status().finished)
+            console.print(f"stopped by Ctrl-C; {finished} of {total} runs are finished. Repeat the command to go on.")
+            raise
+    status = study.status()
+    show_status(status, study.spec)
+    return not status.failed and len(status.finished) == total
+
+
+def status_of(study: Study) -> Status:
+    """Return how a study stands, with a bar while large files are read to see whether they changed."""
+    with display(Console(stderr=True)):
+        return study.status()
+
+
+def show_status(status: Status, spec: StudySpec) -> None:
+    """Print how many runs are finished, running, failed and waiting, and why those that failed did."""
+    console = Console()
+    counts = f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed"
+    console.print(
+        f"{counts}, {len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    if status.changed:
+        table = Table("run", "because", title="Waiting again", title_justify="left")
+        for assignment, reason in status.changed.items():
+            table.add_row(assignment.name, reason)
+        console.print(table)
+    for reason, runs in Counter(status.unverified.values()).items():
+        console.print(f"{runs} of the finished runs: {reason}; whether it changed cannot be told.", highlight=False)
+    if status.failed:
+        table = Table("run", "cause", title="Failed", title_justify="left")
+        for assignment, failure in status.failed.items():
+            table.add_row(Text(assignment.name), Text(f"{failure.kind}: {failure.cause}"))  # a cause may hold [brackets]
+        console.print(table)
+        console.print("Remove the cause and repeat the study with --retry-failed.", highlight=False)
+
+
+def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:
+    """Fetch what a study needs, printing a line for each part; tell whether all of it is there.
+
+    Raises:
+        UsageError: neither the flag nor the study says where rows go.
+    """
+    from lm_harmony.studies.download import fetch
+
+    console = Console(soft_wrap=True)
+    rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
+    if rows is None:
+        raise UsageError("data_dir: neither --data_dir nor the study file says where rows go. Add --data_dir FOLDER.")
+    whole = True
+    for part in fetch(spec.runs, data_dir=rows, models_dir=models):
+        said = f"{part.outcome:13} {part.name}: {part.error or part.folder}"
+        console.print(said, highlight=False, markup=False)
+        whole &= part.error is None
+    for key, folder, named in (("data_dir", rows, spec.data_dir), ("models_dir", models, spec.models_dir)):
+        if folder is not None and named is None:
+            console.print(f"Add {key}: {folder.resolve()} to the study file.", highlight=False, markup=False)
+    return whole
+
+
+def list_runs(study: Study) -> None:
+    """Print every run of ``study`` and how it stands."""
+    status = status_of(study)
+    stands = {
+        **dict.fromkeys(status.finished, "finished"),
+        **dict.fromkeys(status.running, "running"),
+        **dict.fromkeys(status.failed, "failed"),
+    }
+    for assignment in study.assignments:
+        reason = status.changed.get(assignment) or status.unverified.get(assignment)
+        line = f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else "")
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def watch(study: Study, seconds: float = 2.0) -> None:
+    """Show the study's bars until nothing runs and nothing waits, or Ctrl-C."""
+    console = Console()
+    with Live(console=console, refresh_per_second=4) as live:
+        while True:
+            status = study.status()
+            live.update(_picture(list(status.running), status, len(study.assignments), None))
+            if not status.running and not status.waiting:
+                return
+            time.sleep(seconds)
+
+
+def _hours_left(started: float, ended: int, left: int) -> float | None:
+    """Return hours until the end, at the pace of this session; None before its first run has ended."""
+    return (time.monotonic() - started) / ended * left / 3600 if ended > 0 else None
+
+
+def _picture(running: list[RunLocation], status: Status, total: int, hours: float | None) -> RenderableType:
+    """Draw a bar for the study and one, in epochs, for each run that is being carried out."""
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    note = "" if hours is None else f"about {hours:.1f} hours left" if hours >= 1 else f"about {hours * 60:.0f} minutes left"
+    failed = f"{len(status.failed)} failed  " if status.failed else ""
+    bars.add_task("study", total=total, completed=len(status.finished), note=failed + note)
+    for assignment in running:
+        epochs = assignment.store.epochs()
+        last = f"loss {epochs[-1].loss:.3f}" if epochs else "direct score, or loading"
+        bars.add_task(f"  {assignment.name}", total=assignment.spec.recipe.epochs, completed=len(epochs), note=last)
+    return Group(bars)
+
+
+class _Live:
+    """Bars, on a terminal; they are drawn four times a second from the runs' own folders."""
+
+    def __init__(self) -> None:
+        self.draw: Callable[[], RenderableType] = Group
+
+    def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
+        self.draw = lambda: _picture(queue.running(), status, total, hours)
+
+
+class _Lines:
+    """One line whenever a run has ended, in a log file or a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
+        left = "" if hours is None else f", about {hours:.2f} hours left"
+        line = f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}"
+        self._console.print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def _view(console: Console) -> Iterator[_Live | _Lines]:
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    view = _Live()
+    with Live(get_renderable=lambda: view.draw(), console=console, refresh_per_second=4, transient=True):
+        yield view
+
+
+@contextmanager
+def _messages(console: Console) -> Iterator[None]:
+    """Show the package's messages on ``console``."""
+    handler = logging.Handler()
+    handler.emit = lambda record: console.print(record.getMessage(), markup=False, highlight=False)  # type: ignore[method-assign]
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

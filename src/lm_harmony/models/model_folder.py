@@ -1,0 +1,95 @@
+"""The files of a model's folder that decide what is loaded. No torch.
+
+What a fetched model's folder says of itself. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from lm_harmony.errors import ModelError
+
+_TEMPLATES = "additional_chat_templates"
+_NAMES = frozenset(
+    (
+        *("config.json", "generation_config.json", "adapter_config.json", "processor_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+        *("chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "normalizer.json", "emoji.json", "dict.txt"),
+        *("vocab-src.json", "vocab-tgt.json", "target_vocab.json", "entity_vocab.json", "byte_maps.json", "bpe.codes"),
+        *("word_shape.json", "word_pronunciation.json", "prophetnet.tokenizer"),
+    )
+)
+"""Configurations, and the files that the tokenizers of transformers name, without those of ``_SUFFIXES``."""
+_SUFFIXES = (".safetensors", ".safetensors.index.json", ".jinja", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
+_PICKLED = re.compile(r"(pytorch_model|adapter_model)(-\d+-of-\d+)?\.bin(\.index\.json)?")
+_VERSIONED = re.compile(r"(tokenizer\.model\.v\d+|(config|tokenizer)\.[\d.]+\.json)")
+"""Files for one version of a library: tokenizer.model.v3, config.4.0.0.json."""
+
+
+def files_read(names: Iterable[str]) -> list[str]:
+    """Return in order those of a model's files that loading the model may read (relative paths with slashes).
+
+    Configurations, tokenizer, chat templates and weights stand at the top of a folder; Python code may stand below it.
+    Pickled weights (.bin) are read only where the same weights are not there as safetensors.
+    """
+    known = set(names)
+    return sorted(name for name in known if _may_be_read(name) and not _is_superseded(name, known))
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a model's folder that loading it may read, by their path from the folder, in order."""
+    candidates = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja"), *folder.rglob("*.py")]
+    files = {file.relative_to(folder).as_posix(): file for file in candidates if file.is_file()}
+    return {name: files[name] for name in files_read(files)}
+
+
+def _may_be_read(name: str) -> bool:
+    *folders, file = name.split("/")
+    if any(part.startswith((".", "__pycache__")) for part in (*folders, file)):
+        return False
+    if folders:
+        return file.endswith(".py") or (folders == [_TEMPLATES] and file.endswith(".jinja"))
+    if file.startswith("consolidated"):  # the weights again, in the format of those who trained the model
+        return False
+    return file in _NAMES or file.endswith(_SUFFIXES) or bool(_PICKLED.fullmatch(file) or _VERSIONED.fullmatch(file))
+
+
+def _is_superseded(name: str, names: set[str]) -> bool:
+    """Tell whether ``name`` holds pickled weights that are there as safetensors too."""
+    pickled = _PICKLED.fullmatch(name)
+    stem = {"pytorch_model": "model", "adapter_model": "adapter_model"}[pickled[1]] if pickled else ""
+    return pickled is not None and not names.isdisjoint((f"{stem}.safetensors", f"{stem}.safetensors.index.json"))
+
+
+def write_source(folder: Path, *, name: str, asked: str, revision: str) -> None:
+    """Note in source.json which model lies in ``folder``: its name, the revision asked for, and that revision's commit."""
+    text = json.dumps({"name": name, "asked": asked, "revision": revision}, indent=2)
+    (folder / "source.json").write_text(text, encoding="utf-8")
+
+
+def is_revision_of(folder: Path, revision: str) -> bool:
+    """Tell whether ``folder`` was fetched as ``revision``, a name or a commit."""
+    return revision in (_source(folder).get("asked"), _source(folder).get("revision"))
+
+
+def _source(folder: Path) -> dict[str, str]:
+    """Return what ``write_source`` noted in ``folder``, or nothing."""
+    source = folder / "source.json"
+    said: dict[str, str] = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    return said
+
+
+def refuse_other_revision(folder: Path, name: str, revision: str) -> None:
+    """Refuse a folder that holds another revision of a model than is asked.
+
+    Raises:
+        ModelError: it does, or it does not say.
+    """
+    if not is_revision_of(folder, revision):
+        raise ModelError(
+            f"model {name}: {folder} holds revision {_source(folder).get('asked', 'unknown')!r}, asked is {revision!r}. "
+            f"Remove the folder and fetch again, or name another models_dir."
+        )

@@ -1,0 +1,166 @@
+"""A report -> a folder of tables (CSV) with a summary in words. No statistics here.
+
+<folder>/summary.md                     what came out, and what could not be made
+<folder>/tables/scores.csv              every score, in the long layout
+<folder>/tables/leaderboard_<p>.csv     <p>: direct or trained
+<folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
+<folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
+<folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
+<folder>/tables/perplexity.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
+<folder>/figures/*.pdf, *.png           where asked (``report.draw``)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.score_rows import PREPARATIONS
+from lm_harmony.analysis.summary import Report
+from lm_harmony.report.tables import board_csv
+
+
+def write_tables(report: Report, folder: Path) -> list[Path]:
+    """Write every table of ``report`` and summary.md; return their paths."""
+    tables = folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, table in _tables(report):
+        path = tables / f"{name}.csv"
+        table.to_csv(path, index=table.index.name is not None, float_format="%.10g")
+        written.append(path)
+    for preparation, board in report.boards.items():
+        path = tables / f"leaderboard_{preparation}.csv"
+        path.write_text(board_csv(board), encoding="utf-8")
+        written.append(path)
+    summary_path = folder / "summary.md"
+    summary_path.write_text("\n".join(["# " + report.matrix.source, "", *(f"- {line}" for line in summary(report)), ""]), "utf-8")
+    return [summary_path, *written]
+
+
+def summary(report: Report) -> list[str]:
+    """Return what came out, a line each."""
+    matrix = report.matrix
+    there = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in there)
+    lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
+    for name, found in report.agreements.items():
+        lines.append(
+            f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
+            f"decision accuracy {found.mean_decision:.3f}, on {len(found.models)} models x {len(found.benchmarks)} benchmarks"
+        )
+    if report.change is not None:
+        lines.append(
+            f"tau is larger after training for {report.change.improved:.1%} of {report.change.pairs} pairs of benchmarks"
+        )
+    for name, found in report.agreements.items():
+        means = ", ".join(f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items())
+        lines.append(f"mean tau with all others by category, {name}: {means}")
+    for preparation, fitted in report.components.items():
+        shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:3])
+        lines.append(f"components, {preparation}: variance explained {shares}; on {fitted.basis}")
+    for preparation, scaled in report.scaling.items():
+        rho, known = scaled.spearman, scaled.known
+        lines.append(
+            f"PC1, {preparation}: Spearman's rho with parameters {rho['params_b']:.3f} ({known['params_b']} models), "
+            f"with pre-training compute {rho['compute']:.3f} ({known['compute']} models)"
+        )
+    for result in report.perplexity:
+        lines.append(
+            f"perplexity ({result.perplexity}) and benchmarks ({result.downstream}), {result.group}: mean tau "
+            f"{result.mean_tau:.3f} on {len(result.models)} models, {len(result.without)} without perplexity left out"
+        )
+    lines += _significance(report)
+    for preparation, stable in report.stability.items():
+        for change in ("benchmark", "family", "seed"):
+            worst = min((shift for shift in stable.shifts if shift.change == change), key=lambda shift: shift.tau, default=None)
+            if worst is not None:
+                lines.append(
+                    f"stability, {preparation}, {change}: least tau {worst.tau:.3f} ({worst.name}); "
+                    f"{worst.mover} moves {worst.largest} places"
+                )
+    return [*lines, *report.matrix.notes, *(f"not made: {line}" for line in report.skipped)]
+
+
+def _significance(report: Report) -> Iterator[str]:
+    for preparation, board in report.boards.items():
+        widths = [row.rank_high - row.rank_low + 1 for row in board.rows if row.rank_low and row.rank_high]
+        if widths:
+            groups = max(row.group or 0 for row in board.rows)
+            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} places or fewer; {groups} tie groups"
+    for preparation, table in report.told_apart.items():
+        known = table[table["pairs"] > 0]
+        if not known.empty:
+            yield (
+                f"pairs of models told apart, {preparation}: {known['plain'].mean():.1%} by 1.96 standard errors, "
+                f"{known['holm'].mean():.1%} after Holm's correction, mean of {len(known)} benchmarks with standard errors "
+                f"(least {known['holm'].idxmin()} {known['holm'].min():.1%}, "
+                f"most {known['holm'].idxmax()} {known['holm'].max():.1%})"
+            )
+
+
+def _tables(report: Report) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield "scores", _long(report.matrix)
+    for name, found in report.agreements.items():
+        for kind in ("tau", "pearson", "decision", "common"):
+            yield f"{kind}_{name}", _named(getattr(found, kind), "benchmark")
+        yield f"categories_{name}", _named(found.by_category(), "category")
+    for grouping, table in report.groups.items():
+        yield f"agreement_by_{grouping}", _named(table, grouping)
+    for preparation, fitted in report.components.items():
+        loadings = fitted.loadings.copy()
+        loadings.loc["(variance explained)"] = list(fitted.explained)
+        yield f"loadings_{preparation}", _named(loadings, "benchmark")
+        yield f"components_{preparation}", _named(fitted.scores, "model")
+    for preparation, scaled in report.scaling.items():
+        yield f"size_{preparation}", _named(scaled.table, "model")
+    if report.perplexity:
+        yield "perplexity", pd.DataFrame(_perplexity_rows(report))
+    for preparation in PREPARATIONS:
+        ranges = {task: found.table for (name, task), found in report.ranges.items() if name == preparation}
+        if ranges:
+            yield f"rank_ranges_{preparation}", pd.concat(ranges, names=["benchmark", "model"]).reset_index()
+    for preparation, table in report.told_apart.items():
+        yield f"told_apart_{preparation}", _named(table, "benchmark")
+    for preparation, stable in report.stability.items():
+        yield f"stability_{preparation}", pd.DataFrame([asdict(shift) for shift in stable.shifts])
+
+
+def _perplexity_rows(report: Report) -> Iterator[dict[str, object]]:
+    for result in report.perplexity:
+        for corpus, line in result.tau.iterrows():
+            for task, tau in line.items():
+                yield {
+                    "perplexity": result.perplexity,
+                    "scores": result.downstream,
+                    "group": result.group,
+                    "models": len(result.models),
+                    "corpus": corpus,
+                    "benchmark": task,
+                    "tau": tau,
+                }
+
+
+def _long(matrix: ScoreMatrix) -> pd.DataFrame:
+    """Return every score in the long layout that ``ScoreMatrix.from_csv`` reads; gaps are empty."""
+    rows = []
+    for preparation in PREPARATIONS:
+        if not matrix.has(preparation):
+            continue
+        scores = matrix.scores(preparation)
+        for fact in matrix.benchmarks:
+            for name in matrix.model_names:
+                cells = (scores.values, scores.stderrs, scores.counts)
+                score, stderr, count = (table.loc[name, fact.task] for table in cells)
+                rows.append((name, fact.task, preparation, score, stderr, count, fact.metric, fact.higher_is_better))
+    columns = ["model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _named(table: pd.DataFrame, index: str) -> pd.DataFrame:
+    return table.rename_axis(index)

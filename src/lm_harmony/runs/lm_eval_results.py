@@ -1,0 +1,174 @@
+"""A run in the words of lm_eval: a results file for each model that was scored, and the per-document samples.
+
+The trained model and the base model are two models, so each has its file: results_<time>.json and direct/results_<time>.json.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from lm_harmony.benchmarks.harness.results import experiment_of, hash_of_samples
+from lm_harmony.benchmarks.harness.scoring import BOOTSTRAP_DRAWS
+from lm_harmony.benchmarks.types import Score
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.setup import RunSetup
+from lm_harmony.runs.store import RunStore
+
+TRAINED = "train-before-test"
+"""What the task's alias says of a trained model's score."""
+
+
+def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
+    """Write the chosen epoch's samples_test.jsonl and results file, and the results file of the direct score.
+
+    Args:
+        store: the run's folder, with the weights of the chosen epoch.
+        run: the loaded benchmark and model; an adapter has been taken out again.
+        record: what the run answered.
+    """
+    if record.trained is not None:
+        store.write_samples("test", record.trained.samples)
+        now = time.time()
+        store.write_results(trained_results(store, run, record, date=now), time=_stamp(now))
+    write_direct(store, run, record)
+
+
+def write_direct(store: RunStore, run: RunSetup, record: RunRecord) -> None:
+    """Write direct/results_<time>.json, once: a run that is scored again keeps the direct score that it has."""
+    base = RunStore(store.folder / "direct")
+    if record.direct is None or any(base.folder.glob("results_*.json")):
+        return
+    now = time.time()
+    base.folder.mkdir(parents=True, exist_ok=True)
+    # A score that was kept before an interruption comes back without its samples: those are in their file.
+    results = direct_results(run, record, samples=record.direct.samples or store.samples("direct"), date=now)
+    base.write_results(results, time=_stamp(now))
+
+
+def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
+    """Return what ``lm_eval`` would write of the trained model, plus the key ``train_before_test`` with the whole record.
+
+    ``model_args`` loads that model: the base with ``peft=<adapter>``, or the trained folder where all weights were trained.
+
+    Args:
+        store: the run's folder, which holds the weights.
+        run: the benchmark and the base model.
+        record: what the run answered; its ``trained`` is not None.
+        date: seconds since 1970.
+    """
+    assert record.trained is not None
+    folder = (store.folder / "adapter").resolve()
+    args, parameters = _base_args(run), int(run.model.module.num_parameters())
+    if record.spec.recipe.lora is None:
+        args = {**args, "pretrained": str(folder)}
+        del args["revision"]
+    else:
+        args, parameters = {**args, "peft": str(folder)}, parameters + _adapter_parameters(folder)
+    results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
+    # A folder has neither commit nor branch: lm_eval leaves the hash empty and writes its default branch.
+    results["config"] |= {"model_sha": "", "model_revision": "main"} if record.spec.recipe.lora is None else {"peft_sha": ""}
+    results["results"][run.task.name]["alias"] += f" ({TRAINED})"
+    return {**results, "train_before_test": record.to_dict()}
+
+
+def direct_results(run: RunSetup, record: RunRecord, *, samples: Any, date: float) -> dict[str, Any]:
+    """Return what ``lm_eval`` would write of the base model.
+
+    Args:
+        run: the benchmark and the base model.
+        record: what the run answered; its ``direct`` is not None.
+        samples: the per-document outcomes behind the direct score.
+        date: seconds since 1970.
+    """
+    assert record.direct is not None
+    parameters = int(run.model.module.num_parameters())
+    return _results(run, record, record.direct, args=_base_args(run), parameters=parameters, samples=samples, date=date)
+
+
+def _adapter_parameters(folder: Path) -> int:
+    """Return the weights that an adapter adds to its base; biases of the base that it replaces are none of them."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as weights:
+            names = [name for name in weights.keys() if "lora_" in name]  # noqa: SIM118 - it is no dictionary
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return count
+
+
+def _base_args(run: RunSetup) -> dict[str, Any]:
+    spec, precision = run.spec.model, run.model.precision
+    args: dict[str, Any] = {"pretrained": spec.name, "revision": spec.revision, "dtype": precision.weights}
+    if precision.autocast is not None:
+        args["mixed_precision_dtype"] = precision.autocast
+    if spec.trust_remote_code:
+        args["trust_remote_code"] = True
+    return args
+
+
+def _stamp(now: float) -> str:
+    return time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
+
+
+def _results(
+    run: RunSetup, record: RunRecord, score: Score, *, args: dict[str, Any], parameters: int, samples: Any, date: float
+) -> dict[str, Any]:
+    """Return what ``lm_eval.simple_evaluate`` and its tracker return for ``score`` (lm_eval.result_schema.EvalResults)."""
+    name, described, spec = run.task.name, run.task.described(), record.spec
+    metrics: dict[str, float | str] = {}
+    for key, value in score.metrics.items():
+        metric, filtered = key.split(",", 1)
+        stderr = score.stderrs.get(key)
+        metrics[key] = value
+        metrics[f"{metric}_stderr,{filtered}"] = "N/A" if stderr is None else stderr
+    higher = {key.split(",")[0]: better for key, better in run.task.metrics.items()}
+    higher[record.metric.split(",")[0]] = record.higher_is_better  # the user's word where the task says nothing
+    alias = described["config"].get("task_alias") or name
+    rows, tokenizer = described["rows"], run.model.text.tokenizer
+    template = tokenizer.chat_template if spec.model.apply_chat_template else None
+    return {
+        "results": {name: {"name": name, "alias": alias, "sample_len": score.documents, **metrics}},
+        "group_subtasks": {},
+        "configs": {name: described["config"]},
+        "versions": {name: described["version"]},
+        "n-shot": {name: 0},
+        "higher_is_better": {name: higher},
+        "n-samples": {name: {"original": rows, "effective": score.documents}},
+        "config": {
+            **_config(run, record, args=args, parameters=parameters),
+            "limit": score.documents if score.documents < rows else None,
+        },
+        "git_hash": record.environment.get("git_revision"),
+        "date": date,
+        "transformers_version": record.environment["versions"]["transformers"],
+        "lm_eval_version": record.environment["versions"]["lm_eval"],
+        "tokenizer_eos_token": [tokenizer.eos_token, str(tokenizer.eos_token_id)],
+        "tokenizer_bos_token": [tokenizer.bos_token, str(tokenizer.bos_token_id)],
+        "eot_token_id": tokenizer.eos_token_id,
+        "max_length": run.model.max_length,
+        "task_hashes": {name: hash_of_samples(samples)},
+        **experiment_of(args, chat_template=template["default"] if isinstance(template, dict) else template),
+    }
+
+
+def _config(run: RunSetup, record: RunRecord, *, args: dict[str, Any], parameters: int) -> dict[str, Any]:
+    spec = record.spec
+    return {
+        "model": "lm-harmony",
+        "model_args": args,
+        "model_num_parameters": parameters,
+        "model_dtype": str(run.model.module.dtype),
+        "model_revision": spec.model.revision,
+        "model_sha": record.model_revision or "",
+        "batch_size": spec.execution.eval_batch_size,
+        "batch_sizes": [],
+        "device": record.environment.get("device"),
+        "use_cache": None,
+        "bootstrap_iters": BOOTSTRAP_DRAWS,
+        "gen_kwargs": None,
+        **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), spec.seed),
+    }

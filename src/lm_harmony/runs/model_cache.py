@@ -1,0 +1,155 @@
+"""One base model kept in memory from run to run: loaded once, probed once, and proven unchanged before it serves again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lm_harmony.engine.backends import Backend, choose_backend
+from lm_harmony.models.loading import (
+    LanguageModel,
+    Precision,
+    find_model,
+    load_model,
+    load_text,
+    resolve_device,
+    resolve_precision,
+)
+from lm_harmony.models.text import TextEncoder
+from lm_harmony.runs.direct_score_cache import DirectScoreCache
+from lm_harmony.runs.sources import Source, model_sources, with_commit
+from lm_harmony.runs.spec import ModelSpec, RunSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A loaded base model."""
+
+    model: LanguageModel
+    """The weights without any adapter."""
+    paths: Backend
+    """How its forward passes are laid out, as the probe found."""
+    checksum: str
+    """Of its weights as they were loaded."""
+    sources: tuple[Source, ...]
+    """Files of its folder, or its hub repository with the commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What decides a load."""
+
+    model: ModelSpec
+    precision: Precision
+    device: torch.device
+    engine: str
+    gradient_checkpointing: bool
+    sources: tuple[Source, ...]
+
+
+class ModelCache:
+    """The base of the last run; the next run on the same model takes it instead of loading again."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self.loads = 0
+        self._asked: _Asked | None = None
+        self._base: Base | None = None
+
+    def text(self, spec: RunSpec) -> TextEncoder | None:
+        """Return the tokenizer whose chat template ``spec`` asks for, or None where it asks for none; no weights are read.
+
+        Raises:
+            ModelError: there is no such device or model, its tokenizer cannot be loaded, or it has no chat template.
+        """
+        resolve_device(spec.execution.device)
+        options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
+        _, folder, _ = find_model(spec.model.name, **options)
+        if not spec.model.apply_chat_template:
+            return None
+        same_model = self._asked is not None and self._asked.model == _without_chat(spec.model)
+        held = self._base if same_model and self._asked == _asked(spec) else None
+        text = load_text(spec.model.name, folder=folder, **options) if held is None else held.model.text
+        text.require_chat_template()
+        return text
+
+    def take(self, spec: RunSpec) -> Base:
+        """Return the base that ``spec`` asks for, loaded if another one (or a changed one) is held.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        asked = _asked(spec)
+        if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
+            return self._base
+        if self._base is not None and asked == self._asked:
+            log.info("%s is loaded again: the last run trained its own weights.", spec.model.name)
+        self._base = None  # frees the old weights before the new ones are read
+        self._base, self._asked = _load(asked), asked
+        self.loads += 1
+        return self._base
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCaches:
+    """What runs hand on to one another."""
+
+    base: ModelCache = field(default_factory=ModelCache)
+    """The loaded model."""
+    directs: DirectScoreCache | None = None
+    """Test scores of untouched models, for every seed and recipe."""
+
+
+def checksum(module: torch.nn.Module) -> str:
+    """Return a digest of sums over the bits of every weight, which changes when a weight changes or two change places."""
+    sums: list[list[int]] = []
+    for tensor in module.state_dict().values():
+        bits = tensor.detach().reshape(-1)
+        if tensor.element_size() in _INTEGERS:
+            bits = bits.view(_INTEGERS[tensor.element_size()])
+        parts = [part.sum(dtype=torch.int64) for block in bits.split(_BLOCK) for part in (block, block[::2])]
+        sums.append(torch.stack(parts).tolist())  # read once a tensor: a GPU computes the sums of the next block meanwhile
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+_BLOCK = 1 << 22
+"""Weights summed at once: a sum in 64 bits makes a copy of them."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _asked(spec: RunSpec) -> _Asked:
+    device = resolve_device(spec.execution.device)
+    return _Asked(
+        model=_without_chat(spec.model),
+        precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
+        device=device,
+        engine=spec.execution.engine,
+        gradient_checkpointing=spec.execution.gradient_checkpointing,
+        sources=model_sources(spec.model),  # read before loading: what changes in between differs from the record
+    )
+
+
+def _without_chat(model: ModelSpec) -> ModelSpec:
+    return replace(model, apply_chat_template=False, chat_template_date=None)
+
+
+def _load(asked: _Asked) -> Base:
+    model = load_model(
+        asked.model.name,
+        revision=asked.model.revision,
+        dtype=asked.precision.weights,
+        autocast=asked.precision.autocast,
+        device=str(asked.device),
+        trust_remote_code=asked.model.trust_remote_code,
+    )
+    if asked.gradient_checkpointing:
+        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    paths = choose_backend(model, asked.engine)
+    sources = with_commit(asked.sources, "model", model.revision)
+    return Base(model=model, paths=paths, checksum=checksum(model.module), sources=sources)

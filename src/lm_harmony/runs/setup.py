@@ -1,0 +1,201 @@
+"""All that a run needs before its first step: the benchmark's rows, the model, and the two checked against each other."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from lm_harmony.benchmarks import catalogue
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.harness.scoring import count_invented_replies, counting_rules, dataset_commit
+from lm_harmony.benchmarks.opened_files import MODULES, files_opened_by
+from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.task_files import forget_modules
+from lm_harmony.benchmarks.types import Example, Score
+from lm_harmony.engine.backends import Backend
+from lm_harmony.engine.scoring import Scorer, Work
+from lm_harmony.engine.sequences import TokenSequence, training_sequences
+from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
+from lm_harmony.models.loading import LanguageModel
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+from lm_harmony.runs.fingerprint import RequestFingerprints, direct_id, request_fingerprints
+from lm_harmony.runs.memory_errors import memory_errors
+from lm_harmony.runs.model_cache import RunCaches
+from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
+from lm_harmony.runs.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """A run about to begin."""
+
+    spec: RunSpec
+    """What was asked."""
+    model: LanguageModel = field(repr=False)
+    """Who learns."""
+    task: HarnessTask = field(repr=False)
+    """Who counts."""
+    paths: Backend = field(repr=False)
+    """How its forward passes are laid out."""
+    splits: Splits = field(repr=False)
+    """What is learned, what chooses, what is tested."""
+    sequences: Sequence[TokenSequence] = field(repr=False)
+    """The training rows, encoded, without those whose answer is too long."""
+    metric: str
+    """The metric that chooses the epoch."""
+    higher_is_better: bool
+    """Its direction."""
+    sources: tuple[Source, ...] = field(repr=False)
+    """Every file and hub commit that it stands on."""
+    asked: RequestFingerprints
+    """Fingerprints of what the model is asked."""
+    work: Work = field(default_factory=Work, repr=False)
+    """What was asked of the model so far."""
+
+    @property
+    def answer_too_long(self) -> int:
+        """How many training rows were left out because their answer is longer than a training text may be."""
+        return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
+
+    @property
+    def direct_id(self) -> str:
+        """What runs must share to share the direct score: known without asking the test."""
+        return direct_id(self.spec, self.asked, self.sources, dtype=repr(self.model.precision))
+
+    def score(self, examples: Sequence[Example], *, final: bool) -> Score:
+        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
+
+        Raises:
+            ScoreNotFinite: an answer is not finite, or the metric that chooses the epoch has no finite value.
+        """
+        respondent = Scorer(
+            model=self.model,
+            batch_size=self.spec.execution.eval_batch_size,
+            max_new_tokens=self.spec.recipe.max_new_tokens,
+            seed=self.spec.seed,
+            paths=self.paths,
+            work=self.work,
+        )
+        with memory_errors(self.spec, "scoring"):
+            replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+        grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
+        score = self.task.score(examples, grouped, errors=final, samples=final)
+        if self.metric not in score.metrics:
+            raise ScoreNotFinite(
+                f"train_param.metric_for_best_model = {self.metric} of {self.task.name} has no finite value on these "
+                f"{len(examples)} documents. Choose one of {', '.join(score.metrics) or 'another benchmark'}."
+            )
+        return score
+
+
+def prepare(spec: RunSpec, kept: RunCaches | None = None) -> RunSetup:
+    """Load the benchmark, render its rows, and load the model (or take the one that is kept).
+
+    Raises:
+        UsageError: an unknown task or metric, or a metric whose direction nobody gives.
+        BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
+        ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
+    """
+    asked = spec.benchmark
+    found = task_sources(asked)  # before anything is read: what changes in between differs from the record
+    code = [Path(source.path) for source in found if source.kind == "task" and source.path]
+    forget_modules([*code, *MODULES])
+    with files_opened_by(code) as opened:
+        task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+    metric, higher = _choosing_metric(spec, task)
+    bases = (kept or RunCaches()).base
+    text = bases.text(spec)
+    chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
+    with files_opened_by(code) as opened_later:  # before the weights are hashed, read and probed, which takes minutes
+        splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
+        count_invented_replies(task, splits.validation[0])
+    with memory_errors(spec, "loading"):
+        base = bases.take(spec)
+    model = base.model
+    if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
+        raise ModelError(f"model {spec.model.name}: its chat template was changed while rows were read. Repeat the command.")
+    model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
+    sequences = training_sequences(
+        model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
+    )
+    run = RunSetup(
+        spec=spec,
+        model=model,
+        task=task,
+        paths=base.paths,
+        splits=splits,
+        sequences=sequences,
+        metric=metric,
+        higher_is_better=higher,
+        sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
+        asked=request_fingerprints(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
+    )
+    _tell(run)
+    return run
+
+
+def _choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:
+    """Return the metric that chooses the epoch, and whether higher is better."""
+    metric = spec.metric or default_metric(task)
+    if metric not in task.metrics:
+        known = list(task.metrics)
+        raise UsageError(
+            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
+            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
+        )
+    return metric, direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
+
+
+def _tell(run: RunSetup) -> None:
+    """Log what the run stands on."""
+    name, text = run.task.name, run.model.text
+    if run.answer_too_long:
+        log.warning("%s: %d training rows dropped: their answer is longer than a training text.", name, run.answer_too_long)
+    if text.appended:
+        log.info(
+            "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
+        )
+    log.info("%s: %s", name, run.splits.sizes())
+
+
+def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:
+    """Return whether a higher score is better: as the task declares it, else as the user says.
+
+    Args:
+        declared: what the task's file or lm_eval's registry says; None: neither does.
+        asked: the value of --train_param.greater_is_better; None: not given.
+        metric: the metric that chooses the epoch, for the message.
+        task: the benchmark's name, for the message.
+
+    Raises:
+        UsageError: nobody says, or the two contradict each other.
+    """
+    if declared is None and asked is None:
+        name = metric.split(",")[0]
+        raise UsageError(
+            f"benchmark {task}: metric {metric} has no higher_is_better, so the best epoch is unknown. Add higher_is_better: "
+            f"true or false to {name} in the metric_list of the task's YAML file, or give --train_param.greater_is_better or "
+            f"--train_param.no-greater_is_better (in a study: greater_is_better under the benchmark)."
+        )
+    if declared is not None and asked not in (None, declared):
+        raise UsageError(
+            f"train_param.greater_is_better: {metric} of {task} is better when {'higher' if declared else 'lower'}, "
+            f"got {asked}. Drop the flag."
+        )
+    return bool(asked if declared is None else declared)
+
+
+def default_metric(task: HarnessTask) -> str:
+    """Return the catalogued metric of a benchmark; of others acc_norm, acc or bits_per_byte, or what they report first."""
+    known = catalogue.find(task.name)
+    if known is not None:
+        return known.metric
+    reported = list(task.metrics)
+    preferred: list[str] = [key for name in ("acc_norm,", "acc,", "bits_per_byte,") for key in reported if key.startswith(name)]
+    return (preferred or reported)[0]

@@ -1,0 +1,123 @@
+"""What a study needs from the network, fetched once and pinned; then its runs need none.
+
+    <data_dir>/<task>/{train,validation,test}.jsonl, source.json     raw rows, and the commit that they come from
+    <models_dir>/<owner>/<name>/...                                  weights and tokenizer, source.json
+
+A folder is there whole or not at all: it is written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from lm_harmony.benchmarks.harness import open_task
+from lm_harmony.benchmarks.harness.hub_rows import changed_rows, write_rows
+from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
+from lm_harmony.models.model_folder import refuse_other_revision, write_source
+from lm_harmony.runs.files import replace_folder
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+
+_PARTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_CODE = ("*.py",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downloaded:
+    """What became of one benchmark's rows or one model."""
+
+    name: str
+    """Task, or the model's name on the hub."""
+    folder: Path
+    """Where it is."""
+    outcome: str
+    """"fetched" or "there already"."""
+    error: HarmonyError | None = None
+    """Why it is not there."""
+
+
+def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = None) -> Iterator[Downloaded]:
+    """Fetch what ``runs`` need, one by one; what is there already stays, and what fails does not stop the rest.
+
+    Args:
+        runs: of a study.
+        data_dir: where rows go.
+        models_dir: where models go; None: models are left to the hub's own cache.
+    """
+    runs = list(runs)
+    for benchmark in {run.benchmark.task: run.benchmark for run in runs}.values():
+        if not benchmark.task.startswith("corpus:"):
+            yield _attempt(benchmark.task, data_dir, partial(_fetch_rows, benchmark, data_dir))
+    for model in {(run.model.name, run.model.revision): run.model for run in runs}.values():
+        if models_dir is not None and not Path(model.name).is_dir():
+            yield _attempt(model.name, models_dir, partial(_fetch_model, model, models_dir))
+
+
+def _attempt(name: str, folder: Path, task: Callable[[], Downloaded]) -> Downloaded:
+    try:
+        return task()
+    except HarmonyError as error:
+        return Downloaded(name=name, folder=folder, outcome="failed", error=error)
+
+
+def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> Downloaded:
+    file = find_task_file(benchmark.task, benchmark.include_path)
+    name = Path(benchmark.task).stem if benchmark.task.endswith((".yaml", ".yml")) else benchmark.task
+    folder = data_dir / name
+    if (folder / "source.json").is_file():
+        changed = changed_rows(folder)
+        if changed:
+            raise BenchmarkError(
+                f"benchmark {name}: {folder / changed[0]} is not what source.json says of it. Remove {folder} and fetch again."
+            )
+    elif not folder.exists():
+        with _whole(folder) as scratch:
+            source = write_rows(file, scratch / name)
+            if source.task != name:
+                raise BenchmarkError(f"benchmark {name}: its file calls it {source.task}. Name the file after its task.")
+            open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch)  # the rows can be read back
+        return Downloaded(name=name, folder=folder, outcome="fetched")
+    return Downloaded(name=name, folder=folder, outcome="there already")
+
+
+def _fetch_model(model: ModelSpec, models_dir: Path) -> Downloaded:
+    folder = models_dir / model.name
+    if folder.exists():
+        refuse_other_revision(folder, model.name, model.revision)
+        return Downloaded(name=model.name, folder=folder, outcome="there already")
+    try:
+        info = HfApi().model_info(model.name, revision=model.revision)
+        safe = any(one.rfilename.endswith(".safetensors") for one in info.siblings or ())
+        wanted = [*_PARTS, "*.safetensors" if safe else "*.bin", *(_CODE if model.trust_remote_code else ())]
+        with _whole(folder) as scratch:
+            place = scratch / folder.name
+            snapshot_download(model.name, revision=info.sha, local_dir=place, allow_patterns=wanted)
+            shutil.rmtree(place / ".cache", ignore_errors=True)
+            write_source(place, name=model.name, asked=model.revision, revision=str(info.sha))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"model {model.name!r} cannot be fetched: {' '.join(str(error).split())[:300]}. "
+            f"Check the name, the network and that the model is open to you, and repeat."
+        ) from error
+    return Downloaded(name=model.name, folder=folder, outcome="fetched")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder in which to write ``folder.name``; that takes its place when the block ends well, else nothing does."""
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a fetch that was killed
+    (scratch / folder.name).mkdir(parents=True)
+    try:
+        yield scratch
+        replace_folder(scratch / folder.name, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
