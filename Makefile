@@ -1,22 +1,27 @@
-# LM-Harmony: every target works from a fresh clone; each one makes the environment first if it is not there.
+# LM-Harmony: every target works from a fresh clone. Targets that need the environment create it first.
 #
-#   make env    the environment in .venv, at the versions in constraints.txt
-#   make demo   the whole path, from models to board, on what ships with the package
-#   make test   the tests (those of the page need chromium: apt-get install chromium)
-#   make real   the tests that need a real 135M model folder
-#   make lint   ruff and mypy
-#   make clean  remove caches and build outputs (.venv and results stay)
+#   make env            create the environment in .venv with the versions in constraints.txt
+#   make demo           train and score the demo's models and build its board, without network
+#   make test           run the tests (tests of the board page need chromium: apt-get install chromium)
+#   make coverage       run the tests and print the coverage (one folder: make coverage TESTS=tests/analysis)
+#   make real           run the tests that need a real 135M model folder
+#   make lint           check style and format with ruff
+#   make types          check types with mypy
+#   make check-install  install the package without development tools into a new environment and run its command
+#   make dist           build the wheel and the source distribution in dist/
+#   make clean          remove caches and build outputs (.venv and results stay)
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTS ?= tests
 
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
-# The first of the two that runs and is new enough: a python3.11 on the PATH may be a shim with nothing behind it.
+# The first of the two that runs and is new enough. A python3.11 on the PATH may be a version manager's shim that fails.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test real lint clean
+.PHONY: help env demo test coverage real lint types check-install dist clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -35,11 +40,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(BIN)/lm-harmony demo
 
-# Two processes share two cores: more threads in each would only wait for one another.
-test real: export TOKENIZERS_PARALLELISM = false
-test: export OMP_NUM_THREADS = 1
+# Two test processes run on two cores. More threads in each process would only compete for the cores.
+test coverage real: export TOKENIZERS_PARALLELISM = false
+test coverage: export OMP_NUM_THREADS = 1
 test: env
-	$(BIN)/pytest -m "not real" -n 2 --dist loadfile
+	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile
+
+coverage: env
+	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 real: env
 	$(BIN)/pytest -m real
@@ -47,8 +55,22 @@ real: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src
+
+types: env
+	$(BIN)/mypy
+
+check-install:
+	rm -rf build/install && $(or $(PYTHON),python3) -m venv build/install
+	build/install/bin/pip install -c constraints.txt .
+	cd build/install && bin/lm-harmony --help
+	cd build/install && bin/lm-harmony leaderboard --published
+	cd build/install && bin/python -c "import lm_harmony; [getattr(lm_harmony, name) for name in lm_harmony.__all__]"
+
+dist:
+	rm -rf build/dist dist && $(or $(PYTHON),python3) -m venv build/dist
+	build/dist/bin/pip install build
+	build/dist/bin/python -m build
 
 clean:
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
