@@ -21,7 +21,7 @@ from bench.side_by_side import BenchFlags
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 CAPS = Caps(train=96, validation=30, test=50)
@@ -67,7 +67,7 @@ def reference(flags: BenchFlags) -> None:
         benchmark=BenchmarkSpec(task="arc_easy", data_dir=flags.data, caps=CAPS),
         execution=Execution(engine="plain", eval_batch_size=1),
     )
-    prepared = prepare(spec)
+    prepared = set_up_run(spec)
 
     def evaluate() -> float:
         prepared.score(prepared.splits.test, final=True)

@@ -106,7 +106,7 @@ def write_run(
     store.begin(spec, data="f", overwrite=False)
     if outcomes:
         store.write_samples("test", [sample(question, outcome, metric) for question, outcome in enumerate(outcomes)])
-    store.finish(record)
+    store.write_record(record)
     return store
 
 
@@ -120,4 +120,4 @@ def write_failure(results: Path, *, model: str, task: str = "arc_easy") -> None:
     """Write what a run that was given up leaves."""
     store = RunStore.at(results, f"{task}/{model}/seed0")
     store.begin(RunSpec(model=ModelSpec(name=model), benchmark=BenchmarkSpec(task=task)), data="f", overwrite=False)
-    store.fail(Failure(kind="ModelError", cause="no weights", attempts=1))
+    store.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1))

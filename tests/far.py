@@ -33,7 +33,7 @@ from lm_harmony.engine.train_state import READ_EVERY, TrainState
 from lm_harmony.engine.training import _backward, fine_tune
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.model_cache import checksum
+from lm_harmony.runs.caches import checksum
 
 MOVES = {"_to_copy", "copy_"}
 """Operators that lead from one device to the other."""

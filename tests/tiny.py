@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from lm_harmony.models.loading import LanguageModel, assemble
+from lm_harmony.models.loading import LanguageModel, build_language_model
 
 TEXTS = (
     "Question: Which of these would best slow the transfer of heat?\nAnswer: wood",
@@ -105,7 +105,7 @@ def tiny_module(architecture: str = "llama", *, seed: int = 0, **fields: Any) ->
 
 def tiny_model(architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> LanguageModel:
     """Make a tiny model with its tokenizer as the engine takes it."""
-    return assemble(f"tiny-{architecture}", tiny_module(architecture, seed=seed), tiny_tokenizer(bos=bos, chat=chat))
+    return build_language_model(f"tiny-{architecture}", tiny_module(architecture, seed=seed), tiny_tokenizer(bos=bos, chat=chat))
 
 
 def write_tiny_model(folder: Path, architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> Path:

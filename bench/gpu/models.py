@@ -20,7 +20,8 @@ from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
 from lm_harmony.engine.memory import memory_budget
 from lm_harmony.engine.padded_forward import Forward, LabelLogprobs
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.models.loading import LanguageModel, assemble, prepare_device
+from lm_harmony.models.device import configure_device
+from lm_harmony.models.loading import LanguageModel, build_language_model
 
 SHIPPED = Path(lm_harmony.__file__).parent / "demo" / "shipped"
 """Models and rows that come with the package; found without importing lm_harmony.demo, which reads study files."""
@@ -82,7 +83,7 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 def random_module(shape: str, device: torch.device) -> PreTrainedModel:
     """Make the weights of ``shape`` on ``device``: bfloat16 on a GPU, float32 on a CPU."""
-    prepare_device(device)
+    configure_device(device)
     with torch.device(device):  # made where they stay: seven billion weights take minutes on a CPU
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         module: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
@@ -93,7 +94,7 @@ def random_model(bench: Bench, shape: str) -> LanguageModel:
     """Make a model of ``shape`` with a shipped tokenizer, and write a row about it."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "models" / "llama-1"))
-    model = assemble(shape, random_module(shape, bench.device), tokenizer)
+    model = build_language_model(shape, random_module(shape, bench.device), tokenizer)
     wait(bench.device)
     body, head = linear_weights(model.module)
     size = {"parameters": model.module.num_parameters(), "linear_weights": body, "head_weights": head}

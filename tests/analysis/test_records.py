@@ -23,7 +23,7 @@ from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.file_hashes import _cache_in, sha256_of
 from lm_harmony.runs.record import Failure
-from lm_harmony.runs.scan import records_below
+from lm_harmony.runs.scan import read_records
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import ModelSpec
 from lm_harmony.runs.store import RunStore
@@ -169,7 +169,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path, damage: str
     assert matrix.notes == (f"left out: {gap.cause}",)
     board = own_board(matrix)
     assert matrix.notes[0] in board.notes and {row.model for row in board.rows} == {"a", "b", "c"}
-    assert [record.spec.model.name for record in records_below(tmp_path)] == ["a", "b"]
+    assert [record.spec.model.name for record in read_records(tmp_path)] == ["a", "b"]
 
 
 def test_a_foreign_record_above_the_runs_hides_none_of_them(tmp_path: Path) -> None:
@@ -233,10 +233,10 @@ def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(
     for task, name in (("rows/mine.yaml", "own_task"), ("corpus:texts/wiki.txt", "corpus-wiki")):
         store = write_run(tmp_path, model="a", task=task, metric="bits_per_byte,none", higher=False, name=f"{name}/a")
         record = store.record()
-        store.finish(replace(record, benchmark=name))
+        store.write_record(replace(record, benchmark=name))
         failed = RunStore.at(tmp_path, f"{name}/b")
         failed.begin(replace(record.spec, model=ModelSpec(name="b")), data="f", overwrite=False)
-        failed.fail(Failure(kind="ModelError", cause="no weights", attempts=1))
+        failed.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1))
     matrix = ScoreMatrix.from_records(tmp_path)
     assert matrix.benchmark_names == ("corpus-wiki", "own_task")
     assert [(gap.model, gap.benchmark) for gap in matrix.gaps("trained")] == [("b", "corpus-wiki"), ("b", "own_task")]
@@ -290,7 +290,7 @@ def test_files_of_other_people_cost_no_board(tmp_path: Path) -> None:
     sources = [Source(kind="task", name=path.name, path=str(path), size=0, sha256="0") for path in (unreadable, task)]
     sources.append(Source(kind="rows", name=rows.name, path=str(rows), size=1, sha256="0"))
     write_run(tmp_path / "results", model="a", sources=tuple(sources))
-    (record,) = records_below(tmp_path / "results")
+    (record,) = read_records(tmp_path / "results")
     notes = list(provenance_notes([record]))
     assert notes == ["arc_easy: 1 runs are not current: own.yaml, train.jsonl changed since"]  # negative control
     private.chmod(0)

@@ -20,7 +20,7 @@ from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import ModelError, StoreError
-from lm_harmony.models.loading import LanguageModel, assemble, load_model
+from lm_harmony.models.loading import LanguageModel, build_language_model, load_model
 from lm_harmony.recipe import Lora, Recipe
 
 Weights = dict[str, torch.Tensor]
@@ -190,7 +190,7 @@ def loaded(folder: Path, architecture: str) -> LanguageModel:
     """Load a tiny model's folder as a run does."""
     if architecture == "qwen2":
         # transformers reads every Qwen2 tokenizer as Qwen2Tokenizer, which adds a token beyond the tiny embedding.
-        return assemble(str(folder), AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer())
+        return build_language_model(str(folder), AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer())
     return load_model(str(folder), device="cpu")
 
 

@@ -20,7 +20,8 @@ from lm_harmony.engine.padded_forward import label_logprobs
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.models.loading import LanguageModel, Precision
+from lm_harmony.models.device import Precision
+from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Recipe
 
 RECIPE = Recipe(lora=None, epochs=2, batch_size=4, learning_rate=1e-3)

@@ -27,7 +27,7 @@ from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.models.loading import LanguageModel, assemble
+from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.recipe import Lora, Recipe
 
 LIMIT = 32
@@ -59,7 +59,7 @@ def original(name: str) -> LanguageModel:
     for part, weight in module.named_parameters():
         if "q_proj" in part or "k_proj" in part or "qkv_proj" in part:  # attention that looks at some tokens more than others
             weight.data.mul_(4)
-    model = assemble(name, module, tiny_tokenizer())
+    model = build_language_model(name, module, tiny_tokenizer())
     return replace(model, max_length=MAX_LENGTH)  # dynamic scaling serves beyond max_position_embeddings
 
 

@@ -25,7 +25,8 @@ from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.checkpoint_checks import refuse_non_finite
-from lm_harmony.models.loading import LanguageModel, Precision, load_model
+from lm_harmony.models.device import Precision
+from lm_harmony.models.loading import LanguageModel, load_model
 from lm_harmony.models.model_folder import write_source
 
 Weights = dict[str, torch.Tensor]

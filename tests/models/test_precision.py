@@ -10,7 +10,7 @@ import torch
 from tiny import write_tiny_model
 
 from lm_harmony.models import loading
-from lm_harmony.models.loading import Precision, choose_precision, prepare_device, resolve_precision
+from lm_harmony.models.device import Precision, choose_precision, configure_device, resolve_precision
 
 FLOAT32, BFLOAT16 = Precision(weights="float32"), Precision(weights="bfloat16")
 MIXED = Precision(weights="float32", autocast="bfloat16")
@@ -60,7 +60,7 @@ def test_a_card_is_asked_without_emulation(emulates_only: bool, monkeypatch: pyt
 
 def test_a_model_is_loaded_onto_a_prepared_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[torch.device] = []
-    monkeypatch.setattr(loading, "prepare_device", prepared.append)
+    monkeypatch.setattr(loading, "configure_device", prepared.append)
     write_tiny_model(tmp_path)
     loading.load_model(str(tmp_path), device="cpu")
     assert prepared == [torch.device("cpu")]
@@ -70,9 +70,9 @@ def test_cudnn_attention_is_switched_off_for_cuda_alone() -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
-        prepare_device(torch.device("cpu"))
+        configure_device(torch.device("cpu"))
         assert torch.backends.cuda.cudnn_sdp_enabled()
-        prepare_device(torch.device("cuda"))
+        configure_device(torch.device("cuda"))
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)

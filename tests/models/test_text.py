@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models import text as text_module
-from lm_harmony.models.loading import assemble
+from lm_harmony.models.loading import build_language_model
 from lm_harmony.models.text import TextEncoder
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 
@@ -105,14 +105,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
     tokenizer = tiny_tokenizer.__wrapped__()
     tokenizer.add_tokens([f"<extra{number}>" for number in range(5)])
     with pytest.raises(ModelError, match="embedding"):
-        assemble("m", tiny_module(), tokenizer)
+        build_language_model("m", tiny_module(), tokenizer)
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer = tiny_tokenizer.__wrapped__()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="eos_token"):
-        assemble("m", tiny_module(), tokenizer)
+        build_language_model("m", tiny_module(), tokenizer)
 
 
 def appending(how: str, *, bos: bool) -> PreTrainedTokenizerFast:

@@ -13,11 +13,10 @@ from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.direct_score_cache import DirectScoreCache
-from lm_harmony.runs.fingerprint import RequestFingerprints, direct_id
-from lm_harmony.runs.model_cache import RunCaches
+from lm_harmony.runs.caches import DirectScoreCache, RunCaches
+from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id
 from lm_harmony.runs.protocol import train_before_test
-from lm_harmony.runs.setup import RunSetup, prepare
+from lm_harmony.runs.setup import RunSetup, set_up_run
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -51,7 +50,7 @@ COUNTED = {
 
 
 @pytest.fixture(scope="module")
-def kept() -> RunCaches:
+def caches() -> RunCaches:
     return RunCaches()
 
 
@@ -76,56 +75,59 @@ def request(world: Path, **changes: Any) -> RunSpec:
     )
 
 
-def prepared(world: Path, kept: RunCaches, **changes: Any) -> RunSetup:
-    return prepare(request(world, **changes), kept)
+def prepared(world: Path, caches: RunCaches, **changes: Any) -> RunSetup:
+    return set_up_run(request(world, **changes), caches)
 
 
-def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, kept: RunCaches) -> None:
+def test_whatever_decides_a_score_is_part_of_what_is_asked(world: Path, caches: RunCaches) -> None:
     """Each change alone gives another fingerprint of the run, and another direct score."""
-    first = prepared(world, kept)
-    assert prepared(world, kept).asked == first.asked and prepared(world, kept).direct_id == first.direct_id
-    others = {name: prepared(world, kept, **changes) for name, changes in COUNTED.items()}
-    assert len({first.asked.run, *(run.asked.run for run in others.values())}) == len(others) + 1
-    assert len({first.asked.test, *(run.asked.test for run in others.values())}) == len(others) + 1
-    assert len({first.direct_id, *(run.direct_id for run in others.values())}) == len(others) + 1
+    first = prepared(world, caches)
+    assert (
+        prepared(world, caches).fingerprints == first.fingerprints
+        and prepared(world, caches).direct_score_id == first.direct_score_id
+    )
+    others = {name: prepared(world, caches, **changes) for name, changes in COUNTED.items()}
+    assert len({first.fingerprints.run, *(run.fingerprints.run for run in others.values())}) == len(others) + 1
+    assert len({first.fingerprints.test, *(run.fingerprints.test for run in others.values())}) == len(others) + 1
+    assert len({first.direct_score_id, *(run.direct_score_id for run in others.values())}) == len(others) + 1
 
 
-def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, kept: RunCaches) -> None:
+def test_what_is_trained_decides_the_run_and_not_its_direct_score(world: Path, caches: RunCaches) -> None:
     spec = request(world)
-    first = prepare(spec, kept)
+    first = set_up_run(spec, caches)
     for other in (
         replace(spec, recipe=replace(spec.recipe, completion_only=True)),
         replace(spec, recipe=replace(spec.recipe, max_length=8)),
         replace(spec, benchmark=replace(spec.benchmark, caps=Caps(train=2))),
     ):
-        found = prepare(other, kept)
-        assert found.asked.run != first.asked.run and found.direct_id == first.direct_id
-    quicker = prepare(replace(spec, recipe=replace(spec.recipe, learning_rate=1.0)), kept)
-    assert quicker.asked == first.asked and quicker.direct_id == first.direct_id
-    seeded = prepare(replace(spec, seed=1), kept)
-    assert seeded.direct_id == first.direct_id
+        found = set_up_run(other, caches)
+        assert found.fingerprints.run != first.fingerprints.run and found.direct_score_id == first.direct_score_id
+    quicker = set_up_run(replace(spec, recipe=replace(spec.recipe, learning_rate=1.0)), caches)
+    assert quicker.fingerprints == first.fingerprints and quicker.direct_score_id == first.direct_score_id
+    seeded = set_up_run(replace(spec, seed=1), caches)
+    assert seeded.direct_score_id == first.direct_score_id
 
 
-def test_what_a_direct_score_stands_on(world: Path, kept: RunCaches) -> None:
+def test_what_a_direct_score_stands_on(world: Path, caches: RunCaches) -> None:
     """The limit of an answer, the type of the weights, every file of the model, the template, columns of the test rows."""
     spec = request(world)
-    found = [prepare(spec, kept).direct_id]
+    found = [set_up_run(spec, caches).direct_score_id]
     for other in (
         replace(spec, recipe=replace(spec.recipe, max_new_tokens=3)),
         replace(spec, recipe=replace(spec.recipe, dtype="bfloat16")),
         replace(spec, benchmark=replace(spec.benchmark, caps=Caps(test=3))),
     ):
-        found.append(prepare(other, kept).direct_id)
+        found.append(set_up_run(other, caches).direct_score_id)
     with (world / "model" / "generation_config.json").open("a") as file:
         file.write("\n")
-    found.append(prepare(spec, kept).direct_id)
+    found.append(set_up_run(spec, caches).direct_score_id)
     rows = world / "own" / "test.jsonl"
     rows.write_text(rows.read_text().replace("}", ', "hint": "a"}'))
-    found.append(prepare(spec, kept).direct_id)
+    found.append(set_up_run(spec, caches).direct_score_id)
     assert len(set(found)) == len(found)
     (world / "model").rename(world / "moved")
     moved = replace(spec, model=replace(spec.model, name=str(world / "moved")))
-    assert prepare(moved, kept).direct_id == found[-1], "the same model in another folder"
+    assert set_up_run(moved, caches).direct_score_id == found[-1], "the same model in another folder"
 
 
 def test_two_revisions_share_a_direct_score_only_where_their_commit_is_known_to_be_one() -> None:
@@ -134,27 +136,27 @@ def test_two_revisions_share_a_direct_score_only_where_their_commit_is_known_to_
     def found(revision: str, commit: str | None) -> str:
         model = ModelSpec(name="nobody/nothing", revision=revision)
         source = Source(kind="model", name=model.name, revision=revision, commit=commit)
-        return direct_id(RunSpec(model=model, benchmark=BenchmarkSpec(task="own")), asked, [source], dtype="float32")
+        return direct_score_id(RunSpec(model=model, benchmark=BenchmarkSpec(task="own")), asked, [source], dtype="float32")
 
     assert found("main", "1" * 40) == found("v1", "1" * 40) != found("main", "2" * 40)
     assert found("main", None) != found("v1", None)
 
 
-def test_the_seed_decides_sampled_answers(world: Path, kept: RunCaches) -> None:
+def test_the_seed_decides_sampled_answers(world: Path, caches: RunCaches) -> None:
     drawn = {"until": ["\n"], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
     spec = request(world, generation_kwargs=drawn)
-    assert prepare(spec, kept).direct_id != prepare(replace(spec, seed=1), kept).direct_id
+    assert set_up_run(spec, caches).direct_score_id != set_up_run(replace(spec, seed=1), caches).direct_score_id
 
 
 def test_a_direct_score_is_shared_by_seeds_and_not_by_other_metrics(world: Path, tmp_path: Path) -> None:
     """Every run that takes a shared score gets the metrics that it asks for; one folder holds them all."""
-    shared = RunCaches(directs=DirectScoreCache(tmp_path / "direct"))
+    shared = RunCaches(direct_scores=DirectScoreCache(tmp_path / "direct"))
     spec = request(world)
-    first = train_before_test(spec, RunStore(tmp_path / "first"), kept=shared)
-    second = train_before_test(replace(spec, seed=1), RunStore(tmp_path / "second"), kept=shared)
+    first = train_before_test(spec, RunStore(tmp_path / "first"), caches=shared)
+    second = train_before_test(replace(spec, seed=1), RunStore(tmp_path / "second"), caches=shared)
     assert first.direct == second.direct and len(list((tmp_path / "direct").iterdir())) == 1
     other = replace(request(world, **COUNTED["another metric"]), metric="bleu,strict")
-    third = train_before_test(other, RunStore(tmp_path / "third"), kept=shared)
+    third = train_before_test(other, RunStore(tmp_path / "third"), caches=shared)
     alone = train_before_test(other, RunStore(tmp_path / "alone"))
     assert third.direct is not None and third.direct == alone.direct and "bleu,strict" in third.direct.metrics
     assert len(list((tmp_path / "direct").iterdir())) == 2

@@ -13,7 +13,7 @@ from tiny import write_tiny_model
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -46,7 +46,7 @@ def spec_of(folder: Path, *, declared: str = "", asked: bool | None = None) -> R
 
 def test_a_metric_without_direction_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
-        prepare(spec_of(tmp_path))
+        set_up_run(spec_of(tmp_path))
     said = str(raised.value)
     assert "benchmark micro: metric surprise,none has no higher_is_better" in said
     assert "metric_list of the task's YAML file" in said and "--train_param.greater_is_better" in said and "\n" not in said
@@ -70,12 +70,12 @@ def test_the_task_decides_where_it_says_so(tmp_path: Path, word: str) -> None:
     """Negative control: no flag is needed, and one that contradicts the task is refused."""
     write_tiny_model(tmp_path / "model")
     spec = spec_of(tmp_path, declared=f"    higher_is_better: {word}\n")
-    assert prepare(spec).higher_is_better is (word == "true")
+    assert set_up_run(spec).higher_is_better is (word == "true")
     with pytest.raises(UsageError, match="is better when"):
-        prepare(dataclasses.replace(spec, greater_is_better=word != "true"))
+        set_up_run(dataclasses.replace(spec, greater_is_better=word != "true"))
 
 
 def test_a_direction_in_quotes_is_refused(tmp_path: Path) -> None:
     """bool("false") is true."""
     with pytest.raises(BenchmarkError, match="higher_is_better of metric surprise must be true or false, got 'false'"):
-        prepare(spec_of(tmp_path, declared="    higher_is_better: 'false'\n"))
+        set_up_run(spec_of(tmp_path, declared="    higher_is_better: 'false'\n"))

@@ -17,7 +17,7 @@ from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.opened_files import files_opened_by
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 
@@ -54,7 +54,7 @@ for edit in (False, True):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     run = prepare(spec)
     names = [source.name for source in run.sources if source.kind == "task"]
-    print(json.dumps([names, run.splits.train[0].context.split()[0], run.asked.run, run.direct_id]))
+    print(json.dumps([names, run.splits.train[0].context.split()[0], run.fingerprints.run, run.direct_id]))
 """
 
 
@@ -151,7 +151,7 @@ def test_files_that_only_counting_opens_are_listed(wanted: str, expected: set[st
     )
     random.seed(1)
     expected_next = random.Random(1).random()
-    run = prepare(spec)
+    run = set_up_run(spec)
     assert random.random() == expected_next, "what is drawn later is what it would have been"
     assert {source.name for source in run.sources if source.kind == "task"} == {"micro.yaml", "utils.py"} | expected
     (tmp_path / "unread.txt").write_text("three")

@@ -20,7 +20,7 @@ from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import ModelError
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.model_cache import RunCaches
+from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -50,9 +50,9 @@ def write_giant(folder: Path) -> Path:
     return folder
 
 
-def full_when(kept: RunCaches, spec: RunSpec, *, training: bool) -> None:
+def full_when(caches: RunCaches, spec: RunSpec, *, training: bool) -> None:
     """Let the model's passes fail as on a full device: a petabyte is asked of the real allocator."""
-    module = kept.base.take(spec).model.module
+    module = caches.model.get(spec).model.module
 
     def fill(part: torch.nn.Module, *_: Any) -> None:
         if part.training is training and torch.is_grad_enabled() is training:
@@ -88,10 +88,10 @@ def test_the_command_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_first_pass_of_training(spec: RunSpec, tmp_path: Path, lora: Lora | None, checkpointing: bool) -> None:
     spec = replace(spec, recipe=replace(RECIPE, lora=lora))
     spec = replace(spec, execution=replace(spec.execution, gradient_checkpointing=checkpointing))
-    kept = RunCaches()
-    full_when(kept, spec, training=True)
+    caches = RunCaches()
+    full_when(caches, spec, training=True)
     with pytest.raises(ModelError) as found:
-        train_before_test(spec, RunStore(tmp_path / "run"), kept=kept)
+        train_before_test(spec, RunStore(tmp_path / "run"), caches=caches)
     told = str(found.value)
     assert "out of memory on cpu while training on one sequence at a time: 1048576.0 GiB more needed, " in told
     assert ("--train_param.gradient_checkpointing" in told) is not checkpointing
@@ -104,7 +104,7 @@ def test_the_first_pass_of_training(spec: RunSpec, tmp_path: Path, lora: Lora | 
 def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
     """Two passes of a step left gradients when the third failed; the next run on this model must not carry their memory."""
     recipe = replace(RECIPE, lora=None)
-    model, calls = RunCaches().base.take(replace(spec, recipe=recipe)).model, list[int]()
+    model, calls = RunCaches().model.get(replace(spec, recipe=recipe)).model, list[int]()
 
     def fill(part: torch.nn.Module, *_: Any) -> None:
         calls.append(1)
@@ -121,10 +121,10 @@ def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
 
 
 def test_scoring_the_untouched_model(spec: RunSpec, tmp_path: Path) -> None:
-    spec, kept = replace(spec, direct=True), RunCaches()
-    full_when(kept, spec, training=False)
+    spec, caches = replace(spec, direct=True), RunCaches()
+    full_when(caches, spec, training=False)
     with pytest.raises(ModelError, match=r"out of memory on cpu while scoring it: 1048576.0 GiB more needed, .*max_new_tokens"):
-        train_before_test(spec, RunStore(tmp_path / "run"), kept=kept)
+        train_before_test(spec, RunStore(tmp_path / "run"), caches=caches)
 
 
 def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: P
 
 
 def test_a_worker_records_it_at_the_first_attempt(spec: RunSpec, tmp_path: Path) -> None:
-    kept, assignment = RunCaches(), RunLocation(spec=spec, results_dir=tmp_path / "results")
-    full_when(kept, spec, training=True)
-    said = answer(assignment, kept)
+    caches, assignment = RunCaches(), RunLocation(spec=spec, results_dir=tmp_path / "results")
+    full_when(caches, spec, training=True)
+    said = answer(assignment, caches)
     failure = assignment.store.failure()
     assert said["outcome"] == "failed" and said["kind"] == "ModelError"
     assert failure is not None and failure.attempts == 1 and "Ways out" in failure.cause

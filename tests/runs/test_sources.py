@@ -31,7 +31,7 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.file_hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.sources import SourceCheck, model_sources, task_sources
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -306,13 +306,13 @@ def test_a_module_that_changed_is_imported_again(world: Path, tmp_path: Path) ->
     """A byte of a module that a task's module imports, in the same second as before, changes what one process asks."""
     shutil.copytree(world, tmp_path / "world")
     spec = asked(tmp_path / "world", "data_dir")
-    before = prepare(spec).asked
-    assert prepare(spec).asked == before
+    before = set_up_run(spec).fingerprints
+    assert set_up_run(spec).fingerprints == before
     path = tmp_path / "world" / "tasks" / "wording.py"
     times = path.stat()
     path.write_text(path.read_text().replace("{} {} is", "{} {}  is"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert prepare(spec).asked != before
+    assert set_up_run(spec).fingerprints != before
 
 
 PROCESSING = """\
@@ -475,16 +475,16 @@ def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(wor
 
 
 def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
-    from lm_harmony.runs.model_cache import ModelCache
+    from lm_harmony.runs.caches import ModelCache
 
     shutil.copytree(world, tmp_path / "world")
     spec = asked(tmp_path / "world", "data_dir")
     warm = ModelCache()
-    first = warm.take(spec)
-    assert warm.take(spec) is first
+    first = warm.get(spec)
+    assert warm.get(spec) is first
     write_tiny_model(tmp_path / "world" / "model", seed=1)
     (tmp_path / "world" / "model" / "model.safetensors.index.json").unlink()
-    second = warm.take(spec)
+    second = warm.get(spec)
     assert warm.loads == 2 and second.checksum != first.checksum and second.sources != first.sources
 
 

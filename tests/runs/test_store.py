@@ -22,8 +22,8 @@ import lm_harmony.errors
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.cli.main import main
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, UsageError
+from lm_harmony.runs.caches import DirectScoreCache
 from lm_harmony.runs.conflicts import refuse_other_content, refuse_other_request
-from lm_harmony.runs.direct_score_cache import DirectScoreCache
 from lm_harmony.runs.record import EpochRecord, Failure
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
@@ -53,7 +53,7 @@ SPEC = RunSpec(model=ModelSpec(name="a"), benchmark=BenchmarkSpec(task="arc_easy
 
 
 def go_on(store: RunStore) -> None:
-    begun = store.asked()
+    begun = store.config()
     assert begun is not None
     with contextlib.suppress(NotCurrent):  # what it was begun with is not at issue here
         refuse_other_request(store.folder, begun, SPEC)
@@ -63,7 +63,7 @@ def go_on(store: RunStore) -> None:
 READERS: dict[str, Callable[[RunStore], object]] = {
     "record.json": RunStore.record,
     "config.yaml": go_on,
-    "direct.json": RunStore.direct,
+    "direct.json": RunStore.direct_score,
     "failure.json": RunStore.failure,
     "epochs.jsonl": RunStore.epochs,
     "samples_direct.jsonl": lambda store: store.samples("direct"),
@@ -75,8 +75,8 @@ READERS: dict[str, Callable[[RunStore], object]] = {
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, content: bytes) -> None:
     """Whatever a file holds, one error in one line names it."""
     store = write_run(tmp_path, model="a", direct=0.5)
-    store.keep_direct(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3))
-    store.fail(Failure(kind="ModelError", cause="no weights", attempts=1))
+    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3))
+    store.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1))
     store.add_epoch(store.record().epochs[0])
     store.write_samples("direct", [{"doc_id": 0}])
     READERS[name](store)  # negative control
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
     assert full.returncode == 1, full.stderr
     assert "cannot be written" in full.stderr and "--resume_from_checkpoint" in full.stderr and "Traceback" not in full.stderr
     store = RunStore(tmp_path / "results" / "micro" / "model")
-    assert store.asked() is not None and not store.is_finished()
+    assert store.config() is not None and not store.is_finished()
     assert not list(store.folder.rglob("*.part"))
     again = subprocess.run(
         [sys.executable, "-m", "lm_harmony.cli", *command, "--resume_from_checkpoint"],
@@ -176,15 +176,15 @@ def test_a_record_that_was_written_again_behind_a_url_is_pulled_again(tmp_path: 
     there.parent.mkdir(parents=True)
     there.write_text("1")
     os.utime(there, (time.time() - 60,) * 2)
-    mirror = RemoteSync(f"file://{tmp_path / 'results'}")
-    here = mirror.folder / "task" / "model" / "record.json"
-    mirror.pull_ended()
+    remote = RemoteSync(f"file://{tmp_path / 'results'}")
+    here = remote.folder / "task" / "model" / "record.json"
+    remote.pull_outcomes()
     pulled = here.stat().st_mtime_ns
-    RemoteSync(mirror.url).pull_ended()
+    RemoteSync(remote.url).pull_outcomes()
     assert (here.read_text(), here.stat().st_mtime_ns) == ("1", pulled), "a record that stayed is not pulled twice"
     there.write_text("2")
     os.utime(there, (time.time() + 60,) * 2)
-    RemoteSync(mirror.url).pull_ended()
+    RemoteSync(remote.url).pull_outcomes()
     assert here.read_text() == "2"
 
 

@@ -13,7 +13,7 @@ from world import write_world
 from lm_harmony.cli.main import main
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import answer, kept_for
+from lm_harmony.studies.worker import answer, caches_for
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
     study, file = Study.read(damaged), record_of(damaged)
     before = file.read_bytes()
     runs = {run.spec.model.name: run for run in study.assignments}
-    kept = kept_for(study.spec.results_dir, None)
-    said = answer(runs["b/b"], kept)
+    caches = caches_for(study.spec.results_dir, None)
+    said = answer(runs["b/b"], caches)
     assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and f"{file} cannot be read" in said["cause"]
     assert file.read_bytes() == before and not (file.parent / "failure.json").exists()
-    assert answer(runs["a/a"], kept)["outcome"] == "finished"  # negative control
+    assert answer(runs["a/a"], caches)["outcome"] == "finished"  # negative control
     file.unlink()
     (file.parent / "config.yaml").write_text("a: [", encoding="utf-8")
-    assert answer(runs["b/b"], kept)["outcome"] == "failed"
+    assert answer(runs["b/b"], caches)["outcome"] == "failed"
     failure = RunStore(file.parent).failure()
     assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
 
@@ -82,16 +82,16 @@ def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
     (run,) = study.assignments
-    kept = kept_for(study.spec.results_dir, None)
-    assert answer(run, kept)["outcome"] == "finished"  # negative control
+    caches = caches_for(study.spec.results_dir, None)
+    assert answer(run, caches)["outcome"] == "finished"  # negative control
     (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
-    said = answer(run, kept)
+    said = answer(run, caches)
     assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and "holds no checkpoint" in said["cause"]
     assert [failure.attempts for failure in study.status().failed.values()] == [1]
     optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
     shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
     optimizer.write_bytes(b"torn")
-    said = answer(run, kept)
+    said = answer(run, caches)
     assert said["outcome"] == "failed" and "optimizer.safetensors cannot be read" in said["cause"]
 
 
@@ -109,5 +109,5 @@ def test_a_damaged_failure_is_told_and_can_be_tried_again(damaged: Path) -> None
     (store.folder / "failure.json").write_text("{", encoding="utf-8")
     ((_, failure),) = Study.read(damaged).status().failed.items()
     assert failure.kind == "damaged failure.json" and "failure.json cannot be read" in failure.cause
-    store.forget_failure()
+    store.remove_failure()
     assert len(Study.read(damaged).status().waiting) == 1

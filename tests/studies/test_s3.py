@@ -20,7 +20,7 @@ from world import write_world
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.studies.lease import LeaseHeld, held_runs, remote_lease
-from lm_harmony.studies.run_location import mirror_of
+from lm_harmony.studies.run_location import remote_of
 from lm_harmony.studies.study import Study
 
 URL = f"s3://{BUCKET}/results"
@@ -32,7 +32,7 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as served:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": served, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
-        mirror_of.cache_clear()  # a connection to the server of the test before
+        remote_of.cache_clear()  # a connection to the server of the test before
         yield served
 
 
@@ -77,15 +77,15 @@ def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: 
 
 
 def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
-    mirror, lost = RemoteSync(URL), threading.Event()
-    with remote_lease(mirror, "task/model/seed0", lost=lost.set, beat=0.05):
-        assert held_runs(mirror) == {"task/model/seed0"}
-        with pytest.raises(LeaseHeld), remote_lease(mirror, "task/model/seed0", lost=lost.set):
+    remote, lost = RemoteSync(URL), threading.Event()
+    with remote_lease(remote, "task/model/seed0", lost=lost.set, beat=0.05):
+        assert held_runs(remote) == {"task/model/seed0"}
+        with pytest.raises(LeaseHeld), remote_lease(remote, "task/model/seed0", lost=lost.set):
             pass
         time.sleep(1.1)  # S3 tells whole seconds
-        with remote_lease(mirror, "task/model/seed0", lost=lost.set, stale=-1.0):  # whoever was untouched for so long is gone
+        with remote_lease(remote, "task/model/seed0", lost=lost.set, stale=-1.0):  # whoever was untouched for so long is gone
             assert lost.wait(5), "the first holder was not told"
-    assert held_runs(mirror) == set()
+    assert held_runs(remote) == set()
     assert not keys(endpoint)
 
 
@@ -95,10 +95,10 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
     start, end = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60)
 
     def come(number: int) -> None:
-        mirror = RemoteSync(URL)
+        remote = RemoteSync(URL)
         start.wait()
         try:
-            with remote_lease(mirror, "run", lost=lambda: None):
+            with remote_lease(remote, "run", lost=lambda: None):
                 got.append(number)
                 end.wait()
         except LeaseHeld:
@@ -116,18 +116,18 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
 
 
 def test_a_folder_that_another_fills_while_it_is_listed_is_no_file(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = RemoteSync(URL)
-    listing = mirror.filesystem._lsdir
+    remote = RemoteSync(URL)
+    listing = remote.filesystem._lsdir
 
     async def overtaken(*asked: Any, **options: Any) -> Any:
         found = await listing(*asked, **options)
         client(endpoint).put_object(Bucket=BUCKET, Key="results/.leases/run/1", Body=b"held")
         return found
 
-    monkeypatch.setattr(mirror.filesystem, "_lsdir", overtaken)
-    assert mirror.there(".leases/run") == {}
+    monkeypatch.setattr(remote.filesystem, "_lsdir", overtaken)
+    assert remote.file_sizes(".leases/run") == {}
     monkeypatch.undo()
-    assert list(mirror.there(".leases/run")) == [".leases/run/1"]
+    assert list(remote.file_sizes(".leases/run")) == [".leases/run/1"]
 
 
 def test_a_store_that_cannot_be_reached_is_named(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from lm_harmony.engine.train_state import TrainState
 from lm_harmony.engine.training import _backward
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.flops import (
     DecodingWork,
@@ -280,7 +280,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
     room = MemoryBudget(scoring_tokens=60, training_tokens=40)
-    run, load = prepare(spec), workload(spec, room)
+    run, load = set_up_run(spec), workload(spec, room)
     paths = replace(FAST, room=room)
     with Operators() as operators:
         respondent = Scorer(model=run.model, paths=paths)

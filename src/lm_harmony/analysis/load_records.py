@@ -15,7 +15,7 @@ from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.scan import asked_of, read_end, stores_below
+from lm_harmony.runs.scan import find_runs, read_outcome, requested_model_and_task
 from lm_harmony.runs.store import RunStore
 
 _FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
@@ -49,9 +49,9 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     causes: list[tuple[RunStore, str]] = []
     damaged: list[str] = []
-    for store in stores_below(results):
+    for store in find_runs(results):
         try:
-            ended = read_end(store)
+            ended = read_outcome(store)
         except StoreError as error:
             damaged.append(str(error))
             causes.append((store, str(error)))
@@ -78,7 +78,7 @@ def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, st
     known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
     missing = {}
     for store, cause in causes:
-        asked = asked_of(store)
+        asked = requested_model_and_task(store)
         if asked is not None:  # else it is told by a note, or by `lm-harmony status`
             model, task = asked
             corpus = f"corpus-{Path(task).stem}" if task.startswith("corpus:") else None

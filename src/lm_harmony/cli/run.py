@@ -47,7 +47,7 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
             else:
                 record = train_before_test(spec, store, resume=flags.resume_from_checkpoint, overwrite=flags.overwrite)
         except KeyboardInterrupt:
-            if store.asked() is not None and not store.is_finished():
+            if store.config() is not None and not store.is_finished():
                 kept = f"{len(store.epochs())} finished epochs are kept in {store.folder}"
                 log.warning("stopped by Ctrl-C; %s. Repeat the command with --resume_from_checkpoint to go on.", kept)
             raise

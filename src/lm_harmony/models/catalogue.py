@@ -59,7 +59,7 @@ def find(name: str) -> ModelInfo | None:
     return MODELS.get(name)
 
 
-def fitting(
+def select(
     *, family: str | None = None, kind: str | None = None, min_params_b: float = 0, max_params_b: float = float("inf")
 ) -> list[str]:
     """Return the hub names of the catalogued models of a family (upper or lower case), a kind and a size in billions."""

@@ -34,7 +34,7 @@ def read_weights(
         ModelError: an encoder; the weights do not fit into the memory of the device; a file cannot be read; a tensor is missing,
             unknown, of another size than the configuration says, or not finite.
     """
-    hollow = hollow_module(name, config, trust_remote_code=bool(options.get("trust_remote_code")))
+    hollow = meta_module(name, config, trust_remote_code=bool(options.get("trust_remote_code")))
     refuse_encoder(name, hollow)
     needed = dtype.itemsize * sum(weight.numel() for weight in hollow.parameters())
     # The size of a quantized checkpoint is not that of its architecture.
@@ -63,7 +63,7 @@ def read_weights(
     return module  # type: ignore[no-any-return]
 
 
-def hollow_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
     """Build the modules of a model on the meta device: every shape, no weight.
 
     Raises:

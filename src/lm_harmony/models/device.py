@@ -1,10 +1,11 @@
-"""Memory of a device: how much is free, whether it ran out, and the error that says what was needed and what helps."""
+"""The device that a model runs on: which one, its number formats, its free memory, and the error when memory runs out."""
 
 from __future__ import annotations
 
 import errno
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,82 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "P
 _SIZE = r"([\d.]+) ?(bytes|[KMGTP]iB)"
 _ASKED = re.compile(rf"(?:[Tt]ried to allocate|Unable to allocate) {_SIZE}")
 _FREE = re.compile(rf"of which {_SIZE} is free")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The number formats that a model computes in."""
+
+    weights: str
+    """Type of the base weights: "float32" or "bfloat16"."""
+    autocast: str | None = None
+    """Type that matrix products are computed in where it is not that of the weights, else None."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.weights == "float32" else 2
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn "auto" into this machine's accelerator, or the processor where there is none.
+
+    Raises:
+        ModelError: the device does not exist here.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"device {device!r} cannot be used: {reason}. Use --device cpu or another one.") from error
+    return place
+
+
+def configure_device(device: torch.device) -> None:
+    """Set what PyTorch should do differently on a CUDA device; other devices are left as they are."""
+    if device.type == "cuda":
+        # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape,
+        # which takes tens of milliseconds; nearly every packed sequence and every decoding step has a new shape.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def resolve_precision(dtype: str, device: torch.device, *, adapter: bool) -> Precision:
+    """Return the number formats for training on ``device``; asks a CUDA card whether it computes in bfloat16.
+
+    Args:
+        dtype: "float32", "bfloat16" or "auto".
+        device: where the model will be.
+        adapter: whether an adapter is trained, not all weights.
+    """
+    has_bfloat16 = False
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # a V100 or T4 only emulates it, slowly
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return choose_precision(dtype, device_type=device.type, has_bfloat16=has_bfloat16, adapter=adapter)
+
+
+def choose_precision(dtype: str, *, device_type: str, has_bfloat16: bool, adapter: bool) -> Precision:
+    """Return the number formats for a dtype that was asked for and a kind of device.
+
+    A type that is named is that of the weights and of all products. "auto" is float32, except on a CUDA card with bfloat16: there
+    the frozen weights under an adapter are bfloat16. If all weights are trained they stay float32, because a step of 2e-5 is lost
+    in the 8 bits of a bfloat16 weight, and only the products are computed in bfloat16.
+
+    Args:
+        dtype: "float32", "bfloat16" or "auto".
+        device_type: "cpu", "cuda", "mps", ...
+        has_bfloat16: whether the device computes in bfloat16 without emulation.
+        adapter: whether an adapter is trained, not all weights.
+    """
+    if dtype != "auto":
+        return Precision(weights=dtype)
+    if device_type != "cuda" or not has_bfloat16:
+        return Precision(weights="float32")
+    return Precision(weights="bfloat16") if adapter else Precision(weights="float32", autocast="bfloat16")
 
 
 def free_bytes(device: torch.device) -> int:

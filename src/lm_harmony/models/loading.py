@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault
+from lm_harmony.models.device import Precision, configure_device, resolve_device
 from lm_harmony.models.model_folder import is_revision_of
 from lm_harmony.models.text import TextEncoder
 
@@ -23,21 +24,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
 """Tokens that a model takes when neither its config nor its tokenizer tells (lm_eval's default)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """The number formats that a model computes in."""
-
-    weights: str
-    """Type of the base weights: "float32" or "bfloat16"."""
-    autocast: str | None = None
-    """Type that matrix products are computed in where it is not that of the weights, else None."""
-
-    @property
-    def width(self) -> int:
-        """Bytes of a weight."""
-        return 4 if self.weights == "float32" else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +86,16 @@ def load_model(
         ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is a PEFT
             adapter, is damaged, is not the model that its config.json describes, or does not fit into the memory of the device.
     """
-    prepare_device(place := resolve_device(device))
+    configure_device(place := resolve_device(device))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config, folder, commit = find_model(name, **options)
-    tokenizer = load_text(name, folder=folder, **options).tokenizer
+    config, folder, commit = locate_model(name, **options)
+    tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
     module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
-    model = assemble(name, module, tokenizer, revision=commit)
+    model = build_language_model(name, module, tokenizer, revision=commit)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
 
 
-def find_model(
+def locate_model(
     name: str, *, revision: str = "main", trust_remote_code: bool = False
 ) -> tuple[PretrainedConfig, Path, str | None]:
     """Return a model's configuration, the folder of its files, and its commit on the hub; raises as ``load_model`` does."""
@@ -124,7 +110,7 @@ def find_model(
     return config, *((Path(name), None) if local else (Path(str(found)).parent, extract_commit_hash(found, None)))
 
 
-def load_text(name: str, *, folder: Path, **options: Any) -> TextEncoder:
+def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder:
     """Load the tokenizer of a model whose files are in ``folder``; raises as ``load_model`` does."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -134,7 +120,9 @@ def load_text(name: str, *, folder: Path, **options: Any) -> TextEncoder:
     return TextEncoder(tokenizer, name=name)
 
 
-def assemble(name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None) -> LanguageModel:
+def build_language_model(
+    name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None
+) -> LanguageModel:
     """Make a ``LanguageModel`` of loaded parts.
 
     Raises:
@@ -161,67 +149,6 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
             return int(value)
     # transformers writes a number above 10**29 where a tokenizer sets no limit.
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**29 else DEFAULT_MAX_LENGTH
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into this machine's accelerator, or the processor where there is none.
-
-    Raises:
-        ModelError: the device does not exist here.
-    """
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"device {device!r} cannot be used: {reason}. Use --device cpu or another one.") from error
-    return place
-
-
-def prepare_device(device: torch.device) -> None:
-    """Set what PyTorch should do differently on a CUDA device; other devices are left as they are."""
-    if device.type == "cuda":
-        # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape,
-        # which takes tens of milliseconds; nearly every packed sequence and every decoding step has a new shape.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def resolve_precision(dtype: str, device: torch.device, *, adapter: bool) -> Precision:
-    """Return the number formats for training on ``device``; asks a CUDA card whether it computes in bfloat16.
-
-    Args:
-        dtype: "float32", "bfloat16" or "auto".
-        device: where the model will be.
-        adapter: whether an adapter is trained, not all weights.
-    """
-    has_bfloat16 = False
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # a V100 or T4 only emulates it, slowly
-            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return choose_precision(dtype, device_type=device.type, has_bfloat16=has_bfloat16, adapter=adapter)
-
-
-def choose_precision(dtype: str, *, device_type: str, has_bfloat16: bool, adapter: bool) -> Precision:
-    """Return the number formats for a dtype that was asked for and a kind of device.
-
-    A type that is named is that of the weights and of all products. "auto" is float32, except on a CUDA card with bfloat16: there
-    the frozen weights under an adapter are bfloat16. If all weights are trained they stay float32, because a step of 2e-5 is lost
-    in the 8 bits of a bfloat16 weight, and only the products are computed in bfloat16.
-
-    Args:
-        dtype: "float32", "bfloat16" or "auto".
-        device_type: "cpu", "cuda", "mps", ...
-        has_bfloat16: whether the device computes in bfloat16 without emulation.
-        adapter: whether an adapter is trained, not all weights.
-    """
-    if dtype != "auto":
-        return Precision(weights=dtype)
-    if device_type != "cuda" or not has_bfloat16:
-        return Precision(weights="float32")
-    return Precision(weights="bfloat16") if adapter else Precision(weights="float32", autocast="bfloat16")
 
 
 def _refuse_folder(folder: Path, revision: str) -> None:

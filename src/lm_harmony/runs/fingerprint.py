@@ -115,7 +115,7 @@ def request_fingerprints(
     )
 
 
-def direct_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable[Source], *, dtype: str) -> str:
+def direct_score_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable[Source], *, dtype: str) -> str:
     """Return what tells a direct score from others: all that decides it, and no seed or recipe of a later training.
 
     Args:

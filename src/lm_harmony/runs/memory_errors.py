@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from lm_harmony.models.device import asked_and_free_bytes, gib, is_out_of_memory, memory_error
-from lm_harmony.models.loading import resolve_device, resolve_precision
+from lm_harmony.models.device import asked_and_free_bytes, gib, is_out_of_memory, memory_error, resolve_device, resolve_precision
 from lm_harmony.runs.spec import RunSpec
 
 Phase = Literal["loading", "training", "scoring"]

@@ -13,14 +13,14 @@ from typing import Any
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.adapters import Trainee, trainee
 from lm_harmony.engine.training import fine_tune
+from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.model_cache import RunCaches
 from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
-from lm_harmony.runs.setup import RunSetup, prepare
+from lm_harmony.runs.setup import RunSetup, set_up_run
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def train_before_test(
-    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, kept: RunCaches | None = None
+    spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, caches: RunCaches | None = None
 ) -> RunRecord:
     """Carry out one run and leave its record in ``store``; the record is the last file written.
 
@@ -46,10 +46,10 @@ def train_before_test(
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     meter = Meter()
     with meter.phase("preparation"):
-        run = prepare(spec, kept)
-    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.asked.run, sources=run.sources)
+        run = set_up_run(spec, caches)
+    store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
-        direct = _direct(run, store, meter, kept) if spec.direct else None
+        direct = _direct(run, store, meter, caches) if spec.direct else None
         with memory_errors(spec, "training"), trainee(run.model, spec.recipe, seed=spec.seed) as learner:
             epochs = _learn(run, learner, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
@@ -75,8 +75,8 @@ def train_before_test(
         **_made_from(run),
     )
     write_outcomes(store, run, record)
-    store.finish(record)
-    store.keep_checkpoints(())
+    store.write_record(record)
+    store.remove_other_checkpoints(())
     return record
 
 
@@ -107,11 +107,11 @@ def score_again(store: RunStore) -> RunRecord:
     return again
 
 
-def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, kept: RunCaches | None) -> RunSetup:
+def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, caches: RunCaches | None) -> RunSetup:
     """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
     refuse_not_current(store.folder, record, spec)
-    run = prepare(spec, kept)
-    refuse_other_answer(store.folder, record, asked=run.asked.run, sources=run.sources)
+    run = set_up_run(spec, caches)
+    refuse_other_answer(store.folder, record, asked=run.fingerprints.run, sources=run.sources)
     return run
 
 
@@ -121,22 +121,22 @@ def _test(run: RunSetup, meter: Meter) -> Score:
         return run.score(run.splits.test, final=True)
 
 
-def _direct(run: RunSetup, store: RunStore, meter: Meter, kept: RunCaches | None) -> Score:
+def _direct(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:
     """Score the untouched model, or take the score that this run kept before it was stopped, or that another run shares."""
-    known = store.direct()
+    known = store.direct_score()
     if known is None:
-        shared = kept.directs if kept else None
-        known = shared.find(run.direct_id) if shared else None
+        shared = caches.direct_scores if caches else None
+        known = shared.get(run.direct_score_id) if shared else None
         if known is None:
             known = _test(run, meter)
             if shared:
-                shared.keep(run.direct_id, known)
+                shared.put(run.direct_score_id, known)
         store.write_samples("direct", known.samples)
-        store.keep_direct(known)
+        store.write_direct_score(known)
     return known
 
 
-def add_direct(store: RunStore, spec: RunSpec, kept: RunCaches | None = None) -> RunRecord:
+def add_direct(store: RunStore, spec: RunSpec, caches: RunCaches | None = None) -> RunRecord:
     """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
 
     Args:
@@ -149,10 +149,10 @@ def add_direct(store: RunStore, spec: RunSpec, kept: RunCaches | None = None) ->
         NotCurrent: what it was made from has changed.
     """
     record = store.record()
-    run = _prepare_again(store, record, spec, kept)
-    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), kept))
+    run = _prepare_again(store, record, spec, caches)
+    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), caches))
     write_direct(store, run, again)
-    store.finish(again)
+    store.write_record(again)
     return again
 
 
@@ -207,7 +207,7 @@ def _learn(run: RunSetup, learner: Trainee, store: RunStore, tracker: Tracker) -
         )
         if not spec.test_curve:
             best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
-            store.keep_checkpoints({best.epoch, epoch.number})
+            store.remove_other_checkpoints({best.epoch, epoch.number})
     return records
 
 
@@ -227,7 +227,7 @@ def _environment(run: RunSetup) -> dict[str, Any]:
 
 
 def _made_from(run: RunSetup) -> dict[str, Any]:
-    return {"data": _data(run), "sources": run.sources, "asked": run.asked.run}
+    return {"data": _data(run), "sources": run.sources, "asked": run.fingerprints.run}
 
 
 def _data(run: RunSetup) -> DataRecord:

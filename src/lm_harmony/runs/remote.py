@@ -71,13 +71,13 @@ class RemoteSync:
         """The URL as its file system spells paths."""
         return str(self.filesystem._strip_protocol(self.url)).rstrip("/")
 
-    def there(self, path: str = "") -> Mapping[str, int]:
+    def file_sizes(self, path: str = "") -> Mapping[str, int]:
         """Return the size of every file below ``path``, by its path from the root."""
-        return {name: int(info["size"]) for name, info in self.listed(path).items()}
+        return {name: int(info["size"]) for name, info in self.list_files(path).items()}
 
-    def listed(self, path: str) -> Mapping[str, Mapping[str, Any]]:
+    def list_files(self, path: str) -> Mapping[str, Mapping[str, Any]]:
         """Return what the file system tells of every file below ``path``, by its path from the root."""
-        with self.reaching():
+        with self.clear_errors():
             found = self.filesystem.find(f"{self.root}/{path}".rstrip("/"), detail=True)
         # Where a folder is empty, s3fs looks whether its name is a file, and names a folder that another filled in between.
         files = {name: info for name, info in found.items() if info.get("type") != "directory"}
@@ -85,7 +85,7 @@ class RemoteSync:
 
     def pull(self, path: str) -> None:
         """Make the working copy of the folder ``path`` what the results are; what else is there goes."""
-        names = self.there(path)
+        names = self.file_sizes(path)
         here = self._files(path)
         for name in here.keys() - names.keys():
             (self.folder / name).unlink()
@@ -93,9 +93,9 @@ class RemoteSync:
             if name not in here or self._sent.get(name) != _stamp(self.folder / name):
                 self._get(name)
 
-    def pull_ended(self) -> None:
+    def pull_outcomes(self) -> None:
         """Learn what every run's folder says of its end."""
-        names = {name: info for name, info in self.listed("").items() if name.rpartition("/")[2] in ENDED}
+        names = {name: info for name, info in self.list_files("").items() if name.rpartition("/")[2] in ENDED}
         for name in self._files("").keys() - names.keys():
             if name.endswith(LAST):
                 (self.folder / name).unlink()
@@ -105,10 +105,10 @@ class RemoteSync:
 
     def push(self, path: str) -> None:
         """Make the results of the folder ``path`` what the working copy is."""
-        here, names = self._files(path), self.there(path)
+        here, names = self._files(path), self.file_sizes(path)
         for name in sorted(here, key=lambda name: (_rank(name), name)):
             if name not in names or self._sent.get(name) != here[name]:
-                with self.reaching():
+                with self.clear_errors():
                     self.filesystem.put_file(str(self.folder / name), f"{self.root}/{name}")
                 self._sent[name] = here[name]
         for name in names.keys() - here.keys():
@@ -116,7 +116,7 @@ class RemoteSync:
 
     def remove(self, name: str) -> None:
         """Remove one file of the results, if it is there."""
-        with self.reaching():
+        with self.clear_errors():
             if self.filesystem.exists(f"{self.root}/{name}"):
                 self.filesystem.rm_file(f"{self.root}/{name}")
 
@@ -125,7 +125,7 @@ class RemoteSync:
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f".{file.name}.{os.getpid()}.pulled")
         try:
-            with self.reaching():
+            with self.clear_errors():
                 self.filesystem.get_file(f"{self.root}/{name}", str(scratch))
             os.replace(scratch, file)
         finally:
@@ -141,7 +141,7 @@ class RemoteSync:
         }
 
     @contextmanager
-    def reaching(self) -> Iterator[None]:
+    def clear_errors(self) -> Iterator[None]:
         """Turn what a remote file system raises into an error that says what to do.
 
         Raises:

@@ -19,14 +19,14 @@ _OF_A_RUN = ("adapter", "checkpoints", "trackers")
 """Folders of a run that hold no other run."""
 
 
-def records_below(results: Path) -> Iterator[RunRecord]:
+def read_records(results: Path) -> Iterator[RunRecord]:
     """Yield the record of every finished run below ``results``, in the order of their folders' names.
 
     A record that cannot be read is left out with a warning that names it.
     """
-    for store in stores_below(results):
+    for store in find_runs(results):
         try:
-            ended = read_end(store)
+            ended = read_outcome(store)
         except DamagedFile as error:
             log.warning("left out: %s", error)
             continue
@@ -34,7 +34,7 @@ def records_below(results: Path) -> Iterator[RunRecord]:
             yield ended
 
 
-def stores_below(results: Path) -> Iterator[RunStore]:
+def find_runs(results: Path) -> Iterator[RunStore]:
     """Yield every run below ``results`` that is finished or was given up, in the order of their folders' names."""
     for folder, folders, files in os.walk(results):
         # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
@@ -43,7 +43,7 @@ def stores_below(results: Path) -> Iterator[RunStore]:
             yield RunStore(Path(folder))
 
 
-def read_end(store: RunStore) -> RunRecord | Failure | None:
+def read_outcome(store: RunStore) -> RunRecord | Failure | None:
     """Return how a run ended: its record, why it was given up, or None where it has not ended.
 
     Raises:
@@ -52,11 +52,11 @@ def read_end(store: RunStore) -> RunRecord | Failure | None:
     return store.record() if store.is_finished() else store.failure()
 
 
-def asked_of(store: RunStore) -> tuple[str, str] | None:
+def requested_model_and_task(store: RunStore) -> tuple[str, str] | None:
     """Return (model, task) that a run was asked for, whatever became of its record; None where config.yaml does not tell."""
     try:
         with reading(store.folder / "config.yaml"):
-            asked: Any = store.asked()
+            asked: Any = store.config()
             model, task = asked["model"]["name"], asked["benchmark"]["task"]
     except DamagedFile:
         return None

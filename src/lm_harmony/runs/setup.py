@@ -22,10 +22,10 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
-from lm_harmony.runs.fingerprint import RequestFingerprints, direct_id, request_fingerprints
+from lm_harmony.runs.caches import RunCaches
+from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.model_cache import RunCaches
-from lm_harmony.runs.sources import Source, also_opened, task_sources, with_commit
+from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class RunSetup:
     """Its direction."""
     sources: tuple[Source, ...] = field(repr=False)
     """Every file and hub commit that it stands on."""
-    asked: RequestFingerprints
+    fingerprints: RequestFingerprints
     """Fingerprints of what the model is asked."""
     work: Work = field(default_factory=Work, repr=False)
     """What was asked of the model so far."""
@@ -64,9 +64,9 @@ class RunSetup:
         return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
 
     @property
-    def direct_id(self) -> str:
+    def direct_score_id(self) -> str:
         """What runs must share to share the direct score: known without asking the test."""
-        return direct_id(self.spec, self.asked, self.sources, dtype=repr(self.model.precision))
+        return direct_score_id(self.spec, self.fingerprints, self.sources, dtype=repr(self.model.precision))
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
@@ -94,7 +94,7 @@ class RunSetup:
         return score
 
 
-def prepare(spec: RunSpec, kept: RunCaches | None = None) -> RunSetup:
+def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     """Load the benchmark, render its rows, and load the model (or take the one that is kept).
 
     Raises:
@@ -109,14 +109,14 @@ def prepare(spec: RunSpec, kept: RunCaches | None = None) -> RunSetup:
     with files_opened_by(code) as opened:
         task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric, higher = _choosing_metric(spec, task)
-    bases = (kept or RunCaches()).base
-    text = bases.text(spec)
+    bases = (caches or RunCaches()).model
+    text = bases.chat_encoder(spec)
     chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:  # before the weights are hashed, read and probed, which takes minutes
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
         count_invented_replies(task, splits.validation[0])
     with memory_errors(spec, "loading"):
-        base = bases.take(spec)
+        base = bases.get(spec)
     model = base.model
     if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
         raise ModelError(f"model {spec.model.name}: its chat template was changed while rows were read. Repeat the command.")
@@ -133,8 +133,12 @@ def prepare(spec: RunSpec, kept: RunCaches | None = None) -> RunSetup:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
-        sources=(*with_commit(found, "rows", dataset_commit(task)), *also_opened(found, opened | opened_later), *base.sources),
-        asked=request_fingerprints(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
+        sources=(
+            *with_commit(found, "rows", dataset_commit(task)),
+            *sources_opened_by_code(found, opened | opened_later),
+            *base.sources,
+        ),
+        fingerprints=request_fingerprints(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
     )
     _tell(run)
     return run

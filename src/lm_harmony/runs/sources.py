@@ -68,7 +68,7 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
     return (*(_read(kind, name, path) for kind, name, path in files), *hub)
 
 
-def also_opened(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
+def sources_opened_by_code(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
     """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
 
     Raises:

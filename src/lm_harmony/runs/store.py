@@ -45,7 +45,7 @@ class RunStore:
 
     folder: Path
     """Where everything of the run is."""
-    mirror: RemoteSync | None = None
+    remote: RemoteSync | None = None
     """Where the results are behind a URL: then the folder is a working copy, pushed when something in it is finished."""
 
     @classmethod
@@ -75,7 +75,7 @@ class RunStore:
             return
         if self.is_finished():
             refuse_finished(self.folder, self.record())
-        begun = self.asked()
+        begun = self.config()
         if begun is None:
             return
         if not resume:
@@ -101,7 +101,7 @@ class RunStore:
         """
         if overwrite:
             self._clear()
-        begun = self.asked()
+        begun = self.config()
         if begun is not None:
             refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)
         else:
@@ -110,7 +110,7 @@ class RunStore:
             config["sources"] = [source.to_dict() for source in sources]
             write_atomically(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
-    def asked(self) -> dict[str, Any] | None:
+    def config(self) -> dict[str, Any] | None:
         """Return what config.yaml holds, or None where no run was begun; DamagedFile where this or another file is damaged."""
         path = self.folder / "config.yaml"
         if not path.is_file():
@@ -144,17 +144,17 @@ class RunStore:
         """Return the folder of an epoch's checkpoint."""
         return self.folder / "checkpoints" / f"epoch-{epoch}"
 
-    def keep_checkpoints(self, epochs: Iterable[int]) -> None:
+    def remove_other_checkpoints(self, epochs: Iterable[int]) -> None:
         """Remove the checkpoints of all other epochs."""
-        kept = {self.checkpoint(epoch) for epoch in epochs}
+        caches = {self.checkpoint(epoch) for epoch in epochs}
         for folder in (self.folder / "checkpoints").glob("*"):
-            if folder not in kept:
+            if folder not in caches:
                 shutil.rmtree(folder)
-        if not kept:
+        if not caches:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             self._push()
 
-    def direct(self) -> Score | None:
+    def direct_score(self) -> Score | None:
         """Return the test score of the untouched model if it was computed before the run stopped."""
         path = self.folder / "direct.json"
         if not path.is_file():
@@ -164,7 +164,7 @@ class RunStore:
             refuse_no_number("direct", score)
             return score
 
-    def keep_direct(self, score: Score) -> None:
+    def write_direct_score(self, score: Score) -> None:
         """Keep the test score of the untouched model for a resumed run."""
         write_atomically(self.folder / "direct.json", json.dumps(score.to_dict()))
         self._push()
@@ -189,12 +189,12 @@ class RunStore:
         """Write the results in lm_eval's schema; ``time`` names the file."""
         write_atomically(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
-    def finish(self, record: RunRecord) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """Write the record: from here on the run is finished."""
         write_atomically(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
         self._push()
 
-    def fail(self, failure: Failure) -> None:
+    def write_failure(self, failure: Failure) -> None:
         """Note that the run was given up; what it finished before stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
@@ -208,11 +208,11 @@ class RunStore:
         with reading(path):
             return Failure.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
-    def forget_failure(self) -> None:
+    def remove_failure(self) -> None:
         """Let the run be tried again."""
         (self.folder / "failure.json").unlink(missing_ok=True)
-        if self.mirror is not None:
-            self.mirror.remove(f"{self._path}/failure.json")
+        if self.remote is not None:
+            self.remote.remove(f"{self._path}/failure.json")
 
     def pull(self) -> None:
         """Make a working copy what the results are; of results in a folder there is nothing to do.
@@ -220,17 +220,17 @@ class RunStore:
         Raises:
             StoreError: the results cannot be reached.
         """
-        if self.mirror is not None:
-            self.mirror.pull(self._path)
+        if self.remote is not None:
+            self.remote.pull(self._path)
 
     def _push(self) -> None:
-        if self.mirror is not None:
-            self.mirror.push(self._path)
+        if self.remote is not None:
+            self.remote.push(self._path)
 
     @property
     def _path(self) -> str:
-        assert self.mirror is not None
-        return self.folder.relative_to(self.mirror.folder).as_posix()
+        assert self.remote is not None
+        return self.folder.relative_to(self.remote.folder).as_posix()
 
     def record(self) -> RunRecord:
         """Read the record of a finished run.

@@ -159,7 +159,7 @@ def _group(rule: Mapping[str, Any], where: str) -> list[str]:
     for key in ("min_params_b", "max_params_b"):
         if key in rule:
             check_number(f"{where}: models: {key}", rule[key])
-    chosen = catalogue.fitting(**rule)
+    chosen = catalogue.select(**rule)
     if not rule or not chosen:
         families = sorted({info.family for info in catalogue.MODELS.values()})
         hint = did_you_mean(str(rule.get("family", "")), families)

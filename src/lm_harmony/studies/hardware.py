@@ -12,8 +12,8 @@ from lm_harmony.engine.adapters import trainee
 from lm_harmony.engine.memory import GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, GPU_WRITTEN_ROWS, MemoryBudget
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.runs.model_cache import RunCaches
-from lm_harmony.runs.setup import prepare
+from lm_harmony.runs.caches import RunCaches
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.flops import asked_flops, training_flops
 from lm_harmony.studies.workload import workload
@@ -170,13 +170,13 @@ def calibrate(spec: RunSpec) -> Hardware:
     """
     started = time.perf_counter()
     rows, training, scoring = SLICE, 0.0, 0.0
-    kept = RunCaches()  # the model is loaded once
-    prepare(_slice(spec, 1), kept)
+    caches = RunCaches()  # the model is loaded once
+    set_up_run(_slice(spec, 1), caches)
     load_seconds = time.perf_counter() - started
     begun = time.perf_counter()
     while True:
         part = _slice(spec, rows)
-        run = prepare(part, kept)
+        run = set_up_run(part, caches)
         load = workload(part, run.paths.room)
         micro_batch = part.execution.micro_batch
         with trainee(run.model, part.recipe, seed=0) as learner:

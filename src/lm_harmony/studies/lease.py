@@ -159,12 +159,12 @@ _FOLDER = ".leases"
 
 @contextmanager
 def remote_lease(
-    mirror: RemoteSync, run: str, *, lost: Callable[[], None], stale: float = STALE, beat: float = REMOTE_BEAT
+    remote: RemoteSync, run: str, *, lost: Callable[[], None], stale: float = STALE, beat: float = REMOTE_BEAT
 ) -> Iterator[None]:
     """Hold the lease of ``run`` for the length of a block.
 
     Args:
-        mirror: where the results are.
+        remote: where the results are.
         run: its name.
         lost: called from another thread when the lease was taken over.
         stale: seconds after which another holder's untouched lease is taken over.
@@ -174,12 +174,12 @@ def remote_lease(
         LeaseHeld: someone else holds it.
         StoreError: the results cannot be reached.
     """
-    before = _ages(mirror, run)
+    before = _ages(remote, run)
     if before and before[max(before)] < stale:
         raise LeaseHeld(f"{run} is held")
     mine = max(before, default=0) + 1
     try:
-        _touch(mirror, run, mine, "create")
+        _touch(remote, run, mine, "create")
     except FileExistsError:
         raise LeaseHeld(f"{run} was taken by another") from None
     ended = threading.Event()
@@ -188,15 +188,15 @@ def remote_lease(
         touched = time.monotonic()
         while not ended.wait(beat):
             with contextlib.suppress(StoreError):  # the store may be back before the lease is stale
-                if max(_ages(mirror, run), default=0) != mine:
+                if max(_ages(remote, run), default=0) != mine:
                     return lost()
-                _touch(mirror, run, mine, "overwrite")
+                _touch(remote, run, mine, "overwrite")
                 touched = time.monotonic()
             if time.monotonic() - touched > stale:
                 return lost()
 
     try:
-        if max(_ages(mirror, run), default=0) != mine:
+        if max(_ages(remote, run), default=0) != mine:
             raise LeaseHeld(f"{run} was taken by another")
         keeper = threading.Thread(target=keep, daemon=True)
         keeper.start()
@@ -207,25 +207,25 @@ def remote_lease(
             keeper.join()
     finally:
         for number in sorted(number for number in (*before, mine)):
-            mirror.remove(f"{_FOLDER}/{run}/{number}")
+            remote.remove(f"{_FOLDER}/{run}/{number}")
 
 
-def held_runs(mirror: RemoteSync, stale: float = STALE) -> set[str]:
+def held_runs(remote: RemoteSync, stale: float = STALE) -> set[str]:
     """Return the names of the runs that someone works on now."""
     found: dict[str, tuple[int, float]] = {}
-    for name, age in _ages_below(mirror, _FOLDER).items():
+    for name, age in _ages_below(remote, _FOLDER).items():
         run, _, number = name.removeprefix(f"{_FOLDER}/").rpartition("/")
         found[run] = max(found.get(run, (0, 0.0)), (int(number), age))
     return {run for run, (_, age) in found.items() if age < stale}
 
 
-def _ages(mirror: RemoteSync, run: str) -> dict[int, float]:
+def _ages(remote: RemoteSync, run: str) -> dict[int, float]:
     """Return number -> seconds since it was touched."""
-    return {int(name.rpartition("/")[2]): age for name, age in _ages_below(mirror, f"{_FOLDER}/{run}").items()}
+    return {int(name.rpartition("/")[2]): age for name, age in _ages_below(remote, f"{_FOLDER}/{run}").items()}
 
 
-def _ages_below(mirror: RemoteSync, path: str) -> Mapping[str, float]:
-    found, now = mirror.listed(path), datetime.now(UTC)
+def _ages_below(remote: RemoteSync, path: str) -> Mapping[str, float]:
+    found, now = remote.list_files(path), datetime.now(UTC)
     return {name: (now - _touched(info)).total_seconds() for name, info in found.items()}
 
 
@@ -240,8 +240,8 @@ def _touched(info: Mapping[str, object]) -> datetime:
     raise StoreError(f"{info.get('name')}: the store does not tell when a file was written, and a lease needs that. Use s3://.")
 
 
-def _touch(mirror: RemoteSync, run: str, number: int, mode: str) -> None:
-    with mirror.reaching():
+def _touch(remote: RemoteSync, run: str, number: int, mode: str) -> None:
+    with remote.clear_errors():
         if mode == "create":
-            mirror.filesystem.makedirs(f"{mirror.root}/{_FOLDER}/{run}", exist_ok=True)
-        mirror.filesystem.pipe_file(f"{mirror.root}/{_FOLDER}/{run}/{number}", b"held", mode=mode)
+            remote.filesystem.makedirs(f"{remote.root}/{_FOLDER}/{run}", exist_ok=True)
+        remote.filesystem.pipe_file(f"{remote.root}/{_FOLDER}/{run}/{number}", b"held", mode=mode)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lm_harmony.models.device import free_bytes
-from lm_harmony.models.loading import resolve_device, resolve_precision
+from lm_harmony.models.device import free_bytes, resolve_device, resolve_precision
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.flops import Size, asked_flops, training_flops
 from lm_harmony.studies.hardware import WORKSPACE, Hardware

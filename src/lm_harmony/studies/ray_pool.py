@@ -16,8 +16,8 @@ from typing import Any
 from lm_harmony.errors import MissingExtra, UsageError
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.plan import memory_of
-from lm_harmony.studies.run_location import RunLocation, mirror_of
-from lm_harmony.studies.worker import answer, kept_for
+from lm_harmony.studies.run_location import RunLocation, remote_of
+from lm_harmony.studies.worker import answer, caches_for
 
 try:
     import ray
@@ -35,13 +35,13 @@ class _Actor:
     """Lives in a process of the cluster."""
 
     def __init__(self, results_dir: str, url: str | None) -> None:
-        mirror = mirror_of(url)  # a working copy is where this node's user has its cache
-        self._results_dir, self._url = Path(results_dir) if mirror is None else mirror.folder, url
-        self._kept = kept_for(self._results_dir, url)
+        remote = remote_of(url)  # a working copy is where this node's user has its cache
+        self._results_dir, self._url = Path(results_dir) if remote is None else remote.folder, url
+        self._caches = caches_for(self._results_dir, url)
 
     def carry_out(self, spec: str) -> dict[str, Any]:
         asked = RunLocation(spec=RunSpec.from_dict(json.loads(spec)), results_dir=self._results_dir, url=self._url)
-        return answer(asked, self._kept)
+        return answer(asked, self._caches)
 
 
 class RayWorker:

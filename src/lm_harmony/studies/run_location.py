@@ -56,7 +56,7 @@ class RunLocation:
     @property
     def store(self) -> RunStore:
         """The run's folder."""
-        return RunStore(self.results_dir / self.name, mirror_of(self.url))
+        return RunStore(self.results_dir / self.name, remote_of(self.url))
 
     def standing(self, check: SourceCheck | None = None) -> Standing:
         """Look whether the run is finished and current; files are compared, nothing is loaded and no network is asked.
@@ -104,13 +104,13 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 
 @cache
-def mirror_of(url: str | None) -> RemoteSync | None:
-    """Return the one mirror of ``url`` that this process uses; None for results in a folder."""
+def remote_of(url: str | None) -> RemoteSync | None:
+    """Return the one RemoteSync of ``url`` that this process uses; None for results in a folder."""
     return None if url is None else RemoteSync(url)
 
 
 def give_up(assignment: RunLocation, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:
     """Record that a run cannot be done."""
     failure = Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail))
-    assignment.store.fail(failure)
+    assignment.store.write_failure(failure)
     return failure

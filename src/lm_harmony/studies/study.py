@@ -21,7 +21,7 @@ from lm_harmony.studies.events import EventLog
 from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import held_runs, is_held
 from lm_harmony.studies.pool import Hand, Queue, default_workers, local_workers, work_through
-from lm_harmony.studies.run_location import RunLocation, give_up, mirror_of
+from lm_harmony.studies.run_location import RunLocation, give_up, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +99,10 @@ class Study:
         Raises:
             StoreError: results behind a URL cannot be reached.
         """
-        mirror = mirror_of(self.spec.results_url)
-        if mirror is not None:
-            mirror.pull_ended()
-        held = None if mirror is None else held_runs(mirror)
+        remote = remote_of(self.spec.results_url)
+        if remote is not None:
+            remote.pull_outcomes()
+        held = None if remote is None else held_runs(remote)
         finished, failed, running, waiting = [], {}, [], []
         changed, unverified, check = {}, {}, SourceCheck()
         standings = {assignment: assignment.standing(check) for assignment in self.assignments}
@@ -156,7 +156,7 @@ class Study:
         if retry_failed:
             retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
             for assignment in retried:
-                assignment.store.forget_failure()
+                assignment.store.remove_failure()
         left = [*now.waiting, *now.running, *retried]
         queue, attempts = Queue(left), Counter[str]()
         events = EventLog(self.spec.results_dir)

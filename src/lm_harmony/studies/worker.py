@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
-from lm_harmony.runs.direct_score_cache import DirectScoreCache
-from lm_harmony.runs.model_cache import RunCaches
+from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.hub_check import HubCheck
 from lm_harmony.studies.lease import LeaseHeld, lease, remote_lease
 from lm_harmony.studies.plan import fitting_at_once
-from lm_harmony.studies.run_location import RunLocation, give_up, mirror_of
+from lm_harmony.studies.run_location import RunLocation, give_up, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ HELD_PAUSE = 1.0
 """Seconds before the answer that another study holds a run."""
 
 
-def carry_out(assignment: RunLocation, kept: RunCaches) -> None:
+def carry_out(assignment: RunLocation, caches: RunCaches) -> None:
     """Finish a run: begin it, or go on after its last finished epoch; record why it cannot be done.
 
     Raises:
@@ -57,14 +56,14 @@ def carry_out(assignment: RunLocation, kept: RunCaches) -> None:
         try:
             try:
                 if not store.is_finished():
-                    train_before_test(spec, store, resume=True, kept=kept)
+                    train_before_test(spec, store, resume=True, caches=caches)
                 elif standing.reason is None:
-                    add_direct(store, spec, kept)
+                    add_direct(store, spec, caches)
                 else:
                     raise NotCurrent(standing.reason)
             except NotCurrent as error:
                 log.info("%s: carried out again from its beginning: %s", assignment.name, error)
-                train_before_test(spec, store, overwrite=True, kept=kept)
+                train_before_test(spec, store, overwrite=True, caches=caches)
         except HarmonyError as error:
             if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
                 raise
@@ -73,10 +72,10 @@ def carry_out(assignment: RunLocation, kept: RunCaches) -> None:
 
 
 def _leased(assignment: RunLocation) -> AbstractContextManager[None]:
-    mirror = assignment.store.mirror
-    if mirror is None:
+    remote = assignment.store.remote
+    if remote is None:
         return lease(assignment.store.folder, lost=_leave)
-    return remote_lease(mirror, assignment.name, lost=_leave)
+    return remote_lease(remote, assignment.name, lost=_leave)
 
 
 def _leave() -> None:
@@ -84,15 +83,15 @@ def _leave() -> None:
     os._exit(3)
 
 
-def kept_for(results_dir: Path, url: str | None) -> RunCaches:
+def caches_for(results_dir: Path, url: str | None) -> RunCaches:
     """Return what the runs of one process hand on to one another."""
-    return RunCaches(directs=DirectScoreCache(results_dir / "direct", mirror_of(url)))
+    return RunCaches(direct_scores=DirectScoreCache(results_dir / "direct", remote_of(url)))
 
 
-def answer(assignment: RunLocation, kept: RunCaches) -> dict[str, Any]:
+def answer(assignment: RunLocation, caches: RunCaches) -> dict[str, Any]:
     """Carry out a run and say how it went: {"outcome": finished | failed | held | no room, ...}."""
     try:
-        carry_out(assignment, kept)
+        carry_out(assignment, caches)
         said: dict[str, Any] = {"outcome": "finished"}
     except LeaseHeld:
         time.sleep(HELD_PAUSE)  # whoever sent this run will send it again
@@ -105,7 +104,7 @@ def answer(assignment: RunLocation, kept: RunCaches) -> dict[str, Any]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         outcome = "no room" if full else "surprised"
         said = {"outcome": outcome, "kind": type(error).__name__, "cause": str(error)}
-    return {**said, "loads": kept.base.loads}
+    return {**said, "loads": caches.model.loads}
 
 
 def _fitting(specs: list[dict[str, Any]]) -> dict[str, int]:
@@ -129,16 +128,16 @@ def main() -> None:
         os._exit(0)  # the coordinator is gone
 
     threading.Thread(target=listen, daemon=True).start()
-    kept: RunCaches | None = None
+    caches: RunCaches | None = None
     while True:
         asked = json.loads(waiting.get())
         if "fitting" in asked:
             print(json.dumps(_fitting(asked["fitting"])), file=replies, flush=True)
             continue
         spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
-        kept = kept or kept_for(results_dir, asked["url"])
+        caches = caches or caches_for(results_dir, asked["url"])
         assignment = RunLocation(spec=spec, results_dir=results_dir, url=asked["url"])
-        print(json.dumps(answer(assignment, kept)), file=replies, flush=True)
+        print(json.dumps(answer(assignment, caches)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.engine.train_state import order_of_rows
 from lm_harmony.engine.training import passes
-from lm_harmony.models.checkpoint import hollow_module
-from lm_harmony.models.loading import LanguageModel, assemble
+from lm_harmony.models.checkpoint import meta_module
+from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.flops import DecodingWork, ScoringWork, Size, TrainingWork
@@ -188,8 +188,8 @@ def _hollow(spec: ModelSpec) -> LanguageModel:
     """Build a model's modules on the meta device: every shape, no weight."""
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     config = AutoConfig.from_pretrained(spec.name, **options)
-    module = hollow_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
-    return assemble(spec.name, module, AutoTokenizer.from_pretrained(spec.name, **options))
+    module = meta_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
+    return build_language_model(spec.name, module, AutoTokenizer.from_pretrained(spec.name, **options))
 
 
 @lru_cache(maxsize=256)

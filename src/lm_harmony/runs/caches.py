@@ -5,30 +5,27 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.backends import Backend, choose_backend
-from lm_harmony.models.loading import (
-    LanguageModel,
-    Precision,
-    find_model,
-    load_model,
-    load_text,
-    resolve_device,
-    resolve_precision,
-)
+from lm_harmony.errors import DamagedFile
+from lm_harmony.models.device import Precision, resolve_device, resolve_precision
+from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, locate_model
 from lm_harmony.models.text import TextEncoder
-from lm_harmony.runs.direct_score_cache import DirectScoreCache
+from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class LoadedModel:
     """A loaded base model."""
 
     model: LanguageModel
@@ -60,9 +57,9 @@ class ModelCache:
         """Hold nothing yet."""
         self.loads = 0
         self._asked: _Asked | None = None
-        self._base: Base | None = None
+        self._base: LoadedModel | None = None
 
-    def text(self, spec: RunSpec) -> TextEncoder | None:
+    def chat_encoder(self, spec: RunSpec) -> TextEncoder | None:
         """Return the tokenizer whose chat template ``spec`` asks for, or None where it asks for none; no weights are read.
 
         Raises:
@@ -70,16 +67,16 @@ class ModelCache:
         """
         resolve_device(spec.execution.device)
         options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
-        _, folder, _ = find_model(spec.model.name, **options)
+        _, folder, _ = locate_model(spec.model.name, **options)
         if not spec.model.apply_chat_template:
             return None
         same_model = self._asked is not None and self._asked.model == _without_chat(spec.model)
         held = self._base if same_model and self._asked == _asked(spec) else None
-        text = load_text(spec.model.name, folder=folder, **options) if held is None else held.model.text
+        text = load_text_encoder(spec.model.name, folder=folder, **options) if held is None else held.model.text
         text.require_chat_template()
         return text
 
-    def take(self, spec: RunSpec) -> Base:
+    def get(self, spec: RunSpec) -> LoadedModel:
         """Return the base that ``spec`` asks for, loaded if another one (or a changed one) is held.
 
         Raises:
@@ -96,13 +93,41 @@ class ModelCache:
         return self._base
 
 
+@dataclass(frozen=True)
+class DirectScoreCache:
+    """The folder that holds them: <id>/direct.json and <id>/samples_direct.jsonl."""
+
+    folder: Path
+    """Where they are."""
+    remote: RemoteSync | None = None
+    """Where the results are behind a URL."""
+
+    def get(self, name: str) -> Score | None:
+        """Return the score kept under ``asked.direct_id``, with its samples; None where there is none that can be read."""
+        store = RunStore(self.folder / name, self.remote)
+        store.pull()
+        try:
+            known = store.direct_score()
+            return known and replace(known, samples=store.samples("direct"))
+        except DamagedFile as error:
+            log.warning("the direct score is computed again: %s", error)
+            return None
+
+    def put(self, name: str, score: Score) -> None:
+        """Keep a score; the samples go first, so that a score that is found is whole."""
+        store = RunStore(self.folder / name, self.remote)
+        store.folder.mkdir(parents=True, exist_ok=True)
+        store.write_samples("direct", score.samples)
+        store.write_direct_score(score)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunCaches:
     """What runs hand on to one another."""
 
-    base: ModelCache = field(default_factory=ModelCache)
+    model: ModelCache = field(default_factory=ModelCache)
     """The loaded model."""
-    directs: DirectScoreCache | None = None
+    direct_scores: DirectScoreCache | None = None
     """Test scores of untouched models, for every seed and recipe."""
 
 
@@ -139,7 +164,7 @@ def _without_chat(model: ModelSpec) -> ModelSpec:
     return replace(model, apply_chat_template=False, chat_template_date=None)
 
 
-def _load(asked: _Asked) -> Base:
+def _load(asked: _Asked) -> LoadedModel:
     model = load_model(
         asked.model.name,
         revision=asked.model.revision,
@@ -152,4 +177,4 @@ def _load(asked: _Asked) -> Base:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     paths = choose_backend(model, asked.engine)
     sources = with_commit(asked.sources, "model", model.revision)
-    return Base(model=model, paths=paths, checksum=checksum(model.module), sources=sources)
+    return LoadedModel(model=model, paths=paths, checksum=checksum(model.module), sources=sources)
