@@ -12,8 +12,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
 from lm_harmony.benchmarks.harness.results import experiment_of, hash_of_samples
-from lm_harmony.benchmarks.harness.scoring import BOOTSTRAP_DRAWS
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import RunSetup

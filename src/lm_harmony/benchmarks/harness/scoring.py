@@ -10,22 +10,21 @@ import hashlib
 import inspect
 import json
 import logging
-import math
 import random
 import re
-import statistics
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import datasets
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import mean, mean_stderr
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
+from lm_harmony.benchmarks.harness.bootstrap import finite_value, standard_error
 from lm_harmony.benchmarks.harness.lm import arguments_of
 from lm_harmony.benchmarks.harness.task_functions import LOADED_FROM
 from lm_harmony.benchmarks.types import Example, Reply, RequestKind, Score
@@ -130,9 +129,6 @@ def _told(value: Any) -> Any:
 
 log = logging.getLogger(__name__)
 
-BOOTSTRAP_DRAWS = 1000
-"""Resamples behind a standard error that has no closed form (mcc, f1, bits_per_byte); lm_eval draws 100,000, for minutes."""
-
 
 def direction_of(task: str, metric: str, higher: Any) -> bool | None:
     """Return whether a higher score is better; None where neither the task's file nor lm_eval's registry of metrics says it.
@@ -183,11 +179,11 @@ def count(task: Task, examples: Sequence[Example], replies: Sequence[Sequence[Re
     metrics, stderrs = {}, {}
     for (metric, ensemble_name), items in values.items():
         aggregate, key = aggregations.get(metric, mean), f"{metric},{ensemble_name}"
-        value = _finite(aggregate, items)
+        value = finite_value(aggregate, items)
         if value is None:
             log.warning("%s of %s has no finite value here and is left out of the score.", key, task.config.task)
             continue
-        metrics[key], stderrs[key] = value, _stderr(aggregate, items) if errors else None
+        metrics[key], stderrs[key] = value, standard_error(aggregate, items) if errors else None
     return Score(metrics=metrics, stderrs=stderrs, documents=len(asked), samples=tuple(kept))
 
 
@@ -199,27 +195,6 @@ def _instances(task: Task, example: Example, replies: Sequence[Reply]) -> list[I
         instance.resps.append(reply)
         instances.append(instance)
     return instances
-
-
-def _finite(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:
-    """Return the aggregated value, or None if it is too large for a float: e to the nats of a "word" of 2,000 characters is."""
-    try:
-        value = float(aggregate(items))
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _stderr(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:
-    if len(items) < 2:
-        return None
-    if aggregate is mean:
-        return float(mean_stderr(items))
-    draw = random.Random(0)
-    values = [_finite(aggregate, draw.choices(items, k=len(items))) for _ in range(BOOTSTRAP_DRAWS)]
-    finite = [value for value in values if value is not None]
-    # Of values near the largest float the squares overflow: then there is no standard error either.
-    return _finite(statistics.stdev, finite) if len(finite) == len(values) else None
 
 
 def _sample(
