@@ -108,17 +108,17 @@ def test_a_command_beside_a_damaged_file_ends_with_one_line(
 def test_a_damaged_direct_score_that_runs_share_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shared = DirectScoreCache(tmp_path)
     score = Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=1, samples=({"doc_id": 0},))
-    shared.keep("0123", score)
-    assert shared.find("0123") == score and not caplog.messages  # negative control
+    shared.put("0123", score)
+    assert shared.get("0123") == score and not caplog.messages  # negative control
     for name in ("direct.json", "samples_direct.jsonl"):
         for content in FOREIGN[:2] if name == "direct.json" else FOREIGN[:1]:
             (tmp_path / "0123" / name).write_bytes(content + b"\n")
             caplog.clear()
-            assert shared.find("0123") is None
+            assert shared.get("0123") is None
             (told,) = caplog.messages
             assert told.startswith("the direct score is computed again: ") and f"{name} cannot be read" in told
-        shared.keep("0123", score)
-        assert shared.find("0123") == score
+        shared.put("0123", score)
+        assert shared.get("0123") == score
 
 
 def test_epochs_are_appended_whole(tmp_path: Path) -> None:
