@@ -2,7 +2,7 @@
 
 import sys
 
-from lm_harmony.cli import main
+from lm_harmony.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
-from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
+from lm_harmony.cli.run_spec import _PROTOCOL, FIELDS, built_in_lines, given_flags, run_spec
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
 from lm_harmony.runs.spec import RunSpec
@@ -58,6 +58,29 @@ def test_the_flags_are_frozen() -> None:
     assert names(flags.train_param) == TRAIN_PARAM
     groups = {"train_param": TRAIN_PARAM, "dataset_param": DATASET_PARAM}
     assert all(flag.split(".")[1] in groups[flag.split(".")[0]] for flag in BUILT_IN)
+
+
+def test_the_table_sets_every_field_of_a_specification_once() -> None:
+    spec = spec_of("--base_model m --task_name t")
+    parts = {"model": spec.model, "benchmark": spec.benchmark, "caps": spec.benchmark.caps, "recipe": spec.recipe}
+    expected = {f"{name}.{field}" for name, part in parts.items() for field in names(part) if field != "caps"}
+    expected |= {f"execution.{field}" for field in names(spec.execution)}
+    expected |= {f"run.{field}" for field in names(spec) - {*parts, "execution"}}
+    assert set(FIELDS) == expected
+
+
+def test_every_flag_is_used() -> None:
+    """Each changes the specification, is built in, is refused, or belongs to the command itself."""
+    command = {"exp_name", "results_dir", "only_evaluate", "resume_from_checkpoint", "overwrite", "debug"}
+    used = {source for source in FIELDS.values() if isinstance(source, str)} | {*BUILT_IN, *_PROTOCOL, *command}
+    for source in FIELDS.values():
+        if not isinstance(source, str):
+            names_in_code = source.__code__.co_names
+            used |= {name for name in FLAGS if name in names_in_code}
+            used |= {f"train_param.{name}" for name in TRAIN_PARAM if name in names_in_code}
+            used |= {f"dataset_param.{name}" for name in DATASET_PARAM if name in names_in_code}
+    flags = FLAGS | {f"train_param.{name}" for name in TRAIN_PARAM} | {f"dataset_param.{name}" for name in DATASET_PARAM}
+    assert flags - used == set()
 
 
 def test_the_reference_command_is_the_published_recipe() -> None:
@@ -126,7 +149,7 @@ def test_the_date_of_chat_templates_is_part_of_what_is_asked() -> None:
 def test_flags_that_are_built_in_say_so_when_given() -> None:
     arguments = ["--train_param.packing", "--train_param.no-auto_find_batch_size", "--train_param.save_safetensors"]
     lines = built_in_lines(given_flags(arguments))
-    assert [line.split(":")[0] for line in lines] == [
+    assert [line.split(" has no effect: ")[0] for line in lines] == [
         "--train_param.packing",
         "--train_param.save_safetensors",
         "--train_param.auto_find_batch_size",

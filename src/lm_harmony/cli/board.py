@@ -1,4 +1,4 @@
-"""``lm-harmony leaderboard``, ``analyze``, ``compare``, ``place``: what they take and what they show."""
+"""``lm-harmony leaderboard``, ``analyze``, ``compare``, ``place`` and ``page``: the commands that read finished runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
+from lm_harmony.cli.console import PIPE_WIDTH, say, show_table
 from lm_harmony.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -53,15 +54,11 @@ def leaderboard(
         sys.stdout.write(written)
         return
     console = Console()
-    width = console.width if console.is_terminal else 10_000
-    table = text.board_table(board, width)
-    if not console.is_terminal:  # into a pipe or a file nothing is cut
-        console = Console(width=max(80, console.measure(table, options=console.options.update(width=width)).maximum))
-    console.print(table)
+    show_table(text.board_table(board, console.width if console.is_terminal else PIPE_WIDTH))
     explained = "" if board.explained is None else f"; PC1 explains {board.explained:.1%} of the variance"
-    _say(f"Reference: {board.reference}{explained}", *board.notes)
+    say(f"Reference: {board.reference}{explained}", *board.notes)
     if any(row.basis == "predicted" for row in board.rows):
-        _say("~ predicted from the benchmarks that the model has (lm-harmony place tells more)")
+        say("~ predicted from the benchmarks that the model has (lm-harmony place tells more)")
 
 
 def analyze(
@@ -96,7 +93,7 @@ def analyze(
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
-    _say(*summary(made), f"{len(written)} files in {output}, {output / 'summary.md'} tells what came out")
+    say(*summary(made), f"{len(written)} files in {output}, {output / 'summary.md'} tells what came out")
 
 
 def compare(
@@ -117,10 +114,10 @@ def compare(
 
     matrix = read(results)
     found = paired.compare(matrix, matrix.model_called(first), matrix.model_called(second))
-    _show_table(comparison_table(found, {fact.task: fact for fact in matrix.benchmarks}))
+    show_table(comparison_table(found, {fact.task: fact for fact in matrix.benchmarks}))
     clear = [duel for duel in found.duels if duel.holm is not None and duel.holm < 0.05]
     ahead = sum(duel.difference > 0 for duel in clear)
-    _say(
+    say(
         f"first: {found.first}, second: {found.second}; a positive difference is better for the first; ± one standard error",
         f"* told apart at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
         f"of {len(found.duels)} comparisons",
@@ -161,6 +158,32 @@ def place(
         _show_suggestion(select_benchmarks(published_placement(), suggest), known)
 
 
+def page(
+    results: Annotated[Path | None, tyro.conf.Positional] = None,
+    /,
+    published: bool = False,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("board.html"),
+) -> None:
+    """Write the board as one interactive HTML page that opens anywhere, without a network.
+
+    Args:
+        results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.
+        published: show the models among those of the published board, on its PC1, which no new model moves.
+        output: the HTML file; an earlier one is replaced.
+    """
+    from lm_harmony.report.page import write_page
+    from lm_harmony.report.page_data import page_data
+
+    if results is None and not published:
+        raise UsageError("results: name a folder of runs, or add --published for the published board.")
+    only_published = results is None or (results == PUBLISHED and not results.exists())
+    matrix = None if only_published else read(results or PUBLISHED)
+    data = page_data(matrix, published=published or only_published)
+    write_page(data, output)
+    size = output.stat().st_size / 1e6
+    say(f"{output}: {len(data['models'])} models x {len(data['benchmarks'])} benchmarks, {size:.1f} MB. Open it in a browser.")
+
+
 def read(results: Path) -> ScoreMatrix:
     """Return the matrix of a folder or file, or of the word "published".
 
@@ -182,24 +205,24 @@ def _by_seed(results: Path, matrix: ScoreMatrix) -> list[ScoreMatrix]:
 def _show_placement(placed: Placement) -> None:
     how = f"predicted from {', '.join(placed.benchmarks)}" if placed.missing else "computed from all its benchmarks"
     check = placed.validation
-    _say(
+    say(
         f"{placed.model} on the published board: PC1 {placed.pc1:.1f} ({placed.low:.1f} to {placed.high:.1f}), "
         f"rank {placed.rank} ({placed.rank_low} to {placed.rank_high}) among {placed.of} other models; {how}"
     )
     if placed.missing:
-        _say(
+        say(
             f"with these benchmarks, models of families left out are placed with Kendall's tau {check.tau:.3f}, a PC1 error of "
             f"{check.rmse:.1f} (root mean square) and {check.rank_error:.1f} places on average; {check.coverage:.0%} of them lie "
             "in their 95% interval"
         )
     if placed.outside:
-        _say(f"beyond what published models score on {', '.join(placed.outside)}: the fit extrapolates there")
+        say(f"beyond what published models score on {', '.join(placed.outside)}: the fit extrapolates there")
 
 
 def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
     chosen, best, cheapest = found.chosen, found.best, found.cheapest
     names = ", ".join(f"{task} (measured already)" if task in known else task for task in chosen.benchmarks)
-    _say(
+    say(
         f"suggested: {names}: tau {chosen.tau:.3f} with families left out, {chosen.train_rows:,} training rows",
         f"best: {', '.join(best.benchmarks)}: tau {best.tau:.3f}, {best.train_rows:,} training rows",
         f"cheapest: {', '.join(cheapest.benchmarks)}: tau {cheapest.tau:.3f}, {cheapest.train_rows:,} training rows",
@@ -208,18 +231,5 @@ def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
     )
 
 
-def _say(*lines: str) -> None:
-    console = Console(soft_wrap=True)
-    for line in lines:
-        console.print(line, markup=False, highlight=False)
-
-
-def _show_table(table: object) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
-
-
-COMMANDS = (leaderboard, analyze, compare, place)
+COMMANDS = (leaderboard, analyze, compare, place, page)
 """What the command line registers."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from lm_harmony.analysis.agreement import agreement
@@ -15,6 +14,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
+from lm_harmony.cli.console import say, show_table
 from lm_harmony.cli.study import run_study
 from lm_harmony.demo.study import demo_study, demo_workers
 from lm_harmony.errors import MissingExtra, UsageError
@@ -34,13 +34,13 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
     study = demo_study(results_dir, build=build, fast=fast)
     if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
         return False
-    matrix, console = demo_matrix(study, build), Console()
+    matrix = demo_matrix(study, build)
     for preparation in PREPARATIONS:
-        console.print(_board(matrix, preparation))
-    console.print("Scores in %, in brackets the place among the models.")
+        show_table(_board(matrix, preparation))
+    say("Scores in %, in brackets the rank among the models.")
     for preparation in PREPARATIONS:
-        console.print(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}", highlight=False)
-    _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"), console)
+        say(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}")
+    _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"))
     return True
 
 
@@ -107,11 +107,11 @@ def _agreement(matrix: ScoreMatrix, preparation: Preparation) -> str:
         return f"{tau}; no components: {error}"
 
 
-def _write_page(matrix: ScoreMatrix, path: Path, console: Console) -> None:
+def _write_page(matrix: ScoreMatrix, path: Path) -> None:
     """Write the board as a page, or say what it takes; the results stand without it."""
     try:
         write_page(page_data(matrix), path)
     except MissingExtra as error:
-        console.print(f"No page: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"No page: {error}")
     else:
-        console.print(f"The board as a page: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        say(f"The board as a page: {path.resolve()}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from lm_harmony.cli import board as board_command
-from lm_harmony.cli import page as page_command
+from lm_harmony.cli.console import say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
 
@@ -35,20 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_command.run(flags, words)
 
     commands = tyro.extras.SubcommandApp()
-    for command in (run, plan, fetch, study, status, *board_command.COMMANDS, page_command.page, benchmarks, models, demo):
+    for command in (run, plan, fetch, study, status, *board_command.COMMANDS, benchmarks, models, demo):
         commands.command(command)
     try:
         said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
     except HarmonyError as error:
         if "--debug" in words:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"lm-harmony: {error}", markup=False, highlight=False)
+        say(f"lm-harmony: {error}", stderr=True)
         return 1
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print("lm-harmony: interrupted.", highlight=False)
+        say("lm-harmony: interrupted.", stderr=True)
         return 130
     return 1 if said is False else 0
 
@@ -71,13 +70,13 @@ def plan(
         skip: leave out the runs whose name holds one of these.
     """
     from lm_harmony.cli import plan as plan_command
-    from lm_harmony.cli import run as run_command
+    from lm_harmony.cli.console import quiet_libraries
     from lm_harmony.studies.hardware import calibrate, hardware_named
     from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
     check_integer("workers", workers, 1)
-    run_command.quiet_libraries()
+    quiet_libraries()
     specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
     planned = make_plan(specs, machine)
@@ -158,7 +157,7 @@ def benchmarks() -> None:
     for info in BENCHMARKS.values():
         splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
         table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
-    _show(table)
+    show_table(table)
 
 
 def models() -> None:
@@ -169,7 +168,7 @@ def models() -> None:
     for info in MODELS.values():
         tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
         table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
-    _show(table)
+    show_table(table)
 
 
 def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:
@@ -184,15 +183,6 @@ def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir
     from lm_harmony.demo.study import SHIPPED
 
     return run_demo(results_dir, build_dir or SHIPPED, fast=fast)
-
-
-def _show(table: Table) -> None:
-    """Print a table; into a pipe or a file at its full width, so that no name is cut."""
-    console = Console()
-    if not console.is_terminal:
-        wide = console.options.update(width=1_000)
-        console = Console(width=console.measure(table, options=wide).maximum)
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 
+from lm_harmony.cli.console import say, show_table
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
 from lm_harmony.studies.time_model import TERMS, binding_term, together
@@ -24,19 +24,16 @@ FIXED = "fixed: loading models, reading rows, writing files."
 
 def show_plan(plan: Plan, workers: int) -> None:
     """Print what a study takes, model by model and in all: work, time by phase and term, and what the time rests on."""
-    console = Console()
     if plan.models:
-        console.print(_work(plan))
-        for line in _times(plan):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
+        show_table(_work(plan))
+        say(*_times(plan))
+        show_table(_constants(plan.hardware, decoding="decoding" in plan.phases))
     runs = sum(model.runs for model in plan.models)
     total = f"{runs} runs, {_time(plan.hours)} for one worker"
     if workers > 1:
         total += f", {_time(plan.hours / workers)} for {workers} (if none of them waits)"
-    console.print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", highlight=False)
-    for run, cause in plan.missing.items():
-        console.print(f"not counted: {run}: {cause}", highlight=False, markup=False, soft_wrap=True)
+    say(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.")
+    say(*(f"not counted: {run}: {cause}" for run, cause in plan.missing.items()))
 
 
 def _plan_table(title: str, *columns: str | Column) -> Table:

@@ -1,8 +1,11 @@
-"""Flags of the reference command line -> a run's specification."""
+"""Flags of ``lm-harmony run`` -> RunSpec. The table ``FIELDS`` says which flag sets which field."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+from typing import Any
 
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
@@ -23,135 +26,152 @@ def given_flags(arguments: Sequence[str]) -> frozenset[str]:
 
 
 def built_in_lines(given: Collection[str]) -> list[str]:
-    """Return one line for each given flag whose effect is built in."""
-    return [f"--{flag}: {reason}." for flag, reason in BUILT_IN.items() if flag in given]
+    """Return one line for each given flag that has no effect because what it asks for is built in."""
+    return [f"--{flag} has no effect: {reason}." for flag, reason in BUILT_IN.items() if flag in given]
 
 
 def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
-    """Turn flags into a specification.
+    """Return the specification of the run that the flags describe.
 
     Args:
         flags: the parsed command line.
-        given: names of the flags that were on it, where a default differs from saying it.
+        given: names of the flags that stood on the command line, because some defaults differ from the same value given.
 
     Raises:
-        UsageError: a value against a rule, or a flag that would change the protocol.
+        UsageError: a value is not allowed, two flags contradict each other, or a flag would change the protocol.
     """
     _refuse_other_protocols(flags)
-    train, data = flags.train_param, flags.dataset_param
-    metric = train.metric_for_best_model
+    parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for target, source in FIELDS.items():
+        part, field = target.split(".")
+        parts[part][field] = attrgetter(source)(flags) if isinstance(source, str) else source(flags, given)
     return RunSpec(
-        model=ModelSpec(
-            name=flags.base_model,
-            revision=flags.revision,
-            trust_remote_code=flags.trust_remote_code,
-            apply_chat_template=data.apply_chat_template,
-            chat_template_date=_chat_template_date(flags, given),
-        ),
-        benchmark=BenchmarkSpec(
-            task=flags.task_name,
-            include_path=flags.include_path,
-            data_dir=flags.data_dir,
-            caps=Caps(train=data.max_num_train, validation=data.max_num_valid, test=data.max_num_test),
-            split_protocol=flags.split_protocol,
-        ),
-        recipe=_recipe(flags),
-        seed=_seed(flags, given),
-        metric=None if metric is None else metric.removeprefix("eval_"),
-        greater_is_better=train.greater_is_better if "train_param.greater_is_better" in given else None,
-        choose_best=train.load_best_model_at_end,
-        direct=flags.eval_before_train,
-        test=flags.eval_after_train,
-        test_curve=flags.eval_every_epoch,
-        execution=Execution(
-            device=flags.device,
-            engine=flags.engine,
-            micro_batch=train.per_device_train_batch_size,
-            eval_batch_size=min(train.per_device_eval_batch_size, flags.eval_max_batch_size or train.per_device_eval_batch_size),
-            gradient_checkpointing=train.gradient_checkpointing,
-            save_checkpoints=train.save_strategy == "epoch",
-            trackers=_trackers(train.report_to),
-            logging_steps=train.logging_steps if train.logging_strategy == "steps" else None,
-            use_git=flags.use_git,
-        ),
+        model=ModelSpec(**parts["model"]),
+        benchmark=BenchmarkSpec(caps=Caps(**parts["caps"]), **parts["benchmark"]),
+        recipe=Recipe(**parts["recipe"]),
+        execution=Execution(**parts["execution"]),
+        **parts["run"],
     )
 
 
 def _chat_template_date(flags: RunFlags, given: Collection[str]) -> str:
+    day = flags.dataset_param.chat_template_date
     if "dataset_param.chat_template_date" in given and not flags.dataset_param.apply_chat_template:
         raise UsageError(
-            f"dataset_param.chat_template_date {flags.dataset_param.chat_template_date} has no effect without a chat template. "
-            f"Add --dataset_param.apply_chat_template, or drop the date."
+            f"dataset_param.chat_template_date = {day} has no effect without a chat template. "
+            f"Add --dataset_param.apply_chat_template, or remove the date."
         )
-    return flags.dataset_param.chat_template_date
+    return day
 
 
-def _recipe(flags: RunFlags) -> Recipe:
-    train = flags.train_param
-    if train.bf16 and flags.dtype not in ("auto", "bfloat16"):
-        raise UsageError(f"train_param.bf16 contradicts --dtype {flags.dtype}. Give one of them.")
-    return Recipe(
-        lora=flags.peft_config if flags.use_peft else None,
-        epochs=train.num_train_epochs,
-        learning_rate=train.learning_rate,
-        batch_size=train.per_device_train_batch_size * train.gradient_accumulation_steps,
-        max_length=train.max_seq_length,
-        completion_only=flags.completion_only,
-        optimizer=train.optim,
-        adam_beta1=train.adam_beta1,
-        adam_beta2=train.adam_beta2,
-        adam_epsilon=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        lr_schedule=train.lr_scheduler_type,
-        warmup_steps=train.warmup_steps,
-        warmup_ratio=train.warmup_ratio,
-        max_steps=None if train.max_steps == -1 else train.max_steps,
-        dtype="bfloat16" if train.bf16 else flags.dtype,
-        max_new_tokens=flags.max_new_tokens,
-    )
-
-
-def _refuse_other_protocols(flags: RunFlags) -> None:
-    train = flags.train_param
-    for flag, value, allowed, remedy in (
-        (
-            "train_param.eval_strategy",
-            train.eval_strategy,
-            ("epoch",),
-            "The protocol chooses between epochs: use epoch.",
-        ),
-        ("train_param.save_strategy", train.save_strategy, ("epoch", "no"), "Use epoch, or no."),
-        ("train_param.logging_strategy", train.logging_strategy, ("steps", "epoch", "no"), "Use steps, epoch or no."),
-        ("train_param.fp16", train.fp16, (False,), "Half precision loses small gradients here: use --dtype bfloat16."),
-        ("train_param.save_safetensors", train.save_safetensors, (True,), "Nothing else is written: drop the flag."),
-    ):
-        if value not in allowed:
-            raise UsageError(f"{flag} cannot be {value!r}. {remedy}")
-    for flag, size in (
-        ("train_param.gradient_accumulation_steps", train.gradient_accumulation_steps),
-        ("eval_max_batch_size", flags.eval_max_batch_size),
-    ):
-        if size is not None:
-            check_integer(flag, size, 1)
+def _dtype(flags: RunFlags, given: Collection[str]) -> str:
+    if flags.train_param.bf16 and flags.dtype not in ("auto", "bfloat16"):
+        raise UsageError(f"train_param.bf16 contradicts dtype = {flags.dtype}. Give one of them.")
+    return "bfloat16" if flags.train_param.bf16 else flags.dtype
 
 
 def _seed(flags: RunFlags, given: Collection[str]) -> int:
-    seed = flags.random_seed
-    if "train_param.seed" in given:
-        if "random_seed" in given and seed != flags.train_param.seed:
-            raise UsageError(
-                f"train_param.seed {flags.train_param.seed} contradicts random_seed {seed}: one seed governs all. Give one."
-            )
-        seed = flags.train_param.seed
-    return seed
+    seed, theirs = flags.random_seed, flags.train_param.seed
+    if "train_param.seed" not in given:
+        return seed
+    if "random_seed" in given and seed != theirs:
+        raise UsageError(f"train_param.seed = {theirs} contradicts random_seed = {seed}: a run has one seed. Give one of them.")
+    return theirs
 
 
-def _trackers(report_to: str) -> tuple[str, ...]:
-    names = tuple(name for name in report_to.replace(",", " ").split() if name != "none")
+def _eval_batch_size(flags: RunFlags, given: Collection[str]) -> int:
+    size = flags.train_param.per_device_eval_batch_size
+    return min(size, flags.eval_max_batch_size or size)
+
+
+def _trackers(flags: RunFlags, given: Collection[str]) -> tuple[str, ...]:
+    names = tuple(name for name in flags.train_param.report_to.replace(",", " ").split() if name != "none")
     for name in names:
         if name not in TRACKERS:
             raise UsageError(
-                f"train_param.report_to: no tracker {name!r}.{did_you_mean(name, TRACKERS)} Use {', '.join(TRACKERS)} or none."
+                f"train_param.report_to = {name!r} is no tracker (allowed: {', '.join(TRACKERS)}, none)."
+                f"{did_you_mean(name, TRACKERS)}"
             )
     return names
+
+
+def _metric(flags: RunFlags, given: Collection[str]) -> str | None:
+    metric = flags.train_param.metric_for_best_model
+    return None if metric is None else metric.removeprefix("eval_")
+
+
+FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
+    "model.name": "base_model",
+    "model.revision": "revision",
+    "model.trust_remote_code": "trust_remote_code",
+    "model.apply_chat_template": "dataset_param.apply_chat_template",
+    "model.chat_template_date": _chat_template_date,
+    "benchmark.task": "task_name",
+    "benchmark.include_path": "include_path",
+    "benchmark.data_dir": "data_dir",
+    "benchmark.split_protocol": "split_protocol",
+    "caps.train": "dataset_param.max_num_train",
+    "caps.validation": "dataset_param.max_num_valid",
+    "caps.test": "dataset_param.max_num_test",
+    "recipe.lora": lambda flags, given: flags.peft_config if flags.use_peft else None,
+    "recipe.epochs": "train_param.num_train_epochs",
+    "recipe.learning_rate": "train_param.learning_rate",
+    "recipe.batch_size": lambda flags, given: (
+        flags.train_param.per_device_train_batch_size * flags.train_param.gradient_accumulation_steps
+    ),
+    "recipe.max_length": "train_param.max_seq_length",
+    "recipe.completion_only": "completion_only",
+    "recipe.optimizer": "train_param.optim",
+    "recipe.adam_beta1": "train_param.adam_beta1",
+    "recipe.adam_beta2": "train_param.adam_beta2",
+    "recipe.adam_epsilon": "train_param.adam_epsilon",
+    "recipe.weight_decay": "train_param.weight_decay",
+    "recipe.max_grad_norm": "train_param.max_grad_norm",
+    "recipe.lr_schedule": "train_param.lr_scheduler_type",
+    "recipe.warmup_steps": "train_param.warmup_steps",
+    "recipe.warmup_ratio": "train_param.warmup_ratio",
+    "recipe.max_steps": lambda flags, given: None if flags.train_param.max_steps == -1 else flags.train_param.max_steps,
+    "recipe.dtype": _dtype,
+    "recipe.max_new_tokens": "max_new_tokens",
+    "execution.device": "device",
+    "execution.engine": "engine",
+    "execution.micro_batch": "train_param.per_device_train_batch_size",
+    "execution.eval_batch_size": _eval_batch_size,
+    "execution.gradient_checkpointing": "train_param.gradient_checkpointing",
+    "execution.save_checkpoints": lambda flags, given: flags.train_param.save_strategy == "epoch",
+    "execution.trackers": _trackers,
+    "execution.logging_steps": lambda flags, given: (
+        flags.train_param.logging_steps if flags.train_param.logging_strategy == "steps" else None
+    ),
+    "execution.use_git": "use_git",
+    "run.seed": _seed,
+    "run.metric": _metric,
+    "run.greater_is_better": lambda flags, given: (
+        flags.train_param.greater_is_better if "train_param.greater_is_better" in given else None
+    ),
+    "run.choose_best": "train_param.load_best_model_at_end",
+    "run.direct": "eval_before_train",
+    "run.test": "eval_after_train",
+    "run.test_curve": "eval_every_epoch",
+}
+"""Field of the specification -> the flag that sets it, or a function of the flags and of the names of those that were given."""
+
+_PROTOCOL: dict[str, tuple[tuple[object, ...], str]] = {
+    "train_param.eval_strategy": (("epoch",), "The best epoch is chosen by validation after each epoch."),
+    "train_param.save_strategy": (("epoch", "no"), "A checkpoint is written after each epoch or never."),
+    "train_param.logging_strategy": (("steps", "epoch", "no"), "It decides which losses go to the trackers."),
+    "train_param.fp16": ((False,), "Small gradients are lost in half precision: use --dtype bfloat16."),
+    "train_param.save_safetensors": ((True,), "No other format is written: remove the flag."),
+}
+"""Flag -> the values that keep the protocol, and why or what to do instead."""
+
+
+def _refuse_other_protocols(flags: RunFlags) -> None:
+    for flag, (allowed, remedy) in _PROTOCOL.items():
+        value = attrgetter(flag)(flags)
+        if value not in allowed:
+            raise UsageError(f"{flag} = {value!r} is not supported (allowed: {', '.join(map(str, allowed))}). {remedy}")
+    for flag in ("train_param.gradient_accumulation_steps", "eval_max_batch_size"):
+        size = attrgetter(flag)(flags)
+        if size is not None:
+            check_integer(flag, size, 1)

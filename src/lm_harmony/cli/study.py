@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from lm_harmony.cli.console import logging_to, say, show_table
 from lm_harmony.errors import UsageError
 from lm_harmony.progress import display
 from lm_harmony.studies.config import StudySpec
 from lm_harmony.studies.pool import Queue
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Status, Study
-
-log = logging.getLogger("lm_harmony")
 
 
 def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool) -> bool:
@@ -36,7 +34,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     before, started = status_of(study), time.monotonic()
     total = len(study.assignments)
     done = len(before.finished)
-    with _messages(console), _view(console) as view:
+    with logging_to(console), _view(console) as view:
         try:
             for queue in study.advance(workers=workers, ray=ray, retry_failed=retry_failed):
                 status = study.status()
@@ -44,7 +42,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
                 view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))
         except KeyboardInterrupt:
             finished = len(study.status().finished)
-            console.print(f"stopped by Ctrl-C; {finished} of {total} runs are finished. Repeat the command to go on.")
+            console.print(f"stopped by Ctrl-C; {finished} of {total} runs are finished. Repeat the command to continue.")
             raise
     status = study.status()
     show_status(status, study.spec)
@@ -59,27 +57,25 @@ def status_of(study: Study) -> Status:
 
 def show_status(status: Status, spec: StudySpec) -> None:
     """Print how many runs are finished, running, failed and waiting, and why those that failed did."""
-    console = Console()
-    counts = f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed"
-    console.print(
-        f"{counts}, {len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+    say(
+        f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed, "
+        f"{len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}"
     )
     if status.changed:
-        table = Table("run", "because", title="Waiting again", title_justify="left")
-        for assignment, reason in status.changed.items():
-            table.add_row(assignment.name, reason)
-        console.print(table)
+        _show_runs("Waiting again", "reason", {run.name: reason for run, reason in status.changed.items()})
     for reason, runs in Counter(status.unverified.values()).items():
-        console.print(f"{runs} of the finished runs: {reason}; whether it changed cannot be told.", highlight=False)
+        say(f"{runs} of the finished runs: {reason}; whether it changed cannot be checked.")
     if status.failed:
-        table = Table("run", "cause", title="Failed", title_justify="left")
-        for assignment, failure in status.failed.items():
-            table.add_row(Text(assignment.name), Text(f"{failure.kind}: {failure.cause}"))  # a cause may hold [brackets]
-        console.print(table)
-        console.print("Remove the cause and repeat the study with --retry-failed.", highlight=False)
+        causes = {run.name: f"{failure.kind}: {failure.cause}" for run, failure in status.failed.items()}
+        _show_runs("Failed", "cause", causes)
+        say("Remove the cause and repeat the study with --retry-failed.")
+
+
+def _show_runs(title: str, column: str, said: Mapping[str, str]) -> None:
+    table = Table("run", column, title=title, title_justify="left")
+    for name, text in said.items():
+        table.add_row(Text(name), Text(text))  # a cause may hold [brackets], which are markup in a plain string
+    show_table(table)
 
 
 def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:
@@ -90,18 +86,16 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     """
     from lm_harmony.studies.download import fetch
 
-    console = Console(soft_wrap=True)
     rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
     if rows is None:
         raise UsageError("data_dir: neither --data_dir nor the study file says where rows go. Add --data_dir FOLDER.")
     whole = True
     for part in fetch(spec.runs, data_dir=rows, models_dir=models):
-        said = f"{part.outcome:13} {part.name}: {part.error or part.folder}"
-        console.print(said, highlight=False, markup=False)
+        say(f"{part.outcome:13} {part.name}: {part.error or part.folder}")
         whole &= part.error is None
     for key, folder, named in (("data_dir", rows, spec.data_dir), ("models_dir", models, spec.models_dir)):
         if folder is not None and named is None:
-            console.print(f"Add {key}: {folder.resolve()} to the study file.", highlight=False, markup=False)
+            say(f"Add {key}: {folder.resolve()} to the study file.")
     return whole
 
 
@@ -115,8 +109,7 @@ def list_runs(study: Study) -> None:
     }
     for assignment in study.assignments:
         reason = status.changed.get(assignment) or status.unverified.get(assignment)
-        line = f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else "")
-        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+        say(f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else ""))
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
@@ -162,33 +155,16 @@ class _Live:
 class _Lines:
     """One line whenever a run has ended, in a log file or a pipe."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
     def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
         left = "" if hours is None else f", about {hours:.2f} hours left"
-        line = f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}"
-        self._console.print(line, highlight=False, markup=False)
+        say(f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}", stderr=True)
 
 
 @contextmanager
 def _view(console: Console) -> Iterator[_Live | _Lines]:
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _Lines()
         return
     view = _Live()
     with Live(get_renderable=lambda: view.draw(), console=console, refresh_per_second=4, transient=True):
         yield view
-
-
-@contextmanager
-def _messages(console: Console) -> Iterator[None]:
-    """Show the package's messages on ``console``."""
-    handler = logging.Handler()
-    handler.emit = lambda record: console.print(record.getMessage(), markup=False, highlight=False)  # type: ignore[method-assign]
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
