@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import statistics
 
 import pytest
 from lm_eval.api.metrics import matthews_corrcoef, mean, mean_stderr
 
-from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS, standard_error
+from lm_harmony.benchmarks.harness.bootstrap import matthews_from_counts, standard_error
 
 
 def pairs(count: int, labels: int, seed: int) -> list[tuple[int, int]]:
@@ -16,14 +15,18 @@ def pairs(count: int, labels: int, seed: int) -> list[tuple[int, int]]:
     return [(draw.randrange(labels), draw.randrange(labels)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("count", "labels"), [(20, 2), (97, 3), (3, 2)])
-def test_the_error_of_mcc_is_that_of_scikit_learn_on_the_same_draws(count: int, labels: int) -> None:
+@pytest.mark.parametrize(("count", "labels"), [(40, 2), (97, 3), (3, 2)])
+def test_mcc_from_counts_is_that_of_scikit_learn(count: int, labels: int) -> None:
     """To the last digit, with draws of one label alone among them (3 documents)."""
-    items = pairs(count, labels, seed=count)
-    draw = random.Random(0)
-    expected = statistics.stdev(matthews_corrcoef(draw.choices(items, k=count)) for _ in range(BOOTSTRAP_DRAWS))
-    assert standard_error(matthews_corrcoef, items) == expected
-    assert standard_error(lambda drawn: matthews_corrcoef(drawn[1:]), items) != expected
+    drawn = [pairs(count, labels, seed) for seed in range(40)]
+    expected = [matthews_corrcoef(items) for items in drawn]
+    assert [matthews_from_counts(items) for items in drawn] == expected
+    assert [matthews_from_counts(items[1:]) for items in drawn] != expected
+
+
+def test_the_error_of_mcc_is_that_of_lm_evals_aggregation_on_the_same_draws() -> None:
+    items = pairs(20, 2, seed=1)
+    assert standard_error(matthews_corrcoef, items) == standard_error(lambda drawn: float(matthews_corrcoef(drawn)), items)
 
 
 def test_a_mean_has_its_closed_form_and_one_document_has_no_error() -> None:

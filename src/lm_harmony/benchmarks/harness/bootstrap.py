@@ -42,14 +42,14 @@ def standard_error(aggregate: Aggregation, items: Sequence[Any]) -> float | None
         return float(mean_stderr(items))
     draw = random.Random(0)
     # scikit-learn takes 5 ms for one coefficient, most of them to check its input: longer in all than the scoring.
-    compute = _matthews_corrcoef if aggregate is matthews_corrcoef else aggregate
+    compute = matthews_from_counts if aggregate is matthews_corrcoef else aggregate
     values = [finite_value(compute, draw.choices(items, k=len(items))) for _ in range(BOOTSTRAP_DRAWS)]
     finite = [value for value in values if value is not None]
     # Of values near the largest float the squares overflow: then there is no standard error either.
     return finite_value(statistics.stdev, finite) if len(finite) == len(values) else None
 
 
-def _matthews_corrcoef(items: Sequence[tuple[Any, Any]]) -> float:
+def matthews_from_counts(items: Sequence[tuple[Any, Any]]) -> float:
     """Return the Matthews correlation of (label, prediction) pairs, with the formula and the rounding of scikit-learn.
 
     Every sum before the last division is a whole number that a float holds exactly, so that the order of addition is free.
