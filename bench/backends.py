@@ -20,7 +20,7 @@ from bench.side_by_side import BenchFlags, Measured, compare, requests_of, show,
 from lm_harmony.benchmarks.types import Caps, Request
 from lm_harmony.demo.study import MODELS, RECIPE, SHIPPED
 from lm_harmony.demo.texts import TASKS
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import Backend, choose_backend
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -60,8 +60,8 @@ def _model(
         _, splits = splits_of(str(path) if path.is_file() else task, data, Caps(train=count, validation=8, test=asked))
         learned = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)
         requests = requests_of(splits.test)
-        train = {engine: partial(_train, model, paths, learned, recipe) for engine, paths in chosen.items()}
-        score = {engine: partial(_score, model, paths, requests) for engine, paths in chosen.items()}
+        train = {engine: partial(_train, model, backend, learned, recipe) for engine, backend in chosen.items()}
+        score = {engine: partial(_score, model, backend, requests) for engine, backend in chosen.items()}
         name = Path(folder).name
         measured += [
             compare(f"{name}, {task}: {len(learned)} rows trained", train, runs=flags.runs),
@@ -72,14 +72,14 @@ def _model(
     return measured
 
 
-def _train(model: LanguageModel, paths: Backend, rows: Sequence[TokenSequence], recipe: Recipe) -> None:
-    with trainee(model, recipe, seed=0) as learner:
-        for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=recipe.batch_size, paths=paths):
+def _train(model: LanguageModel, backend: Backend, rows: Sequence[TokenSequence], recipe: Recipe) -> None:
+    with trainable(model, recipe, seed=0) as trainee:
+        for _ in fine_tune(trainee, rows, recipe, seed=0, micro_batch=recipe.batch_size, backend=backend):
             pass
 
 
-def _score(model: LanguageModel, paths: Backend, requests: Sequence[Request]) -> None:
-    Scorer(model=model, paths=paths, batch_size=32).answer(requests)
+def _score(model: LanguageModel, backend: Backend, requests: Sequence[Request]) -> None:
+    Scorer(model=model, backend=backend, batch_size=32).answer(requests)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tyro
 
 from bench.side_by_side import BenchFlags
 from lm_harmony.benchmarks.types import Caps
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
@@ -75,13 +75,13 @@ def reference(flags: BenchFlags) -> None:
 
     evaluate()
     found: dict[Path, float] = {}
-    with trainee(prepared.model, spec.recipe, seed=0) as learner:
-        for epoch in fine_tune(learner, prepared.sequences, spec.recipe, seed=0, micro_batch=8, paths=prepared.paths):
+    with trainable(prepared.model, spec.recipe, seed=0) as trainee:
+        for epoch in fine_tune(trainee, prepared.sequences, spec.recipe, seed=0, micro_batch=8, backend=prepared.backend):
             folder = Path(tempfile.mkdtemp())
-            learner.save(folder)
+            trainee.save(folder)
             found[folder] = evaluate()
             print(f"reference, epoch {epoch.number}: loss {epoch.loss:.4f}, validation {found[folder]:.4f}")
-        learner.load(max(found, key=lambda folder: found[folder]))
+        trainee.load(max(found, key=lambda folder: found[folder]))
         evaluate()
 
 

@@ -126,7 +126,7 @@ def asked_times(asked: ScoringWork, share: float) -> ScoringWork:
     room, written = hardware_named("h200").room, times(asked.written, share)
     if asked.written.passes:  # the sample is written in one batch
         limit = asked.written.steps + 1
-        batches = math.ceil(written.tokens / limit / room.written_rows)
+        batches = math.ceil(written.tokens / limit / room.generation_rows)
         written = replace(written, passes=batches, steps=batches * (limit - 1))
     return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), written=written)
 

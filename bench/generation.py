@@ -24,7 +24,7 @@ def main(flags: BenchFlags) -> None:
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))
-    respondent = Scorer(model=model, paths=choose_backend(model))
+    scorer = Scorer(model=model, backend=choose_backend(model))
     measured: list[Measured] = []
     for task in flags.tasks or TASKS:
         _, splits = splits_of(task, flags.data, Caps(train=8, validation=8, test=flags.rows or 64))
@@ -36,10 +36,10 @@ def main(flags: BenchFlags) -> None:
                 for place, request in enumerate(requests)
             ]
             sides = {
-                "LM-Harmony": lambda: respondent.generate_until(requests),  # noqa: B023
+                "LM-Harmony": lambda: scorer.generate_until(requests),  # noqa: B023
                 "lm_eval HFLM": lambda: harness.generate_until(instances, disable_tqdm=True),  # noqa: B023
             }
-            same = respondent.generate_until(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
+            same = scorer.generate_until(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
             assert same, "the two sides write different answers"
             measured.append(compare(f"{task}, {len(requests)} rows, HFLM at batch {size}", sides, runs=flags.runs))
     show("generation", measured)

@@ -26,19 +26,19 @@ def main(flags: BenchFlags) -> None:
     """Train two seeds of each task for one epoch, all at once and one after another."""
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
-    paths, recipe = choose_backend(model), replace(PUBLISHED, epochs=1)
-    lessons = []
+    backend, recipe = choose_backend(model), replace(PUBLISHED, epochs=1)
+    runs = []
     for task in flags.tasks or TASKS:
         _, splits = splits_of(task, flags.data, Caps(train=flags.rows or 24, validation=8, test=8))
         rows = training_sequences(model, splits.train, max_length=1024, completion_only=False)
-        lessons += [JointRun(sequences=rows, recipe=recipe, seed=seed) for seed in SEEDS]
+        runs += [JointRun(sequences=rows, recipe=recipe, seed=seed) for seed in SEEDS]
 
-    def train(at_once: int) -> None:
-        for _ in fine_tune_jointly(model, lessons, paths=paths, micro_batch=8, at_once=at_once):
+    def train(max_concurrent: int) -> None:
+        for _ in fine_tune_jointly(model, runs, backend=backend, micro_batch=8, max_concurrent=max_concurrent):
             pass
 
-    sides = {f"{len(lessons)} runs together": lambda: train(len(lessons)), "one after another": lambda: train(1)}
-    measured: list[Measured] = [compare(f"{len(lessons)} runs of {len(lessons[0].sequences)} rows", sides, runs=flags.runs)]
+    sides = {f"{len(runs)} runs together": lambda: train(len(runs)), "one after another": lambda: train(1)}
+    measured: list[Measured] = [compare(f"{len(runs)} runs of {len(runs[0].sequences)} rows", sides, runs=flags.runs)]
     show("joint training", measured)
 
 

@@ -12,10 +12,10 @@ import tyro
 
 from bench.side_by_side import BenchFlags, Measured, compare, show, splits_of
 from lm_harmony.benchmarks.types import Caps
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.engine.train_state import order_of_rows
+from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import load_model
 from lm_harmony.recipe import PUBLISHED
@@ -29,26 +29,26 @@ def main(flags: BenchFlags) -> None:
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
     model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
-    paths = choose_backend(model)
+    backend = choose_backend(model)
     measured: list[Measured] = []
     recipe = replace(PUBLISHED, epochs=1, batch_size=BATCH)
-    with trainee(model, recipe, seed=0) as learner:
-        parameters = list(learner.trained_parameters().values())
+    with trainable(model, recipe, seed=0) as trainee:
+        parameters = list(trainee.trained_parameters().values())
         optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate)
 
         def ours(rows: Sequence[TokenSequence]) -> None:
-            for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=BATCH, paths=paths):
+            for _ in fine_tune(trainee, rows, recipe, seed=0, micro_batch=BATCH, backend=backend):
                 pass
 
         def padded(rows: Sequence[TokenSequence]) -> None:
-            order = order_of_rows(len(rows), seed=0, epoch=1).tolist()  # the batches of ``fine_tune``
-            learner.draws.lengths = ()  # dropout drawn by PyTorch
-            learner.module.train()
+            order = epoch_order(len(rows), seed=0, epoch=1).tolist()  # the batches of ``fine_tune``
+            trainee.dropout.lengths = ()  # dropout drawn by PyTorch
+            trainee.module.train()
             for start in range(0, len(rows), BATCH):
                 batch = [list(rows[place].ids) for place in order[start : start + BATCH]]
                 encoded = model.text.tokenizer.pad({"input_ids": batch}, padding_side="right", return_tensors="pt")
                 labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
-                learner.module(**encoded.to(model.device), labels=labels, use_cache=False).loss.backward()
+                trainee.module(**encoded.to(model.device), labels=labels, use_cache=False).loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()

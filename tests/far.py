@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine import packed_attention as segments
-from lm_harmony.engine.adapters import Trainee, trainee
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.adapters import Trainee, trainable
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
-from lm_harmony.engine.packed_forward import shared_logprobs
+from lm_harmony.engine.packed_forward import prefix_tree_logprobs
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import READ_EVERY, TrainState
@@ -140,7 +140,7 @@ RECIPE = Recipe(lora=Lora(lora_dropout=0.0), epochs=2, batch_size=2, learning_ra
 
 def answers(model: LanguageModel) -> dict[str, Any]:
     """Train, score and write with ``model`` in every way the engine has."""
-    found: dict[str, Any] = {"fast": choose_backend(model).fast}
+    found: dict[str, Any] = {"fast": choose_backend(model).packed}
     asked = [
         Request(kind="loglikelihood", context=context, continuation=f" {answer}")
         for context in ("the cat", "a dog is here")
@@ -150,15 +150,15 @@ def answers(model: LanguageModel) -> dict[str, Any]:
         Request(kind="generate_until", context=context, continuation="", generation={"until": ["."], "max_gen_toks": 5})
         for context in ("the cat", "a dog is here", "x")
     ]
-    for name, paths in (("fast", FAST), ("plain", PLAIN)):
-        respondent = Scorer(model=model, paths=paths, batch_size=2, max_new_tokens=5, seed=0)
-        found[f"{name} scores"] = [nats for nats, _ in respondent.loglikelihood(asked)]
-        found[f"{name} texts"] = respondent.generate_until(written)
-        with trainee(model, RECIPE, seed=0) as learner:
-            epochs = fine_tune(learner, SEQUENCES, RECIPE, seed=0, micro_batch=2, paths=paths)
+    for name, backend in (("fast", PACKED), ("plain", PADDED)):
+        scorer = Scorer(model=model, backend=backend, batch_size=2, max_new_tokens=5, seed=0)
+        found[f"{name} scores"] = [nats for nats, _ in scorer.loglikelihood(asked)]
+        found[f"{name} texts"] = scorer.generate_until(written)
+        with trainable(model, RECIPE, seed=0) as trainee:
+            epochs = fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
-    lessons = [JointRun(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
-    joint = fine_tune_jointly(model, lessons, paths=FAST, micro_batch=2, at_once=2)
+    joint_runs = [JointRun(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
+    joint = fine_tune_jointly(model, joint_runs, backend=PACKED, micro_batch=2, max_concurrent=2)
     found["joint losses"] = [progress.epoch.loss for progress in joint if progress.epoch is not None]
     return found | {"checksum": checksum(model.module)}
 
@@ -167,7 +167,7 @@ LONG = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) fo
 """Longer than the sliding windows of the tiny models; two steps of two rows more than are read at a time."""
 
 
-def waits_of(model: LanguageModel, paths: Backend, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
+def waits_of(model: LanguageModel, backend: Backend, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
     """Return for each step of a training what made the host wait for the device, and what was copied there.
 
     Args:
@@ -176,23 +176,23 @@ def waits_of(model: LanguageModel, paths: Backend, disturbed: Callable[[Trainee]
         disturbed: changes the trainee before it trains.
     """
     found = []
-    with trainee(model, RECIPE, seed=0) as learner:
-        disturbed(learner)
-        learner.module.train()
-        course = TrainState(learner, LONG, RECIPE, seed=0)
-        course.begin_epoch()
+    with trainable(model, RECIPE, seed=0) as trainee:
+        disturbed(trainee)
+        trainee.module.train()
+        state = TrainState(trainee, LONG, RECIPE, seed=0)
+        state.begin_epoch()
         for _ in range(READ_EVERY + 1):
             seen.clear()
-            with paths.computing(model.module):
-                losses, _ = _backward(course, 2, paths)
-            course.advance(losses)
+            with backend.active(model.module):
+                losses, _ = _backward(state, 2, backend)
+            state.advance(losses)
             found.append(dict(seen))
     return found
 
 
-def reading_gradients(learner: Trainee) -> None:
+def reading_gradients(trainee: Trainee) -> None:
     """Let every gradient be read by the host: the negative control."""
-    for weight in learner.trained_parameters().values():
+    for weight in trainee.trained_parameters().values():
         weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
 
 
@@ -206,7 +206,7 @@ def grouped_heads(model: LanguageModel) -> dict[str, list[bool]]:
         return attention(*tensors, **options)
 
     segments.scaled_dot_product_attention = noting
-    shared_logprobs(model.module, [TokenSequence(ids=(5, 6, 7, last, last), first_label=3) for last in (8, 9, 10)])
+    prefix_tree_logprobs(model.module, [TokenSequence(ids=(5, 6, 7, last, last), first_label=3) for last in (8, 9, 10)])
     segments.scaled_dot_product_attention = attention
     return grouped
 
@@ -230,9 +230,9 @@ if __name__ == "__main__":
         torch.nn.Module.to(far.module, "far")
         there = answers(far)
         waits = {
-            "fast": waits_of(far, FAST, lambda learner: None),
-            "plain": waits_of(far, PLAIN, lambda learner: None),
-            "disturbed": waits_of(far, FAST, reading_gradients),
+            "fast": waits_of(far, PACKED, lambda trainee: None),
+            "plain": waits_of(far, PADDED, lambda trainee: None),
+            "disturbed": waits_of(far, PACKED, reading_gradients),
         }
         heads = {"far": grouped_heads(far)}
         half = torch.nn.Module.to(tiny_model(sys.argv[1]).module, torch.bfloat16)

@@ -16,7 +16,7 @@ from bench.gpu.models import SHIPPED, one_shape
 from bench.gpu.rows import Bench
 from bench.gpu.training import train_row
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel, load_model
@@ -59,17 +59,17 @@ def exactness(bench: Bench) -> None:
 def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
     """Write, for each type of weights and each backend, how far its numbers are from the CPU's."""
     requests = _questions(bench.sizes.compared)
-    reference = _numbers(load_model(str(path), dtype="float32", device="cpu"), PLAIN, requests)
+    reference = _numbers(load_model(str(path), dtype="float32", device="cpu"), PADDED, requests)
     for dtype, tolerance in TOLERANCE.items():
         model = load_model(str(path), dtype=dtype, device=str(bench.device))
-        padded = _distance(_numbers(model, PLAIN, requests), reference)
+        padded = _distance(_numbers(model, PADDED, requests), reference)
         chosen = {name: make(model) for name, make in made.items()}
-        if not all(paths.fast for paths in chosen.values()):
-            chosen["packed"] = FAST  # which "auto" has found not exact enough: how far off is it?
-        for name, paths in chosen.items():
+        if not all(backend.packed for backend in chosen.values()):
+            chosen["packed"] = PACKED  # which "auto" has found not exact enough: how far off is it?
+        for name, backend in chosen.items():
             with bench.measurement("exactness", model=path.name, dtype=dtype, backend=name, questions=len(requests) // 4) as row:
-                found = _distance(_numbers(model, paths, requests), reference)
-                row |= {"packed": paths.fast} | found | {f"{key}_padded": value for key, value in padded.items()}
+                found = _distance(_numbers(model, backend, requests), reference)
+                row |= {"packed": backend.packed} | found | {f"{key}_padded": value for key, value in padded.items()}
                 row["exact"] = all(found[key] <= max(tolerance, 2 * padded[key]) for key in ("learned", "gradient", "scored"))
 
 
@@ -109,12 +109,12 @@ def _questions(count: int) -> list[Request]:
     ]
 
 
-def _numbers(model: LanguageModel, paths: Backend, requests: list[Request]) -> Numbers:
-    scorer = Scorer(model=model, paths=paths, batch_size=32)
+def _numbers(model: LanguageModel, backend: Backend, requests: list[Request]) -> Numbers:
+    scorer = Scorer(model=model, backend=backend, batch_size=32)
     contexts = dict.fromkeys(request.context for request in requests)
     limit = {"until": [], "max_gen_toks": WRITTEN_TOKENS}
     asked = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
-    learned, gradient = _learned(model, paths, requests[::4])
+    learned, gradient = _learned(model, backend, requests[::4])
     return Numbers(
         learned=learned,
         gradient=gradient,
@@ -123,7 +123,7 @@ def _numbers(model: LanguageModel, paths: Backend, requests: list[Request]) -> N
     )
 
 
-def _learned(model: LanguageModel, paths: Backend, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+def _learned(model: LanguageModel, backend: Backend, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities of a training batch and the gradient of their mean."""
     pairs = model.text.encode_pairs([(request.context, request.continuation) for request in requests])
     rows = [TokenSequence(ids=pair.context + pair.continuation, first_label=1) for pair in pairs]
@@ -132,8 +132,8 @@ def _learned(model: LanguageModel, paths: Backend, requests: list[Request]) -> t
     for part in frozen:
         part.requires_grad_(False)  # as under an adapter: the output layer has a backward pass of its own then
     weights = [weight for weight in model.module.parameters() if weight.requires_grad]
-    with paths.computing(model.module):
-        logprobs = paths.learn(model.module, rows).logprobs_L
+    with backend.active(model.module):
+        logprobs = backend.train_forward(model.module, rows).logprobs_L
         grads = torch.autograd.grad(-logprobs.mean(), weights, allow_unused=True)
     model.module.requires_grad_(False)
     flat = [grad.float().cpu().flatten() for grad in grads if grad is not None]

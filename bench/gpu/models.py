@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Pretr
 import lm_harmony
 from bench.gpu.measure import wait
 from bench.gpu.rows import PEAKS, Bench
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.memory import memory_budget
 from lm_harmony.engine.padded_forward import Forward, LabelLogprobs
 from lm_harmony.engine.sequences import TokenSequence
@@ -131,11 +131,11 @@ def backends(bench: Bench, model: LanguageModel) -> dict[str, Backend]:
     finally:
         log.removeHandler(lines)
     found = {"auto": chosen}
-    if not chosen.fast:
-        found["packed"] = replace(FAST, room=memory_budget(model.module))
-    described = {"chosen": chosen.describe(), "budget": asdict(chosen.room), "said": lines.texts}
+    if not chosen.packed:
+        found["packed"] = replace(PACKED, memory_budget=memory_budget(model.module))
+    described = {"chosen": chosen.describe(), "budget": asdict(chosen.memory_budget), "said": lines.texts}
     bench.rows.write("backend", shape=model.name, cudnn_attention=torch.backends.cuda.cudnn_sdp_enabled(), **described)
-    return found | {"plain": PLAIN}
+    return found | {"plain": PADDED}
 
 
 class _Lines(logging.Handler):
@@ -173,10 +173,10 @@ class Counted:
         return self.forward(module, sequences)
 
 
-def counting(paths: Backend) -> tuple[Backend, Counted]:
-    """Return ``paths`` with a training pass that counts."""
-    counted = Counted(paths.learn)
-    return replace(paths, learn=counted), counted
+def counting(backend: Backend) -> tuple[Backend, Counted]:
+    """Return ``backend`` with a training pass that counts."""
+    counted = Counted(backend.train_forward)
+    return replace(backend, train_forward=counted), counted
 
 
 def texts(vocabulary: int, count: int, *, seed: int, answers: int = 1) -> list[TokenSequence]:

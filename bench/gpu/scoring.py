@@ -15,9 +15,9 @@ from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
 from bench.gpu.rows import Bench
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.packed_attention import segments_of
+from lm_harmony.engine.packed_attention import blocks_of_row
 from lm_harmony.engine.padded_forward import in_batches
-from lm_harmony.engine.prefix_tree import shared_row
+from lm_harmony.engine.prefix_tree import prefix_tree_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel
@@ -38,9 +38,9 @@ def _score(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
     asked = texts(model.module.config.vocab_size, sizes.questions, seed=2, answers=4)
     body, head = linear_weights(model.module)
     for name, path in paths.items():
-        ordered = [asked[place] for place in path.order(asked)]
-        for size in sizes.passes if path.fast else (PADDED_SEQUENCES,):
-            unit = "tokens" if path.fast else "sequences"
+        ordered = [asked[place] for place in path.scoring_order(asked)]
+        for size in sizes.passes if path.packed else (PADDED_SEQUENCES,):
+            unit = "tokens" if path.packed else "sequences"
             what = "layout, passes and the copy of their log-probabilities to the host"
             with bench.measurement(
                 "scoring", shape=model.name, backend=name, questions=sizes.questions, pass_size=size, unit=unit, counted=what
@@ -51,7 +51,7 @@ def _score(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
                 row |= {"passes": len(batches), "peak_bytes": peak_bytes(bench.device)}
                 row["questions_per_s"] = sizes.questions / row["median_s"]
                 tokens, places = sum(len(one.ids) - 1 for one in asked), sum(len(one.labels) for one in asked)
-                if path.fast:
+                if path.packed:
                     laid = _laid_out(bench, model, batches)
                     tokens, places = laid.pop("tokens"), laid.pop("places")
                     row |= laid
@@ -60,19 +60,19 @@ def _score(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
 
 
 def _scored(
-    model: LanguageModel, paths: Backend, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
+    model: LanguageModel, backend: Backend, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
 ) -> None:
     """Score ``ordered`` in passes of ``size``, as the scorer does, and leave the batches of the passes in ``batches``."""
     batches.clear()
 
     def one(batch: Sequence[TokenSequence]) -> None:
-        found = paths.score(model.module, batch)
+        found = backend.score_forward(model.module, batch)
         found.logprobs_L.cpu()
         found.greedy_L.cpu()
         batches.append(batch)
 
-    with torch.no_grad(), paths.computing(model.module):
-        for _ in in_batches(ordered, size, one, end_of_batch=paths.end_of_batch()):
+    with torch.no_grad(), backend.active(model.module):
+        for _ in in_batches(ordered, size, one, end_of_batch=backend.end_of_batch()):
             pass
 
 
@@ -84,11 +84,11 @@ def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSe
         tokens: that are computed; places: that predict.
     """
     started = time.perf_counter()
-    rows = [shared_row(batch) for batch in batches]
+    rows = [prefix_tree_row(batch) for batch in batches]
     laid = time.perf_counter()
     masked = 0
     for row in rows:
-        masks = [segment.mask(None, model.module.dtype) for segment in segments_of(row, bench.device)]
+        masks = [segment.mask(None, model.module.dtype) for segment in blocks_of_row(row, bench.device)]
         masked += sum(mask is not None for mask in masks)
         del masks
     wait(bench.device)
@@ -121,8 +121,8 @@ def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
     for name, path in paths.items():
         what = "contexts, answers, and the search for stop strings on the host"
         with bench.measurement("writing", shape=model.name, backend=name, answers=sizes.answers, counted=what) as row:
-            roomy = replace(path, room=replace(path.room, written_rows=sizes.answers))
-            scorer = Scorer(model=model, paths=roomy, batch_size=sizes.answers)
+            roomy = replace(path, memory_budget=replace(path.memory_budget, generation_rows=sizes.answers))
+            scorer = Scorer(model=model, backend=roomy, batch_size=sizes.answers)
             written = _Written(model)
             forget_peak(bench.device)
             with written:

@@ -24,10 +24,10 @@ from bench.gpu.models import (
     texts,
 )
 from bench.gpu.rows import Bench
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import Backend
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
-from lm_harmony.engine.memory import bytes_of_training
+from lm_harmony.engine.memory import training_bytes_per_token
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel
@@ -113,11 +113,11 @@ def lora_steps(bench: Bench) -> None:
                     row["gpu_busy"] = row["gpu_ms"] / row["step_ms"]
 
 
-def train_row(bench: Bench, model: LanguageModel, paths: Backend, name: str) -> dict[str, Any]:
+def train_row(bench: Bench, model: LanguageModel, backend: Backend, name: str) -> dict[str, Any]:
     """Write the speed of LoRA steps on one backend; return the row."""
     what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
     with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
-        mine, counted = counting(paths)
+        mine, counted = counting(backend)
         forget_peak(bench.device)
         samples = _Samples(bench.device, MARKS, counted)
         _train(bench, model, mine, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
@@ -125,22 +125,22 @@ def train_row(bench: Bench, model: LanguageModel, paths: Backend, name: str) -> 
     return row
 
 
-def _train(bench: Bench, model: LanguageModel, paths: Backend, *, steps: int, at: Callable[[int], None]) -> None:
+def _train(bench: Bench, model: LanguageModel, backend: Backend, *, steps: int, at: Callable[[int], None]) -> None:
     batch = bench.sizes.batch
     rows = texts(model.module.config.vocab_size, batch * steps, seed=1)
-    _epoch(model, paths, rows, batch, at)
+    _epoch(model, backend, rows, batch, at)
 
 
 def _epoch(
-    model: LanguageModel, paths: Backend, rows: list[TokenSequence], batch: int, at: Callable[[int], None] = lambda step: None
+    model: LanguageModel, backend: Backend, rows: list[TokenSequence], batch: int, at: Callable[[int], None] = lambda step: None
 ) -> None:
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
-    with trainee(model, recipe, seed=0) as learner, StepWatch(at):
-        for _ in fine_tune(learner, rows, recipe, seed=0, micro_batch=batch, paths=paths):
+    with trainable(model, recipe, seed=0) as trainee, StepWatch(at):
+        for _ in fine_tune(trainee, rows, recipe, seed=0, micro_batch=batch, backend=backend):
             pass
 
 
-def _profiled(bench: Bench, model: LanguageModel, paths: Backend) -> dict[str, Any]:
+def _profiled(bench: Bench, model: LanguageModel, backend: Backend) -> dict[str, Any]:
     """Return what the profiler sees of a step: the mean of two.
 
     gpu_ms is the time in which the GPU was at work. Where it is well below step_ms, and host_ms near it, a step waits for Python.
@@ -154,7 +154,7 @@ def _profiled(bench: Bench, model: LanguageModel, paths: Backend) -> dict[str, A
         if step == PROFILE_MARKS[1]:
             found.update(profiler.stop(parts=PROFILE_MARKS[1] - PROFILE_MARKS[0]))
 
-    _train(bench, model, paths, steps=PROFILE_MARKS[1] + 1, at=at)
+    _train(bench, model, backend, steps=PROFILE_MARKS[1] + 1, at=at)
     return found
 
 
@@ -164,7 +164,7 @@ def joint_training(bench: Bench) -> None:
 
 
 def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
-    name, fast = next((name, path) for name, path in paths.items() if path.fast)
+    name, fast = next((name, path) for name, path in paths.items() if path.packed)
     batch = bench.sizes.batch
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
     alone = None
@@ -172,11 +172,11 @@ def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
             mine, counted = counting(fast)
             rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
-            lessons = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
+            joint_runs = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
             forget_peak(bench.device)
             samples = _Samples(bench.device, JOINT_MARKS, counted)
             with StepWatch(samples, optimizers=runs):
-                for _ in fine_tune_jointly(model, lessons, paths=mine, micro_batch=batch, at_once=runs):
+                for _ in fine_tune_jointly(model, joint_runs, backend=mine, micro_batch=batch, max_concurrent=runs):
                     pass
             row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
             alone = row["tokens_per_s"] if runs == 1 else alone
@@ -204,10 +204,10 @@ def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> No
                 _epoch(model, mine, rows, count)
                 peak = peak_bytes(bench.device)
                 row |= {"passes": counted.passes, "largest_pass_tokens": counted.largest}
-                row["budget_tokens"] = path.room.training_tokens if path.fast else None
-                row["expected_bytes"] = bytes_of_training(model.module) * counted.largest if path.fast else None
+                row["budget_tokens"] = path.memory_budget.training_tokens if path.packed else None
+                row["expected_bytes"] = training_bytes_per_token(model.module) * counted.largest if path.packed else None
                 row["taken_bytes"] = None if peak is None else peak - before
-                if path.fast and peak is not None:
+                if path.packed and peak is not None:
                     row["taken_of_expected"] = row["taken_bytes"] / row["expected_bytes"]
 
 

@@ -47,8 +47,8 @@ def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
     model = tiny_model(bos=bos)
     task = open_task(f"corpus:{corpus}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
-    respondent = Scorer(model=model, paths=choose_backend(model))
-    replies = [[reply] for reply in respondent.answer([example.requests[0] for example in splits.test])]
+    scorer = Scorer(model=model, backend=choose_backend(model))
+    replies = [[reply] for reply in scorer.answer([example.requests[0] for example in splits.test])]
     ours = task.score(splits.test, replies, errors=True, samples=False)
     rows = {role: [{"text": text} for text in read_corpus(corpus)[role]["text"]] for role in ("train", "validation", "test")}
     alone = lm_eval_task(CORPUS_FILE, rows)

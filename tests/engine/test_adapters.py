@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import ARCHITECTURES, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
 from transformers import AutoModelForCausalLM
 
-from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import ModelError, StoreError
@@ -51,9 +51,9 @@ def with_lora(lora: Lora) -> Recipe:
     return dataclasses.replace(RECIPE, lora=lora)
 
 
-def teach(learner: Trainee, recipe: Recipe = RECIPE) -> Trainee:
-    list(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8))
-    return learner
+def teach(trainee: Trainee, recipe: Recipe = RECIPE) -> Trainee:
+    list(fine_tune(trainee, SEQUENCES, recipe, seed=0, micro_batch=8))
+    return trainee
 
 
 def logits(module: torch.nn.Module) -> torch.Tensor:
@@ -66,8 +66,8 @@ def everything(module: torch.nn.Module) -> Weights:
     return {name: weight.clone() for name, weight in module.state_dict().items()}
 
 
-def trained(learner: Trainee) -> Weights:
-    return {name: weight.detach().clone() for name, weight in learner.trained_parameters().items()}
+def trained(trainee: Trainee) -> Weights:
+    return {name: weight.detach().clone() for name, weight in trainee.trained_parameters().items()}
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -86,10 +86,10 @@ def test_taking_an_adapter_out_leaves_the_model_as_it_was(architecture: str, var
     """After a training that changed its logits the model is bit for bit the old one, biases included."""
     model, recipe = tiny_model(architecture), with_lora(VARIANTS[variant])
     before, asked = everything(model.module), logits(model.module)
-    with trainee(model, recipe, seed=0) as learner:
-        teach(learner, recipe)
+    with trainable(model, recipe, seed=0) as trainee:
+        teach(trainee, recipe)
         assert not torch.equal(logits(model.module), asked)
-        assert torch.equal(logits(model.module), logits(learner.module))
+        assert torch.equal(logits(model.module), logits(trainee.module))
     assert same(everything(model.module), before)
     assert torch.equal(logits(model.module), asked)
     assert_bare(model)
@@ -101,8 +101,8 @@ def test_an_adapter_is_taken_out_when_the_block_fails() -> None:
     before = everything(model.module)
 
     def learn_and_stop() -> None:
-        with trainee(model, RECIPE, seed=0) as learner:
-            teach(learner)
+        with trainable(model, RECIPE, seed=0) as trainee:
+            teach(trainee)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -115,9 +115,9 @@ def test_an_adapter_is_taken_out_when_the_block_fails() -> None:
 def test_a_second_adapter_does_not_know_of_the_first(architecture: str, recwarn: pytest.WarningsRecorder) -> None:
     """One model learns twice, each time as a fresh one would, and PEFT does not warn of a second adapter."""
     model, alone = tiny_model(architecture), tiny_model(architecture)
-    with trainee(model, RECIPE, seed=5) as learner:
-        teach(learner)
-    with trainee(model, RECIPE, seed=0) as again, trainee(alone, RECIPE, seed=0) as fresh:
+    with trainable(model, RECIPE, seed=5) as trainee:
+        teach(trainee)
+    with trainable(model, RECIPE, seed=0) as again, trainable(alone, RECIPE, seed=0) as fresh:
         assert same(trained(teach(again)), trained(teach(fresh)))
     assert not [warning for warning in recwarn if "second time" in str(warning.message)]
 
@@ -127,8 +127,8 @@ def test_a_new_adapter_changes_no_answer(architecture: str) -> None:
     """Before its first step an adapter adds exactly nothing: the starting point is the direct model."""
     model = tiny_model(architecture)
     asked = logits(model.module)
-    with trainee(model, RECIPE, seed=0) as learner:
-        assert torch.equal(logits(learner.module), asked)
+    with trainable(model, RECIPE, seed=0) as trainee:
+        assert torch.equal(logits(trainee.module), asked)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -138,9 +138,9 @@ def test_the_initial_adapter_depends_on_the_seed_alone(variant: str) -> None:
     for drawn, seed in ((1, 0), (2, 0), (1, 7)):
         torch.manual_seed(drawn)
         state = torch.get_rng_state()
-        with trainee(tiny_model("qwen2"), with_lora(VARIANTS[variant]), seed=seed) as learner:
+        with trainable(tiny_model("qwen2"), with_lora(VARIANTS[variant]), seed=seed) as trainee:
             assert torch.equal(torch.get_rng_state(), state)
-            initial.append(trained(learner))
+            initial.append(trained(trainee))
     assert same(initial[0], initial[1])
     assert not same(initial[0], initial[2])
 
@@ -148,28 +148,28 @@ def test_the_initial_adapter_depends_on_the_seed_alone(variant: str) -> None:
 def test_only_the_adapter_is_trained() -> None:
     """Under an adapter the base has no trained weight; without one all weights are trained, also after an adapter was."""
     model = tiny_model()
-    with trainee(model, RECIPE, seed=0) as learner:
-        assert all("lora_" in name for name in learner.trained_parameters())
-        layers = [module for module in learner.module.modules() if isinstance(module, BaseTunerLayer)]
+    with trainable(model, RECIPE, seed=0) as trainee:
+        assert all("lora_" in name for name in trainee.trained_parameters())
+        layers = [module for module in trainee.module.modules() if isinstance(module, BaseTunerLayer)]
         assert {(layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) for layer in layers} == {
             (8, 4.0, 0.1)
         }
-    with trainee(model, FULL, seed=0) as learner:
-        assert learner.trained_parameters().keys() == dict(model.module.named_parameters()).keys()
-    with trainee(model, RECIPE, seed=0) as learner:
-        assert all("lora_" in name for name in learner.trained_parameters())
+    with trainable(model, FULL, seed=0) as trainee:
+        assert trainee.trained_parameters().keys() == dict(model.module.named_parameters()).keys()
+    with trainable(model, RECIPE, seed=0) as trainee:
+        assert all("lora_" in name for name in trainee.trained_parameters())
 
 
 def test_the_default_modules_are_pefts() -> None:
     """Without target_modules PEFT's own choice for the architecture is adapted; all-linear is every linear layer but the head."""
-    with trainee(tiny_model(), RECIPE, seed=0) as learner:
-        assert adapted(learner) == {"q_proj", "v_proj"}
-    with trainee(tiny_model(), with_lora(VARIANTS["all-linear"]), seed=0) as learner:
-        assert adapted(learner) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    with trainable(tiny_model(), RECIPE, seed=0) as trainee:
+        assert adapted(trainee) == {"q_proj", "v_proj"}
+    with trainable(tiny_model(), with_lora(VARIANTS["all-linear"]), seed=0) as trainee:
+        assert adapted(trainee) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def adapted(learner: Trainee) -> set[str]:
-    return {name.split(".")[-1] for name, module in learner.module.named_modules() if isinstance(module, BaseTunerLayer)}
+def adapted(trainee: Trainee) -> set[str]:
+    return {name.split(".")[-1] for name, module in trainee.module.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 @KINDS
@@ -177,9 +177,9 @@ def test_peft_itself_loads_a_saved_adapter(architecture: str, variant: str, tmp_
     """AutoPeftModelForCausalLM finds the base by the folder and gives the very logits of the trained model."""
     model = loaded(write_tiny_model(tmp_path / "base", architecture), architecture)
     recipe = with_lora(VARIANTS[variant])
-    with trainee(model, recipe, seed=0) as learner:
-        teach(learner, recipe).save(tmp_path / "adapter")
-        ours = logits(learner.module)
+    with trainable(model, recipe, seed=0) as trainee:
+        teach(trainee, recipe).save(tmp_path / "adapter")
+        ours = logits(trainee.module)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(theirs.eval()), ours)
     assert not torch.equal(ours, logits(model.module))
@@ -208,14 +208,14 @@ def assert_only_safetensors(folder: Path) -> None:
 def test_a_saved_adapter_comes_back_bit_for_bit(variant: str, tmp_path: Path) -> None:
     """Loading fills every trained weight of a differently seeded trainee; so does loading an older epoch again."""
     recipe = with_lora(VARIANTS[variant])
-    with trainee(tiny_model("qwen2"), recipe, seed=0) as learner:
-        learner.save(tmp_path / "first")
-        first = trained(learner)
-        teach(learner, recipe).save(tmp_path / "second")
-        second, answers = trained(learner), logits(learner.module)
-        learner.load(tmp_path / "first")
-        assert same(trained(learner), first) and not same(first, second)
-    with trainee(tiny_model("qwen2"), recipe, seed=9) as other:
+    with trainable(tiny_model("qwen2"), recipe, seed=0) as trainee:
+        trainee.save(tmp_path / "first")
+        first = trained(trainee)
+        teach(trainee, recipe).save(tmp_path / "second")
+        second, answers = trained(trainee), logits(trainee.module)
+        trainee.load(tmp_path / "first")
+        assert same(trained(trainee), first) and not same(first, second)
+    with trainable(tiny_model("qwen2"), recipe, seed=9) as other:
         assert not same(trained(other), second)
         other.load(tmp_path / "second")
         assert same(trained(other), second)
@@ -227,11 +227,11 @@ def test_all_weights_come_back_bit_for_bit(architecture: str, tmp_path: Path) ->
     """A fully trained model's folder fills another model and loads as any model folder; tied embeddings stay tied."""
     model, other = tiny_model(architecture), tiny_model(architecture, seed=9)
     tied = is_tied(model)
-    with trainee(model, FULL, seed=0) as learner:
-        teach(learner, FULL).save(tmp_path)
-    with trainee(other, FULL, seed=0) as learner:
+    with trainable(model, FULL, seed=0) as trainee:
+        teach(trainee, FULL).save(tmp_path)
+    with trainable(other, FULL, seed=0) as trainee:
         assert not torch.equal(logits(other.module), logits(model.module))
-        learner.load(tmp_path)
+        trainee.load(tmp_path)
     assert same(everything(other.module), everything(model.module))
     assert is_tied(other) == is_tied(model) == tied == (architecture in ("gpt2", "gemma2"))
     again = loaded(tmp_path, architecture)
@@ -248,13 +248,13 @@ def is_tied(model: LanguageModel) -> bool:
 
 def test_tied_embeddings_are_trained_as_one(tmp_path: Path) -> None:
     """After a round trip a further step moves head and embedding together."""
-    with trainee(tiny_model("gpt2"), FULL, seed=0) as learner:
-        teach(learner, FULL).save(tmp_path)
-        learner.load(tmp_path)
-        before = trained(learner)["transformer.wte.weight"]
-        teach(learner, FULL)
-        assert is_tied(learner.model)
-        assert not torch.equal(trained(learner)["transformer.wte.weight"], before)
+    with trainable(tiny_model("gpt2"), FULL, seed=0) as trainee:
+        teach(trainee, FULL).save(tmp_path)
+        trainee.load(tmp_path)
+        before = trained(trainee)["transformer.wte.weight"]
+        teach(trainee, FULL)
+        assert is_tied(trainee.model)
+        assert not torch.equal(trained(trainee)["transformer.wte.weight"], before)
 
 
 @pytest.mark.parametrize(
@@ -277,32 +277,32 @@ def test_weights_of_another_model_are_refused(
     saved: Recipe, architecture: str, wanted: Recipe, other: str, reason: str, tmp_path: Path
 ) -> None:
     """Weights that do not fill exactly what is trained are refused with a reason and a remedy, never taken in part."""
-    with trainee(tiny_model(architecture), saved, seed=0) as learner:
-        learner.save(tmp_path)
+    with trainable(tiny_model(architecture), saved, seed=0) as trainee:
+        trainee.save(tmp_path)
     with (
-        trainee(tiny_model(other), wanted, seed=0) as learner,
+        trainable(tiny_model(other), wanted, seed=0) as trainee,
         pytest.raises(StoreError, match=rf"does not fit the model: it {reason} .*Take the model"),
     ):
-        learner.load(tmp_path)
+        trainee.load(tmp_path)
 
 
 def test_all_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     """A model of the same architecture and another vocabulary is refused, and nothing of it is taken in."""
-    with trainee(tiny_model(seed=1), FULL, seed=0) as learner:
-        learner.model.module.resize_token_embeddings(VOCABULARY + 8)
-        learner.save(tmp_path)
-    with trainee(tiny_model(), FULL, seed=0) as learner:
-        before = trained(learner)
+    with trainable(tiny_model(seed=1), FULL, seed=0) as trainee:
+        trainee.model.module.resize_token_embeddings(VOCABULARY + 8)
+        trainee.save(tmp_path)
+    with trainable(tiny_model(), FULL, seed=0) as trainee:
+        before = trained(trainee)
         with pytest.raises(StoreError, match=r"has a size mismatch for 'lm_head\.weight'"):
-            learner.load(tmp_path)
-        assert same(trained(learner), before)
+            trainee.load(tmp_path)
+        assert same(trained(trainee), before)
 
 
 def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     """An adapter with too few or too many layers is refused both ways."""
     short = tiny_model()
     short.module.model.layers = short.module.model.layers[:1]
-    with trainee(short, RECIPE, seed=0) as small, trainee(tiny_model(), RECIPE, seed=0) as large:
+    with trainable(short, RECIPE, seed=0) as small, trainable(tiny_model(), RECIPE, seed=0) as large:
         small.save(tmp_path / "small")
         large.save(tmp_path / "large")
         with pytest.raises(StoreError, match=r"it lacks weights named .*layers\.1"):
@@ -314,14 +314,14 @@ def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", [RECIPE, FULL], ids=["lora", "full"])
 def test_an_empty_folder_and_a_torn_file_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     """Weights that are gone or cut off are a StoreError with a remedy."""
-    with trainee(tiny_model(), recipe, seed=0) as learner:
+    with trainable(tiny_model(), recipe, seed=0) as trainee:
         with pytest.raises(StoreError, match=r"no safetensors.*--overwrite"):
-            learner.load(tmp_path)
-        learner.save(tmp_path)
+            trainee.load(tmp_path)
+        trainee.save(tmp_path)
         [file] = tmp_path.glob("*.safetensors")
         file.write_bytes(file.read_bytes()[:-100])
         with pytest.raises(StoreError, match=r"cannot be read.*--overwrite"):
-            learner.load(tmp_path)
+            trainee.load(tmp_path)
 
 
 @pytest.fixture
@@ -342,9 +342,9 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("recipe", [RECIPE, with_lora(VARIANTS["all-linear"]), FULL], ids=["lora", "all-linear", "full"])
 def test_saving_and_loading_ask_no_network(recipe: Recipe, dialled: list[str], tmp_path: Path) -> None:
     """A model from the hub is trained, saved and loaded without one attempt to reach the hub."""
-    with trainee(from_hub(), recipe, seed=0) as learner:
-        teach(learner, recipe).save(tmp_path)
-        learner.load(tmp_path)
+    with trainable(from_hub(), recipe, seed=0) as trainee:
+        teach(trainee, recipe).save(tmp_path)
+        trainee.load(tmp_path)
     assert dialled == []
 
 
@@ -357,10 +357,10 @@ def from_hub() -> LanguageModel:
 
 def test_pefts_own_saving_would_ask_the_hub(dialled: list[str], tmp_path: Path) -> None:
     """The guard notices what PEFT does when left to itself (negative control)."""
-    with trainee(from_hub(), RECIPE, seed=0) as learner:
-        assert isinstance(learner.module, PeftModel)
+    with trainable(from_hub(), RECIPE, seed=0) as trainee:
+        assert isinstance(trainee.module, PeftModel)
         with pytest.warns(UserWarning, match="Could not find a config file in someone/some-model"):
-            learner.module.save_pretrained(str(tmp_path))
+            trainee.module.save_pretrained(str(tmp_path))
     assert dialled
 
 
@@ -370,13 +370,13 @@ def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
     before = logits(model.module)
     with (
         pytest.raises(ModelError, match=r"tiny-llama.*c_attn.*--peft_config.target_modules, or use all-linear"),
-        trainee(model, with_lora(Lora(target_modules=("c_attn",))), seed=0),
+        trainable(model, with_lora(Lora(target_modules=("c_attn",))), seed=0),
     ):
         pass
     assert torch.equal(logits(model.module), before)
     assert_bare(model)
-    with trainee(model, RECIPE, seed=0) as learner:
-        assert adapted(learner) == {"q_proj", "v_proj"}
+    with trainable(model, RECIPE, seed=0) as trainee:
+        assert adapted(trainee) == {"q_proj", "v_proj"}
 
 
 def test_an_architecture_without_default_modules_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,12 +386,12 @@ def test_an_architecture_without_default_modules_is_a_model_error_with_its_remed
     model = tiny_model()
     with (
         pytest.raises(ModelError, match=r"target_modules.*use all-linear"),
-        trainee(model, RECIPE, seed=0),
+        trainable(model, RECIPE, seed=0),
     ):
         pass
     assert_bare(model)
-    with trainee(model, with_lora(VARIANTS["all-linear"]), seed=0) as learner:
-        assert len(adapted(learner)) == 7
+    with trainable(model, with_lora(VARIANTS["all-linear"]), seed=0) as trainee:
+        assert len(adapted(trainee)) == 7
 
 
 def test_the_yardsticks_are_sharp() -> None:

@@ -16,8 +16,8 @@ from tiny import tiny_model, tiny_tokenizer, write_tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
-from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
@@ -51,7 +51,7 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "neutral": {"repetition_penalty": 1.0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0, "guidance_scale": 1.0},
     "outputs": {"return_dict_in_generate": True, "output_scores": True},
 }
-PATHS = pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+PATHS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
 
 
 def model_with(**settings: Any) -> LanguageModel:
@@ -75,15 +75,15 @@ def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
     return answers
 
 
-def ours(model: LanguageModel, paths: Backend, requests: Sequence[Request]) -> list[str]:
-    return Scorer(model=model, paths=paths, batch_size=4).generate_until(requests)
+def ours(model: LanguageModel, backend: Backend, requests: Sequence[Request]) -> list[str]:
+    return Scorer(model=model, backend=backend, batch_size=4).generate_until(requests)
 
 
 @PATHS
 @pytest.mark.parametrize("name", ACTING)
-def test_a_setting_acts_as_under_hflm(name: str, paths: Backend) -> None:
+def test_a_setting_acts_as_under_hflm(name: str, backend: Backend) -> None:
     model = model_with(**ACTING[name])
-    answers = ours(model, paths, questions())
+    answers = ours(model, backend, questions())
     assert answers == hflm(model, questions())
     assert answers != hflm(model_with(), questions())  # negative control: without the setting they are others
 
@@ -102,7 +102,7 @@ def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
 def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
     """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
     model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
-    answers = Scorer(model=model, seed=5, paths=FAST).generate_until([asked])
+    answers = Scorer(model=model, seed=5, backend=PACKED).generate_until([asked])
     torch.manual_seed(5)
     assert answers == hflm(model, [asked])
     assert answers != Scorer(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
@@ -110,13 +110,13 @@ def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
 
 @PATHS
 @pytest.mark.parametrize("stop", ["e", "th", "s "])
-def test_beams_end_as_under_hflm(stop: str, paths: Backend) -> None:
+def test_beams_end_as_under_hflm(stop: str, backend: Backend) -> None:
     model, asked = model_with(num_beams=4), questions({**GREEDY, "until": [stop]})
-    assert ours(model, paths, asked) == hflm(model, asked)
+    assert ours(model, backend, asked) == hflm(model, asked)
 
 
 @PATHS
-def test_stop_strings_end_an_answer(paths: Backend) -> None:
+def test_stop_strings_end_an_answer(backend: Backend) -> None:
     """HFLM hands generate() no tokenizer and fails: the answers are those of one that does."""
     model = model_with()
     free = hflm(model, questions())
@@ -124,7 +124,7 @@ def test_stop_strings_end_an_answer(paths: Backend) -> None:
     with pytest.raises(ValueError, match="could not locate a tokenizer"):
         hflm(model, questions())
     with_tokenizer = questions({**GREEDY, "tokenizer": tiny_tokenizer()})
-    answers = ours(model, paths, questions())
+    answers = ours(model, backend, questions())
     assert answers == hflm(model, with_tokenizer) != free
 
 
@@ -132,10 +132,10 @@ def test_stop_strings_end_an_answer(paths: Backend) -> None:
 def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
     """What does nothing to greedy decoding changes no answer and costs no speed."""
     model = model_with(**WITHOUT_EFFECT[name])
-    assert not Decoding.read(GREEDY, default_limit=9).acting(model.module.generation_config)
-    assert choose_backend(model).writes
+    assert not GenerationSettings.read(GREEDY, default_limit=9).acting(model.module.generation_config)
+    assert choose_backend(model).continuous_batching
     expected = hflm(model_with(), questions())
-    assert ours(model, choose_backend(model), questions()) == ours(model, PLAIN, questions()) == expected
+    assert ours(model, choose_backend(model), questions()) == ours(model, PADDED, questions()) == expected
     if name != "outputs":  # HFLM cannot read generate()'s dictionaries
         assert hflm(model, questions()) == expected
 
@@ -143,7 +143,7 @@ def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
 @pytest.mark.parametrize("name", ACTING)
 def test_acting_settings_are_told_from_the_others(name: str) -> None:
     """Also a setting that nobody knows yet sends answers to generate()."""
-    decoding, acting = Decoding.read(GREEDY, default_limit=9), dict(ACTING[name])
+    decoding, acting = GenerationSettings.read(GREEDY, default_limit=9), dict(ACTING[name])
     ends = acting.pop("eos_token_id", None)  # an answer ends at these on every path
     assert set(decoding.acting(GenerationConfig(**acting))) == set(acting) - {"length_penalty", "early_stopping"}
     assert decoding.acting(GenerationConfig(eos_token_id=ends, new_setting=3)) == {"new_setting": 3}
@@ -156,7 +156,7 @@ def test_every_field_of_transformers_is_judged() -> None:
         name: value for name, value in GenerationConfig._get_default_generation_params().items() if name != "num_assistant"
     }
     assert len(defaults) > 15
-    assert Decoding.read(GREEDY, default_limit=9).acting(GenerationConfig(**defaults)) == {}
+    assert GenerationSettings.read(GREEDY, default_limit=9).acting(GenerationConfig(**defaults)) == {}
 
 
 def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
@@ -171,15 +171,15 @@ def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
 
 def test_several_answers_to_a_question_are_refused() -> None:
     with pytest.raises(BenchmarkError, match=r"num_return_sequences = 2 .* Set it to 1"):
-        ours(model_with(num_return_sequences=2, num_beams=2), FAST, questions())
+        ours(model_with(num_return_sequences=2, num_beams=2), PACKED, questions())
 
 
 @PATHS
-def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Backend) -> None:
+def test_answers_in_one_batch_of_different_lengths_are_those_alone(backend: Backend) -> None:
     """min_length counts the context: padding would count as text in a batch."""
     model = model_with(**ACTING["min_length"])
     alone = [Scorer(model=model).generate_until([request])[0] for request in questions()]
-    assert Scorer(model=model, paths=paths, batch_size=5).generate_until(questions()) == alone
+    assert Scorer(model=model, backend=backend, batch_size=5).generate_until(questions()) == alone
     ids = [model.text.encode([context])[0] for context in CONTEXTS]
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids])
@@ -192,7 +192,7 @@ def test_answers_in_one_batch_of_different_lengths_are_those_alone(paths: Backen
 def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
     """A model that scores exactly but writes otherwise with a cache under the decoder is left to generate()."""
     model = tiny_model()
-    assert choose_backend(model).writes
+    assert choose_backend(model).continuous_batching
     inner = model.module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -203,6 +203,6 @@ def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
 
     model.module.forward = forward  # type: ignore[method-assign]
     with caplog.at_level("INFO"):
-        paths = choose_backend(model)
-    assert paths.fast and not paths.writes
+        backend = choose_backend(model)
+    assert backend.packed and not backend.continuous_batching
     assert "continuous batching is not exact for llama" in caplog.text

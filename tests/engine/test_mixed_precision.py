@@ -13,10 +13,10 @@ from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
-from lm_harmony.engine.packed_forward import packed_logprobs, shared_logprobs
-from lm_harmony.engine.padded_forward import label_logprobs
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.padded_forward import padded_logprobs
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
@@ -61,20 +61,20 @@ def mixed(model: LanguageModel) -> LanguageModel:
     return replace(model, autocast=torch.bfloat16)
 
 
-def trained(model: LanguageModel, paths: Backend) -> tuple[dict[str, torch.Tensor], list[float], Products]:
+def trained(model: LanguageModel, backend: Backend) -> tuple[dict[str, torch.Tensor], list[float], Products]:
     """Train all weights; return what changed of them, the epochs' losses, and the products that were computed."""
     before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
-    with trainee(model, RECIPE, seed=0) as learner, Products() as products:
-        losses = [epoch.loss for epoch in fine_tune(learner, SEQUENCES, RECIPE, seed=0, micro_batch=2, paths=paths)]
-        changes = {name: weight.detach() - before[name] for name, weight in learner.trained_parameters().items()}
+    with trainable(model, RECIPE, seed=0) as trainee, Products() as products:
+        losses = [epoch.loss for epoch in fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)]
+        changes = {name: weight.detach() - before[name] for name, weight in trainee.trained_parameters().items()}
     return changes, losses, products
 
 
-@pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
+@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["fast", "plain"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, paths: Backend) -> None:
-    exact, exact_losses, without = trained(tiny_model(architecture), paths)
-    found, losses, products = trained(mixed(tiny_model(architecture)), paths)
+def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, backend: Backend) -> None:
+    exact, exact_losses, without = trained(tiny_model(architecture), backend)
+    found, losses, products = trained(mixed(tiny_model(architecture)), backend)
     assert products.types[torch.bfloat16] > 20 and not products.types[torch.float32]
     assert not without.types[torch.bfloat16] and without.types[torch.float32] > 20  # the negative control
     assert products.normalised == without.normalised == {torch.float32}
@@ -86,20 +86,20 @@ def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str
     assert torch.cosine_similarity(found[weight].flatten(), exact[weight].flatten(), dim=0) > 0.8
 
 
-@pytest.mark.parametrize("paths", [FAST, PLAIN], ids=["fast", "plain"])
-def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Backend) -> None:
+@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["fast", "plain"])
+def test_scores_and_texts_are_computed_in_bfloat16_too(backend: Backend) -> None:
     model = tiny_model()
     with Products() as without:
-        exact = Scorer(model=model, paths=paths).loglikelihood(QUESTIONS)
+        exact = Scorer(model=model, backend=backend).loglikelihood(QUESTIONS)
     with Products() as products:
-        found = Scorer(model=mixed(model), paths=paths).loglikelihood(QUESTIONS)
+        found = Scorer(model=mixed(model), backend=backend).loglikelihood(QUESTIONS)
     assert products.types[torch.bfloat16] and not products.types[torch.float32]
     assert without.types[torch.float32] and not without.types[torch.bfloat16]
     assert products.normalised == {torch.float32}
     nats, expected = [score for score, _ in found], [score for score, _ in exact]
     assert nats != expected and nats == pytest.approx(expected, abs=0.2)
     with Products() as writing:
-        assert len(Scorer(model=mixed(model), paths=paths, max_new_tokens=5).generate_until(TEXTS)) == 2
+        assert len(Scorer(model=mixed(model), backend=backend, max_new_tokens=5).generate_until(TEXTS)) == 2
     assert writing.types[torch.bfloat16] and not writing.types[torch.float32]
 
 
@@ -107,15 +107,15 @@ def test_scores_and_texts_are_computed_in_bfloat16_too(paths: Backend) -> None:
 def test_the_fast_paths_serve_under_autocast_as_near_as_the_plain_one(architecture: str) -> None:
     """The probe compares layouts in float32; under autocast they differ by no more than autocast itself changes."""
     model = mixed(tiny_model(architecture))
-    paths = choose_backend(model)
-    assert paths.fast and not paths.products
+    backend = choose_backend(model)
+    assert backend.packed and not backend.onednn
     with torch.no_grad():
-        exact = label_logprobs(model.module, SEQUENCES).logprobs_L
+        exact = padded_logprobs(model.module, SEQUENCES).logprobs_L
         with model.mixed_precision():
-            plain = label_logprobs(model.module, SEQUENCES).logprobs_L
+            plain = padded_logprobs(model.module, SEQUENCES).logprobs_L
             rounding = (plain - exact).abs().max()
             assert rounding > 0
-            for path in (packed_logprobs, shared_logprobs):
+            for path in (packed_logprobs, prefix_tree_logprobs):
                 assert (path(model.module, SEQUENCES).logprobs_L - plain).abs().max() <= 2 * rounding
 
 

@@ -12,10 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_harmony.engine import onednn_linear
 from lm_harmony.engine.dropout import DropoutState
-from lm_harmony.engine.onednn_linear import OneDnnProducts, probe_products, through_onednn
+from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
 
 SHAPE = frozenset({(7, 12)})
-BOTH = OneDnnProducts(forward=SHAPE, backward=SHAPE)
+BOTH = OneDnnLinear(forward=SHAPE, backward=SHAPE)
 
 
 def gradients(layer: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -34,13 +34,13 @@ def wide_module() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("products", [BOTH, OneDnnProducts(forward=SHAPE), OneDnnProducts(backward=SHAPE)])
+@pytest.mark.parametrize("products", [BOTH, OneDnnLinear(forward=SHAPE), OneDnnLinear(backward=SHAPE)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 12), (3, 12), (2, 5, 12)])
-def test_a_linear_layer_is_torchs(products: OneDnnProducts, bias: bool, shape: tuple[int, ...]) -> None:
+def test_a_linear_layer_is_torchs(products: OneDnnLinear, bias: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(12, 7, bias=bias), torch.randn(shape)
-    with through_onednn(layer, products):
+    with use_onednn(layer, products):
         found = gradients(layer, x)
         assert "_Product" in type(layer(x).grad_fn).__name__, "it did not go through oneDNN"
     assert "_Product" not in type(layer(x).grad_fn).__name__
@@ -51,7 +51,7 @@ def test_a_linear_layer_is_torchs(products: OneDnnProducts, bias: bool, shape: t
 def test_gpt2s_layer_is_torchs() -> None:
     torch.manual_seed(0)
     layer, x = Conv1D(7, 12), torch.randn(2, 5, 12)
-    with through_onednn(layer, BOTH):
+    with use_onednn(layer, BOTH):
         found = gradients(layer, x)
         assert "_Product" in type(layer(x).grad_fn).__name__
     for mine, theirs in zip(found, gradients(layer, x), strict=True):
@@ -63,7 +63,7 @@ def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = onednn_linear._onednn
     monkeypatch.setattr(onednn_linear, "_onednn", lambda *given: right(*given) * 1.001)
     layer, x = torch.nn.Linear(12, 7), torch.randn(3, 12)
-    with through_onednn(layer, BOTH):
+    with use_onednn(layer, BOTH):
         found = layer(x)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
@@ -72,14 +72,14 @@ def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_and_other_shapes_are_left_alone(dtype: torch.dtype) -> None:
     for layer in (torch.nn.Linear(12, 7, dtype=dtype), torch.nn.Linear(7, 12)):
-        with through_onednn(layer, BOTH):
+        with use_onednn(layer, BOTH):
             assert "forward" not in vars(layer)
 
 
 def test_nothing_is_kept_for_frozen_weights() -> None:
     """The input of a frozen layer is not held until the backward pass."""
     layer = torch.nn.Linear(12, 7, bias=False).requires_grad_(False)
-    with through_onednn(layer, BOTH):
+    with use_onednn(layer, BOTH):
         result = layer(torch.randn(3, 12, requires_grad=True))
     saved, _ = result.grad_fn.saved_tensors  # type: ignore[union-attr]
     assert saved is None
@@ -110,15 +110,15 @@ def test_the_probe_takes_a_product_that_is_faster_by_the_required_gain(
     monkeypatch.setattr(onednn_linear, "time", clock)
     monkeypatch.setattr(onednn_linear, "_onednn", clock.charged(onednn_linear._onednn, onednn_takes))
     monkeypatch.setattr(onednn_linear, "linear", clock.charged(onednn_linear.linear, 2.0))
-    found = probe_products(wide_module(), seconds=1e6)
+    found = probe_onednn(wide_module(), seconds=1e6)
     assert found.forward == (frozenset({(64, 64), (128, 64), (64, 128), (300, 64)}) if taken else frozenset())
     assert not found.backward  # which took no time either way
 
 
 def test_the_probe_keeps_to_its_time_and_leaves_small_layers_alone() -> None:
-    assert not probe_products(wide_module(), seconds=0.0)
-    assert not probe_products(tiny_module())  # 32 wide
-    assert not probe_products(wide_module().to(torch.bfloat16))
+    assert not probe_onednn(wide_module(), seconds=0.0)
+    assert not probe_onednn(tiny_module())  # 32 wide
+    assert not probe_onednn(wide_module().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("width", [8, 9])

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lm_harmony.engine import packed_forward as packing
 from lm_harmony.engine import recompute
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.packed_forward import packed_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.recipe import Lora, Recipe
@@ -24,15 +24,15 @@ def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable
     """Train one step's gradient with dropout on, every saved tensor passed through ``keep``."""
     monkeypatch.setattr(packing, "recompute_activations", lambda: saved_tensors_hooks(keep, recompute._give))
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3))
-    with trainee(tiny_model(architecture), recipe, seed=0) as learner:
-        learner.module.train()
-        learner.draws.seed_and_step, learner.draws.lengths = (0, 1), tuple(len(one.ids) - 1 for one in SEQUENCES)
-        learner.draws.first, learner.draws.count = 0, len(SEQUENCES)
-        for name, weight in learner.trained_parameters().items():
+    with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
+        trainee.module.train()
+        trainee.dropout.seed_and_step, trainee.dropout.lengths = (0, 1), tuple(len(one.ids) - 1 for one in SEQUENCES)
+        trainee.dropout.first, trainee.dropout.count = 0, len(SEQUENCES)
+        for name, weight in trainee.trained_parameters().items():
             if "lora_B" in name:  # zero at first, which would make the other half's gradient zero
                 weight.data.fill_(0.01)
-        packed_logprobs(learner.model.module, SEQUENCES, recompute=True).logprobs_L.sum().backward()
-        return {name: weight.grad.clone() for name, weight in learner.trained_parameters().items() if weight.grad is not None}
+        packed_logprobs(trainee.model.module, SEQUENCES, recompute=True).logprobs_L.sum().backward()
+        return {name: weight.grad.clone() for name, weight in trainee.trained_parameters().items() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])

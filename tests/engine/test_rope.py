@@ -16,13 +16,13 @@ from tiny import ARCHITECTURES, MAX_LENGTH, VOCABULARY, tiny_model, tiny_module,
 from transformers import CONFIG_MAPPING
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.backends import FAST, PLAIN, Backend, choose_backend
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_forward import shared_logprobs
-from lm_harmony.engine.padded_forward import label_logprobs, rows_from
+from lm_harmony.engine.packed_forward import prefix_tree_logprobs
+from lm_harmony.engine.padded_forward import end_by_sequences, padded_logprobs
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -45,7 +45,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": LIMIT}),
 }
 EACH = pytest.mark.parametrize("name", MODELS)
-PATHS = pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+PATHS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
 TEXT = "".join(str(number * number % 10) for number in range(3 * MAX_LENGTH))  # a token for each digit
 LENGTHS = (10, LIMIT - 1, LIMIT, LIMIT + 1, 40, 60, 40, 20, 90, LIMIT)
 LORA = Lora(lora_dropout=0.0, target_modules=("all-linear",))
@@ -97,19 +97,19 @@ def sequences() -> list[TokenSequence]:
 
 def logprobs_alone(name: str, asked: Sequence[TokenSequence]) -> list[torch.Tensor]:
     with torch.no_grad():
-        return [label_logprobs(model_of(name).module, [sequence]).logprobs_L for sequence in asked]
+        return [padded_logprobs(model_of(name).module, [sequence]).logprobs_L for sequence in asked]
 
 
 @PATHS
 @EACH
-def test_each_text_scores_as_under_hflm_alone(name: str, paths: Backend) -> None:
+def test_each_text_scores_as_under_hflm_alone(name: str, backend: Backend) -> None:
     expected = hflm_alone(name, scored())
-    found = Scorer(model=model_of(name), paths=paths, batch_size=4).loglikelihood(scored())
+    found = Scorer(model=model_of(name), backend=backend, batch_size=4).loglikelihood(scored())
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-@pytest.mark.parametrize("pass_", [label_logprobs, shared_logprobs])
+@pytest.mark.parametrize("pass_", [padded_logprobs, prefix_tree_logprobs])
 @EACH
 def test_in_one_pass_they_would_not(name: str, pass_: Any) -> None:
     """Longer company moves a short text's log-likelihood by more than half a nat (negative control)."""
@@ -127,33 +127,33 @@ def test_transformers_keeps_the_frequencies_of_a_longer_text() -> None:
     model, [long, short] = model_of("llama-dynamic"), [sequences()[LENGTHS.index(length)] for length in (90, 40)]
     [alone] = logprobs_alone("llama-dynamic", [short])
     with torch.no_grad():
-        label_logprobs(model.module, [long])
-        assert float((label_logprobs(model.module, [short]).logprobs_L - alone).abs().max()) > 0.1
-        with PLAIN.computing(model.module):
-            label_logprobs(model.module, [long])
-            assert torch.equal(label_logprobs(model.module, [short]).logprobs_L, alone)
+        padded_logprobs(model.module, [long])
+        assert float((padded_logprobs(model.module, [short]).logprobs_L - alone).abs().max()) > 0.1
+        with PADDED.active(model.module):
+            padded_logprobs(model.module, [long])
+            assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, alone)
         # Nothing is left behind for who computes next.
-        assert torch.equal(label_logprobs(model.module, [short]).logprobs_L, alone)
+        assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, alone)
 
 
 @PATHS
 @EACH
-def test_whole_texts_score_as_under_hflm_alone(name: str, paths: Backend) -> None:
+def test_whole_texts_score_as_under_hflm_alone(name: str, backend: Backend) -> None:
     requests = [Request(kind="loglikelihood_rolling", context="", continuation=TEXT[:length]) for length in (*LENGTHS, 300)]
-    found = Scorer(model=model_of(name), paths=paths, batch_size=4).loglikelihood_rolling(requests)
+    found = Scorer(model=model_of(name), backend=backend, batch_size=4).loglikelihood_rolling(requests)
     assert found == pytest.approx(hflm_alone(name, requests), abs=1e-4, rel=1e-6)
 
 
 @PATHS
 @EACH
-def test_answers_are_those_of_hflm_alone(name: str, paths: Backend) -> None:
+def test_answers_are_those_of_hflm_alone(name: str, backend: Backend) -> None:
     """Answers that stay below the limit, that cross it, and that begin beyond it."""
     requests = [
         Request(kind="generate_until", context=TEXT[place : place + length], generation={"until": [], "max_gen_toks": 8})
         for place, length in enumerate((5, 9, 20, 25, 26, 30, LIMIT, LIMIT + 1, 40, 41, 41, 80))
     ]
     expected = hflm_alone(name, requests)
-    assert Scorer(model=model_of(name), paths=paths, batch_size=4).generate_until(requests) == expected
+    assert Scorer(model=model_of(name), backend=backend, batch_size=4).generate_until(requests) == expected
     model = model_of(name)
     contexts = model.text.encode([request.context for request in requests])
     options: dict[str, Any] = {"max_new_tokens": 8, "is_finished": lambda rows: [False for _ in rows]}
@@ -165,17 +165,17 @@ def test_answers_are_those_of_hflm_alone(name: str, paths: Backend) -> None:
 @pytest.mark.parametrize("micro_batch", [1, 8])
 @PATHS
 @EACH
-def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Backend, micro_batch: int) -> None:
+def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, backend: Backend, micro_batch: int) -> None:
     alone = logprobs_alone(name, sequences())
     expected = -float(torch.cat(alone).double().mean())
     recipe = Recipe(lora=LORA, epochs=2, batch_size=len(LENGTHS), learning_rate=1e-3)
-    with trainee(model_of(name), recipe, seed=0) as learner:
-        [first, second] = fine_tune(learner, sequences(), recipe, seed=0, micro_batch=micro_batch, paths=paths)
+    with trainable(model_of(name), recipe, seed=0) as trainee:
+        [first, second] = fine_tune(trainee, sequences(), recipe, seed=0, micro_batch=micro_batch, backend=backend)
     assert first.loss == pytest.approx(expected, abs=1e-5)
     assert second.loss < first.loss
     with torch.no_grad():  # negative control: a short sequence beside a long one
         short, long = LENGTHS.index(LIMIT), LENGTHS.index(90)
-        together = label_logprobs(model_of(name).module, [sequences()[short], sequences()[long]]).logprobs_L
+        together = padded_logprobs(model_of(name).module, [sequences()[short], sequences()[long]]).logprobs_L
     assert float((together.mean() - torch.cat([alone[short], alone[long]]).mean()).abs()) > 1e-3
 
 
@@ -183,20 +183,22 @@ def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, paths: Bac
 def test_joint_runs_end_where_each_ends_alone(name: str) -> None:
     """Sequences of different runs share a pass only where they need the same frequencies."""
     recipe = Recipe(lora=LORA, epochs=2, batch_size=4, learning_rate=1e-3)
-    lessons = [JointRun(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
+    joint_runs = [JointRun(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
     alone = []
-    for lesson in lessons:
-        with trainee(model_of(name), recipe, seed=lesson.seed) as learner:
-            alone.append([epoch.loss for epoch in fine_tune(learner, lesson.sequences, recipe, seed=lesson.seed, micro_batch=1)])
-    for progress in fine_tune_jointly(model_of(name), lessons, paths=FAST, micro_batch=4, at_once=2):
+    for joint_run in joint_runs:
+        with trainable(model_of(name), recipe, seed=joint_run.seed) as trainee:
+            alone.append(
+                [epoch.loss for epoch in fine_tune(trainee, joint_run.sequences, recipe, seed=joint_run.seed, micro_batch=1)]
+            )
+    for progress in fine_tune_jointly(model_of(name), joint_runs, backend=PACKED, micro_batch=4, max_concurrent=2):
         assert progress.epoch is not None
         assert progress.epoch.loss == pytest.approx(alone[progress.run][progress.epoch.number - 1], abs=1e-5)
 
 
 @EACH
 def test_the_fast_paths_serve_such_models(name: str) -> None:
-    paths = choose_backend(model_of(name))
-    assert paths.fast and paths.writes
+    backend = choose_backend(model_of(name))
+    assert backend.packed and backend.continuous_batching
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3_text", "phi3", "mamba"])
@@ -206,7 +208,7 @@ def test_other_models_are_batched_as_before(architecture: str) -> None:
     assert regimes == RopeRegimes()
     places = [3, 1, 2, 0, *range(4, len(asked))]
     assert regimes.order(asked, places) == places
-    assert regimes.within(rows_from)(asked, 0, 8) == 8
+    assert regimes.within(end_by_sequences)(asked, 0, 8) == 8
 
 
 def test_regimes_are_read_from_every_form_of_configuration() -> None:
@@ -229,7 +231,7 @@ def test_regimes_are_read_from_every_form_of_configuration() -> None:
     assert regimes_of(module) == longrope
     asked = sequences()
     ordered = [asked[place] for place in longrope.order(asked, range(len(asked)))]
-    assert longrope.within(rows_from)(ordered, 0, 100) == sum(length > LIMIT for length in LENGTHS)
+    assert longrope.within(end_by_sequences)(ordered, 0, 100) == sum(length > LIMIT for length in LENGTHS)
 
 
 def test_few_rows_at_a_time_write_the_same() -> None:
@@ -237,6 +239,6 @@ def test_few_rows_at_a_time_write_the_same() -> None:
     arguments = {"until": ["3"], "max_gen_toks": 6}
     texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
     requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]
-    paths = replace(FAST, room=MemoryBudget(written_rows=3))
-    few = Scorer(model=model_of("phi3"), paths=paths).generate_until(requests)
+    backend = replace(PACKED, memory_budget=MemoryBudget(generation_rows=3))
+    few = Scorer(model=model_of("phi3"), backend=backend).generate_until(requests)
     assert few == Scorer(model=model_of("phi3"), batch_size=1).generate_until(requests)

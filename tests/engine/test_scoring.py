@@ -20,8 +20,8 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lm_harmony.benchmarks.harness import HarnessModel
 from lm_harmony.benchmarks.types import Reply, Request
-from lm_harmony.engine.backends import FAST, PLAIN, Backend
-from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.backends import PACKED, PADDED, Backend
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel, longest_input
@@ -211,8 +211,8 @@ def written_by(model: LanguageModel, tokens: int, **arguments: str) -> str:
 def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
     """max_new_tokens limits requests without their own limit and no others."""
     model, hflm = rivals("llama", False)
-    respondent = Scorer(model=model, max_new_tokens=3)
-    short, long = respondent.generate_until([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
+    scorer = Scorer(model=model, max_new_tokens=3)
+    short, long = scorer.generate_until([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
     assert [short] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 3})])
     assert [long] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 9})])
     assert len(long) > len(short)
@@ -254,7 +254,7 @@ ARGUMENTS = st.fixed_dictionaries(
 def test_generation_arguments_are_read_as_lm_eval_reads_them(arguments: dict[str, Any]) -> None:
     """Stop strings, limit, sampling and temperature are those of lm_eval's normalize_gen_kwargs."""
     theirs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, 77))
-    ours = Decoding.read(arguments, default_limit=77)
+    ours = GenerationSettings.read(arguments, default_limit=77)
     options = dict(ours.options)
     assert list(ours.stop) == theirs["until"]
     assert ours.max_new_tokens == theirs["max_gen_toks"]
@@ -342,11 +342,11 @@ def test_answers_do_not_depend_on_the_batch_size(architecture: str, batch_size: 
 
 def test_answers_do_not_depend_on_the_order_of_requests() -> None:
     """Reversed requests get the reversed answers."""
-    respondent = Scorer(model=tiny_model(), batch_size=4)
-    expected = respondent.answer(mixed_requests())
-    assert_same(respondent.answer(mixed_requests()[::-1])[::-1], expected)
+    scorer = Scorer(model=tiny_model(), batch_size=4)
+    expected = scorer.answer(mixed_requests())
+    assert_same(scorer.answer(mixed_requests()[::-1])[::-1], expected)
     with pytest.raises(AssertionError):  # negative control
-        assert_same(respondent.answer(mixed_requests()[::-1]), expected)
+        assert_same(scorer.answer(mixed_requests()[::-1]), expected)
 
 
 def test_no_request_gets_no_answer() -> None:
@@ -425,10 +425,10 @@ def broken_model(value: float, *, only_for: int | None = None) -> LanguageModel:
     return model
 
 
-@pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
-def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, paths: Backend) -> None:
+def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, backend: Backend) -> None:
     """One document holds a token whose embedding is NaN or infinite: its number is named, and no other answer is given."""
     texts = ["yes no", "a dog", "the city", "Q: 9 or what?", "the fox"]
     [digit] = tiny_tokenizer().encode("9")
@@ -439,17 +439,17 @@ def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, 
     }[kind]
     asked = [replace(make(text), document=f"test row {40 + place}") for place, text in enumerate(texts)]
     model = broken_model(BROKEN[value], only_for=digit)
-    respondent = Scorer(model=model, paths=paths, batch_size=1)
+    scorer = Scorer(model=model, backend=backend, batch_size=1)
     with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):
-        respondent.answer(asked)
-    assert len(respondent.answer([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
+        scorer.answer(asked)
+    assert len(scorer.answer([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
 
 
-@pytest.mark.parametrize("paths", [PLAIN, FAST], ids=["plain", "fast"])
+@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
 @pytest.mark.parametrize("request_", [scored("a", " no"), rolled("text"), written("a", {"max_gen_toks": 3})])
-def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, paths: Backend) -> None:
+def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, backend: Backend) -> None:
     with pytest.raises(ScoreNotFinite, match="for request 0: no score"):
-        Scorer(model=broken_model(float("nan")), paths=paths).answer([request_])
+        Scorer(model=broken_model(float("nan")), backend=backend).answer([request_])
 
 
 def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:

@@ -17,7 +17,7 @@ from tiny import ARCHITECTURES, tiny_model, tiny_module
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lm_harmony.benchmarks.types import Example, Request
-from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.optimizers import make_optimizer
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -54,8 +54,8 @@ def undropped(model: LanguageModel) -> LanguageModel:
     return model
 
 
-def weights_of(learner: Trainee) -> Weights:
-    return {name: weight.detach().clone() for name, weight in learner.trained_parameters().items()}
+def weights_of(trainee: Trainee) -> Weights:
+    return {name: weight.detach().clone() for name, weight in trainee.trained_parameters().items()}
 
 
 def learn(
@@ -70,11 +70,11 @@ def learn(
     """Fine-tune a fresh tiny model; return the trained weights and the epochs."""
     model = model or undropped(tiny_model())
     epochs = []
-    with trainee(model, recipe, seed=0) as learner:
-        for epoch in fine_tune(learner, sequences, recipe, seed=seed, micro_batch=micro_batch):
+    with trainable(model, recipe, seed=0) as trainee:
+        for epoch in fine_tune(trainee, sequences, recipe, seed=seed, micro_batch=micro_batch):
             epochs.append(epoch)
             between(model)
-        return weights_of(learner), epochs
+        return weights_of(trainee), epochs
 
 
 def difference(ours: Weights, theirs: Weights) -> float:
@@ -181,15 +181,15 @@ def trainer_weights(recipe: Recipe, sequences: Sequence[TokenSequence], folder: 
         disable_tqdm=True,
         use_cpu=True,
     )
-    with trainee(undropped(tiny_model(architecture)), recipe, seed=0) as learner:
+    with trainable(undropped(tiny_model(architecture)), recipe, seed=0) as trainee:
         trainer = Trainer(
-            model=learner.module,
+            model=trainee.module,
             args=arguments,
             train_dataset=list(sequences),
             data_collator=padded,
         )
         trainer.train()
-        return weights_of(learner), trainer.state.log_history
+        return weights_of(trainee), trainer.state.log_history
 
 
 @pytest.mark.parametrize(
@@ -228,12 +228,12 @@ def test_training_is_that_of_transformers_trainer(architecture: str, lora: Lora 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weight_decay_spares_what_transformers_spares(architecture: str, lora: Lora | None) -> None:
     """The decayed parameters are those that the Trainer would decay."""
-    with trainee(tiny_model(architecture), Recipe(lora=lora), seed=0) as learner:
-        expected = set(Trainer.get_decay_parameter_names(None, learner.module))  # type: ignore[arg-type]
-        groups = make_optimizer(learner, Recipe(lora=lora, weight_decay=0.1)).param_groups
+    with trainable(tiny_model(architecture), Recipe(lora=lora), seed=0) as trainee:
+        expected = set(Trainer.get_decay_parameter_names(None, trainee.module))  # type: ignore[arg-type]
+        groups = make_optimizer(trainee, Recipe(lora=lora, weight_decay=0.1)).param_groups
         decayed = {id(weight) for group in groups if group["weight_decay"] == 0.1 for weight in group["params"]}
         all_of_them = {id(weight) for group in groups for weight in group["params"]}
-        named = learner.trained_parameters()
+        named = trainee.trained_parameters()
         assert {name for name, weight in named.items() if id(weight) in decayed} == expected & named.keys()
         assert {name for name, weight in named.items() if id(weight) in all_of_them} == named.keys()
 
@@ -244,8 +244,8 @@ def test_adamw_takes_its_step_in_one_kernel_where_the_device_has_it(optimizer: s
     for device, fused in (("cpu", True), ("meta", False)):  # the negative control: PyTorch has no such kernel for "meta"
         model = tiny_model("llama")
         model.module.to(device)
-        with trainee(model, recipe, seed=0) as learner:
-            assert {group["fused"] for group in make_optimizer(learner, recipe).param_groups} == {fused}
+        with trainable(model, recipe, seed=0) as trainee:
+            assert {group["fused"] for group in make_optimizer(trainee, recipe).param_groups} == {fused}
 
 
 ROWS = (
@@ -331,23 +331,23 @@ def test_resumed_is_uninterrupted_bit_for_bit(lora: Lora | None, optimizer: str,
 
 def interrupted(recipe: Recipe, folder: Path, *, forget: bool = False) -> tuple[Weights, list[Epoch]]:
     """Train one epoch, save, and go on in another model; ``forget`` loses the optimizer's state."""
-    with trainee(undropped(tiny_model()), recipe, seed=0) as learner:
-        first = next(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8))
-        learner.save(folder / "weights")
+    with trainable(undropped(tiny_model()), recipe, seed=0) as trainee:
+        first = next(fine_tune(trainee, SEQUENCES, recipe, seed=0, micro_batch=8))
+        trainee.save(folder / "weights")
         save_file(dict(first.optimizer_state), folder / "optimizer.safetensors")
     torch.manual_seed(77)
-    with trainee(undropped(tiny_model(seed=0 if recipe.lora else 9)), recipe, seed=9) as learner:
-        learner.load(folder / "weights")
+    with trainable(undropped(tiny_model(seed=0 if recipe.lora else 9)), recipe, seed=9) as trainee:
+        trainee.load(folder / "weights")
         state = {} if forget else load_file(folder / "optimizer.safetensors")
         resumption = Resumption(epoch=1, optimizer_state=state)
-        rest = list(fine_tune(learner, SEQUENCES, recipe, seed=0, micro_batch=8, resume=resumption))
-        return weights_of(learner), rest
+        rest = list(fine_tune(trainee, SEQUENCES, recipe, seed=0, micro_batch=8, resume=resumption))
+        return weights_of(trainee), rest
 
 
 def test_an_epoch_keeps_its_optimizer_state() -> None:
     """What an epoch carries for a resumption is not changed by the epochs after it."""
-    with trainee(tiny_model(), dataclasses.replace(PLAIN, epochs=2), seed=0) as learner:
-        training = fine_tune(learner, SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=2), seed=0, micro_batch=8)
+    with trainable(tiny_model(), dataclasses.replace(PLAIN, epochs=2), seed=0) as trainee:
+        training = fine_tune(trainee, SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=2), seed=0, micro_batch=8)
         first = next(training)
         kept = {name: value.clone() for name, value in first.optimizer_state.items()}
         second = next(training)
@@ -357,12 +357,12 @@ def test_an_epoch_keeps_its_optimizer_state() -> None:
 
 def test_a_finished_training_resumed_has_nothing_to_do() -> None:
     """Resuming after the last epoch yields no epoch and changes no weight."""
-    with trainee(tiny_model(), PLAIN, seed=0) as learner:
-        before = weights_of(learner)
+    with trainable(tiny_model(), PLAIN, seed=0) as trainee:
+        before = weights_of(trainee)
         assert not list(
-            fine_tune(learner, SEQUENCES, PLAIN, seed=0, micro_batch=8, resume=Resumption(epoch=1, optimizer_state={}))
+            fine_tune(trainee, SEQUENCES, PLAIN, seed=0, micro_batch=8, resume=Resumption(epoch=1, optimizer_state={}))
         )
-        assert same(weights_of(learner), before)
+        assert same(weights_of(trainee), before)
 
 
 def disturb(model: LanguageModel) -> None:
@@ -476,11 +476,11 @@ def test_a_training_that_explodes_stops_at_its_step() -> None:
 def test_a_spoiled_gradient_stops_the_run_and_names_its_step() -> None:
     """A finite loss with an infinite gradient is refused too: after the last step nobody would compute a loss again."""
     model = tiny_model()
-    with trainee(model, PLAIN, seed=0) as learner:
-        weight = next(iter(learner.trained_parameters().values()))
+    with trainable(model, PLAIN, seed=0) as trainee:
+        weight = next(iter(trainee.trained_parameters().values()))
         weight.register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(TrainingDiverged, match=r"gradient norm of step 1 is (nan|inf) on training rows \[100, 101"):
-            next(fine_tune(learner, SEQUENCES[:8], PLAIN, seed=0, micro_batch=8))
+            next(fine_tune(trainee, SEQUENCES[:8], PLAIN, seed=0, micro_batch=8))
 
 
 def test_max_steps_stops_in_the_middle_of_an_epoch() -> None:

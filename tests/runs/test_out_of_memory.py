@@ -13,7 +13,7 @@ from micro import write_micro
 from tiny import tiny_module, tiny_tokenizer, write_tiny_model
 
 from lm_harmony.cli.main import main
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
@@ -113,9 +113,9 @@ def test_the_kept_model_keeps_no_gradients(spec: RunSpec, spare: int) -> None:
 
     model.module.register_forward_pre_hook(fill)
     sequences = [TokenSequence(ids=(5, 6, 7, 8 + row), first_label=1) for row in range(4)]
-    with trainee(model, recipe, seed=0) as learner:
+    with trainable(model, recipe, seed=0) as trainee:
         with pytest.raises(RuntimeError, match="can't allocate memory"):
-            list(fine_tune(learner, sequences, recipe, seed=0, micro_batch=1))
+            list(fine_tune(trainee, sequences, recipe, seed=0, micro_batch=1))
         assert any(weight.grad is not None for weight in model.module.parameters()) is (spare > 0)
     assert all(weight.grad is None for weight in model.module.parameters())
 
@@ -141,7 +141,7 @@ def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: P
             with pytest.raises(torch.OutOfMemoryError):
                 choose_backend(model)
         else:
-            assert choose_backend(model).fast is expected
+            assert choose_backend(model).packed is expected
 
 
 def test_a_worker_records_it_at_the_first_attempt(spec: RunSpec, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_another_model_takes_the_place(spec: RunSpec, tmp_path: Path) -> None:
     other = replace(spec, model=ModelSpec(name=str(write_tiny_model(tmp_path / "other", seed=1))))
     assert warm.get(other).checksum != first.checksum
     assert warm.get(replace(other, seed=5)) is warm.get(other)
-    assert warm.get(replace(other, execution=replace(spec.execution, engine="plain"))).paths.fast is False
+    assert warm.get(replace(other, execution=replace(spec.execution, engine="plain"))).backend.packed is False
     assert warm.loads == 3
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from world import write_world
 
 from lm_harmony.cli.plan import show_plan
-from lm_harmony.engine.adapters import trainee
+from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import Lora, Recipe
@@ -62,8 +62,8 @@ def test_the_model_is_counted_without_its_weights(spec: RunSpec) -> None:
     size, model = workload(spec, MemoryBudget()).size, tiny_model()
     assert size.parameters == model.module.num_parameters() and size.layers == 2
     assert size.computing == size.parameters - 2 * 300 * 32  # input embedding and output layer apart
-    with trainee(model, RECIPE, seed=0) as learner:
-        assert size.trained == sum(weight.numel() for weight in learner.trained_parameters().values())
+    with trainable(model, RECIPE, seed=0) as trainee:
+        assert size.trained == sum(weight.numel() for weight in trainee.trained_parameters().values())
     assert size.adapted == 2 * 7  # q, k, v, o and the three of the MLP
     assert (size.query_width, size.key_width, size.grouped) == (4 * 8, 2 * 8, True)
     assert workload(replace(spec, recipe=replace(RECIPE, lora=None)), MemoryBudget()).size.adapted == 0

@@ -17,19 +17,19 @@ from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.cli.plan import show_plan
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.backends import FAST
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.backends import PACKED
 from lm_harmony.engine.continuous_batching import decode_greedily
 from lm_harmony.engine.memory import (
     CPU_SCORING_TOKENS,
+    GPU_GENERATION_ROWS,
     GPU_SCORING_TOKENS,
     GPU_TRAINING_TOKENS,
-    GPU_WRITTEN_ROWS,
     MemoryBudget,
 )
-from lm_harmony.engine.packed_attention import segments_of
-from lm_harmony.engine.packed_forward import shared_logprobs
-from lm_harmony.engine.prefix_tree import chain_row
+from lm_harmony.engine.packed_attention import blocks_of_row
+from lm_harmony.engine.packed_forward import prefix_tree_logprobs
+from lm_harmony.engine.prefix_tree import concatenated_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import TrainState
@@ -201,14 +201,14 @@ def size_in_memory(model: LanguageModel, adapted: int) -> Size:
 def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> Counter[str]:
     """Count the second step of a training: the first one makes the optimizer's state."""
     sequences = [TokenSequence(ids=tuple(range(5, 6 + length)), first_label=1, row=length) for length in lengths]
-    with trainee(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as learner:
-        learner.module.train()
-        course = TrainState(learner, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
+    with trainable(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as trainee:
+        trainee.module.train()
+        state = TrainState(trainee, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
         for _ in range(2):
-            course.begin_epoch()
-            course.batch = sequences
-            with FAST.computing(model.module), Operators() as operators:
-                course.advance(_backward(course, len(lengths), FAST)[0])
+            state.begin_epoch()
+            state.batch = sequences
+            with PACKED.active(model.module), Operators() as operators:
+                state.advance(_backward(state, len(lengths), PACKED)[0])
     counted: Counter[str] = operators.seen
     return counted
 
@@ -239,8 +239,8 @@ def test_operators_of_a_scoring_pass(branches: int) -> None:
         for tree in range(8)
         for last in range(20, 20 + branches)
     ]
-    with torch.no_grad(), FAST.computing(model.module), Operators() as operators:
-        shared_logprobs(model.module, texts)
+    with torch.no_grad(), PACKED.active(model.module), Operators() as operators:
+        prefix_tree_logprobs(model.module, texts)
     asked = ScoringWork(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
     assert operators.attention_calls == 8 * 6
     assert scoring_operators(size_in_memory(model, 12), asked) == pytest.approx(operators.seen.total(), rel=0.1)
@@ -248,7 +248,7 @@ def test_operators_of_a_scoring_pass(branches: int) -> None:
 
 def test_passes_and_operators_of_written_answers() -> None:
     model, limit = deep_model(), 5
-    room = MemoryBudget(written_rows=2)
+    room = MemoryBudget(generation_rows=2)
     requests = [
         Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
         for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
@@ -281,35 +281,35 @@ def spec(tmp_path: Path) -> RunSpec:
 def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
     room = MemoryBudget(scoring_tokens=60, training_tokens=40)
     run, load = set_up_run(spec), workload(spec, room)
-    paths = replace(FAST, room=room)
+    backend = replace(PACKED, memory_budget=room)
     with Operators() as operators:
-        respondent = Scorer(model=run.model, paths=paths)
-        respondent.answer([request for one in run.splits.validation for request in one.requests])
+        scorer = Scorer(model=run.model, backend=backend)
+        scorer.answer([request for one in run.splits.validation for request in one.requests])
     assert operators.attention_calls == 2 * load.validation.calls and operators.seen["embedding"] == load.validation.passes > 1
     assert load.validation.masks > 0
-    with trainee(run.model, spec.recipe, seed=spec.seed) as learner:
-        course = TrainState(learner, run.sequences, spec.recipe, seed=spec.seed)
+    with trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
+        state = TrainState(trainee, run.sequences, spec.recipe, seed=spec.seed)
         passed = calls = pairs = 0
-        while not course.finished:
-            course.begin_epoch()
-            for _ in range(course.steps_left):
-                with paths.computing(run.model.module), Operators() as operators:
-                    losses, _ = _backward(course, spec.execution.micro_batch, paths)
+        while not state.finished:
+            state.begin_epoch()
+            for _ in range(state.steps_left):
+                with backend.active(run.model.module), Operators() as operators:
+                    losses, _ = _backward(state, spec.execution.micro_batch, backend)
                 passed, calls = passed + len(losses), calls + operators.attention_calls // 2
-                lengths = [len(one.ids) - 1 for one in course.batch]
+                lengths = [len(one.ids) - 1 for one in state.batch]
                 pairs += sum(sum(range(1, length + 1)) for length in lengths)
-                course.advance(losses)
+                state.advance(losses)
     assert (load.fed.passes, load.fed.calls, load.fed.pairs) == (passed, calls, pairs)
     assert load.fed.passes > load.fed.steps == 5
     unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
-    assert len(segments_of(chain_row(unequal), torch.device("cpu"))) == 3  # only neighbours share a call
+    assert len(blocks_of_row(concatenated_row(unequal), torch.device("cpu"))) == 3  # only neighbours share a call
 
 
 def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None:
     for hardware in HARDWARE.values():
         room = hardware.room
         assert (room.training_tokens, room.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
-        assert room.written_rows == GPU_WRITTEN_ROWS
+        assert room.generation_rows == GPU_GENERATION_ROWS
     many = replace(spec, benchmark=replace(spec.benchmark, task=str(write_micro(Path(spec.benchmark.task).parent, sizes=SIZES))))
     on_gpu, on_cpu = (workload(many, room).test for room in (H200.room, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS)))
     assert on_gpu.passes == 1 < on_cpu.passes and on_gpu.tokens == on_cpu.tokens

@@ -33,7 +33,7 @@ class Trainee:
     """The model underneath."""
     adapter: str = ONLY
     """Name of the adapter, where several live on one model."""
-    draws: DropoutState = field(default_factory=DropoutState)
+    dropout: DropoutState = field(default_factory=DropoutState)
     """What the adapter's dropout draws."""
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -115,7 +115,7 @@ def _first(what: str, names: Iterable[str]) -> str:
 
 
 @contextmanager
-def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trainee]:
+def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trainee]:
     """Make ``model`` trainable as ``recipe`` says for the length of a block; an adapter is taken out again at its end.
 
     The initial adapter depends on ``seed`` alone and on nothing drawn before; the caller's random state is left as it was.
@@ -141,7 +141,7 @@ def trainee(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trai
     biases = [(weight, weight.detach().clone()) for weight in own if weight.requires_grad]
     module.eval()  # PEFT adds its layers in training mode: their dropout would blur a score
     try:
-        yield Trainee(module=module, model=model, draws=seed_dropout(module, ONLY))
+        yield Trainee(module=module, model=model, dropout=seed_dropout(module, ONLY))
     finally:
         module.unload()
         for weight, value in biases:

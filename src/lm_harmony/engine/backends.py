@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lm_harmony.engine.continuous_batching import can_decode, decode_greedily
-from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import MemoryBudget, memory_budget, recompute_pays
-from lm_harmony.engine.onednn_linear import OneDnnProducts, probe_products, through_onednn
-from lm_harmony.engine.packed_attention import attention_in_segments
-from lm_harmony.engine.packed_forward import packed_logprobs, shared_logprobs
-from lm_harmony.engine.padded_forward import Forward, label_logprobs, rows_from
-from lm_harmony.engine.prefix_tree import tokens_from
-from lm_harmony.engine.rope import frequencies_of_each_pass
+from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
+from lm_harmony.engine.packed_attention import packed_attention
+from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.padded_forward import Forward, end_by_sequences, padded_logprobs
+from lm_harmony.engine.prefix_tree import end_by_tokens
+from lm_harmony.engine.rope import reset_dynamic_rope
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.device import is_out_of_memory
 from lm_harmony.models.loading import LanguageModel
@@ -41,50 +41,55 @@ PROBE_TOKENS = 3
 class Backend:
     """How a model's forward passes are laid out."""
 
-    learn: Forward
+    train_forward: Forward
     """For training."""
-    score: Forward
+    score_forward: Forward
     """For scoring."""
-    fast: bool
+    packed: bool
     """Whether shared beginnings are computed once (then sequences are sorted to lie together and counted in tokens)."""
-    writes: bool = False
+    continuous_batching: bool = False
     """Whether finished answers leave the batch and waiting ones enter, where the model's cache and the settings allow it."""
-    room: MemoryBudget = MemoryBudget()
+    memory_budget: MemoryBudget = MemoryBudget()
     """How much one pass may hold; on the plain path a pass is counted in sequences alone."""
-    products: OneDnnProducts = OneDnnProducts()
+    onednn: OneDnnLinear = OneDnnLinear()
     """Which products of linear layers are computed through oneDNN, on a CPU where a probe found them faster."""
     recompute: bool = False
     """Whether training keeps less for its backward pass, on a CPU where that saves a notable share of memory."""
 
     @contextmanager
-    def computing(self, module: PreTrainedModel) -> Iterator[None]:
+    def active(self, module: PreTrainedModel) -> Iterator[None]:
         """Compute on these paths for the length of a block, which holds a forward pass and, in training, its backward pass."""
         with ExitStack() as stack:
-            stack.enter_context(through_onednn(module, self.products))
-            stack.enter_context(frequencies_of_each_pass(module))
-            if self.fast:
-                stack.enter_context(attention_in_segments(module))
+            stack.enter_context(use_onednn(module, self.onednn))
+            stack.enter_context(reset_dynamic_rope(module))
+            if self.packed:
+                stack.enter_context(packed_attention(module))
             yield
 
     def describe(self) -> dict[str, Any]:
         """Return the choices as plain values, for a record."""
-        return {"fast": self.fast, "writes": self.writes, "onednn": str(self.products), "recompute": self.recompute}
+        return {
+            "fast": self.packed,
+            "writes": self.continuous_batching,
+            "onednn": str(self.onednn),
+            "recompute": self.recompute,
+        }
 
-    def order(self, sequences: Sequence[TokenSequence]) -> list[int]:
+    def scoring_order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences are best scored."""
-        if self.fast:
+        if self.packed:
             return sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
         # Longest first: memory runs out at once or never, and sequences of like length share a batch.
         return sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
 
     def end_of_batch(self) -> Callable[[Sequence[TokenSequence], int, int], int]:
         """Return the rule that ends a batch of scoring: by tokens computed, or by sequences."""
-        return tokens_from if self.fast else rows_from
+        return end_by_tokens if self.packed else end_by_sequences
 
 
-PLAIN = Backend(learn=label_logprobs, score=label_logprobs, fast=False)
+PADDED = Backend(train_forward=padded_logprobs, score_forward=padded_logprobs, packed=False)
 """The plain path for everything."""
-FAST = Backend(learn=packed_logprobs, score=shared_logprobs, fast=True, writes=True)
+PACKED = Backend(train_forward=packed_logprobs, score_forward=prefix_tree_logprobs, packed=True, continuous_batching=True)
 """The fast paths."""
 
 
@@ -96,14 +101,14 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
         engine: "auto", or "plain" to ask for the plain path.
     """
     if engine == "plain":
-        return PLAIN
+        return PADDED
     sequences = _probe_sequences(model)
     with torch.no_grad():
-        padded = label_logprobs(model.module, sequences).logprobs_L
-        alone = label_logprobs(model.module, sequences[-1:]).logprobs_L
+        padded = padded_logprobs(model.module, sequences).logprobs_L
+        alone = padded_logprobs(model.module, sequences[-1:]).logprobs_L
         noise = float((padded[-len(alone) :] - alone).abs().max())
         allowed = max(TOLERANCE, ROUNDING_STEPS * torch.finfo(model.module.dtype).eps) + 4 * noise
-        for name, path in (("packed training", packed_logprobs), ("shared-context scoring", shared_logprobs)):
+        for name, path in (("packed training", packed_logprobs), ("shared-context scoring", prefix_tree_logprobs)):
             try:
                 # In the type of the weights: the rounding of autocast would hide a small fault of the layout.
                 difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
@@ -121,19 +126,19 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
                 reason = f"log-probabilities differ by {difference:.2g} nats"
             kind = model.module.config.model_type
             log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
-            return PLAIN
+            return PADDED
     # oneDNN's float32 products know nothing of autocast.
-    products = probe_products(model.module) if model.autocast is None else OneDnnProducts()
+    onednn = probe_onednn(model.module) if model.autocast is None else OneDnnLinear()
     recompute = recompute_pays(model.module)
     if model.device.type == "cpu":
-        log.info("products of linear layers through oneDNN (where it is faster here): %s", products)
+        log.info("products of linear layers through oneDNN (where it is faster here): %s", onednn)
     return Backend(
-        learn=partial(packed_logprobs, recompute=recompute),
-        score=shared_logprobs,
-        fast=True,
-        writes=_writes_exactly(model, allowed),
-        room=memory_budget(model.module),
-        products=products,
+        train_forward=partial(packed_logprobs, recompute=recompute),
+        score_forward=prefix_tree_logprobs,
+        packed=True,
+        continuous_batching=_writes_exactly(model, allowed),
+        memory_budget=memory_budget(model.module),
+        onednn=onednn,
         recompute=recompute,
     )
 
@@ -157,7 +162,9 @@ def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
 def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
     """Compare greedy decoding with ``transformers.generate``: the same tokens, but for ties within ``allowed`` nats."""
     module, contexts = model.module, [sequence.ids[-7 - place :] for place, sequence in enumerate(_probe_sequences(model)[1:])]
-    if not can_decode(module) or Decoding.read({}, default_limit=PROBE_TOKENS).acting(module.generation_config):
+    if not supports_continuous_batching(module) or GenerationSettings.read({}, default_limit=PROBE_TOKENS).acting(
+        module.generation_config
+    ):
         return False
     try:
         found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=_at_different_times)

@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from lm_harmony.engine.padded_forward import smaller_batch
+from lm_harmony.engine.padded_forward import halve_batch
 from lm_harmony.models.loading import LanguageModel
 
 REFILL = 0.5
@@ -25,7 +25,7 @@ REFILL = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedRow:
     """A row that has ended."""
 
     place: int
@@ -73,7 +73,7 @@ def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
             raise NonFiniteLogits(place * rows // len(values), value)
 
 
-def can_decode(module: PreTrainedModel) -> bool:
+def supports_continuous_batching(module: PreTrainedModel) -> bool:
     """Tell whether the model keeps a plain key-value cache, so that rows can be joined and dropped."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.config).layers)
 
@@ -85,11 +85,11 @@ def decode_greedily(
     batch_size: int,
     max_new_tokens: int,
     is_finished: Callable[[Sequence[tuple[int, ...]]], list[bool]],
-) -> Iterator[Finished]:
+) -> Iterator[FinishedRow]:
     """Yield each context's answer as it ends, not in their order.
 
     Args:
-        model: who writes; ``can_decode`` must hold.
+        model: who writes; ``supports_continuous_batching`` must hold.
         contexts: token ids, none empty; best sorted by length.
         batch_size: most rows at once; halved for what is left when memory runs out.
         max_new_tokens: longest answer.
@@ -112,7 +112,7 @@ def decode_greedily(
                 assert batch is not None
                 batch = _next(model.module, batch)
         except (RuntimeError, MemoryError) as error:
-            batch_size = smaller_batch(batch_size, error)
+            batch_size = halve_batch(batch_size, error)
             # The rows that were being written begin again: the cache may be half changed.
             waiting += reversed(batch.places if batch else ())
             batch = None
@@ -126,7 +126,7 @@ def decode_greedily(
         ]
         for place, written, done in zip(batch.places, batch.written, ended, strict=True):
             if done:
-                yield Finished(place=place, written=written)
+                yield FinishedRow(place=place, written=written)
         batch = _without(batch, ended) if any(ended) else batch
 
 
@@ -179,7 +179,7 @@ def _join(left: _Batch, right: _Batch) -> _Batch:
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
-    """Return the layers' keys and values, which ``can_decode`` has found to be plain tensors."""
+    """Return the layers' keys and values, which ``supports_continuous_batching`` has found to be plain tensors."""
     return list(cache.layers)
 
 

@@ -48,7 +48,7 @@ class DropoutState:
 
 
 def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: float) -> torch.Tensor:
-    """Draw the inputs that remain for some of a batch's tokens, eight times as fast as torch draws: 16 bits for each.
+    """Draw the inputs that remain for some of a batch's tokens, eight times as fast as torch state: 16 bits for each.
 
     A token takes a whole number of the generator's words, so the draws of the tokens before are skipped, not drawn. An input
     remains with probability 1 - p, rounded to 1 / 65,536.
@@ -85,26 +85,26 @@ def _drop(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
 class SeededDropout(torch.nn.Module):
     """Dropout that takes its draws from ``DropoutState``."""
 
-    def __init__(self, p: float, layer: int, draws: DropoutState) -> None:
+    def __init__(self, p: float, layer: int, state: DropoutState) -> None:
         """Drop inputs of the adapter's ``layer``-th module with probability ``p``."""
         super().__init__()
-        self.p, self.layer, self.draws = p, layer, draws
+        self.p, self.layer, self.state = p, layer, state
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs in training and scale the rest up; pass them on in evaluation."""
         if not self.training:
             return x
-        dropped: torch.Tensor = _Dropped.apply(x, self.draws.kept(self.layer, x, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
+        dropped: torch.Tensor = _Dropped.apply(x, self.state.kept(self.layer, x, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
         return dropped
 
 
 def seed_dropout(module: PeftModel, adapter: str) -> DropoutState:
     """Put seeded dropout in the place of PEFT's in every layer of ``adapter``."""
-    draws, number = DropoutState(), 0
+    state, number = DropoutState(), 0
     for layer in module.modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_dropout:
             before = layer.lora_dropout[adapter]
             if isinstance(before, torch.nn.Dropout) and before.p > 0:
-                layer.lora_dropout[adapter] = SeededDropout(before.p, number, draws).train(before.training)
+                layer.lora_dropout[adapter] = SeededDropout(before.p, number, state).train(before.training)
             number += 1
-    return draws
+    return state

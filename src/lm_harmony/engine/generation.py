@@ -10,11 +10,11 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.continuous_batching import NonFiniteLogits, can_decode, check_finite, decode_greedily
-from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.continuous_batching import NonFiniteLogits, check_finite, decode_greedily, supports_continuous_batching
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.padded_forward import smaller_batch
-from lm_harmony.engine.rope import Regime, frequencies_of_each_pass, regimes_of
+from lm_harmony.engine.padded_forward import halve_batch
+from lm_harmony.engine.rope import Regime, regimes_of, reset_dynamic_rope
 from lm_harmony.errors import BenchmarkError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import track
@@ -47,14 +47,14 @@ def generate(
         ScoreNotFinite: a logit is NaN or infinite.
     """
     contexts = model.text.encode([request.context for request in requests])
-    groups: dict[str, tuple[Decoding, list[int]]] = {}
+    groups: dict[str, tuple[GenerationSettings, list[int]]] = {}
     for place, request in enumerate(requests):
-        decoding = Decoding.read(request.generation, default_limit=max_new_tokens)
+        decoding = GenerationSettings.read(request.generation, default_limit=max_new_tokens)
         groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
     for decoding, _ in groups.values():
         _check(model, decoding)
     answers = [""] * len(requests)
-    with torch.random.fork_rng(), torch.no_grad(), frequencies_of_each_pass(model.module):
+    with torch.random.fork_rng(), torch.no_grad(), reset_dynamic_rope(model.module):
         torch.manual_seed(seed)
         for decoding, places in groups.values():
             most = model.max_length - decoding.max_new_tokens
@@ -78,7 +78,7 @@ def not_finite(requests: Sequence[Request], place: int, what: str, value: float)
     )
 
 
-def _check(model: LanguageModel, decoding: Decoding) -> None:
+def _check(model: LanguageModel, decoding: GenerationSettings) -> None:
     if decoding.max_new_tokens >= model.max_length:
         raise BenchmarkError(
             f"max_new_tokens {decoding.max_new_tokens} leaves no room for a question: model {model.name} takes "
@@ -93,14 +93,18 @@ def _check(model: LanguageModel, decoding: Decoding) -> None:
 
 
 def _write(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, room: MemoryBudget | None
+    model: LanguageModel,
+    contexts: Sequence[Sequence[int]],
+    decoding: GenerationSettings,
+    batch_size: int,
+    room: MemoryBudget | None,
 ) -> Iterator[tuple[int, str]]:
     """Yield (number of the context, answer) as answers end, in batches whose rows write what each writes alone."""
     config, regimes = model.module.generation_config, regimes_of(model.module)
     alone, longest = decoding.alone(config), decoding.longest(config)
     if alone:
         log.info("answers are written one at a time, since generation settings depend on the batch: %s", ", ".join(alone))
-    if decoding.acting(config) or not can_decode(model.module):
+    if decoding.acting(config) or not supports_continuous_batching(model.module):
         room = None
     parts: dict[Regime | None, list[int]] = {}
     for number, ids in enumerate(contexts):
@@ -119,19 +123,19 @@ def _write(
 
 
 def _decode(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, room: MemoryBudget
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, room: MemoryBudget
 ) -> Iterator[tuple[int, str]]:
     """Write greedily, finished rows leaving and waiting ones entering."""
     stop = _StopStrings(model, decoding)
     limit = decoding.max_new_tokens
-    rows = max(1, min(room.written_rows, room.cached_tokens // (len(contexts[0]) + limit)))
+    rows = max(1, min(room.generation_rows, room.cache_tokens // (len(contexts[0]) + limit)))
     finished = decode_greedily(model, contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
     for row in finished:
         yield row.place, stop.text_of(row.written)
 
 
 def _generate(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, batch_size: int
 ) -> Iterator[tuple[int, str]]:
     """Write by ``transformers.generate``, batch after batch."""
     stop = _StopStrings(model, decoding)
@@ -141,7 +145,7 @@ def _generate(
         try:
             output = _generate_batch(model, batch, decoding, stop)
         except (RuntimeError, MemoryError) as error:
-            batch_size = smaller_batch(len(batch), error)
+            batch_size = halve_batch(len(batch), error)
             continue
         except NonFiniteLogits as error:
             raise NonFiniteLogits(start + error.place, error.value) from error
@@ -151,7 +155,7 @@ def _generate(
 
 
 def _generate_batch(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: Decoding, stop: _StopStrings
+    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, stop: _StopStrings
 ) -> list[list[int]]:
     longest, end = max(map(len, contexts)), model.text.end_id
     settings = decoding.over(model.module.generation_config)
@@ -191,7 +195,7 @@ def _generate_batch(
 class _StopStrings(StoppingCriteria):
     """A row is done when its last tokens, decoded, hold one of its stop strings (lm_eval waits for the whole batch)."""
 
-    def __init__(self, model: LanguageModel, decoding: Decoding) -> None:
+    def __init__(self, model: LanguageModel, decoding: GenerationSettings) -> None:
         self.tokenizer = model.text.tokenizer
         self.stop = [end for end in (*decoding.stop, model.text.end_text) if end]
         ends = decoding.over(model.module.generation_config).get("eos_token_id")

@@ -47,7 +47,7 @@ _SAME_BESIDE_OTHERS = frozenset([
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class GenerationSettings:
     """lm_eval's generation arguments, read once."""
 
     stop: tuple[str, ...]
@@ -58,7 +58,7 @@ class Decoding:
     """The rest, as ``transformers.generate`` takes it; greedy unless a temperature or do_sample asks for sampling."""
 
     @classmethod
-    def read(cls, arguments: Mapping[str, Any], *, default_limit: int) -> Decoding:
+    def read(cls, arguments: Mapping[str, Any], *, default_limit: int) -> GenerationSettings:
         """Read a task's ``generation_kwargs`` by lm_eval's rules."""
         rest = dict(arguments)
         until = rest.pop("until", None) or []

@@ -21,7 +21,7 @@ LOGITS_ON_CPU, LOGITS_ON_GPU = 10_000_000, 120_000_000
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """Hidden states -> logits, as the model's own forward computes them."""
 
     logits: Callable[[torch.Tensor], torch.Tensor]
@@ -32,7 +32,7 @@ class Head:
     """Whether its weights are trained too."""
 
 
-def head_of(module: PreTrainedModel) -> Head:
+def lm_head_of(module: PreTrainedModel) -> LMHead:
     """Return the output layer of ``module`` with its scaling and soft capping."""
     output: Callable[[torch.Tensor], torch.Tensor] = module.get_output_embeddings()
     config = module.config.get_text_config()
@@ -45,11 +45,11 @@ def head_of(module: PreTrainedModel) -> Head:
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     weights = list(module.get_output_embeddings().parameters())
-    return Head(logits_of, vocabulary=len(weights[0]), trained=any(weight.requires_grad for weight in weights))
+    return LMHead(logits_of, vocabulary=len(weights[0]), trained=any(weight.requires_grad for weight in weights))
 
 
-def head_logprobs(
-    head: Head, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor, known_rows_L: npt.NDArray[np.int64]
+def lm_head_logprobs(
+    head: LMHead, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor, known_rows_L: npt.NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (log-probability, greedy?) of each label.
 
@@ -73,13 +73,15 @@ def head_logprobs(
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
 
 
-def _chunk(head: Head, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunk(
+    head: LMHead, rows_CxD: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits_CxV = head.logits(rows_CxD).float()
     logprobs = logits_CxV[chosen, targets] - logits_CxV.logsumexp(dim=-1)[chosen]
     return logprobs, logits_CxV.detach().argmax(dim=-1)[chosen] == targets
 
 
-def _chunks(head: Head, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]:
+def _chunks(head: LMHead, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]:
     """Cut the rows into chunks (start, stop), sized by the vocabulary and alike."""
     rows = len(hidden_UxD)
     most = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
@@ -96,7 +98,7 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_UxD: torch.Tensor, head: Head, labels_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, hidden_UxD: torch.Tensor, head: LMHead, labels_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute log-probabilities and, for each row (one label each), their gradient."""
         logprobs, greedy, grads = [], [], []
         for start, stop in _chunks(head, hidden_UxD):

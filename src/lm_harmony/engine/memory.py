@@ -12,9 +12,9 @@ from lm_harmony.models.device import free_bytes
 
 SHARE = 0.6
 """Share of the free memory that one forward pass may take; estimates err, and a batch that does not fit is halved."""
-CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS = 384, 512, 24
+CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_GENERATION_ROWS = 384, 512, 24
 """What a processor gains nothing beyond: its multipliers are busy, and more leaves its caches."""
-GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS = 16_384, 32_768, 256
+GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_GENERATION_ROWS = 16_384, 32_768, 256
 """What a GPU gains nothing beyond."""
 
 RECOMPUTE_BYTES = 32 * 2**20
@@ -29,9 +29,9 @@ class MemoryBudget:
     """Tokens of one packed forward and backward pass; a batch of more is cut between sequences."""
     scoring_tokens: int = CPU_SCORING_TOKENS
     """Tokens of one row of shared-context scoring."""
-    written_rows: int = CPU_WRITTEN_ROWS
+    generation_rows: int = CPU_GENERATION_ROWS
     """Answers written at once."""
-    cached_tokens: int = 1 << 30
+    cache_tokens: int = 1 << 30
     """Tokens whose keys and values may be kept while answers are written."""
 
 
@@ -44,19 +44,19 @@ def memory_budget(module: PreTrainedModel) -> MemoryBudget:
     width = module.dtype.itemsize
     budget = SHARE * free_bytes(module.device)
     training, scoring, rows = (
-        (CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_WRITTEN_ROWS)
+        (CPU_TRAINING_TOKENS, CPU_SCORING_TOKENS, CPU_GENERATION_ROWS)
         if on_cpu
-        else (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_WRITTEN_ROWS)
+        else (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS, GPU_GENERATION_ROWS)
     )
     return MemoryBudget(
-        training_tokens=max(1, min(training, int(budget / bytes_of_training(module)))),
+        training_tokens=max(1, min(training, int(budget / training_bytes_per_token(module)))),
         scoring_tokens=max(1, min(scoring, int(budget / _live_bytes(module)))),
-        written_rows=rows,
-        cached_tokens=max(1, int(budget / (2 * layers * int(grouped) * width))),
+        generation_rows=rows,
+        cache_tokens=max(1, int(budget / (2 * layers * int(grouped) * width))),
     )
 
 
-def bytes_of_training(module: PreTrainedModel) -> int:
+def training_bytes_per_token(module: PreTrainedModel) -> int:
     """Return the bytes of activations that one token of a training pass is expected to take."""
     layers, hidden, _ = _sizes(module)
     live = _live_bytes(module)
@@ -98,7 +98,7 @@ def _sizes(module: PreTrainedModel) -> tuple[int, int, int]:
     return int(getattr(config, "num_hidden_layers", None) or 1), hidden, inner
 
 
-def give_back_freed() -> None:
+def release_freed_memory() -> None:
     """Return to the system what this process has freed: glibc keeps it, and what comes next finds only part of it useful."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none

@@ -37,7 +37,7 @@ class SharedBase:
         if self._peft is not None:
             self._peft.unload()
 
-    def enter(self, name: str, lora: Lora, *, seed: int) -> Trainee:
+    def add_adapter(self, name: str, lora: Lora, *, seed: int) -> Trainee:
         """Attach an adapter, with the weights that it would have alone.
 
         Raises:
@@ -46,26 +46,26 @@ class SharedBase:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._peft = attach(self.model, lora, adapter=name, beside=self._peft)
-        draws = seed_dropout(self._peft, name)
+        dropout = seed_dropout(self._peft, name)
         self._train_all()
-        return Trainee(module=self._peft, model=self.model, adapter=name, draws=draws)
+        return Trainee(module=self._peft, model=self.model, adapter=name, dropout=dropout)
 
-    def leave(self, learner: Trainee) -> None:
+    def remove_adapter(self, trainee: Trainee) -> None:
         """Take an adapter out."""
         assert self._peft is not None
-        others = [name for name in self._peft.peft_config if name != learner.adapter]
+        others = [name for name in self._peft.peft_config if name != trainee.adapter]
         if others:
             self._peft.set_adapter(others[0])
-            self._peft.delete_adapter(learner.adapter)
+            self._peft.delete_adapter(trainee.adapter)
             self._train_all()
         else:
             self._peft.unload()
             self._peft = None
 
-    def show(self, learner: Trainee) -> None:
+    def activate(self, trainee: Trainee) -> None:
         """Switch to one adapter, in evaluation mode, for whoever asks the model now."""
         assert self._peft is not None
-        self._peft.set_adapter(learner.adapter)
+        self._peft.set_adapter(trainee.adapter)
         self._train_all()
         self._peft.eval()
 
@@ -75,7 +75,7 @@ class SharedBase:
         self._peft.set_requires_grad(list(self._peft.peft_config))
 
     @contextmanager
-    def routed(self, sizes: dict[str, int]) -> Iterator[None]:
+    def adapters_by_part(self, sizes: dict[str, int]) -> Iterator[None]:
         """Let each part of a packed row go through its own adapter for the length of a block.
 
         Args:
@@ -85,13 +85,13 @@ class SharedBase:
             for layer in self.model.module.modules():
                 if isinstance(layer, LoraLayer):
                     assert isinstance(layer, LoraLinear), f"{type(layer).__name__} cannot be routed"
-                    layer.forward = Routed(layer, sizes)
+                    layer.forward = MultiAdapterForward(layer, sizes)
                     stack.callback(delattr, layer, "forward")
             yield
 
 
 @dataclass(frozen=True)
-class Routed:
+class MultiAdapterForward:
     """The forward pass of an adapted layer over the parts of several runs: one product for all of their adapters."""
 
     layer: LoraLinear

@@ -39,7 +39,7 @@ _Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneDnnProducts:
+class OneDnnLinear:
     """Which products oneDNN computes, by the shape O x I of their layer's weight."""
 
     forward: frozenset[_Shape] = frozenset()
@@ -59,7 +59,7 @@ class OneDnnProducts:
         return "; ".join(told) or "none"
 
 
-def probe_products(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> OneDnnProducts:
+def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> OneDnnLinear:
     """Time the linear layers of ``module`` on this machine and return the products that are faster through oneDNN.
 
     Args:
@@ -67,7 +67,7 @@ def probe_products(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -
         seconds: longest time to take; the layers with the most weights come first.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return OneDnnProducts()
+        return OneDnnLinear()
     layers = _layers(module)
     weights = {shape: layer for layer, shape in layers}
     counts = Counter(shape for _, shape in layers)
@@ -81,11 +81,11 @@ def probe_products(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -
         if len(ratios) == len(_TOKENS):
             forward |= {shape} if min(ratio for ratio, _ in ratios) >= GAIN else set()
             backward |= {shape} if min(ratio for _, ratio in ratios) >= GAIN else set()
-    return OneDnnProducts(forward=frozenset(forward), backward=frozenset(backward))
+    return OneDnnLinear(forward=frozenset(forward), backward=frozenset(backward))
 
 
 @contextmanager
-def through_onednn(module: torch.nn.Module, products: OneDnnProducts) -> Iterator[None]:
+def use_onednn(module: torch.nn.Module, products: OneDnnLinear) -> Iterator[None]:
     """Compute ``products`` of the linear layers of ``module`` through oneDNN for the length of a block; all else as it is."""
     with ExitStack() as stack:
         for layer, shape in _layers(module) if products else ():
@@ -123,7 +123,7 @@ class _Product(torch.autograd.Function):
         """Return N x O of N x I."""
         needs = ctx.needs_input_grad
         ctx.save_for_backward(x if needs[1] else None, weight_OxI if needs[0] else None)
-        ctx.through_onednn = backward
+        ctx.use_onednn = backward
         return _onednn(x, weight_OxI, bias_O) if forward else linear(x, weight_OxI, bias_O)
 
     @staticmethod
@@ -133,7 +133,7 @@ class _Product(torch.autograd.Function):
         grad_NxO = grad.reshape(-1, grad.shape[-1])
         to_x = to_weight = None
         if weight_OxI is not None:
-            to_x_NxI = _onednn(grad_NxO, weight_OxI.T) if ctx.through_onednn else grad_NxO @ weight_OxI
+            to_x_NxI = _onednn(grad_NxO, weight_OxI.T) if ctx.use_onednn else grad_NxO @ weight_OxI
             to_x = to_x_NxI.view(*grad.shape[:-1], -1)
         if x is not None:
             to_weight = grad_NxO.T @ x.reshape(-1, x.shape[-1])

@@ -15,17 +15,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from lm_harmony.engine.padded_forward import on_device
-from lm_harmony.engine.prefix_tree import Row, Tree
+from lm_harmony.engine.prefix_tree import PackedRow, PrefixTree
 
 NAME = "lm_harmony_segments"
 
 
-class Segment:
+class AttentionBlock:
     """A tree's place in the row, and who sees whom in it; or that of several chains of one length, which take one call."""
 
-    def __init__(self, tree: Tree, *, start: int, trunk: int, device: torch.device) -> None:
+    def __init__(self, tree: PrefixTree, *, start: int, prefix_tokens: int, device: torch.device) -> None:
         """Place ``tree`` at ``start`` behind a trunk of ``trunk`` tokens."""
-        self.start, self.size, self.trunk, self.copies = start, len(tree.ids), trunk, 1
+        self.start, self.size, self.prefix_tokens, self.copies = start, len(tree.ids), prefix_tokens, 1
         self.is_chain = tree.is_chain
         self._tree, self._device = tree, device
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
@@ -35,9 +35,9 @@ class Segment:
         """Where the next segment starts."""
         return self.start + self.copies * self.size
 
-    def takes(self, tree: Tree) -> bool:
+    def takes(self, tree: PrefixTree) -> bool:
         """Take ``tree`` in, which follows in the row, if it is a chain as long as this one and neither follows a trunk."""
-        alike = self.is_chain and self.trunk == 0 and len(tree.ids) == self.size and tree.is_chain
+        alike = self.is_chain and self.prefix_tokens == 0 and len(tree.ids) == self.size and tree.is_chain
         self.copies += alike
         return alike
 
@@ -63,39 +63,39 @@ class Segment:
         """
         size, device = self.size, self._device
         narrow = window is not None and max(self._tree.depths) >= window
-        if self.is_chain and self.trunk == 0 and not narrow:
+        if self.is_chain and self.prefix_tokens == 0 and not narrow:
             return None
         place_S = torch.arange(size, device=device)
         sees_SxS = place_S[None, :] <= place_S[:, None]
-        depth_S = place_S + self.trunk
+        depth_S = place_S + self.prefix_tokens
         if not self.is_chain:
             # A token's descendants follow it without a gap: it is seen by those up to the end of its subtree.
             ends_S, depth_S = on_device(device, self._tree.subtree_ends(), self._tree.depths)
             sees_SxS &= place_S[:, None] < ends_S[None, :]
-        sees = torch.cat([sees_SxS.new_ones(size, self.trunk), sees_SxS], dim=1)
+        sees = torch.cat([sees_SxS.new_ones(size, self.prefix_tokens), sees_SxS], dim=1)
         if narrow and window is not None:
-            there = torch.cat([torch.arange(self.trunk, device=device), depth_S])
+            there = torch.cat([torch.arange(self.prefix_tokens, device=device), depth_S])
             sees &= depth_S[:, None] - there[None, :] < window
         return sees
 
 
-def segments_of(row: Row, device: torch.device) -> list[Segment]:
+def blocks_of_row(row: PackedRow, device: torch.device) -> list[AttentionBlock]:
     """Place the trunk (as a segment of its own) and the trees of ``row``."""
     placed, start = [], 0
-    if row.trunk:
-        size = len(row.trunk)
-        trunk = Tree(ids=row.trunk, depths=tuple(range(size)), parents=tuple(range(-1, size - 1)))
-        placed.append(Segment(trunk, start=0, trunk=0, device=device))
+    if row.shared_prefix:
+        size = len(row.shared_prefix)
+        trunk = PrefixTree(ids=row.shared_prefix, depths=tuple(range(size)), parents=tuple(range(-1, size - 1)))
+        placed.append(AttentionBlock(trunk, start=0, prefix_tokens=0, device=device))
         start = size
     for tree in row.trees:
-        if row.trunk or not placed or not placed[-1].takes(tree):
-            placed.append(Segment(tree, start=start, trunk=len(row.trunk), device=device))
+        if row.shared_prefix or not placed or not placed[-1].takes(tree):
+            placed.append(AttentionBlock(tree, start=start, prefix_tokens=len(row.shared_prefix), device=device))
         start += len(tree.ids)
     return placed
 
 
 @contextmanager
-def attention_in_segments(module: PreTrainedModel) -> Iterator[None]:
+def packed_attention(module: PreTrainedModel) -> Iterator[None]:
     """Let ``module`` attend inside the segments that its forward pass is given as ``segments``, for the length of a block.
 
     A training step stays inside until its backward pass has ended: gradient checkpointing computes the layers once more there.
@@ -133,7 +133,7 @@ def _attend(
     softcap: float | None = None,
     sliding_window: int | None = None,
     *,
-    segments: Sequence[Segment],
+    segments: Sequence[AttentionBlock],
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each segment; query is 1 x H x N x D, key and value 1 x K x N x D, the result 1 x N x H x D.
@@ -148,7 +148,7 @@ def _attend(
     for segment, q, k, v in zip(segments, *pieces, strict=True):
         if segment.copies > 1:
             q, k, v = (tensor[0].unflatten(1, (segment.copies, segment.size)).transpose(0, 1) for tensor in (q, k, v))
-        if segment.trunk and trunk_k is not None and trunk_v is not None:
+        if segment.prefix_tokens and trunk_k is not None and trunk_v is not None:
             k, v = torch.cat([trunk_k, k], dim=2), torch.cat([trunk_v, v], dim=2)
         elif trunk_k is None:
             trunk_k, trunk_v = k, v

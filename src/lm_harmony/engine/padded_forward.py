@@ -1,6 +1,6 @@
 """The plain forward pass: sequences side by side, padded on the right; exact for every causal architecture.
 
-Both training and scoring ask one question, ``label_logprobs``: how probable is each label? A faster layout of the same sequences
+Both training and scoring ask one question, ``padded_logprobs``: how probable is each label? A faster layout of the same sequences
 answers the same question and can take this one's place.
 
 Shapes: B sequences, T positions of the longest one, V vocabulary, L labels of all sequences one after another.
@@ -38,7 +38,7 @@ class LabelLogprobs:
     """Labels of each sequence, in order; they sum to L."""
 
 
-def label_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+def padded_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
     """Run ``module`` over ``sequences`` and return the log-probability of every label.
 
     Padding stands on the right, where causal attention cannot see it from a real token: no mask is needed (nor does lm_eval
@@ -75,7 +75,7 @@ def on_device(device: torch.device, *arrays: npt.ArrayLike) -> list[torch.Tensor
     return list(torch.split(together.to(device, non_blocking=True), [array.size for array in integers]))
 
 
-def smaller_batch(size: int, error: Exception) -> int:
+def halve_batch(size: int, error: Exception) -> int:
     """Return half of ``size`` if ``error`` says that memory ran out; else, or if there is nothing to halve, raise it.
 
     Raises:
@@ -87,7 +87,7 @@ def smaller_batch(size: int, error: Exception) -> int:
     return size // 2
 
 
-def rows_from(items: Sequence[TokenSequence], start: int, size: int) -> int:
+def end_by_sequences(items: Sequence[TokenSequence], start: int, size: int) -> int:
     """Return where a batch of at most ``size`` sequences that begins at ``start`` ends."""
     return min(start + size, len(items))
 
@@ -97,7 +97,7 @@ def in_batches(
     size: int,
     run: Callable[[Sequence[TokenSequence]], Result],
     *,
-    end_of_batch: Callable[[Sequence[TokenSequence], int, int], int] = rows_from,
+    end_of_batch: Callable[[Sequence[TokenSequence], int, int], int] = end_by_sequences,
 ) -> Iterator[Result]:
     """Yield ``run`` over consecutive batches, halving their size for good when memory runs out.
 
@@ -115,7 +115,7 @@ def in_batches(
         except (RuntimeError, MemoryError) as error:
             if end - start == 1:
                 raise
-            size = smaller_batch(size, error)
+            size = halve_batch(size, error)
             continue
         yield result
         start = end

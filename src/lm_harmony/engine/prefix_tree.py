@@ -13,15 +13,15 @@ from itertools import pairwise
 
 from lm_harmony.engine.sequences import TokenSequence
 
-MAX_TREE = 512
+MAX_TREE_TOKENS = 512
 """Tokens after which a tree of several short texts takes no further one."""
-MIN_TRUNK_SHARE = 0.03
+MIN_PREFIX_SHARE = 0.03
 """Share of a sequence that all must begin with to be worth a trunk: below it, the mask that lets trees see the trunk costs more
 than computing its few tokens again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class PrefixTree:
     """The tokens of one group of sequences, each distinct beginning once.
 
     Nodes stand in preorder: the subtree of a node follows it without a gap.
@@ -60,12 +60,12 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PackedRow:
     """What one forward pass computes: a trunk, then trees that each follow the trunk and do not see each other."""
 
-    trunk: tuple[int, ...]
+    shared_prefix: tuple[int, ...]
     """Tokens that all sequences begin with."""
-    trees: tuple[Tree, ...]
+    trees: tuple[PrefixTree, ...]
     """What comes after it, tree by tree."""
     labels: tuple[tuple[Label, ...], ...]
     """For each sequence, in the order given, its labels."""
@@ -73,22 +73,22 @@ class Row:
     @property
     def tokens(self) -> int:
         """Tokens that are computed."""
-        return len(self.trunk) + sum(len(tree.ids) for tree in self.trees)
+        return len(self.shared_prefix) + sum(len(tree.ids) for tree in self.trees)
 
 
-def chain_row(sequences: Sequence[TokenSequence]) -> Row:
+def concatenated_row(sequences: Sequence[TokenSequence]) -> PackedRow:
     """Lay sequences one after another, sharing nothing: what training takes (dropout differs from copy to copy)."""
     trees, labels, start = [], [], 0
     for sequence in sequences:
         fed = sequence.ids[:-1]
-        trees.append(Tree(ids=fed, depths=tuple(range(len(fed))), parents=tuple(range(-1, len(fed) - 1))))
+        trees.append(PrefixTree(ids=fed, depths=tuple(range(len(fed))), parents=tuple(range(-1, len(fed) - 1))))
         sources = range(start + sequence.first_label - 1, start + len(fed))
         labels.append(tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True)))
         start += len(fed)
-    return Row(trunk=(), trees=tuple(trees), labels=tuple(labels))
+    return PackedRow(shared_prefix=(), trees=tuple(trees), labels=tuple(labels))
 
 
-def shared_row(sequences: Sequence[TokenSequence]) -> Row:
+def prefix_tree_row(sequences: Sequence[TokenSequence]) -> PackedRow:
     """Lay sequences out so that every shared beginning is computed once."""
     order = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
     first, last = sequences[order[0]].ids[:-1], sequences[order[-1]].ids[:-1]
@@ -96,8 +96,8 @@ def shared_row(sequences: Sequence[TokenSequence]) -> Row:
     longest = min(len(sequence.ids) - 1 for sequence in sequences) - 1
     common = min(_common(first, last), longest)
     fed = sum(len(sequence.ids) - 1 for sequence in sequences)
-    trunk = first[:common] if common * len(sequences) >= MIN_TRUNK_SHARE * fed and len(sequences) > 1 else ()
-    trees: list[Tree] = []
+    trunk = first[:common] if common * len(sequences) >= MIN_PREFIX_SHARE * fed and len(sequences) > 1 else ()
+    trees: list[PrefixTree] = []
     labels: list[tuple[Label, ...]] = [()] * len(sequences)
     start = len(trunk)
     for group in _groups(sequences, order, len(trunk)):
@@ -109,10 +109,10 @@ def shared_row(sequences: Sequence[TokenSequence]) -> Row:
             labels[place] = tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True))
         trees.append(tree)
         start += len(tree.ids)
-    return Row(trunk=trunk, trees=tuple(trees), labels=tuple(labels))
+    return PackedRow(shared_prefix=trunk, trees=tuple(trees), labels=tuple(labels))
 
 
-def tokens_from(items: Sequence[TokenSequence], start: int, size: int) -> int:
+def end_by_tokens(items: Sequence[TokenSequence], start: int, size: int) -> int:
     """Return where a batch that computes at most about ``size`` tokens ends; ``items`` are sorted, so that trees lie together.
 
     A batch ends between trees where it can, so that no shared beginning is computed twice.
@@ -151,7 +151,7 @@ def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int
         left, right = sequences[before].ids[trunk:-1], sequences[place].ids[trunk:-1]
         shared = _common(left, right)
         size += len(right) - shared
-        if 2 * shared >= min(len(left), len(right)) and size <= max(MAX_TREE, 2 * len(right)):
+        if 2 * shared >= min(len(left), len(right)) and size <= max(MAX_TREE_TOKENS, 2 * len(right)):
             groups[-1].append(place)
         else:
             groups.append([place])
@@ -159,7 +159,7 @@ def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int
     return groups
 
 
-def _grow(sequences: Sequence[TokenSequence], trunk: int) -> tuple[Tree, list[list[int]]]:
+def _grow(sequences: Sequence[TokenSequence], trunk: int) -> tuple[PrefixTree, list[list[int]]]:
     """Merge sequences (without their trunk) into a tree; also return each sequence's path of nodes."""
     nodes: dict[tuple[int, int], int] = {}
     ids: list[int] = []
@@ -178,4 +178,4 @@ def _grow(sequences: Sequence[TokenSequence], trunk: int) -> tuple[Tree, list[li
             path.append(node)
             parent = node
         paths.append(path)
-    return Tree(ids=tuple(ids), depths=tuple(depths), parents=tuple(parents)), paths
+    return PrefixTree(ids=tuple(ids), depths=tuple(depths), parents=tuple(parents)), paths

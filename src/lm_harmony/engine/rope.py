@@ -80,7 +80,7 @@ def _scalings(config: PretrainedConfig) -> list[Mapping[str, Any]]:
 
 
 @contextmanager
-def frequencies_of_each_pass(module: PreTrainedModel) -> Iterator[None]:
+def reset_dynamic_rope(module: PreTrainedModel) -> Iterator[None]:
     """Compute dynamic NTK frequencies from the length of each pass alone for the length of a block; other RoPE stays as it is."""
     if regimes_of(module).dynamic_limit is None:
         yield

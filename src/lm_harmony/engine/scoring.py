@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from lm_harmony.benchmarks.types import Reply, Request
-from lm_harmony.engine.backends import PLAIN, Backend
+from lm_harmony.engine.backends import PADDED, Backend
 from lm_harmony.engine.generation import generate, not_finite
-from lm_harmony.engine.onednn_linear import through_onednn
+from lm_harmony.engine.onednn_linear import use_onednn
 from lm_harmony.engine.padded_forward import LabelLogprobs, in_batches
 from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
@@ -20,7 +20,7 @@ from lm_harmony.progress import track
 
 
 @dataclass(kw_only=True)
-class Work:
+class TokenCounter:
     """What was asked of a model so far."""
 
     tokens: int = 0
@@ -39,9 +39,9 @@ class Scorer:
     """Longest written answer in tokens, where the request sets none."""
     seed: int = 0
     """Seed of sampled answers."""
-    paths: Backend = PLAIN
+    backend: Backend = PADDED
     """How forward passes are laid out."""
-    work: Work = field(default_factory=Work, compare=False)
+    counter: TokenCounter = field(default_factory=TokenCounter, compare=False)
     """Adds up what was asked."""
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
@@ -89,22 +89,22 @@ class Scorer:
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Write an answer to each context: see ``generation.generate``."""
         # Writing uses transformers' own attention over its cache: only the products of linear layers follow the paths.
-        with through_onednn(self.model.module, self.paths.products), self.model.mixed_precision():
+        with use_onednn(self.model.module, self.backend.onednn), self.model.mixed_precision():
             answers = generate(
                 self.model,
                 requests,
                 batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens,
                 seed=self.seed,
-                room=self.paths.room if self.paths.writes else None,
+                room=self.backend.memory_budget if self.backend.continuous_batching else None,
             )
         for texts in ([request.context for request in requests], answers):
-            self.work.tokens += sum(map(len, self.model.text.encode(texts)))
+            self.counter.tokens += sum(map(len, self.model.text.encode(texts)))
         return answers
 
     def _sums(self, sequences: Sequence[TokenSequence], requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Return (nats, greedy?) of each sequence, which belongs to the request at the same place."""
-        self.work.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
+        self.counter.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
         sums = self._compute(sequences)
         bad = [place for place, (nats, _) in enumerate(sums) if not math.isfinite(nats)]
         if bad:
@@ -116,19 +116,19 @@ class Scorer:
 
     def _compute(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         regimes = regimes_of(self.model.module)
-        order = regimes.order(sequences, self.paths.order(sequences))
-        size = self.paths.room.scoring_tokens if self.paths.fast else self.batch_size
-        end_of_batch = regimes.within(self.paths.end_of_batch())
+        order = regimes.order(sequences, self.backend.scoring_order(sequences))
+        size = self.backend.memory_budget.scoring_tokens if self.backend.packed else self.batch_size
+        end_of_batch = regimes.within(self.backend.end_of_batch())
         batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=end_of_batch)
         sums = [(0.0, False)] * len(sequences)
-        with self.paths.computing(self.model.module):
+        with self.backend.active(self.model.module):
             for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
                 sums[place] = found
         return sums
 
     def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
         with torch.no_grad(), self.model.mixed_precision():
-            found = self.paths.score(self.model.module, sequences)
+            found = self.backend.score_forward(self.model.module, sequences)
         return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
 
 

@@ -80,7 +80,7 @@ class _Unread:
     """Rate that it used."""
 
 
-def order_of_rows(count: int, *, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
     """Return the order in which an epoch takes its ``count`` sequences: drawn from (seed, epoch) alone."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
@@ -114,7 +114,7 @@ class TrainState:
     def begin_epoch(self) -> None:
         """Turn to the first batch of the next epoch."""
         self.epoch = self._step // self._per_epoch + 1
-        self._order = order_of_rows(len(self._sequences), seed=self._seed, epoch=self.epoch)
+        self._order = epoch_order(len(self._sequences), seed=self._seed, epoch=self.epoch)
         self._steps: list[Step] = []
         self._unread: list[_Unread] = []
         self._labels: list[int] = []
@@ -128,8 +128,8 @@ class TrainState:
         self.batch = [batch[place] for place in self.regimes.order(batch, range(len(batch)))]
         self.labels = sum(len(sequence.labels) for sequence in self.batch)
         # Dropout is drawn from (seed, step): a repeated or resumed step draws the same.
-        self.trainee.draws.seed_and_step = (self._seed, self._step + 1)
-        self.trainee.draws.lengths = tuple(len(sequence.ids) - 1 for sequence in self.batch)
+        self.trainee.dropout.seed_and_step = (self._seed, self._step + 1)
+        self.trainee.dropout.lengths = tuple(len(sequence.ids) - 1 for sequence in self.batch)
 
     @property
     def finished(self) -> bool:
@@ -146,9 +146,9 @@ class TrainState:
         """Seed of whatever a step draws beside the adapter's dropout."""
         return int(np.random.SeedSequence((self._seed, self._step + 1)).generate_state(1)[0])
 
-    def draw_for(self, start: int, stop: int) -> None:
+    def set_dropout_pass(self, start: int, stop: int) -> None:
         """Announce a pass over sequences ``start`` to ``stop`` of the batch to the adapter's dropout."""
-        self.trainee.draws.first, self.trainee.draws.count = start, stop - start
+        self.trainee.dropout.first, self.trainee.dropout.count = start, stop - start
 
     def advance(self, losses: Sequence[torch.Tensor]) -> None:
         """Take the optimizer step of ``batch``, whose gradient is computed, and turn to the next. Waits for no device.
@@ -169,7 +169,7 @@ class TrainState:
         rows = tuple(sorted({sequence.row for sequence in self.batch}))
         self._unread.append(_Unread(number=self._step, rows=rows, losses=tuple(losses), grad_norm=norm, learning_rate=rate))
         self._labels.append(self.labels)
-        self._tokens += sum(self.trainee.draws.lengths)
+        self._tokens += sum(self.trainee.dropout.lengths)
         if len(self._unread) == READ_EVERY or not self.steps_left:
             self._read()
         if self.steps_left:

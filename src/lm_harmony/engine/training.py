@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lm_harmony.engine.adapters import Trainee
-from lm_harmony.engine.backends import PLAIN, Backend
-from lm_harmony.engine.memory import give_back_freed
-from lm_harmony.engine.padded_forward import smaller_batch
+from lm_harmony.engine.backends import PADDED, Backend
+from lm_harmony.engine.memory import release_freed_memory
+from lm_harmony.engine.padded_forward import halve_batch
 from lm_harmony.engine.rope import RopeRegimes
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
@@ -28,7 +28,7 @@ def fine_tune(
     *,
     seed: int,
     micro_batch: int,
-    paths: Backend = PLAIN,
+    backend: Backend = PADDED,
     resume: Resumption | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield after each epoch.
@@ -40,49 +40,49 @@ def fine_tune(
         seed: decides order and dropout.
         micro_batch: most sequences in one forward pass; halved when memory runs out. Gradients accumulate up to
             ``recipe.batch_size`` sequences, weighted by labels, so that it changes no number beyond rounding.
-        paths: how a forward pass is laid out, and how many tokens it may hold.
+        backend: how a forward pass is laid out, and how many tokens it may hold.
         resume: go on after this epoch.
 
     Raises:
         TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
     """
-    course = TrainState(trainee, sequences, recipe, seed=seed, resume=resume)
-    while not course.finished:
-        course.begin_epoch()
+    state = TrainState(trainee, sequences, recipe, seed=seed, resume=resume)
+    while not state.finished:
+        state.begin_epoch()
         trainee.module.train()
-        with paths.computing(trainee.model.module):
-            for _ in track(range(course.steps_left), f"epoch {course.epoch}/{recipe.epochs}", total=course.steps_left):
-                losses, micro_batch = _backward(course, micro_batch, paths)
-                course.advance(losses)
+        with backend.active(trainee.model.module):
+            for _ in track(range(state.steps_left), f"epoch {state.epoch}/{recipe.epochs}", total=state.steps_left):
+                losses, micro_batch = _backward(state, micro_batch, backend)
+                state.advance(losses)
         trainee.module.eval()
-        give_back_freed()
-        yield course.end_epoch()
+        release_freed_memory()
+        yield state.end_epoch()
 
 
-def _backward(course: TrainState, micro_batch: int, paths: Backend) -> tuple[list[torch.Tensor], int]:
-    """Compute the gradient of one optimizer batch, inside ``paths.computing``.
+def _backward(state: TrainState, micro_batch: int, backend: Backend) -> tuple[list[torch.Tensor], int]:
+    """Compute the gradient of one optimizer batch, inside ``backend.active``.
 
     Returns:
         The share of each pass in the batch's loss, and the micro-batch that fitted in memory.
     """
-    module, batch = course.trainee.model.module, course.batch
+    module, batch = state.trainee.model.module, state.batch
     while True:
-        torch.manual_seed(course.step_seed)  # of the dropout that a model has of its own (GPT-2)
+        torch.manual_seed(state.step_seed)  # of the dropout that a model has of its own (GPT-2)
         try:
             losses = []
-            for start, stop in passes(batch, micro_batch, paths.room.training_tokens, course.regimes):
-                course.draw_for(start, stop)
-                with course.trainee.model.mixed_precision():
-                    loss = -paths.learn(module, batch[start:stop]).logprobs_L.sum() / course.labels
+            for start, stop in micro_batches(batch, micro_batch, backend.memory_budget.training_tokens, state.regimes):
+                state.set_dropout_pass(start, stop)
+                with state.trainee.model.mixed_precision():
+                    loss = -backend.train_forward(module, batch[start:stop]).logprobs_L.sum() / state.labels
                 loss.backward()
                 losses.append(loss.detach())
             return losses, micro_batch
         except (RuntimeError, MemoryError) as error:
-            micro_batch = smaller_batch(min(micro_batch, len(batch)), error)
-            course.optimizer.zero_grad()
+            micro_batch = halve_batch(min(micro_batch, len(batch)), error)
+            state.optimizer.zero_grad()
 
 
-def passes(batch: Sequence[TokenSequence], most: int, tokens: int, regimes: RopeRegimes) -> Iterator[tuple[int, int]]:
+def micro_batches(batch: Sequence[TokenSequence], most: int, tokens: int, regimes: RopeRegimes) -> Iterator[tuple[int, int]]:
     """Cut a batch into passes (start, stop) of at most ``most`` sequences and about ``tokens`` tokens, one sequence at least.
 
     The sequences of a pass need the same RoPE frequencies.

@@ -30,7 +30,7 @@ class LoadedModel:
 
     model: LanguageModel
     """The weights without any adapter."""
-    paths: Backend
+    backend: Backend
     """How its forward passes are laid out, as the probe found."""
     checksum: str
     """Of its weights as they were loaded."""
@@ -175,6 +175,6 @@ def _load(asked: _Asked) -> LoadedModel:
     )
     if asked.gradient_checkpointing:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    paths = choose_backend(model, asked.engine)
+    backend = choose_backend(model, asked.engine)
     sources = with_commit(asked.sources, "model", model.revision)
-    return LoadedModel(model=model, paths=paths, checksum=checksum(model.module), sources=sources)
+    return LoadedModel(model=model, backend=backend, checksum=checksum(model.module), sources=sources)

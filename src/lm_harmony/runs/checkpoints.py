@@ -17,14 +17,14 @@ from lm_harmony.runs.store import RunStore
 _OPTIMIZER = "optimizer.safetensors"
 
 
-def save_checkpoint(store: RunStore, learner: Trainee, epoch: Epoch, *, resumable: bool) -> None:
+def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumable: bool) -> None:
     """Write the weights of ``epoch`` and, if ``resumable``, the optimizer's state beside them.
 
     Raises:
         StoreError: the disk is full or cannot be written.
     """
     folder = store.checkpoint(epoch.number)
-    save_weights(learner, folder / "weights")
+    save_weights(trainee, folder / "weights")
     if resumable:
         scratch = folder / f".{_OPTIMIZER}.part"
         try:
@@ -35,7 +35,7 @@ def save_checkpoint(store: RunStore, learner: Trainee, epoch: Epoch, *, resumabl
             raise StoreError(_no_room(folder, error)) from error
 
 
-def load_checkpoint(store: RunStore, learner: Trainee, epoch: int) -> Resumption:
+def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption:
     """Put the weights of ``epoch`` into the model and return what training goes on with.
 
     Raises:
@@ -46,14 +46,14 @@ def load_checkpoint(store: RunStore, learner: Trainee, epoch: int) -> Resumption
         raise DamagedFile(
             f"{folder} holds no checkpoint to resume from (was it run with save_strategy no?). Run again with --overwrite."
         )
-    learner.load(folder / "weights")
+    trainee.load(folder / "weights")
     try:
         return Resumption(epoch=epoch, optimizer_state=load_file(folder / _OPTIMIZER))
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"{folder / _OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
 
 
-def save_weights(learner: Trainee, folder: Path) -> None:
+def save_weights(trainee: Trainee, folder: Path) -> None:
     """Write the trained weights to ``folder``, whole or not at all.
 
     Raises:
@@ -63,7 +63,7 @@ def save_weights(learner: Trainee, folder: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        learner.save(scratch)
+        trainee.save(scratch)
         replace_folder(scratch, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lm_harmony.benchmarks.types import Score
-from lm_harmony.engine.adapters import Trainee, trainee
+from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
@@ -50,14 +50,14 @@ def train_before_test(
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct(run, store, meter, caches) if spec.direct else None
-        with memory_errors(spec, "training"), trainee(run.model, spec.recipe, seed=spec.seed) as learner:
-            epochs = _learn(run, learner, store, tracker)
+        with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
+            epochs = _learn(run, trainee, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
             chosen = best if spec.choose_best else epochs[-1]
             log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
-            trained, curve = _test_after(run, learner, store, meter, epochs, chosen)
-            learner.load(store.checkpoint(chosen.epoch) / "weights")
-            save_weights(learner, store.folder / "adapter")
+            trained, curve = _test_after(run, trainee, store, meter, epochs, chosen)
+            trainee.load(store.checkpoint(chosen.epoch) / "weights")
+            save_weights(trainee, store.folder / "adapter")
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
@@ -71,7 +71,7 @@ def train_before_test(
         trained=trained,
         test_curve=curve,
         environment=_environment(run),
-        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.work.tokens},
+        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.counter.tokens},
         **_made_from(run),
     )
     write_outcomes(store, run, record)
@@ -99,8 +99,8 @@ def score_again(store: RunStore) -> RunRecord:
     """
     record = store.record()
     run = _prepare_again(store, record, record.spec, None)
-    with trainee(run.model, record.spec.recipe, seed=record.spec.seed) as learner:
-        learner.load(store.folder / "adapter")
+    with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
+        trainee.load(store.folder / "adapter")
         score = _test(run, Meter())
     again = replace(record, trained=score)
     write_outcomes(store, run, again)
@@ -157,33 +157,33 @@ def add_direct(store: RunStore, spec: RunSpec, caches: RunCaches | None = None) 
 
 
 def _test_after(
-    run: RunSetup, learner: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
+    run: RunSetup, trainee: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
 ) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
     """Test the chosen epoch, and for the record only the others where asked: (its score, epoch -> metrics)."""
     trained, curve = None, {}
     for epoch in epochs:
         if run.spec.test_curve or (run.spec.test and epoch == chosen):
-            learner.load(store.checkpoint(epoch.epoch) / "weights")
+            trainee.load(store.checkpoint(epoch.epoch) / "weights")
             score = _test(run, meter)
             curve[epoch.epoch] = score.metrics
             trained = score if run.spec.test and epoch == chosen else trained
     return trained, curve if run.spec.test_curve else {}
 
 
-def _learn(run: RunSetup, learner: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
+def _learn(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
     """Train, validate after each epoch, and keep what a continued run and the choice need."""
     spec, records = run.spec, store.epochs()
     training = fine_tune(
-        learner,
+        trainee,
         run.sequences,
         spec.recipe,
         seed=spec.seed,
         micro_batch=spec.execution.micro_batch,
-        paths=run.paths,
-        resume=load_checkpoint(store, learner, records[-1].epoch) if records else None,
+        backend=run.backend,
+        resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
     )
     for epoch in training:
-        save_checkpoint(store, learner, epoch, resumable=spec.execution.save_checkpoints)
+        save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
         validating = Meter()
         with validating.phase("validation"):
             validation = run.score(run.splits.validation, final=False)
@@ -223,7 +223,7 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
 def _environment(run: RunSetup) -> dict[str, Any]:
     """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    return {**described, "precision": asdict(run.model.precision), "engine": run.paths.describe()}
+    return {**described, "precision": asdict(run.model.precision), "engine": run.backend.describe()}
 
 
 def _made_from(run: RunSetup) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_files import forget_modules
 from lm_harmony.benchmarks.types import Example, Score
 from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.scoring import Scorer, Work
+from lm_harmony.engine.scoring import Scorer, TokenCounter
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
@@ -41,7 +41,7 @@ class RunSetup:
     """Who learns."""
     task: HarnessTask = field(repr=False)
     """Who counts."""
-    paths: Backend = field(repr=False)
+    backend: Backend = field(repr=False)
     """How its forward passes are laid out."""
     splits: Splits = field(repr=False)
     """What is learned, what chooses, what is tested."""
@@ -55,7 +55,7 @@ class RunSetup:
     """Every file and hub commit that it stands on."""
     fingerprints: RequestFingerprints
     """Fingerprints of what the model is asked."""
-    work: Work = field(default_factory=Work, repr=False)
+    counter: TokenCounter = field(default_factory=TokenCounter, repr=False)
     """What was asked of the model so far."""
 
     @property
@@ -74,16 +74,16 @@ class RunSetup:
         Raises:
             ScoreNotFinite: an answer is not finite, or the metric that chooses the epoch has no finite value.
         """
-        respondent = Scorer(
+        scorer = Scorer(
             model=self.model,
             batch_size=self.spec.execution.eval_batch_size,
             max_new_tokens=self.spec.recipe.max_new_tokens,
             seed=self.spec.seed,
-            paths=self.paths,
-            work=self.work,
+            backend=self.backend,
+            counter=self.counter,
         )
         with memory_errors(self.spec, "scoring"):
-            replies = iter(respondent.answer([request for example in examples for request in example.requests]))
+            replies = iter(scorer.answer([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         score = self.task.score(examples, grouped, errors=final, samples=final)
         if self.metric not in score.metrics:
@@ -128,7 +128,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         spec=spec,
         model=model,
         task=task,
-        paths=base.paths,
+        backend=base.backend,
         splits=splits,
         sequences=sequences,
         metric=metric,

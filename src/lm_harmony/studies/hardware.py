@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 from lm_harmony.benchmarks.types import Caps
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.memory import GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, GPU_WRITTEN_ROWS, MemoryBudget
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.memory import GPU_GENERATION_ROWS, GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, MemoryBudget
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.caches import RunCaches
@@ -139,7 +139,9 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
         stop_check=Constant(name="Python, decoding", value=2.3e-6, unit="s a token", source=_HOST, measured=True),
         run=Constant(name="fixed, run", value=5.0, unit="s a run", source="rows and files: assumed"),
         load=Constant(name="fixed, model", value=30.0, unit="s a model", source="loading: assumed"),
-        room=MemoryBudget(training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, written_rows=GPU_WRITTEN_ROWS),
+        room=MemoryBudget(
+            training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, generation_rows=GPU_GENERATION_ROWS
+        ),
         width=2,
     )
 
@@ -177,10 +179,10 @@ def calibrate(spec: RunSpec) -> Hardware:
     while True:
         part = _slice(spec, rows)
         run = set_up_run(part, caches)
-        load = workload(part, run.paths.room)
+        load = workload(part, run.backend.memory_budget)
         micro_batch = part.execution.micro_batch
-        with trainee(run.model, part.recipe, seed=0) as learner:
-            epochs = fine_tune(learner, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, paths=run.paths)
+        with trainable(run.model, part.recipe, seed=0) as trainee:
+            epochs = fine_tune(trainee, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, backend=run.backend)
             training = sum(epoch.seconds for epoch in epochs)
             clock = time.perf_counter()
             run.score(run.splits.validation, final=False)
@@ -196,7 +198,7 @@ def calibrate(spec: RunSpec) -> Hardware:
         scores=load.validation.passes > 0,
         writes=load.validation.written.tokens > 0,
         load_seconds=load_seconds,
-        room=run.paths.room,
+        room=run.backend.memory_budget,
         width=run.model.module.dtype.itemsize,
     )
 

@@ -14,15 +14,15 @@ from transformers import AutoConfig, AutoTokenizer
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.types import Example, Request
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.generation_settings import Decoding
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_attention import segments_of
-from lm_harmony.engine.prefix_tree import shared_row, tokens_from
+from lm_harmony.engine.packed_attention import blocks_of_row
+from lm_harmony.engine.prefix_tree import end_by_tokens, prefix_tree_row
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
-from lm_harmony.engine.train_state import order_of_rows
-from lm_harmony.engine.training import passes
+from lm_harmony.engine.train_state import epoch_order
+from lm_harmony.engine.training import micro_batches
 from lm_harmony.models.checkpoint import meta_module
 from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
@@ -101,11 +101,11 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: MemoryBudget, 
     tokens = labels = passed = calls = pairs = 0
     for step in range(steps):
         if step % per_epoch == 0:
-            order = order_of_rows(len(sequences), seed=spec.seed, epoch=step // per_epoch + 1)
+            order = epoch_order(len(sequences), seed=spec.seed, epoch=step // per_epoch + 1)
         start = step % per_epoch * batch_size
         batch = [sequences[place] for place in regimes.order(sequences, order[start : start + batch_size])]
         labels += sum(len(one.ids) - one.first_label for one in batch)
-        for first, stop in passes(batch, spec.execution.micro_batch, room.training_tokens, regimes):
+        for first, stop in micro_batches(batch, spec.execution.micro_batch, room.training_tokens, regimes):
             lengths = [len(one.ids) - 1 for one in batch[first:stop]]
             passed += 1
             tokens += sum(lengths)
@@ -129,21 +129,21 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
     regimes = regimes_of(model.module)
     by_beginning = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
     ordered = [sequences[place] for place in regimes.order(sequences, by_beginning)]
-    end_of_batch = regimes.within(tokens_from)
+    end_of_batch = regimes.within(end_by_tokens)
     computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
         end = end_of_batch(ordered, start, room.scoring_tokens)
-        row = shared_row(ordered[start:end])
+        row = prefix_tree_row(ordered[start:end])
         computed += row.tokens
         predicted += len({label.source for labels in row.labels for label in labels})
         passed += 1
-        for segment in segments_of(row, torch.device("cpu")):
+        for segment in blocks_of_row(row, torch.device("cpu")):
             calls += 1
-            if segment.is_chain and not segment.trunk:  # causal attention, which multiplies no pair that it hides
+            if segment.is_chain and not segment.prefix_tokens:  # causal attention, which multiplies no pair that it hides
                 multiplied += segment.copies * segment.size * (segment.size + 1) // 2
             else:
                 masks += 1
-                multiplied += segment.size * (segment.trunk + segment.size)
+                multiplied += segment.size * (segment.prefix_tokens + segment.size)
         start = end
     return ScoringWork(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,
@@ -160,15 +160,15 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
 def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, room: MemoryBudget) -> tuple[int, DecodingWork]:
     """Return the tokens of the contexts, and what is computed when all answers grow to their limit, a batch at a time."""
     encoded = model.text.encode([request.context for request in requests]) if requests else []
-    groups: dict[Decoding, list[int]] = {}
+    groups: dict[GenerationSettings, list[int]] = {}
     for request, ids in zip(requests, encoded, strict=True):
-        decoding = Decoding.read(request.generation, default_limit=recipe.max_new_tokens)
+        decoding = GenerationSettings.read(request.generation, default_limit=recipe.max_new_tokens)
         groups.setdefault(decoding, []).append(max(1, min(len(ids), model.max_length - decoding.max_new_tokens)))
     contexts = tokens = passed = steps = pairs = cached = 0
     for decoding, lengths in groups.items():
         lengths.sort(reverse=True)
         limit = decoding.max_new_tokens
-        rows = max(1, min(room.written_rows, room.cached_tokens // (lengths[0] + limit)))
+        rows = max(1, min(room.generation_rows, room.cache_tokens // (lengths[0] + limit)))
         for start in range(0, len(lengths), rows):
             batch, longest = len(lengths[start : start + rows]), lengths[start]
             # In step t each row multiplies the keys of its context and of t tokens that were written before it.
@@ -205,8 +205,8 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
     embedding = sum(weight.numel() for weight in module.get_input_embeddings().parameters())
     whole = module.num_parameters()
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
-    with trainee(model, recipe, seed=0) as learner:
-        weights = learner.trained_parameters()
+    with trainable(model, recipe, seed=0) as trainee:
+        weights = trainee.trained_parameters()
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     head_size = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads)
     return Size(

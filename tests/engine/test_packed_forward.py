@@ -24,14 +24,14 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.demo.study import SHIPPED
 from lm_harmony.engine import packed_attention as segments
 from lm_harmony.engine import packed_forward as packing
-from lm_harmony.engine.adapters import trainee
-from lm_harmony.engine.backends import FAST, PLAIN, choose_backend
-from lm_harmony.engine.continuous_batching import can_decode, decode_greedily
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.backends import PACKED, PADDED, choose_backend
+from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.generation import generate
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_forward import packed_logprobs, shared_logprobs
-from lm_harmony.engine.padded_forward import Forward, LabelLogprobs, label_logprobs
-from lm_harmony.engine.prefix_tree import Row, Tree, shared_row, tokens_from
+from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.padded_forward import Forward, LabelLogprobs, padded_logprobs
+from lm_harmony.engine.prefix_tree import PackedRow, PrefixTree, end_by_tokens, prefix_tree_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
@@ -74,12 +74,12 @@ def difference(found: LabelLogprobs, expected: LabelLogprobs) -> float:
     return float((found.logprobs_L - expected.logprobs_L).abs().max())
 
 
-@pytest.mark.parametrize("path", [packed_logprobs, shared_logprobs])
+@pytest.mark.parametrize("path", [packed_logprobs, prefix_tree_logprobs])
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_log_likelihoods_equal_the_plain_path(architecture: str, path: Callable[..., LabelLogprobs]) -> None:
     module = model_of(architecture).module
     with torch.no_grad():
-        expected, found = label_logprobs(module, questions()), path(module, questions())
+        expected, found = padded_logprobs(module, questions()), path(module, questions())
     assert difference(found, expected) < 1e-5
     assert torch.equal(found.greedy_L, expected.greedy_L)
 
@@ -89,8 +89,8 @@ def test_log_likelihoods_equal_the_plain_path(architecture: str, path: Callable[
 def test_any_forest_of_sequences_scores_as_each_by_itself(sequences: list[TokenSequence], architecture: str) -> None:
     module = model_of(architecture).module
     with torch.no_grad():
-        expected = label_logprobs(module, sequences)
-        for path in (packed_logprobs, shared_logprobs):
+        expected = padded_logprobs(module, sequences)
+        for path in (packed_logprobs, prefix_tree_logprobs):
             found = path(module, sequences)
             assert difference(found, expected) < 1e-4
             # Two tokens may be equally probable within rounding.
@@ -100,25 +100,25 @@ def test_any_forest_of_sequences_scores_as_each_by_itself(sequences: list[TokenS
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_loss_and_gradients_equal_the_plain_path(architecture: str) -> None:
     gradients = []
-    for path in (label_logprobs, packed_logprobs):
+    for path in (padded_logprobs, packed_logprobs):
         recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
-        with trainee(tiny_model(architecture), recipe, seed=0) as learner:
-            for name, weight in learner.trained_parameters().items():
+        with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
+            for name, weight in trainee.trained_parameters().items():
                 if "lora_B" in name:  # zero at the start, which would hide half of the gradients
                     torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-            loss = -path(learner.model.module, questions()).logprobs_L.mean()
+            loss = -path(trainee.model.module, questions()).logprobs_L.mean()
             loss.backward()
-            gradients.append({name: weight.grad for name, weight in learner.trained_parameters().items()} | {"loss": loss})
+            gradients.append({name: weight.grad for name, weight in trainee.trained_parameters().items()} | {"loss": loss})
     for name, expected in gradients[0].items():
         assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
 
 
 def test_a_trained_head_learns_as_under_the_plain_path() -> None:
     gradients = []
-    for path in (label_logprobs, packed_logprobs):
-        with trainee(tiny_model("gpt_neox"), Recipe(lora=None), seed=0) as learner:
-            (-path(learner.model.module, questions()).logprobs_L.mean()).backward()
-            gradients.append({name: weight.grad.clone() for name, weight in learner.trained_parameters().items()})
+    for path in (padded_logprobs, packed_logprobs):
+        with trainable(tiny_model("gpt_neox"), Recipe(lora=None), seed=0) as trainee:
+            (-path(trainee.model.module, questions()).logprobs_L.mean()).backward()
+            gradients.append({name: weight.grad.clone() for name, weight in trainee.trained_parameters().items()})
     assert any("embed_out" in name or "lm_head" in name for name in gradients[0])
     for name, expected in gradients[0].items():
         assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
@@ -128,11 +128,11 @@ def test_fifty_steps_end_where_the_plain_path_ends() -> None:
     """With dropout, padded or packed, in one pass or in several: each token of a step loses the same inputs."""
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3), epochs=25, learning_rate=1e-3)
     ends = []
-    few_tokens = replace(FAST, room=MemoryBudget(training_tokens=20))
-    for paths, micro_batch in ((PLAIN, 8), (FAST, 8), (PLAIN, 3), (few_tokens, 8)):
-        with trainee(tiny_model(), recipe, seed=0) as learner:
-            epochs = list(fine_tune(learner, questions(), recipe, seed=0, micro_batch=micro_batch, paths=paths))
-            ends.append({name: weight.detach().clone() for name, weight in learner.trained_parameters().items()})
+    few_tokens = replace(PACKED, memory_budget=MemoryBudget(training_tokens=20))
+    for backend, micro_batch in ((PADDED, 8), (PACKED, 8), (PADDED, 3), (few_tokens, 8)):
+        with trainable(tiny_model(), recipe, seed=0) as trainee:
+            epochs = list(fine_tune(trainee, questions(), recipe, seed=0, micro_batch=micro_batch, backend=backend))
+            ends.append({name: weight.detach().clone() for name, weight in trainee.trained_parameters().items()})
     assert sum(len(epoch.steps) for epoch in epochs) == 50
     for other in ends[1:]:
         for name, expected in ends[0].items():
@@ -170,12 +170,12 @@ def checkpointed(architecture: str, forward: Forward, *, on: bool) -> tuple[int,
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.1))
     texts = [TokenSequence(ids=tuple(range(2, 102)), first_label=1, row=row) for row in range(4)]
-    with trainee(model, recipe, seed=0) as learner, LiveBytes() as bytes_of:
-        learner.module.train()
-        learner.draws.seed_and_step, learner.draws.lengths, learner.draws.count = (0, 1), (100 - 1,) * 4, 4
-        with FAST.computing(module):
+    with trainable(model, recipe, seed=0) as trainee, LiveBytes() as bytes_of:
+        trainee.module.train()
+        trainee.dropout.seed_and_step, trainee.dropout.lengths, trainee.dropout.count = (0, 1), (100 - 1,) * 4, 4
+        with PACKED.active(module):
             (-forward(module, texts).logprobs_L.mean()).backward()
-        return bytes_of.peak, {name: weight.grad for name, weight in learner.trained_parameters().items()}
+        return bytes_of.peak, {name: weight.grad for name, weight in trainee.trained_parameters().items()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_neox", "gpt2", "opt"])
@@ -192,18 +192,18 @@ def test_gradient_checkpointing_serves_the_packed_path_and_saves_memory(architec
 def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: one token of one segment sees one token of a branch that is not its own."""
     module = model_of("llama").module
-    honest = segments.Segment._sees
+    honest = segments.AttentionBlock._sees
 
-    def leaking(self: segments.Segment, window: int | None) -> torch.Tensor | None:
+    def leaking(self: segments.AttentionBlock, window: int | None) -> torch.Tensor | None:
         sees = honest(self, window)
         if sees is not None and not sees[-1].all():
             sees[-1, int((~sees[-1]).nonzero()[0])] = True
         return sees
 
     with torch.no_grad():
-        expected = label_logprobs(module, questions())
-        monkeypatch.setattr(segments.Segment, "_sees", leaking)
-        assert difference(shared_logprobs(module, questions()), expected) > 1e-4
+        expected = padded_logprobs(module, questions())
+        monkeypatch.setattr(segments.AttentionBlock, "_sees", leaking)
+        assert difference(prefix_tree_logprobs(module, questions()), expected) > 1e-4
 
 
 def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPa
     module = model_of("llama").module
     sequences = questions()
     with torch.no_grad():
-        expected = label_logprobs(module, sequences)
+        expected = padded_logprobs(module, sequences)
         ids = torch.tensor([[token for sequence in sequences for token in sequence.ids[:-1]]])
         positions = torch.tensor([[place for sequence in sequences for place in range(len(sequence.ids) - 1)]])
         last = torch.tensor([len(sequence.ids) - 1 for sequence in sequences]).cumsum(0) - 1
@@ -225,13 +225,13 @@ def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
-    assert choose_backend(model_of(architecture)).fast
+    assert choose_backend(model_of(architecture)).packed
 
 
 @pytest.mark.parametrize("architecture", UNPACKABLE)
 def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lm_harmony"):
-        assert choose_backend(model_of(architecture)) is PLAIN
+        assert choose_backend(model_of(architecture)) is PADDED
     (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
     assert architecture in line
 
@@ -240,19 +240,19 @@ def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.Log
 def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding of bfloat16 is allowed for, texts that see each other are not: a trained model answers otherwise by far more."""
     model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
-    assert choose_backend(model).fast
+    assert choose_backend(model).packed
 
-    def without_boundaries(row: Row, device: torch.device) -> list[segments.Segment]:
-        ids = (*row.trunk, *(token for tree in row.trees for token in tree.ids))
-        all_in_one = Tree(ids=ids, depths=tuple(range(len(ids))), parents=tuple(range(-1, len(ids) - 1)))
-        return [segments.Segment(all_in_one, start=0, trunk=0, device=device)]
+    def without_boundaries(row: PackedRow, device: torch.device) -> list[segments.AttentionBlock]:
+        ids = (*row.shared_prefix, *(token for tree in row.trees for token in tree.ids))
+        all_in_one = PrefixTree(ids=ids, depths=tuple(range(len(ids))), parents=tuple(range(-1, len(ids) - 1)))
+        return [segments.AttentionBlock(all_in_one, start=0, prefix_tokens=0, device=device)]
 
-    monkeypatch.setattr(packing, "segments_of", without_boundaries)
-    assert choose_backend(model) is PLAIN
+    monkeypatch.setattr(packing, "blocks_of_row", without_boundaries)
+    assert choose_backend(model) is PADDED
 
 
 def test_the_plain_path_can_be_asked_for() -> None:
-    assert choose_backend(model_of("llama"), "plain") is PLAIN
+    assert choose_backend(model_of("llama"), "plain") is PADDED
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])
@@ -265,7 +265,7 @@ def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> No
     ]
     requests += [Request(kind="loglikelihood_rolling", context="", continuation="the quick brown fox " * 40)]
     plain = Scorer(model=model).answer(requests)
-    fast = Scorer(model=model, paths=choose_backend(model)).answer(requests)
+    fast = Scorer(model=model, backend=choose_backend(model)).answer(requests)
     for expected, found in zip(plain, fast, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -274,7 +274,7 @@ def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> No
 @given(sequences=forests())
 def test_each_shared_beginning_is_computed_once(sequences: list[TokenSequence]) -> None:
     """No tree holds a node twice, nothing outside the row is a source, and tokens never exceed what padding-free rows hold."""
-    row = shared_row(sequences)
+    row = prefix_tree_row(sequences)
     for tree in row.trees:
         assert len(set(zip(tree.parents, tree.ids, strict=True))) == len(tree.ids)
         assert all(parent < node for node, parent in enumerate(tree.parents))
@@ -288,7 +288,7 @@ def test_batches_by_tokens_cover_everything_once(sequences: list[TokenSequence],
     ordered = sorted(sequences, key=lambda sequence: sequence.ids)
     start, ends = 0, []
     while start < len(ordered):
-        end = tokens_from(ordered, start, size)
+        end = end_by_tokens(ordered, start, size)
         assert end > start
         ends.append(end)
         start = end
@@ -302,7 +302,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(12)
         for answer in (" yes", " no")
     ]
-    expected = Scorer(model=model, paths=FAST).answer(requests)
+    expected = Scorer(model=model, backend=PACKED).answer(requests)
     seen = []
 
     def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -311,7 +311,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
     hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    found = Scorer(model=model, paths=FAST).answer(requests)
+    found = Scorer(model=model, backend=PACKED).answer(requests)
     hook.remove()
     assert max(seen) > 60
     for one, other in zip(expected, found, strict=True):
@@ -332,9 +332,9 @@ def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str)
         for _ in range(40)
     ]
     expected = generate(model, requests, batch_size=8, max_new_tokens=24, seed=0)
-    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, room=MemoryBudget(written_rows=5)) == expected
+    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, room=MemoryBudget(generation_rows=5)) == expected
     assert len({len(answer) for answer in expected}) > 5
-    assert can_decode(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
+    assert supports_continuous_batching(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
 
 
 def test_writing_survives_scarce_memory() -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
-from lm_harmony.engine.adapters import Trainee, trainee
-from lm_harmony.engine.backends import FAST
-from lm_harmony.engine.joint_training import JointRun, Progress, fine_tune_jointly
+from lm_harmony.engine.adapters import Trainee, trainable
+from lm_harmony.engine.backends import PACKED
+from lm_harmony.engine.joint_training import JointProgress, JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.multi_adapter_forward import Routed
-from lm_harmony.engine.padded_forward import label_logprobs
+from lm_harmony.engine.multi_adapter_forward import MultiAdapterForward
+from lm_harmony.engine.padded_forward import padded_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Resumption
 from lm_harmony.engine.training import fine_tune
@@ -32,7 +32,7 @@ def rows(seed: int, count: int) -> list[TokenSequence]:
     return [TokenSequence(ids=text, first_label=draw.randint(1, 3), row=row) for row, text in enumerate(texts)]
 
 
-def lessons() -> list[JointRun]:
+def joint_runs() -> list[JointRun]:
     """Five runs that differ in everything a run may differ in: rows, seed, rate, schedule, batch, epochs, rank, modules."""
     plain = Recipe(learning_rate=1e-3, epochs=10, lora=Lora(lora_dropout=0.2))
     return [
@@ -46,22 +46,26 @@ def lessons() -> list[JointRun]:
     ]
 
 
-def weights_of(learner: Trainee) -> Weights:
-    return {name.replace(f".{learner.adapter}.", "."): w.detach().clone() for name, w in learner.trained_parameters().items()}
+def weights_of(trainee: Trainee) -> Weights:
+    return {name.replace(f".{trainee.adapter}.", "."): w.detach().clone() for name, w in trainee.trained_parameters().items()}
 
 
-def alone(model: LanguageModel, lesson: JointRun) -> Weights:
-    with trainee(model, lesson.recipe, seed=lesson.seed) as learner:
-        for _ in fine_tune(learner, lesson.sequences, lesson.recipe, seed=lesson.seed, micro_batch=8, paths=FAST):
+def alone(model: LanguageModel, joint_run: JointRun) -> Weights:
+    with trainable(model, joint_run.recipe, seed=joint_run.seed) as trainee:
+        for _ in fine_tune(trainee, joint_run.sequences, joint_run.recipe, seed=joint_run.seed, micro_batch=8, backend=PACKED):
             pass
-        return weights_of(learner)
+        return weights_of(trainee)
 
 
-def together(model: LanguageModel, asked: Sequence[JointRun], at_once: int, room: MemoryBudget = FAST.room) -> Iterator[Progress]:
-    return fine_tune_jointly(model, asked, paths=replace(FAST, room=room), micro_batch=8, at_once=at_once)
+def together(
+    model: LanguageModel, asked: Sequence[JointRun], max_concurrent: int, room: MemoryBudget = PACKED.memory_budget
+) -> Iterator[JointProgress]:
+    return fine_tune_jointly(
+        model, asked, backend=replace(PACKED, memory_budget=room), micro_batch=8, max_concurrent=max_concurrent
+    )
 
 
-def ends_of(training: Iterator[Progress]) -> dict[int, Weights]:
+def ends_of(training: Iterator[JointProgress]) -> dict[int, Weights]:
     return {progress.run: weights_of(progress.trainee) for progress in training}
 
 
@@ -71,56 +75,58 @@ def distance(found: Weights, expected: Weights) -> float:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
-@pytest.mark.parametrize(("at_once", "tokens"), [(5, 10_000), (2, 10_000), (3, 90)])
-def test_each_run_ends_where_it_ends_alone(architecture: str, at_once: int, tokens: int) -> None:
+@pytest.mark.parametrize(("max_concurrent", "tokens"), [(5, 10_000), (2, 10_000), (3, 90)])
+def test_each_run_ends_where_it_ends_alone(architecture: str, max_concurrent: int, tokens: int) -> None:
     """After 50 steps and more, within 1e-5: all at once, two at a time, and with rows cut to fit."""
-    model, asked = tiny_model(architecture), lessons()
+    model, asked = tiny_model(architecture), joint_runs()
     before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     ends, steps = dict[int, Weights](), dict[int, int]()
-    for progress in together(model, asked, at_once, MemoryBudget(training_tokens=tokens)):
+    for progress in together(model, asked, max_concurrent, MemoryBudget(training_tokens=tokens)):
         assert progress.epoch is not None
         steps[progress.run] = steps.get(progress.run, 0) + len(progress.epoch.steps)
         ends[progress.run] = weights_of(progress.trainee)
     assert steps == {0: 50, 1: 50, 2: 50, 3: 12, 4: 50}
     assert all(torch.equal(weight, before[name]) for name, weight in model.module.state_dict().items())
-    for run, lesson in enumerate(asked):
-        assert distance(ends[run], alone(model, lesson)) < 1e-5, run
+    for run, joint_run in enumerate(asked):
+        assert distance(ends[run], alone(model, joint_run)) < 1e-5, run
 
 
 def test_an_adapter_on_the_wrong_part_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: two runs' adapters change places in every layer."""
-    honest = Routed.__call__
+    honest = MultiAdapterForward.__call__
 
-    def crossed(self: Routed, x: torch.Tensor) -> torch.Tensor:
+    def crossed(self: MultiAdapterForward, x: torch.Tensor) -> torch.Tensor:
         first, second, *rest = self.sizes
         sizes = list(self.sizes.values())
         return honest(replace(self, sizes=dict(zip((second, first, *rest), sizes, strict=True))), x)
 
-    model, asked = tiny_model(), lessons()[:2]
+    model, asked = tiny_model(), joint_runs()[:2]
     # Each adapter meets the other run's rows; the dropout of both is off, which would see that the sizes differ.
-    still = [replace(lesson, recipe=replace(lesson.recipe, lora=Lora(lora_dropout=0.0))) for lesson in asked]
+    still = [replace(joint_run, recipe=replace(joint_run.recipe, lora=Lora(lora_dropout=0.0))) for joint_run in asked]
     expected = alone(model, still[0])
     assert distance(ends_of(together(model, still, 2))[0], expected) < 1e-5
-    monkeypatch.setattr(Routed, "__call__", crossed)
+    monkeypatch.setattr(MultiAdapterForward, "__call__", crossed)
     assert distance(ends_of(together(model, still, 2))[0], expected) > 1e-3
 
 
 def test_whoever_asks_between_two_steps_meets_the_right_adapter() -> None:
-    model, asked = tiny_model(), lessons()[:3]
+    model, asked = tiny_model(), joint_runs()[:3]
     probe = rows(9, 6)
     found, expected = dict[tuple[int, int], torch.Tensor](), dict[tuple[int, int], torch.Tensor]()
     with torch.no_grad():
-        untouched = label_logprobs(model.module, probe).logprobs_L
+        untouched = padded_logprobs(model.module, probe).logprobs_L
     for progress in together(model, asked, 3):
         assert progress.epoch is not None
         assert not model.module.training
         with torch.no_grad():
-            found[progress.run, progress.epoch.number] = label_logprobs(model.module, probe).logprobs_L
-    for run, lesson in enumerate(asked):
-        with trainee(model, lesson.recipe, seed=lesson.seed) as learner:
-            for epoch in fine_tune(learner, lesson.sequences, lesson.recipe, seed=lesson.seed, micro_batch=8, paths=FAST):
+            found[progress.run, progress.epoch.number] = padded_logprobs(model.module, probe).logprobs_L
+    for run, joint_run in enumerate(asked):
+        with trainable(model, joint_run.recipe, seed=joint_run.seed) as trainee:
+            for epoch in fine_tune(
+                trainee, joint_run.sequences, joint_run.recipe, seed=joint_run.seed, micro_batch=8, backend=PACKED
+            ):
                 with torch.no_grad():
-                    expected[run, epoch.number] = label_logprobs(model.module, probe).logprobs_L
+                    expected[run, epoch.number] = padded_logprobs(model.module, probe).logprobs_L
     assert found.keys() == expected.keys()
     for key, logprobs in expected.items():
         assert torch.allclose(found[key], logprobs, atol=1e-5), key
@@ -128,7 +134,7 @@ def test_whoever_asks_between_two_steps_meets_the_right_adapter() -> None:
 
 
 def test_a_run_that_diverges_leaves_the_others_untouched() -> None:
-    model, asked = tiny_model(), lessons()[:3]
+    model, asked = tiny_model(), joint_runs()[:3]
     asked[1] = replace(asked[1], recipe=replace(asked[1].recipe, learning_rate=1e30))
     ends, diverged = dict[int, Weights](), list[int]()
     for progress in together(model, asked, 3):
@@ -143,7 +149,7 @@ def test_a_run_that_diverges_leaves_the_others_untouched() -> None:
 
 
 def test_a_run_saved_from_among_others_is_an_adapter_of_its_own_and_goes_on(tmp_path: Path) -> None:
-    model, asked = tiny_model(), lessons()[:3]
+    model, asked = tiny_model(), joint_runs()[:3]
     states = dict[int, Resumption]()
     for progress in together(model, asked, 3):
         assert progress.epoch is not None
@@ -154,32 +160,37 @@ def test_a_run_saved_from_among_others_is_an_adapter_of_its_own_and_goes_on(tmp_
             break
     assert {path.name for path in (tmp_path / "0").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
 
-    def resumption(run: int, learner: Trainee) -> Resumption:
-        learner.load(tmp_path / str(run))
+    def resumption(run: int, trainee: Trainee) -> Resumption:
+        trainee.load(tmp_path / str(run))
         return states[run]
 
     fresh = tiny_model()
-    resumed = [replace(lesson, resume=lambda learner, run=run: resumption(run, learner)) for run, lesson in enumerate(asked)]
+    resumed = [
+        replace(joint_run, resume=lambda trainee, run=run: resumption(run, trainee)) for run, joint_run in enumerate(asked)
+    ]
     ends = ends_of(together(fresh, resumed, 2))
-    for run, lesson in enumerate(asked):
-        assert distance(ends[run], alone(fresh, lesson)) < 1e-5
+    for run, joint_run in enumerate(asked):
+        assert distance(ends[run], alone(fresh, joint_run)) < 1e-5
 
 
 def test_what_cannot_share_a_pass_has_its_turn() -> None:
     """A model with dropout of its own, a recipe that trains biases, and the processor's rule: one after another."""
-    asked = lessons()[:2]
-    for model, given, at_once in (
+    asked = joint_runs()[:2]
+    for model, given, max_concurrent in (
         (tiny_model("gpt2"), asked, 2),
         (tiny_model(), [replace(one, recipe=replace(one.recipe, lora=Lora(bias="all"))) for one in asked], 2),
         (tiny_model(), asked, None),
     ):
-        order = [progress.run for progress in fine_tune_jointly(model, given, paths=FAST, micro_batch=8, at_once=at_once)]
+        order = [
+            progress.run
+            for progress in fine_tune_jointly(model, given, backend=PACKED, micro_batch=8, max_concurrent=max_concurrent)
+        ]
         assert order == [0] * 10 + [1] * 10
 
 
 def test_scarce_memory_halves_the_part_of_every_run() -> None:
-    model, asked = tiny_model(), lessons()[:2]
-    expected = [alone(model, lesson) for lesson in asked]
+    model, asked = tiny_model(), joint_runs()[:2]
+    expected = [alone(model, joint_run) for joint_run in asked]
     seen = list[int]()
 
     def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
