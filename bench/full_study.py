@@ -26,10 +26,10 @@ from lm_harmony.benchmarks.types import Caps
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.flops import DecodingWork, ScoringWork, Size, TrainingWork
+from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, TrainingWork
 from lm_harmony.studies.hardware import hardware_named
 from lm_harmony.studies.plan import ModelPlan, model_plan
-from lm_harmony.studies.time_model import binding_term, together
+from lm_harmony.studies.time_model import add_phases, binding_term
 from lm_harmony.studies.workload import Workload, workload
 
 TRAIN, VALIDATION = 50_000, 1_000
@@ -86,8 +86,8 @@ def main(flags: Flags) -> None:
 def summed(plans: list[ModelPlan]) -> list[str]:
     """Return hours in all, hours of launches and of FLOPs (which overlap), and what binds, of several models."""
     names = dict.fromkeys(name for plan in plans for name in plan.phases)
-    phases = {name: together(plan.phases[name] for plan in plans if name in plan.phases) for name in names}
-    whole, (bound, share) = together(phases.values()), binding_term(phases)
+    phases = {name: add_phases(plan.phases[name] for plan in plans if name in plan.phases) for name in names}
+    whole, (bound, share) = add_phases(phases.values()), binding_term(phases)
     hours = (whole.seconds, whole.terms["launches"], whole.terms["FLOPs"])
     return [*(f"{seconds / 3600:,.0f}" for seconds in hours), f"{bound} ({share:.0%})"]
 
@@ -131,12 +131,12 @@ def asked_times(asked: ScoringWork, share: float) -> ScoringWork:
     return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), written=written)
 
 
-def size_of(billions: float) -> Size:
+def size_of(billions: float) -> ModelSize:
     """Return the size of a model of so many parameters, its output layer counted with every token, two adapters in each layer."""
     layers = round(float(np.interp(math.log(billions), [math.log(size) for size, _ in LAYERS], [count for _, count in LAYERS])))
     parameters = int(billions * 1e9)
     width = round(math.sqrt(parameters / (12 * layers)))  # 12 width x width matrices in a layer
-    return Size(
+    return ModelSize(
         parameters=parameters,
         computing=parameters,
         output=0,

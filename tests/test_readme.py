@@ -147,7 +147,7 @@ def test_what_was_measured_can_be_measured_again(page: str, hub: LoopbackHub, wo
 def test_the_study_file_is_one(page: str, world: Path) -> None:
     (block,) = blocks(page, "yaml")
     (world / "theirs.yaml").write_text(block, encoding="utf-8")
-    assert len(Study.read(world / "theirs.yaml").assignments) > 100
+    assert len(Study.read(world / "theirs.yaml").runs) > 100
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,7 +13,7 @@ from world import write_world
 from lm_harmony.cli.main import main
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import answer, caches_for
+from lm_harmony.studies.worker import caches_for, execute
 
 
 @pytest.fixture
@@ -21,16 +21,16 @@ def damaged(tmp_path: Path) -> Path:
     """Write a study of three runs, all with records, of which one is cut off; return the study file."""
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"]}), encoding="utf-8")
-    for assignment in Study.read(path).assignments:
-        write_run(tmp_path / "results", model=assignment.spec.model.name, name=assignment.name, sources=None)
+    for run in Study.read(path).runs:
+        write_run(tmp_path / "results", model=run.spec.model.name, name=run.name, sources=None)
     file = record_of(path)
     file.write_text(file.read_text(encoding="utf-8")[:100], encoding="utf-8")
     return path
 
 
 def record_of(path: Path, model: str = "b/b") -> Path:
-    (assignment,) = (run for run in Study.read(path).assignments if run.spec.model.name == model)
-    return assignment.store.folder / "record.json"
+    (run,) = (run for run in Study.read(path).runs if run.spec.model.name == model)
+    return run.store.folder / "record.json"
 
 
 def test_status_tells_file_and_cause_and_counts_the_others(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,15 +64,15 @@ def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
     """The study may hand a run out that another one held; its record is not overwritten."""
     study, file = Study.read(damaged), record_of(damaged)
     before = file.read_bytes()
-    runs = {run.spec.model.name: run for run in study.assignments}
+    runs = {run.spec.model.name: run for run in study.runs}
     caches = caches_for(study.spec.results_dir, None)
-    said = answer(runs["b/b"], caches)
+    said = execute(runs["b/b"], caches)
     assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and f"{file} cannot be read" in said["cause"]
     assert file.read_bytes() == before and not (file.parent / "failure.json").exists()
-    assert answer(runs["a/a"], caches)["outcome"] == "finished"  # negative control
+    assert execute(runs["a/a"], caches)["outcome"] == "finished"  # negative control
     file.unlink()
     (file.parent / "config.yaml").write_text("a: [", encoding="utf-8")
-    assert answer(runs["b/b"], caches)["outcome"] == "failed"
+    assert execute(runs["b/b"], caches)["outcome"] == "failed"
     failure = RunStore(file.parent).failure()
     assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
 
@@ -81,17 +81,17 @@ def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
     """It fails at once and alone; a StoreError would be tried three times, and then end the study."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
-    (run,) = study.assignments
+    (run,) = study.runs
     caches = caches_for(study.spec.results_dir, None)
-    assert answer(run, caches)["outcome"] == "finished"  # negative control
+    assert execute(run, caches)["outcome"] == "finished"  # negative control
     (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
-    said = answer(run, caches)
+    said = execute(run, caches)
     assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and "holds no checkpoint" in said["cause"]
     assert [failure.attempts for failure in study.status().failed.values()] == [1]
     optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
     shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
     optimizer.write_bytes(b"torn")
-    said = answer(run, caches)
+    said = execute(run, caches)
     assert said["outcome"] == "failed" and "optimizer.safetensors cannot be read" in said["cause"]
 
 

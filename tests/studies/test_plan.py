@@ -22,10 +22,10 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.studies.flops import asked_flops, training_flops
+from lm_harmony.studies.flops import scoring_flops, training_flops
 from lm_harmony.studies.hardware import HARDWARE, calibrate, hardware_named
+from lm_harmony.studies.local_pool import local_workers
 from lm_harmony.studies.plan import make_plan
-from lm_harmony.studies.pool import local_workers
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.workload import workload
 
@@ -103,7 +103,7 @@ def test_this_machine_is_measured(spec: RunSpec) -> None:
     # What was measured contains launches and attention: they must not be counted a second time.
     load = workload(spec, here.room)
     flops = training_flops(load.size, load.fed)
-    scored = load.epochs * asked_flops(load.size, load.validation) + asked_flops(load.size, load.test)
+    scored = load.epochs * scoring_flops(load.size, load.validation) + scoring_flops(load.size, load.test)
     expected = flops / here.training.value + scored / here.scoring.value + here.run.value + here.load.value
     assert plan.hours * 3600 == pytest.approx(expected)
 
@@ -157,7 +157,7 @@ def test_no_more_workers_start_than_runs_like_the_largest_fit(tmp_path: Path, ca
         for number, models in enumerate((["models/llama"], ["models/llama", str(huge)]))
     )
     with caplog.at_level("WARNING", logger="lm_harmony"):
-        crews = [local_workers(2, study.assignments) for study in (small, large)]
+        crews = [local_workers(2, study.runs) for study in (small, large)]
     for worker in (worker for crew in crews for worker in crew):
         worker.stop()
     assert [len(crew) for crew in crews] == [2, 1]

@@ -19,7 +19,7 @@ from world import write_world
 
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.remote import RemoteSync
-from lm_harmony.studies.lease import LeaseHeld, held_runs, remote_lease
+from lm_harmony.studies.lease import LeaseHeld, held_remote_runs, remote_lease
 from lm_harmony.studies.run_location import remote_of
 from lm_harmony.studies.study import Study
 
@@ -79,13 +79,13 @@ def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: 
 def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
     remote, lost = RemoteSync(URL), threading.Event()
     with remote_lease(remote, "task/model/seed0", lost=lost.set, beat=0.05):
-        assert held_runs(remote) == {"task/model/seed0"}
+        assert held_remote_runs(remote) == {"task/model/seed0"}
         with pytest.raises(LeaseHeld), remote_lease(remote, "task/model/seed0", lost=lost.set):
             pass
         time.sleep(1.1)  # S3 tells whole seconds
         with remote_lease(remote, "task/model/seed0", lost=lost.set, stale=-1.0):  # whoever was untouched for so long is gone
             assert lost.wait(5), "the first holder was not told"
-    assert held_runs(remote) == set()
+    assert held_remote_runs(remote) == set()
     assert not keys(endpoint)
 
 

@@ -75,7 +75,7 @@ def test_the_base_is_loaded_once_a_model_and_the_direct_score_once_a_benchmark(u
     shared = [file.read_bytes() for file in uninterrupted.spec.results_dir.glob("direct/*/samples_direct.jsonl")]
     assert len(shared) == 12
     # Every run has them too, so that two models can be compared question by question.
-    assert all((run.store.folder / "samples_direct.jsonl").read_bytes() in shared for run in uninterrupted.assignments)
+    assert all((run.store.folder / "samples_direct.jsonl").read_bytes() in shared for run in uninterrupted.runs)
 
 
 def test_a_finished_study_does_nothing(uninterrupted: Study) -> None:
@@ -211,8 +211,8 @@ def test_a_changed_recipe_is_a_new_run_and_a_changed_row_is_not(tmp_path: Path) 
     path = write_world(tmp_path / "one", models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])
 
     def name() -> str:
-        (assignment,) = Study.read(path).assignments
-        return assignment.name
+        (run,) = Study.read(path).runs
+        return run.name
 
     before = name()
     rows = tmp_path / "one" / "data" / "parity" / "train.jsonl"
@@ -246,9 +246,9 @@ def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_plac
     assert study.status().changed == {}
     task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
     assert "(parity.yaml changed since)" in told("study", str(path), "--dry-run")
-    old = study.assignments[0].store.record()
+    old = study.runs[0].store.record()
     assert len(study.run().finished) == 2
-    new = study.assignments[0].store.record()
+    new = study.runs[0].store.record()
     assert new.asked != old.asked and new.epochs[0].loss != old.epochs[0].loss
     assert len(list(study.spec.results_dir.rglob("record.json"))) == 2
     assert study.status().changed == {}
@@ -259,11 +259,11 @@ def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
     study.run()
-    (assignment,) = study.assignments
-    record = json.loads((assignment.store.folder / "record.json").read_text())
+    (run,) = study.runs
+    record = json.loads((run.store.folder / "record.json").read_text())
     del record["sources"], record["asked"]
-    (assignment.store.folder / "record.json").write_text(json.dumps(record))
-    assignment.store.folder.rename(assignment.store.folder.with_name("seed0-0123456789abcdef"))
+    (run.store.folder / "record.json").write_text(json.dumps(record))
+    run.store.folder.rename(run.store.folder.with_name("seed0-0123456789abcdef"))
     status = Study.read(path).status()
     assert [run.name.rpartition("/")[2] for run in status.finished] == ["seed0-0123456789abcdef"]
     assert list(status.unverified.values()) == ["made before sources were recorded"]

@@ -245,14 +245,14 @@ def test_a_benchmark_may_say_which_direction_its_metric_has(tmp_path: Path) -> N
 def test_patterns_that_match_nothing_are_refused_with_the_nearest_names(tmp_path: Path) -> None:
     read(tmp_path, models=["some/model"], benchmarks=["arc_easy", "mnli"])
     path = tmp_path / "study.yaml"
-    assert len(Study.read(path, only=["arc_easy"]).assignments) == len(Study.read(path, skip=["mnli*"]).assignments) == 1
+    assert len(Study.read(path, only=["arc_easy"]).runs) == len(Study.read(path, skip=["mnli*"]).runs) == 1
     for flag in ("only", "skip"):
         with pytest.raises(UsageError, match=rf"--{flag}: 'arc_eazy' matches none of the 2 runs\. Did you mean 'arc_easy'"):
-            _ = Study.read(path, **{flag: ["mnli", "arc_eazy"]}).assignments
+            _ = Study.read(path, **{flag: ["mnli", "arc_eazy"]}).runs
     with pytest.raises(UsageError, match=r"'xyz' matches none of the 2 runs\. The runs are of arc_easy, some--model, mnli"):
-        _ = Study.read(path, only=["xyz"]).assignments
+        _ = Study.read(path, only=["xyz"]).runs
     with pytest.raises(UsageError, match="--only and --skip leave none of the 2 runs"):
-        _ = Study.read(path, only=["mnli"], skip=["mnli"]).assignments
+        _ = Study.read(path, only=["mnli"], skip=["mnli"]).runs
 
 
 @pytest.mark.parametrize("workers", [0, -2])

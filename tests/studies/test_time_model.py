@@ -40,28 +40,36 @@ from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.flops import (
     DecodingWork,
+    ModelSize,
     ScoringWork,
-    Size,
     TrainingWork,
     attention_flops,
     decoding_operators,
-    scored_flops,
+    generation_flops,
+    loglikelihood_flops,
     scoring_operators,
     training_flops,
     training_operators,
-    written_flops,
 )
 from lm_harmony.studies.hardware import HARDWARE, Constant, measured_here
 from lm_harmony.studies.plan import ModelPlan, Plan, model_plan
-from lm_harmony.studies.time_model import Phase, binding_term, decoding_phase, overlapped, scoring_phase, together, training_phase
+from lm_harmony.studies.time_model import (
+    Phase,
+    add_phases,
+    binding_term,
+    decoding_phase,
+    overlapped,
+    scoring_phase,
+    training_phase,
+)
 from lm_harmony.studies.workload import Workload, _written, size_of, workload
 
-SIZE = Size(parameters=5_000, computing=3_000, output=1_000, trained=100, layers=2, adapted=4, query_width=8, key_width=4)
+SIZE = ModelSize(parameters=5_000, computing=3_000, output=1_000, trained=100, layers=2, adapted=4, query_width=8, key_width=4)
 H200 = HARDWARE["h200"]
 ALL_LINEAR = Recipe(lora=Lora(target_modules=("all-linear",)))
 
 
-def load_of(size: Size, fed: TrainingWork, test: ScoringWork | None = None) -> Workload:
+def load_of(size: ModelSize, fed: TrainingWork, test: ScoringWork | None = None) -> Workload:
     """Return a run of one epoch without a validation."""
     spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
     nothing = ScoringWork(tokens=0)
@@ -75,8 +83,8 @@ def test_flops_by_hand() -> None:
     fed = TrainingWork(tokens=10, labels=3)
     assert training_flops(SIZE, fed) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
     assert training_flops(replace(SIZE, adapted=0), fed) == 10 * 6 * 3_000 + 3 * 4 * 1_000
-    assert scored_flops(SIZE, ScoringWork(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
-    assert written_flops(SIZE, DecodingWork(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
+    assert loglikelihood_flops(SIZE, ScoringWork(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
+    assert generation_flops(SIZE, DecodingWork(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
 
 
 def test_attention_by_hand() -> None:
@@ -146,7 +154,7 @@ def test_the_longest_of_what_overlaps_decides() -> None:
     assert (computing.seconds, computing.bound_by) == (6.5, "FLOPs")  # FLOPs and attention do not overlap
     reading = overlapped({**terms, "decoding steps": 8.0})
     assert (reading.seconds, reading.bound_by) == (9.0, "decoding steps")
-    both = together([overlapped(terms), reading])
+    both = add_phases([overlapped(terms), reading])
     assert both.seconds == 15.0 and both.terms["launches"] == 10.0
     assert both.deciding == {"launches": 5.0, "Python": 2.0, "decoding steps": 8.0}
 
@@ -157,7 +165,7 @@ def test_a_measured_machine_has_no_terms_beside_its_rates() -> None:
     plan = model_plan(
         "some", [load_of(SIZE, TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here
     )
-    assert together(plan.phases.values()).terms == pytest.approx({"FLOPs": 138_000 / 1e9 + 134_000 / 2e9, "fixed": 1.0 + 3.0})
+    assert add_phases(plan.phases.values()).terms == pytest.approx({"FLOPs": 138_000 / 1e9 + 134_000 / 2e9, "fixed": 1.0 + 3.0})
 
 
 # What is counted is what the engine does.
@@ -193,7 +201,7 @@ def deep_model(architecture: str = "llama", layers: int = 6) -> LanguageModel:
     return replace(model, module=AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
 
 
-def size_in_memory(model: LanguageModel, adapted: int) -> Size:
+def size_in_memory(model: LanguageModel, adapted: int) -> ModelSize:
     """Return what the counts need to know of a model."""
     return replace(SIZE, layers=model.module.config.num_hidden_layers, adapted=adapted, key_width=8)
 
@@ -322,9 +330,9 @@ SIZES = {"train": 24, "validation": 8, "test": 200}
 # Which term binds.
 
 
-def model_of(billions: float, layers: int, width: int) -> Size:
+def model_of(billions: float, layers: int, width: int) -> ModelSize:
     parameters = int(billions * 1e9)
-    return Size(
+    return ModelSize(
         parameters=parameters,
         computing=parameters,
         output=0,
@@ -353,7 +361,7 @@ ANSWERS = ScoringWork(
 """256 answers of 2,000 tokens."""
 
 
-def planned(size: Size, fed: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
+def planned(size: ModelSize, fed: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
     return model_plan("some", [load_of(size, fed, asked)], H200)
 
 

@@ -17,7 +17,7 @@ from lm_harmony.errors import BenchmarkError, ModelError
 from lm_harmony.runs.sources import model_sources, task_sources
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import answer, caches_for
+from lm_harmony.studies.worker import caches_for, execute
 
 UNREADABLE = Path("/proc/self/mem")
 """An ordinary file for whoever asks, of which even root cannot read the first byte."""
@@ -37,9 +37,7 @@ def study(tmp_path: Path) -> Study:
 
 def test_it_is_an_error_of_the_run_and_not_of_the_disk(study: Study) -> None:
     caches = caches_for(study.spec.results_dir, None)
-    said = {
-        (Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): answer(run, caches) for run in study.assignments
-    }
+    said = {(Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): execute(run, caches) for run in study.runs}
     kinds = {run: (one["outcome"], one.get("kind")) for run, one in said.items()}
     assert kinds == {
         ("llama", "parity"): ("finished", None),  # negative control

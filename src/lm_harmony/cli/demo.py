@@ -46,7 +46,7 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
 
 def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
     """Return the scores of a demo's finished study: models from small to large, with what their build says of them."""
-    specs = [assignment.spec for assignment in study.assignments]
+    specs = [run.spec for run in study.runs]
     models = dict.fromkeys(spec.model.name for spec in specs)
     tasks = dict.fromkeys(Path(spec.benchmark.task).stem for spec in specs)
     matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)

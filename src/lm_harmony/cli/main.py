@@ -77,7 +77,7 @@ def plan(
 
     check_integer("workers", workers, 1)
     quiet_libraries()
-    specs = [assignment.spec for assignment in Study.read(file, only=only, skip=skip).assignments]
+    specs = [run.spec for run in Study.read(file, only=only, skip=skip).runs]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
     planned = make_plan(specs, machine)
     plan_command.show_plan(planned, workers)

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from lm_harmony.cli.console import say, show_table
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
-from lm_harmony.studies.time_model import TERMS, binding_term, together
+from lm_harmony.studies.time_model import TERMS, add_phases, binding_term
 
 OVERLAP = """\
 time = fixed + Python + the longest of (launches), (FLOPs + attention), (steps):
@@ -67,7 +67,7 @@ def _work(plan: Plan) -> Table:
 def _times(plan: Plan) -> Iterator[str]:
     """Yield the lines of a table that fits 80 columns: the time of each phase of each model, term by term."""
     unit, seconds = ("hours", 3600) if plan.hours >= 3 else ("minutes", 60) if plan.hours >= 0.05 else ("seconds", 1)
-    terms = [term for term in TERMS if term in together(plan.phases.values()).terms]
+    terms = [term for term in TERMS if term in add_phases(plan.phases.values()).terms]
     yield f"Time on {plan.hardware.name}, in {unit}"
     widths = [max(7, len(_short(term))) + 1 for term in (*terms, "time")]
 
@@ -78,7 +78,7 @@ def _times(plan: Plan) -> Iterator[str]:
     yield line("", [*map(_short, terms), "time"], "bound by")
     blocks = [(_model_name(model.model), model.phases) for model in plan.models]
     for name, phases in (*blocks, *([("All models", plan.phases)] if len(blocks) != 1 else [])):
-        whole = together(phases.values())
+        whole = add_phases(phases.values())
         term, share = binding_term(phases)
         yield f"{name}: {_figure(whole.seconds / seconds)} {unit}, bound by {term} ({share:.0%})"
         for part, one in (*phases.items(), ("all", whole)):

@@ -18,7 +18,7 @@ from lm_harmony.cli.console import logging_to, say, show_table
 from lm_harmony.errors import UsageError
 from lm_harmony.progress import display
 from lm_harmony.studies.config import StudySpec
-from lm_harmony.studies.pool import Queue
+from lm_harmony.studies.pool import RunQueue
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Status, Study
 
@@ -32,7 +32,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     """
     console = Console(stderr=True, soft_wrap=True)
     before, started = status_of(study), time.monotonic()
-    total = len(study.assignments)
+    total = len(study.runs)
     done = len(before.finished)
     with logging_to(console), _view(console) as view:
         try:
@@ -107,9 +107,9 @@ def list_runs(study: Study) -> None:
         **dict.fromkeys(status.running, "running"),
         **dict.fromkeys(status.failed, "failed"),
     }
-    for assignment in study.assignments:
-        reason = status.changed.get(assignment) or status.unverified.get(assignment)
-        say(f"{stands.get(assignment, 'waiting'):9} {assignment.name}" + (f" ({reason})" if reason else ""))
+    for run in study.runs:
+        reason = status.changed.get(run) or status.unverified.get(run)
+        say(f"{stands.get(run, 'waiting'):9} {run.name}" + (f" ({reason})" if reason else ""))
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
@@ -118,7 +118,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
     with Live(console=console, refresh_per_second=4) as live:
         while True:
             status = study.status()
-            live.update(_picture(list(status.running), status, len(study.assignments), None))
+            live.update(_picture(list(status.running), status, len(study.runs), None))
             if not status.running and not status.waiting:
                 return
             time.sleep(seconds)
@@ -135,10 +135,10 @@ def _picture(running: list[RunLocation], status: Status, total: int, hours: floa
     note = "" if hours is None else f"about {hours:.1f} hours left" if hours >= 1 else f"about {hours * 60:.0f} minutes left"
     failed = f"{len(status.failed)} failed  " if status.failed else ""
     bars.add_task("study", total=total, completed=len(status.finished), note=failed + note)
-    for assignment in running:
-        epochs = assignment.store.epochs()
+    for run in running:
+        epochs = run.store.epochs()
         last = f"loss {epochs[-1].loss:.3f}" if epochs else "direct score, or loading"
-        bars.add_task(f"  {assignment.name}", total=assignment.spec.recipe.epochs, completed=len(epochs), note=last)
+        bars.add_task(f"  {run.name}", total=run.spec.recipe.epochs, completed=len(epochs), note=last)
     return Group(bars)
 
 
@@ -148,14 +148,14 @@ class _Live:
     def __init__(self) -> None:
         self.draw: Callable[[], RenderableType] = Group
 
-    def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
+    def show(self, queue: RunQueue, status: Status, total: int, hours: float | None) -> None:
         self.draw = lambda: _picture(queue.running(), status, total, hours)
 
 
 class _Lines:
     """One line whenever a run has ended, in a log file or a pipe."""
 
-    def show(self, queue: Queue, status: Status, total: int, hours: float | None) -> None:
+    def show(self, queue: RunQueue, status: Status, total: int, hours: float | None) -> None:
         left = "" if hours is None else f", about {hours:.2f} hours left"
         say(f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}", stderr=True)
 

@@ -31,7 +31,7 @@ _CODE = ("*.py",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Downloaded:
+class DownloadResult:
     """What became of one benchmark's rows or one model."""
 
     name: str
@@ -44,7 +44,7 @@ class Downloaded:
     """Why it is not there."""
 
 
-def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = None) -> Iterator[Downloaded]:
+def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = None) -> Iterator[DownloadResult]:
     """Fetch what ``runs`` need, one by one; what is there already stays, and what fails does not stop the rest.
 
     Args:
@@ -61,14 +61,14 @@ def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = 
             yield _attempt(model.name, models_dir, partial(_fetch_model, model, models_dir))
 
 
-def _attempt(name: str, folder: Path, task: Callable[[], Downloaded]) -> Downloaded:
+def _attempt(name: str, folder: Path, task: Callable[[], DownloadResult]) -> DownloadResult:
     try:
         return task()
     except HarmonyError as error:
-        return Downloaded(name=name, folder=folder, outcome="failed", error=error)
+        return DownloadResult(name=name, folder=folder, outcome="failed", error=error)
 
 
-def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> Downloaded:
+def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
     file = find_task_file(benchmark.task, benchmark.include_path)
     name = Path(benchmark.task).stem if benchmark.task.endswith((".yaml", ".yml")) else benchmark.task
     folder = data_dir / name
@@ -84,15 +84,15 @@ def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> Downloaded:
             if source.task != name:
                 raise BenchmarkError(f"benchmark {name}: its file calls it {source.task}. Name the file after its task.")
             open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch)  # the rows can be read back
-        return Downloaded(name=name, folder=folder, outcome="fetched")
-    return Downloaded(name=name, folder=folder, outcome="there already")
+        return DownloadResult(name=name, folder=folder, outcome="fetched")
+    return DownloadResult(name=name, folder=folder, outcome="there already")
 
 
-def _fetch_model(model: ModelSpec, models_dir: Path) -> Downloaded:
+def _fetch_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
     folder = models_dir / model.name
     if folder.exists():
         refuse_other_revision(folder, model.name, model.revision)
-        return Downloaded(name=model.name, folder=folder, outcome="there already")
+        return DownloadResult(name=model.name, folder=folder, outcome="there already")
     try:
         info = HfApi().model_info(model.name, revision=model.revision)
         safe = any(one.rfilename.endswith(".safetensors") for one in info.siblings or ())
@@ -107,7 +107,7 @@ def _fetch_model(model: ModelSpec, models_dir: Path) -> Downloaded:
             f"model {model.name!r} cannot be fetched: {' '.join(str(error).split())[:300]}. "
             f"Check the name, the network and that the model is open to you, and repeat."
         ) from error
-    return Downloaded(name=model.name, folder=folder, outcome="fetched")
+    return DownloadResult(name=model.name, folder=folder, outcome="fetched")
 
 
 @contextmanager

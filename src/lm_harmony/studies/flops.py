@@ -40,7 +40,7 @@ DECODING_PASS = 39
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class ModelSize:
     """A model's size, counted from its configuration."""
 
     parameters: int
@@ -124,7 +124,7 @@ class ScoringWork:
     """Answers to write."""
 
 
-def training_flops(size: Size, fed: TrainingWork) -> float:
+def training_flops(size: ModelSize, fed: TrainingWork) -> float:
     """Return the multiplications and additions of training: 2 forward and 2 backward a frozen weight, 2 more a trained one.
 
     Source: 6 x parameters x tokens (Kaplan et al. 2020, arXiv 2001.08361), less the gradients that nobody needs.
@@ -133,22 +133,22 @@ def training_flops(size: Size, fed: TrainingWork) -> float:
     return float(each * fed.tokens + 4 * size.output * fed.labels)
 
 
-def scored_flops(size: Size, asked: ScoringWork) -> float:
+def loglikelihood_flops(size: ModelSize, asked: ScoringWork) -> float:
     """Return the multiplications and additions of scoring log-likelihood requests: 2 a weight and token."""
     return float(2 * size.computing * asked.computed + 2 * size.output * asked.predicted)
 
 
-def written_flops(size: Size, written: DecodingWork) -> float:
+def generation_flops(size: ModelSize, written: DecodingWork) -> float:
     """Return the multiplications and additions of writing answers: 2 a weight and token."""
     return float(2 * size.computing * (written.contexts + written.tokens) + 2 * size.output * written.tokens)
 
 
-def asked_flops(size: Size, asked: ScoringWork) -> float:
+def scoring_flops(size: ModelSize, asked: ScoringWork) -> float:
     """Return the multiplications and additions of all that is asked."""
-    return scored_flops(size, asked) + written_flops(size, asked.written)
+    return loglikelihood_flops(size, asked) + generation_flops(size, asked.written)
 
 
-def attention_flops(size: Size, pairs: int, *, training: bool = False) -> float:
+def attention_flops(size: ModelSize, pairs: int, *, training: bool = False) -> float:
     """Return the multiplications and additions of attention: two products forward, five more backward (flash attention).
 
     Sliding windows are not subtracted.
@@ -161,20 +161,20 @@ def attention_flops(size: Size, pairs: int, *, training: bool = False) -> float:
     return float((7 if training else 2) * 2 * size.query_width * size.layers * pairs)
 
 
-def training_operators(size: Size, fed: TrainingWork) -> int:
+def training_operators(size: ModelSize, fed: TrainingWork) -> int:
     """Return the operators of all optimizer steps of a training."""
     layers = size.layers * (TRAINING_LAYER + (0 if size.adapted else TRAINING_ALL_WEIGHTS))
     one_pass = TRAINING_PASS + layers + size.adapted * TRAINING_ADAPTED
     return fed.passes * one_pass + fed.calls * size.layers * TRAINING_CALL + fed.steps * TRAINING_STEP
 
 
-def scoring_operators(size: Size, asked: ScoringWork) -> int:
+def scoring_operators(size: ModelSize, asked: ScoringWork) -> int:
     """Return the operators of scoring once what is asked, without answers that are written."""
     one_pass = SCORING_PASS + size.layers * SCORING_LAYER
     repeats = size.layers * SCORING_REPEAT if size.grouped else 0
     return asked.passes * one_pass + asked.calls * size.layers * SCORING_CALL + asked.masks * (SCORING_MASK + repeats)
 
 
-def decoding_operators(size: Size, written: DecodingWork) -> int:
+def decoding_operators(size: ModelSize, written: DecodingWork) -> int:
     """Return the operators of writing answers: of the passes over contexts and of the decoding steps."""
     return (written.passes + written.steps) * (DECODING_PASS + size.layers * DECODING_LAYER)

@@ -15,7 +15,7 @@ from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.flops import asked_flops, training_flops
+from lm_harmony.studies.flops import scoring_flops, training_flops
 from lm_harmony.studies.workload import workload
 
 SECONDS = 20.0
@@ -191,7 +191,7 @@ def calibrate(spec: RunSpec) -> Hardware:
         if spent > SECONDS / 3 or len(run.splits.train) < rows:
             break
         rows *= 2
-    answered = asked_flops(load.size, load.validation) / scoring
+    answered = scoring_flops(load.size, load.validation) / scoring
     return measured_here(
         training=training_flops(load.size, load.fed) / training,
         answering=answered,

@@ -210,7 +210,7 @@ def remote_lease(
             remote.remove(f"{_FOLDER}/{run}/{number}")
 
 
-def held_runs(remote: RemoteSync, stale: float = STALE) -> set[str]:
+def held_remote_runs(remote: RemoteSync, stale: float = STALE) -> set[str]:
     """Return the names of the runs that someone works on now."""
     found: dict[str, tuple[int, float]] = {}
     for name, age in _ages_below(remote, _FOLDER).items():

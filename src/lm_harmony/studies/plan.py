@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from lm_harmony.models.device import free_bytes, resolve_device, resolve_precision
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.flops import Size, asked_flops, training_flops
+from lm_harmony.studies.flops import ModelSize, scoring_flops, training_flops
 from lm_harmony.studies.hardware import WORKSPACE, Hardware
-from lm_harmony.studies.time_model import Phase, decoding_phase, overlapped, scoring_phase, together, training_phase
+from lm_harmony.studies.time_model import Phase, add_phases, decoding_phase, overlapped, scoring_phase, training_phase
 from lm_harmony.studies.workload import Workload, size_of, workload
 
 
@@ -21,7 +21,7 @@ class ModelPlan:
     """Its name."""
     runs: int
     """How many."""
-    size: Size
+    size: ModelSize
     """Its size."""
     training_tokens: int
     """Tokens fed in training."""
@@ -39,7 +39,7 @@ class ModelPlan:
     @property
     def hours(self) -> float:
         """Hours on the hardware, one run after another."""
-        return together(self.phases.values()).seconds / 3600
+        return add_phases(self.phases.values()).seconds / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Plan:
     def phases(self) -> dict[str, Phase]:
         """The phases of all models, one model after another."""
         names = dict.fromkeys(name for model in self.models for name in model.phases)
-        return {name: together(model.phases[name] for model in self.models if name in model.phases) for name in names}
+        return {name: add_phases(model.phases[name] for model in self.models if name in model.phases) for name in names}
 
     @property
     def hours(self) -> float:
@@ -95,9 +95,9 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPla
     asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
     asked += [(load.size, load.test) for load in directs]
     phases = {
-        "training": together(training_phase(load, hardware) for load in loads),
-        "scoring": together(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
-        "decoding": together(decoding_phase(size, one, hardware) for size, one in asked if one.written.passes),
+        "training": add_phases(training_phase(load, hardware) for load in loads),
+        "scoring": add_phases(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
+        "decoding": add_phases(decoding_phase(size, one, hardware) for size, one in asked if one.written.passes),
         "fixed": overlapped({"fixed": len(loads) * hardware.run.value + hardware.load.value}),
     }
     return ModelPlan(
@@ -107,7 +107,7 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPla
         training_tokens=sum(load.training_tokens for load in loads),
         scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(load.test.tokens for load in directs),
         decoding_steps=sum(one.written.steps for _, one in asked),
-        flops=sum(training_flops(load.size, load.fed) for load in loads) + sum(asked_flops(size, one) for size, one in asked),
+        flops=sum(training_flops(load.size, load.fed) for load in loads) + sum(scoring_flops(size, one) for size, one in asked),
         memory_bytes=max(_memory(load.size, hardware.width) for load in loads),
         phases={name: one for name, one in phases.items() if one.terms},
     )
@@ -118,7 +118,7 @@ def _directs(loads: Iterable[Workload]) -> list[Workload]:
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
 
 
-def memory_of(spec: RunSpec, width: int = 4) -> int:
+def estimated_memory(spec: RunSpec, width: int = 4) -> int:
     """Return the bytes that a run needs, or 0 where the model's configuration is not at hand.
 
     Args:
@@ -131,7 +131,7 @@ def memory_of(spec: RunSpec, width: int = 4) -> int:
         return 0
 
 
-def fitting_at_once(specs: Sequence[RunSpec]) -> int:
+def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
     """Return how many runs like the largest of ``specs`` fit side by side into what is free on this process's device.
 
     Raises:
@@ -141,11 +141,11 @@ def fitting_at_once(specs: Sequence[RunSpec]) -> int:
     needed = 1
     for spec in {(spec.model, spec.recipe): spec for spec in specs}.values():
         precision = resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None)
-        needed = max(needed, memory_of(spec, precision.width))
+        needed = max(needed, estimated_memory(spec, precision.width))
     return free_bytes(device) // needed
 
 
-def _memory(size: Size, width: int) -> int:
+def _memory(size: ModelSize, width: int) -> int:
     """Return bytes: weights, gradient and two moments of what is trained, and a workspace."""
     return size.parameters * width + size.trained * 16 + int(WORKSPACE.value)
 

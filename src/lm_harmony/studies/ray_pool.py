@@ -15,9 +15,9 @@ from typing import Any
 
 from lm_harmony.errors import MissingExtra, UsageError
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.plan import memory_of
+from lm_harmony.studies.plan import estimated_memory
 from lm_harmony.studies.run_location import RunLocation, remote_of
-from lm_harmony.studies.worker import answer, caches_for
+from lm_harmony.studies.worker import caches_for, execute
 
 try:
     import ray
@@ -39,13 +39,13 @@ class _Actor:
         self._results_dir, self._url = Path(results_dir) if remote is None else remote.folder, url
         self._caches = caches_for(self._results_dir, url)
 
-    def carry_out(self, spec: str) -> dict[str, Any]:
+    def execute(self, spec: str) -> dict[str, Any]:
         asked = RunLocation(spec=RunSpec.from_dict(json.loads(spec)), results_dir=self._results_dir, url=self._url)
-        return answer(asked, self._caches)
+        return execute(asked, self._caches)
 
 
 class RayWorker:
-    """One worker of the cluster, as ``crew.work_through`` takes it."""
+    """One worker of the cluster, as ``crew.execute_all`` takes it."""
 
     def __init__(self, number: int, needs: dict[str, float]) -> None:
         """Describe worker ``number``; Ray starts it with its first run where ``needs`` (num_gpus, num_cpus, memory) are free."""
@@ -53,13 +53,13 @@ class RayWorker:
         self._needs = needs
         self._actor: Any = None
 
-    def carry_out(self, assignment: RunLocation) -> dict[str, Any]:
+    def execute(self, run: RunLocation) -> dict[str, Any]:
         """Hand over a run and wait for the answer; a worker that Ray could not save answers {"outcome": "died", ...}."""
         if self._actor is None:
             kind = ray.remote(_Actor).options(max_restarts=-1, max_task_retries=RETRIES, **self._needs)
-            self._actor = kind.remote(str(assignment.results_dir), assignment.url)
+            self._actor = kind.remote(str(run.results_dir), run.url)
         try:
-            said: dict[str, Any] = ray.get(self._actor.carry_out.remote(json.dumps(assignment.spec.to_dict())))
+            said: dict[str, Any] = ray.get(self._actor.execute.remote(json.dumps(run.spec.to_dict())))
         except RayError as error:
             self.stop()
             return {"outcome": "died", "cause": " ".join(str(error).split())[:500]}
@@ -72,12 +72,12 @@ class RayWorker:
             ray.kill(actor)
 
 
-def ray_workers(address: str, assignments: Sequence[RunLocation], most: int | None) -> list[RayWorker]:
+def ray_workers(address: str, runs: Sequence[RunLocation], most: int | None) -> list[RayWorker]:
     """Join the cluster and make one worker for each GPU (or each processor where there is none).
 
     Args:
         address: of the cluster's head, or "auto": the cluster that this machine belongs to.
-        assignments: what will be carried out; its largest model decides how much memory a worker asks for.
+        runs: what will be carried out; its largest model decides how much memory a worker asks for.
         most: no more workers than this.
 
     Raises:
@@ -93,10 +93,10 @@ def ray_workers(address: str, assignments: Sequence[RunLocation], most: int | No
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(there.get("GPU", 0))
     needs: dict[str, float] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    memory = max((memory_of(spec) for spec in {one.spec.model: one.spec for one in assignments}.values()), default=0)
+    memory = max((estimated_memory(spec) for spec in {one.spec.model: one.spec for one in runs}.values()), default=0)
     if memory and not gpus:
         needs["memory"] = memory
-    count = min(gpus or int(there.get("CPU", 1)), len(assignments), most or len(assignments))
+    count = min(gpus or int(there.get("CPU", 1)), len(runs), most or len(runs))
     log.info("%d workers on a cluster with %s", count, f"{gpus} GPUs" if gpus else f"{int(there.get('CPU', 1))} processors")
     return [RayWorker(number, needs) for number in range(max(1, count))]
 

@@ -17,7 +17,7 @@ from lm_harmony.runs.store import RunStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunState:
     """Whether a run must be carried out, and what there is to say about it."""
 
     finished: bool
@@ -29,8 +29,8 @@ class Standing:
     readable: bool = True
     """Whether the record, if there is one, could be read."""
 
-    def unless_moved(self, moved: Mapping[Source, str]) -> Standing:
-        """Return this, or that the run waits again because a repository of the hub that it read has moved (``HubCheck``)."""
+    def unless_moved(self, moved: Mapping[Source, str]) -> RunState:
+        """Return this, or that the run waits again because a repository of the hub that it read has moved (``HubRevisions``)."""
         said = [moved[source] for source in self.sources if source in moved]
         return replace(self, finished=False, reason="; ".join(said)) if said and self.finished else self
 
@@ -58,7 +58,7 @@ class RunLocation:
         """The run's folder."""
         return RunStore(self.results_dir / self.name, remote_of(self.url))
 
-    def standing(self, check: SourceCheck | None = None) -> Standing:
+    def state(self, check: SourceCheck | None = None) -> RunState:
         """Look whether the run is finished and current; files are compared, nothing is loaded and no network is asked.
 
         Args:
@@ -66,16 +66,16 @@ class RunLocation:
         """
         store = self.store
         if not store.is_finished():
-            return Standing(finished=False)
+            return RunState(finished=False)
         try:
             record = _record(store.folder, _stamp(store.folder / "record.json"))
         except StoreError as error:
-            return Standing(finished=False, reason=str(error), readable=False)
+            return RunState(finished=False, reason=str(error), readable=False)
         changed = (check or SourceCheck()).difference(record.sources, self.spec)
         lacking = self.spec.direct and record.direct is None
         if changed == UNRECORDED:
-            return Standing(finished=not lacking, reason=changed)
-        return Standing(finished=changed is None and not lacking, reason=changed, sources=record.sources or ())
+            return RunState(finished=not lacking, reason=changed)
+        return RunState(finished=changed is None and not lacking, reason=changed, sources=record.sources or ())
 
     def _earlier(self, name: str) -> str | None:
         """Return the folder that a version before 0.2 gave to this run, if a finished run is there and none under ``name``."""
@@ -105,12 +105,12 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 @cache
 def remote_of(url: str | None) -> RemoteSync | None:
-    """Return the one RemoteSync of ``url`` that this process uses; None for results in a folder."""
+    """Return the one mirror of ``url`` that this process uses; None for results in a folder."""
     return None if url is None else RemoteSync(url)
 
 
-def give_up(assignment: RunLocation, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:
+def record_failure(run: RunLocation, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:
     """Record that a run cannot be done."""
     failure = Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail))
-    assignment.store.write_failure(failure)
+    run.store.write_failure(failure)
     return failure

@@ -18,10 +18,11 @@ from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.events import EventLog
-from lm_harmony.studies.hub_check import HubCheck
-from lm_harmony.studies.lease import held_runs, is_held
-from lm_harmony.studies.pool import Hand, Queue, default_workers, local_workers, work_through
-from lm_harmony.studies.run_location import RunLocation, give_up, remote_of
+from lm_harmony.studies.hub_revisions import HubRevisions
+from lm_harmony.studies.lease import held_remote_runs, is_held
+from lm_harmony.studies.local_pool import default_workers, local_workers
+from lm_harmony.studies.pool import RunQueue, Worker, execute_all
+from lm_harmony.studies.run_location import RunLocation, record_failure, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Study:
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Glob patterns; runs whose name matches one of them are left out."""
 
-    _hub: HubCheck = field(default_factory=HubCheck, init=False, repr=False, compare=False)
+    _hub: HubRevisions = field(default_factory=HubRevisions, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: Path | str, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Study:
@@ -74,21 +75,17 @@ class Study:
         return cls(read_study(Path(path)), only=tuple(only), skip=tuple(skip))
 
     @cached_property
-    def assignments(self) -> tuple[RunLocation, ...]:
+    def runs(self) -> tuple[RunLocation, ...]:
         """Return every run that is asked for, whether finished or not.
 
         Raises:
             UsageError: a pattern matches no run, or all patterns together leave none.
         """
         found = [RunLocation(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
-        names = [assignment.name for assignment in found]
+        names = [run.name for run in found]
         _refuse_unmatched("only", self.only, names)
         _refuse_unmatched("skip", self.skip, names)
-        kept = tuple(
-            assignment
-            for assignment in found
-            if (not self.only or _fits(assignment.name, self.only)) and not _fits(assignment.name, self.skip)
-        )
+        kept = tuple(run for run in found if (not self.only or _fits(run.name, self.only)) and not _fits(run.name, self.skip))
         if found and not kept:
             raise UsageError(f"--only and --skip leave none of the {len(found)} runs. Loosen one of them.")
         return kept
@@ -102,33 +99,33 @@ class Study:
         remote = remote_of(self.spec.results_url)
         if remote is not None:
             remote.pull_outcomes()
-        held = None if remote is None else held_runs(remote)
+        held = None if remote is None else held_remote_runs(remote)
         finished, failed, running, waiting = [], {}, [], []
         changed, unverified, check = {}, {}, SourceCheck()
-        standings = {assignment: assignment.standing(check) for assignment in self.assignments}
-        moved = self._hub.moved(source for one in standings.values() if one.finished for source in one.sources)
-        for assignment, found in standings.items():
-            store, standing = assignment.store, found.unless_moved(moved)
-            if standing.finished:
-                finished.append(assignment)
-                if standing.reason:
-                    unverified[assignment] = standing.reason
-            elif is_held(store.folder) if held is None else assignment.name in held:
-                running.append(assignment)
-            elif not standing.readable:
-                failed[assignment] = Failure(kind=DAMAGED, cause=str(standing.reason), attempts=1)
+        states = {run: run.state(check) for run in self.runs}
+        moved = self._hub.moved(source for one in states.values() if one.finished for source in one.sources)
+        for run, found in states.items():
+            store, state = run.store, found.unless_moved(moved)
+            if state.finished:
+                finished.append(run)
+                if state.reason:
+                    unverified[run] = state.reason
+            elif is_held(store.folder) if held is None else run.name in held:
+                running.append(run)
+            elif not state.readable:
+                failed[run] = Failure(kind=DAMAGED, cause=str(state.reason), attempts=1)
             elif (failure := _failure(store)) is not None:
-                failed[assignment] = failure
+                failed[run] = failure
             else:
-                waiting.append(assignment)
-                if standing.reason:
-                    changed[assignment] = standing.reason
+                waiting.append(run)
+                if state.reason:
+                    changed[run] = state.reason
         ended = {"finished": tuple(finished), "running": tuple(running), "waiting": tuple(waiting)}
         return Status(**ended, failed=failed, changed=changed, unverified=unverified)
 
     def records(self) -> tuple[RunRecord, ...]:
         """Read the records of all finished runs that are current; of one that cannot be read, ``status`` tells."""
-        return tuple(assignment.store.record() for assignment in self.status().finished)
+        return tuple(run.store.record() for run in self.status().finished)
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
         """Carry out what remains, and return how it stands then.
@@ -147,52 +144,52 @@ class Study:
             pass
         return self.status()
 
-    def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[Queue]:
+    def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[RunQueue]:
         """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
         retried: list[RunLocation] = []
         if retry_failed:
-            retried = [assignment for assignment, failure in now.failed.items() if failure.kind != DAMAGED]
-            for assignment in retried:
-                assignment.store.remove_failure()
+            retried = [run for run, failure in now.failed.items() if failure.kind != DAMAGED]
+            for run in retried:
+                run.store.remove_failure()
         left = [*now.waiting, *now.running, *retried]
-        queue, attempts = Queue(left), Counter[str]()
+        queue, attempts = RunQueue(left), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(left), finished=len(now.finished))
         yield queue
-        crew = self._crew(left, workers, ray) if left else []
-        for assignment, said in work_through(queue, crew):
+        pool = self._workers(left, workers, ray) if left else []
+        for run, said in execute_all(queue, pool):
             outcome = said.pop("outcome")
-            events.add(f"run_{outcome.replace(' ', '_')}", run=assignment.name, **said)
+            events.add(f"run_{outcome.replace(' ', '_')}", run=run.name, **said)
             if outcome == "held":
-                queue.put_back(assignment)
+                queue.put_back(run)
             elif outcome in ("died", "surprised", "no room"):
-                attempts[assignment.name] += 1
-                self._try_again(queue, assignment, outcome, said, attempts[assignment.name])
+                attempts[run.name] += 1
+                self._try_again(queue, run, outcome, said, attempts[run.name])
             yield queue
         events.add("study_ended")
 
-    def _crew(self, left: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Hand]:
+    def _workers(self, left: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Worker]:
         if ray is None:
             return local_workers(min(workers or default_workers(), len(left)), left)
         from lm_harmony.studies.ray_pool import ray_workers  # Ray is an extra
 
         return ray_workers(ray, left, workers)
 
-    def _try_again(self, queue: Queue, assignment: RunLocation, outcome: str, said: dict[str, Any], attempts: int) -> None:
+    def _try_again(self, queue: RunQueue, run: RunLocation, outcome: str, said: dict[str, Any], attempts: int) -> None:
         """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""
-        log.warning("%s: %s (attempt %d of %d)", assignment.name, said["cause"], attempts, ATTEMPTS)
+        log.warning("%s: %s (attempt %d of %d)", run.name, said["cause"], attempts, ATTEMPTS)
         if attempts < ATTEMPTS:
             if outcome == "no room":
                 time.sleep(NO_ROOM_PAUSE)
-            queue.put_back(assignment)
+            queue.put_back(run)
         elif outcome == "no room":
             raise StoreError(f"{said['cause']} Then repeat the study: it goes on where it stopped.")
         else:
             kind = said.get("kind", "worker died")
-            give_up(assignment, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
+            record_failure(run, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
 
 
 def _failure(store: RunStore) -> Failure | None:

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lm_harmony.studies.flops import (
+    ModelSize,
     ScoringWork,
-    Size,
     attention_flops,
     decoding_operators,
-    scored_flops,
+    generation_flops,
+    loglikelihood_flops,
     scoring_operators,
     training_flops,
     training_operators,
-    written_flops,
 )
 from lm_harmony.studies.hardware import CACHE_TRAFFIC, Constant, Hardware
 from lm_harmony.studies.workload import Workload
@@ -57,7 +57,7 @@ def overlapped(terms: Mapping[str, float]) -> Phase:
     return Phase(terms=terms, deciding=deciding)
 
 
-def together(phases: Iterable[Phase]) -> Phase:
+def add_phases(phases: Iterable[Phase]) -> Phase:
     """Add up phases that follow one another."""
     terms: dict[str, float] = {}
     deciding: dict[str, float] = {}
@@ -87,19 +87,19 @@ def training_phase(load: Workload, hardware: Hardware) -> Phase:
     )
 
 
-def scoring_phase(size: Size, asked: ScoringWork, hardware: Hardware) -> Phase:
+def scoring_phase(size: ModelSize, asked: ScoringWork, hardware: Hardware) -> Phase:
     """Return the time of scoring log-likelihoods once."""
     return overlapped(
         {
             **_launches(scoring_operators(size, asked), hardware),
             **_python(asked.computed, hardware.layout),
-            "FLOPs": scored_flops(size, asked) / hardware.scoring.value,
+            "FLOPs": loglikelihood_flops(size, asked) / hardware.scoring.value,
             **_attention(attention_flops(size, asked.pairs), hardware),
         }
     )
 
 
-def decoding_phase(size: Size, asked: ScoringWork, hardware: Hardware) -> Phase:
+def decoding_phase(size: ModelSize, asked: ScoringWork, hardware: Hardware) -> Phase:
     """Return the time of writing answers once: of their contexts, and of a decoding step for each further token."""
     written, read = asked.written, {}
     if hardware.memory:
@@ -110,7 +110,7 @@ def decoding_phase(size: Size, asked: ScoringWork, hardware: Hardware) -> Phase:
         {
             **_launches(decoding_operators(size, written), hardware),
             **_python(written.tokens, hardware.stop_check),
-            "FLOPs": written_flops(size, written) / hardware.decoding.value,
+            "FLOPs": generation_flops(size, written) / hardware.decoding.value,
             **_attention(attention_flops(size, written.pairs), hardware),
             **read,
         }

@@ -1,6 +1,6 @@
-"""Where a run of a study is carried out: a process that takes assignments from its coordinator until that one is gone.
+"""Where a run of a study is carried out: a process that takes runs from its coordinator until that one is gone.
 
-The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an assignment; the worker answers each
+The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an run; the worker answers each
 with one line. It may first be asked how many such runs the memory of its device holds at once. When the coordinator ends, however
 it ends, its pipe closes and the worker ends at once: nobody works unseen.
 """
@@ -24,10 +24,10 @@ from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct, train_before_test
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.hub_check import HubCheck
+from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.lease import LeaseHeld, lease, remote_lease
-from lm_harmony.studies.plan import fitting_at_once
-from lm_harmony.studies.run_location import RunLocation, give_up, remote_of
+from lm_harmony.studies.plan import runs_fitting_in_memory
+from lm_harmony.studies.run_location import RunLocation, record_failure, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ HELD_PAUSE = 1.0
 """Seconds before the answer that another study holds a run."""
 
 
-def carry_out(assignment: RunLocation, caches: RunCaches) -> None:
+def complete(run: RunLocation, caches: RunCaches) -> None:
     """Finish a run: begin it, or go on after its last finished epoch; record why it cannot be done.
 
     Raises:
@@ -44,38 +44,38 @@ def carry_out(assignment: RunLocation, caches: RunCaches) -> None:
         DamagedFile: a file of its folder cannot be read. Of a record that cannot, ``Study.status`` tells: nothing is written.
         StoreError: the disk is full or gone; nothing is recorded, what was finished stays.
     """
-    spec, store = assignment.spec, assignment.store
-    with _leased(assignment):
+    spec, store = run.spec, run.store
+    with _leased(run):
         store.pull()
-        standing = assignment.standing()
-        if not standing.readable:  # it may be all that is left of the run
-            raise DamagedFile(str(standing.reason))
-        standing = standing.unless_moved(HubCheck().moved(standing.sources if standing.finished else ()))
-        if standing.finished:
+        state = run.state()
+        if not state.readable:  # it may be all that is left of the run
+            raise DamagedFile(str(state.reason))
+        state = state.unless_moved(HubRevisions().moved(state.sources if state.finished else ()))
+        if state.finished:
             return
         try:
             try:
                 if not store.is_finished():
                     train_before_test(spec, store, resume=True, caches=caches)
-                elif standing.reason is None:
+                elif state.reason is None:
                     add_direct(store, spec, caches)
                 else:
-                    raise NotCurrent(standing.reason)
+                    raise NotCurrent(state.reason)
             except NotCurrent as error:
-                log.info("%s: carried out again from its beginning: %s", assignment.name, error)
+                log.info("%s: carried out again from its beginning: %s", run.name, error)
                 train_before_test(spec, store, overwrite=True, caches=caches)
         except HarmonyError as error:
             if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
                 raise
-            give_up(assignment, kind=type(error).__name__, cause=str(error), attempts=1)
+            record_failure(run, kind=type(error).__name__, cause=str(error), attempts=1)
             raise
 
 
-def _leased(assignment: RunLocation) -> AbstractContextManager[None]:
-    remote = assignment.store.remote
+def _leased(run: RunLocation) -> AbstractContextManager[None]:
+    remote = run.store.remote
     if remote is None:
-        return lease(assignment.store.folder, lost=_leave)
-    return remote_lease(remote, assignment.name, lost=_leave)
+        return lease(run.store.folder, lost=_leave)
+    return remote_lease(remote, run.name, lost=_leave)
 
 
 def _leave() -> None:
@@ -88,10 +88,10 @@ def caches_for(results_dir: Path, url: str | None) -> RunCaches:
     return RunCaches(direct_scores=DirectScoreCache(results_dir / "direct", remote_of(url)))
 
 
-def answer(assignment: RunLocation, caches: RunCaches) -> dict[str, Any]:
+def execute(run: RunLocation, caches: RunCaches) -> dict[str, Any]:
     """Carry out a run and say how it went: {"outcome": finished | failed | held | no room, ...}."""
     try:
-        carry_out(assignment, caches)
+        complete(run, caches)
         said: dict[str, Any] = {"outcome": "finished"}
     except LeaseHeld:
         time.sleep(HELD_PAUSE)  # whoever sent this run will send it again
@@ -109,14 +109,14 @@ def answer(assignment: RunLocation, caches: RunCaches) -> dict[str, Any]:
 
 def _fitting(specs: list[dict[str, Any]]) -> dict[str, int]:
     try:
-        return {"fitting": fitting_at_once([RunSpec.from_dict(spec) for spec in specs])}
+        return {"fitting": runs_fitting_in_memory([RunSpec.from_dict(spec) for spec in specs])}
     except HarmonyError:  # each run will say so itself
         return {"fitting": len(specs)}
 
 
 def main() -> None:
-    """Take assignments from standard input until it closes."""
-    # Libraries print to standard output; the coordinator's line is kept apart from that.
+    """Take runs from standard input until it closes."""
+    # Libraries print to standard output; the coordinator's line is caches apart from that.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -136,8 +136,8 @@ def main() -> None:
             continue
         spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
         caches = caches or caches_for(results_dir, asked["url"])
-        assignment = RunLocation(spec=spec, results_dir=results_dir, url=asked["url"])
-        print(json.dumps(answer(assignment, caches)), file=replies, flush=True)
+        run = RunLocation(spec=spec, results_dir=results_dir, url=asked["url"])
+        print(json.dumps(execute(run, caches)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

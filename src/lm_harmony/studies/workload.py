@@ -27,7 +27,7 @@ from lm_harmony.models.checkpoint import meta_module
 from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.flops import DecodingWork, ScoringWork, Size, TrainingWork
+from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, TrainingWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Workload:
 
     spec: RunSpec
     """The run."""
-    size: Size
+    size: ModelSize
     """Its model."""
     fed: TrainingWork
     """Its training."""
@@ -193,7 +193,7 @@ def _hollow(spec: ModelSpec) -> LanguageModel:
 
 
 @lru_cache(maxsize=256)
-def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
+def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
     """Count a model's weights, without any.
 
     Raises:
@@ -209,7 +209,7 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> Size:
         weights = trainee.trained_parameters()
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     head_size = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads)
-    return Size(
+    return ModelSize(
         parameters=whole,
         computing=whole - embedding - (0 if tied else output),
         output=output,

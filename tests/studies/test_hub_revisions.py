@@ -15,7 +15,7 @@ from hub import LoopbackHub
 from tiny import write_tiny_model
 
 from lm_harmony.runs.sources import Source
-from lm_harmony.studies.hub_check import HubCheck
+from lm_harmony.studies.hub_revisions import HubRevisions
 
 MODEL = "EleutherAI/pythia-70m-deduped"
 PROCESSED = """\
@@ -53,12 +53,12 @@ def test_a_branch_that_moved_is_noticed_where_what_is_read_changed(tmp_path: Pat
         opened.write("\n")
     with LoopbackHub(models={MODEL: before}) as hub:
         old = commit_of(hub)
-        assert HubCheck(hub.endpoint).moved([source(old)]) == {}
+        assert HubRevisions(hub.endpoint).moved([source(old)]) == {}
     with LoopbackHub(models={MODEL: after}, earlier={MODEL: before}) as hub:
-        moved = HubCheck(hub.endpoint).moved([source(old), source(commit_of(hub)), source(old, revision=old)])
+        moved = HubRevisions(hub.endpoint).moved([source(old), source(commit_of(hub)), source(old, revision=old)])
         said = f"{MODEL} main moved from commit {old[:12]} to {commit_of(hub)[:12]} since"
         assert moved == ({source(old): said} if counts else {})
-        check = HubCheck(hub.endpoint)
+        check = HubRevisions(hub.endpoint)
         asked = len(hub.requests)
         assert [check.moved([source(old)]) for _ in range(3)] == [moved] * 3
         assert len(hub.requests) - asked == 2, "each repository is asked about once"
@@ -94,16 +94,16 @@ def test_of_a_data_sets_card_only_what_decides_its_rows_counts(
     with LoopbackHub(datasets={name: before}) as hub:
         known = source(commit_of(hub, name, "datasets"), kind="rows", name=name)
     with LoopbackHub(datasets={name: after}, earlier={name: before}) as hub:
-        assert bool(HubCheck(hub.endpoint).moved([known])) == counts
+        assert bool(HubRevisions(hub.endpoint).moved([known])) == counts
 
 
 def test_a_repository_that_is_not_answered_for_in_time_leaves_the_others_checked(hub: LoopbackHub) -> None:
     slow, moved = source("0" * 40, name="nobody/slow"), source("0" * 40)
     hub.slow.add("nobody/slow")
-    check = HubCheck(hub.endpoint)
+    check = HubRevisions(hub.endpoint)
     assert check.moved([slow]) == {}
     assert set(check.moved([slow, moved])) == {moved}
-    gone = HubCheck("http://127.0.0.1:1")
+    gone = HubRevisions("http://127.0.0.1:1")
     assert gone.moved([slow]) == {}
     gone.endpoint = hub.endpoint
     assert gone.moved([moved]) == {}, "where there is no connection nothing more is asked"
@@ -111,16 +111,16 @@ def test_a_repository_that_is_not_answered_for_in_time_leaves_the_others_checked
 
 def test_a_commit_that_the_hub_has_lost_has_moved(hub: LoopbackHub) -> None:
     gone = "0" * 40
-    assert HubCheck(hub.endpoint).moved([source(gone)])[source(gone)].startswith(f"{MODEL} main moved from commit 000000")
-    found = HubCheck(hub.endpoint).moved([source(gone, kind="rows", name="allenai/ai2_arc")])
+    assert HubRevisions(hub.endpoint).moved([source(gone)])[source(gone)].startswith(f"{MODEL} main moved from commit 000000")
+    found = HubRevisions(hub.endpoint).moved([source(gone, kind="rows", name="allenai/ai2_arc")])
     assert [said.split()[0] for said in found.values()] == ["allenai/ai2_arc"]
 
 
 def test_without_an_answer_nothing_has_moved(hub: LoopbackHub) -> None:
     """No network, a repository that is gone, a branch that is gone: no surprise, and no wait."""
     started = time.monotonic()
-    assert HubCheck("http://127.0.0.1:1").moved([source("0" * 40), source("1" * 40)]) == {}
-    assert HubCheck(hub.endpoint).moved([source("0" * 40, name="nobody/nothing"), source("0" * 40, revision="gone")]) == {}
+    assert HubRevisions("http://127.0.0.1:1").moved([source("0" * 40), source("1" * 40)]) == {}
+    assert HubRevisions(hub.endpoint).moved([source("0" * 40, name="nobody/nothing"), source("0" * 40, revision="gone")]) == {}
     assert time.monotonic() - started < 5
 
 

@@ -33,7 +33,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass
-class HubCheck:
+class HubRevisions:
     """Asks the hub about repositories, each once."""
 
     endpoint: str | None = None
