@@ -15,9 +15,9 @@ from rich.console import Console
 from tiny import MAX_LENGTH, tiny_model, write_tiny_model
 
 from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.benchmarks.harness.opening import CORPUS_FILE
 from lm_harmony.benchmarks.local_data import read_corpus
 from lm_harmony.benchmarks.splits import make_splits
+from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.run import result_table
 from lm_harmony.engine.backends import choose_backend
@@ -155,7 +155,7 @@ def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("none.txt", None, "no such file or folder"),
-        ("a.csv", b"x", "a .jsonl or a .txt file, not .csv"),
+        ("a.csv", b"x", "must be .jsonl or .txt, got .csv"),
         ("a.txt", b"one\n\ntwo", "2 different documents"),
         ("a.txt", b"", "0 different documents"),
         ("a.txt", b"\xff\xfe", "Give a UTF-8 file"),

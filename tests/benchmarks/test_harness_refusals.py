@@ -29,7 +29,7 @@ def refusal(path: Path, data_dir: Path | None) -> str:
 def test_the_task_of_these_tests_is_fit(tmp_path: Path) -> None:
     """What the tests below break is whole before."""
     task = own_task(tmp_path, GOOD, **PARITY)
-    assert task.declared == {"train": "train", "test": "test"}
+    assert task.split_names == {"train": "train", "test": "test"}
     assert task.documents("train").to_list() == GOOD["train"]
 
 

@@ -72,7 +72,7 @@ def scored_task(folder: Path, name: str) -> tuple[HarnessTask, Any]:
 
 
 def our_score(task: HarnessTask, answer: Answer, chat: Any = None, *, errors: bool = False) -> Score:
-    role = "test" if "test" in task.declared else "validation"
+    role = "test" if "test" in task.split_names else "validation"
     examples = [task.example(row, document, chat=chat, aliases="first") for row, document in enumerate(task.documents(role))]
     replies = iter(answer([request for example in examples for request in example.requests]))
     grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
@@ -241,7 +241,7 @@ def test_harness_model_without_template_refuses_chat() -> None:
 def test_described_task_names_version_and_fields(tmp_path: Path) -> None:
     """A record says which version and fields of the task were scored, as plain values and without data."""
     task, lm_evals = scored_task(tmp_path, "cola")
-    described, config = task.described(), lm_evals.dump_config()
+    described, config = task.lm_eval_config(), lm_evals.dump_config()
     assert described["version"] == lm_evals.VERSION
     for key in ("task", "doc_to_text", "doc_to_target", "doc_to_choice", "output_type", "num_fewshot"):
         assert described["config"][key] == config[key]

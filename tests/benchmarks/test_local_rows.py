@@ -225,7 +225,7 @@ def test_only_files_that_the_task_needs_are_read(tmp_path: Path, name: str, unre
     HarnessTask(find_task_file(name), tmp_path)
     (tmp_path / name / f"{unread}.jsonl").write_text("no JSON", encoding="utf-8")
     task = HarnessTask(find_task_file(name), tmp_path)
-    assert {role: len(task.documents(role)) for role in ROWS[name] if role in task.declared} == {
+    assert {role: len(task.documents(role)) for role in ROWS[name] if role in task.split_names} == {
         role: len(rows) for role, rows in ROWS[name].items()
     }
     needed = tmp_path / name / "train.jsonl"

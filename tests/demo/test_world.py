@@ -69,7 +69,7 @@ def test_the_halves_share_nothing_and_leave_nothing_out(world: World, kind: str)
 def test_splits_share_no_question_and_are_read_as_every_benchmark_is(task: str, opened: Callable[[str], HarnessTask]) -> None:
     loaded = opened(task)
     examples = {role: rendered(loaded, role) for role in ROLES}
-    asked = {role: {example.identity for example in examples[role]} for role in ROLES}
+    asked = {role: {example.request_texts for example in examples[role]} for role in ROLES}
     for role in ROLES:
         assert len(examples[role]) == len(asked[role]) == SIZES[role]
         assert all(example.continuation is not None and example.continuation.startswith(" ") for example in examples[role])

@@ -437,7 +437,7 @@ def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, 
         "loglikelihood_rolling": rolled,
         "generate_until": lambda text: written(text, {"max_gen_toks": 4}),
     }[kind]
-    asked = [replace(make(text), document=f"test row {40 + place}") for place, text in enumerate(texts)]
+    asked = [replace(make(text), location=f"test row {40 + place}") for place, text in enumerate(texts)]
     model = broken_model(BROKEN[value], only_for=digit)
     scorer = Scorer(model=model, backend=backend, batch_size=1)
     with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):

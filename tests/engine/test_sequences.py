@@ -188,8 +188,8 @@ def test_the_longest_answer_that_fits_is_learned_whole() -> None:
 
 def test_a_scored_answer_that_is_too_long_names_its_document() -> None:
     """The document of the split is named, not the number of the request."""
-    long = Request(kind="loglikelihood", context="Q:", continuation="7" * 2 * MAX_LENGTH, document="test row 41")
-    fine = Request(kind="loglikelihood", context="Q:", continuation=" no", document="test row 40")
+    long = Request(kind="loglikelihood", context="Q:", continuation="7" * 2 * MAX_LENGTH, location="test row 41")
+    fine = Request(kind="loglikelihood", context="Q:", continuation=" no", location="test row 40")
     with pytest.raises(BenchmarkError, match=r"^test row 41: a continuation has \d+ tokens, the model takes 128"):
         Scorer(model=tiny_model()).answer([fine, fine, long])
     assert len(Scorer(model=tiny_model()).answer([fine, fine])) == 2

@@ -15,7 +15,7 @@ import pytest
 from micro import TASK, write_micro
 from tiny import write_tiny_model
 
-from lm_harmony.benchmarks.opened_files import files_opened_by
+from lm_harmony.benchmarks.task_code import files_opened_by
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.sources import SourceCheck

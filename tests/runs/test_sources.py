@@ -24,7 +24,7 @@ from rich.console import Console
 from tiny import CHAT_TEMPLATE, write_tiny_model
 
 from lm_harmony.benchmarks.harness import HarnessTask
-from lm_harmony.benchmarks.task_files import forget_modules
+from lm_harmony.benchmarks.task_code import unload_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.progress import display
 from lm_harmony.recipe import Lora, Recipe
@@ -343,13 +343,13 @@ def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) ->
     task.write_text(yaml.safe_dump(config) + "process_docs: !function utils.process\n")
     first = HarnessTask(task)
     assert first.documents("test")[0]["question"] == "number 32"
-    assert first.described()["config"]["dataset_kwargs"] == kept, "the results file tells what the task's file says"
+    assert first.lm_eval_config()["config"]["dataset_kwargs"] == kept, "the results file tells what the task's file says"
     for path, old, new, question in (
         (utils, '"number "', '"numbEr "', "numbEr 32"),
         (spelling, "str(number)", "str(number + 1)", "numbEr 33"),
     ):
         path.write_text(path.read_text().replace(old, new))
-        forget_modules([utils, spelling])
+        unload_modules([utils, spelling])
         assert HarnessTask(task).documents("test")[0]["question"] == question
 
 
@@ -431,7 +431,7 @@ def test_rows_that_a_tasks_own_generator_yields_are_read_again(
     fields = {"dataset_kwargs": {"folder": str(tmp_path / "rows"), "splits": list(SIZES)}}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(yaml.safe_load(TASK) | fields) + "custom_dataset: !function utils.rows\n")
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
-    forget_modules([tmp_path / "utils.py"])
+    unload_modules([tmp_path / "utils.py"])
     names: dict[str, Any] = {}
     exec(GENERATED, names)
     asked_alone = {"folder": str(tmp_path / "rows"), "splits": ["test"]}

@@ -12,6 +12,7 @@ import numpy as np
 
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
+from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
@@ -81,9 +82,7 @@ def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, st
         asked = requested_model_and_task(store)
         if asked is not None:  # else it is told by a note, or by `lm-harmony status`
             model, task = asked
-            corpus = f"corpus-{Path(task).stem}" if task.startswith("corpus:") else None
-            stem = Path(task).stem if task.endswith((".yaml", ".yml")) else task
-            key = (model, known.get(task, corpus or stem))
+            key = (model, known.get(task, benchmark_name(task)))
             if key not in runs:
                 missing[key] = cause
     return missing

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lm_harmony.benchmarks import catalogue as benchmark_catalogue
+from lm_harmony.benchmarks.types import MetricKey
 from lm_harmony.models import catalogue as model_catalogue
 
 PERPLEXITY = "Perplexity"
 """Category of text corpora."""
-BITS_PER_BYTE = "bits_per_byte,none"
+BITS_PER_BYTE = str(MetricKey("bits_per_byte"))
 """Their metric."""
 PAPER_CORPORA = {"wiki_2025": "Wiki", "stackexchange_2025": "Stack", "arxiv_2025": "Arxiv"}
 """Name -> title of the three text corpora of the paper's matrix."""
@@ -132,7 +133,7 @@ def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better
             train_rows=info.train_rows,
         )
     if metric == BITS_PER_BYTE or (is_corpus(task) and metric is None):
-        title = PAPER_CORPORA.get(task, task.removeprefix("corpus:").removeprefix("corpus-"))
+        title = PAPER_CORPORA.get(task, benchmark_catalogue.corpus_title(task))
         return BenchmarkMetadata(task=task, title=title, category=PERPLEXITY, metric=BITS_PER_BYTE, higher_is_better=False)
     if higher_is_better is None:
         return None
@@ -141,12 +142,12 @@ def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better
 
 def metric_metadata(metric: str) -> MetricMetadata | None:
     """Return what the values of a metric ("acc,none") can be, or None where that is not known."""
-    return METRICS.get(metric.split(",")[0])
+    return METRICS.get(MetricKey.parse(metric).metric)
 
 
 def is_corpus(task: str) -> bool:
     """Tell whether a benchmark's name is that of a text corpus: "corpus:PATH" as asked for, "corpus-NAME" as recorded."""
-    return task in PAPER_CORPORA or task.startswith(("corpus:", "corpus-"))
+    return task in PAPER_CORPORA or benchmark_catalogue.is_corpus(task)
 
 
 def metric_of(task: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lm_harmony.benchmarks.types import MetricKey
 from lm_harmony.errors import StoreError
 
 Floats = npt.NDArray[np.float64]
@@ -76,13 +77,14 @@ def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
     values = [[_columns(seed[question], metric) for question in first] for seed in seeds if seed is not None]
     if not first or any(row is None for seed in values for row in seed):
         return None
-    kind = metric.split(",")[0] if metric.split(",")[0] in ("bits_per_byte", "mcc") else "mean"
+    name = MetricKey.parse(metric).metric
+    kind = name if name in ("bits_per_byte", "mcc") else "mean"
     return Outcomes(questions=tuple(first), columns=np.mean(np.array(values, dtype=float), axis=0), kind=kind)
 
 
 def _read(file: Path, metric: str) -> dict[str, Any] | None:
     """Return question -> what was counted; None where the metric is not in the samples."""
-    name, filtered = metric.split(",", 1)
+    name, filtered = MetricKey.parse(metric)
     found: dict[str, Any] = {}
     recurring: dict[str, int] = {}
     try:
@@ -102,7 +104,7 @@ def _read(file: Path, metric: str) -> dict[str, Any] | None:
 
 
 def _columns(counted: Any, metric: str) -> list[float] | None:
-    name = metric.split(",")[0]
+    name = MetricKey.parse(metric).metric
     if name in ("bits_per_byte", "mcc"):
         if not isinstance(counted, list) or len(counted) != 2:
             return None

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.benchmarks.types import MetricKey
 
 SOURCE = "the published board (Zhang, Dominguez-Olmedo, Hardt 2025)"
 """How tables and pages name it."""
@@ -62,7 +63,7 @@ def published_rows() -> ScoreRows:
 def _cell(model: str, task: str, percent: float) -> ScoreRow:
     rows = TEST_ROWS[task]
     value, stderr = percent / 100, None
-    if BENCHMARKS[task].metric.split(",")[0] != "mcc":
+    if MetricKey.parse(BENCHMARKS[task].metric).metric != "mcc":
         value = round(value * rows) / rows
         stderr = math.sqrt(value * (1 - value) / (rows - 1))
     return ScoreRow(model=model, benchmark=task, preparation="trained", value=value, stderr=stderr, count=rows)

@@ -1,10 +1,8 @@
-"""The 24 benchmarks of the published board: where lm_eval defines each, what it counts, and what guessing scores.
+"""Benchmarks by name: the 24 of the published board, suites of them, and the names of task files and text corpora.
 
-The facts stand in catalogue.csv, in the published order (most training rows first); a test holds them equal to
-lm_eval's task files. The board's three perplexity corpora are no tasks of lm_eval and so not rows here: a text corpus
-is the user's own data and comes as a file, never by a catalogued name.
-
-Names for several benchmarks at once.
+catalogue.csv lists the published benchmarks in the published order (most training rows first): where lm_eval defines each,
+which metric the board shows, and what uniform guessing scores. A test compares it with lm_eval's task files. The board's three
+perplexity corpora are not in it, because lm_eval has no tasks for them: a text corpus is the user's own file, ``corpus:PATH``.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 
 from lm_harmony.errors import UsageError
@@ -74,6 +73,37 @@ def find(name: str) -> BenchmarkInfo | None:
     return BENCHMARKS.get(name)
 
 
+CORPUS_PREFIX = "corpus:"
+"""Marks a task that is a text corpus: corpus:PATH."""
+_RECORDED_CORPUS = "corpus-"
+
+
+def corpus_path(task: str) -> Path | None:
+    """Return the file or folder of a text corpus (``corpus:PATH``); None for any other task."""
+    return Path(task.removeprefix(CORPUS_PREFIX)) if task.startswith(CORPUS_PREFIX) else None
+
+
+def benchmark_name(task: str) -> str:
+    """Return the name under which the runs of a task are stored and shown.
+
+    It is "corpus-STEM" for ``corpus:PATH``, the file name without its ending for a YAML file, and else the task's own name.
+    """
+    corpus = corpus_path(task)
+    if corpus is not None:
+        return f"{_RECORDED_CORPUS}{corpus.stem}"
+    return Path(task).stem if task.endswith((".yaml", ".yml")) else task
+
+
+def is_corpus(name: str) -> bool:
+    """Return whether a name is that of a text corpus: ``corpus:PATH``, or "corpus-STEM" as ``benchmark_name`` writes it."""
+    return name.startswith((CORPUS_PREFIX, _RECORDED_CORPUS))
+
+
+def corpus_title(name: str) -> str:
+    """Return a corpus's name without the part that marks it as a corpus: "fox" for "corpus-fox"."""
+    return name.removeprefix(CORPUS_PREFIX).removeprefix(_RECORDED_CORPUS)
+
+
 LEADERBOARD9 = tuple(sorted(sorted(BENCHMARKS, key=lambda task: BENCHMARKS[task].train_rows)[:9]))
 """The nine catalogued benchmarks with the fewest training rows: the cheapest board."""
 
@@ -91,5 +121,5 @@ def expand(name: str, corpora: Sequence[str]) -> list[str]:
     if name == "perplexity":
         if not corpora:
             raise UsageError("corpora: the suite perplexity needs texts of your own. List their files under corpora.")
-        return [f"corpus:{path}" for path in corpora]
+        return [f"{CORPUS_PREFIX}{path}" for path in corpora]
     return {"paper24": list(BENCHMARKS), "leaderboard9": list(LEADERBOARD9)}.get(name, [name])

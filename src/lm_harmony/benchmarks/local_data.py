@@ -18,6 +18,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX
 from lm_harmony.errors import BenchmarkError
 
 ENCODING = "utf-8-sig"
@@ -130,7 +131,6 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(item, f"{name}[]")
 
 
-PREFIX = "corpus:"
 ROLES = ("train", "validation", "test")
 HELD_OUT = 0.1
 """Share of the documents that validation takes, and test; at least one each."""
@@ -147,14 +147,14 @@ def read_corpus(path: Path) -> DatasetDict:
         files = {role: _one_file(path, role) for role in ROLES}
         return _dataset({role: _documents(file) for role, file in files.items()})
     if not path.is_file():
-        raise BenchmarkError(f"{PREFIX}{path}: no such file or folder. Give a .jsonl or .txt file, or a folder of them.")
+        raise BenchmarkError(f"{CORPUS_PREFIX}{path}: no such file or folder. Give a .jsonl or .txt file, or a folder of them.")
     return _dataset(_cut(path, _documents(path)))
 
 
 def _one_file(folder: Path, role: str) -> Path:
     found = [folder / f"{role}{kind}" for kind in _KINDS if (folder / f"{role}{kind}").is_file()]
     if len(found) != 1:
-        raise BenchmarkError(f"{PREFIX}{folder}: {role} must be one file, .jsonl or .txt; found {len(found)}.")
+        raise BenchmarkError(f"{CORPUS_PREFIX}{folder}: {role} must be one file, .jsonl or .txt; found {len(found)}.")
     return found[0]
 
 
@@ -177,14 +177,14 @@ def _documents(path: Path) -> list[str]:
                     f"{path} line {line_of(path, row)}, column 'text': {kind}, not a string. Write every text as a JSON string."
                 )
     else:
-        raise BenchmarkError(f"{PREFIX}{path}: a corpus is a .jsonl or a .txt file, not {path.suffix or 'one without ending'}.")
+        raise BenchmarkError(f"{CORPUS_PREFIX}{path}: a corpus must be .jsonl or .txt, got {path.suffix or 'no ending'}.")
     return [text for text in texts if text.strip()]
 
 
 def _cut(path: Path, documents: Sequence[str]) -> dict[str, list[str]]:
     if len(set(documents)) < len(ROLES):
         raise BenchmarkError(
-            f"{PREFIX}{path}: {len(set(documents))} different documents, and train, validation and test need one each. "
+            f"{CORPUS_PREFIX}{path}: {len(set(documents))} different documents, and train, validation and test need one each. "
             f"Separate documents by blank lines (.txt), or write one a line (.jsonl)."
         )
     ordered = sorted(documents, key=lambda text: hashlib.sha256(text.encode()).digest())

@@ -65,10 +65,10 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
     Raises:
         BenchmarkError: a split is empty, a row does not fit the task, or a scored row of its own split has no usable answer.
     """
-    evaluation: Role = "test" if "test" in task.declared else "validation"
-    rows = {role: task.documents(role) for role in task.declared}
-    own = "validation" in task.declared and evaluation == "test"
-    if own and task.declared["validation"] == task.declared["test"]:
+    evaluation: Role = "test" if "test" in task.split_names else "validation"
+    rows = {role: task.documents(role) for role in task.split_names}
+    own = "validation" in task.split_names and evaluation == "test"
+    if own and task.split_names["validation"] == task.split_names["test"]:
         own = protocol == "published"
         if own:
             log.warning("%s: validation is the test split; the epoch is chosen on its own test rows.", task.name)
@@ -90,7 +90,7 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         _refuse_empty(task.name, role, chosen)
         kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
         documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
-        numbered, split = zip(kept_rows, documents, strict=True), task.declared[origin]
+        numbered, split = zip(kept_rows, documents, strict=True), task.split_names[origin]
         rendered.append([task.example(int(row), one, chat=chat, aliases=aliases, split=split) for row, one in numbered])
         if origin != "train":
             _refuse_unlabelled(task, role, rendered[-1], split)
@@ -102,10 +102,10 @@ def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example]
     unlabelled = [example for example in examples if example.continuation is None]
     if unlabelled:
         first = unlabelled[0]
-        place = task.place(split, first.row, first.document)
+        location = task.location(split, first.row, first.document)
         raise BenchmarkError(
             f"benchmark {task.name}: the {role} split has no public labels: {len(unlabelled):,} of {len(examples):,} rows have "
-            f"no usable answer (none of their choices, -1, empty or null), the first is {place}. "
+            f"no usable answer (none of their choices, -1, empty or null), the first is {location}. "
             f"Give rows with labels, or name another split as {role}_split in the task's YAML."
         )
 
@@ -130,9 +130,9 @@ def _disjoint(
     learned, chosen, without_answer = tuple(train), tuple(validation), rows - len(train) - len(validation)
     if clean:
         in_test = _identities(test)
-        chosen = tuple(example for example in validation if example.identity not in in_test)
+        chosen = tuple(example for example in validation if example.request_texts not in in_test)
         scored = in_test | _identities(chosen)
-        learned = tuple(example for example in train if example.identity not in scored)
+        learned = tuple(example for example in train if example.request_texts not in scored)
     for role, examples in (("train", learned), ("validation", chosen), ("test", test)):
         _refuse_empty(name, role, examples)
     splits = Splits(
@@ -155,7 +155,7 @@ def _disjoint(
 
 
 def _identities(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
-    return {example.identity for example in examples}
+    return {example.request_texts for example in examples}
 
 
 def _refuse_empty(name: str, role: str, rows: Sized) -> None:

@@ -7,24 +7,21 @@ import, and the rows, where they are local files. A data set on the hub is named
 from __future__ import annotations
 
 import ast
-import contextlib
 import glob
-import importlib.util
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lm_harmony.benchmarks.catalogue import corpus_path
 from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
 from lm_harmony.errors import BenchmarkError
 
 CORPUS_FILE = Path(__file__).with_name("corpus.yaml")
 """How a corpus is scored."""
-_CORPUS = "corpus:"
 _ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
@@ -54,8 +51,9 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
         UsageError: nothing is called that.
         BenchmarkError: a file of the task cannot be read.
     """
-    if task.startswith(_CORPUS):
-        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus(Path(task.removeprefix(_CORPUS))))
+    corpus = corpus_path(task)
+    if corpus is not None:
+        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus(corpus))
     file = find_task_file(task, include_path).resolve()
     yamls: dict[Path, None] = {}
     modules: dict[Path, None] = {}
@@ -63,7 +61,7 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
     code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*yamls, *modules)}
     if data_dir is not None:
         return TaskFiles(code=code, rows=_given_rows(config, data_dir))
-    rows = declared_rows(config)
+    rows = local_row_files(config)
     if rows is not None:
         return TaskFiles(code=code, rows=rows)
     options = config.get("dataset_kwargs")
@@ -163,23 +161,6 @@ def _module_file(name: str, folder: Path) -> Path | None:
     return None
 
 
-def forget_modules(files: Iterable[Path]) -> None:
-    """Let Python import the modules of these files from their source the next time, whatever it holds of them.
-
-    Python takes a file of the same size and second for the same, a module in memory for what it was, and a module of another
-    task's folder that has the same name for this one.
-    """
-    paths = {str(file) for file in files if file.suffix == ".py"}
-    names = {Path(path).stem for path in paths}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        if file in paths or (name in names and file and not file.startswith((sys.prefix, sys.base_prefix))):
-            del sys.modules[name]
-    for path in paths:
-        with contextlib.suppress(OSError, NotImplementedError):
-            Path(importlib.util.cache_from_source(path)).unlink()
-
-
 def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """Return the row files of a folder that was given: one a split, of the first role that reads that split."""
     splits: dict[str, str] = {}
@@ -189,7 +170,7 @@ def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     return {name: data_dir / name for name in splits.values()}
 
 
-def declared_rows(config: Mapping[str, Any]) -> dict[str, Path] | None:
+def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
     """Return the local files that a task names as its rows; None where they come from the hub."""
     path, options = config.get("dataset_path"), config.get("dataset_kwargs")
     options = options if isinstance(options, Mapping) else {}

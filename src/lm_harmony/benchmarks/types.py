@@ -1,8 +1,6 @@
-"""How many rows of a benchmark are used, and by which rule its splits are made. Imports nothing heavy: records read it.
+"""The data types of a benchmark: caps of the splits, a rendered example and its requests, replies, metric keys and scores.
 
-A document as text: what training learns and what scoring asks, made by one function so that they cannot differ.
-
-What a model reached on some documents.
+This module imports no other library, so that records and boards can use it without PyTorch or lm_eval.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lm_harmony.errors import check_integer
 
@@ -54,8 +52,8 @@ class Request:
     """The text whose log-likelihood is asked ("" for generate_until)."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """lm_eval's generation arguments: until, max_gen_toks, do_sample, temperature ... (generate_until only)."""
-    document: str = field(default="", compare=False)
-    """Which document of which split asks, for messages: "test row 5"."""
+    location: str = field(default="", compare=False)
+    """Split and row of the document that the request belongs to, for messages: "test row 5"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +64,8 @@ class Example:
     """Row number of the document in the split that it came from, counted from 0."""
     document: Mapping[str, Any]
     """The row itself, as lm_eval's task functions take it."""
-    place: str = field(default="", compare=False)
-    """Which document of which split it is, for messages: "test row 5"."""
+    location: str = field(default="", compare=False)
+    """Split and row of the document, for messages: "test row 5"."""
     context: str
     """The context that goes with the right answer; training text = context + continuation."""
     continuation: str | None
@@ -78,13 +76,36 @@ class Example:
     """lm_eval's target as text: what replies are counted against, e.g. all right answers where only the first is learned."""
 
     @property
-    def identity(self) -> tuple[tuple[str, str], ...]:
+    def request_texts(self) -> tuple[tuple[str, str], ...]:
         """What is asked, without the answer or the row's bookkeeping: equal for rows that recur."""
         return tuple((request.context, request.continuation) for request in self.requests)
 
 
 Reply = tuple[float, bool] | float | str
 """(log-likelihood in nats, greedy?) to loglikelihood, nats to loglikelihood_rolling, text to generate_until."""
+
+
+class MetricKey(NamedTuple):
+    """lm_eval's key of one metric: the metric and the filter that its replies went through, written "metric,filter"."""
+
+    metric: str
+    """Name of the metric, such as "acc_norm"."""
+    filter: str = "none"
+    """Name of the filter; "none" stands for replies as they are."""
+
+    @classmethod
+    def parse(cls, key: str) -> MetricKey:
+        """Return the parts of "metric,filter"; a key without a comma has the filter "none"."""
+        metric, _, filter_name = key.partition(",")
+        return cls(metric, filter_name or "none")
+
+    @property
+    def stderr(self) -> str:
+        """The key under which lm_eval writes the metric's standard error: "metric_stderr,filter"."""
+        return f"{self.metric}_stderr,{self.filter}"
+
+    def __str__(self) -> str:
+        return f"{self.metric},{self.filter}"
 
 
 @dataclass(frozen=True, kw_only=True)

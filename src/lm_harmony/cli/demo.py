@@ -14,6 +14,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
+from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.cli.console import say, show_table
 from lm_harmony.cli.study import run_study
 from lm_harmony.demo.study import demo_study, demo_workers
@@ -48,7 +49,7 @@ def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
     """Return the scores of a demo's finished study: models from small to large, with what their build says of them."""
     specs = [run.spec for run in study.runs]
     models = dict.fromkeys(spec.model.name for spec in specs)
-    tasks = dict.fromkeys(Path(spec.benchmark.task).stem for spec in specs)
+    tasks = dict.fromkeys(benchmark_name(spec.benchmark.task) for spec in specs)
     matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)
     names = {folder: Path(folder).name for folder in models}
     return replace(

@@ -71,7 +71,7 @@ def generate(
 
 def not_finite(requests: Sequence[Request], place: int, what: str, value: float) -> ScoreNotFinite:
     """Return the error for a reply that holds NaN or an infinite number, which names the document of the request at ``place``."""
-    document = requests[place].document or f"request {place}"
+    document = requests[place].location or f"request {place}"
     return ScoreNotFinite(
         f"{what} = {value} for {document}: no score is computed over it. Score in another number format (--dtype float32), or "
         f"look for NaN and infinite numbers in the weights."

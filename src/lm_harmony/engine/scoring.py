@@ -67,7 +67,7 @@ class Scorer:
         """
         pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
         asked = zip(requests, pairs, strict=True)
-        return self._sums([cut_to_length(pair, self.model.max_length, document=one.document) for one, pair in asked], requests)
+        return self._sums([cut_to_length(pair, self.model.max_length, document=one.location) for one, pair in asked], requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.

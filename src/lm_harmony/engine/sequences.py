@@ -99,7 +99,7 @@ def training_sequences(
         if len(ended) > longest - 1:
             continue
         asked = EncodedPair(context=pair.context, continuation=ended)
-        whole = cut_to_length(asked, longest - 1, row=example.row, document=example.place)
+        whole = cut_to_length(asked, longest - 1, row=example.row, document=example.location)
         sequences.append(whole if completion_only else replace(whole, first_label=1))
     if examples and not sequences:
         raise BenchmarkError(

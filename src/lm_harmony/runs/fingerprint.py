@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
 from lm_harmony.benchmarks.types import Example, fingerprint_of
 from lm_harmony.recipe import fingerprint
 from lm_harmony.runs.sources import Source
@@ -27,8 +28,6 @@ from lm_harmony.runs.spec import RunSpec
 if TYPE_CHECKING:  # types alone: a study coordinator reads this module and needs no torch
     from lm_harmony.benchmarks.splits import Splits
     from lm_harmony.engine.sequences import TokenSequence
-
-_CORPUS = "corpus:"
 
 
 def run_id(spec: RunSpec, base: Path | None = None) -> str:
@@ -52,10 +51,7 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
 
 def folder_name(spec: RunSpec, base: Path | None = None) -> str:
     """Return where a run lies below the results folder: <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
-    task = spec.benchmark.task
-    benchmark = Path(task).stem if task.endswith((".yaml", ".yml")) else task
-    if task.startswith(_CORPUS):
-        benchmark = f"corpus-{Path(task).stem}"
+    benchmark = benchmark_name(spec.benchmark.task)
     model = Path(spec.model.name).name if Path(spec.model.name).is_dir() else spec.model.name
     return "/".join((*(_clean(part) for part in (benchmark, model)), f"seed{spec.seed}-{run_id(spec, base)}"))
 
@@ -65,8 +61,9 @@ def _clean(name: str) -> str:
 
 
 def _task(task: str, base: Path | None) -> str:
-    if task.startswith(_CORPUS):
-        return _CORPUS + _place(task.removeprefix(_CORPUS), base)
+    corpus = corpus_path(task)
+    if corpus is not None:
+        return CORPUS_PREFIX + _place(str(corpus), base)
     return _place(task, base) if task.endswith((".yaml", ".yml")) else task
 
 
@@ -103,7 +100,7 @@ def request_fingerprints(
         spec: the run.
         splits: its rendered rows.
         sequences: its training texts as tokens.
-        counting: ``harness.counting.counting_rules`` of its task.
+        counting: ``harness.provenance.scoring_rules`` of its task.
         longest: the model's longest input in tokens, which cuts what is asked.
     """
     limits = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}

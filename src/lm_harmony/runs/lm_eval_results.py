@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import safe_open
 
 from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
-from lm_harmony.benchmarks.harness.results import experiment_of, hash_of_samples
-from lm_harmony.benchmarks.types import Score
+from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples
+from lm_harmony.benchmarks.types import MetricKey, Score
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import RunSetup
 from lm_harmony.runs.store import RunStore
@@ -118,15 +118,14 @@ def _results(
     run: RunSetup, record: RunRecord, score: Score, *, args: dict[str, Any], parameters: int, samples: Any, date: float
 ) -> dict[str, Any]:
     """Return what ``lm_eval.simple_evaluate`` and its tracker return for ``score`` (lm_eval.result_schema.EvalResults)."""
-    name, described, spec = run.task.name, run.task.described(), record.spec
+    name, described, spec = run.task.name, run.task.lm_eval_config(), record.spec
     metrics: dict[str, float | str] = {}
     for key, value in score.metrics.items():
-        metric, filtered = key.split(",", 1)
         stderr = score.stderrs.get(key)
         metrics[key] = value
-        metrics[f"{metric}_stderr,{filtered}"] = "N/A" if stderr is None else stderr
-    higher = {key.split(",")[0]: better for key, better in run.task.metrics.items()}
-    higher[record.metric.split(",")[0]] = record.higher_is_better  # the user's word where the task says nothing
+        metrics[MetricKey.parse(key).stderr] = "N/A" if stderr is None else stderr
+    higher = {MetricKey.parse(key).metric: better for key, better in run.task.metrics.items()}
+    higher[MetricKey.parse(record.metric).metric] = record.higher_is_better  # the user's word where the task says nothing
     alias = described["config"].get("task_alias") or name
     rows, tokenizer = described["rows"], run.model.text.tokenizer
     template = tokenizer.chat_template if spec.model.apply_chat_template else None

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
-from lm_harmony.benchmarks.harness.scoring import count_invented_replies, counting_rules, dataset_commit
-from lm_harmony.benchmarks.opened_files import MODULES, files_opened_by
+from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
 from lm_harmony.benchmarks.splits import Splits, make_splits
-from lm_harmony.benchmarks.task_files import forget_modules
-from lm_harmony.benchmarks.types import Example, Score
+from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
+from lm_harmony.benchmarks.types import Example, MetricKey, Score
 from lm_harmony.engine.backends import Backend
 from lm_harmony.engine.scoring import Scorer, TokenCounter
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -105,7 +104,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     asked = spec.benchmark
     found = task_sources(asked)  # before anything is read: what changes in between differs from the record
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
-    forget_modules([*code, *MODULES])
+    unload_modules([*code, *IMPORTED_MODULES])
     with files_opened_by(code) as opened:
         task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
     metric, higher = _choosing_metric(spec, task)
@@ -114,7 +113,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:  # before the weights are hashed, read and probed, which takes minutes
         splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
-        count_invented_replies(task, splits.validation[0])
+        score_placeholder_replies(task, splits.validation[0])
     with memory_errors(spec, "loading"):
         base = bases.get(spec)
     model = base.model
@@ -138,7 +137,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
             *sources_opened_by_code(found, opened | opened_later),
             *base.sources,
         ),
-        fingerprints=request_fingerprints(spec, splits, sequences, counting=counting_rules(task), longest=model.max_length),
+        fingerprints=request_fingerprints(spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length),
     )
     _tell(run)
     return run
@@ -181,7 +180,7 @@ def direction(declared: bool | None, asked: bool | None, *, metric: str, task: s
         UsageError: nobody says, or the two contradict each other.
     """
     if declared is None and asked is None:
-        name = metric.split(",")[0]
+        name = MetricKey.parse(metric).metric
         raise UsageError(
             f"benchmark {task}: metric {metric} has no higher_is_better, so the best epoch is unknown. Add higher_is_better: "
             f"true or false to {name} in the metric_list of the task's YAML file, or give --train_param.greater_is_better or "
@@ -201,5 +200,5 @@ def default_metric(task: HarnessTask) -> str:
     if known is not None:
         return known.metric
     reported = list(task.metrics)
-    preferred: list[str] = [key for name in ("acc_norm,", "acc,", "bits_per_byte,") for key in reported if key.startswith(name)]
+    preferred = [key for name in ("acc_norm", "acc", "bits_per_byte") for key in reported if MetricKey.parse(key).metric == name]
     return (preferred or reported)[0]

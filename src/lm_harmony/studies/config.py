@@ -195,7 +195,7 @@ def _benchmarks(
     specs = []
     for name in tasks:
         task = str(_path(base, name)) if name.endswith((".yaml", ".yml")) else name
-        if not task.startswith("corpus:"):
+        if suites.corpus_path(task) is None:
             find_task_file(task, include)  # refuses what does not exist
         protocol = study.get("split_protocol", "clean")
         specs.append(BenchmarkSpec(task=task, include_path=include, data_dir=data_dir, caps=caps, split_protocol=protocol))

@@ -18,8 +18,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from lm_harmony.benchmarks.catalogue import benchmark_name, corpus_path
 from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.benchmarks.harness.hub_rows import changed_rows, write_rows
+from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
 from lm_harmony.models.model_folder import refuse_other_revision, write_source
@@ -54,7 +55,7 @@ def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = 
     """
     runs = list(runs)
     for benchmark in {run.benchmark.task: run.benchmark for run in runs}.values():
-        if not benchmark.task.startswith("corpus:"):
+        if corpus_path(benchmark.task) is None:
             yield _attempt(benchmark.task, data_dir, partial(_fetch_rows, benchmark, data_dir))
     for model in {(run.model.name, run.model.revision): run.model for run in runs}.values():
         if models_dir is not None and not Path(model.name).is_dir():
@@ -70,17 +71,17 @@ def _attempt(name: str, folder: Path, task: Callable[[], DownloadResult]) -> Dow
 
 def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
     file = find_task_file(benchmark.task, benchmark.include_path)
-    name = Path(benchmark.task).stem if benchmark.task.endswith((".yaml", ".yml")) else benchmark.task
+    name = benchmark_name(benchmark.task)
     folder = data_dir / name
     if (folder / "source.json").is_file():
-        changed = changed_rows(folder)
+        changed = modified_files(folder)
         if changed:
             raise BenchmarkError(
                 f"benchmark {name}: {folder / changed[0]} is not what source.json says of it. Remove {folder} and fetch again."
             )
     elif not folder.exists():
         with _whole(folder) as scratch:
-            source = write_rows(file, scratch / name)
+            source = download_rows(file, scratch / name)
             if source.task != name:
                 raise BenchmarkError(f"benchmark {name}: its file calls it {source.task}. Name the file after its task.")
             open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch)  # the rows can be read back

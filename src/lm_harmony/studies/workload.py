@@ -120,7 +120,7 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
     chosen = [request for request in requests if request.kind == "loglikelihood"]
     pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
     named = zip(pairs, chosen, strict=True)
-    sequences = [cut_to_length(pair, model.max_length, document=one.document) for pair, one in named]
+    sequences = [cut_to_length(pair, model.max_length, document=one.location) for pair, one in named]
     for request in requests:
         if request.kind == "loglikelihood_rolling":
             ids = model.text.encode([request.continuation])[0]

@@ -6,8 +6,7 @@ few-shot documents (the protocol is zero-shot; materialising 392,702 of them tak
 """
 
 from lm_harmony.benchmarks.harness.lm import HarnessModel
-from lm_harmony.benchmarks.harness.opening import open_task
-from lm_harmony.benchmarks.harness.task import HarnessTask
+from lm_harmony.benchmarks.harness.task import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.task_file import Role
 
 __all__ = ["HarnessModel", "HarnessTask", "Role", "open_task"]

@@ -113,7 +113,7 @@ def _prints(text: str | None, marked: str) -> bool:
 
 def _marked(example: Example, sources: Sources) -> Iterator[tuple[str, Example]]:
     """Yield (column, the example with marks in the place of that column's nulls), if "None" stands in its texts at all."""
-    texts = [example.continuation, example.target, *(text for pair in example.identity for text in pair)]
+    texts = [example.continuation, example.target, *(text for pair in example.request_texts for text in pair)]
     if not any("none" in str(text).lower() for text in texts):
         return
     for row, render in sources():

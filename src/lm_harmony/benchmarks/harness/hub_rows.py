@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from huggingface_hub import HfApi
 
-from lm_harmony.benchmarks.harness.task_file import declared_splits, read_config
+from lm_harmony.benchmarks.harness.task_file import read_config, split_names_of
 from lm_harmony.errors import BenchmarkError
 
 
@@ -34,7 +34,7 @@ class Source:
     """File name -> the data set's split, rows and SHA-256."""
 
 
-def write_rows(task_file: Path, folder: Path) -> Source:
+def download_rows(task_file: Path, folder: Path) -> Source:
     """Write train.jsonl, validation.jsonl, test.jsonl (those that the task declares) and source.json into ``folder``.
 
     Raises:
@@ -50,7 +50,7 @@ def write_rows(task_file: Path, folder: Path) -> Source:
         revision = str(HfApi().dataset_info(path, revision=options.pop("revision", None)).sha)
         loaded = datasets.load_dataset(path=path, name=config.get("dataset_name"), revision=revision, **options)
         files = {}
-        for role, split in declared_splits(config).items():
+        for role, split in split_names_of(config).items():
             file = folder / f"{role}.jsonl"
             if split not in loaded:
                 raise BenchmarkError(f"benchmark {name}: data set {path} has no split {split!r}. It has: {', '.join(loaded)}.")
@@ -76,7 +76,7 @@ def write_rows(task_file: Path, folder: Path) -> Source:
     return source
 
 
-def changed_rows(folder: Path) -> list[str]:
+def modified_files(folder: Path) -> list[str]:
     """Return the names of files in ``folder`` that are no longer what source.json says of them."""
     files = json.loads((folder / "source.json").read_text(encoding="utf-8"))["files"]
     return [name for name, said in files.items() if not (folder / name).is_file() or sha256(folder / name) != said["sha256"]]

@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.utils import hash_string
 
+from lm_harmony.benchmarks.harness.scoring import request_of
 from lm_harmony.benchmarks.types import ChatTemplate, Reply, Request
 from lm_harmony.errors import UsageError
 
@@ -49,20 +50,3 @@ class HarnessModel(LM):
         if self._chat is None:
             raise UsageError("this model has no chat template. Score it without apply_chat_template.")
         return self._chat(chat_history, add_generation_prompt=add_generation_prompt)
-
-
-def request_of(instance: Instance, document: str = "") -> Request:
-    """Return an instance of lm_eval as a request; ``document`` names its document in messages ("test row 5")."""
-    kind, args = instance.request_type, instance.args
-    document = document or f"document {instance.doc_id} of {instance.task_name}"
-    if kind == "loglikelihood_rolling":
-        return Request(kind=kind, context="", continuation=args[0], document=document)
-    if kind == "generate_until":
-        return Request(kind=kind, context=args[0], generation=args[1], document=document)
-    return Request(kind="loglikelihood", context=args[0], continuation=args[1], document=document)
-
-
-def arguments_of(request: Request) -> tuple[Any, ...]:
-    if request.kind == "loglikelihood_rolling":
-        return (request.continuation,)
-    return request.context, dict(request.generation) if request.kind == "generate_until" else request.continuation

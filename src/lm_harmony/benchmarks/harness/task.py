@@ -13,6 +13,8 @@ import jinja2
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
 
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
+from lm_harmony.benchmarks.harness.dataset_cache import call_every_time
 from lm_harmony.benchmarks.harness.documents import (
     misfit_place,
     place_of,
@@ -21,12 +23,12 @@ from lm_harmony.benchmarks.harness.documents import (
     unprocessed,
     without_null_answer,
 )
-from lm_harmony.benchmarks.harness.lm import request_of
-from lm_harmony.benchmarks.harness.scoring import count, direction_of
-from lm_harmony.benchmarks.harness.task_file import Role, declared_json_lines, declared_splits, read_config
-from lm_harmony.benchmarks.harness.task_functions import call_every_time
+from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
+from lm_harmony.benchmarks.harness.task_file import Role, local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
-from lm_harmony.benchmarks.types import ChatTemplate, Example, Reply, Score
+from lm_harmony.benchmarks.task_files import CORPUS_FILE
+from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import ChatTemplate, Example, MetricKey, Reply, Score
 from lm_harmony.errors import BenchmarkError
 
 # What lm_eval and the functions of a task raise when a row does not fit.
@@ -34,6 +36,24 @@ _MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeE
 
 # lm_eval compiles a template anew for every field of every document: 0.3 ms each, a minute for 50,000 rows.
 lm_eval_utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval_utils.env.from_string)
+
+
+def open_task(name: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> HarnessTask:
+    """Load a task by its name, its YAML file, or ``corpus:PATH``.
+
+    Args:
+        name: the task.
+        include_path: a folder of the user's own task files, searched first.
+        data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the data set that the task names.
+
+    Raises:
+        UsageError: no task has that name.
+        BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
+    """
+    corpus = corpus_path(name)
+    if corpus is not None:
+        return HarnessTask(CORPUS_FILE, corpus=corpus)
+    return HarnessTask(find_task_file(name, include_path), data_dir)
 
 
 class HarnessTask:
@@ -52,36 +72,36 @@ class HarnessTask:
         """
         config = read_config(path)
         self.name: str = config["task"]
-        self.declared = declared_splits(config)
+        self.split_names = split_names_of(config)
         self._files: dict[str, Path] = {}
         if corpus is not None:
-            self.name = config["task"] = f"corpus-{corpus.stem}"
+            self.name = config["task"] = benchmark_name(f"{CORPUS_PREFIX}{corpus}")
             texts = read_corpus(corpus)
             config["custom_dataset"] = lambda **_: texts
         elif data_dir is not None:
-            for role, split in self.declared.items():  # medmcqa: validation and test are one split, one file
+            for role, split in self.split_names.items():  # medmcqa: validation and test are one split, one file
                 self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
             config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         else:
-            self._files = declared_json_lines(config)
+            self._files = local_jsonl_files(config)
             if self._files:
                 # Only checked: the text is what lm_eval renders, and `datasets` makes timestamps of dates where JSON has strings.
                 read_splits(self._files)
             call_every_time(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-        scored = self.declared.get("test") or self.declared["validation"]
-        self._task = _build(self.name, config, self._files.get(scored))
-        self.output_type = str(self._task.OUTPUT_TYPE)
+        scored = self.split_names.get("test") or self.split_names["validation"]
+        self.lm_eval_task = _build(self.name, config, self._files.get(scored))
+        self.output_type = str(self.lm_eval_task.OUTPUT_TYPE)
 
     @property
     def metrics(self) -> Mapping[str, bool | None]:
         """Metric key ("acc,none") -> whether higher is better; None: nobody says (``scores.direction_of``)."""
         return {
-            f"{metric},{ensemble.name}": direction_of(self.name, metric, higher)
-            for metric, higher in self._task.higher_is_better().items()
-            for ensemble in self._task._filters
+            str(MetricKey(metric, ensemble.name)): direction_of(self.name, metric, higher)
+            for metric, higher in self.lm_eval_task.higher_is_better().items()
+            for ensemble in self.lm_eval_task._filters
         }
 
     def documents(self, role: Role) -> datasets.Dataset:
@@ -91,14 +111,14 @@ class HarnessTask:
             BenchmarkError: the task's preprocessing cannot take a row.
         """
         docs: Callable[[], datasets.Dataset] = {
-            "train": self._task.training_docs,
-            "validation": self._task.validation_docs,
-            "test": self._task.test_docs,
+            "train": self.lm_eval_task.training_docs,
+            "validation": self.lm_eval_task.validation_docs,
+            "test": self.lm_eval_task.test_docs,
         }[role]
         try:
             return docs()
         except _MISFITS as error:
-            where = misfit_place(self._files.get(self.declared[role]), self._task.config.process_docs)
+            where = misfit_place(self._files.get(self.split_names[role]), self.lm_eval_task.config.process_docs)
             raise BenchmarkError(
                 f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the schema that the task expects."
             ) from error
@@ -125,35 +145,35 @@ class HarnessTask:
             column = printed_null(example, sources)
         except _MISFITS as error:
             raise BenchmarkError(
-                f"benchmark {self.name}, {self.place(split, row, document)}: {error} (columns: {', '.join(document)}). "
+                f"benchmark {self.name}, {self.location(split, row, document)}: {error} (columns: {', '.join(document)}). "
                 f"Correct the row to the schema that the task expects."
             ) from error
         if column is not None:
             raise BenchmarkError(
-                f"benchmark {self.name}, {self.place(split, row, document)}: column {column!r} is null, and the task would print "
-                f"it as None. Fill in the value, or leave the row out."
+                f"benchmark {self.name}, {self.location(split, row, document)}: column {column!r} is null, and the task would "
+                f"print it as None. Fill in the value, or leave the row out."
             )
         return without_null_answer(example, sources)
 
-    def place(self, split: str, row: int, document: Mapping[str, Any]) -> str:
+    def location(self, split: str, row: int, document: Mapping[str, Any]) -> str:
         """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
-        moved = self._task.config.process_docs is not None and self._unprocessed(split, row, document) is None
+        moved = self.lm_eval_task.config.process_docs is not None and self._unprocessed(split, row, document) is None
         return f"{split} row {row}".strip() + place_of(self._files.get(split), row, moved=moved)
 
     def _unprocessed(self, split: str, row: int, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        processing, rows = self._task.config.process_docs, (self._task.dataset or {}).get(split)
+        processing, rows = self.lm_eval_task.config.process_docs, (self.lm_eval_task.dataset or {}).get(split)
         return None if processing is None or rows is None else unprocessed(rows, row, document, processing)
 
     def _sources(
         self, split: str, row: int, document: Mapping[str, Any], render: Callable[[Mapping[str, Any]], Example]
     ) -> Iterator[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]:
         yield document, render
-        raw, processing = self._unprocessed(split, row, document), self._task.config.process_docs
+        raw, processing = self._unprocessed(split, row, document), self.lm_eval_task.config.process_docs
         if raw is not None and processing is not None:
             yield raw, lambda changed: render(processing(datasets.Dataset.from_list([dict(changed)]))[0])
 
-    def _render(self, row: int, chat: ChatTemplate | None, aliases: str, place: str, document: Mapping[str, Any]) -> Example:
-        task = self._task
+    def _render(self, row: int, chat: ChatTemplate | None, aliases: str, location: str, document: Mapping[str, Any]) -> Example:
+        task = self.lm_eval_task
         context = task.fewshot_context(
             document,
             num_fewshot=0,
@@ -173,23 +193,23 @@ class HarnessTask:
         return Example(
             row=row,
             document=document,
-            place=place,
+            location=location,
             context=learned,
             continuation=answer,
-            requests=tuple(request_of(instance, place) for instance in instances),
+            requests=tuple(request_of(instance, location) for instance in instances),
             target=str(task.doc_to_target(document)),
         )
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
-        """Count replies to ``examples``: see ``scores.count``."""
-        return count(self._task, examples, replies, errors=errors, samples=samples)
+        """Score the replies to ``examples``: see ``scoring.score_replies``."""
+        return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
 
-    def described(self) -> dict[str, Any]:
+    def lm_eval_config(self) -> dict[str, Any]:
         """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
-        config = dict(self._task.dump_config())
+        config = dict(self.lm_eval_task.dump_config())
         config.pop("custom_dataset", None)  # a function, whose source would be dumped
         plain = json.loads(json.dumps(config, default=str))
-        return {"version": self._task.VERSION, "rows": len(self._task.eval_docs), "config": plain}
+        return {"version": self.lm_eval_task.VERSION, "rows": len(self.lm_eval_task.eval_docs), "config": plain}
 
 
 def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:

@@ -11,7 +11,7 @@ import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.local_data import ENCODING
-from lm_harmony.benchmarks.task_files import declared_rows
+from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.errors import BenchmarkError
 
 Role = Literal["train", "validation", "test"]
@@ -32,7 +32,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(plain.get("task"), str):
         raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give it a name.")
     # Before the task's own Python code is imported, which in lm_eval's code-running tasks downloads and may fail.
-    _refuse_unfit(plain["task"], plain, declared_splits(plain))
+    _refuse_unfit(plain["task"], plain, split_names_of(plain))
     config = _read(path, with_functions=True)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
@@ -47,12 +47,12 @@ def _read(path: Path, *, with_functions: bool) -> dict[str, Any]:
     return config
 
 
-def declared_splits(config: Mapping[str, Any]) -> dict[Role, str]:
+def split_names_of(config: Mapping[str, Any]) -> dict[Role, str]:
     """Return the data set's split of each role that the task declares."""
     return {role: config[key] for role, key in _SPLIT_FIELDS.items() if config.get(key)}
 
 
-def declared_json_lines(config: Mapping[str, Any]) -> dict[str, Path]:
+def local_jsonl_files(config: Mapping[str, Any]) -> dict[str, Path]:
     """Return split -> file if each split that a task declares is one local JSONL file behind ``dataset_path: json``, else {}."""
     options = dict(config.get("dataset_kwargs") or {})
     named = options.get("data_files")
@@ -65,9 +65,9 @@ def declared_json_lines(config: Mapping[str, Any]) -> dict[str, Path]:
     ):
         return {}
     found: dict[str, Path] = {}
-    for split in declared_splits(config).values():
+    for split in split_names_of(config).values():
         one = {"dataset_path": "json", "dataset_kwargs": {**options, "data_files": named.get(split)}}
-        files = list((declared_rows(one) or {}).values()) if split in named else []
+        files = list((local_row_files(one) or {}).values()) if split in named else []
         if len(files) != 1 or not _holds_json_lines(files[0]):
             return {}
         found[split] = files[0]

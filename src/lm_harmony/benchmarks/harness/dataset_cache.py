@@ -19,7 +19,7 @@ from datasets.fingerprint import generate_random_fingerprint, get_temporary_cach
 from datasets.table import InMemoryTable
 
 from lm_harmony.benchmarks.harness.hub_rows import sha256
-from lm_harmony.benchmarks.task_files import declared_rows
+from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.errors import BenchmarkError
 
 LOADED_FROM = "loaded_from"
@@ -33,7 +33,7 @@ def call_every_time(config: dict[str, Any]) -> None:
     if callable(own):
         datasets.disable_caching()
         config["custom_dataset"] = _called_without_cache(own)
-    elif declared_rows(config) or callable(config.get("process_docs")):
+    elif local_row_files(config) or callable(config.get("process_docs")):
         options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
         place = config.get("dataset_path"), config.get("dataset_name")
         config["custom_dataset"] = functools.partial(_load, config["task"], *place, options)
@@ -75,7 +75,7 @@ def _load(task: str, path: Any, name: Any, options: Mapping[str, Any], /, **_: A
         with files_recognised_by_content():
             loaded = datasets.load_dataset(path=path, name=name, **options)
     except Exception as error:  # a broken file raises an error of any kind
-        files = list(declared_rows({"dataset_path": path, "dataset_kwargs": options}) or ())
+        files = list(local_row_files({"dataset_path": path, "dataset_kwargs": options}) or ())
         if not files:
             raise
         more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""

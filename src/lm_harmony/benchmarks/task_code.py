@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-MODULES: set[Path] = set()
+IMPORTED_MODULES: set[Path] = set()
 """Python modules that tasks of this process imported and that no import statement names as a file (``sys.path.insert``)."""
 _INSTALLED = frozenset(("__pycache__", "site-packages", "dist-packages", "nltk_data"))
 _SYSTEM = ("/proc", "/sys", "/dev")
@@ -24,7 +24,7 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
     """Yield a set that holds, when the block has ended, the files that code of ``modules`` opened for reading.
 
     It may have opened them through a library, as long as that opens files in Python.
-    A module that was imported from its bytecode is listed by its source, and every module found is added to ``MODULES``.
+    A module that was imported from its bytecode is listed by its source, and every module found is added to ``IMPORTED_MODULES``.
     Files of the system, of installed packages and of the caches of Python and the hub are left out, as are names that begin
     with a dot, unless the modules lie below them too.
     """
@@ -44,7 +44,7 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
         opened = [_source_of(path) for path in found]
         found.clear()
         found.update(path for path in opened if _counts(path, folders))
-        MODULES.update(path for path in found if path.suffix == ".py")
+        IMPORTED_MODULES.update(path for path in found if path.suffix == ".py")
 
 
 def _source_of(path: Path) -> Path:
@@ -94,3 +94,20 @@ def _is_hidden(path: Path, folder: Path) -> bool:
     """Tell whether a name that begins with a dot stands on the way from the nearest folder above both to ``path``."""
     common = next((above for above in path.parents if folder.is_relative_to(above)), Path())
     return any(part.startswith(".") for part in path.parts[len(common.parts) :])
+
+
+def unload_modules(files: Iterable[Path]) -> None:
+    """Let Python import the modules of these files from their source the next time, whatever it holds of them.
+
+    Python takes a file of the same size and second for the same, a module in memory for what it was, and a module of another
+    task's folder that has the same name for this one.
+    """
+    paths = {str(file) for file in files if file.suffix == ".py"}
+    names = {Path(path).stem for path in paths}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file in paths or (name in names and file and not file.startswith((sys.prefix, sys.base_prefix))):
+            del sys.modules[name]
+    for path in paths:
+        with suppress(OSError, NotImplementedError):
+            Path(importlib.util.cache_from_source(path)).unlink()

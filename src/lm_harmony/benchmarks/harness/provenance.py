@@ -1,0 +1,144 @@
+"""What a run records of its task besides scores: scoring rules, the data set's commit, and lm_eval's own metadata of a run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+import random
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+import datasets
+from lm_eval.api.task import Task
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+from lm_eval.utils import hash_string
+
+from lm_harmony.benchmarks.harness.dataset_cache import LOADED_FROM
+from lm_harmony.benchmarks.harness.task import HarnessTask
+from lm_harmony.benchmarks.types import Example, Reply, RequestKind
+
+_PLACEHOLDERS: Mapping[RequestKind, Reply] = {
+    "loglikelihood": (0.0, False),
+    "loglikelihood_rolling": 0.0,
+    "generate_until": "",
+}
+_COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
+
+
+def scoring_rules(task: HarnessTask) -> dict[str, Any]:
+    """Return how replies become a score, as plain JSON: the filters, and each metric's functions, arguments and direction.
+
+    A function is identified by its name. A function outside lm_eval is identified by a digest of its source as well.
+    """
+    built: Task = task.lm_eval_task
+    higher, aggregations = built.higher_is_better(), built.aggregation()
+    functions: Mapping[str, Any] = getattr(built, "_metric_fn_list", {})
+    arguments: Mapping[str, Any] = getattr(built, "_metric_fn_kwargs", {})
+    metrics = {
+        name: {
+            "function": _plain(functions.get(name)),
+            "arguments": _plain(arguments.get(name)),
+            "aggregation": _plain(aggregations.get(name)),
+            "higher_is_better": higher.get(name),
+        }
+        for name in sorted({*higher, *aggregations, *functions})
+    }
+    return {
+        "output_type": task.output_type,
+        "metrics": metrics,
+        "filters": {ensemble.name: _plain(ensemble.filters) for ensemble in built._filters},
+        "process_results": _plain(getattr(built.config, "process_results", None)),
+    }
+
+
+def score_placeholder_replies(task: HarnessTask, example: Example) -> None:
+    """Score a placeholder reply to each request of ``example``, so that files which only scoring opens are opened now.
+
+    The score is dropped. Warnings and errors are dropped too, because functions of a task may not accept a placeholder.
+    """
+    replies = [_PLACEHOLDERS[request.kind] for request in example.requests]
+    with _quiet(), suppress(Exception):
+        task.score([example], [replies], errors=False, samples=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop warnings inside the block, and restore Python's random state after it."""
+    state, level = random.getstate(), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        random.setstate(state)
+
+
+def dataset_commit(task: HarnessTask) -> str | None:
+    """Return the commit of the hub data set that a task's rows were loaded from, or None where it is not known."""
+    loaded = task.lm_eval_task.dataset
+    rows = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
+    for split in rows:
+        if not isinstance(split, datasets.Dataset):
+            continue
+        # `datasets` names the folder of its cache after the commit.
+        for file in getattr(split, LOADED_FROM, [cached["filename"] for cached in split.cache_files]):
+            found = _COMMIT.search(str(file))
+            if found:
+                return found[0]
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as plain JSON: functions by name and, outside lm_eval, by a digest of their source."""
+    if isinstance(value, functools.partial):
+        return {"function": _plain(value.func), "arguments": _plain([*value.args, value.keywords])}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if not callable(value):
+        inner = (
+            sorted(map(str, value)) if isinstance(value, (set, frozenset)) else vars(value) if hasattr(value, "__dict__") else ""
+        )
+        return {type(value).__qualname__: _plain(inner)}
+    module, name = str(getattr(value, "__module__", "")), getattr(value, "__qualname__", type(value).__qualname__)
+    if module.split(".")[0] == "lm_eval" and not module.startswith("lm_eval.tasks."):
+        return f"{module}.{name}"
+    try:
+        source = inspect.getsource(value)
+    except (OSError, TypeError):
+        return name
+    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def experiment_of(model_args: Mapping[str, Any], *, chat_template: str | None) -> dict[str, Any]:
+    """Return what lm_eval writes of an experiment: model_name (the adapter's, if there is one), chat_template_sha and others.
+
+    Args:
+        model_args: the arguments that ``lm_eval --model hf --model_args`` would get.
+        chat_template: the template that rendered the requests; None: plain text.
+    """
+    tracker = GeneralConfigTracker()
+    tracker.log_experiment_args(
+        model_source="hf",
+        model_args=dict(model_args),
+        system_instruction=None,
+        chat_template=chat_template,
+        fewshot_as_multiturn=False,
+    )
+    return asdict(tracker)
+
+
+def hash_of_samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Return one hash of all documents, prompts and targets, as ``EvaluationTracker.save_results_aggregated`` computes it."""
+    return str(hash_string("".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)))
