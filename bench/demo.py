@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import tyro
 
-from lm_harmony.analysis.agreement import pairs_of, rank_agreement
+from lm_harmony.analysis.agreement import rank_agreement, upper_triangle
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS
@@ -86,7 +86,7 @@ def study_of(seed: int, folder: Path) -> tuple[ScoreMatrix, float]:
 def observed(matrix: ScoreMatrix, preparation: str) -> npt.NDArray[np.float64]:
     """Return tau of every pair of benchmarks."""
     scores = matrix.oriented(preparation)  # type: ignore[arg-type]
-    return pairs_of(rank_agreement(scores, scores).tau)
+    return upper_triangle(rank_agreement(scores, scores).tau)
 
 
 def taus(matrix: ScoreMatrix, preparation: str, draws: int, seed: int) -> npt.NDArray[np.float64]:
@@ -100,7 +100,7 @@ def taus(matrix: ScoreMatrix, preparation: str, draws: int, seed: int) -> npt.ND
             chosen = values[:, draw.integers(0, values.shape[1], values.shape[1])]
             scores[task] = mcc(chosen) if values.shape[2] == 2 else chosen[..., 0].mean(axis=1)
         table = pd.DataFrame(scores)
-        rows.append(pairs_of(rank_agreement(table, table).tau))
+        rows.append(upper_triangle(rank_agreement(table, table).tau))
     return np.nan_to_num(np.array(rows))
 
 

@@ -28,7 +28,7 @@ def matrix_of(
 ) -> ScoreMatrix:
     """Return a matrix of these tables (models x benchmarks; NaN: a gap); ``lower``: benchmarks where lower is better."""
     tables: dict[Preparation, pd.DataFrame | None] = {"trained": trained, "direct": direct}
-    cells = [
+    rows = [
         ScoreRow(
             model=str(model),
             benchmark=str(task),
@@ -43,7 +43,7 @@ def matrix_of(
         for model, line in table.iterrows()
         for task, value in line.items()
     ]
-    return ScoreMatrix.from_rows(ScoreRows(source="a small matrix", cells=tuple(cells)))
+    return ScoreMatrix.from_rows(ScoreRows(source="a small matrix", rows=tuple(rows)))
 
 
 def random_table(models: int, tasks: int, seed: int = 0) -> pd.DataFrame:

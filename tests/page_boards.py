@@ -35,7 +35,7 @@ def small_board(
 ) -> ScoreMatrix:
     """Return a board with noisy scores, better for earlier models, more so after training."""
     random = np.random.default_rng(0)
-    cells = []
+    rows = []
     for place, model in enumerate(models):
         for task in tasks:
             skill = 1 - place / len(models)
@@ -43,15 +43,15 @@ def small_board(
             if task.startswith("corpus:"):
                 trained, before = 1.4 - trained / 2, 1.6 - before / 2
             if (model, task) == GAP:
-                cells.append(ScoreRow(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
+                rows.append(ScoreRow(model=model, benchmark=task, preparation="trained", value=None, cause=CAUSE))
             else:
-                cells.append(_cell(model, task, "trained", trained, stderr))
+                rows.append(_score_row(model, task, "trained", trained, stderr))
             if direct:
-                cells.append(_cell(model, task, "direct", before, stderr))
-    return ScoreMatrix.from_rows(ScoreRows(source="a small board", cells=tuple(cells)))
+                rows.append(_score_row(model, task, "direct", before, stderr))
+    return ScoreMatrix.from_rows(ScoreRows(source="a small board", rows=tuple(rows)))
 
 
-def _cell(model: str, task: str, preparation: str, value: float, stderr: float) -> ScoreRow:
+def _score_row(model: str, task: str, preparation: str, value: float, stderr: float) -> ScoreRow:
     corpus = task.startswith("corpus:")
     return ScoreRow(
         model=model,

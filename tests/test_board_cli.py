@@ -133,7 +133,7 @@ def test_a_score_out_of_its_range_is_refused_with_its_line(tmp_path: Path) -> No
     (tmp_path / "scores.csv").write_text("model,arc_easy\na,50\nb,150\n", encoding="utf-8")
     done = harmony("leaderboard", str(tmp_path / "scores.csv"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "scores.csv, line 3, column arc_easy: a score of acc_norm,none is from 0 to 100 percent, got 150" in done.stderr
+    assert "scores.csv, line 3, column arc_easy: a score of acc_norm,none is from 0 to 100 percent (got 150)" in done.stderr
 
 
 def test_place_predicts_and_suggests(results: Path) -> None:

@@ -18,9 +18,9 @@ from lm_harmony.analysis.paired import Comparison, PairedTest, compare, mcnemar,
 from lm_harmony.errors import StoreError, UsageError
 
 
-def _duel(results: Path) -> PairedTest:
-    [duel] = compare(ScoreMatrix.from_records(results), "a", "b").duels
-    return duel
+def _compare_on(results: Path) -> PairedTest:
+    [test] = compare(ScoreMatrix.from_records(results), "a", "b").tests
+    return test
 
 
 def test_mcnemar_is_a_binomial_test() -> None:
@@ -33,10 +33,10 @@ def test_right_and_wrong_answers_get_mcnemars_test(tmp_path: Path) -> None:
     first, second = [1.0] * 18 + [0.0] * 2, [1.0] * 10 + [0.0] * 8 + [1.0] * 2
     write_run(tmp_path, model="a", trained=0.9, outcomes=first)
     write_run(tmp_path, model="b", trained=0.6, outcomes=second)
-    duel = _duel(tmp_path)
-    assert (duel.test, duel.questions) == ("mcnemar", 20) and duel.p == pytest.approx(112 / 1024) and duel.holm == duel.p
-    assert duel.difference == pytest.approx(0.3)
-    assert duel.stderr == pytest.approx(np.std(np.subtract(first, second), ddof=1) / math.sqrt(20))
+    test = _compare_on(tmp_path)
+    assert (test.test, test.questions) == ("mcnemar", 20) and test.p == pytest.approx(112 / 1024) and test.holm == test.p
+    assert test.difference == pytest.approx(0.3)
+    assert test.stderr == pytest.approx(np.std(np.subtract(first, second), ddof=1) / math.sqrt(20))
 
 
 def test_graded_outcomes_get_a_paired_bootstrap(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_graded_outcomes_get_a_paired_bootstrap(tmp_path: Path) -> None:
     for model, shift in (("a", 0.15), ("b", 0.0)):
         outcomes = list(shared + shift + 0.3 * random.normal(size=200))
         write_run(tmp_path, model=model, trained=float(np.mean(outcomes)), stderr=0.07, outcomes=outcomes, metric="f1,none")
-    duel = _duel(tmp_path)
-    assert duel.test == "paired bootstrap" and duel.p is not None and duel.p < 0.01
-    unpaired = 2 * stats.norm.sf(abs(duel.difference) / math.hypot(0.07, 0.07))
+    test = _compare_on(tmp_path)
+    assert test.test == "paired bootstrap" and test.p is not None and test.p < 0.01
+    unpaired = 2 * stats.norm.sf(abs(test.difference) / math.hypot(0.07, 0.07))
     assert unpaired > 0.05  # what pairing gains
 
 
@@ -73,7 +73,7 @@ def test_matthews_correlation_is_scikit_learns(tmp_path: Path) -> None:
         write_run(tmp_path, model=model, task="cola", trained=score, outcomes=pairs[model], metric="mcc,none")
         outcomes = read_outcomes([tmp_path / f"cola/{model}/seed0/samples_test.jsonl"], "mcc,none")
         assert outcomes is not None and float(outcomes.score(outcomes.columns.sum(axis=0))) == pytest.approx(score)
-    assert _duel(tmp_path).test == "paired bootstrap"
+    assert _compare_on(tmp_path).test == "paired bootstrap"
     assert score_of("mcc", np.array([10.0, 0, 0, 0])) == 0  # one class only: scikit-learn's convention
 
 
@@ -87,22 +87,22 @@ def test_bits_per_byte_are_a_ratio_of_sums_where_lower_is_better(tmp_path: Path)
         )
         found = read_outcomes([tmp_path / f"corpus:w/{model}/seed0/samples_test.jsonl"], "bits_per_byte,none")
         assert found is not None and float(found.score(found.columns.sum(axis=0))) == pytest.approx(score)
-    duel = _duel(tmp_path)
-    assert duel.test == "paired bootstrap" and duel.difference > 0  # a needs fewer bits
+    test = _compare_on(tmp_path)
+    assert test.test == "paired bootstrap" and test.difference > 0  # a needs fewer bits
 
 
 def test_without_outcomes_the_test_is_z(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", trained=0.9, stderr=0.03)
     write_run(tmp_path, model="b", trained=0.8, stderr=0.04)
-    duel = _duel(tmp_path)
-    assert duel.test == "z" and duel.p == pytest.approx(2 * stats.norm.sf(2.0)) and duel.stderr == pytest.approx(0.05)
+    test = _compare_on(tmp_path)
+    assert test.test == "z" and test.p == pytest.approx(2 * stats.norm.sf(2.0)) and test.stderr == pytest.approx(0.05)
 
 
 def test_other_questions_are_not_paired_and_it_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", outcomes=[1.0] * 5)
     write_run(tmp_path, model="b", outcomes=[1.0] * 6)
-    duel = _duel(tmp_path)
-    assert duel.test == "z" and duel.note == "the two models were asked different questions"
+    test = _compare_on(tmp_path)
+    assert test.test == "z" and test.note == "the two models were asked different questions"
 
 
 def test_recurring_questions_are_kept_apart(tmp_path: Path) -> None:
@@ -125,21 +125,21 @@ def test_torn_samples_are_named_and_cost_the_pairing_only(tmp_path: Path, text: 
     for model in "ab":
         store = write_run(tmp_path, model=model, outcomes=[1.0, 0.0])
     file = store.folder / "samples_test.jsonl"
-    assert _duel(tmp_path).test == "mcnemar" and _duel(tmp_path).note == ""  # negative control
+    assert _compare_on(tmp_path).test == "mcnemar" and _compare_on(tmp_path).note == ""  # negative control
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(StoreError, match=r"samples_test\.jsonl cannot be read"):
         read_outcomes([file], "acc_norm,none")
-    duel = _duel(tmp_path)
-    assert duel.test == "z" and duel.p is not None and f"{file} cannot be read" in duel.note
+    test = _compare_on(tmp_path)
+    assert test.test == "z" and test.p is not None and f"{file} cannot be read" in test.note
 
 
 def test_holm_corrects_over_the_benchmarks_of_one_preparation() -> None:
     found: Comparison = compare(ScoreMatrix.published(), "google/gemma-2-9b", "google/gemma-7b")
-    tested = [duel for duel in found.duels if duel.p is not None and duel.holm is not None]
-    assert len(tested) == 23 and all(duel.preparation == "trained" for duel in found.duels)
-    least = min(tested, key=lambda duel: duel.p or 0)
+    tested = [test for test in found.tests if test.p is not None and test.holm is not None]
+    assert len(tested) == 23 and all(test.preparation == "trained" for test in found.tests)
+    least = min(tested, key=lambda test: test.p or 0)
     assert least.holm == pytest.approx(23 * (least.p or 0))
-    [cola] = [duel for duel in found.duels if duel.benchmark == "cola"]
+    [cola] = [test for test in found.tests if test.benchmark == "cola"]
     assert (cola.test, cola.p, cola.holm) == ("none", None, None)
 
 

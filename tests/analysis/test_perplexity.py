@@ -7,8 +7,8 @@ import pytest
 from boards import matrix_of, random_table
 from scipy import stats
 
+from lm_harmony.analysis.correlations import perplexity_agreement
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.perplexity import perplexity_agreement
 from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
 from lm_harmony.errors import UsageError
 
@@ -19,13 +19,13 @@ SCORES = {"direct": [0.6, 0.5, 0.8, 0.3, 0.4], "trained": [0.8, 0.85, 0.82, 0.4,
 
 def _matrix() -> ScoreMatrix:
     preparations: tuple[Preparation, ...] = ("direct", "trained")
-    cells = [
+    rows = [
         ScoreRow(model=model, benchmark=task, preparation=preparation, value=values[preparation][place])
         for preparation in preparations
         for task, values in (("arc_easy", SCORES), ("corpus:w", BITS))
         for place, model in enumerate(MODELS)
     ]
-    return ScoreMatrix.from_rows(ScoreRows(source="here", cells=tuple(cells)))
+    return ScoreMatrix.from_rows(ScoreRows(source="here", rows=tuple(rows)))
 
 
 def test_lower_bits_agree_with_higher_scores() -> None:
@@ -39,7 +39,7 @@ def test_lower_bits_agree_with_higher_scores() -> None:
 def test_models_without_perplexity_are_left_out_by_name() -> None:
     found = {(r.perplexity, r.downstream, r.group): r for r in perplexity_agreement(_matrix())}
     trained = found["trained", "trained", "all"]
-    assert trained.without == ("mine",) and len(trained.models) == 4
+    assert trained.without_perplexity == ("mine",) and len(trained.models) == 4
     assert trained.mean_tau == pytest.approx(
         stats.kendalltau([-b for b in BITS["trained"][:4] if b], SCORES["trained"][:4]).statistic
     )

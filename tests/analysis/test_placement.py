@@ -11,11 +11,10 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from lm_harmony.analysis.benchmark_selection import nested_tau, select_benchmarks
-from lm_harmony.analysis.family_fit import FamilyFit
-from lm_harmony.analysis.leaderboard import published_placement
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import fit_reference
-from lm_harmony.analysis.placement import PlacementBoard, place, placement_board, validate
+from lm_harmony.analysis.placement import place, published_placement
+from lm_harmony.analysis.placement_regression import LeaveOneFamilyOutRidge, PlacementBoard, placement_board, validate
 from lm_harmony.errors import UsageError
 
 PAIR = ["arc_easy", "anli_r1"]
@@ -44,7 +43,9 @@ def test_two_benchmarks_place_as_expected(board: PlacementBoard) -> None:
 def test_a_fit_never_sees_the_family_it_predicts(board: PlacementBoard) -> None:
     scores, families = board.scores[PAIR].to_numpy(), board.families.to_numpy(dtype=str)
     spoiled = board.pc1.where(board.families != "GPT-2", 1e6)
-    right, other = (FamilyFit(scores, pc1.to_numpy(), families).left_out(1.0) for pc1 in (board.pc1, spoiled))
+    right, other = (
+        LeaveOneFamilyOutRidge(scores, pc1.to_numpy(), families).predict_left_out(1.0) for pc1 in (board.pc1, spoiled)
+    )
     assert np.allclose(right[families == "GPT-2"], other[families == "GPT-2"])
     assert not np.allclose(right[families == "Qwen"], other[families == "Qwen"])
 
@@ -85,7 +86,7 @@ def test_what_cannot_be_placed_is_refused(board: PlacementBoard) -> None:
     with pytest.raises(UsageError, match="has no trained score on any benchmark"):
         place(board, "new", nothing, nothing)
     matrix = matrix_of(random_table(2, 3))
-    with pytest.raises(UsageError, match="models of three families"):
+    with pytest.raises(UsageError, match="models of 2 families, but at least 3"):
         placement_board(matrix, fit_reference(matrix))
 
 

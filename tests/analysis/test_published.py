@@ -11,7 +11,7 @@ from shared import REFERENCE, needs_reference
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
-from lm_harmony.analysis.published import TEST_ROWS, published_places
+from lm_harmony.analysis.published import TEST_ROWS, published_ranks
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.models.catalogue import MODELS
 
@@ -36,7 +36,7 @@ def test_it_has_the_catalogued_models_and_benchmarks_without_gaps(published: Sco
 
 
 def test_pc1_ranks_and_explained_variance_are_the_published_ones(published: ScoreMatrix) -> None:
-    fitted, places = components(published), published_places()
+    fitted, places = components(published), published_ranks()
     assert max(abs(fitted.pc1[model] - place.pc1) for model, place in places.items()) < 0.01  # asked: 0.6
     assert {model: int(fitted.ranks[model]) for model in places} == {model: place.rank for model, place in places.items()}
     assert fitted.explained[0] == pytest.approx(0.855, abs=0.0005)
@@ -47,7 +47,7 @@ def test_two_decimals_alone_would_swap_two_published_ranks() -> None:
     standard = ((values - values.mean()) / values.std(ddof=0)).to_numpy()
     left, sizes, right = np.linalg.svd(standard, full_matrices=False)
     pc1 = pd.Series(left[:, 0] * sizes[0] * np.sign(right[0].sum()) * 100, index=values.index)
-    ranks, places = pc1.rank(ascending=False).astype(int), published_places()
+    ranks, places = pc1.rank(ascending=False).astype(int), published_ranks()
     assert max(abs(pc1[model] - place.pc1) for model, place in places.items()) == pytest.approx(0.081, abs=0.001)
     sample = pc1 * (60 / 61) ** 0.5  # with the sample's standard deviation
     assert max(abs(sample[model] - place.pc1) for model, place in places.items()) == pytest.approx(11.1, abs=0.1)
@@ -90,7 +90,7 @@ def test_the_shipped_table_is_the_reference_table() -> None:
     with (REFERENCE / "published_leaderboard.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["model"]: (int(row["rank"]), float(row["pc1"])) for row in rows} == {
-        model: (place.rank, place.pc1) for model, place in published_places().items()
+        model: (place.rank, place.pc1) for model, place in published_ranks().items()
     }
     assert (_percent() == pd.DataFrame([{t: float(r[t]) for t in BENCHMARKS} for r in rows], index=_percent().index)).all(
         axis=None
@@ -109,7 +109,7 @@ def test_the_papers_standard_errors_are_binomial_with_the_same_test_rows() -> No
 @needs_reference
 def test_the_papers_matrix_gives_the_papers_figures() -> None:
     from lm_harmony.analysis.agreement import agreement_change
-    from lm_harmony.analysis.perplexity import perplexity_agreement
+    from lm_harmony.analysis.correlations import perplexity_agreement
 
     paper = ScoreMatrix.from_json(REFERENCE / "paper_results.json")
     downstream = paper.downstream()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.significance import holm, pair_tests, rank_ranges, tie_groups, told_apart
+from lm_harmony.analysis.significance import distinguishable_pairs, holm, pairwise_tests, rank_ranges, tie_groups
 from lm_harmony.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def test_holm_is_between_the_p_value_and_bonferroni(values: list[float]) -> None
 
 
 def test_pair_tests_are_z_tests() -> None:
-    found = pair_tests(_one({"x": 0.7, "y": 0.67, "z": 0.5}), "b")
+    found = pairwise_tests(_one({"x": 0.7, "y": 0.67, "z": 0.5}), "b")
     assert found.difference.loc["x", "y"] == pytest.approx(0.03)
     assert found.p.loc["x", "y"] == pytest.approx(2 * stats.norm.sf(0.03 / np.hypot(0.01, 0.01)))
     # Of three p-values x-y is the largest: Holm leaves it as it is.
@@ -95,10 +95,10 @@ def test_ranges_hold_the_rank_and_no_order_counts(scores: list[int], random: obj
 
 
 def test_pairs_told_apart_are_counted() -> None:
-    table = told_apart(_one({"a": 0.70, "b": 0.68, "c": 0.66, "d": 0.5}))
+    table = distinguishable_pairs(_one({"a": 0.70, "b": 0.68, "c": 0.66, "d": 0.5}))
     # Beyond 0.0277: a-c and the three with d; c is 2.83 standard errors behind a, p = 0.0047, times 3 after Holm.
     assert list(table.loc["b"]) == [4, 6, pytest.approx(4 / 6), pytest.approx(4 / 6)]
-    assert np.isnan(told_apart(_one({"a": 0.7, "b": 0.5}, stderr=None)).loc["b", "plain"])
+    assert np.isnan(distinguishable_pairs(_one({"a": 0.7, "b": 0.5}, stderr=None)).loc["b", "plain"])
 
 
 def test_tie_groups_begin_where_the_leader_is_beaten() -> None:

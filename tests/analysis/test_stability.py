@@ -9,16 +9,16 @@ import pytest
 from boards import matrix_of, random_table, write_run
 from scipy import stats
 
+from lm_harmony.analysis.correlations import scaling
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
-from lm_harmony.analysis.scaling import scaling
 from lm_harmony.analysis.stability import stability
 
 
 def test_a_dropped_benchmark_and_family_by_hand() -> None:
     matrix = ScoreMatrix.published()
-    found = {(shift.change, shift.name): shift for shift in stability(matrix).shifts}
+    found = {(shift.change, shift.name): shift for shift in stability(matrix).changes}
     assert len(found) == 24 + 6
     others = [task for task in matrix.benchmark_names if task != "gsm8k"]
     before, after = components(matrix), components(matrix.subset(benchmarks=others))
@@ -37,13 +37,13 @@ def test_seeds_are_compared_where_they_are_told_apart(tmp_path: Path) -> None:
     matrix = ScoreMatrix.from_records(tmp_path)
     seeds = [ScoreMatrix.from_records(tmp_path, seed=seed) for seed in matrix.seeds]
     found = stability(matrix, seeds=seeds)
-    assert [shift.name for shift in found.shifts if shift.change == "seed"] == ["0", "1"]
+    assert [shift.name for shift in found.changes if shift.change == "seed"] == ["0", "1"]
     assert not any("seeds:" in note for note in found.notes)
 
 
 def test_what_cannot_be_dropped_is_noted() -> None:
     found = stability(matrix_of(random_table(5, 2)))
-    assert len(found.shifts) == 0  # one benchmark left has no components, no family is known
+    assert len(found.changes) == 0  # one benchmark left has no components, no family is known
     assert sum(note.startswith("benchmark b") for note in found.notes) == 2 and any("seeds:" in note for note in found.notes)
 
 

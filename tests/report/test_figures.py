@@ -15,16 +15,24 @@ from matplotlib.text import Text
 from page_boards import MODELS, small_board
 
 from lm_harmony.analysis.agreement import agreement
+from lm_harmony.analysis.correlations import perplexity_agreement, scaling
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components
-from lm_harmony.analysis.perplexity import perplexity_agreement
-from lm_harmony.analysis.scaling import scaling
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.significance import rank_ranges
-from lm_harmony.analysis.summary import report
-from lm_harmony.report.benchmark_figures import mean_agreement, perplexity_bars, scree, tau_heatmaps
-from lm_harmony.report.figures import COLUMN, save, write_figures
-from lm_harmony.report.model_figures import BUMP_MODELS, bump, pc1_against_size, score_against_size
+from lm_harmony.analysis.summary import analyze_matrix
+from lm_harmony.report.figure_style import COLUMN, save
+from lm_harmony.report.figures import (
+    BUMP_MODELS,
+    bump,
+    mean_agreement,
+    pc1_against_size,
+    perplexity_bars,
+    score_against_size,
+    scree,
+    tau_heatmaps,
+    write_figures,
+)
 
 
 def _texts(figure: Figure) -> list[str]:
@@ -99,7 +107,7 @@ def unchanged_style() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unchanged_style")
 def test_a_whole_report_is_drawn_and_the_callers_style_left_alone(tmp_path: Path, board: ScoreMatrix) -> None:
-    written = write_figures(report(board), tmp_path)
+    written = write_figures(analyze_matrix(board), tmp_path)
     names = {path.name for path in written}
     assert {"tau.pdf", "tau.png", "scree.pdf", "score_size.png", "bump_trained.pdf", "perplexity.png"} <= names
     for path in written:

@@ -101,7 +101,7 @@ def test_tiny_boards_have_a_page_too(models: int) -> None:
 def test_a_matrix_without_scores_is_refused() -> None:
     nothing = ScoreRow(model="a", benchmark="mnli", preparation="trained", value=None)
     with pytest.raises(UsageError, match="has no scores"):
-        page_data(ScoreMatrix.from_rows(ScoreRows(source="here", cells=(nothing,))))
+        page_data(ScoreMatrix.from_rows(ScoreRows(source="here", rows=(nothing,))))
 
 
 def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

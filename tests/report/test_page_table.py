@@ -157,8 +157,8 @@ def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> N
 
 
 def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, column: Column) -> None:
-    published, guests = ScoreMatrix.published(), small_board()
-    data = page_data(guests, published=True)
+    published, new_models = ScoreMatrix.published(), small_board()
+    data = page_data(new_models, published=True)
     page = open_board(data)
     tasks = ["mnli", "cola", "arc_easy"]
     names = [model["name"] for model in data["models"]]
@@ -169,7 +169,7 @@ def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, co
     page.evaluate("(columns) => harmonyBoard.page.set({columns})", tasks)
     derived = page.evaluate("harmonyBoard.page.derived")
     axis = fit_reference(published.subset(benchmarks=tasks))
-    projected = axis.project(guests.oriented("trained"))
+    projected = axis.project(new_models.oriented("trained"))
     np.testing.assert_allclose(derived["pc1"][:61], axis.pc1, atol=1e-6)
     np.testing.assert_allclose(derived["pc1"][61:], projected, atol=1e-6)
     assert derived["ranks"][61:] == [axis.rank(value) for value in projected]

@@ -60,17 +60,17 @@ class Agreement:
     @property
     def mean_tau(self) -> float:
         """Mean of tau over all pairs of different benchmarks."""
-        return float(np.nanmean(pairs_of(self.tau)))
+        return float(np.nanmean(upper_triangle(self.tau)))
 
     @property
     def mean_pearson(self) -> float:
         """Mean of Pearson's correlation over all pairs of different benchmarks."""
-        return float(np.nanmean(pairs_of(self.pearson)))
+        return float(np.nanmean(upper_triangle(self.pearson)))
 
     @property
     def mean_decision(self) -> float:
         """Mean decision accuracy over all pairs of different benchmarks."""
-        return float(np.nanmean(pairs_of(self.decision)))
+        return float(np.nanmean(upper_triangle(self.decision)))
 
     def by_benchmark(self) -> pd.Series[float]:
         """Return each benchmark's mean tau with all others."""
@@ -137,7 +137,7 @@ def agreement_change(matrix: ScoreMatrix) -> AgreementChange:
         UsageError: as ``agreement``, for either preparation.
     """
     direct, trained = agreement(matrix, "direct"), agreement(matrix, "trained")
-    before, after = pairs_of(direct.tau), pairs_of(trained.tau)
+    before, after = upper_triangle(direct.tau), upper_triangle(trained.tau)
     both = np.isfinite(before) & np.isfinite(after)
     improved = float((after > before)[both].mean()) if both.any() else float("nan")
     return AgreementChange(direct=direct, trained=trained, pairs=int(both.sum()), improved=improved)
@@ -200,7 +200,7 @@ def _size(low: float, high: float) -> str:
     return f"{low:g} B and more" if high == float("inf") else f"{low:g} to {high:g} B"
 
 
-def pairs_of(table: pd.DataFrame) -> npt.NDArray[np.float64]:
+def upper_triangle(table: pd.DataFrame) -> npt.NDArray[np.float64]:
     """Return the values of a symmetric table above its diagonal."""
     rows, columns = np.triu_indices(len(table), k=1)
     return table.to_numpy(dtype=float)[rows, columns]  # type: ignore[no-any-return]

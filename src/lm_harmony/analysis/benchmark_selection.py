@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.placement import PlacementBoard, predict
+from lm_harmony.analysis.placement_regression import PlacementBoard, fit_placement
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError
 
-MOST = 6
+MAX_BENCHMARKS = 6
 """The most benchmarks that can be suggested: every choice is tried, and there are 134,596 of 6 of 24."""
 TOLERANCE = 0.01
 """A choice places as well as the best one if its tau is at most this much smaller."""
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class BenchmarkSubset:
     """Some benchmarks and how well they place models of families that the fit has not seen."""
 
     benchmarks: tuple[str, ...]
@@ -40,11 +40,11 @@ class Choice:
 class BenchmarkSelection:
     """The cheapest choice that places as well as the best one."""
 
-    chosen: Choice
+    chosen: BenchmarkSubset
     """Fewest training rows among those within ``tolerance`` of the best."""
-    best: Choice
+    best: BenchmarkSubset
     """Largest tau of all."""
-    cheapest: Choice
+    cheapest: BenchmarkSubset
     """Fewest training rows of all."""
     tolerance: float
     """How much smaller than the best tau the chosen one may be."""
@@ -56,11 +56,14 @@ def select_benchmarks(board: PlacementBoard, count: int, *, tolerance: float = T
     """Try every choice of ``count`` benchmarks.
 
     Raises:
-        UsageError: ``count`` is not between 1 and ``MOST``, or the board has fewer benchmarks or knows not all training rows.
+        UsageError: ``count`` is not between 1 and ``MAX_BENCHMARKS``, the board has fewer benchmarks, or the number of training
+            rows of one is not known.
     """
     tasks = list(board.scores.columns)
-    if not 1 <= count <= min(MOST, len(tasks)):
-        raise UsageError(f"suggest must be between 1 and {min(MOST, len(tasks))}, got {count}. Give a number in between.")
+    if not 1 <= count <= min(MAX_BENCHMARKS, len(tasks)):
+        raise UsageError(
+            f"suggest must be between 1 and {min(MAX_BENCHMARKS, len(tasks))}, got {count}. Give a number in between."
+        )
     unknown = [task for task in tasks if not np.isfinite(board.train_rows[task])]
     if unknown:
         raise UsageError(f"suggest: the training rows of {', '.join(unknown)} are not known. Leave them out of the board.")
@@ -68,9 +71,9 @@ def select_benchmarks(board: PlacementBoard, count: int, *, tolerance: float = T
     costs = np.minimum(board.train_rows.to_numpy(), Caps().train)[choices].sum(axis=1)
     taus = np.concatenate([_taus(board, choices[start : start + _CHUNK]) for start in range(0, len(choices), _CHUNK)])
 
-    def choice(index: int) -> Choice:
+    def choice(index: int) -> BenchmarkSubset:
         names = tuple(tasks[task] for task in choices[index])
-        return Choice(benchmarks=names, tau=float(taus[index]), train_rows=int(costs[index]))
+        return BenchmarkSubset(benchmarks=names, tau=float(taus[index]), train_rows=int(costs[index]))
 
     near = np.flatnonzero(taus >= taus.max() - tolerance)
     return BenchmarkSelection(
@@ -90,7 +93,8 @@ def nested_tau(board: PlacementBoard, count: int, *, tolerance: float = TOLERANC
         members = board.families.index[board.families == family]
         rest = board.without(members)
         tasks = list(select_benchmarks(rest, count, tolerance=tolerance).chosen.benchmarks)
-        predicted[members] = predict(rest, tasks, board.scores.loc[members, tasks], penalty=0.0)
+        weights = fit_placement(rest, tuple(tasks)).solve(penalty=0.0)
+        predicted[members] = weights[0] + board.scores.loc[members, tasks].to_numpy() @ weights[1:]
     return kendall(predicted, board.pc1)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.pca import SHOWN, components
+from lm_harmony.analysis.pca import PC1_SCALE, components
 from lm_harmony.analysis.score_rows import Basis, Preparation
 from lm_harmony.analysis.significance import tie_groups
 
@@ -128,4 +128,4 @@ def _weighted_pc1(scores: Floats, weights: Floats) -> Floats:
     weighted = centred / np.where(scales > 0, scales, 1) * np.sqrt(weights)[:, None, :]
     vectors = np.linalg.eigh(weighted.transpose(0, 2, 1) @ weighted).eigenvectors[:, :, -1]
     signs = np.where((vectors * np.sqrt(weights)).sum(axis=1) < 0, -1.0, 1.0)
-    return (weighted @ (vectors * signs[:, None])[:, :, None])[:, :, 0] * SHOWN  # type: ignore[no-any-return]
+    return (weighted @ (vectors * signs[:, None])[:, :, None])[:, :, 0] * PC1_SCALE  # type: ignore[no-any-return]

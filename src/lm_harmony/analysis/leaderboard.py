@@ -1,9 +1,8 @@
-"""The leaderboard as a value: models in the order of PC1, with intervals, on a reference that is named."""
+"""The leaderboard: models in the order of PC1, with intervals, tie groups and the reference board that PC1 was fitted on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -12,14 +11,13 @@ from lm_harmony.analysis.bootstrap import CONFIDENCE, pc1_intervals
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 from lm_harmony.analysis.pca import fit_reference
-from lm_harmony.analysis.placement import Placement, PlacementBoard, place, placement_board
-from lm_harmony.analysis.score_rows import Preparation
-from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.analysis.placement import place, published_placement, refuse_other_metrics
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
 from lm_harmony.errors import UsageError
 
-Basis = Literal["board", "computed", "predicted", "none"]
-MINE = " (these results)"
-"""Marks a model of the results that has the name of one on the published board."""
+RowBasis = Literal["board", "computed", "predicted", "none"]
+NEW_MODEL_SUFFIX = " (these results)"
+"""Suffix of a new model whose name is also on the published board."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,51 +25,51 @@ class BoardRow:
     """One model on a board."""
 
     model: str
-    """Its name."""
-    basis: Basis
-    """"board": of the models that the reference stands on; "computed": by the reference, from all its benchmarks; "predicted":
-    from some of them (``placement``); "none": no PC1."""
+    """Name of the model."""
+    basis: RowBasis
+    """Where PC1 comes from. "board": the reference board was fitted on this model. "computed": projected onto the reference
+    board, from all its benchmarks. "predicted": from some of its benchmarks (``placement``). "none": the model has no PC1."""
     pc1: float | None
     """First principal component, times 100."""
     low: float | None
-    """Lower end of its interval."""
+    """Lower end of the interval of PC1."""
     high: float | None
-    """Upper end."""
+    """Upper end of the interval of PC1."""
     rank: int | None
-    """Place among the reference's models; 1 is the best."""
+    """Rank among the models of the reference board; 1 is the best."""
     rank_low: int | None
-    """Best place of the interval."""
+    """Best rank within the interval."""
     rank_high: int | None
-    """Worst place."""
+    """Worst rank within the interval."""
     group: int | None
-    """Tie group, for models that the reference stands on."""
+    """Tie group, for models that the reference board was fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Board:
-    """A leaderboard."""
+    """A leaderboard with its scores and notes."""
 
     preparation: Preparation
-    """Of which scores."""
+    """Preparation of the models whose scores are ranked."""
     reference: str
-    """What PC1 was fitted on, with its fingerprint; or why there is no PC1."""
+    """Name and fingerprint of the reference board, or the reason why there is no PC1."""
     explained: float | None
-    """Share of the variance that PC1 explains on the reference."""
+    """Share of the variance that PC1 explains on the reference board."""
     rows: tuple[BoardRow, ...]
-    """Best first; models without PC1 last, by name."""
+    """Models, best first; models without PC1 last, by name."""
     benchmarks: tuple[BenchmarkMetadata, ...]
-    """Columns of ``scores``."""
+    """Metadata of the columns of ``scores``."""
     scores: pd.DataFrame
-    """Rows' models x benchmarks, in the metrics' own units; NaN: a gap."""
+    """Scores in the metrics' own units, models of ``rows`` x benchmarks; NaN: a gap."""
     notes: tuple[str, ...]
-    """What a reader has to know: gaps, what was left out, what is predicted."""
+    """Remarks for the reader: gaps, models and benchmarks that were left out, predicted values."""
 
 
 def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Board:
-    """Rank the models of ``matrix`` by PC1 of its own complete part; text corpora are shown but take no part.
+    """Rank the models of ``matrix`` by PC1 of its complete part. Text corpora are shown but do not enter PC1.
 
     Raises:
-        UsageError: that preparation has no scores.
+        UsageError: the matrix has no scores of that preparation.
     """
     _refuse_empty(matrix, preparation)
     rows: list[BoardRow] = []
@@ -80,23 +78,22 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
     try:
         intervals = pc1_intervals(matrix.downstream(), preparation)
         reference = fit_reference(matrix.downstream(), preparation)
-        explained, named = reference.explained, str(reference)
+        explained, reference_name = reference.explained, str(reference)
         rows = [_row(str(name), found) for name, found in intervals.table.iterrows()]
-        left = (*intervals.basis.dropped_models, *intervals.basis.dropped_benchmarks)
-        if left:
-            notes.append(f"PC1 stands on {intervals.basis}")
+        if intervals.basis.dropped_models or intervals.basis.dropped_benchmarks:
+            notes.append(f"PC1 is computed from {intervals.basis}")
         notes.append(_interval_note(intervals.draws, intervals.without_stderr))
     except UsageError as error:
-        named = f"no PC1: {error}"
-    placed = {row.model for row in rows}
-    rows += [_unplaced(name) for name in sorted(set(matrix.model_names) - placed)]
+        reference_name = f"no PC1: {error}"
+    ranked = {row.model for row in rows}
+    rows += [_row_without_pc1(name) for name in sorted(set(matrix.model_names) - ranked)]
     notes += matrix.notes
     gaps = matrix.gaps(preparation)
     if gaps:
         notes.append(f"{len(gaps)} scores are missing, such as {gaps[0].model} on {gaps[0].benchmark}: {gaps[0].cause}")
     return Board(
         preparation=preparation,
-        reference=named,
+        reference=reference_name,
         explained=explained,
         rows=tuple(rows),
         benchmarks=matrix.benchmarks,
@@ -106,9 +103,10 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
 
 
 def published_board(matrix: ScoreMatrix | None = None) -> Board:
-    """Return the published board, and where the models of ``matrix`` stand on it.
+    """Return the published board, with the models of ``matrix`` placed on it.
 
-    The reference is fixed: models of ``matrix`` move no published model. Benchmarks beyond the published ones are not shown.
+    The reference board is fixed, so new models change neither PC1 nor rank of a published model. Benchmarks that the published
+    board does not have are not shown.
 
     Raises:
         UsageError: ``matrix`` has no trained scores.
@@ -121,14 +119,14 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     scores = published.trained.values
     if matrix is not None:
         _refuse_empty(matrix, "trained")
-        guests = _guests(matrix, published)
-        rows += [row for row, _ in guests]
-        scores = pd.concat([scores, *(line.to_frame(row.model).T for row, line in guests)])
+        new_rows = _new_model_rows(matrix, published)
+        rows += [row for row, _ in new_rows]
+        scores = pd.concat([scores, *(values.to_frame(row.model).T for row, values in new_rows)])
         notes += matrix.notes
         further = [task for task in matrix.benchmark_names if task not in published.benchmark_names]
         if further:
-            notes.append(f"not on the published board, so not shown: {', '.join(further)}")
-        notes.append("models of these results are ranked among the published models and move none of them")
+            notes.append(f"not shown, because the published board does not have them: {', '.join(further)}")
+        notes.append("models of these results are ranked among the published models and do not change their PC1 or ranks")
     rows.sort(key=lambda row: (row.pc1 is None, -(row.pc1 or 0), row.model))
     return Board(
         preparation="trained",
@@ -141,37 +139,53 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     )
 
 
-def placement_of(matrix: ScoreMatrix, model: str) -> Placement:
-    """Say where a model of ``matrix`` stands on the published board by its trained scores.
+def published_with_new_models(matrix: ScoreMatrix) -> ScoreMatrix:
+    """Return the published matrix with the models of ``matrix`` appended.
 
-    Raises:
-        UsageError: the model is unknown, or has none of the published benchmarks, or reads them by another metric.
+    Only published benchmarks are kept. A new model whose name is published gets ``NEW_MODEL_SUFFIX``, as on the board.
     """
-    part = matrix.subset(models=[model])
-    board = published_placement()
-    _refuse_other_metrics(part)
-    return place(board, model, part.oriented("trained").loc[model], part.trained.stderrs.loc[model])
-
-
-@cache
-def published_placement() -> PlacementBoard:
-    """Return what placements on the published board are fitted on."""
     published = ScoreMatrix.published()
-    return placement_board(published, fit_reference(published))
+    names = {name: _new_name(name, published) for name in matrix.model_names}
+    direct, trained = (_appended(published.scores(name), matrix.scores(name), names) for name in PREPARATIONS)
+    causes = {(names[model], task, name): cause for (model, task, name), cause in matrix.causes.items()}
+    return ScoreMatrix(
+        direct=direct,
+        trained=trained,
+        models=(*published.models, *(replace(model, name=names[model.name]) for model in matrix.models)),
+        benchmarks=published.benchmarks,
+        source=f"{published.source} and {matrix.source}",
+        causes={**published.causes, **causes},
+        notes=(*published.notes, *matrix.notes),
+    )
 
 
-def _guests(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow, pd.Series[float]]]:
-    """Return a row and its scores for each model of ``matrix``."""
-    _refuse_other_metrics(matrix)
+def _new_name(name: str, published: ScoreMatrix) -> str:
+    return name + NEW_MODEL_SUFFIX if name in published.model_names else name
+
+
+def _appended(published: Scores, new: Scores, names: dict[str, str]) -> Scores:
+    def stacked(above: pd.DataFrame, below: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([above, below.reindex(columns=above.columns).rename(index=names)])
+
+    return Scores(
+        values=stacked(published.values, new.values),
+        stderrs=stacked(published.stderrs, new.stderrs),
+        counts=stacked(published.counts, new.counts),
+    )
+
+
+def _new_model_rows(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow, pd.Series[float]]]:
+    """Return the board row and the scores by published benchmark of each model of ``matrix``."""
+    refuse_other_metrics(matrix)
     board, oriented, stderrs = published_placement(), matrix.oriented("trained"), matrix.trained.stderrs
     found = []
     for name in matrix.model_names:
-        shown = name + MINE if name in published.model_names else name
-        line = matrix.trained.values.loc[name].reindex(list(published.benchmark_names))
-        if line.notna().any():
+        shown_name = _new_name(name, published)
+        values = matrix.trained.values.loc[name].reindex(list(published.benchmark_names))
+        if values.notna().any():
             placed = place(board, name, oriented.loc[name], stderrs.loc[name])
             row = BoardRow(
-                model=shown,
+                model=shown_name,
                 basis="predicted" if placed.missing else "computed",
                 pc1=placed.pc1,
                 low=placed.low,
@@ -182,8 +196,8 @@ def _guests(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow,
                 group=None,
             )
         else:
-            row = _unplaced(shown)
-        found.append((row, line))
+            row = _row_without_pc1(shown_name)
+        found.append((row, values))
     return found
 
 
@@ -192,16 +206,6 @@ def _refuse_empty(matrix: ScoreMatrix, preparation: Preparation) -> None:
         other: Preparation = "direct" if preparation == "trained" else "trained"
         remedy = f"Ask for the {other} scores with --preparation {other}." if matrix.has(other) else "Run a study first."
         raise UsageError(f"preparation: {matrix.source} has no {preparation} scores. {remedy}")
-
-
-def _refuse_other_metrics(matrix: ScoreMatrix) -> None:
-    metrics = {task: info.metric for task, info in BENCHMARKS.items()}
-    for fact in matrix.benchmarks:
-        if fact.task in metrics and fact.metric != metrics[fact.task]:
-            raise UsageError(
-                f"benchmark {fact.task}: {matrix.source} has {fact.metric}, the published board {metrics[fact.task]}. "
-                "Run it with the published metric."
-            )
 
 
 def _row(name: str, found: pd.Series[float]) -> BoardRow:
@@ -218,7 +222,7 @@ def _row(name: str, found: pd.Series[float]) -> BoardRow:
     )
 
 
-def _unplaced(name: str) -> BoardRow:
+def _row_without_pc1(name: str) -> BoardRow:
     nothing = {"pc1": None, "low": None, "high": None, "rank": None, "rank_low": None, "rank_high": None, "group": None}
     return BoardRow(model=name, basis="none", **nothing)
 

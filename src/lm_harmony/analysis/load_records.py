@@ -1,4 +1,4 @@
-"""A folder of runs -> cells. Seeds are averaged; runs that were asked otherwise are never mixed."""
+"""A folder of runs -> rows. Seeds are averaged; runs that were asked otherwise are never mixed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lm_harmony.runs.store import RunStore
 _FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
 """Parts of a request in which the runs of one score may differ. (Metrics are compared as recorded.)"""
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 """Records that cannot be read and are named one by one."""
 
 Run = tuple[RunRecord, RunStore]
@@ -65,13 +65,13 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
         of_seed = "" if seed is None else f" of seed {seed}"
         unread = f" {len(damaged)} cannot be read: {damaged[0]}" if damaged else ""
         raise UsageError(f"results: no finished run{of_seed} lies below {results}.{unread} Run a study, or name its results_dir.")
-    cells = [cell for key in sorted(runs) for cell in _cells(runs[key])]
+    rows = [row for key in sorted(runs) for row in _score_rows(runs[key])]
     for (model, benchmark), cause in _missing(causes, runs).items():
-        cells += [ScoreRow(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
+        rows += [ScoreRow(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
     provenance = provenance_notes(record for group in runs.values() for record, _ in group)
     notes = (*_unread(damaged), *_differences(runs), *provenance)
-    return ScoreRows(source=str(results), cells=tuple(cells), seeds=tuple(seeds), notes=notes)
+    return ScoreRows(source=str(results), rows=tuple(rows), seeds=tuple(seeds), notes=notes)
 
 
 def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
@@ -89,9 +89,9 @@ def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, st
 
 
 def _unread(damaged: Sequence[str]) -> Iterator[str]:
-    yield from (f"left out: {cause}" for cause in damaged[:MOST_NAMED])
-    if len(damaged) > MOST_NAMED:
-        yield f"left out: {len(damaged) - MOST_NAMED} more records that cannot be read"
+    yield from (f"left out: {cause}" for cause in damaged[:MAX_NAMED])
+    if len(damaged) > MAX_NAMED:
+        yield f"left out: {len(damaged) - MAX_NAMED} more records that cannot be read"
 
 
 def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
@@ -113,16 +113,16 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
                 yield f"{benchmark}: its models were {told[key].format(len(found))}"
 
 
-def _cells(runs: Sequence[Run]) -> list[ScoreRow]:
-    """Return the direct and the trained cell of all runs of one model on one benchmark."""
+def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
+    """Return the direct and the trained row of all runs of one model on one benchmark."""
     _refuse_mixture(runs)
     first = runs[0][0]
-    cells = []
+    rows = []
     for preparation in PREPARATIONS:
         kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
-        value, stderr = combined([_read(score, first.metric) for score, _ in kept])
+        value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept])
         file = f"samples_{'test' if preparation == 'trained' else 'direct'}.jsonl"
-        cells.append(
+        rows.append(
             ScoreRow(
                 model=first.spec.model.name,
                 benchmark=first.benchmark,
@@ -136,10 +136,10 @@ def _cells(runs: Sequence[Run]) -> list[ScoreRow]:
                 cause=None if kept else _why_none(runs, preparation),
             )
         )
-    return cells
+    return rows
 
 
-def combined(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
+def mean_over_seeds(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
     """Return mean and standard error of one score over its seeds (``record_rows`` tells how).
 
     Args:

@@ -1,4 +1,4 @@
-"""Tables of others -> cells: CSV files, and the JSON layout of the paper's results."""
+"""Reads score rows from tables: CSV files in two layouts, and JSON in the layout of the paper's results."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.analysis.metadata import is_corpus, metric_metadata, metric_of
+from lm_harmony.analysis.metadata import default_metric, is_corpus, metric_metadata
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.errors import UsageError, did_you_mean
 
 LONG = ("model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better")
-"""Columns of the long layout, one line a score; the first four are needed."""
+"""Columns of the long layout, one line per score; the first four are required."""
 _BOARD = ("rank", "rank_low", "rank_high", "pc1", "pc1_low", "pc1_high", "basis", "group", "preparation")
-"""Columns of the wide layout that are no benchmarks; they are recomputed or looked up."""
+"""Columns of the wide layout that are not benchmarks. They are ignored, because ranks and PC1 are computed again."""
 _JSON_KEYS: Mapping[Preparation, str] = {"trained": "train_before_test", "direct": "direct_eval"}
 
 Row = tuple[str, Mapping[str, str]]
-"""The place of a line for messages ("scores.csv, line 3"), and its cells by column."""
+"""The position of a line for messages ("scores.csv, line 3"), and its cells by column."""
 
 
 def csv_rows(path: Path) -> ScoreRows:
     """Read a CSV file in one of two layouts.
 
-    Long: one line a score, columns as ``LONG``, scores in the metric's own unit (fractions, bits per byte).
-    Wide, as boards are published: one line a model, a column for each benchmark, scores in percent (text corpora in bits per
-    byte), trained ones unless a column preparation says otherwise. Rank, PC1 and their like are not read: they are computed.
+    Long layout: one line per score with the columns ``LONG``, scores in the metric's own unit (fractions, bits per byte).
+    Wide layout, as boards are published: one line per model and one column per benchmark. Scores are in percent, those of text
+    corpora in bits per byte. They are trained scores unless there is a column "preparation". Ranks and PC1 are ignored.
 
     Raises:
-        UsageError: another layout, an unknown column, a cell that is no number, a number out of its metric's range, the same
-            score twice.
+        UsageError: the layout is another one, a column is unknown, a cell is not a number, a number is out of its metric's
+            range, or a score occurs twice.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -41,65 +41,71 @@ def csv_rows(path: Path) -> ScoreRows:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
             columns = tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a table: {error}. Write it as CSV in UTF-8.") from error
+        raise UsageError(f"{path}: it cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from error
     if "model" not in columns or not rows:
-        raise UsageError(f"{path}: a table needs the column 'model' and at least one line, got columns {', '.join(columns)}.")
+        raise UsageError(
+            f"{path}: a table needs the column 'model' and at least one line (got the columns {', '.join(columns)})."
+        )
     for column in columns:
         if columns.count(column) > 1:
-            raise UsageError(f"{path}, line 1: the column {column!r} is there twice. Keep one of them.")
+            raise UsageError(f"{path}, line 1: the column {column!r} occurs twice. Keep one of them.")
     for place, row in rows:
-        if None in row:  # what csv.DictReader calls the cells behind the last column
+        if None in row:  # csv.DictReader's key for cells behind the last column
             raise UsageError(f"{place}: it has more cells than the table has columns. Write numbers with a point: 0.5, not 0,5.")
         if not row["model"]:
             raise UsageError(f"{place}, column model: it is empty. Name the model.")
-    cells = _long(path, rows, columns) if "benchmark" in columns else _wide(path, rows, columns)
-    _refuse_twice(path, cells)
-    return ScoreRows(source=str(path), cells=tuple(cells))
+    scores = _long(path, rows, columns) if "benchmark" in columns else _wide(path, rows, columns)
+    _refuse_duplicates(path, scores)
+    return ScoreRows(source=str(path), rows=tuple(scores))
 
 
 def json_rows(path: Path) -> ScoreRows:
     """Read ``{"train_before_test": {benchmark: {model: score}}, "direct_eval": ..., "..._stderr": ...}``, scores as fractions.
 
     Raises:
-        UsageError: another layout, a value that is no number, or out of its metric's range.
+        UsageError: the layout is another one, a value is not a number, or a value is out of its metric's range.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not JSON: {error}. Name a results folder, a .csv or a whole .json file.") from error
-    if not isinstance(held, dict) or not set(_JSON_KEYS.values()) & set(held):
-        raise UsageError(f"{path}: it needs the key train_before_test or direct_eval. Name a file in that layout.")
-    cells = []
+        raise UsageError(f"{path} is not JSON: {error}. Name a results folder, a .csv file or a complete .json file.") from error
+    if not isinstance(values, dict) or not set(_JSON_KEYS.values()) & set(values):
+        raise UsageError(f"{path}: it needs the key train_before_test or direct_eval. Name a file in the layout of the paper.")
+    rows = []
     for preparation, key in _JSON_KEYS.items():
-        errors = held.get(f"{key}_stderr", {})
-        for task, scores in held.get(key, {}).items():
+        errors = values.get(f"{key}_stderr", {})
+        for task, scores in values.get(key, {}).items():
             for model, score in scores.items():
                 place = f"{path}: {key}: {task}: {model}"
                 value = _number(score, place)
                 stderr = _number(errors.get(task, {}).get(model), f"{path}: {key}_stderr: {task}: {model}")
-                _refuse_out_of_range(place, metric_of(task), value, stderr)
-                cells.append(ScoreRow(model=model, benchmark=task, preparation=preparation, value=value, stderr=stderr))
-    return ScoreRows(source=str(path), cells=tuple(cells))
+                _refuse_out_of_range(place, default_metric(task), value, stderr)
+                rows.append(ScoreRow(model=model, benchmark=task, preparation=preparation, value=value, stderr=stderr))
+    return ScoreRows(source=str(path), rows=tuple(rows))
 
 
 def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
     missing = [column for column in LONG[:4] if column not in columns]
     if missing:
-        raise UsageError(f"{path}: the long layout lacks the columns {', '.join(missing)}. It has {', '.join(LONG)}.")
-    cells = []
+        raise UsageError(f"{path}: the long layout lacks the columns {', '.join(missing)}. Its columns are {', '.join(LONG)}.")
+    scores = []
     for place, row in rows:
         preparation = _preparation(row["preparation"], place)
         count = _number(row.get("count"), f"{place}, column count")
         if count is not None and (count < 1 or count % 1):
-            raise UsageError(f"{place}, column count: it must be a whole number of at least 1, got {count:g}. Or leave it empty.")
+            raise UsageError(
+                f"{place}, column count: it must be a whole number of at least 1 (got {count:g}). Leave it empty if unknown."
+            )
         metric, value = row.get("metric") or None, _number(row["score"], f"{place}, column score")
         stderr, higher = _number(row.get("stderr"), f"{place}, column stderr"), _direction(row.get("higher_is_better"), place)
-        read_as = metric or metric_of(row["benchmark"])
+        read_as = metric or default_metric(row["benchmark"])
         _refuse_out_of_range(f"{place}, column score", read_as, value, stderr)
         known = None if read_as is None else metric_metadata(read_as)
         if known is not None and higher not in (None, known.higher_is_better):
-            raise UsageError(f"{place}, column higher_is_better: of {read_as} it is {not higher}, got {higher}. Leave it empty.")
-        cells.append(
+            raise UsageError(
+                f"{place}, column higher_is_better: it is {not higher} for {read_as} (got {higher}). Leave it empty."
+            )
+        scores.append(
             ScoreRow(
                 model=row["model"],
                 benchmark=row["benchmark"],
@@ -111,7 +117,7 @@ def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Sco
                 higher_is_better=higher,
             )
         )
-    return cells
+    return scores
 
 
 def _wide(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
@@ -119,28 +125,30 @@ def _wide(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Sco
     for task in tasks:
         if task not in BENCHMARKS and not is_corpus(task):
             near = did_you_mean(task, BENCHMARKS)
-            raise UsageError(f"{path}: the column {task!r} is no catalogued benchmark.{near} Others need the long layout.")
+            raise UsageError(
+                f"{path}: the column {task!r} is not a catalogued benchmark.{near} Use the long layout for other benchmarks."
+            )
     corpora = {task for task in tasks if task not in BENCHMARKS}
-    cells = []
+    scores = []
     for place, row in rows:
         preparation = _preparation(row.get("preparation") or "trained", place)
         for task in tasks:
             value = _number(row[task], f"{place}, column {task}")
-            _refuse_out_of_range(f"{place}, column {task}", metric_of(task), value, percent=task not in corpora)
+            _refuse_out_of_range(f"{place}, column {task}", default_metric(task), value, percent=task not in corpora)
             scaled = value if value is None or task in corpora else value / 100
-            cells.append(ScoreRow(model=row["model"], benchmark=task, preparation=preparation, value=scaled))
-    shares = [abs(cell.value or 0) for cell in cells if cell.benchmark not in corpora]
+            scores.append(ScoreRow(model=row["model"], benchmark=task, preparation=preparation, value=scaled))
+    shares = [abs(score.value or 0) for score in scores if score.benchmark not in corpora]
     if shares and max(shares) <= 0.01:
         raise UsageError(f"{path}: no score is above 1, but the wide layout is in percent. Multiply the scores by 100.")
-    return cells
+    return scores
 
 
 def _refuse_out_of_range(
     place: str, metric: str | None, value: float | None, stderr: float | None = None, *, percent: bool = False
 ) -> None:
-    """Refuse a score that its metric cannot have, and a standard error that no mean of such scores can have."""
+    """Raise UsageError for a score or a standard error that is impossible for the metric."""
     if stderr is not None and stderr < 0:
-        raise UsageError(f"{place}: a standard error must not be negative, got {stderr:g}. Leave it empty if it is not known.")
+        raise UsageError(f"{place}: a standard error must not be negative (got {stderr:g}). Leave it empty if it is not known.")
     known = None if metric is None else metric_metadata(metric)
     if known is None:
         return
@@ -149,31 +157,31 @@ def _refuse_out_of_range(
     if value is not None and not low <= value <= high:
         limits = f"at least {low:g}{unit}" if math.isinf(high) else f"from {low:g} to {high:g}{unit}"
         advice = "This layout is in percent." if percent else "Give it in the metric's own unit: 0.55, not 55."
-        raise UsageError(f"{place}: a score of {metric} is {limits}, got {value:g}. {advice} Correct it or leave it empty.")
+        raise UsageError(f"{place}: a score of {metric} is {limits} (got {value:g}). {advice} Correct it or leave it empty.")
     if stderr is not None and stderr > (high - low) / 2:
         raise UsageError(
-            f"{place}: a standard error of {metric} is at most {(high - low) / 2:g}, got {stderr:g}. "
+            f"{place}: a standard error of {metric} is at most {(high - low) / 2:g} (got {stderr:g}). "
             f"Give it in the unit of the score, as a fraction."
         )
 
 
-def _refuse_twice(path: Path, cells: Iterable[ScoreRow]) -> None:
+def _refuse_duplicates(path: Path, rows: Iterable[ScoreRow]) -> None:
     seen = set()
-    for cell in cells:
-        key = (cell.model, cell.benchmark, cell.preparation)
+    for row in rows:
+        key = (row.model, row.benchmark, row.preparation)
         if key in seen:
-            raise UsageError(f"{path}: {cell.model} has two {cell.preparation} scores on {cell.benchmark}. Keep one of them.")
+            raise UsageError(f"{path}: {row.model} has two {row.preparation} scores on {row.benchmark}. Keep one of them.")
         seen.add(key)
 
 
 def _number(cell: Any, place: str) -> float | None:
-    """Return a cell's number; None for an empty cell, "N/A" or NaN."""
+    """Return the number in a cell; None for an empty cell, "N/A" or NaN."""
     if cell is None or str(cell).strip() in ("", "N/A"):
         return None
     try:
         number = float(cell)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{place}: {cell!r} is no number. Leave unknown scores empty.") from error
+        raise UsageError(f"{place}: {cell!r} is not a number. Leave unknown scores empty.") from error
     if math.isinf(number):
         raise UsageError(f"{place}: {cell!r} is not finite. Leave unknown scores empty.")
     return None if math.isnan(number) else number
@@ -183,12 +191,12 @@ def _preparation(cell: str, place: str) -> Preparation:
     for known in PREPARATIONS:
         if cell == known:
             return known
-    raise UsageError(f"{place}: preparation must be direct or trained, got {cell!r}.")
+    raise UsageError(f"{place}: preparation must be direct or trained (got {cell!r}).")
 
 
 def _direction(cell: str | None, place: str) -> bool | None:
     if not cell:
         return None
     if cell.lower() not in ("true", "false"):
-        raise UsageError(f"{place}: higher_is_better must be true or false, got {cell!r}.")
+        raise UsageError(f"{place}: higher_is_better must be true or false (got {cell!r}).")
     return cell.lower() == "true"

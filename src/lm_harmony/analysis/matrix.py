@@ -100,7 +100,7 @@ class ScoreMatrix:
             benchmarks=tuple(benchmark[name] for name in columns),
         )
 
-    def model_called(self, name: str) -> str:
+    def find_model(self, name: str) -> str:
         """Return the model of that name, or the one whose folder's path ends with it.
 
         Raises:
@@ -149,21 +149,21 @@ class ScoreMatrix:
 
     @classmethod
     def from_rows(cls, found: ScoreRows) -> ScoreMatrix:
-        """Lay cells out as a matrix: models in the order they are found, benchmarks as catalogued.
+        """Lay rows out as a matrix: models in the order they are found, benchmarks as catalogued.
 
         Raises:
             UsageError: one benchmark's scores are of several metrics or directions, or nobody says which direction is better.
         """
-        models = list(dict.fromkeys(cell.model for cell in found.cells))
-        tasks = sorted({cell.benchmark for cell in found.cells}, key=benchmark_order)
+        models = list(dict.fromkeys(row.model for row in found.rows))
+        tasks = sorted({row.benchmark for row in found.rows}, key=benchmark_order)
         return cls(
-            direct=_scores(found.cells, "direct", models, tasks),
-            trained=_scores(found.cells, "trained", models, tasks),
+            direct=_scores(found.rows, "direct", models, tasks),
+            trained=_scores(found.rows, "trained", models, tasks),
             models=tuple(model_metadata(name) for name in models),
             benchmarks=tuple(_facts(task, found) for task in tasks),
             source=found.source,
-            causes={_key(cell): cell.cause for cell in found.cells if cell.cause},
-            samples={_key(cell): cell.samples for cell in found.cells if cell.samples},
+            causes={_key(row): row.cause for row in found.rows if row.cause},
+            samples={_key(row): row.samples for row in found.rows if row.samples},
             seeds=found.seeds,
             notes=found.notes,
         )
@@ -203,23 +203,23 @@ class ScoreMatrix:
         raise UsageError(f"results: {path} is neither a folder nor a .csv or .json file. Name the results_dir of a study.")
 
 
-def _key(cell: ScoreRow) -> tuple[str, str, str]:
-    return cell.model, cell.benchmark, cell.preparation
+def _key(row: ScoreRow) -> tuple[str, str, str]:
+    return row.model, row.benchmark, row.preparation
 
 
-def _scores(cells: Sequence[ScoreRow], preparation: Preparation, models: list[str], tasks: list[str]) -> Scores:
-    row, column = {name: i for i, name in enumerate(models)}, {task: i for i, task in enumerate(tasks)}
+def _scores(rows: Sequence[ScoreRow], preparation: Preparation, models: list[str], tasks: list[str]) -> Scores:
+    model_index, task_index = {name: i for i, name in enumerate(models)}, {task: i for i, task in enumerate(tasks)}
     tables = np.full((3, len(models), len(tasks)), np.nan)
-    for cell in cells:
-        if cell.preparation == preparation:
-            held = [np.nan if x is None else float(x) for x in (cell.value, cell.stderr, cell.count)]
-            tables[:, row[cell.model], column[cell.benchmark]] = held
+    for row in rows:
+        if row.preparation == preparation:
+            held = [np.nan if x is None else float(x) for x in (row.value, row.stderr, row.count)]
+            tables[:, model_index[row.model], task_index[row.benchmark]] = held
     values, stderrs, counts = (pd.DataFrame(table, index=models, columns=tasks) for table in tables)
     return Scores(values=values, stderrs=stderrs, counts=counts)
 
 
 def _facts(task: str, found: ScoreRows) -> BenchmarkMetadata:
-    said = {(cell.metric, cell.higher_is_better) for cell in found.cells if cell.benchmark == task and cell.value is not None}
+    said = {(row.metric, row.higher_is_better) for row in found.rows if row.benchmark == task and row.value is not None}
     if not said:  # nothing but gaps: no score can be read the wrong way round
         return benchmark_metadata(task) or benchmark_metadata(task, higher_is_better=True)  # type: ignore[return-value]
     if len(said) > 1:

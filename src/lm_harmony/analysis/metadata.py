@@ -150,7 +150,7 @@ def is_corpus(task: str) -> bool:
     return task in PAPER_CORPORA or benchmark_catalogue.is_corpus(task)
 
 
-def metric_of(task: str) -> str | None:
+def default_metric(task: str) -> str | None:
     """Return the metric that a benchmark's scores are of where no source names one; None: not known."""
     info = benchmark_catalogue.find(task)
     return info.metric if info is not None else BITS_PER_BYTE if is_corpus(task) else None

@@ -68,7 +68,7 @@ class Comparison:
     """A model."""
     second: str
     """Another."""
-    duels: tuple[PairedTest, ...]
+    tests: tuple[PairedTest, ...]
     """Direct, then trained; in the matrix's order."""
     left_out: tuple[tuple[str, Preparation], ...]
     """Benchmarks that only one of them has, and in which preparation."""
@@ -83,7 +83,7 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
     if first == second:
         raise UsageError(f"compare needs two different models, got {first!r} twice. Name another one.")
     pair = matrix.subset(models=[first, second])
-    duels: list[PairedTest] = []
+    tests: list[PairedTest] = []
     left_out = []
     for preparation in PREPARATIONS:
         values = pair.scores(preparation).values
@@ -91,23 +91,23 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
         for fact in pair.benchmarks:
             known = values[fact.task].notna()
             if known.all():
-                found.append(_duel(pair, fact, preparation, draws, seed))
+                found.append(_compare_on(pair, fact, preparation, draws, seed))
             elif known.any():
                 left_out.append((fact.task, preparation))
-        corrected = holm(np.array([np.nan if duel.p is None else duel.p for duel in found]))
-        duels += [replace(duel, holm=None if np.isnan(p) else float(p)) for duel, p in zip(found, corrected, strict=True)]
-    if not duels:
+        corrected = holm(np.array([np.nan if test.p is None else test.p for test in found]))
+        tests += [replace(test, holm=None if np.isnan(p) else float(p)) for test, p in zip(found, corrected, strict=True)]
+    if not tests:
         raise UsageError(f"compare: {first} and {second} share no benchmark in {matrix.source}. Run both on one.")
-    return Comparison(first=first, second=second, duels=tuple(duels), left_out=tuple(left_out))
+    return Comparison(first=first, second=second, tests=tuple(tests), left_out=tuple(left_out))
 
 
-def _duel(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Preparation, draws: int, seed: int) -> PairedTest:
+def _compare_on(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Preparation, draws: int, seed: int) -> PairedTest:
     scores = pair.scores(preparation)
     first, second = (float(value) for value in scores.values[fact.task])
     stderr = float(np.hypot(*scores.stderrs[fact.task]))
     sign = 1.0 if fact.higher_is_better else -1.0
     known = bool(np.isfinite(stderr))
-    duel = PairedTest(
+    test = PairedTest(
         benchmark=fact.task,
         preparation=preparation,
         first=first,
@@ -120,25 +120,25 @@ def _duel(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Preparation, 
     )
     files = [pair.samples.get((name, fact.task, preparation), ()) for name in pair.model_names]
     if not all(files):
-        return duel
+        return test
     try:
         one, other = (read_outcomes(paths, fact.metric) for paths in files)
     except StoreError as error:  # the scores are there: only the pairing is lost
-        return replace(duel, note=str(error))
+        return replace(test, note=str(error))
     if one is None or other is None:
-        return replace(duel, note=f"outcomes of {fact.metric} are of a kind that no paired test knows")
+        return replace(test, note=f"outcomes of {fact.metric} are of a kind that no paired test knows")
     if one.questions != other.questions:
-        return replace(duel, note="the two models were asked different questions")
-    return _paired(duel, one, other, sign, draws, seed)
+        return replace(test, note="the two models were asked different questions")
+    return _paired(test, one, other, sign, draws, seed)
 
 
-def _paired(duel: PairedTest, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> PairedTest:
+def _paired(test: PairedTest, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> PairedTest:
     questions = len(first.questions)
     if first.is_binary and second.is_binary:
         difference = first.columns[:, 0] - second.columns[:, 0]
         stderr = float(difference.std(ddof=1) / np.sqrt(questions)) if questions > 1 else None
         return replace(
-            duel,
+            test,
             test="mcnemar",
             questions=questions,
             stderr=stderr,
@@ -146,7 +146,7 @@ def _paired(duel: PairedTest, first: Outcomes, second: Outcomes, sign: float, dr
         )
     drawn = sign * paired_bootstrap(first, second, draws=draws, seed=seed)
     p = min(1.0, 2 * (1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))) / (draws + 1))
-    return replace(duel, test="paired bootstrap", questions=questions, stderr=float(drawn.std(ddof=1)), p=p)
+    return replace(test, test="paired bootstrap", questions=questions, stderr=float(drawn.std(ddof=1)), p=p)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -21,7 +21,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Basis, Preparation
 from lm_harmony.errors import UsageError
 
-SHOWN = 100
+PC1_SCALE = 100
 """Component scores are shown times this."""
 FORMAT = 1
 """Version of the arithmetic and of ``ReferenceBoard.to_dict``."""
@@ -89,7 +89,7 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
         basis=basis,
         explained=tuple(float(share) for share in sizes**2 / (sizes**2).sum()),
         loadings=pd.DataFrame((right * signs[:, None]).T, index=values.columns, columns=numbers),
-        scores=pd.DataFrame(left * sizes * signs * SHOWN, index=values.index, columns=numbers),
+        scores=pd.DataFrame(left * sizes * signs * PC1_SCALE, index=values.index, columns=numbers),
         means=means,
         scales=scales,
     )
@@ -146,7 +146,7 @@ class ReferenceBoard:
             oriented: scores, larger is better (``ScoreMatrix.oriented``); further benchmarks are not read.
         """
         scores = oriented.reindex(columns=list(self.benchmarks))
-        return ((scores - self.means) / self.scales * self.loadings).sum(axis=1, skipna=False) * SHOWN
+        return ((scores - self.means) / self.scales * self.loadings).sum(axis=1, skipna=False) * PC1_SCALE
 
     def rank(self, pc1: float) -> int:
         """Return the place that a PC1 would take among the board's models."""

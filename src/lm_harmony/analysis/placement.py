@@ -1,167 +1,77 @@
-"""Where a new model stands on the published board, from the few benchmarks it was scored on.
+"""The placement of a new model on a reference board, from the benchmarks that it was scored on.
 
-PC1 of the board's models is regressed on their standardised scores on those benchmarks (ridge with a free intercept; the penalty
-is the one of ``PENALTIES`` that leaves the smallest error when whole families are left out). Families are left out because models
-of one family resemble each other: leaving out single models would flatter the error. Intervals are CV+ (Barber, Candes, Ramdas,
-Tibshirani 2021) with families as folds: no distribution is assumed, only that a new model errs as a new family did.
+With all benchmarks of the reference board, PC1 is computed exactly. With some of them, PC1 is predicted by
+``placement_regression``, and its interval is a prediction interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.family_fit import CONFIDENCE, FamilyFit, Floats
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.pca import SHOWN, ReferenceBoard
+from lm_harmony.analysis.pca import PC1_SCALE, fit_reference
+from lm_harmony.analysis.placement_regression import (
+    CONFIDENCE,
+    Floats,
+    PlacementBoard,
+    PlacementValidation,
+    fit_placement,
+    placement_board,
+    validate,
+)
+from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.errors import UsageError
 
-_NORMAL = float(ndtri((1 + CONFIDENCE) / 2))
-"""Standard errors of a normal distribution's half interval."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PlacementBoard:
-    """What placements are fitted on."""
-
-    reference: ReferenceBoard
-    """Whose PC1 is predicted."""
-    scores: pd.DataFrame
-    """Models x benchmarks: standardised as the reference does, larger is better."""
-    pc1: pd.Series[float]
-    """By model, times 100."""
-    families: pd.Series[str]
-    """Family by model; a model without a known one is a family of its own."""
-    train_rows: pd.Series[float]
-    """Training rows by benchmark, before caps."""
-    stderrs: pd.Series[float]
-    """Mean standard error by benchmark, standardised; NaN: not known."""
-
-    def without(self, models: Sequence[str]) -> PlacementBoard:
-        """Return the board without some models; the reference and its PC1 stay."""
-        if not set(models) & set(self.pc1.index):
-            return self
-        kept = [name for name in self.pc1.index if name not in set(models)]
-        return replace(self, scores=self.scores.loc[kept], pc1=self.pc1[kept], families=self.families[kept])
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Validation:
-    """How well some benchmarks place models of families that the fit has not seen."""
-
-    benchmarks: tuple[str, ...]
-    """The benchmarks."""
-    penalty: float
-    """The ridge penalty that was chosen (by ``rmse``, which is thereby slightly flattered)."""
-    predicted: pd.Series[float]
-    """PC1 of each model, predicted without its family."""
-    tau: float
-    """Kendall's tau-b between ``predicted`` and the reference's PC1, over all its models."""
-    rmse: float
-    """Root mean squared error of PC1, times 100."""
-    rank_error: float
-    """Mean absolute error of the rank."""
-    coverage: float
-    """Share of models whose PC1 lies in an interval made without their family."""
+_Z = float(ndtri((1 + CONFIDENCE) / 2))
+"""Half width of a normal confidence interval, in standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a model stands."""
+    """PC1 and rank of a model on a reference board."""
 
     model: str
-    """The model."""
+    """Name of the placed model."""
     benchmarks: tuple[str, ...]
-    """The benchmarks it was placed by."""
+    """Benchmarks that the model has scores on."""
     missing: tuple[str, ...]
-    """Benchmarks of the reference that it lacks."""
+    """Benchmarks of the reference board that it has no scores on."""
     pc1: float
-    """Its PC1 on the reference, times 100: exact where nothing is missing, else predicted."""
+    """PC1 on the reference board, times 100: computed if no benchmark is missing, else predicted."""
     low: float
-    """Lower end of the interval."""
+    """Lower end of the interval of PC1."""
     high: float
-    """Upper end."""
+    """Upper end of the interval of PC1."""
     rank: int
-    """The place it would take among the reference's other models."""
+    """Rank among the other models of the reference board."""
     rank_low: int
-    """Its best place."""
+    """Best rank within the interval."""
     rank_high: int
-    """Its worst place."""
+    """Worst rank within the interval."""
     of: int
-    """How many other models it is ranked among."""
+    """Number of other models that it is ranked among."""
     outside: tuple[str, ...]
-    """Benchmarks on which it lies outside of what the reference's models scored: there the fit extrapolates."""
-    validation: Validation
-    """How well these benchmarks place the reference's models."""
-
-
-def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> PlacementBoard:
-    """Lay out the reference's models for placement; ``matrix`` has their scores.
-
-    Raises:
-        UsageError: the models are of fewer than three families, so that none can be left out.
-    """
-    part = matrix.subset(reference.models, reference.benchmarks)
-    families = pd.Series({model.name: model.family or model.name for model in part.models})
-    if families.nunique() < 3:
-        raise UsageError(f"placement needs models of three families, {reference.name} has {families.nunique()}.")
-    stderrs = part.scores(reference.preparation).stderrs.mean() / reference.scales
-    return PlacementBoard(
-        reference=reference,
-        scores=(part.oriented(reference.preparation) - reference.means) / reference.scales,
-        pc1=reference.pc1,
-        families=families,
-        train_rows=pd.Series({fact.task: np.nan if fact.train_rows is None else fact.train_rows for fact in part.benchmarks}),
-        stderrs=stderrs,
-    )
-
-
-def validate(board: PlacementBoard, benchmarks: Sequence[str]) -> Validation:
-    """Predict every model of ``board`` from ``benchmarks`` with its family left out."""
-    return _validated(board, tuple(benchmarks))
-
-
-@lru_cache(maxsize=128)
-def _validated(board: PlacementBoard, benchmarks: tuple[str, ...]) -> Validation:
-    fit = _fit(board, benchmarks)
-    truth = board.pc1.to_numpy()
-    predicted = fit.left_out(fit.penalty)
-    covered = np.zeros(len(truth), dtype=bool)
-    for family in np.unique(fit.families):
-        held = fit.families == family
-        low, high = fit.intervals(fit.design[held], ~held)
-        covered[held] = (low <= truth[held]) & (truth[held] <= high)
-    ahead = truth[None, :] > predicted[:, None]
-    np.fill_diagonal(ahead, False)
-    places = board.pc1.rank(ascending=False).to_numpy()
-    return Validation(
-        benchmarks=benchmarks,
-        penalty=fit.penalty,
-        predicted=pd.Series(predicted, index=board.pc1.index),
-        tau=kendall(pd.Series(predicted, index=board.pc1.index), board.pc1),
-        rmse=float(np.sqrt(((predicted - truth) ** 2).mean())),
-        rank_error=float(np.abs(1 + ahead.sum(axis=1) - places).mean()),
-        coverage=float(covered.mean()),
-    )
+    """Benchmarks with a score outside the range of the reference models, where the regression extrapolates."""
+    validation: PlacementValidation
+    """Cross-validated errors of placements by these benchmarks."""
 
 
 def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs: pd.Series[float]) -> Placement:
-    """Say where a model stands. A model that is on the board itself is left out of what it is placed by.
+    """Return the placement of a model. A model that is on the board itself is left out of the fit and of the ranking.
 
     Args:
-        board: what to place it on.
-        model: its name.
-        oriented: its scores by benchmark, in the benchmarks' own units, turned so that larger is better; NaN: not measured.
-        stderrs: their standard errors; NaN: not known.
+        board: models to fit on and to rank among.
+        model: name of the model.
+        oriented: its scores by benchmark in the metrics' own units, larger is better; NaN: not measured.
+        stderrs: standard errors of the scores; NaN: not known.
 
     Raises:
-        UsageError: it has none of the reference's benchmarks.
+        UsageError: the model has a score on none of the reference board's benchmarks.
     """
     reference = board.reference
     known = oriented.reindex(reference.benchmarks).dropna()
@@ -172,17 +82,17 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
         )
     others = board.without([model])
     tasks = list(known.index)
-    scaled = (known - reference.means[tasks]) / reference.scales[tasks]
+    standardised = (known - reference.means[tasks]) / reference.scales[tasks]
     errors = np.nan_to_num((stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy())
     missing = tuple(task for task in reference.benchmarks if task not in tasks)
     if missing:
-        pc1, low, high = _predicted(others, scaled, errors)
+        pc1, low, high = _predicted(others, standardised, errors)
     else:
         pc1 = float(reference.project(oriented.to_frame().T).iloc[0])
-        noise = _NORMAL * float(np.sqrt(((reference.loadings[tasks].to_numpy() * SHOWN * errors) ** 2).sum()))
+        noise = _Z * float(np.sqrt(((reference.loadings[tasks].to_numpy() * PC1_SCALE * errors) ** 2).sum()))
         low, high = pc1 - noise, pc1 + noise
     ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
-    seen, own = others.scores[tasks].to_numpy(), scaled.to_numpy()
+    seen, own = others.scores[tasks].to_numpy(), standardised.to_numpy()
     beyond = (own < seen.min(axis=0)) | (own > seen.max(axis=0))
     return Placement(
         model=model,
@@ -200,38 +110,50 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     )
 
 
-def _predicted(board: PlacementBoard, scaled: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
-    """Return PC1 and its interval from some benchmarks.
+def _predicted(board: PlacementBoard, standardised: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
+    """Return PC1 and the ends of its interval, predicted from some benchmarks.
 
     Args:
-        board: without the model.
-        scaled: the model's scores by benchmark, standardised.
-        errors: their standard errors, standardised; 0: not known.
+        board: models to fit on, without the model itself.
+        standardised: standardised scores of the model by benchmark.
+        errors: their standard errors in standardised units, shape (benchmarks,); 0: not known.
     """
-    tasks = list(scaled.index)
-    fit = _fit(board, tuple(tasks))
-    row = np.concatenate([[1.0], scaled.to_numpy()])
+    tasks = list(standardised.index)
+    fit = fit_placement(board, tuple(tasks))
+    row = np.concatenate([[1.0], standardised.to_numpy()])
     pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
     low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
-    # The fit's misses hold test errors of the usual size already; what the model's own have beyond them comes on top.
+    # The residuals of the fit contain test errors of the usual size. Only the excess of the model's own errors is added.
     excess = np.maximum(0, errors**2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
-    noise = _NORMAL * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
+    noise = _Z * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
     return pc1, pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
 
 
-def predict(board: PlacementBoard, tasks: list[str], scaled: pd.DataFrame, *, penalty: float) -> Floats:
-    """Return PC1 of models, times 100, by the fit of ``board`` on ``tasks``.
+@cache
+def published_placement() -> PlacementBoard:
+    """Return the published board in the form that placements are fitted on."""
+    published = ScoreMatrix.published()
+    return placement_board(published, fit_reference(published))
 
-    Args:
-        board: what is fitted.
-        tasks: benchmarks.
-        scaled: models x ``tasks``, standardised as the reference does.
-        penalty: of the ridge regression.
+
+def placement_of(matrix: ScoreMatrix, model: str) -> Placement:
+    """Return the placement on the published board of a model of ``matrix``, by its trained scores.
+
+    Raises:
+        UsageError: the model is unknown, has none of the published benchmarks, or was scored by another metric on one of them.
     """
-    weights = _fit(board, tuple(tasks)).solve(penalty)
-    return weights[0] + scaled[tasks].to_numpy() @ weights[1:]  # type: ignore[no-any-return]
+    part = matrix.subset(models=[model])
+    board = published_placement()
+    refuse_other_metrics(part)
+    return place(board, model, part.oriented("trained").loc[model], part.trained.stderrs.loc[model])
 
 
-@lru_cache(maxsize=128)  # the models of one study mostly have the same benchmarks
-def _fit(board: PlacementBoard, tasks: tuple[str, ...]) -> FamilyFit:
-    return FamilyFit(board.scores[list(tasks)].to_numpy(), board.pc1.to_numpy(), board.families.to_numpy(dtype=str))
+def refuse_other_metrics(matrix: ScoreMatrix) -> None:
+    """Raise UsageError if ``matrix`` scores a published benchmark by another metric than the published board."""
+    for benchmark in matrix.benchmarks:
+        published = BENCHMARKS.get(benchmark.task)
+        if published is not None and benchmark.metric != published.metric:
+            raise UsageError(
+                f"benchmark {benchmark.task}: {matrix.source} has {benchmark.metric}, the published board {published.metric}. "
+                "Run it with the published metric."
+            )

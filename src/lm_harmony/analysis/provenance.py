@@ -32,14 +32,14 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
             if len(versions) > 1:
                 told = ", ".join(f"{version} in {count} runs" for version, count in sorted(versions.items()))
                 yield f"{benchmark}: its scores mix versions of {package}: {told}"
-        for changed, count in sorted(Counter(filter(None, (changed_here(record.sources, looks) for record in group))).items()):
+        for changed, count in sorted(Counter(filter(None, (files_changed(record.sources, looks) for record in group))).items()):
             yield f"{benchmark}: {count} runs are not current: {changed}"
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
         yield f"{unrecorded} runs were {UNRECORDED}: whether they are current cannot be told"
 
 
-def changed_here(recorded: Sequence[Source] | None, looks: Looks) -> str | None:
+def files_changed(recorded: Sequence[Source] | None, looks: Looks) -> str | None:
     """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
 
     Args:

@@ -26,7 +26,7 @@ SOURCE = "the published board (Zhang, Dominguez-Olmedo, Hardt 2025)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedPlace:
+class PublishedRank:
     """Where the published board puts a model."""
 
     rank: int
@@ -44,10 +44,10 @@ TEST_ROWS: Mapping[str, int] = MappingProxyType({row["task"]: int(row["test_rows
 """Task -> test questions behind the published score."""
 
 
-def published_places() -> dict[str, PublishedPlace]:
+def published_ranks() -> dict[str, PublishedRank]:
     """Return rank and PC1 as published, by model."""
     rows = _rows("published_leaderboard.csv")
-    return {row["model"]: PublishedPlace(rank=int(row["rank"]), pc1=float(row["pc1"])) for row in rows}
+    return {row["model"]: PublishedRank(rank=int(row["rank"]), pc1=float(row["pc1"])) for row in rows}
 
 
 def published_rows() -> ScoreRows:
@@ -56,11 +56,11 @@ def published_rows() -> ScoreRows:
     sqrt(p (1 - p) / (n - 1)) is lm_eval's standard error of a mean of n zeros and ones. A Matthews correlation has no such
     formula without the table of answers: CoLA's is not known.
     """
-    cells = [_cell(row["model"], task, float(row[task])) for row in _rows("published_leaderboard.csv") for task in BENCHMARKS]
-    return ScoreRows(source=SOURCE, cells=tuple(cells))
+    rows = [_score_row(row["model"], task, float(row[task])) for row in _rows("published_leaderboard.csv") for task in BENCHMARKS]
+    return ScoreRows(source=SOURCE, rows=tuple(rows))
 
 
-def _cell(model: str, task: str, percent: float) -> ScoreRow:
+def _score_row(model: str, task: str, percent: float) -> ScoreRow:
     rows = TEST_ROWS[task]
     value, stderr = percent / 100, None
     if MetricKey.parse(BENCHMARKS[task].metric).metric != "mcc":

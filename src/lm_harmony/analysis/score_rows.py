@@ -49,7 +49,7 @@ class ScoreRows:
 
     source: str
     """Where it was found, in words."""
-    cells: tuple[ScoreRow, ...]
+    rows: tuple[ScoreRow, ...]
     """Every score; at most one for a model, benchmark and preparation."""
     seeds: tuple[int, ...] = field(default=())
     """Seeds of the runs, where the source has runs."""

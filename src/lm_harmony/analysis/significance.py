@@ -19,7 +19,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError, did_you_mean
 
-THRESHOLD = 1.96
+Z_THRESHOLD = 1.96
 """Standard errors of a difference beyond which it counts (two-sided, 5%)."""
 
 Floats = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ class RankRanges:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PairTests:
+class PairwiseTests:
     """Tests between every two models on one benchmark; the tables are models x models."""
 
     difference: pd.DataFrame
@@ -56,7 +56,7 @@ class PairTests:
     """The same, corrected over all pairs by Holm's method."""
 
 
-def pair_tests(matrix: ScoreMatrix, benchmark: str, preparation: Preparation = "trained") -> PairTests:
+def pairwise_tests(matrix: ScoreMatrix, benchmark: str, preparation: Preparation = "trained") -> PairwiseTests:
     """Test every two models of ``matrix`` that have a score on one benchmark.
 
     Raises:
@@ -68,7 +68,9 @@ def pair_tests(matrix: ScoreMatrix, benchmark: str, preparation: Preparation = "
     corrected = np.full(p.shape, np.nan)
     corrected[rows, columns] = corrected[columns, rows] = holm(p[rows, columns])
     axes = {"index": values.index, "columns": values.index}
-    return PairTests(difference=pd.DataFrame(difference, **axes), p=pd.DataFrame(p, **axes), holm=pd.DataFrame(corrected, **axes))
+    return PairwiseTests(
+        difference=pd.DataFrame(difference, **axes), p=pd.DataFrame(p, **axes), holm=pd.DataFrame(corrected, **axes)
+    )
 
 
 def rank_ranges(
@@ -97,7 +99,7 @@ def rank_ranges(
         p[rows, columns] = p[columns, rows] = holm(p[rows, columns])
         beyond = p < 0.05
     else:
-        beyond = p < 2 * ndtr(-THRESHOLD)
+        beyond = p < 2 * ndtr(-Z_THRESHOLD)
     better = beyond & (difference < 0)
     tested = errors.notna().to_numpy()
     shown = matrix.scores(preparation).values.loc[order, benchmark]
@@ -123,7 +125,7 @@ def rank_ranges(
     )
 
 
-def told_apart(matrix: ScoreMatrix, preparation: Preparation = "trained") -> pd.DataFrame:
+def distinguishable_pairs(matrix: ScoreMatrix, preparation: Preparation = "trained") -> pd.DataFrame:
     """Return how many pairs of models each benchmark tells apart.
 
     Benchmarks x (models, pairs, plain, holm): ``pairs`` that could be tested, the share of them beyond 1.96 standard errors, and
@@ -131,11 +133,13 @@ def told_apart(matrix: ScoreMatrix, preparation: Preparation = "trained") -> pd.
     """
     table = {}
     for task in matrix.benchmark_names:
-        found = pair_tests(matrix, task, preparation)
+        found = pairwise_tests(matrix, task, preparation)
         rows, columns = np.triu_indices(len(found.p), k=1)
         p, corrected = found.p.to_numpy()[rows, columns], found.holm.to_numpy()[rows, columns]
         tested = np.isfinite(p)
-        shares = [(p < 2 * ndtr(-THRESHOLD))[tested].mean(), (corrected < 0.05)[tested].mean()] if tested.any() else [np.nan] * 2
+        shares = (
+            [(p < 2 * ndtr(-Z_THRESHOLD))[tested].mean(), (corrected < 0.05)[tested].mean()] if tested.any() else [np.nan] * 2
+        )
         table[task] = [len(found.p), int(tested.sum()), *shares]
     return pd.DataFrame.from_dict(table, orient="index", columns=["models", "pairs", "plain", "holm"])
 

@@ -16,7 +16,7 @@ from lm_harmony.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
+class RankChange:
     """What one change does to the ranks."""
 
     change: Literal["benchmark", "family", "seed"]
@@ -43,7 +43,7 @@ class Stability:
     """Of which scores."""
     basis: Basis
     """The models and benchmarks that the ranks stand on."""
-    shifts: tuple[Shift, ...]
+    changes: tuple[RankChange, ...]
     """One for each change: benchmarks, then families, then seeds."""
     notes: tuple[str, ...]
     """Changes that could not be made, and why."""
@@ -64,7 +64,7 @@ def stability(matrix: ScoreMatrix, preparation: Preparation = "trained", *, seed
     """
     whole = components(matrix, preparation)
     part = matrix.subset(whole.basis.models, whole.basis.benchmarks)
-    shifts: list[Shift] = []
+    changes: list[RankChange] = []
     notes: list[str] = []
     tasks, families = part.benchmark_names, sorted({model.family or "unknown" for model in part.models})
     changed = [
@@ -77,12 +77,12 @@ def stability(matrix: ScoreMatrix, preparation: Preparation = "trained", *, seed
     ]
     for change, name, other in changed:
         try:
-            shifts.append(_shift(change, name, whole, components(other, preparation)))  # type: ignore[arg-type]
+            changes.append(_rank_change(change, name, whole, components(other, preparation)))  # type: ignore[arg-type]
         except UsageError as error:
             notes.append(f"{change} {name}: {error}")
     if not seeds:
         notes.append("seeds: the scores are of one seed each, or of seeds that the source does not tell apart.")
-    return Stability(preparation=preparation, basis=whole.basis, shifts=tuple(shifts), notes=tuple(notes))
+    return Stability(preparation=preparation, basis=whole.basis, changes=tuple(changes), notes=tuple(notes))
 
 
 def _shared(other: ScoreMatrix, part: ScoreMatrix) -> tuple[list[str], list[str]]:
@@ -90,13 +90,13 @@ def _shared(other: ScoreMatrix, part: ScoreMatrix) -> tuple[list[str], list[str]
     return models, [task for task in part.benchmark_names if task in other.benchmark_names]
 
 
-def _shift(change: Literal["benchmark", "family", "seed"], name: str, before: Components, after: Components) -> Shift:
+def _rank_change(change: Literal["benchmark", "family", "seed"], name: str, before: Components, after: Components) -> RankChange:
     models = sorted(after.pc1.index)
     if len(models) < 2:
         raise UsageError("fewer than two models are left.")
     first, second = before.pc1[models], after.pc1[models]
     moved: pd.Series[int] = (ranks(second) - ranks(first)).abs()
-    return Shift(
+    return RankChange(
         change=change,
         name=name,
         models=len(models),

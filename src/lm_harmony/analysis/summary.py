@@ -9,13 +9,12 @@ from typing import TypeVar
 import pandas as pd
 
 from lm_harmony.analysis.agreement import Agreement, AgreementChange, Grouping, agreement, agreement_by, agreement_change
+from lm_harmony.analysis.correlations import PerplexityAgreement, Scaling, perplexity_agreement, scaling
 from lm_harmony.analysis.leaderboard import Board, own_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import Components, components
-from lm_harmony.analysis.perplexity import PerplexityAgreement, perplexity_agreement
-from lm_harmony.analysis.scaling import Scaling, scaling
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
-from lm_harmony.analysis.significance import RankRanges, rank_ranges, told_apart
+from lm_harmony.analysis.significance import RankRanges, distinguishable_pairs, rank_ranges
 from lm_harmony.analysis.stability import Stability, stability
 from lm_harmony.errors import UsageError
 
@@ -26,7 +25,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Report:
+class AnalysisSummary:
     """Every analysis of one matrix; what could not be made is in ``skipped``."""
 
     matrix: ScoreMatrix
@@ -47,15 +46,15 @@ class Report:
     """Agreement of text corpora with benchmarks."""
     ranges: Mapping[tuple[Preparation, str], RankRanges]
     """Rank ranges and tie groups by preparation and benchmark."""
-    told_apart: Mapping[Preparation, pd.DataFrame]
-    """How many pairs of models each benchmark tells apart (``significance.told_apart``)."""
+    distinguishable: Mapping[Preparation, pd.DataFrame]
+    """How many pairs of models each benchmark tells apart (``significance.distinguishable_pairs``)."""
     stability: Mapping[Preparation, Stability]
     """What changes do to the ranks."""
     skipped: tuple[str, ...]
     """What could not be made, and why."""
 
 
-def report(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> Report:
+def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> AnalysisSummary:
     """Make every analysis that ``matrix`` allows.
 
     Args:
@@ -88,7 +87,7 @@ def report(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> Report:
         perplexity = perplexity_agreement(matrix)
     except UsageError as error:
         skipped.append(str(error))
-    return Report(
+    return AnalysisSummary(
         matrix=matrix,
         boards=each("leaderboard", lambda preparation: own_board(matrix, preparation)),
         agreements=agreements,
@@ -98,7 +97,7 @@ def report(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> Report:
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
         perplexity=perplexity,
         ranges={(name, task): rank_ranges(matrix, task, name) for name in there for task in matrix.benchmark_names},
-        told_apart={name: told_apart(matrix, name) for name in there},
+        distinguishable={name: distinguishable_pairs(matrix, name) for name in there},
         stability=stabilities,
         skipped=tuple(skipped),
     )

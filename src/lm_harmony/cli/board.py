@@ -76,8 +76,8 @@ def analyze(
         figures: draw figures; --no-figures needs no matplotlib.
         bump: two benchmarks for the bump chart; default: those that agree least after training.
     """
-    from lm_harmony.analysis.summary import report
-    from lm_harmony.report.report_folder import summary, write_tables
+    from lm_harmony.analysis.summary import analyze_matrix
+    from lm_harmony.report.report_folder import summary_lines, write_tables
 
     if figures:
         try:
@@ -89,11 +89,11 @@ def analyze(
     matrix = read(results)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
-    made = report(matrix, seeds=_by_seed(results, matrix))
+    made = analyze_matrix(matrix, seeds=_by_seed(results, matrix))
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
-    say(*summary(made), f"{len(written)} files in {output}, {output / 'summary.md'} tells what came out")
+    say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} tells what came out")
 
 
 def compare(
@@ -113,15 +113,15 @@ def compare(
     from lm_harmony.report.tables import comparison_table
 
     matrix = read(results)
-    found = paired.compare(matrix, matrix.model_called(first), matrix.model_called(second))
+    found = paired.compare(matrix, matrix.find_model(first), matrix.find_model(second))
     show_table(comparison_table(found, {fact.task: fact for fact in matrix.benchmarks}))
-    clear = [duel for duel in found.duels if duel.holm is not None and duel.holm < 0.05]
-    ahead = sum(duel.difference > 0 for duel in clear)
+    clear = [test for test in found.tests if test.holm is not None and test.holm < 0.05]
+    ahead = sum(test.difference > 0 for test in clear)
     say(
         f"first: {found.first}, second: {found.second}; a positive difference is better for the first; ± one standard error",
         f"* told apart at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
-        f"of {len(found.duels)} comparisons",
-        *dict.fromkeys(f"{duel.benchmark}, {duel.preparation}: not paired, {duel.note}" for duel in found.duels if duel.note),
+        f"of {len(found.tests)} comparisons",
+        *dict.fromkeys(f"{test.benchmark}, {test.preparation}: not paired, {test.note}" for test in found.tests if test.note),
         *(f"left out, only one has it: {task} ({preparation})" for task, preparation in found.left_out),
     )
 
@@ -140,7 +140,7 @@ def place(
         suggest: name this many benchmarks that place models as well as any for the fewest training rows.
     """
     from lm_harmony.analysis.benchmark_selection import select_benchmarks
-    from lm_harmony.analysis.leaderboard import placement_of, published_placement
+    from lm_harmony.analysis.placement import placement_of, published_placement
 
     if results is None and suggest is None:
         raise UsageError("results: name a folder of runs, or ask for benchmarks with --suggest 3.")
@@ -151,7 +151,7 @@ def place(
         matrix = read(results)
         if model is None and len(matrix.models) != 1:
             raise UsageError(f"model: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
-        placed = placement_of(matrix, matrix.model_called(model) if model else matrix.model_names[0])
+        placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
         known = placed.benchmarks
         _show_placement(placed)
     if suggest is not None:

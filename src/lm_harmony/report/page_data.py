@@ -10,19 +10,18 @@ import pandas as pd
 
 from lm_harmony import __version__
 from lm_harmony.analysis.agreement import SIZES, agreement, group_of
-from lm_harmony.analysis.joined import joined
-from lm_harmony.analysis.leaderboard import Board, own_board, published_board
+from lm_harmony.analysis.leaderboard import Board, own_board, published_board, published_with_new_models
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata, ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
-from lm_harmony.analysis.significance import THRESHOLD, rank_ranges
+from lm_harmony.analysis.significance import Z_THRESHOLD, rank_ranges
 from lm_harmony.errors import UsageError
 
 DIGITS = 10
 """Significant digits of a value in the page: more than a score of 10,000 examples has, fewer than binary fractions need."""
 MARKS = (
-    f"the edge of the rows joins models that the sorted column cannot tell apart ({THRESHOLD} standard errors of a difference; "
+    f"the edge of the rows joins models that the sorted column cannot tell apart ({Z_THRESHOLD} standard errors of a difference; "
     "for PC1 the bootstrap); scores in bold are tied with the benchmark's best"
 )
 """What the marks of the table mean."""
@@ -40,9 +39,9 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
         UsageError: there are no scores.
     """
     if published:
-        board, shown = published_board(matrix), ScoreMatrix.published()
-        fixed = set(shown.model_names)
-        shown = shown if matrix is None else joined(shown, matrix)
+        board, published_matrix = published_board(matrix), ScoreMatrix.published()
+        fixed = set(published_matrix.model_names)
+        shown = published_matrix if matrix is None else published_with_new_models(matrix)
     else:
         assert matrix is not None
         board, shown, fixed = _own(matrix), matrix, set(matrix.model_names)

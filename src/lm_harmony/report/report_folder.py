@@ -21,79 +21,81 @@ import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import PREPARATIONS
-from lm_harmony.analysis.summary import Report
+from lm_harmony.analysis.summary import AnalysisSummary
 from lm_harmony.report.tables import board_csv
 
 
-def write_tables(report: Report, folder: Path) -> list[Path]:
-    """Write every table of ``report`` and summary.md; return their paths."""
+def write_tables(summary: AnalysisSummary, folder: Path) -> list[Path]:
+    """Write every table of ``summary`` and summary.md; return their paths."""
     tables = folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, table in _tables(report):
+    for name, table in _tables(summary):
         path = tables / f"{name}.csv"
         table.to_csv(path, index=table.index.name is not None, float_format="%.10g")
         written.append(path)
-    for preparation, board in report.boards.items():
+    for preparation, board in summary.boards.items():
         path = tables / f"leaderboard_{preparation}.csv"
         path.write_text(board_csv(board), encoding="utf-8")
         written.append(path)
     summary_path = folder / "summary.md"
-    summary_path.write_text("\n".join(["# " + report.matrix.source, "", *(f"- {line}" for line in summary(report)), ""]), "utf-8")
+    summary_path.write_text(
+        "\n".join(["# " + summary.matrix.source, "", *(f"- {line}" for line in summary_lines(summary)), ""]), "utf-8"
+    )
     return [summary_path, *written]
 
 
-def summary(report: Report) -> list[str]:
+def summary_lines(summary: AnalysisSummary) -> list[str]:
     """Return what came out, a line each."""
-    matrix = report.matrix
+    matrix = summary.matrix
     there = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
     gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in there)
     lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
-    for name, found in report.agreements.items():
+    for name, found in summary.agreements.items():
         lines.append(
             f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
             f"decision accuracy {found.mean_decision:.3f}, on {len(found.models)} models x {len(found.benchmarks)} benchmarks"
         )
-    if report.change is not None:
+    if summary.change is not None:
         lines.append(
-            f"tau is larger after training for {report.change.improved:.1%} of {report.change.pairs} pairs of benchmarks"
+            f"tau is larger after training for {summary.change.improved:.1%} of {summary.change.pairs} pairs of benchmarks"
         )
-    for name, found in report.agreements.items():
+    for name, found in summary.agreements.items():
         means = ", ".join(f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items())
         lines.append(f"mean tau with all others by category, {name}: {means}")
-    for preparation, fitted in report.components.items():
+    for preparation, fitted in summary.components.items():
         shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:3])
         lines.append(f"components, {preparation}: variance explained {shares}; on {fitted.basis}")
-    for preparation, scaled in report.scaling.items():
+    for preparation, scaled in summary.scaling.items():
         rho, known = scaled.spearman, scaled.known
         lines.append(
             f"PC1, {preparation}: Spearman's rho with parameters {rho['params_b']:.3f} ({known['params_b']} models), "
             f"with pre-training compute {rho['compute']:.3f} ({known['compute']} models)"
         )
-    for result in report.perplexity:
+    for result in summary.perplexity:
         lines.append(
             f"perplexity ({result.perplexity}) and benchmarks ({result.downstream}), {result.group}: mean tau "
-            f"{result.mean_tau:.3f} on {len(result.models)} models, {len(result.without)} without perplexity left out"
+            f"{result.mean_tau:.3f} on {len(result.models)} models, {len(result.without_perplexity)} without perplexity left out"
         )
-    lines += _significance(report)
-    for preparation, stable in report.stability.items():
+    lines += _significance(summary)
+    for preparation, stable in summary.stability.items():
         for change in ("benchmark", "family", "seed"):
-            worst = min((shift for shift in stable.shifts if shift.change == change), key=lambda shift: shift.tau, default=None)
+            worst = min((shift for shift in stable.changes if shift.change == change), key=lambda shift: shift.tau, default=None)
             if worst is not None:
                 lines.append(
                     f"stability, {preparation}, {change}: least tau {worst.tau:.3f} ({worst.name}); "
                     f"{worst.mover} moves {worst.largest} places"
                 )
-    return [*lines, *report.matrix.notes, *(f"not made: {line}" for line in report.skipped)]
+    return [*lines, *summary.matrix.notes, *(f"not made: {line}" for line in summary.skipped)]
 
 
-def _significance(report: Report) -> Iterator[str]:
-    for preparation, board in report.boards.items():
+def _significance(summary: AnalysisSummary) -> Iterator[str]:
+    for preparation, board in summary.boards.items():
         widths = [row.rank_high - row.rank_low + 1 for row in board.rows if row.rank_low and row.rank_high]
         if widths:
             groups = max(row.group or 0 for row in board.rows)
             yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} places or fewer; {groups} tie groups"
-    for preparation, table in report.told_apart.items():
+    for preparation, table in summary.distinguishable.items():
         known = table[table["pairs"] > 0]
         if not known.empty:
             yield (
@@ -104,35 +106,35 @@ def _significance(report: Report) -> Iterator[str]:
             )
 
 
-def _tables(report: Report) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield "scores", _long(report.matrix)
-    for name, found in report.agreements.items():
+def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield "scores", _long(summary.matrix)
+    for name, found in summary.agreements.items():
         for kind in ("tau", "pearson", "decision", "common"):
             yield f"{kind}_{name}", _named(getattr(found, kind), "benchmark")
         yield f"categories_{name}", _named(found.by_category(), "category")
-    for grouping, table in report.groups.items():
+    for grouping, table in summary.groups.items():
         yield f"agreement_by_{grouping}", _named(table, grouping)
-    for preparation, fitted in report.components.items():
+    for preparation, fitted in summary.components.items():
         loadings = fitted.loadings.copy()
         loadings.loc["(variance explained)"] = list(fitted.explained)
         yield f"loadings_{preparation}", _named(loadings, "benchmark")
         yield f"components_{preparation}", _named(fitted.scores, "model")
-    for preparation, scaled in report.scaling.items():
+    for preparation, scaled in summary.scaling.items():
         yield f"size_{preparation}", _named(scaled.table, "model")
-    if report.perplexity:
-        yield "perplexity", pd.DataFrame(_perplexity_rows(report))
+    if summary.perplexity:
+        yield "perplexity", pd.DataFrame(_perplexity_rows(summary))
     for preparation in PREPARATIONS:
-        ranges = {task: found.table for (name, task), found in report.ranges.items() if name == preparation}
+        ranges = {task: found.table for (name, task), found in summary.ranges.items() if name == preparation}
         if ranges:
             yield f"rank_ranges_{preparation}", pd.concat(ranges, names=["benchmark", "model"]).reset_index()
-    for preparation, table in report.told_apart.items():
+    for preparation, table in summary.distinguishable.items():
         yield f"told_apart_{preparation}", _named(table, "benchmark")
-    for preparation, stable in report.stability.items():
-        yield f"stability_{preparation}", pd.DataFrame([asdict(shift) for shift in stable.shifts])
+    for preparation, stable in summary.stability.items():
+        yield f"stability_{preparation}", pd.DataFrame([asdict(shift) for shift in stable.changes])
 
 
-def _perplexity_rows(report: Report) -> Iterator[dict[str, object]]:
-    for result in report.perplexity:
+def _perplexity_rows(summary: AnalysisSummary) -> Iterator[dict[str, object]]:
+    for result in summary.perplexity:
         for corpus, line in result.tau.iterrows():
             for task, tau in line.items():
                 yield {

@@ -95,17 +95,17 @@ def comparison_table(comparison: Comparison, facts: Mapping[str, BenchmarkMetada
     """Lay a comparison out for a terminal."""
     names = ("first", "second", "difference", "test", "p", "p (Holm)")
     table = Table("benchmark", "prepared", *(Column(name, justify="right") for name in names))
-    for duel in comparison.duels:
-        fact = facts[duel.benchmark]
+    for test in comparison.tests:
+        fact = facts[test.benchmark]
         table.add_row(
             _plain(fact.title),
-            duel.preparation,
-            shown(duel.first, fact),
-            shown(duel.second, fact),
-            _difference(duel, fact),
-            duel.test + (f" ({duel.questions:,})" if duel.questions else ""),
-            _p(duel.p),
-            _p(duel.holm) + (" *" if duel.holm is not None and duel.holm < 0.05 else ""),
+            test.preparation,
+            shown(test.first, fact),
+            shown(test.second, fact),
+            _difference(test, fact),
+            test.test + (f" ({test.questions:,})" if test.questions else ""),
+            _p(test.p),
+            _p(test.holm) + (" *" if test.holm is not None and test.holm < 0.05 else ""),
         )
     return table
 
@@ -117,10 +117,10 @@ def shown(value: float, fact: BenchmarkMetadata) -> str:
     return f"{value:.4f}" if fact.is_perplexity else f"{100 * value:.2f}"
 
 
-def _difference(duel: PairedTest, fact: BenchmarkMetadata) -> str:
+def _difference(test: PairedTest, fact: BenchmarkMetadata) -> str:
     scale, digits = (1, 4) if fact.is_perplexity else (100, 2)
-    error = "" if duel.stderr is None else f" ± {scale * duel.stderr:.{digits}f}"
-    return f"{scale * duel.difference:+.{digits}f}{error}"
+    error = "" if test.stderr is None else f" ± {scale * test.stderr:.{digits}f}"
+    return f"{scale * test.difference:+.{digits}f}{error}"
 
 
 def _p(p: float | None) -> str:

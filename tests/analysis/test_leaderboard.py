@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from boards import matrix_of, random_table, write_run
 
-from lm_harmony.analysis.leaderboard import MINE, own_board, placement_of, published_board
+from lm_harmony.analysis.leaderboard import NEW_MODEL_SUFFIX, own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.published import published_places
-from lm_harmony.analysis.summary import report
+from lm_harmony.analysis.placement import placement_of
+from lm_harmony.analysis.published import published_ranks
+from lm_harmony.analysis.summary import analyze_matrix
 from lm_harmony.errors import UsageError
 
 
 def test_the_published_board_is_as_published() -> None:
     board = published_board()
-    places = published_places()
+    places = published_ranks()
     assert [row.rank for row in board.rows] == list(range(1, 62))
     assert all(abs((row.pc1 or 0) - places[row.model].pc1) < 0.01 and row.rank == places[row.model].rank for row in board.rows)
     assert board.explained == pytest.approx(0.8546, abs=1e-4) and "standard errors are not known for cola" in board.notes[0]
@@ -32,7 +33,7 @@ def test_new_models_stand_on_it_and_move_nobody(tmp_path: Path) -> None:
     assert [row for row in board.rows if row.basis == "board"] == list(published_board().rows)
     few = rows["mine/few"]
     assert few.basis == "predicted" and few.rank_low is not None and few.rank_low <= (few.rank or 0) <= (few.rank_high or 0)
-    assert rows["openai-community/gpt2" + MINE].basis == "predicted" and board.rows[-1].model == "mine/other"
+    assert rows["openai-community/gpt2" + NEW_MODEL_SUFFIX].basis == "predicted" and board.rows[-1].model == "mine/other"
     assert board.scores.loc["mine/few", "arc_easy"] == 0.89 and np.isnan(board.scores.loc["mine/few", "rte"])
     assert any("corpus:w" in note for note in board.notes)
 
@@ -66,8 +67,8 @@ def test_another_metric_is_not_placed(tmp_path: Path) -> None:
 
 
 def test_a_report_tells_what_could_not_be_made() -> None:
-    made = report(matrix_of(random_table(5, 3), stderr=0.1))
+    made = analyze_matrix(matrix_of(random_table(5, 3), stderr=0.1))
     assert set(made.agreements) == {"trained"} and made.change is None and made.perplexity == ()
     assert any("no direct scores" in line for line in made.skipped) and any("text corpus" in line for line in made.skipped)
     with pytest.raises(UsageError, match="has no scores"):
-        report(matrix_of(random_table(2, 2) * np.nan))
+        analyze_matrix(matrix_of(random_table(2, 2) * np.nan))

@@ -15,8 +15,8 @@ from rich.console import Console
 from lm_harmony.analysis.leaderboard import own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
-from lm_harmony.analysis.summary import report
-from lm_harmony.report.report_folder import summary, write_tables
+from lm_harmony.analysis.summary import analyze_matrix
+from lm_harmony.report.report_folder import summary_lines, write_tables
 from lm_harmony.report.tables import board_csv, board_json, board_markdown, board_table, comparison_table
 
 
@@ -81,12 +81,12 @@ def test_a_comparison_is_laid_out_in_the_metrics_units() -> None:
 
 
 def test_tables_are_written_and_read_again(tmp_path: Path) -> None:
-    made = report(small_board())
+    made = analyze_matrix(small_board())
     written = write_tables(made, tmp_path)
     assert all(path.is_file() for path in written) and (tmp_path / "summary.md").read_text().startswith("# a small board")
     again = ScoreMatrix.from_csv(tmp_path / "tables" / "scores.csv")
     assert np.allclose(again.trained.values, small_board().trained.values[list(again.benchmark_names)], equal_nan=True)
     assert len(again.gaps("trained")) == 1
-    lines = summary(made)
+    lines = summary_lines(made)
     assert any(line.startswith("agreement, trained: mean Kendall's tau") for line in lines)
     assert any(line.startswith("perplexity (direct) and benchmarks (trained), all") for line in lines)

@@ -1,4 +1,4 @@
-"""Records of runs become cells: seeds averaged, mixtures refused, failures told."""
+"""Records of runs become rows: seeds averaged, mixtures refused, failures told."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.leaderboard import own_board
-from lm_harmony.analysis.load_records import MOST_NAMED, combined
+from lm_harmony.analysis.load_records import MAX_NAMED, mean_over_seeds
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED
@@ -42,8 +42,8 @@ def test_seeds_are_averaged_and_their_spread_counts(tmp_path: Path) -> None:
 
 
 def test_an_unknown_standard_error_stays_unknown() -> None:
-    assert combined([(0.5, 0.1), (0.7, None)]) == (pytest.approx(0.6), None)
-    assert combined([]) == (None, None)
+    assert mean_over_seeds([(0.5, 0.1), (0.7, None)]) == (pytest.approx(0.6), None)
+    assert mean_over_seeds([]) == (None, None)
 
 
 def test_several_recipes_for_one_score_are_refused(tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ def test_where_no_record_can_be_read_the_first_is_named(tmp_path: Path) -> None:
 
 def test_many_damaged_records_are_counted(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
-    for number in range(MOST_NAMED + 3):
+    for number in range(MAX_NAMED + 3):
         (write_run(tmp_path, model=f"b{number}").folder / "record.json").write_text("{", encoding="utf-8")
     notes = ScoreMatrix.from_records(tmp_path).notes
-    assert len(notes) == MOST_NAMED + 1 and notes[-1] == "left out: 3 more records that cannot be read"
+    assert len(notes) == MAX_NAMED + 1 and notes[-1] == "left out: 3 more records that cannot be read"
 
 
 def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(tmp_path: Path) -> None:
