@@ -183,12 +183,12 @@ def long_files(package: Package) -> list[str]:
 
 
 def long_functions(package: Package) -> list[str]:
-    """Return functions with as many lines as forbidden, or more."""
+    """Return functions with more lines than allowed."""
     return [
-        f"{module.name}:{node.lineno}: {node.name} has {length} lines (fewer than {MAX_FUNCTION_LINES})"
+        f"{module.name}:{node.lineno}: {node.name} has {count} lines (at most {MAX_FUNCTION_LINES})"
         for module in package.values()
         for node in module.functions
-        if (length := (node.end_lineno or node.lineno) - node.lineno) >= MAX_FUNCTION_LINES
+        if (count := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
     ]
 
 

@@ -83,7 +83,7 @@ RULES: dict[str, tuple[Rule, dict[str, str], str]] = {
     "lines of a function": (
         rules.long_functions,
         {"a.py": LONG_FUNCTION},
-        "lm_harmony.a:1: train has 50 lines (fewer than 50)",
+        "lm_harmony.a:1: train has 51 lines (at most 50)",
     ),
     "parameters": (
         rules.many_parameters,
