@@ -19,7 +19,7 @@ from lm_eval.api.task import Task
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.utils import hash_string
 
-from lm_harmony.benchmarks.harness.dataset_cache import LOADED_FROM
+from lm_harmony.benchmarks.harness.patches import LOADED_FROM
 from lm_harmony.benchmarks.harness.task import HarnessTask
 from lm_harmony.benchmarks.types import Example, Reply, RequestKind
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import datasets
 import jinja2
-from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
-from lm_harmony.benchmarks.harness.dataset_cache import call_every_time
 from lm_harmony.benchmarks.harness.documents import (
     misfit_place,
     place_of,
@@ -23,6 +21,7 @@ from lm_harmony.benchmarks.harness.documents import (
     unprocessed,
     without_null_answer,
 )
+from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, templates_compiled_once
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import Role, local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
@@ -33,9 +32,6 @@ from lm_harmony.errors import BenchmarkError
 
 # What lm_eval and the functions of a task raise when a row does not fit.
 _MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
-
-# lm_eval compiles a template anew for every field of every document: 0.3 ms each, a minute for 50,000 rows.
-lm_eval_utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval_utils.env.from_string)
 
 
 def open_task(name: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> HarnessTask:
@@ -88,7 +84,7 @@ class HarnessTask:
             if self._files:
                 # Only checked: the text is what lm_eval renders, and `datasets` makes timestamps of dates where JSON has strings.
                 read_splits(self._files)
-            call_every_time(config)
+            bypass_dataset_cache(config)
         # lm_eval would list every few-shot document here: an empty list of samples spares that.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         scored = self.split_names.get("test") or self.split_names["validation"]
@@ -141,8 +137,9 @@ class HarnessTask:
         render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
         sources = functools.partial(self._sources, split, row, document, render)
         try:
-            example = render(document)
-            column = printed_null(example, sources)
+            with templates_compiled_once():
+                example = render(document)
+                column = printed_null(example, sources)
         except _MISFITS as error:
             raise BenchmarkError(
                 f"benchmark {self.name}, {self.location(split, row, document)}: {error} (columns: {', '.join(document)}). "
@@ -153,7 +150,8 @@ class HarnessTask:
                 f"benchmark {self.name}, {self.location(split, row, document)}: column {column!r} is null, and the task would "
                 f"print it as None. Fill in the value, or leave the row out."
             )
-        return without_null_answer(example, sources)
+        with templates_compiled_once():
+            return without_null_answer(example, sources)
 
     def location(self, split: str, row: int, document: Mapping[str, Any]) -> str:
         """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
@@ -202,7 +200,8 @@ class HarnessTask:
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
         """Score the replies to ``examples``: see ``scoring.score_replies``."""
-        return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
+        with templates_compiled_once():
+            return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
 
     def lm_eval_config(self) -> dict[str, Any]:
         """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
