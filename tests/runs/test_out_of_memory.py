@@ -24,9 +24,10 @@ from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.messages import Outcome
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import execute
+from lm_harmony.studies.worker import RunExecutor
 
 RECIPE = Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
 
@@ -147,9 +148,9 @@ def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: P
 def test_a_worker_records_it_at_the_first_attempt(spec: RunSpec, tmp_path: Path) -> None:
     caches, run = RunCaches(), RunLocation(spec=spec, results_dir=tmp_path / "results")
     full_when(caches, spec, training=True)
-    said = execute(run, caches)
+    result = RunExecutor(caches).execute(run)
     failure = run.store.failure()
-    assert said["outcome"] == "failed" and said["kind"] == "ModelError"
+    assert result.outcome == Outcome.FAILED and result.kind == "ModelError"
     assert failure is not None and failure.attempts == 1 and "Ways out" in failure.cause
 
 

@@ -12,8 +12,9 @@ from world import write_world
 
 from lm_harmony.cli.main import main
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.messages import Outcome
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import caches_for, execute
+from lm_harmony.studies.worker import RunExecutor
 
 
 @pytest.fixture
@@ -65,14 +66,15 @@ def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
     study, file = Study.read(damaged), record_of(damaged)
     before = file.read_bytes()
     runs = {run.spec.model.name: run for run in study.runs}
-    caches = caches_for(study.spec.results_dir, None)
-    said = execute(runs["b/b"], caches)
-    assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and f"{file} cannot be read" in said["cause"]
+    executor = RunExecutor()
+    result = executor.execute(runs["b/b"])
+    assert (result.outcome, result.kind) == (Outcome.FAILED, "DamagedFile")
+    assert f"{file} cannot be read" in str(result.cause)
     assert file.read_bytes() == before and not (file.parent / "failure.json").exists()
-    assert execute(runs["a/a"], caches)["outcome"] == "finished"  # negative control
+    assert executor.execute(runs["a/a"]).outcome == Outcome.FINISHED  # negative control
     file.unlink()
     (file.parent / "config.yaml").write_text("a: [", encoding="utf-8")
-    assert execute(runs["b/b"], caches)["outcome"] == "failed"
+    assert executor.execute(runs["b/b"]).outcome == Outcome.FAILED
     failure = RunStore(file.parent).failure()
     assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
 
@@ -82,17 +84,17 @@ def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
     (run,) = study.runs
-    caches = caches_for(study.spec.results_dir, None)
-    assert execute(run, caches)["outcome"] == "finished"  # negative control
+    executor = RunExecutor()
+    assert executor.execute(run).outcome == Outcome.FINISHED  # negative control
     (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
-    said = execute(run, caches)
-    assert (said["outcome"], said["kind"]) == ("failed", "DamagedFile") and "holds no checkpoint" in said["cause"]
+    result = executor.execute(run)
+    assert (result.outcome, result.kind) == (Outcome.FAILED, "DamagedFile") and "holds no checkpoint" in str(result.cause)
     assert [failure.attempts for failure in study.status().failed.values()] == [1]
     optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
     shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
     optimizer.write_bytes(b"torn")
-    said = execute(run, caches)
-    assert said["outcome"] == "failed" and "optimizer.safetensors cannot be read" in said["cause"]
+    result = executor.execute(run)
+    assert result.outcome == Outcome.FAILED and "optimizer.safetensors cannot be read" in str(result.cause)
 
 
 def test_with_whole_records_nothing_failed(damaged: Path) -> None:

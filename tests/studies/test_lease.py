@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_harmony.studies.lease import LeaseHeld, is_held, lease
+from lm_harmony.studies.lease import FolderLeases, LeaseHeld
 
 
 def never() -> None:
@@ -20,42 +20,42 @@ def never() -> None:
 
 
 def test_a_second_holder_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with lease(folder, lost=never):
-        assert is_held(folder)
-        with pytest.raises(LeaseHeld), lease(folder, lost=never):
+    leases = FolderLeases(tmp_path)
+    with leases.hold("run", lost=never):
+        assert leases.held(["run", "other"]) == {"run"}
+        with pytest.raises(LeaseHeld), leases.hold("run", lost=never):
             pass
-    assert not is_held(folder)
-    with lease(folder, lost=never):
+    assert leases.held(["run"]) == set()
+    with leases.hold("run", lost=never):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     code = (
-        "import os; from pathlib import Path; from lm_harmony.studies.lease import lease\n"
-        f"with lease(Path({str(tmp_path / 'run')!r}), lost=print): os.kill(os.getpid(), 9)"
+        "import os; from pathlib import Path; from lm_harmony.studies.lease import FolderLeases\n"
+        f"with FolderLeases(Path({str(tmp_path)!r})).hold('run', lost=print): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (tmp_path / ".run.lease").is_file()
-    assert not is_held(tmp_path / "run")
-    with lease(tmp_path / "run", lost=never):
+    assert FolderLeases(tmp_path).held(["run"]) == set()
+    with FolderLeases(tmp_path).hold("run", lost=never):
         pass
 
 
 def test_the_lease_of_another_machine_is_free_when_it_was_not_touched_for_long(tmp_path: Path) -> None:
     path = tmp_path / ".run.lease"
     path.write_text(json.dumps({"token": "x", "machine": "elsewhere/0", "pid": 1, "born": 0}))
-    with pytest.raises(LeaseHeld), lease(tmp_path / "run", lost=never, stale=60):
+    with pytest.raises(LeaseHeld), FolderLeases(tmp_path, stale=60).hold("run", lost=never):
         pass
     os.utime(path, (time.time() - 61, time.time() - 61))
-    with lease(tmp_path / "run", lost=never, stale=60):
+    with FolderLeases(tmp_path, stale=60).hold("run", lost=never):
         pass
 
 
 def test_a_holder_whose_lease_was_taken_over_hears_of_it(tmp_path: Path) -> None:
     heard: list[bool] = []
-    with lease(tmp_path / "run", lost=lambda: heard.append(True), beat=0.05):
+    with FolderLeases(tmp_path, beat=0.05).hold("run", lost=lambda: heard.append(True)):
         path = tmp_path / ".run.lease"
         path.write_text(path.read_text().replace('"token": "', '"token": "other'))
         time.sleep(0.3)
@@ -63,10 +63,10 @@ def test_a_holder_whose_lease_was_taken_over_hears_of_it(tmp_path: Path) -> None
     assert path.is_file(), "the other's lease was removed"
 
 
-def _compete(folder: Path, counts: Path, number: int) -> None:
+def _compete(results: Path, counts: Path, number: int) -> None:
     for turn in range(250):
         try:
-            with lease(folder, lost=never):
+            with FolderLeases(results).hold("run", lost=never):
                 mark = counts / "inside"
                 descriptor = os.open(mark, os.O_CREAT | os.O_EXCL)  # fails when two are inside
                 os.close(descriptor)
@@ -81,7 +81,7 @@ def test_four_processes_never_hold_it_together(tmp_path: Path) -> None:
     counts = tmp_path / "counts"
     counts.mkdir()
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_compete, args=(tmp_path / "run", counts, number)) for number in range(4)]
+    processes = [context.Process(target=_compete, args=(tmp_path, counts, number)) for number in range(4)]
     for process in processes:
         process.start()
     for process in processes:

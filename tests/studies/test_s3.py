@@ -19,7 +19,8 @@ from world import write_world
 
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.remote import RemoteSync
-from lm_harmony.studies.lease import LeaseHeld, held_remote_runs, remote_lease
+from lm_harmony.studies.lease import LeaseHeld
+from lm_harmony.studies.remote_lease import RemoteLeases
 from lm_harmony.studies.run_location import remote_of
 from lm_harmony.studies.study import Study
 
@@ -77,15 +78,16 @@ def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: 
 
 
 def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
-    remote, lost = RemoteSync(URL), threading.Event()
-    with remote_lease(remote, "task/model/seed0", lost=lost.set, beat=0.05):
-        assert held_remote_runs(remote) == {"task/model/seed0"}
-        with pytest.raises(LeaseHeld), remote_lease(remote, "task/model/seed0", lost=lost.set):
+    remote, run, lost = RemoteSync(URL), "task/model/seed0", threading.Event()
+    leases = RemoteLeases(remote)
+    with RemoteLeases(remote, beat=0.05).hold(run, lost=lost.set):
+        assert leases.held([run, "task/model/seed1"]) == {run}
+        with pytest.raises(LeaseHeld), leases.hold(run, lost=lost.set):
             pass
-        time.sleep(1.1)  # S3 tells whole seconds
-        with remote_lease(remote, "task/model/seed0", lost=lost.set, stale=-1.0):  # whoever was untouched for so long is gone
-            assert lost.wait(5), "the first holder was not told"
-    assert held_remote_runs(remote) == set()
+        time.sleep(1.1)  # S3 stores times in whole seconds
+        with RemoteLeases(remote, stale=-1.0).hold(run, lost=lost.set):  # every lease counts as abandoned
+            assert lost.wait(60), "the first holder was not told that it lost the lease"
+    assert leases.held([run]) == set()
     assert not keys(endpoint)
 
 
@@ -98,7 +100,7 @@ def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
         remote = RemoteSync(URL)
         start.wait()
         try:
-            with remote_lease(remote, "run", lost=lambda: None):
+            with RemoteLeases(remote).hold("run", lost=lambda: None):
                 got.append(number)
                 end.wait()
         except LeaseHeld:

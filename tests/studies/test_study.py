@@ -303,7 +303,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_every_finished_record_and_the_study_goes_on_when_there_is_room(
     uninterrupted: Study, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm_harmony.studies.study.NO_ROOM_PAUSE", 0.1)
+    monkeypatch.setattr("lm_harmony.studies.study.STORE_PAUSE", 0.1)
     study = Study.read(write_world(tmp_path, results_dir=str(small_disk / "results")))
     with pytest.raises(StoreError, match=r"No space left on device.*repeat the study"):
         study.run()

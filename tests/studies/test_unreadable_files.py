@@ -17,7 +17,7 @@ from lm_harmony.errors import BenchmarkError, ModelError
 from lm_harmony.runs.sources import model_sources, task_sources
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.worker import caches_for, execute
+from lm_harmony.studies.worker import RunExecutor
 
 UNREADABLE = Path("/proc/self/mem")
 """An ordinary file for whoever asks, of which even root cannot read the first byte."""
@@ -36,16 +36,16 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_it_is_an_error_of_the_run_and_not_of_the_disk(study: Study) -> None:
-    caches = caches_for(study.spec.results_dir, None)
-    said = {(Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): execute(run, caches) for run in study.runs}
-    kinds = {run: (one["outcome"], one.get("kind")) for run, one in said.items()}
+    executor = RunExecutor()
+    results = {(Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): executor.execute(run) for run in study.runs}
+    kinds = {run: (str(result.outcome), result.kind) for run, result in results.items()}
     assert kinds == {
         ("llama", "parity"): ("finished", None),  # negative control
         ("llama", "threes"): ("failed", "BenchmarkError"),
         ("gpt2", "parity"): ("failed", "ModelError"),
         ("gpt2", "threes"): ("failed", "BenchmarkError"),
     }
-    assert "mem cannot be read: Input/output error. Make it readable" in said["gpt2", "parity"]["cause"]
+    assert "mem cannot be read: Input/output error. Make it readable" in str(results["gpt2", "parity"].cause)
     status = study.status()
     assert len(status.finished) == 1 and len(status.failed) == 3
     assert all(failure.attempts == 1 for failure in status.failed.values())

@@ -3,55 +3,74 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from lm_harmony.studies.messages import MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
 from lm_harmony.studies.run_location import RunLocation
 
 log = logging.getLogger(__name__)
 
 TAIL = 20
-"""Number of last lines of a dead worker's log that are kept in the failure of its run."""
+"""How many lines at the end of a dead worker's log are kept in failure.json."""
+
+
+class WorkerDied(Exception):
+    """The worker process ended before it answered; the message says with which status or signal."""
 
 
 class WorkerProcess:
-    """One worker process; started when it is first needed, and again after it died."""
+    """A worker in a process of this machine, ``python -m lm_harmony.studies.worker``."""
 
     def __init__(self, number: int, log_folder: Path, environment: Mapping[str, str]) -> None:
-        """Describe worker ``number``: where it logs, and its share of GPUs and threads as environment variables."""
+        """Describe the worker; its process is started by its first request.
+
+        Args:
+            number: number of the worker, from 0.
+            log_folder: folder of its log file.
+            environment: variables that give it its share of the GPUs and threads.
+        """
         self.number, self.log = number, log_folder / f"{os.getpid()}-{number}.log"
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
 
-    def execute(self, run: RunLocation) -> dict[str, Any]:
-        """Worker over a run and wait for the answer; a worker that dies answers {"outcome": "died", ...}."""
-        return self._ask({"spec": run.spec.to_dict(), "results_dir": str(run.results_dir), "url": run.url})
+    def execute(self, run: RunLocation) -> RunResult:
+        """Execute a run and return how it ended; the outcome is DIED if the process ended before it answered."""
+        try:
+            return RunResult.model_validate_json(self._ask(RunRequest.of(run)))
+        except WorkerDied as error:
+            return RunResult(outcome=Outcome.DIED, cause=str(error), log_tail=self._log_tail())
 
-    def fitting(self, runs: Sequence[RunLocation]) -> int:
-        """Return how many runs like the largest of ``runs`` the memory of this worker's device holds at once."""
-        said = self._ask({"fitting": [run.spec.to_dict() for run in runs]})
-        return int(said.get("fitting", len(runs)))  # one that died will say why with its first run
+    def runs_that_fit(self, runs: Sequence[RunLocation]) -> int:
+        """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once."""
+        try:
+            return MemoryResult.model_validate_json(self._ask(MemoryRequest.of(runs))).runs_that_fit
+        except WorkerDied:
+            return len(runs)  # the first run will report why the process ended
 
-    def _ask(self, words: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: RunRequest | MemoryRequest) -> str:
+        """Send a request to the process and return its answer.
+
+        Raises:
+            WorkerDied: the process ended before it answered.
+        """
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(words) + "\n")
+            process.stdin.write(request.model_dump_json() + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
-        if line:
-            return dict(json.loads(line))
-        self._process = None
-        return {"outcome": "died", "cause": _how_it_ended(process.wait()), "log_tail": self._tail()}
+        if not line:
+            self._process = None
+            raise WorkerDied(_how_it_ended(process.wait()))
+        return line
 
     def stop(self) -> None:
-        """End the process, whatever it does: what it finished is on disk."""
+        """End the process at once. What it finished is on disk."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -70,8 +89,8 @@ class WorkerProcess:
             )
         return self._process
 
-    def _tail(self) -> list[str]:
-        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    def _log_tail(self) -> tuple[str, ...]:
+        return tuple(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
 
 
 def _how_it_ended(status: int) -> str:
@@ -81,12 +100,12 @@ def _how_it_ended(status: int) -> str:
 
 
 def default_workers() -> int:
-    """Return one for each GPU, or one."""
+    """Return the number of GPUs, or 1 if there is none."""
     return max(1, len(_gpus()))
 
 
 def _gpus() -> list[str]:
-    """Return the GPUs that this process may use, without loading torch."""
+    """Return the GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
@@ -94,24 +113,24 @@ def _gpus() -> list[str]:
 
 
 def local_workers(count: int, runs: Sequence[RunLocation]) -> list[WorkerProcess]:
-    """Make at most ``count`` workers, as many as have room at once, each with its share of the GPUs or the processor's threads.
+    """Return at most ``count`` workers that share the GPUs or CPU threads; fewer if memory does not hold as many runs at once.
 
     Args:
-        count: workers that are wanted.
-        runs: what they will carry out; the largest model among them decides how many have room.
+        count: number of workers that are wanted.
+        runs: the runs that they will execute; the one that needs most memory decides how many fit.
     """
-    workers = _shares(count, runs[0].results_dir)
+    workers = _make_workers(count, runs[0].results_dir)
     if count == 1:
         return workers
-    fitting = max(1, workers[0].fitting(runs)) * max(1, len(_gpus()))
+    fitting = max(1, workers[0].runs_that_fit(runs)) * max(1, len(_gpus()))
     if fitting >= count:
         return workers
-    log.warning("%d workers instead of %d: no more runs like the largest fit into the free memory at once.", fitting, count)
+    log.warning("%d workers instead of %d: the free memory holds no more runs like the largest at once.", fitting, count)
     workers[0].stop()
-    return _shares(fitting, runs[0].results_dir)
+    return _make_workers(fitting, runs[0].results_dir)
 
 
-def _shares(count: int, results_dir: Path) -> list[WorkerProcess]:
+def _make_workers(count: int, results_dir: Path) -> list[WorkerProcess]:
     gpus, threads = _gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = []
     for number in range(count):

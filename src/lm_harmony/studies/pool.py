@@ -1,42 +1,54 @@
-"""The queue of runs and the threads that feed it to workers. A worker that has loaded a model continues with that model."""
+"""The queue of runs, and the threads that pass runs to workers. A worker goes on with the model that it has loaded."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from lm_harmony.studies.messages import RunResult
 from lm_harmony.studies.run_location import RunLocation
 
-Answer = tuple[RunLocation, dict[str, Any]]
+
+class Worker(Protocol):
+    """Something that executes runs one after another: a process of this machine or a Ray actor."""
+
+    number: int
+    """Number of the worker, from 0."""
+
+    def execute(self, run: RunLocation) -> RunResult:
+        """Execute a run and return how it ended."""
+
+    def stop(self) -> None:
+        """End the worker's process at once. The next ``execute`` starts another one."""
 
 
 class RunQueue:
-    """Runs that wait, runs that are being carried out, answers that nobody has looked at; safe between threads."""
+    """The runs that wait, those that are executed now, and the results that nobody has handled yet. Safe between threads."""
 
     def __init__(self, runs: Iterable[RunLocation]) -> None:
-        """RunQueue ``runs`` by model, in the order given."""
+        """Queue ``runs`` by model, in the order given."""
         self._waiting: dict[str, deque[RunLocation]] = defaultdict(deque)
         for run in runs:
             self._waiting[run.spec.model.name].append(run)
         self._loaded: dict[int, str] = {}
-        self._answers: deque[Answer] = deque()
-        self._busy: list[RunLocation] = []
+        self._results: deque[tuple[RunLocation, RunResult]] = deque()
+        self._executing: list[RunLocation] = []
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, worker: int, rest: Callable[[], None]) -> RunLocation | None:
-        """Wait for a run for ``worker``: of the model it has loaded, else of one that nobody has, else of the longest line.
+    def take(self, worker: int, before_waiting: Callable[[], None]) -> RunLocation | None:
+        """Wait for a run and return it, or None when nothing is left or the queue was closed.
+
+        The run is one of the model that the worker has loaded. If there is none, it is one of a model that no worker has loaded,
+        or else of the model with most waiting runs.
 
         Args:
-            worker: who asks.
-            rest: called before waiting, so that an idle worker holds no memory and no GPU that another may need.
-
-        Returns:
-            None when nothing is left, or the queue was closed.
+            worker: number of the worker that executes the run.
+            before_waiting: called once before waiting, so that an idle worker can free its memory and its GPU.
         """
-        rested = False
+        prepared = False
         while True:
             with self._changed:
                 if self._closed:
@@ -45,84 +57,71 @@ class RunQueue:
                 if model is not None:
                     self._loaded[worker] = model
                     run = self._waiting[model].popleft()
-                    self._busy.append(run)
+                    self._executing.append(run)
                     return run
-                if not self._busy and not self._answers:
+                if not self._executing and not self._results:
                     return None
                 self._loaded.pop(worker, None)
-                if rested:
+                if prepared:
                     self._changed.wait()
-            if not rested:
-                rest()
-                rested = True
+            if not prepared:
+                before_waiting()
+                prepared = True
 
     def _model_for(self, worker: int) -> str | None:
-        lines = {model: len(line) for model, line in self._waiting.items() if line}
-        if self._loaded.get(worker) in lines:
+        waiting = {model: len(runs) for model, runs in self._waiting.items() if runs}
+        if self._loaded.get(worker) in waiting:
             return self._loaded[worker]
-        free = [model for model in lines if model not in self._loaded.values()]
-        return max(free or lines, key=lambda model: lines[model], default=None)
+        not_loaded = [model for model in waiting if model not in self._loaded.values()]
+        return max(not_loaded or waiting, key=lambda model: waiting[model], default=None)
 
-    def report(self, run: RunLocation, said: dict[str, Any]) -> None:
-        """Say how a run went."""
+    def report(self, run: RunLocation, result: RunResult) -> None:
+        """Add the result of a run that ``take`` returned."""
         with self._changed:
-            self._answers.append((run, said))
+            self._results.append((run, result))
             self._changed.notify_all()
 
     def put_back(self, run: RunLocation) -> None:
-        """Let a run be tried again, first of its model."""
+        """Queue a run once more, as the next one of its model."""
         with self._changed:
             self._waiting[run.spec.model.name].appendleft(run)
             self._changed.notify_all()
 
-    def results(self) -> Iterator[Answer]:
-        """Yield answers as they come, until nothing waits and nobody works."""
+    def results(self) -> Iterator[tuple[RunLocation, RunResult]]:
+        """Yield results as they arrive, until no run waits and none is executed."""
         while True:
             with self._changed:
-                while not self._answers and (self._busy or any(self._waiting.values())):
+                while not self._results and (self._executing or any(self._waiting.values())):
                     self._changed.wait()
-                if not self._answers:
+                if not self._results:
                     self._changed.notify_all()
                     return
-                run, said = self._answers[0]
-            yield run, said
-            with self._changed:  # only now, so that nobody goes home while the run may still be put back
-                self._answers.popleft()
-                self._busy.remove(run)
+                run, result = self._results[0]
+            yield run, result
+            with self._changed:  # removed only now, so that no worker leaves while the caller may still put the run back
+                self._results.popleft()
+                self._executing.remove(run)
                 self._changed.notify_all()
 
     def running(self) -> list[RunLocation]:
-        """Return what is being carried out."""
+        """Return the runs that are executed now."""
         with self._changed:
-            answered = [run for run, _ in self._answers]
-            return [run for run in self._busy if run not in answered]
+            ended = [run for run, _ in self._results]
+            return [run for run in self._executing if run not in ended]
 
     def close(self) -> None:
-        """Worker out nothing more."""
+        """Make every ``take`` return None from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
-class Worker(Protocol):
-    """Anything that executes runs one after another: a local process or a Ray actor."""
+def execute_all(queue: RunQueue, workers: Sequence[Worker]) -> Iterator[tuple[RunLocation, RunResult]]:
+    """Let ``workers`` execute the runs in ``queue``, and yield each result as it arrives, until no run is left.
 
-    number: int
-    """Number of the worker, from 0."""
-
-    def execute(self, run: RunLocation) -> dict[str, Any]:
-        """Carry out a run and say how it went."""
-
-    def stop(self) -> None:
-        """End at once."""
-
-
-def execute_all(queue: RunQueue, workers: Sequence[Worker]) -> Iterator[tuple[RunLocation, dict[str, Any]]]:
-    """Let ``workers`` carry out what is in ``queue``; yield each answer as it comes, until nothing is left.
-
-    The caller decides what an answer means, and may put the run back into the queue before it asks for the next answer.
+    The caller may put a run back into the queue before it asks for the next result.
     """
-    threads = [threading.Thread(target=_serve, args=(queue, worker), daemon=True) for worker in workers]
+    threads = [threading.Thread(target=_feed, args=(queue, worker), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     try:
@@ -135,6 +134,6 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker]) -> Iterator[tuple[Ru
             thread.join()
 
 
-def _serve(queue: RunQueue, worker: Worker) -> None:
+def _feed(queue: RunQueue, worker: Worker) -> None:
     while (run := queue.take(worker.number, worker.stop)) is not None:
         queue.report(run, worker.execute(run))

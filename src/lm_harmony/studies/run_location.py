@@ -1,4 +1,4 @@
-"""One run of a study and where it belongs. No torch: the coordinator deals in these."""
+"""A run of a study: its specification, its folder, and whether it is finished. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.fingerprint import folder_name
@@ -14,55 +15,61 @@ from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import UNRECORDED, Source, SourceCheck
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.lease import FolderLeases, Leases
+from lm_harmony.studies.remote_lease import RemoteLeases
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Whether a run must be carried out, and what there is to say about it."""
+    """Whether a run is finished, and why it has to be executed again or cannot be verified."""
 
     finished: bool
-    """Its record is there, answers all that is asked, and is current as far as can be told."""
+    """True if the record exists, holds every score that is asked for, and is current as far as can be checked."""
     reason: str | None = None
-    """Why a record that is there does not count ("rte.yaml changed since"), or what cannot be told of one that does."""
+    """Why an existing record is not current ("rte.yaml changed since"), or what cannot be checked of one that counts."""
     sources: tuple[Source, ...] = ()
-    """What the record says that it was made from."""
+    """The files and commits that the record was made from."""
     readable: bool = True
-    """Whether the record, if there is one, could be read."""
+    """False if there is a record that cannot be read."""
 
     def unless_moved(self, moved: Mapping[Source, str]) -> RunState:
-        """Return this, or that the run waits again because a repository of the hub that it read has moved (``HubRevisions``)."""
-        said = [moved[source] for source in self.sources if source in moved]
-        return replace(self, finished=False, reason="; ".join(said)) if said and self.finished else self
+        """Return this state, or an unfinished one if a hub repository that the run read is in ``moved``.
+
+        Args:
+            moved: repositories that moved since, with the reason to show, as ``HubRevisions.moved`` returns them.
+        """
+        reasons = [moved[source] for source in self.sources if source in moved]
+        return replace(self, finished=False, reason="; ".join(reasons)) if reasons and self.finished else self
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLocation:
-    """A run and where it belongs."""
+    """A run and the place of its results."""
 
     spec: RunSpec
-    """What is asked."""
+    """The specification of the run."""
     results_dir: Path
-    """The study's results, or their working copy."""
+    """Folder of the study's results, or the working copy of results behind a URL."""
     url: str | None = None
-    """Where the results are if not in a folder."""
+    """URL of the results, or None for results in a folder."""
 
     @cached_property
     def name(self) -> str:
-        """The run's folder below the results, which is its identity: taken once, so that it stays while a study works."""
-        # Beside the results the study may be moved with them; behind a URL it may be read from another folder.
+        """Path of the run's folder below the results, which identifies the run. It is computed once and does not change later."""
+        # A study can be moved together with its results folder. Results behind a URL can be read by studies in other folders.
         name = folder_name(self.spec, self.results_dir if self.url is None else None)
-        return self._earlier(name) or name
+        return self._name_before_0_2(name) or name
 
     @property
     def store(self) -> RunStore:
-        """The run's folder."""
+        """The run's folder, as an object that reads and writes its files."""
         return RunStore(self.results_dir / self.name, remote_of(self.url))
 
     def state(self, check: SourceCheck | None = None) -> RunState:
-        """Look whether the run is finished and current; files are compared, nothing is loaded and no network is asked.
+        """Return whether the run is finished and current. Files are compared; no model is loaded and no network is used.
 
         Args:
-            check: what compares sources; one for many runs looks at each file once.
+            check: compares the sources; one object for many runs reads each file once.
         """
         store = self.store
         if not store.is_finished():
@@ -72,17 +79,28 @@ class RunLocation:
         except StoreError as error:
             return RunState(finished=False, reason=str(error), readable=False)
         changed = (check or SourceCheck()).difference(record.sources, self.spec)
-        lacking = self.spec.direct and record.direct is None
+        lacks_direct = self.spec.direct and record.direct is None
         if changed == UNRECORDED:
-            return RunState(finished=not lacking, reason=changed)
-        return RunState(finished=changed is None and not lacking, reason=changed, sources=record.sources or ())
+            return RunState(finished=not lacks_direct, reason=changed)
+        return RunState(finished=changed is None and not lacks_direct, reason=changed, sources=record.sources or ())
 
-    def _earlier(self, name: str) -> str | None:
-        """Return the folder that a version before 0.2 gave to this run, if a finished run is there and none under ``name``."""
-        place = self.results_dir / name
-        if self.url is not None or place.exists():
+    def write_failure(self, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> None:
+        """Write failure.json: the run failed after ``attempts`` attempts and is not tried again unless the user asks for it.
+
+        Args:
+            kind: class name of the error, or "worker died".
+            cause: message of the error.
+            attempts: how often the run was tried.
+            log_tail: last lines of the worker's log.
+        """
+        self.store.write_failure(Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail)))
+
+    def _name_before_0_2(self, name: str) -> str | None:
+        """Return the name that versions before 0.2 gave to this run, if it is finished there and has no folder under ``name``."""
+        folder = self.results_dir / name
+        if self.url is not None or folder.exists():
             return None
-        for other in sorted(place.parent.glob(f"seed{self.spec.seed}-*/record.json")):
+        for other in sorted(folder.parent.glob(f"seed{self.spec.seed}-*/record.json")):
             try:
                 record = RunStore(other.parent).record()
             except StoreError:
@@ -94,7 +112,7 @@ class RunLocation:
 
 @lru_cache(maxsize=10_000)
 def _record(folder: Path, stamp: tuple[int, int, int]) -> RunRecord:
-    """Read a record once as long as its file does not change: a study looks at every run whenever one has ended."""
+    """Read a record, once for each ``stamp`` of its file: a study reads every record again whenever a run has ended."""
     return RunStore(folder).record()
 
 
@@ -105,12 +123,11 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 @cache
 def remote_of(url: str | None) -> RemoteSync | None:
-    """Return the one mirror of ``url`` that this process uses; None for results in a folder."""
+    """Return the one ``RemoteSync`` that this process uses for ``url``, or None for results in a folder."""
     return None if url is None else RemoteSync(url)
 
 
-def record_failure(run: RunLocation, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> Failure:
-    """Record that a run cannot be done."""
-    failure = Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail))
-    run.store.write_failure(failure)
-    return failure
+def leases_for(results_dir: Path, url: str | None) -> Leases[Any]:
+    """Return the leases of all runs in a results folder, or behind a URL if there is one."""
+    remote = remote_of(url)
+    return FolderLeases(results_dir) if remote is None else RemoteLeases(remote)

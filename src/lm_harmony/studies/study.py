@@ -1,8 +1,10 @@
-"""Study: models x benchmarks x seeds, carried out on this machine; what was finished is never computed again."""
+"""Study: every model on every benchmark with every seed, executed by workers. Finished runs are not executed again."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import json
 import logging
 import time
 from collections import Counter
@@ -17,49 +19,48 @@ from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.config import StudySpec, read_study
-from lm_harmony.studies.events import EventLog
 from lm_harmony.studies.hub_revisions import HubRevisions
-from lm_harmony.studies.lease import held_remote_runs, is_held
 from lm_harmony.studies.local_pool import default_workers, local_workers
+from lm_harmony.studies.messages import Outcome, RunResult
 from lm_harmony.studies.pool import RunQueue, Worker, execute_all
-from lm_harmony.studies.run_location import RunLocation, record_failure, remote_of
+from lm_harmony.studies.run_location import RunLocation, leases_for, remote_of
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a run is begun before it is given up."""
+"""How often a run is tried whose worker dies, whose process raises an unexpected error, or whose results cannot be written."""
 DAMAGED = "damaged record"
-"""Kind of the failure of a run whose record cannot be read: the file may be all that is left of it, so it stays."""
-NO_ROOM_PAUSE = 10.0
+"""Failure kind of a run whose record cannot be read. The record may be all that is left of the run: it is never overwritten."""
+STORE_PAUSE = 10.0
 """Seconds before a run is tried again whose results could not be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where the runs of a study stand."""
+    """The runs of a study by their state. Each run is in exactly one of finished, failed, running and waiting."""
 
     finished: tuple[RunLocation, ...]
-    """Their record is there."""
+    """Runs with a complete and current record."""
     failed: Mapping[RunLocation, Failure]
-    """They were given up, and why."""
+    """Runs that failed and are not tried again, with the cause."""
     running: tuple[RunLocation, ...]
-    """Someone works on them now."""
+    """Runs that a process executes now."""
     waiting: tuple[RunLocation, ...]
-    """All others."""
+    """Runs that are still to be executed."""
     changed: Mapping[RunLocation, str] = field(default_factory=dict)
-    """Those of the waiting ones that were finished, and what they stand on that changed since."""
+    """Waiting runs that were finished before, with the file or commit that has changed since."""
     unverified: Mapping[RunLocation, str] = field(default_factory=dict)
-    """Those of the finished ones of which it cannot be told whether they are current, and why."""
+    """Finished runs that cannot be checked for changes, with the reason."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study and its results."""
+    """A study and its results. Everything it knows is read from the run folders, so several processes can share a study."""
 
     spec: StudySpec
-    """What is asked."""
+    """The content of the study file."""
     only: tuple[str, ...] = field(default=(), kw_only=True)
-    """Glob patterns (*, ?); only runs whose name matches one of them are taken. Empty: every run."""
+    """Glob patterns (*, ?); only runs whose name matches one of them are part of the study. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Glob patterns; runs whose name matches one of them are left out."""
 
@@ -70,28 +71,29 @@ class Study:
         """Read a study file.
 
         Raises:
-            UsageError: the file asks for something that does not exist or contradicts itself.
+            UsageError: the file cannot be read, or names something that does not exist.
         """
         return cls(read_study(Path(path)), only=tuple(only), skip=tuple(skip))
 
     @cached_property
     def runs(self) -> tuple[RunLocation, ...]:
-        """Return every run that is asked for, whether finished or not.
+        """Every run of the study, whether finished or not.
 
         Raises:
-            UsageError: a pattern matches no run, or all patterns together leave none.
+            UsageError: a pattern matches no run, or all patterns together leave no run.
         """
-        found = [RunLocation(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
-        names = [run.name for run in found]
-        _refuse_unmatched("only", self.only, names)
-        _refuse_unmatched("skip", self.skip, names)
-        kept = tuple(run for run in found if (not self.only or _fits(run.name, self.only)) and not _fits(run.name, self.skip))
-        if found and not kept:
-            raise UsageError(f"--only and --skip leave none of the {len(found)} runs. Loosen one of them.")
-        return kept
+        asked = [RunLocation(spec=spec, results_dir=self.spec.results_dir, url=self.spec.results_url) for spec in self.spec.runs]
+        names = [run.name for run in asked]
+        _check_patterns("only", self.only, names)
+        _check_patterns("skip", self.skip, names)
+        chosen = [run for run in asked if not self.only or _matches(run.name, self.only)]
+        chosen = [run for run in chosen if not _matches(run.name, self.skip)]
+        if asked and not chosen:
+            raise UsageError(f"--only and --skip leave none of the {len(asked)} runs. Remove one of the patterns.")
+        return tuple(chosen)
 
     def status(self) -> Status:
-        """Look into every run's folder, and once ask the hub whether what finished runs read from it has moved.
+        """Read the state of every run from its folder. The hub is asked once whether the sources of finished runs have moved.
 
         Raises:
             StoreError: results behind a URL cannot be reached.
@@ -99,22 +101,24 @@ class Study:
         remote = remote_of(self.spec.results_url)
         if remote is not None:
             remote.pull_outcomes()
-        held = None if remote is None else held_remote_runs(remote)
-        finished, failed, running, waiting = [], {}, [], []
-        changed, unverified, check = {}, {}, SourceCheck()
+        check = SourceCheck()
         states = {run: run.state(check) for run in self.runs}
-        moved = self._hub.moved(source for one in states.values() if one.finished for source in one.sources)
-        for run, found in states.items():
-            store, state = run.store, found.unless_moved(moved)
+        moved = self._hub.moved(source for state in states.values() if state.finished for source in state.sources)
+        states = {run: state.unless_moved(moved) for run, state in states.items()}
+        unfinished = [run.name for run, state in states.items() if not state.finished]
+        held = leases_for(self.spec.results_dir, self.spec.results_url).held(unfinished)
+        finished, failed, running, waiting = [], {}, [], []
+        changed, unverified = {}, {}
+        for run, state in states.items():
             if state.finished:
                 finished.append(run)
                 if state.reason:
                     unverified[run] = state.reason
-            elif is_held(store.folder) if held is None else run.name in held:
+            elif run.name in held:
                 running.append(run)
             elif not state.readable:
                 failed[run] = Failure(kind=DAMAGED, cause=str(state.reason), attempts=1)
-            elif (failure := _failure(store)) is not None:
+            elif (failure := _failure(run.store)) is not None:
                 failed[run] = failure
             else:
                 waiting.append(run)
@@ -124,28 +128,31 @@ class Study:
         return Status(**ended, failed=failed, changed=changed, unverified=unverified)
 
     def records(self) -> tuple[RunRecord, ...]:
-        """Read the records of all finished runs that are current; of one that cannot be read, ``status`` tells."""
+        """Return the records of all finished runs. ``status`` reports those that cannot be read."""
         return tuple(run.store.record() for run in self.status().finished)
 
     def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
-        """Carry out what remains, and return how it stands then.
+        """Execute the runs that are not finished, and return the status afterwards.
 
         Args:
-            workers: processes; None: one for each GPU, or one (on a cluster: one for each processor).
+            workers: number of worker processes; None: one for each GPU, or one (on a cluster: one for each GPU or CPU).
             ray: address of a Ray cluster's head, or "auto"; None: this machine.
-            retry_failed: try again what was given up.
+            retry_failed: execute failed runs again.
 
         Raises:
             UsageError: there is no such cluster, or the number of workers is below 1.
             MissingExtra: Ray is not installed.
-            StoreError: the results cannot be written; what was finished is kept, and a later run goes on.
+            StoreError: the results cannot be written. What was finished is kept, and a later call goes on.
         """
         for _ in self.advance(workers=workers, ray=ray, retry_failed=retry_failed):
             pass
         return self.status()
 
     def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[RunQueue]:
-        """Carry out what remains, yielding whenever a run has ended; arguments and errors as ``run``."""
+        """Execute the runs that are not finished, and yield the queue at the start and whenever a run has ended.
+
+        The arguments and errors are those of ``run``.
+        """
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
@@ -154,42 +161,63 @@ class Study:
             retried = [run for run, failure in now.failed.items() if failure.kind != DAMAGED]
             for run in retried:
                 run.store.remove_failure()
-        left = [*now.waiting, *now.running, *retried]
-        queue, attempts = RunQueue(left), Counter[str]()
+        unfinished = [*now.waiting, *now.running, *retried]
+        queue, attempts = RunQueue(unfinished), Counter[str]()
         events = EventLog(self.spec.results_dir)
-        events.add("study_started", runs=len(left), finished=len(now.finished))
+        events.add("study_started", runs=len(unfinished), finished=len(now.finished))
         yield queue
-        pool = self._workers(left, workers, ray) if left else []
-        for run, said in execute_all(queue, pool):
-            outcome = said.pop("outcome")
-            events.add(f"run_{outcome.replace(' ', '_')}", run=run.name, **said)
-            if outcome == "held":
+        pool = _make_workers(unfinished, workers, ray) if unfinished else []
+        for run, result in execute_all(queue, pool):
+            events.add(f"run_{result.outcome}", run=run.name, **result.details())
+            if result.outcome == Outcome.HELD:
                 queue.put_back(run)
-            elif outcome in ("died", "surprised", "no room"):
+            elif result.outcome not in (Outcome.FINISHED, Outcome.FAILED):
                 attempts[run.name] += 1
-                self._try_again(queue, run, outcome, said, attempts[run.name])
+                _retry_or_fail(queue, run, result, attempts[run.name])
             yield queue
         events.add("study_ended")
 
-    def _workers(self, left: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Worker]:
-        if ray is None:
-            return local_workers(min(workers or default_workers(), len(left)), left)
-        from lm_harmony.studies.ray_pool import ray_workers  # Ray is an extra
 
-        return ray_workers(ray, left, workers)
+class EventLog:
+    """Appends to <results>/events.jsonl, which other tools can follow. LM-Harmony itself never reads it."""
 
-    def _try_again(self, queue: RunQueue, run: RunLocation, outcome: str, said: dict[str, Any], attempts: int) -> None:
-        """Put a run back, or give it up after too many attempts; a full disk ends the study instead."""
-        log.warning("%s: %s (attempt %d of %d)", run.name, said["cause"], attempts, ATTEMPTS)
-        if attempts < ATTEMPTS:
-            if outcome == "no room":
-                time.sleep(NO_ROOM_PAUSE)
-            queue.put_back(run)
-        elif outcome == "no room":
-            raise StoreError(f"{said['cause']} Then repeat the study: it goes on where it stopped.")
-        else:
-            kind = said.get("kind", "worker died")
-            record_failure(run, kind=kind, cause=said["cause"], attempts=attempts, log_tail=said.get("log_tail", ()))
+    def __init__(self, results_dir: Path) -> None:
+        """Write below ``results_dir``."""
+        self._path = results_dir / "events.jsonl"
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one line with the time in seconds since 1970, by one write call, so that two studies' lines do not mix."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False)
+        with contextlib.suppress(OSError):  # if the disk is full, the runs report it
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def _make_workers(runs: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Worker]:
+    if ray is None:
+        return local_workers(min(workers or default_workers(), len(runs)), runs)
+    from lm_harmony.studies.ray_pool import ray_workers  # Ray is an optional dependency
+
+    return ray_workers(ray, runs, workers)
+
+
+def _retry_or_fail(queue: RunQueue, run: RunLocation, result: RunResult, attempts: int) -> None:
+    """Put a run back into the queue, or write its failure after ATTEMPTS attempts.
+
+    Raises:
+        StoreError: the results could not be written at the last attempt either, so that the study cannot go on.
+    """
+    cause = str(result.cause)
+    log.warning("%s: %s (attempt %d of %d)", run.name, cause, attempts, ATTEMPTS)
+    if attempts < ATTEMPTS:
+        if result.outcome == Outcome.STORE_UNAVAILABLE:
+            time.sleep(STORE_PAUSE)
+        queue.put_back(run)
+    elif result.outcome == Outcome.STORE_UNAVAILABLE:
+        raise StoreError(f"{cause} Then repeat the study: it continues where it stopped.")
+    else:
+        run.write_failure(kind=result.kind or "worker died", cause=cause, attempts=attempts, log_tail=result.log_tail or ())
 
 
 def _failure(store: RunStore) -> Failure | None:
@@ -199,14 +227,14 @@ def _failure(store: RunStore) -> Failure | None:
         return Failure(kind="damaged failure.json", cause=str(error), attempts=1)
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*{pattern}*") for pattern in patterns)
 
 
-def _refuse_unmatched(flag: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a pattern that matches no run: a typing mistake would run everything, or nothing, without a word."""
+def _check_patterns(flag: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches no run, because a typing mistake would execute every run or none."""
     for pattern in patterns:
-        if not any(_fits(name, (pattern,)) for name in names):
+        if not any(_matches(name, (pattern,)) for name in names):
             parts = list(dict.fromkeys(part for name in names for part in name.split("/")[:-1]))
             known = f"The runs are of {', '.join(parts[:12])}{', ...' if len(parts) > 12 else ''}."
             near = did_you_mean(pattern.strip("*"), [*parts, *names])

@@ -1,14 +1,12 @@
-"""Where a run of a study is carried out: a process that takes runs from its coordinator until that one is gone.
+"""The process that executes runs: ``python -m lm_harmony.studies.worker``.
 
-The coordinator starts ``python -m lm_harmony.studies.worker`` and writes one JSON line an run; the worker answers each
-with one line. It may first be asked how many such runs the memory of its device holds at once. When the coordinator ends, however
-it ends, its pipe closes and the worker ends at once: nobody works unseen.
+The coordinator of the study writes one request a line to standard input (``messages``). The worker writes one answer a line to
+standard output. When the coordinator ends, however it ends, the pipe closes and the worker ends at once.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import queue
@@ -16,39 +14,79 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct, train_before_test
-from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.hub_revisions import HubRevisions
-from lm_harmony.studies.lease import LeaseHeld, lease, remote_lease
+from lm_harmony.studies.lease import LeaseHeld
+from lm_harmony.studies.messages import MemoryRequest, MemoryResult, Outcome, RunResult, decode_request
 from lm_harmony.studies.plan import runs_fitting_in_memory
-from lm_harmony.studies.run_location import RunLocation, record_failure, remote_of
+from lm_harmony.studies.run_location import RunLocation, leases_for, remote_of
 
 log = logging.getLogger(__name__)
 
 HELD_PAUSE = 1.0
-"""Seconds before the answer that another study holds a run."""
+"""Seconds before a worker answers that another study executes the run. The coordinator sends the run again."""
+
+
+class RunExecutor:
+    """Executes runs one after another and keeps the loaded model and the direct scores between them."""
+
+    def __init__(self, caches: RunCaches | None = None) -> None:
+        """Use ``caches``, or make them for the results of the first run."""
+        self._caches = caches
+
+    def answer(self, request: str) -> str:
+        """Return the encoded answer to an encoded request."""
+        asked = decode_request(request)
+        if isinstance(asked, MemoryRequest):
+            return MemoryResult(runs_that_fit=_runs_that_fit(asked)).model_dump_json()
+        return self.execute(asked.run()).model_dump_json()
+
+    def execute(self, run: RunLocation) -> RunResult:
+        """Execute a run and return how it ended. Whatever exception ends the run, the next one can be executed."""
+        if self._caches is None:
+            self._caches = RunCaches(direct_scores=DirectScoreCache(run.results_dir / "direct", remote_of(run.url)))
+        kind: str | None = None
+        cause: str | None = None
+        try:
+            complete(run, self._caches)
+            outcome = Outcome.FINISHED
+        except LeaseHeld:
+            time.sleep(HELD_PAUSE)
+            outcome = Outcome.HELD
+        except Exception as error:  # noqa: BLE001 - an unexpected error of one run must not end the others
+            outcome, kind, cause = _outcome_of(error), type(error).__name__, str(error)
+            if not isinstance(error, HarmonyError):
+                log.error("%s", traceback.format_exc())
+        return RunResult(outcome=outcome, kind=kind, cause=cause, loads=self._caches.model.loads)
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
+        return Outcome.STORE_UNAVAILABLE
+    if isinstance(error, HarmonyError):
+        return Outcome.FAILED
+    disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return Outcome.STORE_UNAVAILABLE if disk_is_full else Outcome.CRASHED
 
 
 def complete(run: RunLocation, caches: RunCaches) -> None:
-    """Finish a run: begin it, or go on after its last finished epoch; record why it cannot be done.
+    """Finish a run: start it, or resume it after its last finished epoch. Write failure.json if it cannot be finished.
 
     Raises:
-        LeaseHeld: another study works on it now.
-        HarmonyError: it cannot be done; failure.json says so too.
-        DamagedFile: a file of its folder cannot be read. Of a record that cannot, ``Study.status`` tells: nothing is written.
-        StoreError: the disk is full or gone; nothing is recorded, what was finished stays.
+        LeaseHeld: another process executes the run now.
+        HarmonyError: the run cannot be finished; failure.json holds the same message.
+        DamagedFile: a file of the run's folder cannot be read. If that file is the record, failure.json is not written, because
+            ``Study.status`` reports it.
+        StoreError: the results cannot be written. failure.json is not written, and the finished epochs are kept.
     """
     spec, store = run.spec, run.store
-    with _leased(run):
+    with leases_for(run.results_dir, run.url).hold(run.name, lost=_end_process):
         store.pull()
         state = run.state()
-        if not state.readable:  # it may be all that is left of the run
+        if not state.readable:  # the file may be all that is left of the run, so it is not overwritten
             raise DamagedFile(str(state.reason))
         state = state.unless_moved(HubRevisions().moved(state.sources if state.finished else ()))
         if state.finished:
@@ -62,82 +100,44 @@ def complete(run: RunLocation, caches: RunCaches) -> None:
                 else:
                     raise NotCurrent(state.reason)
             except NotCurrent as error:
-                log.info("%s: carried out again from its beginning: %s", run.name, error)
+                log.info("%s: starting again from the first epoch: %s", run.name, error)
                 train_before_test(spec, store, overwrite=True, caches=caches)
         except HarmonyError as error:
-            if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
-                raise
-            record_failure(run, kind=type(error).__name__, cause=str(error), attempts=1)
+            if _outcome_of(error) == Outcome.FAILED:
+                run.write_failure(kind=type(error).__name__, cause=str(error), attempts=1)
             raise
 
 
-def _leased(run: RunLocation) -> AbstractContextManager[None]:
-    remote = run.store.remote
-    if remote is None:
-        return lease(run.store.folder, lost=_leave)
-    return remote_lease(remote, run.name, lost=_leave)
-
-
-def _leave() -> None:
-    """End this process: another one has taken its run over, and what it writes from here on would spoil that run."""
+def _end_process() -> None:
+    """End this process, because another one has taken over its run and both would write to the same folder."""
     os._exit(3)
 
 
-def caches_for(results_dir: Path, url: str | None) -> RunCaches:
-    """Return what the runs of one process hand on to one another."""
-    return RunCaches(direct_scores=DirectScoreCache(results_dir / "direct", remote_of(url)))
-
-
-def execute(run: RunLocation, caches: RunCaches) -> dict[str, Any]:
-    """Carry out a run and say how it went: {"outcome": finished | failed | held | no room, ...}."""
+def _runs_that_fit(request: MemoryRequest) -> int:
+    specs = request.run_specs()
     try:
-        complete(run, caches)
-        said: dict[str, Any] = {"outcome": "finished"}
-    except LeaseHeld:
-        time.sleep(HELD_PAUSE)  # whoever sent this run will send it again
-        said = {"outcome": "held"}
-    except HarmonyError as error:
-        disk = isinstance(error, StoreError) and not isinstance(error, DamagedFile)
-        said = {"outcome": "no room" if disk else "failed", "kind": type(error).__name__, "cause": str(error)}
-    except Exception as error:  # noqa: BLE001 - the study's edge: one run's surprise must not cost the others
-        log.error("%s", traceback.format_exc())
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        outcome = "no room" if full else "surprised"
-        said = {"outcome": outcome, "kind": type(error).__name__, "cause": str(error)}
-    return {**said, "loads": caches.model.loads}
-
-
-def _fitting(specs: list[dict[str, Any]]) -> dict[str, int]:
-    try:
-        return {"fitting": runs_fitting_in_memory([RunSpec.from_dict(spec) for spec in specs])}
-    except HarmonyError:  # each run will say so itself
-        return {"fitting": len(specs)}
+        return runs_fitting_in_memory(specs)
+    except HarmonyError:  # each run reports the error when it is executed
+        return len(specs)
 
 
 def main() -> None:
-    """Take runs from standard input until it closes."""
-    # Libraries print to standard output; the coordinator's line is caches apart from that.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Answer the requests on standard input until it closes."""
+    # Libraries print to standard output. The answers go to a copy of it, and what libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    waiting: queue.Queue[str] = queue.Queue()
+    requests: queue.Queue[str] = queue.Queue()
 
-    def listen() -> None:
+    def read_requests() -> None:
         for line in sys.stdin:
-            waiting.put(line)
-        os._exit(0)  # the coordinator is gone
+            requests.put(line)
+        os._exit(0)  # the coordinator has ended
 
-    threading.Thread(target=listen, daemon=True).start()
-    caches: RunCaches | None = None
+    threading.Thread(target=read_requests, daemon=True).start()
+    executor = RunExecutor()
     while True:
-        asked = json.loads(waiting.get())
-        if "fitting" in asked:
-            print(json.dumps(_fitting(asked["fitting"])), file=replies, flush=True)
-            continue
-        spec, results_dir = RunSpec.from_dict(asked["spec"]), Path(asked["results_dir"])
-        caches = caches or caches_for(results_dir, asked["url"])
-        run = RunLocation(spec=spec, results_dir=results_dir, url=asked["url"])
-        print(json.dumps(execute(run, caches)), file=replies, flush=True)
+        print(executor.answer(requests.get()), file=answers, flush=True)
 
 
 if __name__ == "__main__":
