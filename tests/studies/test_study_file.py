@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import tyro
 import yaml
+from world import write_world
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.cli.main import main
@@ -17,6 +23,7 @@ from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.studies import study_file
 from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.study import Study
 
@@ -69,10 +76,30 @@ def test_paths_start_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
+    for name in ("wiki.jsonl", "code.txt"):
+        (tmp_path / name).touch()
     spec = read(tmp_path, benchmarks=["perplexity"], corpora=["wiki.jsonl", "code.txt"])
     assert [run.benchmark.task for run in spec.runs] == [f"corpus:{tmp_path / 'wiki.jsonl'}", f"corpus:{tmp_path / 'code.txt'}"]
     with pytest.raises(UsageError, match="needs texts of your own"):
         read(tmp_path, benchmarks=["perplexity"])
+
+
+def test_a_corpus_is_looked_for_beside_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any working directory; a corpus that is not there is refused before the first run."""
+    folder, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "wiki.jsonl").touch()
+    monkeypatch.chdir(elsewhere)
+    (run,) = read(folder, benchmarks=["corpus:texts/wiki.jsonl"]).runs
+    assert run.benchmark.task == f"corpus:{folder / 'texts' / 'wiki.jsonl'}"
+    (elsewhere / "wiki.jsonl").touch()  # negative control: it is not found in the working directory
+    with pytest.raises(UsageError, match=r"line 2: benchmarks\[0\]\.task: .*wiki\.jsonl does not exist"):
+        read(folder, "models: [a/a]\nbenchmarks: ['corpus:wiki.jsonl']\n")
+    absolute = elsewhere / "wiki.jsonl"
+    (run,) = read(folder, benchmarks=[f"corpus:{absolute}"]).runs
+    assert run.benchmark.task == f"corpus:{absolute}"
 
 
 def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) -> None:
@@ -89,7 +116,7 @@ def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) ->
         ({"chat_template_date": "today"}, "chat_template_date must be a date as YYYY-MM-DD, got 'today'"),
         ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'"),
         ({"recipe": {"epoch": 2}}, "no key 'epoch'. Did you mean 'epochs'"),
-        ({"recipe": {"lora": {"rank": 2}}}, "lora has no key 'rank'"),
+        ({"recipe": {"lora": {"rank": 2}}}, "recipe.lora: no key 'rank'"),
         ({"recipe": {"epochs": 0}}, "recipe.epochs: train_param.num_train_epochs must be at least 1, got 0"),
         ({"recipe": {"epochs": "two"}}, "must be a whole number, at least 1, got 'two'"),
         ({"recipe": {"epochs": -2}}, "must be at least 1, got -2"),
@@ -109,7 +136,7 @@ def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) ->
         ({"recipe": {"lora": {"lora_dropout": 1.0}}}, "peft_config.lora_dropout must be in [0, 1), got 1.0"),
         ({"recipe": {"lora": {"target_modules": "all-linear"}}}, "must be a list, got 'all-linear'. Write [all-linear]"),
         ({"recipe": {"optimizer": 5}}, "train_param.optim must be one of"),
-        ({"models": [{"name": "a/a", "recipe": {"epochs": 0}}]}, "recipe of a/a on arc_easy.epochs"),
+        ({"models": [{"name": "a/a", "recipe": {"epochs": 0}}]}, "models[0].recipe.epochs: "),
         ({"models": [{"name": "a/a", "trust_remote_code": "no"}]}, "trust_remote_code must be true or false, got 'no'"),
         ({"models": [{"name": "a/a", "revision": 1234567}]}, "revision must be text, got 1234567"),
         ({"models": [{"family": "Pithia"}]}, "Did you mean 'Pythia'"),
@@ -121,13 +148,13 @@ def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) ->
         ({"models": "a/a"}, "must be a list"),
         ({"benchmarks": ["arc_esay"]}, "no task 'arc_esay'. Did you mean 'arc_easy'"),
         ({"benchmarks": [{"tsk": "arc_easy"}]}, "no key 'tsk'. Did you mean 'task'"),
-        ({"benchmarks": [{"recipe": {}}]}, "lacks the key task"),
-        ({"benchmarks": ["arc_easy", "arc_easy"]}, "is asked twice"),
+        ({"benchmarks": [{"recipe": {}}]}, "benchmarks[0]: the key 'task' is missing"),
+        ({"benchmarks": ["arc_easy", "arc_easy"]}, "some/model on arc_easy with seed 0 is listed twice"),
         ({"benchmarks": [{"task": "arc_easy", "metric": 5}]}, "metric must be text, got 5"),
         ({"benchmarks": [{"task": "arc_easy", "greater_is_better": "no"}]}, "greater_is_better must be true or false, got 'no'"),
         (
             {"benchmarks": [{"task": "arc_easy", "max_num_test": 0}]},
-            "arc_easy: dataset_param.max_num_test must be at",
+            "benchmarks[0].max_num_test: dataset_param.max_num_test must be at",
         ),
         ({"seeds": [-1]}, "a seed must be from 0 to 4294967295, got -1"),
         ({"seeds": [2**32]}, "a seed must be from 0 to 4294967295, got 4294967296"),
@@ -138,8 +165,11 @@ def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) ->
         ({"max_num_train": 0}, "max_num_train must be at least 1"),
         ({"max_num_train": "all"}, "max_num_train must be a whole number, at least 1, got 'all'"),
         ({"execution": {"devise": "cpu"}}, "no key 'devise'. Did you mean 'device'"),
-        ({"execution": {"engine": "fast"}}, "execution: engine must be one of"),
-        ({"execution": {"micro_batch": 0}}, "execution: train_param.per_device_train_batch_size must be at least 1, got 0"),
+        ({"execution": {"engine": "fast"}}, "execution.engine must be one of"),
+        (
+            {"execution": {"micro_batch": 0}},
+            "execution.micro_batch: train_param.per_device_train_batch_size must be at least 1, got 0",
+        ),
         ({"execution": {"eval_batch_size": 1.5}}, "per_device_eval_batch_size must be a whole number"),
     ],
 )
@@ -227,6 +257,19 @@ def test_a_key_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
         read(tmp_path, "models: [a/a]\nbenchmarks: [{task: arc_easy, recipe: {epochs: 1}, recipe: {}}]\n")
 
 
+def test_a_message_names_line_and_key(tmp_path: Path) -> None:
+    text = "models:\n- a/a\n- name: b/b\n  recipe:\n    lora: {r: 0}\nbenchmarks: [arc_easy]\n"
+    with pytest.raises(UsageError, match=r"study\.yaml, line 5: models\[1\]\.recipe\.lora\.r: peft_config\.r must be at least 1"):
+        read(tmp_path, text)
+    with pytest.raises(UsageError, match=r"study\.yaml, line 3: models\[1\]: no key 'nam'\. Did you mean 'name'"):
+        read(tmp_path, text.replace("name:", "nam:"))
+    with pytest.raises(UsageError, match=r"study\.yaml, line 1: no key 'modles'\. Did you mean 'models'"):
+        read(tmp_path, text.replace("models:", "modles:"))
+    with pytest.raises(UsageError, match=r"an alias .* inside of what it refers to"):
+        read(tmp_path, "models: &all [*all]\nbenchmarks: [arc_easy]\n")
+    read(tmp_path, text.replace("r: 0", "r: 1"))  # negative control
+
+
 def test_the_same_key_in_two_mappings_and_merged_mappings_are_read(tmp_path: Path) -> None:
     """Negative control: a key may recur in another mapping, and a YAML merge may be overridden."""
     spec = read(
@@ -264,3 +307,60 @@ def test_a_study_and_a_plan_need_a_worker(tmp_path: Path, workers: int, capsys: 
     assert not (tmp_path / "results").exists()
     with pytest.raises(UsageError, match="workers must be at least 1"):
         Study.read(tmp_path / "study.yaml").run(workers=workers)
+
+
+SHIPPED_SCHEMA = Path(study_file.__file__).with_name("study.schema.json")
+
+
+def test_the_shipped_schema_is_that_of_the_models() -> None:
+    """After a change: python -m lm_harmony.studies.study_file > src/lm_harmony/studies/study.schema.json"""
+    module = [sys.executable, "-m", "lm_harmony.studies.study_file"]
+    printed = subprocess.run(module, capture_output=True, text=True, check=True).stdout
+    assert printed == SHIPPED_SCHEMA.read_text(encoding="utf-8")
+    jsonschema.Draft202012Validator.check_schema(json.loads(printed))
+
+
+def with_schema() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SHIPPED_SCHEMA.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
+def test_the_schema_accepts_every_example(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    assert examples
+    for example in examples:
+        with_schema().validate(example)
+
+
+def test_the_schema_accepts_the_studies_of_the_tests(tmp_path: Path) -> None:
+    with_schema().validate(yaml.safe_load(write_world(tmp_path).read_text(encoding="utf-8")))
+    entry = {"task": "mnli", "metric": "acc,none", "greater_is_better": True, "max_num_train": 5, "recipe": {"lora": None}}
+    study = {"models": [{"name": "a/a", "recipe": {"lora": {"r": 4}}}, {"family": "Yi"}], "benchmarks": [entry], "data_dir": None}
+    with_schema().validate(study)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sedes": [1]},
+        {"models": "a/a"},
+        {"models": [{"name": "a/a", "famly": "Yi"}]},
+        {"benchmarks": [{"metric": "acc"}]},
+        {"benchmarks": [{"task": "mnli", "recipe": {"epoch": 1}}]},
+        {"recipe": {"lora": {"rank": 1}}},
+        {"recipe": {"epochs": "three"}},
+        {"seeds": [-1]},
+        {"direct": "yes"},
+        {"split_protocol": "leaky"},
+        {"max_num_test": 0},
+        {"execution": {"trackers": ["wandb"]}},
+    ],
+    ids=str,
+)
+def test_the_schema_and_the_study_refuse_the_same(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    right = {"models": ["a/a"], "benchmarks": ["arc_easy"]}
+    with_schema().validate(right)  # negative control
+    assert not with_schema().is_valid({**right, **wrong})
+    with pytest.raises(UsageError):
+        read(tmp_path, **wrong)

@@ -1,0 +1,143 @@
+"""The rules for values in study.yaml: pydantic types that check a value and describe it in the JSON Schema.
+
+Recipes, caps and execution options are checked by the classes that hold them in a run, so a study refuses what a run refuses.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import date
+from textwrap import dedent
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo, create_model
+
+from lm_harmony.benchmarks.types import Caps, SplitProtocol
+from lm_harmony.errors import UsageError, check_flag, check_integer, check_number
+from lm_harmony.recipe import PUBLISHED, Lora, Recipe
+from lm_harmony.runs.spec import LARGEST_SEED, Execution, ModelSpec
+
+CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
+"""Key in the file -> field of ``Caps``."""
+EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git")
+"""Fields of ``Execution`` that a study can set."""
+
+
+def rule(check: Callable[[str, Any], object], accepted: Any) -> PlainValidator:
+    """Return a validator that leaves the value as it is.
+
+    Args:
+        check: called with the key and the value; raises UsageError if the value is not allowed.
+        accepted: type that the JSON Schema shows.
+    """
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        check(str(info.field_name), value)
+        return value
+
+    return PlainValidator(validate, json_schema_input_type=accepted)
+
+
+def _check_text(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UsageError(f"{key} must be text, got {value!r}. Write it in quotes: '{value}'.")
+
+
+def _check_date(_: str, value: Any) -> None:
+    ModelSpec(name="", chat_template_date=str(value) if isinstance(value, date) else value)
+
+
+def check_protocol(key: str, value: Any) -> None:
+    if value not in get_args(SplitProtocol):
+        raise UsageError(f"{key} must be clean or published, got {value!r}. Use clean.")
+
+
+def check_not_empty(value: Any, info: ValidationInfo) -> Any:
+    """Refuse a list that is empty or missing."""
+    if not value:
+        key = info.field_name
+        raise UsageError(f"{key} must name at least one, got {value!r}. List names under {key}.")
+    return value
+
+
+def check_seeds(value: Any) -> Any:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"seeds must be a list of whole numbers from 0, got {value!r}. Write seeds: [0].")
+    return value
+
+
+def _check_lora(key: str, value: Any) -> None:
+    Recipe.from_dict({"lora": {key: value}})
+
+
+def _check_recipe(key: str, value: Any) -> None:
+    if key == "lora" and isinstance(value, Mapping):
+        LoraOverrides.model_validate(value)
+    else:
+        Recipe.from_dict({**asdict(PUBLISHED), key: value})
+
+
+Text = Annotated[str, rule(_check_text, str)]
+Flag = Annotated[bool, rule(check_flag, bool)]
+Number = Annotated[float, rule(check_number, Annotated[float, Field(ge=0)])]
+Rows = Annotated[int, rule(lambda key, value: Caps(**{CAPS[key]: value}), Annotated[int, Field(ge=1)])]
+Date = Annotated[str | date, rule(_check_date, date)]
+Seed = Annotated[
+    int, rule(lambda _, value: check_integer("a seed", value, 0, LARGEST_SEED), Annotated[int, Field(ge=0, le=LARGEST_SEED)])
+]
+
+
+class StudyMapping(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _overrides(kind: type, check: Callable[[str, Any], object], defaults: Mapping[str, Any], **hints: Any) -> type[BaseModel]:
+    """Return a model of a mapping that sets some fields of the dataclass ``kind``.
+
+    Args:
+        kind: the dataclass; its docstrings become the descriptions in the JSON Schema.
+        check: called with key and value; raises UsageError if the value is not allowed.
+        defaults: what the JSON Schema shows as default of each field.
+        hints: the fields that can be set, with their types.
+    """
+    body = ast.parse(dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {
+        ast.unparse(statement.target): str(ast.literal_eval(text.value))
+        for statement, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    known: dict[str, Any] = {
+        name: (Annotated[Any, rule(check, hint)], Field(default=defaults[name], description=" ".join(docs[name].split())))
+        for name, hint in hints.items()
+    }
+    return create_model(kind.__name__, __base__=StudyMapping, __doc__=kind.__doc__, **known)
+
+
+def only_given(model: type[BaseModel]) -> PlainValidator:
+    """Return a validator that checks a mapping by ``model`` and leaves it as it is, so that it holds only what was given."""
+
+    def validate(value: Any) -> Any:
+        model.model_validate(value)
+        return value
+
+    return PlainValidator(validate, json_schema_input_type=model)
+
+
+def or_name(key: str, entry: Any) -> BeforeValidator:
+    """Return a validator that reads a plain text as a mapping with that text under ``key``."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | entry)
+
+
+LoraOverrides = _overrides(Lora, _check_lora, asdict(Lora()), **get_type_hints(Lora))
+RecipeOverrides = _overrides(Recipe, _check_recipe, asdict(PUBLISHED), **{**get_type_hints(Recipe), "lora": LoraOverrides | None})
+ExecutionOverrides = _overrides(
+    Execution,
+    lambda key, value: Execution(**{key: value}),
+    {**asdict(Execution()), "use_git": False},
+    **{name: hint for name, hint in get_type_hints(Execution).items() if name in EXECUTION},
+)
+RecipeMapping = Annotated[dict[str, Any], only_given(RecipeOverrides)]
