@@ -79,7 +79,7 @@ def _train(model: LanguageModel, backend: Backend, rows: Sequence[TokenSequence]
 
 
 def _score(model: LanguageModel, backend: Backend, requests: Sequence[Request]) -> None:
-    Scorer(model=model, backend=backend, batch_size=32).answer(requests)
+    Scorer(model=model, backend=backend, batch_size=32).reply(requests)
 
 
 if __name__ == "__main__":

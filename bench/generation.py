@@ -36,10 +36,10 @@ def main(flags: BenchFlags) -> None:
                 for place, request in enumerate(requests)
             ]
             sides = {
-                "LM-Harmony": lambda: scorer.generate_until(requests),  # noqa: B023
+                "LM-Harmony": lambda: scorer.reply(requests),  # noqa: B023
                 "lm_eval HFLM": lambda: harness.generate_until(instances, disable_tqdm=True),  # noqa: B023
             }
-            same = scorer.generate_until(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
+            same = scorer.reply(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
             assert same, "the two sides write different answers"
             measured.append(compare(f"{task}, {len(requests)} rows, HFLM at batch {size}", sides, runs=flags.runs))
     show("generation", measured)

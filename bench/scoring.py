@@ -47,10 +47,10 @@ def main(flags: BenchFlags) -> None:
             Instance("loglikelihood", {}, (request.context, request.continuation), place)
             for place, request in enumerate(requests)
         ]
-        ours, theirs = scorer.loglikelihood(requests[:40]), harness.loglikelihood(instances[:40], disable_tqdm=True)
+        ours, theirs = scorer.reply(requests[:40]), harness.loglikelihood(instances[:40], disable_tqdm=True)
         assert max(abs(one[0] - other[0]) for one, other in zip(ours, theirs, strict=True)) < 1e-3
         sides = {
-            "LM-Harmony": lambda: scorer.loglikelihood(requests),  # noqa: B023
+            "LM-Harmony": lambda: scorer.reply(requests),  # noqa: B023
             "lm_eval HFLM, batch 8": lambda: harness.loglikelihood(instances, disable_tqdm=True),  # noqa: B023
         }
         measured.append(compare(label, sides, runs=flags.runs))

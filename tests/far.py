@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine import packed_attention as segments
+from lm_harmony.engine import packed_attention as attention
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.forward import prefix_tree_logprobs
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
-from lm_harmony.engine.packed_forward import prefix_tree_logprobs
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import READ_EVERY, TrainState
@@ -152,8 +152,8 @@ def answers(model: LanguageModel) -> dict[str, Any]:
     ]
     for name, backend in (("fast", PACKED), ("plain", PADDED)):
         scorer = Scorer(model=model, backend=backend, batch_size=2, max_new_tokens=5, seed=0)
-        found[f"{name} scores"] = [nats for nats, _ in scorer.loglikelihood(asked)]
-        found[f"{name} texts"] = scorer.generate_until(written)
+        found[f"{name} scores"] = [nats for nats, _ in scorer.reply(asked)]
+        found[f"{name} texts"] = scorer.reply(written)
         with trainable(model, RECIPE, seed=0) as trainee:
             epochs = fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
@@ -199,15 +199,15 @@ def reading_gradients(trainee: Trainee) -> None:
 def grouped_heads(model: LanguageModel) -> dict[str, list[bool]]:
     """Return for each attention call, with a mask and without, whether it asks PyTorch for grouped heads."""
     grouped: dict[str, list[bool]] = {"masked": [], "causal": []}
-    attention = segments.scaled_dot_product_attention
+    kernel = attention.scaled_dot_product_attention
 
     def noting(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
         grouped["causal" if options["attn_mask"] is None else "masked"].append(options["enable_gqa"])
         return attention(*tensors, **options)
 
-    segments.scaled_dot_product_attention = noting
+    attention.scaled_dot_product_attention = noting
     prefix_tree_logprobs(model.module, [TokenSequence(ids=(5, 6, 7, last, last), first_label=3) for last in (8, 9, 10)])
-    segments.scaled_dot_product_attention = attention
+    attention.scaled_dot_product_attention = kernel
     return grouped
 
 

@@ -118,8 +118,8 @@ def _numbers(model: LanguageModel, backend: Backend, requests: list[Request]) ->
     return Numbers(
         learned=learned,
         gradient=gradient,
-        scored=torch.tensor([nats for nats, _ in scorer.loglikelihood(requests)]),
-        written=scorer.generate_until(asked),
+        scored=torch.tensor([nats for nats, _ in scorer.reply(requests)]),
+        written=scorer.reply(asked),
     )
 
 

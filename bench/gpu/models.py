@@ -17,8 +17,8 @@ import lm_harmony
 from bench.gpu.measure import wait
 from bench.gpu.rows import PEAKS, Bench
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.forward import Forward, LabelLogprobs
 from lm_harmony.engine.memory import memory_budget
-from lm_harmony.engine.padded_forward import Forward, LabelLogprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.device import configure_device
 from lm_harmony.models.loading import LanguageModel, build_language_model

@@ -16,7 +16,6 @@ from bench.gpu.rows import Bench
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.backends import Backend
 from lm_harmony.engine.packed_attention import blocks_of_row
-from lm_harmony.engine.padded_forward import in_batches
 from lm_harmony.engine.prefix_tree import prefix_tree_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -64,16 +63,15 @@ def _scored(
 ) -> None:
     """Score ``ordered`` in passes of ``size``, as the scorer does, and leave the batches of the passes in ``batches``."""
     batches.clear()
-
-    def one(batch: Sequence[TokenSequence]) -> None:
-        found = backend.score_forward(model.module, batch)
-        found.logprobs_L.cpu()
-        found.greedy_L.cpu()
-        batches.append(batch)
-
+    start, end_of_batch = 0, backend.end_of_batch()
     with torch.no_grad(), backend.active(model.module):
-        for _ in in_batches(ordered, size, one, end_of_batch=backend.end_of_batch()):
-            pass
+        while start < len(ordered):
+            end = end_of_batch(ordered, start, size)
+            found = backend.score_forward(model.module, ordered[start:end])
+            found.logprobs_L.cpu()
+            found.greedy_L.cpu()
+            batches.append(ordered[start:end])
+            start = end
 
 
 def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSequence]]) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
             written = _Written(model)
             forget_peak(bench.device)
             with written:
-                row |= timed(lambda: scorer.generate_until(requests), bench.device, seconds=sizes.seconds, rounds=3)  # noqa: B023
+                row |= timed(lambda: scorer.reply(requests), bench.device, seconds=sizes.seconds, rounds=3)  # noqa: B023
             tokens = written.tokens / (row["rounds"] + 1)
             row |= {"tokens": tokens, "passes": written.passes / (row["rounds"] + 1), "peak_bytes": peak_bytes(bench.device)}
             row |= {"tokens_per_s": tokens / row["median_s"], "ms_per_pass": row["median_s"] * 1e3 / row["passes"]}

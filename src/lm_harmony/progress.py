@@ -1,14 +1,11 @@
-"""What a person sees while it works: one live display for a run, plain silence in a library.
-
-The command opens a ``display``; the rooms below say ``track(rows, "reading")`` and know nothing of terminals. Without an open
-display ``track`` only iterates.
-"""
+"""Progress bars: ``progress_bar`` and ``track`` show a bar if a command has opened a ``display``, else nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -20,7 +17,7 @@ _display: ContextVar[Progress | None] = ContextVar("display", default=None)
 
 @contextmanager
 def display(console: Console) -> Iterator[Progress]:
-    """Show every ``track`` below as a bar on ``console`` until the block ends; finished bars disappear."""
+    """Show the bars that are opened inside the block on ``console``. A finished bar disappears."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -36,16 +33,23 @@ def display(console: Console) -> Iterator[Progress]:
             _display.reset(token)
 
 
-def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
-    """Yield ``items``, advancing a bar called ``description`` of ``total`` steps where a display is open."""
+@contextmanager
+def progress_bar(description: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of ``total`` steps for the duration of the block; yield the function that advances it by some steps."""
     progress = _display.get()
     if progress is None:
-        yield from items
+        yield lambda steps: None
         return
     bar = progress.add_task(description, total=total)
     try:
-        for item in items:
-            yield item
-            progress.advance(bar)
+        yield partial(progress.advance, bar)
     finally:
         progress.remove_task(bar)
+
+
+def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
+    """Yield ``items`` and advance a bar of ``total`` steps by one after each of them."""
+    with progress_bar(description, total=total) as advance:
+        for item in items:
+            yield item
+            advance(1)

@@ -48,7 +48,7 @@ def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
     task = open_task(f"corpus:{corpus}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
     scorer = Scorer(model=model, backend=choose_backend(model))
-    replies = [[reply] for reply in scorer.answer([example.requests[0] for example in splits.test])]
+    replies = [[reply] for reply in scorer.reply([example.requests[0] for example in splits.test])]
     ours = task.score(splits.test, replies, errors=True, samples=False)
     rows = {role: [{"text": text} for text in read_corpus(corpus)[role]["text"]] for role in ("train", "validation", "test")}
     alone = lm_eval_task(CORPUS_FILE, rows)
@@ -76,7 +76,7 @@ def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) 
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     model, task = tiny_model(), open_task(f"corpus:{path}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
-    nats = Scorer(model=model).loglikelihood_rolling([example.requests[0] for example in splits.train])
+    nats = Scorer(model=model).reply([example.requests[0] for example in splits.train])
     ours = task.score(splits.train, [[value] for value in nats], errors=True, samples=False)
     size = sum(len(text.encode("utf-8")) for text in read_corpus(path)["train"]["text"])
     assert ours.metrics["bits_per_byte,none"] == pytest.approx(-sum(nats) / math.log(2) / size)

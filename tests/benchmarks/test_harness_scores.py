@@ -105,7 +105,7 @@ def assert_equal_to_lm_eval(task: HarnessTask, lm_evals: Any, answer: Answer, ch
 @pytest.mark.parametrize("name", [*ROWS, *OWN_TASKS])
 def test_scores_and_samples_are_lm_evals(name: str, tmp_path: Path) -> None:
     """A tiny model's replies give lm_eval's metrics to the last digit, and its sample dicts, hashes and all."""
-    answer = Scorer(model=tiny_model(), max_new_tokens=8).answer
+    answer = Scorer(model=tiny_model(), max_new_tokens=8).reply
     score = assert_equal_to_lm_eval(*scored_task(tmp_path, name), answer)
     assert all(isinstance(value, float) for value in score.metrics.values())
 
@@ -114,14 +114,14 @@ def test_scores_and_samples_are_lm_evals(name: str, tmp_path: Path) -> None:
 def test_scores_under_a_chat_template_are_lm_evals(name: str, tmp_path: Path) -> None:
     """lm_eval runs HarnessModel with apply_chat_template, and reaches the same scores."""
     model = tiny_model(chat=True)
-    answer = Scorer(model=model, max_new_tokens=8).answer
+    answer = Scorer(model=model, max_new_tokens=8).reply
     assert_equal_to_lm_eval(*scored_task(tmp_path, name), answer, model.text.render_chat)
 
 
 def test_another_model_gets_another_score(tmp_path: Path) -> None:
     """The comparison above can fail: another model's replies give other metrics and samples."""
     task, _ = scored_task(tmp_path, "wiki")
-    scores = [our_score(task, Scorer(model=tiny_model(seed=seed)).answer) for seed in (0, 1)]
+    scores = [our_score(task, Scorer(model=tiny_model(seed=seed)).reply) for seed in (0, 1)]
     assert scores[0].metrics.keys() == scores[1].metrics.keys()
     assert all(scores[0].metrics[key] != scores[1].metrics[key] for key in scores[0].metrics)
     assert scores[0].samples != scores[1].samples

@@ -267,7 +267,7 @@ def test_tied_embeddings_are_trained_as_one(tmp_path: Path) -> None:
         (RECIPE, "llama", with_lora(VARIANTS["dora"]), "llama", "lacks weights named"),
         (RECIPE, "qwen2", with_lora(VARIANTS["all biases"]), "qwen2", "lacks weights named"),
         (FULL, "llama", RECIPE, "llama", "has weights named"),
-        (RECIPE, "llama", FULL, "llama", "holds no whole model"),
+        (RECIPE, "llama", FULL, "llama", "holds no complete model"),
         (FULL, "gpt2", FULL, "llama", "has weights named"),
         (FULL, "llama", FULL, "qwen2", "lacks weights named"),
         (FULL, "qwen2", FULL, "llama", "has weights named"),
@@ -281,7 +281,7 @@ def test_weights_of_another_model_are_refused(
         trainee.save(tmp_path)
     with (
         trainable(tiny_model(other), wanted, seed=0) as trainee,
-        pytest.raises(StoreError, match=rf"does not fit the model: it {reason} .*Take the model"),
+        pytest.raises(StoreError, match=rf"does not fit the model: it {reason} .*Use the model"),
     ):
         trainee.load(tmp_path)
 

@@ -76,7 +76,7 @@ def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
 
 
 def ours(model: LanguageModel, backend: Backend, requests: Sequence[Request]) -> list[str]:
-    return Scorer(model=model, backend=backend, batch_size=4).generate_until(requests)
+    return Scorer(model=model, backend=backend, batch_size=4).reply(requests)
 
 
 @PATHS
@@ -102,10 +102,10 @@ def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
 def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
     """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
     model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
-    answers = Scorer(model=model, seed=5, backend=PACKED).generate_until([asked])
+    answers = Scorer(model=model, seed=5, backend=PACKED).reply([asked])
     torch.manual_seed(5)
     assert answers == hflm(model, [asked])
-    assert answers != Scorer(model=model_with(top_k=0), seed=5).generate_until([asked])  # negative control
+    assert answers != Scorer(model=model_with(top_k=0), seed=5).reply([asked])  # negative control
 
 
 @PATHS
@@ -132,7 +132,7 @@ def test_stop_strings_end_an_answer(backend: Backend) -> None:
 def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
     """What does nothing to greedy decoding changes no answer and costs no speed."""
     model = model_with(**WITHOUT_EFFECT[name])
-    assert not GenerationSettings.read(GREEDY, default_limit=9).acting(model.module.generation_config)
+    assert not GenerationSettings.read(GREEDY, default_limit=9).beyond_greedy(model.module.generation_config)
     assert choose_backend(model).continuous_batching
     expected = hflm(model_with(), questions())
     assert ours(model, choose_backend(model), questions()) == ours(model, PADDED, questions()) == expected
@@ -145,9 +145,9 @@ def test_acting_settings_are_told_from_the_others(name: str) -> None:
     """Also a setting that nobody knows yet sends answers to generate()."""
     decoding, acting = GenerationSettings.read(GREEDY, default_limit=9), dict(ACTING[name])
     ends = acting.pop("eos_token_id", None)  # an answer ends at these on every path
-    assert set(decoding.acting(GenerationConfig(**acting))) == set(acting) - {"length_penalty", "early_stopping"}
-    assert decoding.acting(GenerationConfig(eos_token_id=ends, new_setting=3)) == {"new_setting": 3}
-    assert decoding.acting(GenerationConfig(eos_token_id=ends)) == {}
+    assert set(decoding.beyond_greedy(GenerationConfig(**acting))) == set(acting) - {"length_penalty", "early_stopping"}
+    assert decoding.beyond_greedy(GenerationConfig(eos_token_id=ends, new_setting=3)) == {"new_setting": 3}
+    assert decoding.beyond_greedy(GenerationConfig(eos_token_id=ends)) == {}
 
 
 def test_every_field_of_transformers_is_judged() -> None:
@@ -156,7 +156,7 @@ def test_every_field_of_transformers_is_judged() -> None:
         name: value for name, value in GenerationConfig._get_default_generation_params().items() if name != "num_assistant"
     }
     assert len(defaults) > 15
-    assert GenerationSettings.read(GREEDY, default_limit=9).acting(GenerationConfig(**defaults)) == {}
+    assert GenerationSettings.read(GREEDY, default_limit=9).beyond_greedy(GenerationConfig(**defaults)) == {}
 
 
 def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_several_answers_to_a_question_are_refused() -> None:
 def test_answers_in_one_batch_of_different_lengths_are_those_alone(backend: Backend) -> None:
     """min_length counts the context: padding would count as text in a batch."""
     model = model_with(**ACTING["min_length"])
-    alone = [Scorer(model=model).generate_until([request])[0] for request in questions()]
-    assert Scorer(model=model, backend=backend, batch_size=5).generate_until(questions()) == alone
+    alone = [Scorer(model=model).reply([request])[0] for request in questions()]
+    assert Scorer(model=model, backend=backend, batch_size=5).reply(questions()) == alone
     ids = [model.text.encode([context])[0] for context in CONTEXTS]
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids])

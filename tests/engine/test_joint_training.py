@@ -13,10 +13,10 @@ from tiny import VOCABULARY, tiny_model
 
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED
+from lm_harmony.engine.forward import padded_logprobs
 from lm_harmony.engine.joint_training import JointProgress, JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.engine.multi_adapter_forward import MultiAdapterForward
-from lm_harmony.engine.padded_forward import padded_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Resumption
 from lm_harmony.engine.training import fine_tune

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
-from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
-from lm_harmony.engine.padded_forward import padded_logprobs
+from lm_harmony.engine.forward import packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
@@ -90,16 +89,16 @@ def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str
 def test_scores_and_texts_are_computed_in_bfloat16_too(backend: Backend) -> None:
     model = tiny_model()
     with Products() as without:
-        exact = Scorer(model=model, backend=backend).loglikelihood(QUESTIONS)
+        exact = Scorer(model=model, backend=backend).reply(QUESTIONS)
     with Products() as products:
-        found = Scorer(model=mixed(model), backend=backend).loglikelihood(QUESTIONS)
+        found = Scorer(model=mixed(model), backend=backend).reply(QUESTIONS)
     assert products.types[torch.bfloat16] and not products.types[torch.float32]
     assert without.types[torch.float32] and not without.types[torch.bfloat16]
     assert products.normalised == {torch.float32}
     nats, expected = [score for score, _ in found], [score for score, _ in exact]
     assert nats != expected and nats == pytest.approx(expected, abs=0.2)
     with Products() as writing:
-        assert len(Scorer(model=mixed(model), backend=backend, max_new_tokens=5).generate_until(TEXTS)) == 2
+        assert len(Scorer(model=mixed(model), backend=backend, max_new_tokens=5).reply(TEXTS)) == 2
     assert writing.types[torch.bfloat16] and not writing.types[torch.float32]
 
 

@@ -22,15 +22,14 @@ from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.demo.study import SHIPPED
-from lm_harmony.engine import packed_attention as segments
-from lm_harmony.engine import packed_forward as packing
+from lm_harmony.engine import forward as forward_passes
+from lm_harmony.engine import packed_attention as attention
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
+from lm_harmony.engine.forward import Forward, LabelLogprobs, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation import generate
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
-from lm_harmony.engine.padded_forward import Forward, LabelLogprobs, padded_logprobs
 from lm_harmony.engine.prefix_tree import PackedRow, PrefixTree, end_by_tokens, prefix_tree_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -192,9 +191,9 @@ def test_gradient_checkpointing_serves_the_packed_path_and_saves_memory(architec
 def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: one token of one segment sees one token of a branch that is not its own."""
     module = model_of("llama").module
-    honest = segments.AttentionBlock._sees
+    honest = attention.AttentionBlock._attends
 
-    def leaking(self: segments.AttentionBlock, window: int | None) -> torch.Tensor | None:
+    def leaking(self: attention.AttentionBlock, window: int | None) -> torch.Tensor | None:
         sees = honest(self, window)
         if sees is not None and not sees[-1].all():
             sees[-1, int((~sees[-1]).nonzero()[0])] = True
@@ -202,7 +201,7 @@ def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with torch.no_grad():
         expected = padded_logprobs(module, questions())
-        monkeypatch.setattr(segments.AttentionBlock, "_sees", leaking)
+        monkeypatch.setattr(attention.AttentionBlock, "_attends", leaking)
         assert difference(prefix_tree_logprobs(module, questions()), expected) > 1e-4
 
 
@@ -232,7 +231,7 @@ def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
 def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lm_harmony"):
         assert choose_backend(model_of(architecture)) is PADDED
-    (line,) = [record.getMessage() for record in caplog.records if "plain path serves" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "falling back to padded batches" in record.getMessage()]
     assert architecture in line
 
 
@@ -242,12 +241,12 @@ def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypat
     model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
     assert choose_backend(model).packed
 
-    def without_boundaries(row: PackedRow, device: torch.device) -> list[segments.AttentionBlock]:
+    def without_boundaries(row: PackedRow, device: torch.device) -> list[attention.AttentionBlock]:
         ids = (*row.shared_prefix, *(token for tree in row.trees for token in tree.ids))
         all_in_one = PrefixTree(ids=ids, depths=tuple(range(len(ids))), parents=tuple(range(-1, len(ids) - 1)))
-        return [segments.AttentionBlock(all_in_one, start=0, prefix_tokens=0, device=device)]
+        return [attention.AttentionBlock(all_in_one, start=0, prefix_tokens=0, device=device)]
 
-    monkeypatch.setattr(packing, "blocks_of_row", without_boundaries)
+    monkeypatch.setattr(forward_passes, "blocks_of_row", without_boundaries)
     assert choose_backend(model) is PADDED
 
 
@@ -264,8 +263,8 @@ def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> No
         for continuation in (" wood", " the lazy dog", " yes", " yes")
     ]
     requests += [Request(kind="loglikelihood_rolling", context="", continuation="the quick brown fox " * 40)]
-    plain = Scorer(model=model).answer(requests)
-    fast = Scorer(model=model, backend=choose_backend(model)).answer(requests)
+    plain = Scorer(model=model).reply(requests)
+    fast = Scorer(model=model, backend=choose_backend(model)).reply(requests)
     for expected, found in zip(plain, fast, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -302,7 +301,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(12)
         for answer in (" yes", " no")
     ]
-    expected = Scorer(model=model, backend=PACKED).answer(requests)
+    expected = Scorer(model=model, backend=PACKED).reply(requests)
     seen = []
 
     def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -311,7 +310,7 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
     hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    found = Scorer(model=model, backend=PACKED).answer(requests)
+    found = Scorer(model=model, backend=PACKED).reply(requests)
     hook.remove()
     assert max(seen) > 60
     for one, other in zip(expected, found, strict=True):
@@ -332,7 +331,8 @@ def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str)
         for _ in range(40)
     ]
     expected = generate(model, requests, batch_size=8, max_new_tokens=24, seed=0)
-    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, room=MemoryBudget(generation_rows=5)) == expected
+    few_rows = replace(PACKED, memory_budget=MemoryBudget(generation_rows=5))
+    assert generate(model, requests, batch_size=8, max_new_tokens=24, seed=0, backend=few_rows) == expected
     assert len({len(answer) for answer in expected}) > 5
     assert supports_continuous_batching(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
 

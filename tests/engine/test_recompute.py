@@ -10,10 +10,10 @@ import torch
 from tiny import tiny_model
 from torch.autograd.graph import saved_tensors_hooks
 
-from lm_harmony.engine import packed_forward as packing
+from lm_harmony.engine import forward as forward_passes
 from lm_harmony.engine import recompute
 from lm_harmony.engine.adapters import trainable
-from lm_harmony.engine.packed_forward import packed_logprobs
+from lm_harmony.engine.forward import packed_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.recipe import Lora, Recipe
 
@@ -22,7 +22,7 @@ SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=l
 
 def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable[[torch.Tensor], Any]) -> dict[str, torch.Tensor]:
     """Train one step's gradient with dropout on, every saved tensor passed through ``keep``."""
-    monkeypatch.setattr(packing, "recompute_activations", lambda: saved_tensors_hooks(keep, recompute._give))
+    monkeypatch.setattr(forward_passes, "recompute_activations", lambda: saved_tensors_hooks(keep, recompute._give))
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3))
     with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
         trainee.module.train()

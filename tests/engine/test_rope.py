@@ -19,10 +19,9 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily
+from lm_harmony.engine.forward import end_by_sequences, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_forward import prefix_tree_logprobs
-from lm_harmony.engine.padded_forward import end_by_sequences, padded_logprobs
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -104,7 +103,7 @@ def logprobs_alone(name: str, asked: Sequence[TokenSequence]) -> list[torch.Tens
 @EACH
 def test_each_text_scores_as_under_hflm_alone(name: str, backend: Backend) -> None:
     expected = hflm_alone(name, scored())
-    found = Scorer(model=model_of(name), backend=backend, batch_size=4).loglikelihood(scored())
+    found = Scorer(model=model_of(name), backend=backend, batch_size=4).reply(scored())
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
@@ -140,7 +139,7 @@ def test_transformers_keeps_the_frequencies_of_a_longer_text() -> None:
 @EACH
 def test_whole_texts_score_as_under_hflm_alone(name: str, backend: Backend) -> None:
     requests = [Request(kind="loglikelihood_rolling", context="", continuation=TEXT[:length]) for length in (*LENGTHS, 300)]
-    found = Scorer(model=model_of(name), backend=backend, batch_size=4).loglikelihood_rolling(requests)
+    found = Scorer(model=model_of(name), backend=backend, batch_size=4).reply(requests)
     assert found == pytest.approx(hflm_alone(name, requests), abs=1e-4, rel=1e-6)
 
 
@@ -153,7 +152,7 @@ def test_answers_are_those_of_hflm_alone(name: str, backend: Backend) -> None:
         for place, length in enumerate((5, 9, 20, 25, 26, 30, LIMIT, LIMIT + 1, 40, 41, 41, 80))
     ]
     expected = hflm_alone(name, requests)
-    assert Scorer(model=model_of(name), backend=backend, batch_size=4).generate_until(requests) == expected
+    assert Scorer(model=model_of(name), backend=backend, batch_size=4).reply(requests) == expected
     model = model_of(name)
     contexts = model.text.encode([request.context for request in requests])
     options: dict[str, Any] = {"max_new_tokens": 8, "is_finished": lambda rows: [False for _ in rows]}
@@ -240,5 +239,5 @@ def test_few_rows_at_a_time_write_the_same() -> None:
     texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
     requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]
     backend = replace(PACKED, memory_budget=MemoryBudget(generation_rows=3))
-    few = Scorer(model=model_of("phi3"), backend=backend).generate_until(requests)
-    assert few == Scorer(model=model_of("phi3"), batch_size=1).generate_until(requests)
+    few = Scorer(model=model_of("phi3"), backend=backend).reply(requests)
+    assert few == Scorer(model=model_of("phi3"), batch_size=1).reply(requests)

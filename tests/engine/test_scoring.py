@@ -111,7 +111,7 @@ def test_loglikelihoods_and_greedy_flags_are_those_of_hflm(architecture: str, bo
     """Every kind of context and continuation gets HFLM's log-likelihood within 1e-4 nats and its greedy flag."""
     model, hflm = rivals(architecture, bos)
     requests = [scored(*pair) for pair in (*PAIRS, *greedy_pairs(hflm))]
-    ours = Scorer(model=model, batch_size=4).loglikelihood(requests)
+    ours = Scorer(model=model, batch_size=4).reply(requests)
     theirs = hflm_answers(hflm, requests)
     # Beyond 1e-4, float32 itself: HFLM sums the label's log-probabilities in it.
     assert [nats for nats, _ in ours] == pytest.approx([nats for nats, _ in theirs], abs=1e-4, rel=1e-7)
@@ -132,7 +132,7 @@ def test_the_comparison_notices_a_wrong_reading(asked: tuple[str, str], wrong: t
     """Small mistakes in reading a request move its log-likelihood by far more than 1e-3 nats (negative control)."""
     model, hflm = rivals("llama", False)
     [(theirs, _)] = hflm_answers(hflm, [scored(*asked)])
-    [(ours, _)] = Scorer(model=model).loglikelihood([scored(*wrong)])
+    [(ours, _)] = Scorer(model=model).reply([scored(*wrong)])
     assert abs(ours - theirs) > 1e-2
 
 
@@ -142,7 +142,7 @@ def test_loglikelihoods_are_those_of_float64_arithmetic(architecture: str) -> No
     model, _ = rivals(architecture, False)
     exact = copy.deepcopy(model.module).double()
     requests = [scored(*pair) for pair in PAIRS]
-    for request, (nats, _) in zip(requests, Scorer(model=model).loglikelihood(requests), strict=True):
+    for request, (nats, _) in zip(requests, Scorer(model=model).reply(requests), strict=True):
         [pair] = model.text.encode_pairs([(request.context, request.continuation)])
         ids = torch.tensor((pair.context + pair.continuation)[-MAX_LENGTH - 1 :])
         with torch.no_grad():
@@ -160,7 +160,7 @@ def test_rolling_loglikelihoods_are_those_of_hflm(architecture: str, bos: bool) 
     texts = [text_of(tokens, bos) for tokens in lengths]
     assert [len(ids) for ids in model.text.encode(texts)] == list(lengths)
     requests = [rolled(text) for text in (*texts, "naïve – ☃ 日本語", "", LONG)]
-    ours = Scorer(model=model, batch_size=4).loglikelihood_rolling(requests)
+    ours = Scorer(model=model, batch_size=4).reply(requests)
     assert ours == pytest.approx(hflm_answers(hflm, requests), abs=1e-4, rel=1e-7)
     assert ours[lengths.index(MAX_LENGTH)] - ours[lengths.index(MAX_LENGTH + 1)] > 1e-2  # the 129th token counts
 
@@ -171,7 +171,7 @@ def test_written_answers_are_those_of_hflm(architecture: str, bos: bool) -> None
     """Several stop strings, limits, and contexts longer than the room give the same strings."""
     model, hflm = rivals(architecture, bos)
     requests = [written(context, arguments) for context, arguments in GENERATION]
-    ours = Scorer(model=model, batch_size=4).generate_until(requests)
+    ours = Scorer(model=model, batch_size=4).reply(requests)
     assert ours == hflm_answers(hflm, requests)
     assert all(ours)
 
@@ -185,7 +185,7 @@ def test_answers_end_before_their_first_stop_string(architecture: str) -> None:
     clean = [place for place, text in enumerate(free) if text[8:11].strip() and "\ufffd" not in text[8:11]]
     for stop in [free[place][8:11] for place in clean]:
         requests = [written(context, {"until": ["\n\n\n", stop], "max_gen_toks": 24}) for context in contexts]
-        ours = Scorer(model=model, batch_size=8).generate_until(requests)
+        ours = Scorer(model=model, batch_size=8).reply(requests)
         assert ours == hflm_answers(hflm, requests) == [text.split(stop)[0] for text in free]
     assert clean
 
@@ -205,14 +205,14 @@ def test_writing_stops_with_the_stop_string() -> None:
 
 def written_by(model: LanguageModel, tokens: int, **arguments: str) -> str:
     request = written("yes no", {"max_gen_toks": tokens, **arguments})
-    return Scorer(model=model).generate_until([request] * 2)[0]
+    return Scorer(model=model).reply([request] * 2)[0]
 
 
 def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
     """max_new_tokens limits requests without their own limit and no others."""
     model, hflm = rivals("llama", False)
     scorer = Scorer(model=model, max_new_tokens=3)
-    short, long = scorer.generate_until([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
+    short, long = scorer.reply([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
     assert [short] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 3})])
     assert [long] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 9})])
     assert len(long) > len(short)
@@ -221,14 +221,14 @@ def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
 def test_a_limit_without_room_for_a_question_is_refused() -> None:
     """As many new tokens as the model takes leave nothing to read."""
     request = written("Q:", {"max_gen_toks": MAX_LENGTH})
-    with pytest.raises(BenchmarkError, match=r"leaves no room .* Lower --max_new_tokens"):
-        Scorer(model=tiny_model()).generate_until([request])
+    with pytest.raises(BenchmarkError, match=r"leaves no space .* Lower --max_new_tokens"):
+        Scorer(model=tiny_model()).reply([request])
 
 
 def test_an_empty_question_is_answered() -> None:
     """Generation from nothing begins at the prefix token."""
     model, hflm = rivals("llama", False)
-    [ours] = Scorer(model=model).generate_until([written("", {"max_gen_toks": 8})])
+    [ours] = Scorer(model=model).reply([written("", {"max_gen_toks": 8})])
     assert [ours] == hflm_answers(hflm, [written("<|end|>", {"max_gen_toks": 8})])
 
 
@@ -336,30 +336,30 @@ def assert_same(ours: Sequence[Reply], expected: Sequence[Reply]) -> None:
 def test_answers_do_not_depend_on_the_batch_size(architecture: str, batch_size: int) -> None:
     """One, three or all rows at once: the same answers, each in its request's place."""
     model, _ = rivals(architecture, False)
-    expected = Scorer(model=model, batch_size=5).answer(mixed_requests())
-    assert_same(Scorer(model=model, batch_size=batch_size).answer(mixed_requests()), expected)
+    expected = Scorer(model=model, batch_size=5).reply(mixed_requests())
+    assert_same(Scorer(model=model, batch_size=batch_size).reply(mixed_requests()), expected)
 
 
 def test_answers_do_not_depend_on_the_order_of_requests() -> None:
     """Reversed requests get the reversed answers."""
     scorer = Scorer(model=tiny_model(), batch_size=4)
-    expected = scorer.answer(mixed_requests())
-    assert_same(scorer.answer(mixed_requests()[::-1])[::-1], expected)
+    expected = scorer.reply(mixed_requests())
+    assert_same(scorer.reply(mixed_requests()[::-1])[::-1], expected)
     with pytest.raises(AssertionError):  # negative control
-        assert_same(scorer.answer(mixed_requests()[::-1]), expected)
+        assert_same(scorer.reply(mixed_requests()[::-1]), expected)
 
 
 def test_no_request_gets_no_answer() -> None:
     """Nothing asked, nothing answered."""
-    assert Scorer(model=tiny_model()).answer([]) == []
+    assert Scorer(model=tiny_model()).reply([]) == []
 
 
 def test_answers_survive_scarce_memory(out_of_memory: Callable[..., list[int]]) -> None:
     """When more than two rows do not fit, answers of every kind stay the same, and what fits is found once."""
     model = tiny_model()
-    expected = Scorer(model=model, batch_size=8).answer(mixed_requests())
+    expected = Scorer(model=model, batch_size=8).reply(mixed_requests())
     calls = out_of_memory(model.module, 2)
-    assert_same(Scorer(model=model, batch_size=8).answer(mixed_requests()), expected)
+    assert_same(Scorer(model=model, batch_size=8).reply(mixed_requests()), expected)
     # Each of the three kinds learns what fits by halving twice at most, and keeps to it.
     assert 3 <= len([rows for rows in calls if rows > 2]) <= 6
 
@@ -370,7 +370,7 @@ def test_one_row_without_room_raises_what_happened(request_: Request, out_of_mem
     model = tiny_model()
     calls = out_of_memory(model.module, 0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        Scorer(model=model, batch_size=2).answer([request_] * 2)
+        Scorer(model=model, batch_size=2).reply([request_] * 2)
     assert calls == [2, 1]
 
 
@@ -383,12 +383,12 @@ def test_another_error_is_no_lack_of_memory() -> None:
 
     model.module.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        Scorer(model=model, batch_size=8).answer([scored("a", "b")] * 8)
+        Scorer(model=model, batch_size=8).reply([scored("a", "b")] * 8)
 
 
 def sampled(seed: int, *, temperature: float = 1.0) -> list[str]:
     request = written("Q: what is it?\nA:", {"do_sample": True, "temperature": temperature, "max_gen_toks": 8})
-    return Scorer(model=tiny_model(), seed=seed).generate_until([request] * 4)
+    return Scorer(model=tiny_model(), seed=seed).reply([request] * 4)
 
 
 def test_sampling_is_governed_by_the_seed_alone() -> None:
@@ -408,7 +408,7 @@ def test_sampling_leaves_the_callers_random_state() -> None:
     before = torch.get_rng_state()
     sampled(0)
     with pytest.raises(BenchmarkError):
-        Scorer(model=tiny_model()).generate_until([written("Q", {"max_gen_toks": 10**6, "do_sample": True})])
+        Scorer(model=tiny_model()).reply([written("Q", {"max_gen_toks": 10**6, "do_sample": True})])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -441,20 +441,20 @@ def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, 
     model = broken_model(BROKEN[value], only_for=digit)
     scorer = Scorer(model=model, backend=backend, batch_size=1)
     with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):
-        scorer.answer(asked)
-    assert len(scorer.answer([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
+        scorer.reply(asked)
+    assert len(scorer.reply([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
 
 
 @pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
 @pytest.mark.parametrize("request_", [scored("a", " no"), rolled("text"), written("a", {"max_gen_toks": 3})])
 def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, backend: Backend) -> None:
     with pytest.raises(ScoreNotFinite, match="for request 0: no score"):
-        Scorer(model=broken_model(float("nan")), backend=backend).answer([request_])
+        Scorer(model=broken_model(float("nan")), backend=backend).reply([request_])
 
 
 def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:
     instances = [Instance("loglikelihood", {}, ("a", text), 0, ("task", row, 1)) for row, text in ((5, "b"), (6, "9 c"))]
     [digit] = tiny_tokenizer().encode("9")
-    harness = HarnessModel(Scorer(model=broken_model(float("nan"), only_for=digit)).answer)
+    harness = HarnessModel(Scorer(model=broken_model(float("nan"), only_for=digit)).reply)
     with pytest.raises(ScoreNotFinite, match="document 6 of task: no score"):
         harness.loglikelihood(instances)

@@ -63,7 +63,7 @@ def fed_in_scoring(model: LanguageModel, requests: list[Request]) -> list[list[i
 
     hook = model.module.register_forward_pre_hook(record, with_kwargs=True)
     for request in requests:
-        Scorer(model=model, batch_size=1).answer([request])
+        Scorer(model=model, batch_size=1).reply([request])
     hook.remove()
     return fed
 
@@ -191,8 +191,8 @@ def test_a_scored_answer_that_is_too_long_names_its_document() -> None:
     long = Request(kind="loglikelihood", context="Q:", continuation="7" * 2 * MAX_LENGTH, location="test row 41")
     fine = Request(kind="loglikelihood", context="Q:", continuation=" no", location="test row 40")
     with pytest.raises(BenchmarkError, match=r"^test row 41: a continuation has \d+ tokens, the model takes 128"):
-        Scorer(model=tiny_model()).answer([fine, fine, long])
-    assert len(Scorer(model=tiny_model()).answer([fine, fine])) == 2
+        Scorer(model=tiny_model()).reply([fine, fine, long])
+    assert len(Scorer(model=tiny_model()).reply([fine, fine])) == 2
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -375,7 +375,7 @@ def disturb(model: LanguageModel) -> None:
         Request(kind="loglikelihood", context="a", continuation=" b"),
         Request(kind="generate_until", context="a", generation={"do_sample": True, "max_gen_toks": 3}),
     )
-    Scorer(model=model).answer(asked)
+    Scorer(model=model).reply(asked)
 
 
 def test_the_seed_alone_decides() -> None:

@@ -20,7 +20,7 @@ from tiny import tiny_model, tiny_module, tiny_tokenizer, write_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 
 from lm_harmony.cli.main import main
-from lm_harmony.engine.padded_forward import padded_logprobs
+from lm_harmony.engine.forward import padded_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.models.checkpoint import read_weights

@@ -20,6 +20,7 @@ from lm_harmony.cli.plan import show_plan
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED
 from lm_harmony.engine.continuous_batching import decode_greedily
+from lm_harmony.engine.forward import prefix_tree_logprobs
 from lm_harmony.engine.memory import (
     CPU_SCORING_TOKENS,
     GPU_GENERATION_ROWS,
@@ -28,7 +29,6 @@ from lm_harmony.engine.memory import (
     MemoryBudget,
 )
 from lm_harmony.engine.packed_attention import blocks_of_row
-from lm_harmony.engine.packed_forward import prefix_tree_logprobs
 from lm_harmony.engine.prefix_tree import concatenated_row
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -292,7 +292,7 @@ def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> No
     backend = replace(PACKED, memory_budget=room)
     with Operators() as operators:
         scorer = Scorer(model=run.model, backend=backend)
-        scorer.answer([request for one in run.splits.validation for request in one.requests])
+        scorer.reply([request for one in run.splits.validation for request in one.requests])
     assert operators.attention_calls == 2 * load.validation.calls and operators.seen["embedding"] == load.validation.passes > 1
     assert load.validation.masks > 0
     with trainable(run.model, spec.recipe, seed=spec.seed) as trainee:

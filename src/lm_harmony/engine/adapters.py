@@ -1,4 +1,4 @@
-"""What is trained: a LoRA adapter in PEFT's format, or all weights. Attach, save, load, take out."""
+"""Trained weights: a LoRA adapter in PEFT's format, or all weights of the model. Attach, save, load and remove them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 
 ONLY = "default"
-"""PEFT's name of an adapter that is alone on its model."""
+"""PEFT's name for the only adapter of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainee:
-    """A model with the weights that training may change."""
+    """A model that can be fine-tuned: the base model together with the weights that training changes."""
 
     module: PreTrainedModel | PeftModel
-    """Runs forward with the trained weights applied."""
+    """PEFT model, or the model itself if all weights are trained."""
     model: LanguageModel
-    """The model underneath."""
+    """The base model and its tokenizer."""
     adapter: str = ONLY
-    """Name of the adapter, where several live on one model."""
+    """Name of the adapter, if the model has several."""
     dropout: DropoutState = field(default_factory=DropoutState)
-    """What the adapter's dropout draws."""
+    """State that the adapter's dropout layers read."""
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that training changes, by name."""
@@ -45,11 +45,11 @@ class Trainee:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights: PEFT's adapter format, or a whole model folder with its tokenizer."""
+        """Write the trained weights: in PEFT's adapter format, or as a model folder with its tokenizer."""
         if isinstance(self.module, PeftModel):
-            # Left on "auto", PEFT asks the hub whether the vocabulary was changed.
+            # With save_embedding_layers="auto", PEFT would send a request to the hub.
             self.module.save_pretrained(str(folder), selected_adapters=[self.adapter], save_embedding_layers=False)
-            if self.adapter != ONLY:  # PEFT puts it into a folder of its name
+            if self.adapter != ONLY:  # PEFT writes it to a folder with the adapter's name
                 for file in (folder / self.adapter).iterdir():
                     file.replace(folder / file.name)
                 (folder / self.adapter).rmdir()
@@ -58,47 +58,47 @@ class Trainee:
             self.model.text.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Put back weights that ``save`` wrote.
+        """Load weights that ``save`` wrote.
 
         Raises:
-            DamagedFile: the folder holds no weights, or those of another model.
+            DamagedFile: the folder holds no weights, or weights of another model.
         """
         if not any(folder.glob("*.safetensors")):
-            raise DamagedFile(f"{folder} holds no safetensors. The run's weights are gone: run it again with --overwrite.")
+            raise DamagedFile(f"{folder} holds no safetensors file, so the weights are lost. Repeat the run with --overwrite.")
         module = self.module
         try:
             if isinstance(module, PeftModel):
-                misfit = _fill_adapter(module, folder, self.adapter, self.trained_parameters())
+                misfit = _load_adapter(module, folder, self.adapter, self.trained_parameters())
             else:
-                misfit = _fill_all(module, folder)
+                misfit = _load_all(module, folder)
         except SafetensorError as error:
-            raise DamagedFile(f"{folder} cannot be read: {error}. Run it again with --overwrite.") from error
+            raise DamagedFile(f"{folder} cannot be read: {error}. Repeat the run with --overwrite.") from error
         if misfit:
             raise DamagedFile(
-                f"{folder} does not fit the model: it {misfit}. Take the model and recipe that it was trained with."
+                f"{folder} does not fit the model: it {misfit}. Use the model and the recipe with which it was trained."
             )
 
 
-def _fill_adapter(module: PeftModel, folder: Path, adapter: str, trained: Iterable[str]) -> str:
-    """Fill an adapter in place; return what does not fit, or nothing."""
+def _load_adapter(module: PeftModel, folder: Path, adapter: str, trained: Iterable[str]) -> str:
+    """Load an adapter in place; return what does not fit, or ""."""
     weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     try:
         found: Any = set_peft_model_state_dict(module, weights, adapter_name=adapter)
-    except RuntimeError as error:  # its first line only says that there are errors
+    except RuntimeError as error:  # the first line of its message only says that there are errors
         return f"has a {str(error).splitlines()[-1].strip().rstrip('.')}"
-    absent = set(trained) & set(found.missing_keys)  # the weights of the base are missing by design
+    absent = set(trained) & set(found.missing_keys)  # the missing weights of the base model are expected
     return _first("has weights named", found.unexpected_keys) or _first("lacks weights named", absent)
 
 
-def _fill_all(module: PreTrainedModel, folder: Path) -> str:
-    """Fill all weights in place; return what does not fit, or nothing."""
-    # transformers saves some weights under their names on the hub (Pythia's head): its own reader knows them again.
+def _load_all(module: PreTrainedModel, folder: Path) -> str:
+    """Load all weights in place; return what does not fit, or ""."""
+    # transformers saves some weights under other names (Pythia's output layer), which only its own loader can map back.
     try:
         found: Any = type(module).from_pretrained(
             folder, config=module.config, dtype=module.dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:  # the folder of an adapter
-        return f"holds no whole model ({' '.join(str(error).split())[:200].rstrip('.')})"
+    except (OSError, ValueError) as error:  # for example, the folder of an adapter
+        return f"holds no complete model ({' '.join(str(error).split())[:200].rstrip('.')})"
     stored, report = found
     misfit = (
         _first("has weights named", report["unexpected_keys"])
@@ -111,14 +111,15 @@ def _fill_all(module: PreTrainedModel, folder: Path) -> str:
 
 
 def _first(what: str, names: Iterable[str]) -> str:
+    """Return ``what`` with the first of ``names`` in alphabetical order, or "" if there are none."""
     return next((f"{what} {name!r}" for name in sorted(names)), "")
 
 
 @contextmanager
 def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Trainee]:
-    """Make ``model`` trainable as ``recipe`` says for the length of a block; an adapter is taken out again at its end.
+    """Make ``model`` trainable as ``recipe`` says inside the with-block; at its end the adapter is removed again.
 
-    The initial adapter depends on ``seed`` alone and on nothing drawn before; the caller's random state is left as it was.
+    The initial adapter depends on ``seed`` only. The caller's random state does not change.
 
     Raises:
         ModelError: PEFT does not know which modules of the architecture to adapt.
@@ -131,15 +132,15 @@ def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Tr
             yield Trainee(module=model.module, model=model)
         finally:
             for weight in weights:
-                weight.grad = None  # a step that an error stopped leaves gradients as large as the model
+                weight.grad = None  # an interrupted step leaves gradients as large as the model
         return
     own = list(model.module.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = attach(model, recipe.lora)
-    # With a bias option PEFT trains biases of the model itself, which unload() leaves as they became.
+    # With a bias option PEFT trains biases of the base model, and unload() does not restore them.
     biases = [(weight, weight.detach().clone()) for weight in own if weight.requires_grad]
-    module.eval()  # PEFT adds its layers in training mode: their dropout would blur a score
+    module.eval()  # PEFT adds its layers in training mode, and their dropout would change scores
     try:
         yield Trainee(module=module, model=model, dropout=seed_dropout(module, ONLY))
     finally:
@@ -149,7 +150,13 @@ def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Tr
 
 
 def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: PeftModel | None = None) -> PeftModel:
-    """Attach an adapter to ``model``; ``beside`` is what carries the model's other adapters already.
+    """Attach an adapter to ``model`` and return the PEFT model.
+
+    Args:
+        model: the base model.
+        lora: shape and target modules of the adapter.
+        adapter: name of the adapter.
+        beside: PEFT model of the adapters that ``model`` has already; None if it has none.
 
     Raises:
         ModelError: PEFT does not know which modules of the architecture to adapt.
@@ -166,5 +173,5 @@ def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: Pef
     except ValueError as error:
         raise ModelError(
             f"model {model.name}: no adapter can be attached: {error} "
-            f"Name its modules with --peft_config.target_modules, or use all-linear."
+            f"Set --peft_config.target_modules to names of its modules, or to all-linear."
         ) from error

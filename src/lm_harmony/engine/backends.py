@@ -1,4 +1,4 @@
-"""Which forward pass serves a model: the fast ones where a probe finds them exact, the plain one everywhere else."""
+"""Backends: which forward passes a model uses. The faster ones are used where a probe finds them exact, else padded batches."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ import torch
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
+from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import MemoryBudget, memory_budget, recompute_pays
 from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
 from lm_harmony.engine.packed_attention import packed_attention
-from lm_harmony.engine.packed_forward import packed_logprobs, prefix_tree_logprobs
-from lm_harmony.engine.padded_forward import Forward, end_by_sequences, padded_logprobs
 from lm_harmony.engine.prefix_tree import end_by_tokens
 from lm_harmony.engine.rope import reset_dynamic_rope
-from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.sequences import TokenSequence, end_by_sequences
 from lm_harmony.models.device import is_out_of_memory
 from lm_harmony.models.loading import LanguageModel
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference of a log-probability, in nats, that the probe calls equal, beside four times the plain path's own noise."""
+"""Largest difference of a log-probability, in nats, that the probe accepts, beside four times the noise of padded batches."""
 ROUNDING_STEPS = 8
-"""The same in rounding steps of the weights' type, where that is more: 0.06 nats in bfloat16. Other kernels may round otherwise
-even where the plain path repeats itself to the last bit. On trained models a lost boundary between texts moves some
-log-probability by 2 nats or more, and bfloat16 itself moves it by 0.04 to 1.7 (docs/performance.md)."""
+"""The same in rounding steps of the weights' type, where that is more: 0.06 nats in bfloat16. Other kernels may round differently
+even where padded batches repeat to the last bit. On trained models, a lost boundary between sequences changes some
+log-probability by 2 nats or more, and bfloat16 itself changes it by 0.04 to 1.7 (docs/performance.md)."""
 PROBE_TOKENS = 3
-"""Most tokens that the probe writes after each of its texts."""
+"""Largest number of tokens that the probe generates after each of its contexts."""
+PROBE_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+"""What an architecture may raise for inputs that it does not expect. It must not stop a run that padded batches can do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How a model's forward passes are laid out."""
+    """How a model computes its forward passes."""
 
     train_forward: Forward
-    """For training."""
+    """Forward pass for training."""
     score_forward: Forward
-    """For scoring."""
+    """Forward pass for scoring."""
     packed: bool
-    """Whether shared beginnings are computed once (then sequences are sorted to lie together and counted in tokens)."""
+    """Whether rows are packed (then scoring computes shared beginnings once and sizes its passes in tokens)."""
     continuous_batching: bool = False
-    """Whether finished answers leave the batch and waiting ones enter, where the model's cache and the settings allow it."""
+    """Whether generation uses continuous batching, where the generation settings allow it."""
     memory_budget: MemoryBudget = MemoryBudget()
-    """How much one pass may hold; on the plain path a pass is counted in sequences alone."""
+    """Largest passes. Padded passes are limited by their number of sequences only."""
     onednn: OneDnnLinear = OneDnnLinear()
-    """Which products of linear layers are computed through oneDNN, on a CPU where a probe found them faster."""
+    """Linear layers that use oneDNN, on a CPU where a probe found it faster."""
     recompute: bool = False
-    """Whether training keeps less for its backward pass, on a CPU where that saves a notable share of memory."""
+    """Whether training recomputes activations, on a CPU where that saves a notable share of memory."""
 
     @contextmanager
     def active(self, module: PreTrainedModel) -> Iterator[None]:
-        """Compute on these paths for the length of a block, which holds a forward pass and, in training, its backward pass."""
+        """Let ``module`` compute with this backend inside the block.
+
+        The block must hold the forward pass and, in training, the backward pass.
+        """
         with ExitStack() as stack:
             stack.enter_context(use_onednn(module, self.onednn))
             stack.enter_context(reset_dynamic_rope(module))
@@ -67,38 +71,34 @@ class Backend:
             yield
 
     def describe(self) -> dict[str, Any]:
-        """Return the choices as plain values, for a record."""
-        return {
-            "fast": self.packed,
-            "writes": self.continuous_batching,
-            "onednn": str(self.onednn),
-            "recompute": self.recompute,
-        }
+        """Return the choices under their names in record.json."""
+        onednn, recompute = str(self.onednn), self.recompute
+        return {"fast": self.packed, "writes": self.continuous_batching, "onednn": onednn, "recompute": recompute}
 
     def scoring_order(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        """Return the order in which sequences are best scored."""
+        """Return the order in which sequences should be scored."""
         if self.packed:
-            return sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
-        # Longest first: memory runs out at once or never, and sequences of like length share a batch.
-        return sorted(range(len(sequences)), key=lambda place: -len(sequences[place].ids))
+            return sorted(range(len(sequences)), key=lambda index: sequences[index].ids)
+        # Longest first: memory runs out in the first batch or never, and sequences of similar length share a batch.
+        return sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
 
     def end_of_batch(self) -> Callable[[Sequence[TokenSequence], int, int], int]:
-        """Return the rule that ends a batch of scoring: by tokens computed, or by sequences."""
+        """Return the function (sequences, start, size) -> end of a scoring batch; size is in tokens or in sequences."""
         return end_by_tokens if self.packed else end_by_sequences
 
 
 PADDED = Backend(train_forward=padded_logprobs, score_forward=padded_logprobs, packed=False)
-"""The plain path for everything."""
+"""Padded batches, which are exact for every architecture."""
 PACKED = Backend(train_forward=packed_logprobs, score_forward=prefix_tree_logprobs, packed=True, continuous_batching=True)
-"""The fast paths."""
+"""Packed rows and continuous batching, without a probe."""
 
 
 def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
-    """Compare the fast paths with the plain one on this very model, and return what is exact.
+    """Return the fastest backend that is exact on this model, found by comparing it with padded batches.
 
     Args:
-        model: in evaluation mode.
-        engine: "auto", or "plain" to ask for the plain path.
+        model: the model in evaluation mode.
+        engine: "auto", or "plain" for padded batches.
     """
     if engine == "plain":
         return PADDED
@@ -108,43 +108,47 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
         alone = padded_logprobs(model.module, sequences[-1:]).logprobs_L
         noise = float((padded[-len(alone) :] - alone).abs().max())
         allowed = max(TOLERANCE, ROUNDING_STEPS * torch.finfo(model.module.dtype).eps) + 4 * noise
-        for name, path in (("packed training", packed_logprobs), ("shared-context scoring", prefix_tree_logprobs)):
-            try:
-                # In the type of the weights: the rounding of autocast would hide a small fault of the layout.
-                difference = float((path(model.module, sequences).logprobs_L - padded).abs().max())
-                if model.autocast is not None:
-                    with model.mixed_precision():
-                        path(model.module, sequences)
-            # Whatever an architecture makes of a row it does not expect, it must not stop a run that the plain path can do.
-            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                if difference <= allowed:
-                    continue
-                reason = f"log-probabilities differ by {difference:.2g} nats"
-            kind = model.module.config.model_type
-            log.info("%s is not exact for %s (%s); the plain path serves.", name, kind, reason.split("\n")[0])
-            return PADDED
-    # oneDNN's float32 products know nothing of autocast.
+        for name, forward in (("packed training", packed_logprobs), ("prefix-tree scoring", prefix_tree_logprobs)):
+            reason = _inexact(model, forward, sequences, padded, allowed)
+            if reason:
+                kind = model.module.config.model_type
+                log.info("%s is not exact for %s (%s): falling back to padded batches.", name, kind, reason)
+                return PADDED
+    # oneDNN's float32 operator does not support autocast.
     onednn = probe_onednn(model.module) if model.autocast is None else OneDnnLinear()
     recompute = recompute_pays(model.module)
     if model.device.type == "cpu":
-        log.info("products of linear layers through oneDNN (where it is faster here): %s", onednn)
+        log.info("linear layers that use oneDNN (where it is faster on this machine): %s", onednn)
     return Backend(
         train_forward=partial(packed_logprobs, recompute=recompute),
         score_forward=prefix_tree_logprobs,
         packed=True,
-        continuous_batching=_writes_exactly(model, allowed),
+        continuous_batching=_generates_exactly(model, allowed),
         memory_budget=memory_budget(model.module),
         onednn=onednn,
         recompute=recompute,
     )
 
 
+def _inexact(
+    model: LanguageModel, forward: Forward, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float
+) -> str:
+    """Return why a forward pass is not exact, or "" if all log-probabilities are within ``allowed`` nats of the expected ones."""
+    try:
+        # In the type of the weights: the rounding of autocast would hide a small error of the layout.
+        difference = float((forward(model.module, sequences).logprobs_L - expected_L).abs().max())
+        if model.autocast is not None:
+            with model.mixed_precision():
+                forward(model.module, sequences)
+    except PROBE_FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+    return "" if difference <= allowed else f"log-probabilities differ by {difference:.2g} nats"
+
+
 def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
-    """Make texts of two questions with two answers each behind a common beginning: trunk, trees and branches are all used."""
+    """Return two questions with two answers each after a common beginning: a row with a shared prefix, trees and branches."""
     generator = torch.Generator().manual_seed(0)
     rows = int(model.module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     ids = torch.randint(rows, (40,), generator=generator).tolist()
@@ -159,35 +163,35 @@ def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
 
 
 @torch.no_grad()
-def _writes_exactly(model: LanguageModel, allowed: float) -> bool:
-    """Compare greedy decoding with ``transformers.generate``: the same tokens, but for ties within ``allowed`` nats."""
-    module, contexts = model.module, [sequence.ids[-7 - place :] for place, sequence in enumerate(_probe_sequences(model)[1:])]
-    if not supports_continuous_batching(module) or GenerationSettings.read({}, default_limit=PROBE_TOKENS).acting(
-        module.generation_config
-    ):
+def _generates_exactly(model: LanguageModel, allowed: float) -> bool:
+    """Tell whether continuous batching gives the tokens of ``transformers.generate``, except for ties within ``allowed`` nats."""
+    module, contexts = model.module, [sequence.ids[-7 - index :] for index, sequence in enumerate(_probe_sequences(model)[1:])]
+    settings = GenerationSettings.read({}, default_limit=PROBE_TOKENS)
+    if not supports_continuous_batching(module) or settings.beyond_greedy(module.generation_config):
         return False
     try:
         found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=_at_different_times)
-        differing = [row.place for row in found if not _is_written(module, contexts[row.place], row.written, allowed)]
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        differing = [row.place for row in found if not _is_generated(module, contexts[row.place], row.written, allowed)]
+    except PROBE_FAILURES as error:
         if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}"
     else:
         if not differing:
             return True
-        reason = "the tokens differ from those of generate()"
-    log.info("continuous batching is not exact for %s (%s); generate() writes.", module.config.model_type, reason.split("\n")[0])
+        reason = "the tokens differ from those of transformers.generate"
+    kind = module.config.model_type
+    log.info("continuous batching is not exact for %s (%s): falling back to transformers.generate.", kind, reason.split("\n")[0])
     return False
 
 
 def _at_different_times(written: Sequence[tuple[int, ...]]) -> list[bool]:
-    """End answers after one to three tokens, so that rows leave and others enter."""
+    """End answers after one to three tokens, so that rows leave the batch and others enter."""
     return [len(row) > row[0] % 3 for row in written]
 
 
-def _is_written(module: PreTrainedModel, context: Sequence[int], written: Sequence[int], allowed: float) -> bool:
-    """Tell whether ``generate()`` writes these tokens, or another one only where both are as probable."""
+def _is_generated(module: PreTrainedModel, context: Sequence[int], written: Sequence[int], allowed: float) -> bool:
+    """Tell whether ``generate()`` gives these tokens, or another one only where both are equally probable."""
     ids_1xT = torch.tensor([list(context)], device=module.device)
     options: dict[str, Any] = {"max_new_tokens": len(written), "do_sample": False, "return_dict_in_generate": False}
     output = module.generate(input_ids=ids_1xT, attention_mask=torch.ones_like(ids_1xT), **options)  # type: ignore[operator]

@@ -1,9 +1,9 @@
-"""Greedy decoding whose batch never idles: a finished row leaves, a waiting one enters.
+"""Greedy decoding with continuous batching: a finished row leaves the batch at once and a waiting one takes its place.
 
-The batch lives in a key-value cache padded on the left. When enough rows have left, waiting contexts are computed together and
-joined to the cache; columns that hold padding only are cut off.
+The batch lives in a key-value cache that is padded on the left. When enough rows have left, the next contexts are computed
+together and their cache is concatenated to that of the batch. Columns of the cache that hold only padding are cut off.
 
-Shapes: B rows, T cached positions.
+Shapes: B rows, T cached positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from lm_harmony.engine.padded_forward import halve_batch
+from lm_harmony.engine.memory import halve_batch
 from lm_harmony.models.loading import LanguageModel
 
 REFILL = 0.5
-"""Waiting rows enter when this share of the batch is free: each entrance computes their contexts in one pass."""
+"""Share of the batch that must be free before waiting rows enter. Each entry computes their contexts in one forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRow:
-    """A row that has ended."""
+    """A generated answer."""
 
     place: int
-    """Which context it answers."""
+    """Index of the context that it answers."""
     written: tuple[int, ...]
-    """The tokens that it wrote, the one that ended it included."""
+    """Generated token ids, including the one that ended the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Rows being written."""
+    """Rows that are being generated."""
 
     places: tuple[int, ...]
-    """Which context each row answers."""
+    """Index of the context of each row."""
     written: tuple[tuple[int, ...], ...]
-    """What each row has written; its last token is not in the cache yet."""
+    """Generated token ids of each row; the last one is not in the cache yet."""
     cache: DynamicCache
     """Keys and values of all tokens before the last."""
     mask_BxT: torch.Tensor
@@ -49,23 +49,23 @@ class _Batch:
 
 
 class NonFiniteLogits(ArithmeticError):
-    """The largest logit of a row is NaN or infinite: no token can be chosen."""
+    """The largest logit of a row is NaN or infinite, so no token can be chosen."""
 
     def __init__(self, place: int, value: float) -> None:
-        """Name the context by its ``place`` and the ``value`` found."""
+        """Store the index of the context (``place``) and the ``value`` of its largest logit."""
         super().__init__(place, value)
         self.place, self.value = place, value
 
 
 def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
-    """Look whether the largest logit of each row is finite; in a row that holds NaN it is NaN.
+    """Raise an error unless the largest logit of each row is finite (in a row that holds NaN, the largest is NaN).
 
     Args:
-        largest_B: largest next-token logits, the same number of rows for each of ``rows`` contexts.
+        largest_B: largest next-token logits, the same number of them for each of ``rows`` contexts.
         rows: number of contexts.
 
     Raises:
-        NonFiniteLogits: it is not; ``place`` counts the contexts from 0.
+        NonFiniteLogits: a logit is not finite; ``place`` is the index of its context.
     """
     values = largest_B.tolist()
     for place, value in enumerate(values):
@@ -74,7 +74,7 @@ def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
 
 
 def supports_continuous_batching(module: PreTrainedModel) -> bool:
-    """Tell whether the model keeps a plain key-value cache, so that rows can be joined and dropped."""
+    """Tell whether every layer of the model has a plain key-value cache, whose rows can be concatenated and dropped."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.config).layers)
 
 
@@ -86,40 +86,38 @@ def decode_greedily(
     max_new_tokens: int,
     is_finished: Callable[[Sequence[tuple[int, ...]]], list[bool]],
 ) -> Iterator[FinishedRow]:
-    """Yield each context's answer as it ends, not in their order.
+    """Yield each context's answer as soon as it has ended, not in the order of the contexts.
 
     Args:
-        model: who writes; ``supports_continuous_batching`` must hold.
-        contexts: token ids, none empty; best sorted by length.
-        batch_size: most rows at once; halved for what is left when memory runs out.
-        max_new_tokens: longest answer.
-        is_finished: tells of each row's tokens whether it has ended.
+        model: a model for which ``supports_continuous_batching`` holds.
+        contexts: token ids, none empty; sorted by length they need least padding.
+        batch_size: largest number of rows; halved for the remaining contexts when memory runs out.
+        max_new_tokens: longest answer in tokens.
+        is_finished: generated token ids of each row -> whether it has ended.
 
     Raises:
         NonFiniteLogits: a logit is NaN or infinite.
     """
-    waiting = list(range(len(contexts)))[::-1]
+    module, waiting = model.module, list(range(len(contexts)))[::-1]
     batch: _Batch | None = None
     while waiting or batch is not None:
-        active, entering = len(batch.places) if batch else 0, list[int]()
+        active = len(batch.places) if batch else 0
+        entering = waiting[-(batch_size - active) :][::-1] if waiting and active <= batch_size * (1 - REFILL) else []
         try:
-            if waiting and active <= batch_size * (1 - REFILL):
-                entering = waiting[-(batch_size - active) :][::-1]
-                fresh = _begin(model.module, entering, contexts)
-                del waiting[-len(entering) :]
-                batch = fresh if batch is None else _join(batch, fresh)
-            else:
-                assert batch is not None
-                batch = _next(model.module, batch)
+            computed, ids = _next_inputs(batch) if batch and not entering else _first_inputs(module, entering, contexts)
+            # Positions of the inputs; a row's padding does not count.
+            positions = (computed.mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            masks = {"attention_mask": computed.mask_BxT, "position_ids": positions}
+            output: Any = module(input_ids=ids, **masks, past_key_values=computed.cache, use_cache=True, logits_to_keep=1)
+            computed = _with_next_tokens(computed, output.logits[:, -1])
+            batch = _concatenated(batch, computed) if batch and entering else computed
         except (RuntimeError, MemoryError) as error:
             batch_size = halve_batch(batch_size, error)
-            # The rows that were being written begin again: the cache may be half changed.
+            # Rows of the batch start from their contexts again, because the cache may be half changed.
             waiting += reversed(batch.places if batch else ())
             batch = None
             continue
-        except NonFiniteLogits as error:
-            computed = entering if entering else batch.places if batch else ()
-            raise NonFiniteLogits(computed[error.place], error.value) from error
+        del waiting[len(waiting) - len(entering) :]
         ended = [
             done or len(written) >= max_new_tokens
             for done, written in zip(is_finished(batch.written), batch.written, strict=True)
@@ -127,11 +125,13 @@ def decode_greedily(
         for place, written, done in zip(batch.places, batch.written, ended, strict=True):
             if done:
                 yield FinishedRow(place=place, written=written)
-        batch = _without(batch, ended) if any(ended) else batch
+        batch = _without_ended(batch, ended) if any(ended) else batch
 
 
-def _begin(module: PreTrainedModel, places: Sequence[int], contexts: Sequence[Sequence[int]]) -> _Batch:
-    """Compute contexts, padded on the left, and each one's first token."""
+def _first_inputs(
+    module: PreTrainedModel, places: Sequence[int], contexts: Sequence[Sequence[int]]
+) -> tuple[_Batch, torch.Tensor]:
+    """Return an empty batch for some contexts, and the contexts as B x T ids padded on the left."""
     longest = max(len(contexts[place]) for place in places)
     padding = [longest - len(contexts[place]) for place in places]
     ids_BxT = torch.tensor(
@@ -139,31 +139,32 @@ def _begin(module: PreTrainedModel, places: Sequence[int], contexts: Sequence[Se
     )
     mask_BxT = (torch.arange(longest)[None, :] >= torch.tensor(padding)[:, None]).long().to(module.device)
     cache = DynamicCache(config=module.config)
-    first = _argmax(module, ids_BxT, mask_BxT, cache)
-    return _Batch(places=tuple(places), written=tuple((token,) for token in first), cache=cache, mask_BxT=mask_BxT)
+    return _Batch(places=tuple(places), written=((),) * len(places), cache=cache, mask_BxT=mask_BxT), ids_BxT
 
 
-def _next(module: PreTrainedModel, batch: _Batch) -> _Batch:
-    """Write one more token in every row."""
-    ids_Bx1 = torch.tensor([[written[-1]] for written in batch.written], device=module.device)
-    mask_BxT = torch.cat([batch.mask_BxT, torch.ones_like(ids_Bx1)], dim=1)
-    tokens = _argmax(module, ids_Bx1, mask_BxT, batch.cache)
-    written = tuple((*before, token) for before, token in zip(batch.written, tokens, strict=True))
-    return replace(batch, written=written, mask_BxT=mask_BxT)
+def _next_inputs(batch: _Batch) -> tuple[_Batch, torch.Tensor]:
+    """Return the batch with a mask for one more token, and each row's last token as B x 1 ids."""
+    ids_Bx1 = torch.tensor([[written[-1]] for written in batch.written], device=batch.mask_BxT.device)
+    return replace(batch, mask_BxT=torch.cat([batch.mask_BxT, torch.ones_like(ids_Bx1)], dim=1)), ids_Bx1
 
 
-def _argmax(module: PreTrainedModel, ids: torch.Tensor, mask_BxT: torch.Tensor, cache: DynamicCache) -> list[int]:
-    positions = (mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    logits_BxV = module(input_ids=ids, attention_mask=mask_BxT, position_ids=positions, **options).logits[:, -1]
+def _with_next_tokens(batch: _Batch, logits_BxV: torch.Tensor) -> _Batch:
+    """Append the most probable token to every row.
+
+    Raises:
+        NonFiniteLogits: a logit is NaN or infinite.
+    """
     tokens_B = logits_BxV.argmax(dim=-1)
     tokens: list[int] = tokens_B.tolist()
-    check_finite(logits_BxV.gather(1, tokens_B[:, None])[:, 0], rows=len(tokens))
-    return tokens
+    try:
+        check_finite(logits_BxV.gather(1, tokens_B[:, None])[:, 0], rows=len(tokens))
+    except NonFiniteLogits as error:
+        raise NonFiniteLogits(batch.places[error.place], error.value) from error
+    return replace(batch, written=tuple((*before, token) for before, token in zip(batch.written, tokens, strict=True)))
 
 
-def _join(left: _Batch, right: _Batch) -> _Batch:
-    """Put two batches side by side, the shorter one's cache padded on the left."""
+def _concatenated(left: _Batch, right: _Batch) -> _Batch:
+    """Concatenate two batches; the shorter cache is padded on the left."""
     longest = max(left.mask_BxT.shape[1], right.mask_BxT.shape[1])
     masks = []
     for batch in (left, right):
@@ -179,12 +180,12 @@ def _join(left: _Batch, right: _Batch) -> _Batch:
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
-    """Return the layers' keys and values, which ``supports_continuous_batching`` has found to be plain tensors."""
+    """Return the cache's layers, which ``supports_continuous_batching`` has found to hold plain tensors."""
     return list(cache.layers)
 
 
-def _without(batch: _Batch, ended: Sequence[bool]) -> _Batch | None:
-    """Drop the rows that ended, and the columns that hold padding only since then."""
+def _without_ended(batch: _Batch, ended: Sequence[bool]) -> _Batch | None:
+    """Drop the rows that ended, and the columns that hold only padding since then; None if no row is left."""
     kept = [row for row, done in enumerate(ended) if not done]
     if not kept:
         return None

@@ -1,6 +1,7 @@
-"""An adapter's dropout, drawn from (seed, step, layer) for the whole optimizer batch: the same wherever a batch is cut.
+"""Dropout of an adapter with masks that depend only on (seed, step, layer, token), not on how a batch is split.
 
-However many passes a batch takes, padded or packed, alone or together with other runs, each token of it loses the same inputs.
+The mask of an optimizer batch is the same whether the batch is computed in one pass or in several, padded or packed, alone or
+jointly with other runs.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from peft.tuners.lora.layer import LoraLayer
 
 @dataclass
 class DropoutState:
-    """What the dropout layers of one adapter need to know of the pass that runs: set before each of them."""
+    """The current forward pass, as the dropout layers of one adapter need it; it is set before every pass."""
 
     seed_and_step: tuple[int, int] = (0, 0)
-    """Seed of the run and number of its step."""
+    """Seed of the run and number of its optimizer step."""
     lengths: tuple[int, ...] = ()
-    """Fed tokens of every sequence of the optimizer batch."""
+    """Number of input tokens of every sequence of the optimizer batch."""
     first: int = 0
-    """The first sequence of the batch that this pass computes."""
+    """Index of the first sequence that this pass computes."""
     count: int = 0
-    """How many sequences it computes."""
+    """Number of sequences that this pass computes."""
 
     def kept(self, layer: int, x: torch.Tensor, p: float) -> torch.Tensor:
-        """Return which inputs ``x`` of a layer remain: 1 x N x D packed, or B x T x D padded right."""
+        """Return the boolean dropout mask of a layer's inputs ``x``: 1 x N x D if packed, B x T x D if padded on the right."""
         lengths = self.lengths[self.first : self.first + self.count]
-        if not lengths:  # a pass outside a training: it is a batch of its own
+        if not lengths:  # a pass outside training is a batch of its own
             return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
         start = sum(self.lengths[: self.first])
         tokens = range(start, start + sum(lengths))
@@ -48,10 +49,10 @@ class DropoutState:
 
 
 def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: float) -> torch.Tensor:
-    """Draw the inputs that remain for some of a batch's tokens, eight times as fast as torch state: 16 bits for each.
+    """Draw the dropout mask of some tokens of a batch with 16 random bits for each input, eight times as fast as torch.
 
-    A token takes a whole number of the generator's words, so the draws of the tokens before are skipped, not drawn. An input
-    remains with probability 1 - p, rounded to 1 / 65,536.
+    A token uses a fixed number of the generator's 64-bit words, so the generator can skip the tokens before the first. An input
+    is kept with probability 1 - p, rounded to 1 / 65,536.
     """
     words = -(-width // 4)
     bits = np.random.PCG64DXSM(seeds)
@@ -61,11 +62,11 @@ def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: f
 
 
 class _Dropped(torch.autograd.Function):
-    """Inputs times (0 or 1 / (1 - p)); the inputs are kept, which several adapters share, rather than what each makes of them."""
+    """Inputs times 0 or 1 / (1 - p). It allows ``recompute`` to keep the inputs, which adapters share, instead of the outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return ``x`` where it is kept, scaled up."""
+        """Return ``x`` scaled up where it is kept, and zero elsewhere."""
         ctx.save_for_backward(kept)
         ctx.scale = scale
         ctx.again = partial(_drop, x.detach(), kept, scale)
@@ -73,7 +74,7 @@ class _Dropped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient where the input was kept, scaled up."""
+        """Return the gradient scaled up where the input was kept, and zero elsewhere."""
         (kept,) = ctx.saved_tensors
         return _drop(grad, kept, ctx.scale), None, None
 
@@ -83,15 +84,15 @@ def _drop(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 class SeededDropout(torch.nn.Module):
-    """Dropout that takes its draws from ``DropoutState``."""
+    """A dropout layer that takes its mask from ``DropoutState``."""
 
     def __init__(self, p: float, layer: int, state: DropoutState) -> None:
-        """Drop inputs of the adapter's ``layer``-th module with probability ``p``."""
+        """Make the dropout layer of the adapter's ``layer``-th module; ``p`` is the probability to drop an input."""
         super().__init__()
         self.p, self.layer, self.state = p, layer, state
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zero some inputs in training and scale the rest up; pass them on in evaluation."""
+        """Zero some inputs and scale the others up in training; return ``x`` in evaluation."""
         if not self.training:
             return x
         dropped: torch.Tensor = _Dropped.apply(x, self.state.kept(self.layer, x, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
@@ -99,7 +100,7 @@ class SeededDropout(torch.nn.Module):
 
 
 def seed_dropout(module: PeftModel, adapter: str) -> DropoutState:
-    """Put seeded dropout in the place of PEFT's in every layer of ``adapter``."""
+    """Replace PEFT's dropout by seeded dropout in every layer of ``adapter``; return its state."""
     state, number = DropoutState(), 0
     for layer in module.modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_dropout:

@@ -1,25 +1,50 @@
-"""What a model writes: batched generation with a key-value cache, each row ending at its own stop string."""
+"""Generated answers: batches with a key-value cache in which each row ends at its own stop string."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine.continuous_batching import NonFiniteLogits, check_finite, decode_greedily, supports_continuous_batching
+from lm_harmony.engine.backends import PADDED, Backend
+from lm_harmony.engine.continuous_batching import (
+    FinishedRow,
+    NonFiniteLogits,
+    check_finite,
+    decode_greedily,
+    supports_continuous_batching,
+)
 from lm_harmony.engine.generation_settings import GenerationSettings
-from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.padded_forward import halve_batch
+from lm_harmony.engine.memory import halve_batch
+from lm_harmony.engine.onednn_linear import use_onednn
 from lm_harmony.engine.rope import Regime, regimes_of, reset_dynamic_rope
-from lm_harmony.errors import BenchmarkError, ScoreNotFinite
+from lm_harmony.errors import ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.progress import track
+from lm_harmony.progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Requests that can be generated in one batch."""
+
+    settings: GenerationSettings
+    """Their generation settings."""
+    numbers: list[int]
+    """Index of each request, longest context first."""
+    contexts: list[Sequence[int]]
+    """Token ids of each context, cut on the left to what the model takes."""
+    alone: bool
+    """Whether each answer must be generated in a batch of its own."""
+    greedy: bool
+    """Whether the settings are those of plain greedy decoding."""
 
 
 def generate(
@@ -29,189 +54,170 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     seed: int,
-    room: MemoryBudget | None = None,
+    backend: Backend = PADDED,
 ) -> list[str]:
-    """Write an answer to each context, cut before its first stop string or end-of-text token.
+    """Generate an answer to each context, cut before its first stop string or end-of-text token.
 
     Args:
-        model: who writes.
-        requests: of kind generate_until.
-        batch_size: most rows at once for ``transformers.generate``; halved when memory runs out.
-        max_new_tokens: longest answer in tokens where the request sets none.
-        seed: of sampled answers; greedy ones (the rule) need none.
-        room: let finished rows leave and waiting ones enter, as many at once as there is room for, where the model's cache
-            allows it and the settings are those of plain greedy decoding; None: ``transformers.generate`` in batches.
+        model: model and tokenizer that generate.
+        requests: requests of kind "generate_until".
+        batch_size: largest batch of ``transformers.generate``; halved when memory runs out.
+        max_new_tokens: longest answer in tokens where the request sets no limit.
+        seed: seed of sampled answers; greedy decoding, the default, does not use it.
+        backend: continuous batching where it allows it and the settings are those of plain greedy decoding, else
+            ``transformers.generate``. Attention over the cache is transformers' own in both.
 
     Raises:
-        BenchmarkError: the longest answer leaves no room for a context, or several answers to a question are asked for.
+        BenchmarkError: the longest answer leaves no space for a context, or several answers to a question are requested.
         ScoreNotFinite: a logit is NaN or infinite.
     """
-    contexts = model.text.encode([request.context for request in requests])
-    groups: dict[str, tuple[GenerationSettings, list[int]]] = {}
-    for place, request in enumerate(requests):
-        decoding = GenerationSettings.read(request.generation, default_limit=max_new_tokens)
-        groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
-    for decoding, _ in groups.values():
-        _check(model, decoding)
-    answers = [""] * len(requests)
-    with torch.random.fork_rng(), torch.no_grad(), reset_dynamic_rope(model.module):
+    answers, groups = [""] * len(requests), _groups(model, requests, max_new_tokens)
+    with (
+        use_onednn(model.module, backend.onednn),
+        model.mixed_precision(),
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        reset_dynamic_rope(model.module),
+        progress_bar("writing answers", total=len(requests)) as advance,
+    ):
         torch.manual_seed(seed)
-        for decoding, places in groups.values():
-            most = model.max_length - decoding.max_new_tokens
-            # Longest first: memory runs out at once or never; rows of a batch are of like length.
-            places = sorted(places, key=lambda place: -len(contexts[place]))
-            fed = [contexts[place][-most:] or [model.text.prefix_id] for place in places]
+        for group in groups:
+            stop = _StopStrings(model, group.settings)
             try:
-                for number, answer in track(_write(model, fed, decoding, batch_size, room), "writing answers", total=len(fed)):
-                    answers[places[number]] = answer
+                for row in _rows(model, group, stop, backend, batch_size):
+                    answers[group.numbers[row.place]] = stop.text_of(row.written)
+                    advance(1)
             except NonFiniteLogits as error:
-                raise not_finite(requests, places[error.place], "largest logit", error.value) from error
+                number = group.numbers[error.place]
+                raise not_finite(requests[number], number, "largest logit", error.value) from error
     return answers
 
 
-def not_finite(requests: Sequence[Request], place: int, what: str, value: float) -> ScoreNotFinite:
-    """Return the error for a reply that holds NaN or an infinite number, which names the document of the request at ``place``."""
-    document = requests[place].location or f"request {place}"
+def _rows(model: LanguageModel, group: _Group, stop: _StopStrings, backend: Backend, batch_size: int) -> Iterator[FinishedRow]:
+    """Return an iterator over the answers of ``group`` as they end."""
+    budget, limit = backend.memory_budget, group.settings.max_new_tokens
+    if not backend.continuous_batching or not group.greedy or group.alone or not supports_continuous_batching(model.module):
+        return _generate_in_batches(model, group, stop, 1 if group.alone else batch_size)
+    rows = max(1, min(budget.generation_rows, budget.cache_tokens // (len(group.contexts[0]) + limit)))
+    return decode_greedily(model, group.contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
+
+
+def not_finite(request: Request, number: int, what: str, value: float) -> ScoreNotFinite:
+    """Return the error for a reply that is NaN or infinite; it names the document of ``request``, the ``number``-th one."""
+    document = request.location or f"request {number}"
     return ScoreNotFinite(
         f"{what} = {value} for {document}: no score is computed over it. Score in another number format (--dtype float32), or "
         f"look for NaN and infinite numbers in the weights."
     )
 
 
-def _check(model: LanguageModel, decoding: GenerationSettings) -> None:
-    if decoding.max_new_tokens >= model.max_length:
-        raise BenchmarkError(
-            f"max_new_tokens {decoding.max_new_tokens} leaves no room for a question: model {model.name} takes "
-            f"{model.max_length} tokens in all. Lower --max_new_tokens."
-        )
-    asked = decoding.over(model.module.generation_config).get("num_return_sequences")
-    if asked not in (None, 1):
-        raise BenchmarkError(
-            f"num_return_sequences = {asked} (generation settings of the task or of model {model.name}): one answer to each "
-            f"question is counted. Set it to 1."
-        )
+def _groups(model: LanguageModel, requests: Sequence[Request], max_new_tokens: int) -> list[_Group]:
+    """Group requests by their settings and by the RoPE frequencies that their texts need.
 
-
-def _write(
-    model: LanguageModel,
-    contexts: Sequence[Sequence[int]],
-    decoding: GenerationSettings,
-    batch_size: int,
-    room: MemoryBudget | None,
-) -> Iterator[tuple[int, str]]:
-    """Yield (number of the context, answer) as answers end, in batches whose rows write what each writes alone."""
+    Raises:
+        BenchmarkError: settings that cannot be followed.
+    """
+    contexts = model.text.encode([request.context for request in requests])
     config, regimes = model.module.generation_config, regimes_of(model.module)
-    alone, longest = decoding.alone(config), decoding.longest(config)
-    if alone:
-        log.info("answers are written one at a time, since generation settings depend on the batch: %s", ", ".join(alone))
-    if decoding.acting(config) or not supports_continuous_batching(model.module):
-        room = None
-    parts: dict[Regime | None, list[int]] = {}
-    for number, ids in enumerate(contexts):
-        first, last = regimes.of(len(ids)), regimes.of(len(ids) + longest - 1)
-        # An answer that may grow into other RoPE frequencies is written by itself.
-        parts.setdefault(first if first == last else None, []).append(number)
-    for regime, numbers in parts.items():
-        together = not alone and regime is not None
-        part = [contexts[number] for number in numbers]
-        write = _decode(model, part, decoding, room) if room and together else None
-        try:
-            for place, answer in write or _generate(model, part, decoding, batch_size if together else 1):
-                yield numbers[place], answer
-        except NonFiniteLogits as error:
-            raise NonFiniteLogits(numbers[error.place], error.value) from error
+    by_settings: dict[str, tuple[GenerationSettings, list[int]]] = {}
+    for number, request in enumerate(requests):
+        settings = GenerationSettings.read(request.generation, default_limit=max_new_tokens)
+        by_settings.setdefault(repr(settings), (settings, []))[1].append(number)
+    groups = []
+    for settings, numbers in by_settings.values():
+        settings.check(model)
+        alone, longest = settings.batch_dependent(config), settings.longest_answer(config)
+        if alone:
+            log.info("answers are generated one at a time, because settings depend on the batch: %s", ", ".join(alone))
+        parts: dict[Regime | None, tuple[list[int], list[Sequence[int]]]] = {}
+        # Longest first: memory runs out in the first batch or never, and the rows of a batch are of similar length.
+        for number in sorted(numbers, key=lambda number: -len(contexts[number])):
+            ids = contexts[number][settings.max_new_tokens - model.max_length :] or [model.text.prefix_id]
+            first, last = regimes.of(len(ids)), regimes.of(len(ids) + longest - 1)
+            # An answer that may grow into other RoPE frequencies is generated by itself.
+            part = parts.setdefault(first if first == last else None, ([], []))
+            part[0].append(number)
+            part[1].append(ids)
+        greedy = not settings.beyond_greedy(config)
+        for regime, (members, fed) in parts.items():
+            single = bool(alone) or regime is None
+            groups.append(_Group(settings=settings, numbers=members, contexts=fed, alone=single, greedy=greedy))
+    return groups
 
 
-def _decode(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, room: MemoryBudget
-) -> Iterator[tuple[int, str]]:
-    """Write greedily, finished rows leaving and waiting ones entering."""
-    stop = _StopStrings(model, decoding)
-    limit = decoding.max_new_tokens
-    rows = max(1, min(room.generation_rows, room.cache_tokens // (len(contexts[0]) + limit)))
-    finished = decode_greedily(model, contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
-    for row in finished:
-        yield row.place, stop.text_of(row.written)
-
-
-def _generate(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, batch_size: int
-) -> Iterator[tuple[int, str]]:
-    """Write by ``transformers.generate``, batch after batch."""
-    stop = _StopStrings(model, decoding)
+def _generate_in_batches(model: LanguageModel, group: _Group, stop: _StopStrings, batch_size: int) -> Iterator[FinishedRow]:
+    """Generate by ``transformers.generate``, batch after batch."""
     start = 0
-    while start < len(contexts):
-        batch = contexts[start : start + batch_size]
+    while start < len(group.contexts):
+        batch = group.contexts[start : start + batch_size]
+        hook = model.module.register_forward_hook(partial(_check_logits, len(batch)))
         try:
-            output = _generate_batch(model, batch, decoding, stop)
+            options = _options(model, batch, group.settings, stop)
+            output_BxT = model.module.generate(**options)  # type: ignore[operator]
         except (RuntimeError, MemoryError) as error:
             batch_size = halve_batch(len(batch), error)
             continue
         except NonFiniteLogits as error:
             raise NonFiniteLogits(start + error.place, error.value) from error
-        for place, written in enumerate(output, start=start):
-            yield place, stop.text_of(written)
+        finally:
+            hook.remove()
+        for place, written in enumerate(output_BxT[:, max(map(len, batch)) :].tolist(), start=start):
+            yield FinishedRow(place=place, written=tuple(written))
         start += len(batch)
 
 
-def _generate_batch(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], decoding: GenerationSettings, stop: _StopStrings
-) -> list[list[int]]:
+def _check_logits(contexts: int, _: object, __: object, output: Any) -> None:
+    """Raise NonFiniteLogits unless the next token's logits are finite (of beams, each context has the same number of rows)."""
+    check_finite(output.logits[:, -1].amax(dim=-1), rows=contexts)
+
+
+def _options(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], settings: GenerationSettings, stop: _StopStrings
+) -> dict[str, Any]:
+    """Return the arguments of ``transformers.generate`` for a batch, and prepare ``stop`` for it."""
     longest, end = max(map(len, contexts)), model.text.end_id
-    settings = decoding.over(model.module.generation_config)
-    # Padding on the left, so that every row goes on from its last token; the mask hides it and shifts positions. A repetition
-    # penalty would see it: a token of the row's own changes nothing there.
-    own = settings.get("repetition_penalty") is not None
+    merged = settings.merged_with(model.module.generation_config)
+    # Padding on the left, so that every row continues after its last token. The mask hides it and shifts positions. A repetition
+    # penalty would still see it, so it is a token of the row itself there.
+    own = merged.get("repetition_penalty") is not None
     padding = [[ids[0] if own else end] * (longest - len(ids)) for ids in contexts]
     ids_BxT = torch.tensor([[*pad, *ids] for pad, ids in zip(padding, contexts, strict=True)], device=model.device)
     mask_BxT = torch.tensor([[0] * len(pad) + [1] * len(ids) for pad, ids in zip(padding, contexts, strict=True)])
-    stop.begin(longest, beams=int(settings.get("num_beams") or 1))
-    options: dict[str, Any] = {
-        # A limit on the sum, as lm_eval sets it: max_new_tokens of a generation_config goes before it.
-        "max_length": longest + decoding.max_new_tokens,
-        **dict(decoding.options),
+    stop.begin(longest, beams=int(merged.get("num_beams") or 1))
+    return {
+        "input_ids": ids_BxT,
+        "attention_mask": mask_BxT.to(model.device),
+        # A limit of the total length, as lm_eval sets it: max_new_tokens of a generation_config takes precedence over it.
+        "max_length": longest + settings.max_new_tokens,
+        **dict(settings.options),
         "stopping_criteria": StoppingCriteriaList([stop]),
         "pad_token_id": end,
         "use_cache": True,
         "return_dict_in_generate": False,
+        **({"tokenizer": model.text.tokenizer} if merged.get("stop_strings") else {}),
     }
-    if settings.get("stop_strings"):
-        options["tokenizer"] = model.text.tokenizer
-
-    def check(_: object, __: object, output: Any) -> None:
-        check_finite(output.logits[:, -1].amax(dim=-1), rows=len(contexts))  # of beams, each text has the same number of rows
-
-    hook = model.module.register_forward_hook(check)
-    try:
-        output_BxT = model.module.generate(  # type: ignore[operator]
-            input_ids=ids_BxT, attention_mask=mask_BxT.to(model.device), **options
-        )
-    finally:
-        hook.remove()
-    written: list[list[int]] = output_BxT[:, longest:].tolist()
-    return written
 
 
 class _StopStrings(StoppingCriteria):
-    """A row is done when its last tokens, decoded, hold one of its stop strings (lm_eval waits for the whole batch)."""
+    """Ends a row when its last tokens, decoded, contain a stop string (lm_eval waits for all rows of the batch)."""
 
-    def __init__(self, model: LanguageModel, decoding: GenerationSettings) -> None:
+    def __init__(self, model: LanguageModel, settings: GenerationSettings) -> None:
         self.tokenizer = model.text.tokenizer
-        self.stop = [end for end in (*decoding.stop, model.text.end_text) if end]
-        ends = decoding.over(model.module.generation_config).get("eos_token_id")
+        self.stop = [end for end in (*settings.stop, model.text.end_text) if end]
+        ends = settings.merged_with(model.module.generation_config).get("eos_token_id")
         self.end_ids = set(ends if isinstance(ends, list) else [ends]) | {model.text.end_id}
-        # Two tokens more than a stop string takes: the model may spell it in other tokens (lm_eval's rule).
+        # Two tokens more than the tokenizer needs, because the model may spell a stop string in other tokens (lm_eval's rule).
         spelled = self.tokenizer(self.stop, add_special_tokens=False)["input_ids"]
         self.lookbacks = [len(tokens) + 2 for tokens in spelled]
         self.lookback = max(self.lookbacks)
         self.begin(0, beams=1)
 
     def begin(self, prompt_length: int, *, beams: int) -> None:
-        """Turn to a batch whose contexts take ``prompt_length`` tokens, padding included."""
+        """Start a batch whose contexts take ``prompt_length`` tokens, including padding."""
         self.prompt_length, self.beams, self.ended = prompt_length, beams, False
 
     def are_finished(self, written: Sequence[Sequence[int]]) -> list[bool]:
-        """Tell of each row of new tokens whether it has ended."""
+        """Return for each row of generated tokens whether it has ended."""
         texts = self.tokenizer.batch_decode([list(tokens[-self.lookback :]) for tokens in written])
         return [
             tokens[-1] in self.end_ids or any(end in text for end in self.stop)
@@ -219,7 +225,7 @@ class _StopStrings(StoppingCriteria):
         ]
 
     def text_of(self, written: Sequence[int]) -> str:
-        """Return the text of a row's new tokens before its first stop string."""
+        """Return the text of a row's generated tokens before its first stop string."""
         text = str(self.tokenizer.decode(list(written), skip_special_tokens=True))
         for end in self.stop:
             text = text.split(end)[0]
@@ -228,7 +234,7 @@ class _StopStrings(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         written = input_ids[:, self.prompt_length :].tolist()
         if self.beams > 1:
-            # lm_eval's rule for the one text of a beam search: it ends when its best candidate holds a stop string.
+            # lm_eval's rule for beam search: the answer ends when its best candidate contains a stop string.
             tails = [written[0][-lookback:] for lookback in self.lookbacks]
             self.ended |= any(end in text for end, text in zip(self.stop, self.tokenizer.batch_decode(tails), strict=True))
             return torch.full((len(written),), self.ended, device=input_ids.device)

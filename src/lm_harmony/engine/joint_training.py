@@ -1,8 +1,11 @@
-"""fine_tune_together(): several runs on one frozen base advance in one forward and backward pass.
+"""EXPERIMENTAL: joint training of several LoRA adapters on one frozen base, in common forward and backward passes.
 
-Small models leave a GPU idle between the short texts of one optimizer batch; several runs fill it. Each run has its own adapter,
-optimizer, schedule, epochs and random draws, and ends where it would have ended alone. The runs' sequences lie in one packed row,
-run after run; the frozen layers compute the row as a whole, the adapted ones send each part through its own adapter.
+No command uses it. ``fine_tune_jointly`` is public for experiments and may change or be removed.
+
+The short texts of one optimizer batch of a small model do not keep a GPU busy, but those of several runs can. Each run has its
+own adapter, optimizer, schedule, epochs and dropout, and ends with the weights that it would have alone. The sequences of all
+runs are in one packed row, run after run. The frozen layers compute the row at once, and each adapted layer applies to every part
+of the row the adapter of that run.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import torch
 
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import Backend
+from lm_harmony.engine.memory import halve_batch
 from lm_harmony.engine.multi_adapter_forward import SharedBase
-from lm_harmony.engine.padded_forward import halve_batch
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
 from lm_harmony.engine.training import fine_tune, micro_batches
@@ -26,65 +29,63 @@ from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Recipe
 
 MAX_JOINT_RUNS = 8
-"""Runs that advance at once on an accelerator; on a processor, which one run keeps busy, each has its turn."""
+"""Largest number of runs in a pass on a GPU. On a CPU, which one run keeps busy, the runs are trained one after another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointRun:
-    """What one run learns."""
+    """One run of a joint training."""
 
     sequences: Sequence[TokenSequence] = field(repr=False)
-    """The training rows, encoded."""
+    """Encoded training rows of the run."""
     recipe: Recipe
-    """How it learns them."""
+    """Recipe of the run, including its adapter."""
     seed: int
-    """Governs its adapter, order and dropout."""
+    """Seed of the adapter, of the order of rows and of dropout."""
     resume: Callable[[Trainee], Resumption] | None = None
-    """Puts back the weights of the last finished epoch, and tells where it stood."""
+    """Loads the weights of the last finished epoch and returns the point from which the run continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointProgress:
-    """One run has ended an epoch, or cannot go on."""
+    """What one run reports at the end of an epoch, or when it has diverged."""
 
     run: int
-    """Place of its run."""
+    """Index of the run."""
     trainee: Trainee
-    """The model with this run's adapter switched on, until the generator is resumed."""
+    """Model with the adapter of this run active, until the generator is resumed."""
     epoch: Epoch | None
-    """The epoch; None: the training diverged."""
+    """The finished epoch, or None if the training of this run diverged."""
     diverged: TrainingDiverged | None = None
-    """Why it cannot go on; the other runs do."""
+    """Why the run was stopped; the other runs continue."""
 
 
 def fine_tune_jointly(
     model: LanguageModel, runs: Sequence[JointRun], *, backend: Backend, micro_batch: int, max_concurrent: int | None = None
 ) -> Iterator[JointProgress]:
-    """Train one adapter for each run and yield whenever one of them has ended an epoch.
+    """Train one adapter for each run and yield whenever a run has finished an epoch.
 
     Args:
-        model: the base; its weights are not changed.
-        runs: what is learned; when a run has ended the next one enters.
-        backend: how a forward pass is laid out. Runs advance at once on the packed path only.
-        micro_batch: most sequences of a run in one pass; halved when memory runs out.
-        max_concurrent: most runs in a pass; None: eight on an accelerator, one on a processor.
+        model: base model; its weights are not changed.
+        runs: the runs; when one has ended, the next one starts.
+        backend: forward pass; only packed backends train several runs in one pass.
+        micro_batch: largest number of sequences of a run in one pass; halved when memory runs out.
+        max_concurrent: largest number of runs in a pass; None for eight on a GPU and one on a CPU.
 
     Raises:
         ModelError: an adapter cannot be attached.
     """
     max_concurrent = max_concurrent or (1 if model.device.type == "cpu" else MAX_JOINT_RUNS)
-    together = [
-        place for place, run in enumerate(runs) if max_concurrent > 1 and backend.packed and _can_share(model, run.recipe)
-    ]
+    shared = [place for place, run in enumerate(runs) if max_concurrent > 1 and backend.packed and _can_share(model, run.recipe)]
     for place, run in enumerate(runs):
-        if place not in together:
-            yield from _alone(model, place, run, backend, micro_batch)
+        if place not in shared:
+            yield from _train_alone(model, place, run, backend, micro_batch)
     with SharedBase(model) as base:
-        yield from _advance(base, {place: runs[place] for place in together}, backend, micro_batch, max_concurrent)
+        yield from _advance(base, {place: runs[place] for place in shared}, backend, micro_batch, max_concurrent)
 
 
 def _can_share(model: LanguageModel, recipe: Recipe) -> bool:
-    """Tell whether a pass can hold this run beside others: it trains plain LoRA only, and the model drops nothing of its own."""
+    """Tell whether a run can share passes with others: it trains only plain LoRA weights, and the model itself has no dropout."""
     lora = recipe.lora
     own = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.module.modules()) or any(
         isinstance(value, float) and value > 0 and ("drop" in name)
@@ -93,7 +94,8 @@ def _can_share(model: LanguageModel, recipe: Recipe) -> bool:
     return lora is not None and lora.bias == "none" and not lora.use_dora and not own
 
 
-def _alone(model: LanguageModel, place: int, run: JointRun, backend: Backend, micro_batch: int) -> Iterator[JointProgress]:
+def _train_alone(model: LanguageModel, place: int, run: JointRun, backend: Backend, micro_batch: int) -> Iterator[JointProgress]:
+    """Train one run by itself and yield after each epoch."""
     with trainable(model, run.recipe, seed=run.seed) as trainee:
         resume = run.resume(trainee) if run.resume else None
         options = {"seed": run.seed, "micro_batch": micro_batch, "backend": backend, "resume": resume}
@@ -107,12 +109,12 @@ def _alone(model: LanguageModel, place: int, run: JointRun, backend: Backend, mi
 def _advance(
     base: SharedBase, runs: dict[int, JointRun], backend: Backend, micro_batch: int, max_concurrent: int
 ) -> Iterator[JointProgress]:
-    """Let runs enter, step and leave until all have ended."""
+    """Start runs, take their optimizer steps together, and remove those that have ended, until all have ended."""
     waiting, states = deque(runs.items()), dict[int, TrainState]()
     while waiting or states:
         while waiting and len(states) < max_concurrent:
             place, run = waiting.popleft()
-            states[place] = _enter(base, f"run{place}", run)
+            states[place] = _start(base, f"run{place}", run)
         losses, micro_batch = _backward(base, list(states.values()), backend, micro_batch)
         for (place, state), loss in zip(list(states.items()), losses, strict=True):
             trainee, diverged = state.trainee, None
@@ -129,7 +131,8 @@ def _advance(
                 state.begin_epoch()
 
 
-def _enter(base: SharedBase, name: str, run: JointRun) -> TrainState:
+def _start(base: SharedBase, name: str, run: JointRun) -> TrainState:
+    """Attach the adapter of a run and start its first epoch."""
     assert run.recipe.lora is not None
     trainee = base.add_adapter(name, run.recipe.lora, seed=run.seed)
     resume = run.resume(trainee) if run.resume else None
@@ -141,14 +144,14 @@ def _enter(base: SharedBase, name: str, run: JointRun) -> TrainState:
 def _backward(
     base: SharedBase, states: Sequence[TrainState], backend: Backend, micro_batch: int
 ) -> tuple[list[list[torch.Tensor]], int]:
-    """Compute the gradients of one optimizer batch of each run; return (each run's losses, micro-batch that fitted in memory)."""
+    """Compute the gradients of one optimizer batch of each run; return the runs' losses and the micro-batch that fitted."""
     module = base.model.module.train()
     while True:
         losses: list[list[torch.Tensor]] = [[] for _ in states]
         tokens = backend.memory_budget.training_tokens // len(states)
         cuts = [list(micro_batches(state.batch, micro_batch, tokens, state.regimes)) for state in states]
         try:
-            for places in _joined(states, cuts):
+            for places in _common_passes(states, cuts):
                 parts = []
                 for state, (start, stop) in zip(states, places, strict=True):
                     state.set_dropout_pass(start, stop)
@@ -170,8 +173,8 @@ def _backward(
                 state.optimizer.zero_grad()
 
 
-def _joined(states: Sequence[TrainState], cuts: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
-    """Yield joint passes, a cut of each run or (0, 0); the sequences of a pass need the same RoPE frequencies."""
+def _common_passes(states: Sequence[TrainState], cuts: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the passes: for each run a micro-batch or (0, 0); the sequences of a pass need the same RoPE frequencies."""
     for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
         regimes = [
             state.regimes.of_sequence(state.batch[start]) if stop > start else None

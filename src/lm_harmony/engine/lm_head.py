@@ -1,6 +1,6 @@
-"""Log-probabilities from hidden states, in chunks: the vocabulary is never held for more than a few rows.
+"""Output layer (LM head): log-probabilities of labels from hidden states, in chunks, so that few rows of logits exist at a time.
 
-Shapes: U rows that predict, each row once; L labels, each of one row; D hidden size; V vocabulary.
+Shapes: U hidden states that predict, L labels (each belongs to one hidden state), C rows of a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 LOGITS_ON_CPU, LOGITS_ON_GPU = 10_000_000, 120_000_000
-"""Logits that exist at once: 40 MB on a processor, 480 MB on a GPU; each chunk reads the whole output layer again."""
+"""Number of logits of a chunk: 40 MB on a CPU, 480 MB on a GPU. Each chunk reads all weights of the output layer."""
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """Hidden states -> logits, as the model's own forward computes them."""
+    """The output layer of a model, as its own forward pass applies it."""
 
     logits: Callable[[torch.Tensor], torch.Tensor]
-    """C x D -> C x V."""
+    """Hidden states C x D -> logits C x V."""
     vocabulary: int
     """Number of logits of a row."""
     trained: bool
-    """Whether its weights are trained too."""
+    """Whether training changes its weights."""
 
 
 def lm_head_of(module: PreTrainedModel) -> LMHead:
-    """Return the output layer of ``module`` with its scaling and soft capping."""
+    """Return the output layer of ``module`` with its scaling and soft-capping."""
     output: Callable[[torch.Tensor], torch.Tensor] = module.get_output_embeddings()
     config = module.config.get_text_config()
     divided = float(getattr(config, "logits_scaling", None) or 1.0)  # granite
@@ -51,24 +51,24 @@ def lm_head_of(module: PreTrainedModel) -> LMHead:
 def lm_head_logprobs(
     head: LMHead, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor, known_rows_L: npt.NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (log-probability, greedy?) of each label.
+    """Return the log-probability of each label, and whether it is the most probable token.
 
     Args:
-        head: hidden states -> logits.
-        hidden_UxD: one row for each place that predicts.
-        rows_L: for each label its row, ascending.
-        labels_L: the labels.
-        known_rows_L: ``rows_L`` in host memory: reading it from the device would wait for all that was asked of the device.
+        head: output layer of the model.
+        hidden_UxD: hidden states that predict labels.
+        rows_L: for each label the row of its hidden state, in ascending order.
+        labels_L: token ids of the labels.
+        known_rows_L: ``rows_L`` in host memory (reading it from the device would wait until the device has finished).
     """
     if hidden_UxD.requires_grad and not head.trained:
-        assert len(known_rows_L) == len(hidden_UxD), "a trained row predicts one label"
+        assert len(known_rows_L) == len(hidden_UxD), "in training, each hidden state predicts one label"
         logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, labels_L)  # type: ignore[no-untyped-call]
         return logprobs_L, greedy_L
     found = []
     for start, stop in _chunks(head, hidden_UxD):
         low, high = np.searchsorted(known_rows_L, (start, stop))
         rows, chosen, targets = hidden_UxD[start:stop], rows_L[low:high] - start, labels_L[low:high]
-        # A trained head's logits are computed again in the backward pass rather than kept.
+        # The logits of a trained output layer are recomputed in the backward pass instead of kept.
         found.append(checkpoint(_chunk, head, rows, chosen, targets, use_reentrant=False, preserve_rng_state=False))
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([greedy for _, greedy in found])
 
@@ -82,7 +82,7 @@ def _chunk(
 
 
 def _chunks(head: LMHead, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Cut the rows into chunks (start, stop), sized by the vocabulary and alike."""
+    """Return (start, stop) of chunks of nearly equal size, whose logits stay below the limit of the device."""
     rows = len(hidden_UxD)
     most = max(1, (LOGITS_ON_CPU if hidden_UxD.device.type == "cpu" else LOGITS_ON_GPU) // head.vocabulary)
     size = math.ceil(rows / math.ceil(rows / most))
@@ -90,16 +90,16 @@ def _chunks(head: LMHead, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probabilities under a head that is not trained: the gradient of each row is computed with its logits and kept.
+    """Log-probabilities under an output layer that is not trained; the gradient is computed together with the logits.
 
-    A label's log-probability depends on its own row of hidden states only, so its gradient can be had before the loss is known;
-    what is kept is U x D numbers instead of U x V. The gradient by the logits (one at the label, minus every probability) is
-    written over the logits themselves.
+    A label's log-probability depends only on its own hidden state, so its gradient can be computed before the loss is known. This
+    keeps U x D numbers for the backward pass instead of U x V. The gradient by the logits (one at the label, minus the
+    probabilities) overwrites the logits in place.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden_UxD: torch.Tensor, head: LMHead, labels_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute log-probabilities and, for each row (one label each), their gradient."""
+        """Compute the log-probability of each row's label and its gradient by the row."""
         logprobs, greedy, grads = [], [], []
         for start, stop in _chunks(head, hidden_UxD):
             targets = labels_U[start:stop]
@@ -122,6 +122,6 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_L: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None]:
-        """Scale each row's gradient by what the loss says of its label."""
+        """Scale the gradient of each row by the gradient of the loss by its label's log-probability."""
         (grads_UxD,) = ctx.saved_tensors
         return grad_L[:, None].to(grads_UxD.dtype) * grads_UxD, None, None

@@ -1,6 +1,6 @@
-"""Several adapters over one frozen base, each on its own part of a packed row.
+"""Multi-adapter forward pass for joint training: each part of a packed row goes through the adapter of its run. EXPERIMENTAL.
 
-Shapes: R runs, N tokens of the row, T tokens of the longest run's part, D inputs, O outputs, r rank.
+Shapes: R runs, N tokens of the row, T tokens of the longest part, D inputs, O outputs, r rank.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lm_harmony.recipe import Lora
 
 
 class SharedBase:
-    """A base with the adapters of the runs that are being trained on it; all are taken out at the end of its block."""
+    """A base model with the adapters of several runs; a with-block removes all of them at its end."""
 
     def __init__(self, model: LanguageModel) -> None:
-        """Begin with no adapter on ``model``."""
+        """Wrap ``model``, which has no adapter yet."""
         self.model = model
         self._peft: PeftModel | None = None
 
@@ -38,7 +38,7 @@ class SharedBase:
             self._peft.unload()
 
     def add_adapter(self, name: str, lora: Lora, *, seed: int) -> Trainee:
-        """Attach an adapter, with the weights that it would have alone.
+        """Attach the adapter ``name`` with the initial weights that it would have alone.
 
         Raises:
             ModelError: PEFT does not know which modules of the architecture to adapt.
@@ -51,7 +51,7 @@ class SharedBase:
         return Trainee(module=self._peft, model=self.model, adapter=name, dropout=dropout)
 
     def remove_adapter(self, trainee: Trainee) -> None:
-        """Take an adapter out."""
+        """Remove the adapter of ``trainee``."""
         assert self._peft is not None
         others = [name for name in self._peft.peft_config if name != trainee.adapter]
         if others:
@@ -63,28 +63,28 @@ class SharedBase:
             self._peft = None
 
     def activate(self, trainee: Trainee) -> None:
-        """Switch to one adapter, in evaluation mode, for whoever asks the model now."""
+        """Make the adapter of ``trainee`` the only active one and switch to evaluation mode, so that the caller can score it."""
         assert self._peft is not None
         self._peft.set_adapter(trainee.adapter)
         self._train_all()
         self._peft.eval()
 
     def _train_all(self) -> None:
-        """Undo that PEFT stops the training of every adapter but the one it switches to."""
+        """Re-enable the gradients of all adapters, which ``set_adapter()`` turns off for all but one."""
         assert self._peft is not None
         self._peft.set_requires_grad(list(self._peft.peft_config))
 
     @contextmanager
     def adapters_by_part(self, sizes: dict[str, int]) -> Iterator[None]:
-        """Let each part of a packed row go through its own adapter for the length of a block.
+        """Inside the with-block, apply to each part of a packed row its own adapter.
 
         Args:
-            sizes: adapter -> tokens of its part, in the order of the row.
+            sizes: {adapter: number of tokens of its part}, in the order of the row.
         """
         with ExitStack() as stack:
             for layer in self.model.module.modules():
                 if isinstance(layer, LoraLayer):
-                    assert isinstance(layer, LoraLinear), f"{type(layer).__name__} cannot be routed"
+                    assert isinstance(layer, LoraLinear), f"joint training does not support {type(layer).__name__}"
                     layer.forward = MultiAdapterForward(layer, sizes)
                     stack.callback(delattr, layer, "forward")
             yield
@@ -92,12 +92,12 @@ class SharedBase:
 
 @dataclass(frozen=True)
 class MultiAdapterForward:
-    """The forward pass of an adapted layer over the parts of several runs: one product for all of their adapters."""
+    """Forward pass of one adapted layer: the parts of all runs go through their adapters in one batched product."""
 
     layer: LoraLinear
-    """The layer, with its adapters."""
+    """The linear layer with its adapters."""
     sizes: dict[str, int]
-    """Adapter -> tokens of its part, in the order of the row."""
+    """Number of tokens of each adapter's part, in the order of the row."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return 1 x N x O of 1 x N x D."""
@@ -107,18 +107,19 @@ class MultiAdapterForward:
         names = [name for name, part in parts.items() if name in layer.lora_A and len(part)]
         if not names:
             return result
-        # Padded and batched, not one product under a mask: a run whose numbers are not finite must not touch the others'.
+        # Padded and batched instead of one masked product, so that NaN in one run does not spread to the others.
         a_RxDxr = pad_sequence([_weight(layer.lora_A[name]) for name in names], batch_first=True).transpose(1, 2)
         b_RxrxO = pad_sequence([_weight(layer.lora_B[name]).T for name in names], batch_first=True)
         inputs = [layer.lora_dropout[name](parts[name].to(a_RxDxr.dtype)[None])[0] for name in names]
         added = dict(zip(names, pad_sequence(inputs, batch_first=True) @ a_RxDxr @ b_RxrxO, strict=True))
-        whole = [
+        in_order = [
             added[name][:size] * layer.scaling[name] if name in added else b_RxrxO.new_zeros(size, result.shape[-1])
             for name, size in self.sizes.items()
         ]
-        return (result + torch.cat(whole)[None]).to(result.dtype)
+        return (result + torch.cat(in_order)[None]).to(result.dtype)
 
 
-def _weight(product: torch.nn.Module) -> torch.Tensor:
-    assert isinstance(product, torch.nn.Linear)
-    return product.weight
+def _weight(layer: torch.nn.Module) -> torch.Tensor:
+    """Return the weight of a linear layer."""
+    assert isinstance(layer, torch.nn.Linear)
+    return layer.weight

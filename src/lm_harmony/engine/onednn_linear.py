@@ -1,11 +1,11 @@
-"""Linear layers on a CPU through oneDNN, for the products that a time probe finds faster there.
+"""Linear layers on a CPU through oneDNN, where a time probe finds it faster than PyTorch's default.
 
-PyTorch takes float32 products from MKL. On some x86-64 CPUs oneDNN, which PyTorch ships too, computes the same products twice as
-fast; on others it is slower, above all for small layers (docs/performance.md). So each product of a model is timed on the machine
-at hand, forward and backward by themselves, and only those that gain are sent through oneDNN. The operator is one that
-torch.compile uses; PyTorch gives it no backward pass of its own.
+PyTorch computes float32 linear layers with MKL. On some x86-64 CPUs oneDNN, which is part of PyTorch too, is twice as fast. On
+others it is slower, mostly for small layers (docs/performance.md). Therefore each layer shape of a model is timed on the current
+machine, forward and backward separately, and only the faster ones use oneDNN. The operator is the one that torch.compile uses.
+It has no backward pass in PyTorch, so this module defines one.
 
-Shapes: N tokens (of any leading dimensions), I inputs, O outputs.
+Shapes: N tokens (any leading dimensions), I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -23,48 +23,49 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 PROBE_SECONDS = 0.5
-"""Longest time that the probe may take; products that it does not reach stay with PyTorch."""
+"""Seconds that the probe may take. Layers that it does not reach stay with MKL."""
 GAIN = 1.15
-"""How many times faster a product must be to be sent through oneDNN."""
+"""Speed-up from which a layer uses oneDNN."""
 SMALLEST_SIDE = 64
-"""Inputs or outputs below which oneDNN was slower on every CPU that was tried (LoRA's products, tiny models)."""
+"""Number of inputs or outputs below which oneDNN was slower on every CPU that was measured (LoRA layers, tiny models)."""
 _TOKENS = (96, 224)
-"""Tokens of a pass on a CPU that are tried."""
+"""Numbers of tokens of the passes that the probe times."""
 _FLOPS = 2e9
-"""FLOPs of one product of every shape together: a layer with more is tried with some of its outputs."""
+"""FLOPs of one pass through every shape. A layer that needs more is timed with only some of its outputs."""
 _RETURNS = 4
-"""How often a pass of a given number of tokens is met in a run: oneDNN compiles a kernel for each number that is new."""
+"""How often the same number of tokens recurs in a run. oneDNN compiles a kernel for every new number of tokens."""
 
 _Shape = tuple[int, int]
+"""(outputs, inputs) of a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneDnnLinear:
-    """Which products oneDNN computes, by the shape O x I of their layer's weight."""
+    """Shapes O x I of the linear layers that use oneDNN."""
 
     forward: frozenset[_Shape] = frozenset()
-    """Outputs from inputs."""
+    """Layers that compute their outputs with oneDNN."""
     backward: frozenset[_Shape] = frozenset()
-    """The gradient of the inputs from the gradient of the outputs."""
+    """Layers that compute the gradient of their inputs with oneDNN."""
 
     def __bool__(self) -> bool:
         return bool(self.forward or self.backward)
 
     def __str__(self) -> str:
-        told = [
+        parts = [
             f"{direction} {' '.join(f'{outputs}x{inputs}' for outputs, inputs in sorted(shapes))}"
             for direction, shapes in (("forward", self.forward), ("backward", self.backward))
             if shapes
         ]
-        return "; ".join(told) or "none"
+        return "; ".join(parts) or "none"
 
 
 def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> OneDnnLinear:
-    """Time the linear layers of ``module`` on this machine and return the products that are faster through oneDNN.
+    """Time the linear layers of ``module`` on this machine and return those that are faster with oneDNN.
 
     Args:
-        module: in float32 on a CPU; for any other, and where PyTorch has no oneDNN, nothing is returned.
-        seconds: longest time to take; the layers with the most weights come first.
+        module: a model in float32 on a CPU; otherwise, or if PyTorch has no oneDNN, the result is empty.
+        seconds: longest time to take; the layers with the most weights are timed first.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return OneDnnLinear()
@@ -85,13 +86,13 @@ def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> 
 
 
 @contextmanager
-def use_onednn(module: torch.nn.Module, products: OneDnnLinear) -> Iterator[None]:
-    """Compute ``products`` of the linear layers of ``module`` through oneDNN for the length of a block; all else as it is."""
+def use_onednn(module: torch.nn.Module, layers: OneDnnLinear) -> Iterator[None]:
+    """Inside the with-block, compute the given linear layers of ``module`` with oneDNN; other layers are unchanged."""
     with ExitStack() as stack:
-        for layer, shape in _layers(module) if products else ():
-            if shape in products.forward or shape in products.backward:
+        for layer, shape in _layers(module) if layers else ():
+            if shape in layers.forward or shape in layers.backward:
                 layer.forward = _Forward(  # type: ignore[method-assign]
-                    layer, shape in products.forward, shape in products.backward
+                    layer, shape in layers.forward, shape in layers.backward
                 )
                 stack.callback(delattr, layer, "forward")
         yield
@@ -99,7 +100,7 @@ def use_onednn(module: torch.nn.Module, products: OneDnnLinear) -> Iterator[None
 
 @dataclass(frozen=True)
 class _Forward:
-    """The forward pass of a layer whose products go through oneDNN one way, the other or both."""
+    """Forward pass of a linear layer that uses oneDNN in its forward pass, its backward pass, or both."""
 
     layer: torch.nn.Linear | Conv1D
     forward: bool
@@ -114,7 +115,7 @@ class _Forward:
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b. The input is kept only where the weight is trained."""
+    """x W^T + b. The input is kept for the backward pass only if the weight is trained."""
 
     @staticmethod
     def forward(
@@ -128,7 +129,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients that are asked for."""
+        """Return the gradients that autograd needs."""
         x, weight_OxI = ctx.saved_tensors
         grad_NxO = grad.reshape(-1, grad.shape[-1])
         to_x = to_weight = None
@@ -146,9 +147,9 @@ def _onednn(x: torch.Tensor, weight_OxI: torch.Tensor, bias_O: torch.Tensor | No
 
 
 def _layers(module: torch.nn.Module) -> list[tuple[torch.nn.Linear | Conv1D, _Shape]]:
-    """Return the linear layers that oneDNN could compute, with the shape O x I of their weights.
+    """Return the linear layers that oneDNN can compute, with the shape O x I of their weights.
 
-    Layers of other types (quantized ones, say) and layers whose forward pass was replaced are left alone.
+    Layers of other types (such as quantized ones) and layers whose forward pass was replaced are left out.
     """
     found: list[tuple[torch.nn.Linear | Conv1D, _Shape]] = []
     for layer in module.modules():
@@ -162,33 +163,33 @@ def _layers(module: torch.nn.Module) -> list[tuple[torch.nn.Linear | Conv1D, _Sh
 
 
 def _weight(layer: torch.nn.Linear | Conv1D) -> torch.Tensor:
-    """Return a layer's weight as O x I; Conv1D (GPT-2) keeps it as I x O."""
+    """Return a layer's weight as O x I; Conv1D (GPT-2) stores it as I x O."""
     return layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
 
 
 def _ratios(weight_OxI: torch.Tensor, tokens: int, flops: float) -> tuple[float, float]:
-    """Return how many times faster oneDNN is, forward and backward, for a pass of ``tokens`` and products of about ``flops``."""
+    """Return the speed-up of oneDNN in the (forward, backward) pass over ``tokens`` tokens, measured on about ``flops`` FLOPs."""
     inputs = weight_OxI.shape[1]
     weight_OxI = weight_OxI[: max(SMALLEST_SIDE, int(flops / (2 * inputs * tokens)))]
     x = torch.ones(tokens, inputs, requires_grad=True)
     grad_NxO = torch.ones(tokens, len(weight_OxI))
-    theirs: Callable[[], torch.Tensor] = lambda: linear(x, weight_OxI)  # noqa: E731
-    ours: Callable[[], torch.Tensor] = lambda: _Product.apply(x, weight_OxI, None, True, True)  # type: ignore[no-untyped-call] # noqa: E731
-    _timed(theirs, x, grad_NxO)
-    first = _timed(ours, x, grad_NxO)  # compiles its kernels
-    rounds = [(_timed(theirs, x, grad_NxO), _timed(ours, x, grad_NxO)) for _ in range(2)]
-    found = []
-    for way in (0, 1):
-        best = min(their[way] for their, _ in rounds)
-        again = min(our[way] for _, our in rounds)
-        found.append(_RETURNS * best / (first[way] + (_RETURNS - 1) * again))
-    return found[0], found[1]
+    default: Callable[[], torch.Tensor] = lambda: linear(x, weight_OxI)  # noqa: E731
+    onednn: Callable[[], torch.Tensor] = lambda: _Product.apply(x, weight_OxI, None, True, True)  # type: ignore[no-untyped-call] # noqa: E731
+    _timed(default, x, grad_NxO)
+    first = _timed(onednn, x, grad_NxO)  # compiles the kernels
+    rounds = [(_timed(default, x, grad_NxO), _timed(onednn, x, grad_NxO)) for _ in range(2)]
+    speedups = []
+    for direction in (0, 1):
+        by_default = min(time_of_default[direction] for time_of_default, _ in rounds)
+        by_onednn = min(time_of_onednn[direction] for _, time_of_onednn in rounds)
+        speedups.append(_RETURNS * by_default / (first[direction] + (_RETURNS - 1) * by_onednn))
+    return speedups[0], speedups[1]
 
 
-def _timed(product: Callable[[], torch.Tensor], x: torch.Tensor, grad_NxO: torch.Tensor) -> tuple[float, float]:
-    """Return the seconds of a product and of its backward pass."""
+def _timed(layer: Callable[[], torch.Tensor], x: torch.Tensor, grad_NxO: torch.Tensor) -> tuple[float, float]:
+    """Return the seconds of a layer's forward and backward pass."""
     started = time.perf_counter()
-    result = product()
+    result = layer()
     between = time.perf_counter()
     torch.autograd.grad(result, x, grad_NxO)
     return between - started, time.perf_counter() - between

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate by their transformers names, and optimizer state as named tensors for safetensors."""
+"""Optimizer and learning-rate schedule by their names in transformers, and optimizer state as named tensors for safetensors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lm_harmony.engine.adapters import Trainee
 from lm_harmony.recipe import Recipe
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
-"""Devices on which PyTorch takes AdamW's step in one kernel."""
+"""Devices on which PyTorch has a fused AdamW step."""
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""Names of biases and norms, as transformers' Trainer recognises them."""
+"""Patterns for the names of biases and norms, as in transformers' Trainer."""
 
 
 def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer over the trained weights; biases and norms get no weight decay (as in transformers).
+    """Return the recipe's optimizer for the trained weights; biases and norms have no weight decay, as in transformers.
 
-    "adamw_torch" and "adamw_torch_fused" are one: AdamW takes its fused step wherever the device has it.
+    "adamw_torch" and "adamw_torch_fused" are the same here: AdamW uses the fused step on every device that has it.
     """
     parameters = trainee.trained_parameters()
     decayed = set(get_parameter_names(trainee.module, [torch.nn.LayerNorm], _NOT_DECAYED))
@@ -48,7 +48,7 @@ def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step (from 0) of ``total``: transformers' schedules have no memory."""
+    """Return the function step -> learning rate, where the step is counted from 0 and ``total`` is the number of steps."""
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
     schedule = get_scheduler(recipe.lr_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     factor = schedule.lr_lambdas[0]
@@ -56,7 +56,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer's moments as "parameter number|name" -> tensor, copied to the processor."""
+    """Return the optimizer's moments as {"parameter number|name": tensor}, copied to the CPU."""
     return {
         f"{number}|{name}": torch.as_tensor(value).detach().cpu().clone().contiguous()
         for number, values in optimizer.state_dict()["state"].items()
@@ -65,7 +65,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what ``optimizer_state`` returned; PyTorch moves each tensor to its parameter's device."""
+    """Restore the state that ``optimizer_state`` returned; PyTorch moves each tensor to the device of its parameter."""
     per_parameter: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         number, name = key.split("|")

@@ -1,8 +1,8 @@
-"""Sequences that share beginnings, as trees: each shared token is computed once. No torch.
+"""Prefix trees: sequences that share a beginning are laid out so that each shared token is computed once. No torch.
 
-A question's requests form a tree: the context once, each continuation a branch. Sequences are sorted, so those that share a
-beginning stand side by side; neighbours that share at least half of the shorter one become one tree, and what all trees of a
-row have in common (few-shot examples, an instruction) becomes the row's trunk.
+The requests of a question form a tree: its context is stored once, and each continuation is a branch. The sequences are sorted,
+so that those with a common beginning are neighbours. Neighbours that share at least half of the shorter one become one tree.
+What all sequences of a row begin with (few-shot examples, an instruction) becomes the shared prefix of the row.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from itertools import pairwise
 from lm_harmony.engine.sequences import TokenSequence
 
 MAX_TREE_TOKENS = 512
-"""Tokens after which a tree of several short texts takes no further one."""
+"""Tokens of a tree of several short texts after which a new tree begins."""
 MIN_PREFIX_SHARE = 0.03
-"""Share of a sequence that all must begin with to be worth a trunk: below it, the mask that lets trees see the trunk costs more
-than computing its few tokens again."""
+"""Smallest share of the tokens that a shared prefix must save. Below it, the attention mask that lets trees see the prefix costs
+more than computing its few tokens several times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTree:
-    """The tokens of one group of sequences, each distinct beginning once.
+    """The tokens of a group of sequences, with every distinct beginning stored once.
 
-    Nodes stand in preorder: the subtree of a node follows it without a gap.
+    Nodes are in preorder: the subtree of a node follows it without a gap.
     """
 
     ids: tuple[int, ...]
     """Token of each node."""
     depths: tuple[int, ...]
-    """Position of each node in its sequences."""
+    """Position of each node in its sequences, counted from 0."""
     parents: tuple[int, ...]
-    """Node that each node follows; -1: it follows the row's trunk, or nothing."""
+    """Index of the node before each node; -1 if it follows the row's shared prefix, or nothing."""
 
     @property
     def is_chain(self) -> bool:
-        """Whether each node follows the one before it: plain causal attention."""
+        """Whether the tree is a single sequence, for which attention is plain causal attention."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
     def subtree_ends(self) -> list[int]:
-        """Return for each node the place after the last node of its subtree."""
+        """Return for each node the index after the last node of its subtree."""
         ends = list(range(1, len(self.parents) + 1))
         for node in range(len(ends) - 1, -1, -1):
             parent = self.parents[node]
@@ -54,30 +54,30 @@ class Label:
     """A token to predict."""
 
     source: int
-    """Place in the row of the token that predicts it."""
+    """Position in the row whose hidden state predicts the token."""
     token: int
-    """The token."""
+    """Token id that is predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRow:
-    """What one forward pass computes: a trunk, then trees that each follow the trunk and do not see each other."""
+    """The input of one packed forward pass: a shared prefix, then trees that attend to the prefix but not to each other."""
 
     shared_prefix: tuple[int, ...]
-    """Tokens that all sequences begin with."""
+    """Token ids that all sequences begin with."""
     trees: tuple[PrefixTree, ...]
-    """What comes after it, tree by tree."""
+    """The sequences without the shared prefix, in the order of the row."""
     labels: tuple[tuple[Label, ...], ...]
-    """For each sequence, in the order given, its labels."""
+    """Labels of each sequence, in the order in which the sequences were given."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed."""
+        """Number of input tokens of the row."""
         return len(self.shared_prefix) + sum(len(tree.ids) for tree in self.trees)
 
 
 def concatenated_row(sequences: Sequence[TokenSequence]) -> PackedRow:
-    """Lay sequences one after another, sharing nothing: what training takes (dropout differs from copy to copy)."""
+    """Put sequences one after another and share nothing, for training (copies of a token have different dropout)."""
     trees, labels, start = [], [], 0
     for sequence in sequences:
         fed = sequence.ids[:-1]
@@ -89,33 +89,33 @@ def concatenated_row(sequences: Sequence[TokenSequence]) -> PackedRow:
 
 
 def prefix_tree_row(sequences: Sequence[TokenSequence]) -> PackedRow:
-    """Lay sequences out so that every shared beginning is computed once."""
-    order = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
+    """Put sequences into a row in which every shared beginning is computed once."""
+    order = sorted(range(len(sequences)), key=lambda index: sequences[index].ids)
     first, last = sequences[order[0]].ids[:-1], sequences[order[-1]].ids[:-1]
-    # Sorted: what the first and the last share, all share. A sequence keeps a token of its own after the trunk.
+    # In sorted order, what the first and the last share is shared by all. Each sequence keeps one token after the prefix.
     longest = min(len(sequence.ids) - 1 for sequence in sequences) - 1
     common = min(_common(first, last), longest)
     fed = sum(len(sequence.ids) - 1 for sequence in sequences)
-    trunk = first[:common] if common * len(sequences) >= MIN_PREFIX_SHARE * fed and len(sequences) > 1 else ()
+    prefix = first[:common] if common * len(sequences) >= MIN_PREFIX_SHARE * fed and len(sequences) > 1 else ()
     trees: list[PrefixTree] = []
     labels: list[tuple[Label, ...]] = [()] * len(sequences)
-    start = len(trunk)
-    for group in _groups(sequences, order, len(trunk)):
-        tree, paths = _grow([sequences[place] for place in group], len(trunk))
-        for place, path in zip(group, paths, strict=True):
-            row_path = [*range(len(trunk)), *(start + node for node in path)]
-            sequence = sequences[place]
-            sources = row_path[sequence.first_label - 1 :]
-            labels[place] = tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True))
+    start = len(prefix)
+    for group in _groups(sequences, order, len(prefix)):
+        tree, nodes_of = _merge([sequences[index] for index in group], len(prefix))
+        for index, nodes in zip(group, nodes_of, strict=True):
+            positions = [*range(len(prefix)), *(start + node for node in nodes)]
+            sequence = sequences[index]
+            sources = positions[sequence.first_label - 1 :]
+            labels[index] = tuple(Label(source=s, token=t) for s, t in zip(sources, sequence.labels, strict=True))
         trees.append(tree)
         start += len(tree.ids)
-    return PackedRow(shared_prefix=trunk, trees=tuple(trees), labels=tuple(labels))
+    return PackedRow(shared_prefix=prefix, trees=tuple(trees), labels=tuple(labels))
 
 
 def end_by_tokens(items: Sequence[TokenSequence], start: int, size: int) -> int:
-    """Return where a batch that computes at most about ``size`` tokens ends; ``items`` are sorted, so that trees lie together.
+    """Return the end of a batch of about ``size`` input tokens that begins at ``start``; ``items`` are sorted by their ids.
 
-    A batch ends between trees where it can, so that no shared beginning is computed twice.
+    If possible, the batch ends between two trees, so that no shared beginning is computed twice.
     """
     tokens, end, cut = len(items[start].ids), start + 1, start + 1
     while end < len(items):
@@ -131,6 +131,7 @@ def end_by_tokens(items: Sequence[TokenSequence], start: int, size: int) -> int:
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the length of the common beginning."""
     shared = 0
     for one, other in zip(left, right, strict=False):
         if one != other:
@@ -139,43 +140,43 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return shared
 
 
-def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], trunk: int) -> list[list[int]]:
-    """Cut the sorted sequences where a neighbour shares less than half of the shorter one (after the trunk).
+def _groups(sequences: Sequence[TokenSequence], order: Sequence[int], prefix: int) -> list[list[int]]:
+    """Split the sorted sequences into trees, where neighbours share less than half of the shorter one (after the prefix).
 
-    A tree is also cut when it has grown large: each of its tokens looks at all of them, so one tree of many short questions
-    that begin alike costs more than computing their beginning again.
+    A large tree is also split. Its attention is computed between all pairs of its tokens, so one tree of many short questions
+    with the same beginning costs more than computing that beginning several times.
     """
     groups = [[order[0]]]
-    size = len(sequences[order[0]].ids) - trunk
-    for before, place in pairwise(order):
-        left, right = sequences[before].ids[trunk:-1], sequences[place].ids[trunk:-1]
+    size = len(sequences[order[0]].ids) - prefix
+    for before, index in pairwise(order):
+        left, right = sequences[before].ids[prefix:-1], sequences[index].ids[prefix:-1]
         shared = _common(left, right)
         size += len(right) - shared
         if 2 * shared >= min(len(left), len(right)) and size <= max(MAX_TREE_TOKENS, 2 * len(right)):
-            groups[-1].append(place)
+            groups[-1].append(index)
         else:
-            groups.append([place])
+            groups.append([index])
             size = len(right)
     return groups
 
 
-def _grow(sequences: Sequence[TokenSequence], trunk: int) -> tuple[PrefixTree, list[list[int]]]:
-    """Merge sequences (without their trunk) into a tree; also return each sequence's path of nodes."""
+def _merge(sequences: Sequence[TokenSequence], prefix: int) -> tuple[PrefixTree, list[list[int]]]:
+    """Return the tree of some sequences without their first ``prefix`` tokens, and the nodes of each sequence."""
     nodes: dict[tuple[int, int], int] = {}
     ids: list[int] = []
     depths: list[int] = []
     parents: list[int] = []
-    paths = []
+    nodes_of = []
     for sequence in sequences:
-        path, parent = [], -1
-        for depth, token in enumerate(sequence.ids[trunk:-1], start=trunk):
+        own, parent = [], -1
+        for depth, token in enumerate(sequence.ids[prefix:-1], start=prefix):
             node = nodes.get((parent, token))
             if node is None:
                 node = nodes[parent, token] = len(ids)
                 ids.append(token)
                 depths.append(depth)
                 parents.append(parent)
-            path.append(node)
+            own.append(node)
             parent = node
-        paths.append(path)
-    return PrefixTree(ids=tuple(ids), depths=tuple(depths), parents=tuple(parents)), paths
+        nodes_of.append(own)
+    return PrefixTree(ids=tuple(ids), depths=tuple(depths), parents=tuple(parents)), nodes_of

@@ -1,8 +1,8 @@
-"""Activations that a training pass computes again in its backward pass instead of keeping them, where that costs next to nothing.
+"""Activation recomputation: cheap activations are computed again in the backward pass instead of kept.
 
-A gated layer multiplies an activation by a gate: autograd keeps the activation's input and its output, as wide as the inner layer
-each, and the second follows from the first at the cost of one pass over it. An adapter behind dropout keeps the dropped inputs,
-which follow from the inputs, that other adapters of the layer keep too.
+A gated MLP multiplies an activation by a gate. Autograd keeps the input and the output of the activation function, both of the
+intermediate size, although the output follows from the input at little cost. An adapter with dropout keeps its dropped inputs,
+which follow from the inputs that the layer's other adapters keep anyway.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import gelu, silu
 
 _Again = Callable[[], torch.Tensor]
+"""Computes an activation a second time."""
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 
 
 def recompute_activations() -> saved_tensors_hooks:
-    """Return a block in which autograd keeps how to compute a tensor again where that is next to free; all else as it is."""
+    """Return a context manager under which autograd keeps, for cheap activations, a function that recomputes them."""
     return saved_tensors_hooks(_keep, _give)
 
 
@@ -27,14 +28,14 @@ def _keep(tensor: torch.Tensor) -> torch.Tensor | _Again:
     node: Any = tensor.grad_fn
     if node is None:
         return tensor
-    if node.name() in _VIEWS:  # a linear layer takes its input as rows
+    if node.name() in _VIEWS:  # a linear layer reshapes its input to rows
         again, shape = _recomputing(node.next_functions[0][0]), tensor.shape
         return tensor if again is None else lambda: again().view(shape)
     return _recomputing(node) or tensor
 
 
 def _recomputing(node: Any) -> _Again | None:
-    """Return how to compute the output of an autograd node again, if what it takes is kept anyway."""
+    """Return the function that recomputes the output of an autograd node from tensors that are kept anyway, or None."""
     name = "" if node is None else node.name()
     if name == "SiluBackward0":
         before = node._saved_self

@@ -1,9 +1,9 @@
-"""A model answers requests: log-likelihoods of continuations, of whole texts, and written answers."""
+"""Replies of a model to lm_eval's requests: log-likelihoods of continuations and of texts, and generated answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,129 +11,105 @@ import torch
 from lm_harmony.benchmarks.types import Reply, Request
 from lm_harmony.engine.backends import PADDED, Backend
 from lm_harmony.engine.generation import generate, not_finite
-from lm_harmony.engine.onednn_linear import use_onednn
-from lm_harmony.engine.padded_forward import LabelLogprobs, in_batches
+from lm_harmony.engine.memory import halve_batch
 from lm_harmony.engine.rope import regimes_of
-from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows
+from lm_harmony.engine.sequences import TokenSequence, scoring_sequences
+from lm_harmony.errors import ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.progress import track
+from lm_harmony.progress import progress_bar
 
 
 @dataclass(kw_only=True)
 class TokenCounter:
-    """What was asked of a model so far."""
+    """Adds up the tokens that a model has scored and generated."""
 
     tokens: int = 0
-    """Tokens of contexts and continuations, and those written, each request counted by itself."""
+    """Tokens of contexts, continuations and generated answers; a context that two requests share counts twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A model that answers; whatever weights it holds at that moment answer."""
+    """Computes replies to requests with the current weights of a model."""
 
     model: LanguageModel
-    """Who answers."""
+    """Model and tokenizer that compute the replies."""
     batch_size: int = 8
-    """Most sequences in one forward pass; halved when memory runs out. It changes no answer beyond rounding."""
+    """Largest number of sequences in one forward pass; halved when memory runs out. It changes no reply beyond rounding."""
     max_new_tokens: int = 256
-    """Longest written answer in tokens, where the request sets none."""
+    """Longest generated answer in tokens, where the request sets no limit."""
     seed: int = 0
     """Seed of sampled answers."""
     backend: Backend = PADDED
-    """How forward passes are laid out."""
+    """Which forward passes compute the replies."""
     counter: TokenCounter = field(default_factory=TokenCounter, compare=False)
-    """Adds up what was asked."""
+    """Counts the tokens of all requests."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """Reply to each request in order: (nats, greedy?), nats or text, by its kind."""
-        replies: list[Reply] = [""] * len(requests)
-        by_kind: dict[str, Callable[[Sequence[Request]], Sequence[Reply]]] = {
-            "loglikelihood": self.loglikelihood,
-            "loglikelihood_rolling": self.loglikelihood_rolling,
-            "generate_until": self.generate_until,
-        }
-        for kind, respond in by_kind.items():
-            places = [place for place, request in enumerate(requests) if request.kind == kind]
-            if places:
-                for place, reply in zip(places, respond([requests[place] for place in places]), strict=True):
-                    replies[place] = reply
+    def reply(self, requests: Sequence[Request]) -> list[Reply]:
+        """Return the reply to each request in order.
+
+        Returns:
+            By the kind of the request: "loglikelihood": (log-likelihood in nats, whether greedy decoding gives the continuation);
+            "loglikelihood_rolling": log-likelihood of the text in nats; "generate_until": the generated answer.
+
+        Raises:
+            BenchmarkError: a request does not fit into the model.
+            ScoreNotFinite: a log-likelihood or a logit is NaN or infinite.
+        """
+        replies: list[Reply] = [("" if request.kind == "generate_until" else 0.0) for request in requests]
+        sequences, owners = scoring_sequences(self.model, requests)
+        if sequences:
+            self.counter.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
+            sums = self._log_likelihoods(sequences)
+            if not all(math.isfinite(nats) for nats, _ in sums):
+                raise self._not_finite(sequences, sums, [requests[owner] for owner in owners])
+            totals = dict.fromkeys(owners, 0.0)
+            for owner, (nats, greedy) in zip(owners, sums, strict=True):
+                totals[owner] += nats
+                replies[owner] = (nats, greedy) if requests[owner].kind == "loglikelihood" else totals[owner]
+        written = [index for index, request in enumerate(requests) if request.kind == "generate_until"]
+        if written:
+            asked = [requests[index] for index in written]
+            options = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+            answers = generate(self.model, asked, backend=self.backend, **options)
+            for texts in ([request.context for request in asked], answers):
+                self.counter.tokens += sum(map(len, self.model.text.encode(texts)))
+            for index, answer in zip(written, answers, strict=True):
+                replies[index] = answer
         return replies
 
-    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood in nats after its context, and whether greedy decoding writes it.
-
-        Raises:
-            ScoreNotFinite: a log-likelihood is NaN or infinite.
-        """
-        pairs = self.model.text.encode_pairs([(request.context, request.continuation) for request in requests])
-        asked = zip(requests, pairs, strict=True)
-        return self._sums([cut_to_length(pair, self.model.max_length, document=one.location) for one, pair in asked], requests)
-
-    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """Return the log-likelihood in nats of each whole text, each token predicted once in windows of the model's length.
-
-        Raises:
-            ScoreNotFinite: a log-likelihood is NaN or infinite.
-        """
-        texts = self.model.text.encode([request.continuation for request in requests])
-        windows: list[TokenSequence] = []
-        owners: list[int] = []
-        for place, ids in enumerate(texts):
-            windows += rolling_windows(ids, self.model.text.prefix_id, self.model.max_length)
-            owners += [place] * (len(windows) - len(owners))
-        totals = [0.0] * len(texts)
-        for place, (nats, _) in zip(owners, self._sums(windows, [requests[place] for place in owners]), strict=True):
-            totals[place] += nats
-        return totals
-
-    def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """Write an answer to each context: see ``generation.generate``."""
-        # Writing uses transformers' own attention over its cache: only the products of linear layers follow the paths.
-        with use_onednn(self.model.module, self.backend.onednn), self.model.mixed_precision():
-            answers = generate(
-                self.model,
-                requests,
-                batch_size=self.batch_size,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-                room=self.backend.memory_budget if self.backend.continuous_batching else None,
-            )
-        for texts in ([request.context for request in requests], answers):
-            self.counter.tokens += sum(map(len, self.model.text.encode(texts)))
-        return answers
-
-    def _sums(self, sequences: Sequence[TokenSequence], requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Return (nats, greedy?) of each sequence, which belongs to the request at the same place."""
-        self.counter.tokens += sum(len(sequence.ids) - 1 for sequence in sequences)
-        sums = self._compute(sequences)
-        bad = [place for place, (nats, _) in enumerate(sums) if not math.isfinite(nats)]
-        if bad:
-            # In a prefix tree NaN spreads to the other sequences: the document is one that has it alone.
-            culprits = (place for place in bad if not math.isfinite(self._compute([sequences[place]])[0][0]))
-            place = next(culprits, bad[0])
-            raise not_finite(requests, place, "log-likelihood", sums[place][0])
+    def _log_likelihoods(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
+        """Return for each sequence (sum of its labels' log-probabilities in nats, whether all labels are greedy)."""
+        module, backend, regimes = self.model.module, self.backend, regimes_of(self.model.module)
+        order = regimes.order(sequences, backend.scoring_order(sequences))
+        ordered = [sequences[index] for index in order]
+        end_of_batch = regimes.within(backend.end_of_batch())
+        size = backend.memory_budget.scoring_tokens if backend.packed else self.batch_size
+        sums, start = [(0.0, False)] * len(sequences), 0
+        with backend.active(module), torch.no_grad(), progress_bar("scoring", total=len(order)) as advance:
+            while start < len(ordered):
+                end = end_of_batch(ordered, start, size)
+                try:
+                    with self.model.mixed_precision():
+                        found = backend.score_forward(module, ordered[start:end])
+                    logprobs_L, greedy_L = found.logprobs_L.cpu(), found.greedy_L.cpu()
+                except (RuntimeError, MemoryError) as error:
+                    if end - start == 1:
+                        raise
+                    size = halve_batch(size, error)
+                    continue
+                parts = zip(order[start:end], logprobs_L.split(found.counts), greedy_L.split(found.counts), strict=True)
+                for index, logprobs, greedy in parts:
+                    sums[index] = float(logprobs.double().sum()), bool(greedy.all())
+                advance(end - start)
+                start = end
         return sums
 
-    def _compute(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
-        regimes = regimes_of(self.model.module)
-        order = regimes.order(sequences, self.backend.scoring_order(sequences))
-        size = self.backend.memory_budget.scoring_tokens if self.backend.packed else self.batch_size
-        end_of_batch = regimes.within(self.backend.end_of_batch())
-        batches = in_batches([sequences[place] for place in order], size, self._forward, end_of_batch=end_of_batch)
-        sums = [(0.0, False)] * len(sequences)
-        with self.backend.active(self.model.module):
-            for place, found in zip(order, track(_each(batches), "scoring", total=len(order)), strict=True):
-                sums[place] = found
-        return sums
-
-    def _forward(self, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
-        with torch.no_grad(), self.model.mixed_precision():
-            found = self.backend.score_forward(self.model.module, sequences)
-        return LabelLogprobs(logprobs_L=found.logprobs_L.cpu(), greedy_L=found.greedy_L.cpu(), counts=found.counts)
-
-
-def _each(batches: Iterable[LabelLogprobs]) -> Iterator[tuple[float, bool]]:
-    """Yield (sum in nats, all greedy?) of each sequence of each batch."""
-    for batch in batches:
-        for logprobs, greedy in zip(batch.logprobs_L.split(batch.counts), batch.greedy_L.split(batch.counts), strict=True):
-            yield float(logprobs.double().sum()), bool(greedy.all())
+    def _not_finite(
+        self, sequences: Sequence[TokenSequence], sums: Sequence[tuple[float, bool]], requests: Sequence[Request]
+    ) -> ScoreNotFinite:
+        """Return the error for log-likelihoods that are NaN or infinite; ``requests`` holds the request of each sequence."""
+        bad = [index for index, (nats, _) in enumerate(sums) if not math.isfinite(nats)]
+        # In a prefix tree, NaN spreads to other sequences. The error names a document that has it when it is scored alone.
+        alone = (index for index in bad if not math.isfinite(self._log_likelihoods([sequences[index]])[0][0]))
+        index = next(alone, bad[0])
+        return not_finite(requests[index], index, "log-likelihood", sums[index][0])

@@ -1,11 +1,15 @@
-"""Token sequences with their labels: the one form in which training and scoring hand text to a forward pass."""
+"""Token sequences with their labels: the form in which training and scoring pass text to a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lm_harmony.benchmarks.types import Example
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lm_harmony.benchmarks.types import Example, Request
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.models.text import EncodedPair
@@ -13,16 +17,16 @@ from lm_harmony.models.text import EncodedPair
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """Token ids of which all from ``first_label`` on are predicted, each from the ids before it."""
+    """Token ids with labels: every id from ``first_label`` on is predicted from the ids before it."""
 
     ids: tuple[int, ...]
-    """Token ids; the last one is only predicted, never fed."""
+    """Token ids. The last one is only predicted and is not an input of the model."""
     first_label: int
     """Position of the first predicted id, at least 1; the ids before it are context."""
     row: int = -1
     """Row number of the document in its split, for messages."""
     truncated: bool = False
-    """Whether context was dropped from the left because the text was too long."""
+    """Whether context was dropped on the left because the text was too long."""
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -31,61 +35,63 @@ class TokenSequence:
 
 
 def cut_to_length(pair: EncodedPair, max_input: int, *, row: int = -1, document: str = "") -> TokenSequence:
-    """Join a context and its continuation, dropping context from the left beyond ``max_input`` fed tokens, as lm_eval does.
+    """Join a context and its continuation and drop context on the left beyond ``max_input`` input tokens, as lm_eval does.
 
     Args:
-        pair: token ids of both.
-        max_input: most tokens that are fed.
+        pair: token ids of the context and of the continuation.
+        max_input: largest number of input tokens.
         row: row number of the document in its split.
-        document: which document of which split it is, for messages ("test row 5").
+        document: split and row of the document for error messages, such as "test row 5".
 
     Raises:
-        BenchmarkError: the continuation alone is longer than the model's input, or has no token of its own.
+        BenchmarkError: the continuation is longer than ``max_input`` tokens, or has no tokens.
     """
     labels, place = len(pair.continuation), document or f"row {row}"
     if labels == 0:
         raise BenchmarkError(f"{place}: a continuation has no token of its own after its context. Correct the row.")
     if labels > max_input:
         raise BenchmarkError(
-            f"{place}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it or use a longer model."
+            f"{place}: a continuation has {labels} tokens, the model takes {max_input}. Shorten it, or use a model that takes "
+            f"longer inputs."
         )
-    whole = pair.context + pair.continuation
-    ids = whole[-(max_input + 1) :]
-    return TokenSequence(ids=ids, first_label=len(ids) - labels, row=row, truncated=len(ids) < len(whole))
+    joined = pair.context + pair.continuation
+    ids = joined[-(max_input + 1) :]
+    return TokenSequence(ids=ids, first_label=len(ids) - labels, row=row, truncated=len(ids) < len(joined))
 
 
 def rolling_windows(ids: Sequence[int], prefix_id: int, max_input: int, *, row: int = -1) -> list[TokenSequence]:
-    """Cut a long text into windows that predict each token once, the later ones with all the context that fits.
+    """Cut a long text into windows that together predict each token once.
 
-    The windows are those of ``lm_eval.utils.get_rolling_token_windows(context_len=1)``: the first is fed the prefix token and
-    ``max_input - 1`` ids; the last is moved left until it is full.
+    The windows are those of ``lm_eval.utils.get_rolling_token_windows(context_len=1)``. The input of the first window is the
+    prefix token and ``max_input - 1`` ids. The last window is moved to the left until its input has ``max_input`` tokens.
     """
     windows = []
     for start in range(0, len(ids), max_input):
         end = min(start + max_input, len(ids))
-        # Position 0 of ``whole`` is the prefix token; the fed tokens end right before the last predicted one.
-        fed_from = 0 if start == 0 else end - max_input
-        whole = (prefix_id, *ids)[fed_from : end + 1]
-        windows.append(TokenSequence(ids=whole, first_label=len(whole) - (end - start), row=row))
+        # Position 0 of (prefix_id, *ids) is the prefix token. The inputs end right before the last predicted token.
+        input_start = 0 if start == 0 else end - max_input
+        window = (prefix_id, *ids)[input_start : end + 1]
+        windows.append(TokenSequence(ids=window, first_label=len(window) - (end - start), row=row))
     return windows
 
 
 def training_sequences(
     model: LanguageModel, examples: Sequence[Example], *, max_length: int, completion_only: bool
 ) -> list[TokenSequence]:
-    """Encode what is learned: the scored text of the right answer, then the end-of-text token.
+    """Encode the training texts: the text that scoring uses for the right answer, then the end-of-text token.
 
-    A text longer than ``max_length`` loses context from the left, so that its answer is always learned; a whole-text example
-    (rolling log-likelihood) becomes as many windows as it needs. An example whose answer alone is longer is left out.
+    A text longer than ``max_length`` loses context on the left, so that its answer is always trained on. An example without
+    context (rolling log-likelihood) becomes as many windows as it needs. An example whose answer is longer than ``max_length`` is
+    left out.
 
     Args:
-        model: whose tokenizer encodes.
-        examples: each with an answer.
-        max_length: longest sequence in tokens, the end-of-text token included.
+        model: the model whose tokenizer encodes the texts.
+        examples: examples with an answer.
+        max_length: longest sequence in tokens, including the end-of-text token.
         completion_only: label the continuation only, not the context.
 
     Raises:
-        BenchmarkError: an answer has no token, or every answer is too long.
+        BenchmarkError: an answer has no tokens, or every answer is too long.
     """
     end, encoder = model.text.end_id, model.text
     longest = min(max_length, model.max_length + 1)
@@ -98,12 +104,58 @@ def training_sequences(
             continue
         if len(ended) > longest - 1:
             continue
-        asked = EncodedPair(context=pair.context, continuation=ended)
-        whole = cut_to_length(asked, longest - 1, row=example.row, document=example.location)
-        sequences.append(whole if completion_only else replace(whole, first_label=1))
+        ended_pair = EncodedPair(context=pair.context, continuation=ended)
+        sequence = cut_to_length(ended_pair, longest - 1, row=example.row, document=example.location)
+        sequences.append(sequence if completion_only else replace(sequence, first_label=1))
     if examples and not sequences:
         raise BenchmarkError(
             f"the answer of every training row has more than {longest - 1} tokens. Raise --train_param.max_seq_length "
             f"(now {max_length}), or use a model that takes more than {model.max_length} tokens."
         )
     return sequences
+
+
+def scoring_sequences(model: LanguageModel, requests: Sequence[Request]) -> tuple[list[TokenSequence], list[int]]:
+    """Encode requests for log-likelihoods as lm_eval does.
+
+    A request of kind "loglikelihood" becomes one sequence whose labels are its continuation. A request of kind
+    "loglikelihood_rolling" becomes as many windows as its text needs.
+
+    Args:
+        model: the model whose tokenizer encodes the texts.
+        requests: requests of these two kinds.
+
+    Returns:
+        The sequences, and for each sequence the index of its request.
+
+    Raises:
+        BenchmarkError: a continuation is too long for the model, or has no tokens.
+    """
+    single = [index for index, request in enumerate(requests) if request.kind == "loglikelihood"]
+    rolling = [index for index, request in enumerate(requests) if request.kind == "loglikelihood_rolling"]
+    pairs = model.text.encode_pairs([(requests[index].context, requests[index].continuation) for index in single])
+    sequences = [
+        cut_to_length(pair, model.max_length, document=requests[index].location)
+        for index, pair in zip(single, pairs, strict=True)
+    ]
+    owners = list(single)
+    texts = model.text.encode([requests[index].continuation for index in rolling])
+    for index, ids in zip(rolling, texts, strict=True):
+        windows = rolling_windows(ids, model.text.prefix_id, model.max_length)
+        sequences += windows
+        owners += [index] * len(windows)
+    return sequences, owners
+
+
+def end_by_sequences(items: Sequence[TokenSequence], start: int, size: int) -> int:
+    """Return the end of a batch of at most ``size`` sequences that begins at ``start``."""
+    return min(start + size, len(items))
+
+
+def to_device(device: torch.device, *arrays: npt.ArrayLike) -> list[torch.Tensor]:
+    """Return integer arrays as int64 tensors on ``device``, copied together in one transfer that does not block the host."""
+    integers = [np.asarray(array, dtype=np.int64) for array in arrays]
+    joined = torch.from_numpy(np.concatenate(integers))
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    return list(torch.split(joined.to(device, non_blocking=True), [array.size for array in integers]))

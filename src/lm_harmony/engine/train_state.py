@@ -1,4 +1,4 @@
-"""One run's way through its epochs: which rows come next, at which rate, and what a step does with their gradient."""
+"""State of a training: order of the rows, learning-rate schedule, optimizer steps, and what each epoch reports."""
 
 from __future__ import annotations
 
@@ -23,70 +23,70 @@ class Step:
     """One optimizer step."""
 
     number: int
-    """Counted from 1 over all epochs."""
+    """Number of the step, counted from 1 over all epochs."""
     loss: float
     """Mean negative log-likelihood of the step's labels, in nats."""
     learning_rate: float
-    """Rate that the step used."""
+    """Learning rate of the step."""
     grad_norm: float
     """Norm of the gradient before clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One finished pass; the model holds its weights until the generator is resumed."""
+    """One finished epoch; the model holds its weights until the generator is resumed."""
 
     number: int
-    """Counted from 1."""
+    """Number of the epoch, counted from 1."""
     loss: float
     """Mean negative log-likelihood of the epoch's labels, in nats."""
     tokens: int
-    """Tokens fed, without padding."""
+    """Number of input tokens, without padding."""
     seconds: float
-    """Time it took."""
+    """Seconds that the epoch took."""
     steps: tuple[Step, ...] = field(repr=False)
-    """Its optimizer steps."""
+    """Optimizer steps of the epoch."""
     optimizer_state: Mapping[str, torch.Tensor] = field(repr=False)
-    """What a resumed run needs beside the weights."""
+    """State that a resumed training needs in addition to the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """Where an interrupted training goes on; the weights are in the model already."""
+    """The point from which an interrupted training continues; the weights are in the model already."""
 
     epoch: int
-    """The last finished epoch."""
+    """Number of the last finished epoch."""
     optimizer_state: Mapping[str, torch.Tensor]
     """``Epoch.optimizer_state`` of that epoch."""
 
 
 READ_EVERY = 8
-"""Steps after which losses and gradient norms are read from the device: each reading waits for the device to finish its work."""
+"""Number of steps after which losses and gradient norms are read from the device. Each reading waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unread:
-    """A step whose loss and gradient norm are on the device."""
+    """A step whose loss and gradient norm are still on the device."""
 
     number: int
-    """The step, counted from 1."""
+    """Number of the step, counted from 1."""
     rows: tuple[int, ...]
     """Row numbers of its batch."""
     losses: tuple[torch.Tensor, ...]
-    """The loss of each of its passes, which add up to the step's."""
+    """Losses of its micro-batches, which add up to the loss of the step."""
     grad_norm: torch.Tensor
     """Norm of the gradient before clipping."""
     learning_rate: float
-    """Rate that it used."""
+    """Learning rate of the step."""
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which an epoch takes its ``count`` sequences: drawn from (seed, epoch) alone."""
+    """Return the order in which an epoch uses its ``count`` sequences; it depends on (seed, epoch) only."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class TrainState:
-    """A training in progress; whoever drives it computes the gradient of ``batch`` and calls ``advance``."""
+    """A training in progress. The caller computes the gradient of ``batch`` and then calls ``advance``."""
 
     def __init__(
         self,
@@ -97,22 +97,30 @@ class TrainState:
         seed: int,
         resume: Resumption | None = None,
     ) -> None:
-        """Stand before the first step, or after the epoch that ``resume`` names."""
+        """Start before the first step, or after the epoch of ``resume``.
+
+        Args:
+            trainee: the model to fine-tune.
+            sequences: encoded training rows.
+            recipe: optimizer, schedule, batch size and number of epochs.
+            seed: seed of the order of rows and of dropout.
+            resume: the last finished epoch of an interrupted training.
+        """
         self.trainee, self.recipe = trainee, recipe
         self.optimizer = make_optimizer(trainee, recipe)
         self._parameters = list(trainee.trained_parameters().values())
         self._sequences, self._seed = sequences, seed
         self.regimes = regimes_of(trainee.model.module)
         self._per_epoch = math.ceil(len(sequences) / recipe.batch_size)
-        whole = recipe.epochs * self._per_epoch
-        self._total = min(whole, recipe.max_steps or whole)
+        steps = recipe.epochs * self._per_epoch
+        self._total = min(steps, recipe.max_steps or steps)
         self._rate_of = learning_rates(self.optimizer, recipe, self._total)
         if resume:
             load_optimizer_state(self.optimizer, resume.optimizer_state)
         self._step = min(self._total, (resume.epoch if resume else 0) * self._per_epoch)
 
     def begin_epoch(self) -> None:
-        """Turn to the first batch of the next epoch."""
+        """Start the next epoch and select its first batch."""
         self.epoch = self._step // self._per_epoch + 1
         self._order = epoch_order(len(self._sequences), seed=self._seed, epoch=self.epoch)
         self._steps: list[Step] = []
@@ -122,36 +130,39 @@ class TrainState:
         self._take_batch()
 
     def _take_batch(self) -> None:
+        """Select the next batch and set the dropout state for it."""
         start = self._step % self._per_epoch * self.recipe.batch_size
         batch = [self._sequences[index] for index in self._order[start : start + self.recipe.batch_size]]
-        # Sequences that may share a pass side by side: the order within a batch changes no number but dropout's draws.
+        # Sequences that may share a pass are neighbours. The order within a batch changes nothing but the dropout masks.
         self.batch = [batch[place] for place in self.regimes.order(batch, range(len(batch)))]
         self.labels = sum(len(sequence.labels) for sequence in self.batch)
-        # Dropout is drawn from (seed, step): a repeated or resumed step draws the same.
+        # Dropout depends on (seed, step), so a repeated or resumed step has the same masks.
         self.trainee.dropout.seed_and_step = (self._seed, self._step + 1)
         self.trainee.dropout.lengths = tuple(len(sequence.ids) - 1 for sequence in self.batch)
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was taken."""
+        """Whether the last step was taken already."""
         return self._step >= self._total
 
     @property
     def steps_left(self) -> int:
-        """Steps until the epoch ends."""
+        """Number of steps until the epoch ends."""
         return min(self._total, self.epoch * self._per_epoch) - self._step
 
     @property
     def step_seed(self) -> int:
-        """Seed of whatever a step draws beside the adapter's dropout."""
+        """Seed of PyTorch's global generator for this step (dropout that the model itself has)."""
         return int(np.random.SeedSequence((self._seed, self._step + 1)).generate_state(1)[0])
 
     def set_dropout_pass(self, start: int, stop: int) -> None:
-        """Announce a pass over sequences ``start`` to ``stop`` of the batch to the adapter's dropout."""
+        """Tell the adapter's dropout that the next pass computes the sequences ``start`` to ``stop`` of the batch."""
         self.trainee.dropout.first, self.trainee.dropout.count = start, stop - start
 
     def advance(self, losses: Sequence[torch.Tensor]) -> None:
-        """Take the optimizer step of ``batch``, whose gradient is computed, and turn to the next. Waits for no device.
+        """Take the optimizer step of ``batch``, whose gradient is computed, and select the next batch.
+
+        Except every ``READ_EVERY`` steps, the host does not wait for the device.
 
         Args:
             losses: scalars on the device that add up to the mean negative log-likelihood of the batch's labels, in nats.
@@ -176,14 +187,18 @@ class TrainState:
             self._take_batch()
 
     def _read(self) -> None:
-        """Read the losses and norms that are on the device, in one copy, and look whether they are finite."""
+        """Copy the losses and norms of the last steps from the device and check that they are finite.
+
+        Raises:
+            TrainingDiverged: one of them is not finite.
+        """
         unread, self._unread = self._unread, []
         scalars = [scalar.detach().float() for step in unread for scalar in (*step.losses, step.grad_norm)]
         values = iter(torch.stack(scalars).tolist())
         for step in unread:
             loss = math.fsum(next(values) for _ in step.losses)
             norm = next(values)
-            # A finite loss may have an infinite gradient, which spoils the weights; after the last step no loss would tell.
+            # A finite loss may have an infinite gradient, which makes the weights NaN. After the last step no loss would show it.
             for what, value in (("loss", loss), ("gradient norm", norm)):
                 if not math.isfinite(value):
                     raise TrainingDiverged(
@@ -193,7 +208,7 @@ class TrainState:
             self._steps.append(Step(number=step.number, loss=loss, learning_rate=step.learning_rate, grad_norm=norm))
 
     def end_epoch(self) -> Epoch:
-        """Return the epoch whose last step was taken."""
+        """Return the report of the epoch whose last step was taken."""
         return Epoch(
             number=self.epoch,
             loss=float(np.average([step.loss for step in self._steps], weights=self._labels)),

@@ -1,7 +1,7 @@
-"""fine_tune(): a generator that passes over the training sequences and yields after each epoch.
+"""Training: ``fine_tune`` is a generator that trains on sequences and yields after each epoch.
 
-It knows no validation, no store and no benchmark. The order of an epoch's rows is drawn from (seed, epoch) and dropout from
-(seed, step), so whatever its caller does between two epochs, and wherever a run is taken up again, the numbers are the same.
+It knows nothing of validation, run folders or benchmarks. The order of an epoch's rows depends on (seed, epoch) and dropout on
+(seed, step), so the result does not depend on what the caller does between epochs, nor on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.backends import PADDED, Backend
-from lm_harmony.engine.memory import release_freed_memory
-from lm_harmony.engine.padded_forward import halve_batch
+from lm_harmony.engine.memory import halve_batch, release_freed_memory
 from lm_harmony.engine.rope import RopeRegimes
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
@@ -34,14 +33,14 @@ def fine_tune(
     """Train and yield after each epoch.
 
     Args:
-        trainee: the model; its weights change in place.
-        sequences: what is learned.
-        recipe: how.
-        seed: decides order and dropout.
-        micro_batch: most sequences in one forward pass; halved when memory runs out. Gradients accumulate up to
-            ``recipe.batch_size`` sequences, weighted by labels, so that it changes no number beyond rounding.
-        backend: how a forward pass is laid out, and how many tokens it may hold.
-        resume: go on after this epoch.
+        trainee: model to fine-tune; its weights change in place.
+        sequences: encoded training rows.
+        recipe: optimizer, schedule, batch size and number of epochs.
+        seed: seed of the order of rows and of dropout.
+        micro_batch: largest number of sequences in one forward pass; halved when memory runs out. Gradients are accumulated over
+            ``recipe.batch_size`` sequences and weighted by labels, so it changes no number beyond rounding.
+        backend: forward pass, and the largest number of tokens in it.
+        resume: the last finished epoch of an interrupted training.
 
     Raises:
         TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
@@ -60,14 +59,14 @@ def fine_tune(
 
 
 def _backward(state: TrainState, micro_batch: int, backend: Backend) -> tuple[list[torch.Tensor], int]:
-    """Compute the gradient of one optimizer batch, inside ``backend.active``.
+    """Compute the gradient of one optimizer batch; must be called inside ``backend.active``.
 
     Returns:
-        The share of each pass in the batch's loss, and the micro-batch that fitted in memory.
+        The losses of its micro-batches, which add up to the loss of the batch, and the micro-batch size that fitted into memory.
     """
     module, batch = state.trainee.model.module, state.batch
     while True:
-        torch.manual_seed(state.step_seed)  # of the dropout that a model has of its own (GPT-2)
+        torch.manual_seed(state.step_seed)  # seed of dropout that the model itself has (GPT-2)
         try:
             losses = []
             for start, stop in micro_batches(batch, micro_batch, backend.memory_budget.training_tokens, state.regimes):
@@ -83,16 +82,23 @@ def _backward(state: TrainState, micro_batch: int, backend: Backend) -> tuple[li
 
 
 def micro_batches(batch: Sequence[TokenSequence], most: int, tokens: int, regimes: RopeRegimes) -> Iterator[tuple[int, int]]:
-    """Cut a batch into passes (start, stop) of at most ``most`` sequences and about ``tokens`` tokens, one sequence at least.
+    """Split a batch into micro-batches, each computed in one forward pass.
 
-    The sequences of a pass need the same RoPE frequencies.
+    Args:
+        batch: sequences of an optimizer batch.
+        most: largest number of sequences of a micro-batch.
+        tokens: largest number of input tokens of a micro-batch; a longer sequence is a micro-batch of its own.
+        regimes: RoPE of the model; the sequences of a micro-batch need the same frequencies.
+
+    Yields:
+        (start, stop) of each micro-batch.
     """
-    start, held = 0, 0
-    for place, sequence in enumerate(batch):
+    start, total = 0, 0
+    for index, sequence in enumerate(batch):
         size = len(sequence.ids) - 1
-        full = place - start == most or held + size > tokens
-        if place > start and (full or regimes.of_sequence(sequence) != regimes.of_sequence(batch[start])):
-            yield start, place
-            start, held = place, 0
-        held += size
+        full = index - start == most or total + size > tokens
+        if index > start and (full or regimes.of_sequence(sequence) != regimes.of_sequence(batch[start])):
+            yield start, index
+            start, total = index, 0
+        total += size
     yield start, len(batch)

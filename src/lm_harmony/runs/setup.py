@@ -82,7 +82,7 @@ class RunSetup:
             counter=self.counter,
         )
         with memory_errors(self.spec, "scoring"):
-            replies = iter(scorer.answer([request for example in examples for request in example.requests]))
+            replies = iter(scorer.reply([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         score = self.task.score(examples, grouped, errors=final, samples=final)
         if self.metric not in score.metrics:

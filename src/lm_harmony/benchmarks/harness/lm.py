@@ -21,7 +21,7 @@ class HarnessModel(LM):
     """An lm_eval model on LM-Harmony's engine, so that ``lm_eval.evaluate`` runs any of its tasks on it."""
 
     def __init__(self, answer: Callable[[Sequence[Request]], list[Reply]], chat: ChatTemplate | None = None) -> None:
-        """Wrap a function that replies to requests (``lm_harmony.engine.scoring.Scorer.answer``)."""
+        """Wrap a function that replies to requests (``lm_harmony.engine.scoring.Scorer.reply``)."""
         super().__init__()
         self._answer, self._chat = answer, chat
 

@@ -1,0 +1,116 @@
+"""Forward passes: token sequences -> log-probability of every label. Training and scoring both go through this one interface.
+
+``padded_logprobs`` pads each sequence on the right, which is exact for every causal architecture. ``packed_logprobs`` puts the
+sequences into one row without padding and keeps them apart in the attention layers. ``prefix_tree_logprobs`` is the same with
+every shared beginning computed once. ``backends`` decides which of them a model uses.
+
+Shapes: B sequences, T positions of the longest one, N tokens of a packed row, U positions that predict, V vocabulary, D hidden
+size, L labels of all sequences one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from lm_harmony.engine.lm_head import lm_head_logprobs, lm_head_of
+from lm_harmony.engine.packed_attention import blocks_of_row, packed_attention
+from lm_harmony.engine.prefix_tree import PackedRow, concatenated_row, prefix_tree_row
+from lm_harmony.engine.recompute import recompute_activations
+from lm_harmony.engine.sequences import TokenSequence, to_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelLogprobs:
+    """Log-probabilities of all labels of a batch."""
+
+    logprobs_L: torch.Tensor
+    """Natural logarithm of each label's probability, float32; carries gradients in training."""
+    greedy_L: torch.Tensor
+    """Whether the label is the most probable token there."""
+    counts: tuple[int, ...]
+    """Labels of each sequence, in order; they sum to L."""
+
+
+Forward = Callable[[PreTrainedModel, Sequence[TokenSequence]], LabelLogprobs]
+"""Runs a model over sequences and returns the log-probability of every label."""
+
+
+def padded_logprobs(module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
+    """Run ``module`` over right-padded ``sequences`` and return the log-probability of every label.
+
+    No attention mask is needed: under causal attention no token sees the padding to its right (lm_eval passes none either).
+    ``use_cache`` is off, because a cache would take memory and is not used.
+    """
+    longest = max(len(sequence.ids) for sequence in sequences) - 1
+    ids: list[int] = []
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[int] = []
+    for row, sequence in enumerate(sequences):
+        fed = sequence.ids[:-1]
+        ids += [*fed, *[0] * (longest - len(fed))]
+        rows += [row] * len(sequence.labels)
+        columns += range(sequence.first_label - 1, len(fed))
+        labels += sequence.labels
+    ids_BT, rows_L, columns_L, labels_L = to_device(next(module.parameters()).device, ids, rows, columns, labels)
+    logits_BxTxV = module(input_ids=ids_BT.view(len(sequences), longest), use_cache=False).logits
+    logits_LxV = logits_BxTxV[rows_L, columns_L].float()
+    chosen_L = logits_LxV.gather(1, labels_L[:, None])[:, 0]
+    return LabelLogprobs(
+        logprobs_L=chosen_L - logits_LxV.logsumexp(dim=-1),
+        greedy_L=logits_LxV.detach().argmax(dim=-1) == labels_L,
+        counts=tuple(len(sequence.labels) for sequence in sequences),
+    )
+
+
+def packed_logprobs(
+    module: PreTrainedModel,
+    sequences: Sequence[TokenSequence],
+    *,
+    layout: Callable[[Sequence[TokenSequence]], PackedRow] = concatenated_row,
+    recompute: bool = False,
+) -> LabelLogprobs:
+    """Run ``module`` over one row without padding and return the log-probability of every label.
+
+    Args:
+        module: a model whose attention layers pass keyword arguments on to the attention function.
+        sequences: the sequences of one forward pass.
+        layout: sequences -> row. The default shares nothing, as training needs (each copy has its own dropout).
+        recompute: keep fewer activations for the backward pass, see ``recompute.recompute_activations``.
+    """
+    row, device = layout(sequences), next(module.parameters()).device
+    labels = [label for labels in row.labels for label in labels]
+    sources_L = np.array([label.source for label in labels])
+    # The output layer computes each position once and takes the labels in the order of their positions.
+    order_L = sources_L.argsort(kind="stable")
+    sources_U, rows_L = np.unique(sources_L[order_L], return_inverse=True)
+    ids_N, positions_N, chosen_U, tokens_L, head_rows_L, back_L = to_device(
+        device,
+        [*row.shared_prefix, *(token for tree in row.trees for token in tree.ids)],
+        [*range(len(row.shared_prefix)), *(depth for tree in row.trees for depth in tree.depths)],
+        sources_U,
+        np.array([label.token for label in labels])[order_L],
+        rows_L,
+        order_L.argsort(),
+    )
+    body, blocks = getattr(module, module.base_model_prefix), blocks_of_row(row, device)
+    with packed_attention(module), recompute_activations() if recompute else nullcontext():
+        # use_cache must be off: with a cache, transformers would prepare masks for a row that is continued later.
+        hidden_NxD = body(
+            input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, attention_blocks=blocks
+        ).last_hidden_state[0]
+    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_NxD[chosen_U], head_rows_L, tokens_L, rows_L)
+    return LabelLogprobs(
+        logprobs_L=logprobs_L[back_L], greedy_L=greedy_L[back_L], counts=tuple(len(labels) for labels in row.labels)
+    )
+
+
+prefix_tree_logprobs: Forward = partial(packed_logprobs, layout=prefix_tree_row)
+"""``packed_logprobs`` with every shared beginning computed once, for scoring."""
