@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -119,10 +119,9 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
     recompute = recompute_pays(model.module)
     if model.device.type == "cpu":
         log.info("linear layers that use oneDNN (where it is faster on this machine): %s", onednn)
-    return Backend(
+    return replace(
+        PACKED,
         train_forward=partial(packed_logprobs, recompute=recompute),
-        score_forward=prefix_tree_logprobs,
-        packed=True,
         continuous_batching=_generates_exactly(model, allowed),
         memory_budget=memory_budget(model.module),
         onednn=onednn,
