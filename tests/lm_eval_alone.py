@@ -1,4 +1,4 @@
-"""What lm_eval does by itself, with no code of ours: the measure that the harness room is held to."""
+"""lm_eval by itself: its tasks, its requests and a model that gives known replies. Our harness is compared with them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lm_harmony.benchmarks.types import Example
+from lm_harmony.benchmarks.harness.scoring import request_of
+from lm_harmony.benchmarks.types import Example, Reply, Request
 
 SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -46,3 +49,36 @@ def asked(example: Example) -> list[tuple[Any, ...]]:
         else (request.context, dict(request.generation) if request.kind == "generate_until" else request.continuation)
         for request in example.requests
     ]
+
+
+class RepliesLM(LM):
+    """A model of lm_eval whose replies a function of our requests gives, so that both sides score the same replies."""
+
+    def __init__(self, answer: Callable[[Sequence[Request]], list[Reply]], chat: Callable[..., str] | None = None) -> None:
+        super().__init__()
+        self._answer, self._chat = answer, chat
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Any name: lm_eval refuses a chat template without one."""
+        return "replies"
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render messages with the template that was given."""
+        assert self._chat is not None
+        return self._chat(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def _replies(self, requests: list[Instance]) -> list[Any]:
+        return self._answer([request_of(instance) for instance in requests])
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return the given replies."""
+        return self._replies(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return the given replies."""
+        return self._replies(requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return the given replies."""
+        return self._replies(requests)

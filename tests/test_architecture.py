@@ -31,13 +31,20 @@ LAYERS: dict[str, set[str]] = {
     "analysis": {"runs", "models", "benchmarks", "errors"},
     "report": {"analysis", "runs", "errors"},
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
+    "lm_eval_model": {"engine", "models", "benchmarks", "errors"},
     "demo": {"studies", "engine", "benchmarks", "errors"},
     "cli": {"demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "errors"},
 }
 """Layer -> the layers that it may import, from the lowest layer to the highest."""
-COMMANDS = {"lm_harmony.cli.main", "lm_harmony.cli.__main__", "lm_harmony.demo.build", "lm_harmony.engine.joint_training"}
+COMMANDS = {
+    "lm_harmony.cli.main",
+    "lm_harmony.cli.__main__",
+    "lm_harmony.demo.build",
+    "lm_harmony.engine.joint_training",
+    "lm_harmony.lm_eval_model",
+}
 """Modules without an importer: the console script, those for ``python -m``, and the experimental one of docs/api.md."""
-HARNESS = ("lm_harmony.benchmarks.harness",)
+HARNESS = ("lm_harmony.benchmarks.harness", "lm_harmony.lm_eval_model")
 """Where lm_eval may be imported."""
 LAZY_LAYERS = {"", "cli"}
 """Layers with imports inside functions: these keep ``import lm_harmony`` and the start of a command short."""

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from lm_eval.evaluator import evaluate
-from lm_eval_alone import lm_eval_task
+from lm_eval_alone import RepliesLM, lm_eval_task
 from rows import ROWS
 from task_files import Row, write_rows, write_task
 from tiny import tiny_model
 
-from lm_harmony.benchmarks.harness import HarnessModel, HarnessTask
+from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Reply, Request, Score
 from lm_harmony.engine.scoring import Scorer
-from lm_harmony.errors import UsageError
 
 Answer = Callable[[Sequence[Request]], list[Reply]]
 WIKI: dict[str, Any] = {
@@ -82,7 +81,7 @@ def our_score(task: HarnessTask, answer: Answer, chat: Any = None, *, errors: bo
 def assert_equal_to_lm_eval(task: HarnessTask, lm_evals: Any, answer: Answer, chat: Any = None) -> Score:
     score = our_score(task, answer, chat)
     results = evaluate(
-        lm=HarnessModel(answer, chat),
+        lm=RepliesLM(answer, chat),
         task_dict={task.name: lm_evals},
         bootstrap_iters=0,
         log_samples=True,
@@ -112,7 +111,7 @@ def test_scores_and_samples_are_lm_evals(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nq_open", "winogrande", "arc_easy", "wiki"])
 def test_scores_under_a_chat_template_are_lm_evals(name: str, tmp_path: Path) -> None:
-    """lm_eval runs HarnessModel with apply_chat_template, and reaches the same scores."""
+    """lm_eval runs a model with apply_chat_template, and reaches the same scores."""
     model = tiny_model(chat=True)
     answer = Scorer(model=model, max_new_tokens=8).reply
     assert_equal_to_lm_eval(*scored_task(tmp_path, name), answer, model.text.render_chat)
@@ -171,7 +170,7 @@ def test_standard_error_of_a_mean_is_lm_evals(tmp_path: Path) -> None:
     """acc and acc_norm get lm_eval's closed form."""
     task, lm_evals = scored_task(tmp_path, "openbookqa")
     score = our_score(task, random_choices, errors=True)
-    results = evaluate(lm=HarnessModel(random_choices), task_dict={"openbookqa": lm_evals}, bootstrap_iters=1)["results"]
+    results = evaluate(lm=RepliesLM(random_choices), task_dict={"openbookqa": lm_evals}, bootstrap_iters=1)["results"]
     assert score.stderrs == {f"{key},none": results["openbookqa"][f"{key}_stderr,none"] for key in ("acc", "acc_norm")}
     assert all(error is not None and error > 0 for error in score.stderrs.values())
 
@@ -217,25 +216,6 @@ def test_every_request_needs_a_reply(tmp_path: Path) -> None:
     example = task.example(0, task.documents("train")[0], chat=None, aliases="first")
     with pytest.raises(ValueError, match="zip"):
         task.score([example], [[(-1.0, False)]], errors=False, samples=False)
-
-
-def test_chat_templates_have_names_of_their_own() -> None:
-    """lm_eval's request cache tells models apart by their template, not by their object."""
-    names = [
-        HarnessModel(lambda requests: [], template).tokenizer_name
-        for template in (
-            tiny_model(chat=True).text.render_chat,
-            tiny_model("gpt2", chat=True).text.render_chat,
-            lambda *_, **__: "x",
-        )
-    ]
-    assert names[0] == names[1] != names[2]
-
-
-def test_harness_model_without_template_refuses_chat() -> None:
-    """lm_eval's apply_chat_template on a model without one says what to do."""
-    with pytest.raises(UsageError, match="no chat template"):
-        HarnessModel(lambda requests: []).apply_chat_template([{"role": "user", "content": "?"}])
 
 
 def test_described_task_names_version_and_fields(tmp_path: Path) -> None:

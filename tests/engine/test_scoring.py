@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+from lm_eval_alone import RepliesLM
 from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from lm_harmony.benchmarks.harness import HarnessModel
 from lm_harmony.benchmarks.types import Reply, Request
 from lm_harmony.engine.backends import PACKED, PADDED, Backend
 from lm_harmony.engine.generation_settings import GenerationSettings
@@ -455,6 +455,6 @@ def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, ba
 def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:
     instances = [Instance("loglikelihood", {}, ("a", text), 0, ("task", row, 1)) for row, text in ((5, "b"), (6, "9 c"))]
     [digit] = tiny_tokenizer().encode("9")
-    harness = HarnessModel(Scorer(model=broken_model(float("nan"), only_for=digit)).reply)
+    harness = RepliesLM(Scorer(model=broken_model(float("nan"), only_for=digit)).reply)
     with pytest.raises(ScoreNotFinite, match="document 6 of task: no score"):
         harness.loglikelihood(instances)

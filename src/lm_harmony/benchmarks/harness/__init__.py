@@ -5,8 +5,7 @@ give equal scores. What it leaves out is lm_eval's task index (16 s), its reques
 few-shot documents (the protocol is zero-shot; materialising 392,702 of them takes longer than scoring).
 """
 
-from lm_harmony.benchmarks.harness.lm import HarnessModel
 from lm_harmony.benchmarks.harness.task import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.task_file import Role
 
-__all__ = ["HarnessModel", "HarnessTask", "Role", "open_task"]
+__all__ = ["HarnessTask", "Role", "open_task"]
