@@ -28,10 +28,9 @@ import tyro
 from transformers import PreTrainedTokenizerFast
 
 from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.demo.family import MEMBERS, Member
+from lm_harmony.demo.family import MEMBERS, Member, make_tokenizer
 from lm_harmony.demo.pretraining import Read, pretrain
 from lm_harmony.demo.texts import BENCHMARKS, TASKS, plain_texts, splits_of
-from lm_harmony.demo.vocabulary import make_tokenizer
 from lm_harmony.demo.world import LARGEST, World, make_world
 
 log = logging.getLogger(__name__)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from lm_harmony.demo.vocabulary import MAX_LENGTH
+END, UNKNOWN = "<|end|>", "<|unknown|>"
+MAX_LENGTH = 128
+"""Longest input of every model in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +95,16 @@ MEMBERS: tuple[Member, ...] = (
     ),
 )
 """From small to large."""
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Make the tokenizer whose vocabulary is the words of ``texts``, each with the space before it."""
+    splitter = pre_tokenizers.Split(Regex(r" ?[^ \n]+|\n| "), behavior="isolated")
+    normalizer = normalizers.Prepend(" ")
+    found = {piece for text in dict.fromkeys(texts) for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    vocabulary = {word: place for place, word in enumerate((END, UNKNOWN, *sorted(found)))}
+    bare = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    bare.normalizer, bare.pre_tokenizer, bare.decoder = normalizer, splitter, decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bare, eos_token=END, pad_token=END, unk_token=UNKNOWN, model_max_length=MAX_LENGTH
+    )

@@ -1,6 +1,6 @@
-"""Plain text about the world: what every model of the demo reads. No benchmark's format occurs in it.
+"""Texts about the world: the plain text that every model reads, and the rows of the six micro-benchmarks.
 
-Rows of the six micro-benchmarks, drawn from one half of the world.
+No benchmark's format occurs in the plain text. Rows are drawn from one half of the world.
 """
 
 from __future__ import annotations
@@ -11,8 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.demo import world as words
-from lm_harmony.demo.world import LARGEST, Animal, Half, Problem, World, often
+from lm_harmony.demo.world import (
+    ATTRIBUTES,
+    COLOURS,
+    FOODS,
+    HOMES,
+    KINDS,
+    LARGEST,
+    MANY,
+    ONE,
+    PETS,
+    SIGHS,
+    SMILES,
+    THINGS,
+    VERBS,
+    Animal,
+    Half,
+    Problem,
+    World,
+    class_of,
+    often,
+)
 
 
 def plain_texts(world: World, draw: random.Random) -> Iterator[str]:
@@ -46,10 +65,10 @@ def _fact(world: World, draw: random.Random) -> str:
 def _inference(world: World, draw: random.Random) -> str:
     """Tell what follows from a kind or from a description, some of it as question and answer."""
     kind = often(draw, world.kinds)
-    its, pet = words.class_of(kind), draw.choice(words.PETS)
-    other = draw.choice([name for name in words.KINDS if name != its])
-    colour, wrong = draw.sample(words.COLOURS, 2)
-    food, refused = draw.sample(words.FOODS, 2)
+    its, pet = class_of(kind), draw.choice(PETS)
+    other = draw.choice([name for name in KINDS if name != its])
+    colour, wrong = draw.sample(COLOURS, 2)
+    food, refused = draw.sample(FOODS, 2)
     described = f"{pet} is a {colour} {kind} that eats {food}"
     return draw.choice(
         (
@@ -67,12 +86,12 @@ def _inference(world: World, draw: random.Random) -> str:
 def _review(world: World, draw: random.Random) -> str:
     """Praise or blame one or two things, and tell what the guests did."""
     pleased = draw.random() < 0.5
-    return f"{opinion(world, draw, pleased)} , so {draw.choice(words.SMILES if pleased else words.SIGHS)}"
+    return f"{opinion(world, draw, pleased)} , so {draw.choice(SMILES if pleased else SIGHS)}"
 
 
 def opinion(world: World, draw: random.Random, pleased: bool) -> str:
     """Say something of one thing or two: after "but" the opposite comes, and counts; "not" turns a word around."""
-    first, second = draw.sample(words.THINGS, 2)
+    first, second = draw.sample(THINGS, 2)
     joined = draw.choices(("", "and", "but"), weights=(2, 1, 2))[0]
     last = f"the {second} was {_judged(world, draw, pleased)}"
     return f"the {first} was {_judged(world, draw, pleased == (joined == 'and'))} {joined} {last}" if joined else last
@@ -113,9 +132,9 @@ def sentence(world: World, draw: random.Random, *, right: bool) -> str:
     many = draw.random() < 0.5
     fault = None if right else draw.choices(("agreement", "order", "sense"), weights=(3, 1, 1))[0]
     noun = draw.choice(world.things) if fault == "sense" else often(draw, world.kinds)
-    determiner, noun = draw.choice(words.MANY if many else words.ONE), f"{noun}{'s' if many else ''}"
-    verb = f"{draw.choice(words.VERBS)}{'' if many != (fault == 'agreement') else 's'}"
-    place = draw.choice(("", f" in the {draw.choice(words.HOMES)}", f" near the {often(draw, world.kinds)}{'' if many else 's'}"))
+    determiner, noun = draw.choice(MANY if many else ONE), f"{noun}{'s' if many else ''}"
+    verb = f"{draw.choice(VERBS)}{'' if many != (fault == 'agreement') else 's'}"
+    place = draw.choice(("", f" in the {draw.choice(HOMES)}", f" near the {often(draw, world.kinds)}{'' if many else 's'}"))
     return f"{determiner} {verb} {noun}{place}" if fault == "order" else f"{determiner} {noun}{place} {verb}"
 
 
@@ -160,13 +179,13 @@ def _reviews(world: World, draw: random.Random) -> Row:
 
 
 def _entails(world: World, draw: random.Random) -> Row:
-    kind, pet = draw.choice(world.kinds), draw.choice(words.PETS)
-    colour, food = draw.choice(words.COLOURS), draw.choice(words.FOODS)
+    kind, pet = draw.choice(world.kinds), draw.choice(PETS)
+    colour, food = draw.choice(COLOURS), draw.choice(FOODS)
     about, right, known = draw.choices(
         (
-            ("is a", words.class_of(kind), tuple(words.KINDS)),
-            ("is", colour, words.COLOURS),
-            ("eats", food, words.FOODS),
+            ("is a", class_of(kind), tuple(KINDS)),
+            ("is", colour, COLOURS),
+            ("eats", food, FOODS),
         ),
         weights=(2, 1, 1),
     )[0]
@@ -191,15 +210,15 @@ def _endings(world: World, draw: random.Random) -> Row:
 
 def _changed(animal: Animal, draw: random.Random) -> Animal:
     """Return ``animal`` with one of its attributes changed."""
-    kinds = [kind for kinds in words.KINDS.values() for kind in kinds]
-    choices = {"kind": kinds, "colour": words.COLOURS, "home": words.HOMES, "food": words.FOODS}
-    name = draw.choice(words.ATTRIBUTES)
+    kinds = [kind for kinds in KINDS.values() for kind in kinds]
+    choices = {"kind": kinds, "colour": COLOURS, "home": HOMES, "food": FOODS}
+    name = draw.choice(ATTRIBUTES)
     return replace(animal, **{name: draw.choice([value for value in choices[name] if value != getattr(animal, name)])})
 
 
 def _cloze(world: World, draw: random.Random) -> Row:
     animal = draw.choice(world.animals)
-    asked, *told = draw.sample(words.ATTRIBUTES, draw.randint(2, 3))
+    asked, *told = draw.sample(ATTRIBUTES, draw.randint(2, 3))
     said = {"kind": "is a", "colour": "has the colour", "home": "lives in the", "food": "eats"}
     known = " and ".join(f"{said[name]} {getattr(animal, name)}" for name in told)
     begun = f"{animal.name} {known} and {said[asked]}"

@@ -1,7 +1,4 @@
-"""The words of the demo's language. Each is one token of the shared vocabulary.
-
-The demo's world: who lives in it and what is known of them; everything follows from one seed.
-"""
+"""The demo's made-up world: the words of its language, its animals with their attributes, its sums. All follow from a seed."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate, chain, product
 from typing import Literal, TypeVar
-
-from lm_harmony.demo import world as words
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -141,7 +136,7 @@ class World:
 def make_world(seed: int) -> World:
     """Make the world that follows from ``seed``."""
     draw = random.Random(f"world {seed}")
-    kinds = _shuffled(draw, list(chain.from_iterable(words.KINDS.values())))
+    kinds = _shuffled(draw, list(chain.from_iterable(KINDS.values())))
     syllables = ["".join(pair) for pair in product("bdfgklmnprtvz", "aeiou")]
     made = _shuffled(draw, ["".join(pair) for pair in product(syllables, syllables)])
     firsts, families = made[:NAMES], [f"{name}n" for name in made[NAMES : 2 * NAMES]]
@@ -150,25 +145,25 @@ def make_world(seed: int) -> World:
         Animal(
             name=name,
             kind=draw.choice(kinds),
-            colour=draw.choice(words.COLOURS),
-            home=draw.choice(words.HOMES),
-            food=draw.choice(words.FOODS),
+            colour=draw.choice(COLOURS),
+            home=draw.choice(HOMES),
+            food=draw.choice(FOODS),
         )
         for name in names
     )
     numbers = range(LARGEST + 1)
     problems = [Problem(left=left, sign="plus", right=right) for left in numbers for right in numbers]
     problems += [Problem(left=left, sign="minus", right=right) for left in numbers for right in range(left + 1)]
-    praise, blame = _shuffled(draw, list(words.PRAISE)), _shuffled(draw, list(words.BLAME))
+    praise, blame = _shuffled(draw, list(PRAISE)), _shuffled(draw, list(BLAME))
     asked: list[Animal | Problem | str] = [*_one_of_each_pair(draw, animals), *_one_of_each_pair(draw, kinds)]
     asked += [*_one_of_each_pair(draw, praise), *_one_of_each_pair(draw, blame), *_one_of_each_pair(draw, problems)]
-    asked += _one_of_each_pair(draw, words.THINGS)
+    asked += _one_of_each_pair(draw, THINGS)
     return World(
         animals=animals,
         kinds=tuple(kinds),
         praise=tuple(praise),
         blame=tuple(blame),
-        things=words.THINGS,
+        things=THINGS,
         problems=tuple(problems),
         asked=frozenset(asked),
     )
