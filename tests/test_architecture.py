@@ -33,6 +33,8 @@ LAYERS: dict[str, set[str]] = {
     "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
     "lm_eval_model": {"engine", "models", "benchmarks", "errors"},
     "demo": {"studies", "engine", "benchmarks", "errors"},
+    "in_memory": {"runs", "engine", "models", "errors"},
+    "api": {"in_memory", "studies", "runs", "engine", "models", "benchmarks", "recipe", "errors"},
     "cli": {"demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "errors"},
 }
 """Layer -> the layers that it may import, from the lowest layer to the highest."""

@@ -1,0 +1,79 @@
+"""Type checkers see the public names: a program that uses each passes ``mypy --strict``, and one that misuses them does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mypy import api as mypy
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """\
+from pathlib import Path
+
+from lm_harmony import (
+    BenchmarkSpec,
+    Caps,
+    HarmonyError,
+    Lora,
+    ModelSpec,
+    Recipe,
+    RunRecord,
+    RunSpec,
+    RunStore,
+    ScoreMatrix,
+    Study,
+    evaluate,
+    fine_tune,
+    load_model,
+    train_before_test,
+)
+
+recipe = Recipe(epochs=1, lora=Lora(r=4))
+model = load_model("folder", device="cpu")
+losses: list[float] = [epoch.loss for epoch in fine_tune(model, [("a", " b")], recipe, output_dir="out")]
+rows = {"train": [{"text": "a"}], "test": [{"text": "b"}]}
+try:
+    record: RunRecord = evaluate(model, (rows, {"task": "mine"}), recipe, caps=Caps(train=8), results_dir=Path("results"))
+except HarmonyError as error:
+    raise SystemExit(str(error)) from error
+if record.trained is not None:
+    accuracy: float = record.trained.metrics["acc,none"]
+spec = RunSpec(model=ModelSpec(name="folder"), benchmark=BenchmarkSpec(task="arc_easy"), recipe=recipe)
+again: RunRecord = train_before_test(spec, RunStore(Path("results/again")))
+records: list[RunRecord] = list(Study.read(Path("study.yaml")).records())
+names: list[str] = list(ScoreMatrix.published().model_names)
+"""
+MISUSES = {
+    "evaluate('folder', 'arc_easy', sed=1)": "call-arg",
+    "evaluate(3, 'arc_easy')": "arg-type",
+    "evaluate('folder', 'arc_easy').trianed": "attr-defined",
+    "Recipe(epochs='many')": "arg-type",
+    "next(fine_tune(load_model('folder'), 'text')).los": "attr-defined",
+    "Study.read(Path('study.yaml')).run(workers='two')": "arg-type",
+    "lm_harmony.evalute('folder', 'arc_easy')": "attr-defined",
+}
+
+
+def check(folder: Path, text: str) -> str:
+    """Return what ``mypy --strict`` says of a program."""
+    (folder / "program.py").write_text(text, encoding="utf-8")
+    said, failure, _ = mypy.run(["--config-file", str(ROOT / "pyproject.toml"), "--strict", str(folder / "program.py")])
+    assert not failure, failure
+    return said
+
+
+def test_a_program_that_uses_every_name_passes_and_every_misuse_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert check(tmp_path, PROGRAM).startswith("Success")
+    start = PROGRAM.index("recipe = Recipe")
+    said = check(tmp_path, "\n".join(["import lm_harmony", PROGRAM[:start], *MISUSES]) + "\n").splitlines()
+    first = PROGRAM[:start].count("\n") + 3
+    for line, code in enumerate(MISUSES.values(), start=first):
+        assert [one for one in said if f"program.py:{line}: error:" in one and f"[{code}]" in one], (line, said)
+
+
+def test_the_program_uses_every_name() -> None:
+    import lm_harmony
+
+    assert [name for name in lm_harmony.__all__ if PROGRAM.count(name) < 2] == []
