@@ -1,4 +1,4 @@
-"""Every command of the README and the guides runs, as it stands there, where the names in it mean something small."""
+"""Every command of the README and the guides runs as it is written, with small models and data under the names in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STUDY = {
     "data_dir": "data",
     "execution": {"device": "cpu"},
 }
-"""In the place of the guides' studies, which take days."""
+"""A study that replaces those of the guides, which take days."""
 NAMES = {
     "results A B": "results my/model models/third",
     "results/ A B": "results my/model models/third",
@@ -38,7 +38,7 @@ NAMES = {
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
 }
-"""What stands for something of the reader's own, what would wait, and what has tests of its own."""
+"""Replacements: names of the reader's own files, a flag that waits, and commands that have tests of their own."""
 GUIDES = {
     "README.md": 14,
     "docs/quickstart.md": 5,
@@ -47,30 +47,30 @@ GUIDES = {
     "docs/analysis.md": 5,
     "docs/api.md": 0,
 }
-"""Pages whose commands are run, and the fewest commands that are found there."""
+"""Pages whose commands are run -> the smallest number of commands that must be found there."""
 MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
-"""Pages of measurements, and the fewest blocks of commands that are run whole, on a tiny model."""
+"""Pages of measurements -> the smallest number of blocks of commands. Each block is run on a tiny model."""
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
-"""What takes a browser, half an hour, or the rows of all 24 benchmarks; the demo and the board have tests of their own."""
+"""Commands that are not run: they need a browser, half an hour, or all 24 benchmarks. Demo and board have other tests."""
 SMALL = {
     "--data DATA --runs 5": "--data data --runs 1 --rows 8",
     "--data DATA": "--data data",
     "_tokens 128": "_tokens 16",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
 }
-"""What stands for something large."""
+"""Replacements that make a measurement small."""
 VARIED = {"gsm8k": "question", "nq_open": "question", "mnli": "premise", "sst2": "sentence", "cola": "sentence"}
-"""Tasks of the measurements, and the field that is varied to have more rows of them."""
+"""Tasks of the measurements -> the column that is changed to make more rows."""
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Return a page's blocks of code in ``language``."""
+    """Return the code blocks of a page that are in ``language``."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def commands(page: str) -> list[str]:
-    """Return every command of a page; one with a part in brackets with and without it."""
+    """Return every command of a page. A command with an optional part in brackets is returned with and without it."""
     found = []
     for line in (line for block in blocks(page, "bash") for line in block.splitlines() if not line.startswith("pip install")):
         command = re.sub(r"\s+#.*", "", line)
@@ -82,7 +82,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder that holds what the guides take for granted."""
+    """Make a folder with the models, rows, texts and study file that the guides use."""
     folder = tmp_path_factory.mktemp("reader")
     for number, model in enumerate(MODELS):
         write_tiny_model(folder / model, "llama", seed=number)
@@ -93,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = folder / "data" / task
         rows.mkdir(parents=True)
         for split, lines in splits.items():
-            if split == "train" and task in VARIED:  # else too few to cut a validation from
+            if split == "train" and task in VARIED:  # otherwise too few to cut a validation split from
                 field = VARIED[task]
                 lines = [{**line, field: f"{number}. {line[field]}"} for number in range(4) for line in lines]
             (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -117,13 +117,13 @@ def environment(hub: LoopbackHub, world: Path) -> dict[str, str]:
 def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub, world: Path) -> None:
     assert len(commands(page)) >= GUIDES[page]
     shutil.rmtree(world / "results", ignore_errors=True)
-    if page in ("docs/page.md", "docs/analysis.md"):  # which begin where a study has ended
+    if page in ("docs/page.md", "docs/analysis.md"):  # these pages start with the results of a study
         assert Study.read(world / "study.yaml").run().failed == {}
     for command in commands(page):
         done = subprocess.run(["bash", "-c", command], cwd=world, env=environment(hub, world), capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, command
-    for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # which speaks of the paper's own file
+    for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its blocks read a file that is not shipped
         python = [sys.executable, "-c", block]
         done = subprocess.run(python, cwd=world, env=environment(hub, world), capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
@@ -155,3 +155,27 @@ def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert "://" in target or ((ROOT / page).parent / target).exists(), target
+
+
+def missing_paths(text: str) -> list[str]:
+    """Return the paths of files and the names of our modules in ``text`` that do not exist."""
+    paths = set(re.findall(r"\b(?:[\w-]+/)+[\w-]+\.(?:py|csv)\b", text))
+    folders = (ROOT, ROOT / "src" / "lm_harmony")
+    missing = [path for path in sorted(paths) if not any((folder / path).exists() for folder in folders)]
+    for name in sorted(set(re.findall(r"\blm_harmony(?:\.\w+)+|\bbench\.\w+(?= --| *\n)", text))):
+        parts = [*(("src",) if name.startswith("lm_harmony") else ()), *name.split(".")]
+        # The last part can be a name inside the module, and the one before it a class.
+        places = [ROOT.joinpath(*parts[:count]) for count in range(len(parts), max(1, len(parts) - 3), -1)]
+        if not any(place.is_dir() or place.with_suffix(".py").is_file() for place in places if place != ROOT / "src"):
+            missing.append(name)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_modules_that_a_page_names_exist(page: str) -> None:
+    assert missing_paths((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_a_missing_file_or_module_is_found() -> None:
+    text = "See engine/training.py, engine/none.py and `lm_harmony.engine.training.fine_tune`.\npython -m bench.none --runs 1\n"
+    assert missing_paths(text) == ["engine/none.py", "bench.none"]
