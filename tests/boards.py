@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,7 +49,7 @@ def matrix_of(
 
 
 def random_table(models: int, tasks: int, seed: int = 0) -> pd.DataFrame:
-    """Return scores with one common ability behind them."""
+    """Return scores that depend on one common ability of each model."""
     random = np.random.default_rng(seed)
     values = random.normal(size=(models, 1)) + 0.5 * random.normal(size=(models, tasks))
     return pd.DataFrame(values, index=[f"m{i}" for i in range(models)], columns=[f"b{i}" for i in range(tasks)])
@@ -117,7 +119,20 @@ def sample(question: int, outcome: Any, metric: str) -> Mapping[str, Any]:
 
 
 def write_failure(results: Path, *, model: str, task: str = "arc_easy") -> None:
-    """Write what a run that was given up leaves."""
+    """Write the files of a failed run."""
     store = RunStore.at(results, f"{task}/{model}/seed0")
     store.begin(RunSpec(model=ModelSpec(name=model), benchmark=BenchmarkSpec(task=task)), data="f", overwrite=False)
     store.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1))
+
+
+class PublishedRank(NamedTuple):
+    """Rank and PC1 (times 100) of a model on the published board."""
+
+    rank: int
+    pc1: float
+
+
+def published_ranks() -> dict[str, PublishedRank]:
+    """Return rank and PC1 of each model as published."""
+    text = resources.files("lm_harmony.analysis").joinpath("published_leaderboard.csv").read_text(encoding="utf-8")
+    return {row["model"]: PublishedRank(int(row["rank"]), float(row["pc1"])) for row in csv.DictReader(text.splitlines())}

@@ -21,13 +21,13 @@ MODELS = (
     "openai-community/gpt2",
     "local/mine",
 )
-"""Nine of the catalogue, strongest first, and one that nobody knows."""
+"""Nine catalogued models, best first, and one that is not catalogued."""
 TASKS = ("mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki")
 """Four benchmarks and a text corpus, where lower is better."""
 GAP = ("openai-community/gpt2", "gsm8k")
-"""Its trained score is missing."""
+"""Model and benchmark whose trained score is missing."""
 CAUSE = "gave up after 3 attempts"
-"""Why."""
+"""Cause of that gap."""
 
 
 def small_board(

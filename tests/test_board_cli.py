@@ -158,12 +158,12 @@ def test_published_stands_for_the_published_board() -> None:
         (["analyze", "{empty}"], "no finished run lies below"),
         (["analyze", "{results}", "--bump", "arc_easy", "arc_hard"], "Did you mean 'arc_easy'?"),
         (["compare", "{results}", "local/a", "local/z"], "model 'local/z' is not in"),
-        (["compare", "{results}", "local/a", "local/a"], "two different models"),
+        (["compare", "{results}", "local/a", "local/a"], "the two models must differ"),
         (["place"], "ask for benchmarks with --suggest"),
         (["place", "--model", "x"], "name a folder of runs"),
         (["place", "--model", "x", "--suggest", "1"], "name the folder that holds the runs of 'x'"),
         (["place", "{results}"], "has 4 models. Name one with --model"),
-        (["place", "--suggest", "9"], "between 1 and 6, got 9"),
+        (["place", "--suggest", "9"], "between 1 and 6 (got 9)"),
     ],
 )
 def test_mistakes_end_with_a_remedy_and_no_traceback(

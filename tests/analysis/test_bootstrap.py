@@ -1,4 +1,4 @@
-"""The bootstrap of PC1: exact without noise, analytic with a little, wide where it should be."""
+"""The bootstrap of PC1: exact without noise, analytic with little noise, wider with resampled benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
 
 
-def test_without_anything_drawn_the_interval_is_the_point() -> None:
+def test_without_resampling_the_interval_is_a_point() -> None:
     matrix = matrix_of(random_table(8, 4), stderr=0.1)
     table = pc1_intervals(matrix, examples=False, benchmarks=False, draws=5).table
     assert np.allclose(table["low"], table["pc1"]) and np.allclose(table["high"], table["pc1"])
@@ -36,7 +36,7 @@ def test_a_little_noise_moves_pc1_as_its_loadings_say() -> None:
     assert np.mean((found["high"] - found["low"]) / (2 * 1.96)) == pytest.approx(expected, rel=0.1)
 
 
-def test_benchmarks_drawn_anew_widen_intervals() -> None:
+def test_resampled_benchmarks_widen_intervals() -> None:
     matrix = ScoreMatrix.published()
     both, examples = pc1_intervals(matrix), pc1_intervals(matrix, benchmarks=False)
     assert ((both.table["high"] - both.table["low"]) > (examples.table["high"] - examples.table["low"])).mean() > 0.95
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert not first.equals(pc1_intervals(matrix, draws=50, seed=1).table)
 
 
-def test_models_that_no_draw_tells_apart_share_a_group() -> None:
+def test_models_with_overlapping_draws_share_a_tie_group() -> None:
     table = random_table(6, 5)
     table.loc["m1"] = table.loc["m0"] + 1e-6
     table.loc["m2"] = table.min() - 3

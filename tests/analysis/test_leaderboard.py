@@ -1,4 +1,4 @@
-"""The leaderboard as a value."""
+"""The leaderboard: order, intervals, new models, gaps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import matrix_of, random_table, write_run
+from boards import matrix_of, published_ranks, random_table, write_run
 
 from lm_harmony.analysis.leaderboard import NEW_MODEL_SUFFIX, own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.placement import placement_of
-from lm_harmony.analysis.published import published_ranks
 from lm_harmony.analysis.summary import analyze_matrix
 from lm_harmony.errors import UsageError
 
@@ -24,7 +23,7 @@ def test_the_published_board_is_as_published() -> None:
     assert board.explained == pytest.approx(0.8546, abs=1e-4) and "standard errors are not known for cola" in board.notes[0]
 
 
-def test_new_models_stand_on_it_and_move_nobody(tmp_path: Path) -> None:
+def test_new_models_are_placed_and_change_no_published_one(tmp_path: Path) -> None:
     write_run(tmp_path, model="mine/few", trained=0.89)
     write_run(tmp_path, model="mine/other", task="corpus:w", metric="bits_per_byte,none", higher=False)
     write_run(tmp_path, model="openai-community/gpt2", trained=0.44)
@@ -43,12 +42,12 @@ def test_gaps_leave_a_model_without_pc1_but_on_the_board() -> None:
     table.loc["m2", ["b1", "b3"]] = np.nan
     board = own_board(matrix_of(table))
     assert board.rows[-1].model == "m2" and board.rows[-1].rank is None and board.rows[-1].basis == "none"
-    assert any("left out for their gaps: m2" in note for note in board.notes) and any(
+    assert any("left out because of gaps: m2" in note for note in board.notes) and any(
         "2 scores are missing" in n for n in board.notes
     )
 
 
-def test_a_board_too_small_for_pc1_says_why() -> None:
+def test_a_board_too_small_for_pc1_states_the_reason() -> None:
     board = own_board(matrix_of(random_table(1, 3)))
     assert board.reference.startswith("no PC1: components") and [row.model for row in board.rows] == ["m0"]
 
@@ -66,7 +65,7 @@ def test_another_metric_is_not_placed(tmp_path: Path) -> None:
         placement_of(ScoreMatrix.from_records(tmp_path), "a")
 
 
-def test_a_report_tells_what_could_not_be_made() -> None:
+def test_a_summary_names_skipped_analyses() -> None:
     made = analyze_matrix(matrix_of(random_table(5, 3), stderr=0.1))
     assert set(made.agreements) == {"trained"} and made.change is None and made.perplexity == ()
     assert any("no direct scores" in line for line in made.skipped) and any("text corpus" in line for line in made.skipped)

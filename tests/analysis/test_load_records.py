@@ -1,4 +1,4 @@
-"""Records of runs become rows: seeds averaged, mixtures refused, failures told."""
+"""Score rows of run records: seeds are averaged, mixed settings are refused, failures become gaps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lm_harmony.runs.spec import ModelSpec
 from lm_harmony.runs.store import RunStore
 
 
-def test_seeds_are_averaged_and_their_spread_counts(tmp_path: Path) -> None:
+def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path: Path) -> None:
     for seed, score in ((0, 0.5), (1, 0.6)):
         write_run(tmp_path, model="a", trained=score, direct=0.3, seed=seed, stderr=0.05)
     matrix = ScoreMatrix.from_records(tmp_path)
@@ -49,7 +49,7 @@ def test_an_unknown_standard_error_stays_unknown() -> None:
 def test_several_recipes_for_one_score_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     write_run(tmp_path, model="a", seed=1, recipe=replace(PUBLISHED, epochs=PUBLISHED.epochs + 1))
-    with pytest.raises(UsageError, match=r"recipe.epochs 5 and 6 .* Name a folder that holds one of them"):
+    with pytest.raises(UsageError, match=r"recipe.epochs 5 and 6 .* Name a folder that has only one of them"):
         ScoreMatrix.from_records(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
         ScoreMatrix.from_records(tmp_path)
 
 
-def test_models_that_were_trained_otherwise_are_ranked_with_a_note(tmp_path: Path) -> None:
+def test_models_trained_by_different_recipes_are_ranked_with_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     assert ScoreMatrix.from_records(tmp_path).notes == ()
     write_run(tmp_path, model="b", recipe=replace(PUBLISHED, epochs=1))
@@ -69,7 +69,7 @@ def test_models_that_were_trained_otherwise_are_ranked_with_a_note(tmp_path: Pat
     assert matrix.notes[0] in own_board(matrix).notes
 
 
-def test_runs_that_were_given_up_are_gaps_with_their_cause(tmp_path: Path) -> None:
+def test_failed_runs_are_gaps_with_their_cause(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", direct=0.2)
     write_failure(tmp_path, model="b")
     gaps = ScoreMatrix.from_records(tmp_path).gaps()
@@ -79,13 +79,13 @@ def test_runs_that_were_given_up_are_gaps_with_their_cause(tmp_path: Path) -> No
     ]
 
 
-def test_a_direct_score_that_was_not_asked_for_says_so(tmp_path: Path) -> None:
+def test_a_direct_score_that_was_not_requested_is_a_gap(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     [gap] = ScoreMatrix.from_records(tmp_path).gaps()
-    assert gap.preparation == "direct" and gap.cause.startswith("not asked for in ")
+    assert gap.preparation == "direct" and gap.cause.startswith("not requested in ")
 
 
-def test_recorded_metrics_and_directions_count(tmp_path: Path) -> None:
+def test_recorded_metrics_and_directions_are_used(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", task="mine", metric="error,none", higher=False, trained=0.2)
     matrix = ScoreMatrix.from_records(tmp_path)
     assert matrix.oriented("trained").loc["a", "mine"] == -0.2
@@ -115,7 +115,7 @@ def test_a_model_is_averaged_only_over_its_own_seeds(tmp_path: Path) -> None:
 
 
 def rewritten(**changes: Any) -> Callable[[str], bytes]:
-    """Return what changes values of a record; a key "trained.metrics" is one of a mapping inside."""
+    """Return a function that changes values in the text of a record; double underscores separate nested keys."""
 
     def rewrite(text: str) -> bytes:
         record = json.loads(text)
@@ -152,7 +152,7 @@ DAMAGES: dict[str, tuple[Callable[[str], bytes], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path, damage: str) -> None:
-    """It is a gap with its file and cause; the other models keep their scores, and the board is made."""
+    """It becomes a gap with its file and cause. The other models keep their scores and are ranked."""
     write_run(tmp_path, model="a", trained=0.4)
     write_run(tmp_path, model="b", trained=0.6)
     store = write_run(tmp_path, model="c", trained=0.9)
@@ -193,7 +193,7 @@ def test_a_damaged_seed_is_named_and_the_others_are_averaged(tmp_path: Path) -> 
     assert matrix.gaps("trained") == () and len(matrix.notes) == 1 and str(stores[2].folder) in matrix.notes[0]
 
 
-def test_a_damaged_failure_and_a_damaged_request_are_told(tmp_path: Path) -> None:
+def test_a_damaged_failure_and_a_damaged_config_are_named(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     write_failure(tmp_path, model="b")
     write_failure(tmp_path, model="c")
@@ -204,7 +204,7 @@ def test_a_damaged_failure_and_a_damaged_request_are_told(tmp_path: Path) -> Non
     assert gap.model == "b" and "failure.json cannot be read" in gap.cause and matrix.notes == (f"left out: {gap.cause}",)
 
 
-def test_a_score_that_is_no_number_any_more_is_a_gap_that_says_so(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_a_gap(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     store = write_run(tmp_path, model="b", trained=math.nan)
     (gap,) = ScoreMatrix.from_records(tmp_path).gaps("trained")
@@ -228,8 +228,8 @@ def test_many_damaged_records_are_counted(tmp_path: Path) -> None:
     assert len(notes) == MAX_NAMED + 1 and notes[-1] == "left out: 3 more records that cannot be read"
 
 
-def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(tmp_path: Path) -> None:
-    """A task file and a corpus are asked for by their path, and recorded by their name."""
+def test_a_failed_run_is_a_gap_of_the_benchmark_that_others_finished(tmp_path: Path) -> None:
+    """A task file and a corpus are requested by path and recorded by name."""
     for task, name in (("rows/mine.yaml", "own_task"), ("corpus:texts/wiki.txt", "corpus-wiki")):
         store = write_run(tmp_path, model="a", task=task, metric="bits_per_byte,none", higher=False, name=f"{name}/a")
         record = store.record()
@@ -242,8 +242,8 @@ def test_a_run_that_was_given_up_is_a_gap_of_the_benchmark_that_others_finished(
     assert [(gap.model, gap.benchmark) for gap in matrix.gaps("trained")] == [("b", "corpus-wiki"), ("b", "own_task")]
 
 
-def test_records_that_looser_rules_let_through_stay_readable(tmp_path: Path) -> None:
-    """A study once took lora_alpha: 16.0 and logging_steps: 0; no run was wrong for it."""
+def test_records_accepted_by_earlier_checks_stay_readable(tmp_path: Path) -> None:
+    """Earlier versions accepted lora_alpha: 16.0 and logging_steps: 0, and such runs are correct."""
     file = write_run(tmp_path, model="a").folder / "record.json"
     change = rewritten(spec__recipe__lora__lora_alpha=16.0, spec__execution__logging_steps=0)
     file.write_bytes(change(file.read_text(encoding="utf-8")))
@@ -262,7 +262,7 @@ def test_scores_of_several_versions_are_noted(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> None:
-    """A file is looked at where it was; one that is not there, as on another machine, says nothing."""
+    """Files are checked at the recorded path. Missing files, as on another machine, are skipped."""
     task = tmp_path / "own.yaml"
     task.write_text("task: own\n")
     source = Source(kind="task", name="own.yaml", path=str(task), size=10, sha256=sha256_of(task))
@@ -273,13 +273,13 @@ def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> No
     write_run(tmp_path / "results", model="b", sources=None)
     assert ScoreMatrix.from_records(tmp_path / "results").notes == (
         "arc_easy: 1 runs are not current: own.yaml changed since",
-        "1 runs were made before sources were recorded: whether they are current cannot be told",
+        "1 runs were made before sources were recorded, so it is not known whether they are current",
     )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/mem")
-def test_files_of_other_people_cost_no_board(tmp_path: Path) -> None:
-    """A file that cannot be read, and one below a folder that may not be opened, are not checked; the others are."""
+def test_files_without_permission_are_skipped(tmp_path: Path) -> None:
+    """Files that cannot be read, and files below a folder without permission, are skipped. Other files are checked."""
     private = tmp_path / "private"
     private.mkdir()
     rows, task = private / "train.jsonl", tmp_path / "own.yaml"

@@ -71,7 +71,7 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ("x.csv", "model,arc_easy\na,50\na,51\n", "has two trained scores"),
         ("x.csv", "model,benchmark,score\na,arc_easy,0.5\n", "lacks the columns preparation"),
         ("x.csv", "model,benchmark,preparation,score\na,arc_easy,tuned,0.5\n", "direct or trained (got 'tuned')"),
-        ("x.csv", "model,benchmark,preparation,score\na,mine,direct,0.5\n", "which direction is better"),
+        ("x.csv", "model,benchmark,preparation,score\na,mine,direct,0.5\n", "its direction is not known"),
         ("x.csv", "model,benchmark,preparation,score,higher_is_better\na,mine,direct,0.5,up\n", "true or false (got 'up')"),
         (
             "x.csv",
@@ -88,7 +88,7 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ("x.csv", LONG + "a,arc_easy,direct,0.5,2.5,,,\n", "a standard error of acc_norm,none is at most 0.5 (got 2.5)"),
         ("x.csv", LONG + "a,arc_easy,direct,0.5,,2.5,,\n", "column count: it must be a whole number of at least 1 (got 2.5)"),
         ("x.csv", LONG + "a,arc_easy,direct,0.5,,,,false\n", "column higher_is_better: it is True for acc_norm,none (got False)"),
-        ("x.csv", LONG + 'a,arc_easy,direct,0.5,,,"loss,none",\n', "which direction is better"),
+        ("x.csv", LONG + 'a,arc_easy,direct,0.5,,,"loss,none",\n', "its direction is not known"),
         ("x.csv", "model,arc_easy\na,50,5\n", "line 2: it has more cells than the table has columns"),
         ("x.csv", "model,arc_easy,arc_easy\na,50,60\n", "the column 'arc_easy' occurs twice"),
         ("x.csv", "model,arc_easy\n,50\n", "line 2, column model: it is empty"),
@@ -99,7 +99,7 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ),
         ("x.json", "{", "is not JSON"),
         ("x.json", "[]", "train_before_test or direct_eval"),
-        ("x.json", '{"direct_eval": {"mine": {"a": 1}}}', "which direction is better"),
+        ("x.json", '{"direct_eval": {"mine": {"a": 1}}}', "its direction is not known"),
         ("x.json", '{"direct_eval": {"arc_easy": {"a": "x"}}}', "'x' is not a number"),
         ("x.txt", "", "neither a folder nor a .csv or .json file"),
     ],
@@ -121,7 +121,7 @@ def test_a_benchmark_of_two_metrics_is_refused() -> None:
     rows = tuple(
         ScoreRow(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab"
     )
-    with pytest.raises(UsageError, match="of several metrics"):
+    with pytest.raises(UsageError, match="scores of several metrics"):
         ScoreMatrix.from_rows(ScoreRows(source="here", rows=rows))
 
 
@@ -132,7 +132,7 @@ def test_the_complete_part_says_what_it_left_out() -> None:
     part, basis = matrix_of(table).complete()
     # b2 lacks one of four, m1 one of two: m1 goes.
     assert basis.dropped_benchmarks == ("b0",) and basis.dropped_models == ("m1",)
-    assert part.benchmark_names == ("b1", "b2") and "left out for their gaps: m1, b0" in str(basis)
+    assert part.benchmark_names == ("b1", "b2") and "left out because of gaps: m1, b0" in str(basis)
 
 
 @settings(max_examples=60, deadline=None)
@@ -180,8 +180,8 @@ def test_scores_at_the_ends_of_their_range_and_of_unknown_metrics_are_read(tmp_p
     assert ScoreMatrix.read(_write(tmp_path / "x.csv", table)).trained.values.iloc[0, 0] == pytest.approx(value)
 
 
-def test_a_catalogued_benchmark_lends_its_direction_to_no_other_metric(tmp_path: Path) -> None:
-    """arc_easy is catalogued with an accuracy, where higher is better: a perplexity on it is better when lower."""
+def test_the_catalogued_direction_is_not_used_for_another_metric(tmp_path: Path) -> None:
+    """arc_easy is catalogued with an accuracy, where higher is better. A perplexity on it is better if it is lower."""
     found = {}
     for metric in ("acc_norm,none", "word_perplexity,none"):
         matrix = ScoreMatrix.read(_write(tmp_path / "x.csv", LONG + f'a,arc_easy,trained,1,,,"{metric}",\n'))

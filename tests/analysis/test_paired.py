@@ -1,4 +1,4 @@
-"""Two models on the same questions: McNemar, the paired bootstrap, and what is said when neither is possible."""
+"""Two models on the same questions: McNemar's test, the paired bootstrap, and the notes if neither is possible."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def test_without_outcomes_the_test_is_z(tmp_path: Path) -> None:
     assert test.test == "z" and test.p == pytest.approx(2 * stats.norm.sf(2.0)) and test.stderr == pytest.approx(0.05)
 
 
-def test_other_questions_are_not_paired_and_it_says_so(tmp_path: Path) -> None:
+def test_different_questions_are_not_paired(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", outcomes=[1.0] * 5)
     write_run(tmp_path, model="b", outcomes=[1.0] * 6)
     test = _compare_on(tmp_path)
-    assert test.test == "z" and test.note == "the two models were asked different questions"
+    assert test.test == "z" and test.note == "the two models have different test questions"
 
 
 def test_recurring_questions_are_kept_apart(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_seeds_are_averaged_by_question(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"doc_hash": ', "[]\n", "\udcff"], ids=["cut off", "a list", "no text"])
-def test_torn_samples_are_named_and_cost_the_pairing_only(tmp_path: Path, text: str) -> None:
+def test_damaged_samples_are_named_and_only_pairing_is_lost(tmp_path: Path, text: str) -> None:
     for model in "ab":
         store = write_run(tmp_path, model=model, outcomes=[1.0, 0.0])
     file = store.folder / "samples_test.jsonl"
@@ -147,9 +147,9 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     write_run(tmp_path, model="b", task="rte", metric="acc,none")
     matrix = ScoreMatrix.from_records(tmp_path)
-    with pytest.raises(UsageError, match="share no benchmark"):
+    with pytest.raises(UsageError, match="have no benchmark in common"):
         compare(matrix, "a", "b")
-    with pytest.raises(UsageError, match="two different models"):
+    with pytest.raises(UsageError, match="the two models must differ"):
         compare(matrix, "a", "a")
     with pytest.raises(UsageError, match="model 'c' is not in"):
         compare(matrix, "a", "c")

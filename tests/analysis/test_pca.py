@@ -1,8 +1,6 @@
-"""Components against scikit-learn, and the reference that no new model moves."""
+"""Principal components against scikit-learn, and the reference board, which new models do not change."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.pca import ReferenceBoard, components, fit_reference
+from lm_harmony.analysis.pca import components, fit_reference
 from lm_harmony.errors import UsageError
 
 
@@ -56,7 +54,7 @@ def test_the_unit_of_a_benchmark_changes_nothing(seed: int, scale: float, shift:
     assert np.allclose(components(matrix_of(table)).pc1, components(matrix_of(changed)).pc1)
 
 
-def test_a_new_model_moves_no_other() -> None:
+def test_a_new_model_changes_no_other() -> None:
     published = ScoreMatrix.published()
     reference = fit_reference(published)
     new = published.oriented("trained").iloc[[3]] - 0.1
@@ -64,7 +62,7 @@ def test_a_new_model_moves_no_other() -> None:
     projected = reference.project(both)
     assert np.allclose(projected[list(reference.models)], reference.pc1)
     assert projected["new"] < reference.pc1.iloc[3]
-    assert reference.rank(projected["new"]) > reference.rank(reference.pc1.iloc[3]) == 4
+    assert int((reference.pc1 > reference.pc1.iloc[3]).sum()) == 3 < int((reference.pc1 > projected["new"]).sum())
 
 
 def test_a_model_that_lacks_a_benchmark_has_no_projection() -> None:
@@ -74,15 +72,7 @@ def test_a_model_that_lacks_a_benchmark_has_no_projection() -> None:
     assert reference.project(scores.drop(columns="b1")).isna().all()
 
 
-def test_a_reference_survives_json_and_refuses_other_formats() -> None:
-    reference = fit_reference(matrix_of(random_table(6, 3)))
-    again = ReferenceBoard.from_dict(json.loads(json.dumps(reference.to_dict())))
-    assert again.fingerprint == reference.fingerprint and np.allclose(again.pc1, reference.pc1)
-    with pytest.raises(UsageError, match="format 99"):
-        ReferenceBoard.from_dict({**reference.to_dict(), "format": 99})
-
-
-def test_equals_share_the_better_rank() -> None:
+def test_ties_share_the_better_rank() -> None:
     table = pd.DataFrame({"a": [3.0, 2, 2, 1], "b": [3.0, 2, 2, 1]}, index=list("wxyz"))
     assert list(components(matrix_of(table)).ranks) == [1, 2, 2, 4]
 
@@ -101,7 +91,7 @@ def test_too_little_is_refused(table: pd.DataFrame, said: str) -> None:
         components(matrix_of(table))
 
 
-def test_gaps_are_spoken_of() -> None:
+def test_dropped_models_are_named() -> None:
     table = random_table(6, 4)
     table.loc["m2", ["b1", "b2"]] = np.nan
     fitted = components(matrix_of(table))

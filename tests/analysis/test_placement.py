@@ -1,4 +1,4 @@
-"""Placement against scikit-learn's ridge with families left out, and its honesty."""
+"""Placement against scikit-learn's ridge regression with families left out, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_fit_never_sees_the_family_it_predicts(board: PlacementBoard) -> None:
 
 
 @pytest.mark.parametrize("tasks", [PAIR, ["rte"], ["gsm8k", "piqa", "mrpc"]])
-def test_intervals_hold_about_what_they_say_of_families_left_out(board: PlacementBoard, tasks: list[str]) -> None:
+def test_intervals_have_their_nominal_coverage_on_families_left_out(board: PlacementBoard, tasks: list[str]) -> None:
     assert validate(board, tasks).coverage >= 0.9
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_placed_is_refused(board: PlacementBoard) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_suggestions_are_the_best_of_every_choice(board: PlacementBoard, count: int) -> None:
+def test_the_selection_is_the_best_of_all_subsets(board: PlacementBoard, count: int) -> None:
     found = select_benchmarks(board, count)
     assert found.tried == {1: 24, 2: 276}[count]
     for choice in (found.chosen, found.best, found.cheapest):
@@ -107,7 +107,7 @@ def test_a_wide_tolerance_takes_the_cheapest(board: PlacementBoard) -> None:
     assert found.chosen == found.cheapest and set(found.cheapest.benchmarks) == {"arc_easy", "arc_challenge"}
 
 
-def test_more_benchmarks_place_better_and_the_search_flatters(board: PlacementBoard) -> None:
+def test_more_benchmarks_place_better_and_the_selected_tau_is_optimistic(board: PlacementBoard) -> None:
     taus = [select_benchmarks(board, count).best.tau for count in (1, 2, 3)]
     assert taus == sorted(taus)
     assert nested_tau(board, 2) < taus[1]
@@ -115,5 +115,5 @@ def test_more_benchmarks_place_better_and_the_search_flatters(board: PlacementBo
 
 @pytest.mark.parametrize("count", [0, 7])
 def test_a_count_out_of_range_is_refused(board: PlacementBoard, count: int) -> None:
-    with pytest.raises(UsageError, match=f"between 1 and 6, got {count}"):
+    with pytest.raises(UsageError, match=rf"between 1 and 6 \(got {count}\)"):
         select_benchmarks(board, count)

@@ -1,4 +1,4 @@
-"""The board that ships with the package says what was published."""
+"""The board that ships with the package reproduces the published one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+from boards import published_ranks
 from shared import REFERENCE, needs_reference
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
-from lm_harmony.analysis.published import TEST_ROWS, published_ranks
+from lm_harmony.analysis.published import TEST_ROWS
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.models.catalogue import MODELS
 
@@ -37,7 +38,7 @@ def test_it_has_the_catalogued_models_and_benchmarks_without_gaps(published: Sco
 
 def test_pc1_ranks_and_explained_variance_are_the_published_ones(published: ScoreMatrix) -> None:
     fitted, places = components(published), published_ranks()
-    assert max(abs(fitted.pc1[model] - place.pc1) for model, place in places.items()) < 0.01  # asked: 0.6
+    assert max(abs(fitted.pc1[model] - place.pc1) for model, place in places.items()) < 0.01  # a tolerance of 0.6 would do
     assert {model: int(fitted.ranks[model]) for model in places} == {model: place.rank for model, place in places.items()}
     assert fitted.explained[0] == pytest.approx(0.855, abs=0.0005)
 
@@ -78,7 +79,7 @@ def test_standard_errors_are_binomial_and_unknown_for_a_correlation(published: S
     assert published.trained.counts.loc["openai-community/gpt2", "rte"] == 277
 
 
-def test_the_reference_has_a_name_and_a_fingerprint_that_tell_it_apart(published: ScoreMatrix) -> None:
+def test_the_reference_has_a_name_and_a_fingerprint_that_identify_it(published: ScoreMatrix) -> None:
     reference = fit_reference(published)
     assert "61 models x 24 benchmarks" in str(reference) and reference.fingerprint in str(reference)
     other = fit_reference(published.subset(models=published.model_names[1:]))

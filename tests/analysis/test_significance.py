@@ -36,7 +36,7 @@ def test_holm_is_between_the_p_value_and_bonferroni(values: list[float]) -> None
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
 
 
-def test_pair_tests_are_z_tests() -> None:
+def test_pairwise_tests_are_z_tests() -> None:
     found = pairwise_tests(_one({"x": 0.7, "y": 0.67, "z": 0.5}), "b")
     assert found.difference.loc["x", "y"] == pytest.approx(0.03)
     assert found.p.loc["x", "y"] == pytest.approx(2 * stats.norm.sf(0.03 / np.hypot(0.01, 0.01)))
@@ -84,7 +84,7 @@ def test_equal_scores_without_spread_are_equal() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=10), st.randoms(use_true_random=False))
-def test_ranges_hold_the_rank_and_no_order_counts(scores: list[int], random: object) -> None:
+def test_ranges_contain_the_rank_in_any_order(scores: list[int], random: object) -> None:
     named = {f"m{i}": score / 400 for i, score in enumerate(scores)}
     table = rank_ranges(_one(named), "b").table
     assert (table["low"] <= table["rank"]).all() and (table["rank"] <= table["high"]).all()
@@ -94,14 +94,14 @@ def test_ranges_hold_the_rank_and_no_order_counts(scores: list[int], random: obj
     pd.testing.assert_frame_equal(table.sort_index(), other.sort_index())
 
 
-def test_pairs_told_apart_are_counted() -> None:
+def test_distinguishable_pairs_are_counted() -> None:
     table = distinguishable_pairs(_one({"a": 0.70, "b": 0.68, "c": 0.66, "d": 0.5}))
     # Beyond 0.0277: a-c and the three with d; c is 2.83 standard errors behind a, p = 0.0047, times 3 after Holm.
     assert list(table.loc["b"]) == [4, 6, pytest.approx(4 / 6), pytest.approx(4 / 6)]
     assert np.isnan(distinguishable_pairs(_one({"a": 0.7, "b": 0.5}, stderr=None)).loc["b", "plain"])
 
 
-def test_tie_groups_begin_where_the_leader_is_beaten() -> None:
+def test_tie_groups_start_at_significantly_worse_models() -> None:
     beats = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
     assert tie_groups(4, lambda leader: beats[leader]) == [1, 1, 2, 2]
     assert tie_groups(0, lambda leader: beats[leader]) == []

@@ -1,4 +1,4 @@
-"""What changes do to ranks, and PC1 beside size."""
+"""Stability of ranks under dropped benchmarks, dropped families and single seeds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 from boards import matrix_of, random_table, write_run
 from scipy import stats
 
-from lm_harmony.analysis.correlations import scaling
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.stability import stability
 
@@ -28,7 +26,7 @@ def test_a_dropped_benchmark_and_family_by_hand() -> None:
     assert found["family", "Pythia"].models == 53
 
 
-def test_seeds_are_compared_where_they_are_told_apart(tmp_path: Path) -> None:
+def test_seeds_are_compared_if_the_source_has_them(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for seed in (0, 1):
         for number, model in enumerate("abcd"):
@@ -45,18 +43,3 @@ def test_what_cannot_be_dropped_is_noted() -> None:
     found = stability(matrix_of(random_table(5, 2)))
     assert len(found.changes) == 0  # one benchmark left has no components, no family is known
     assert sum(note.startswith("benchmark b") for note in found.notes) == 2 and any("seeds:" in note for note in found.notes)
-
-
-def test_compute_is_six_parameters_tokens() -> None:
-    assert ModelMetadata(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
-    assert ModelMetadata(name="x", params_b=2).compute is None
-
-
-def test_pc1_beside_size_counts_only_what_is_known() -> None:
-    matrix = ScoreMatrix.published()
-    fitted = components(matrix)
-    found = scaling(matrix, fitted)
-    known = found.table[found.table["compute"].notna()]
-    assert found.known == {"params_b": 61, "compute": len(known)} and len(known) == 37
-    assert found.spearman["compute"] == pytest.approx(stats.spearmanr(known["compute"], known["pc1"]).statistic)
-    assert found.pearson["params_b"] == pytest.approx(np.corrcoef(np.log(found.table["params_b"]), found.table["pc1"])[0, 1])

@@ -1,4 +1,4 @@
-"""A real browser for the page's tests. Every page that is opened must stay silent: no request, no error."""
+"""A real browser for the page's tests. No opened page may send a request or log an error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lm_harmony.report.page import page_text
 
 CHROMIUM = shutil.which("chromium")
 REQUIRED = "LM_HARMONY_NEEDS_BROWSER"
-"""Set where a missing browser is a failure and no reason to skip, as in continuous integration."""
+"""Environment variable that makes a missing browser a failure instead of a skip, for continuous integration."""
 
 Opened = Any
-"""A page of Playwright, which is not imported where it may be missing."""
+"""A page of Playwright; typed as Any because Playwright is optional."""
 
 
 def _without(what: str) -> None:
@@ -28,7 +28,7 @@ def _without(what: str) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Start Debian's Chromium once for a file's tests; no longer, because its event loop would be in other tests' way."""
+    """Start Chromium once per test file. It is closed afterwards, because its event loop would disturb other tests."""
     if CHROMIUM is None:
         _without("chromium")
     try:
@@ -44,7 +44,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Open HTML from a file; at the end no page may have asked for anything or complained."""
+    """Open HTML from a file; fail at the end if a page sent a request or logged an error."""
     contexts: list[Any] = []
     said: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Figures are drawn from results, written as vector and pixels, and hold what they should."""
+"""Figures: their content, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_heatmaps_show_every_tau_in_the_order_of_categories(board: ScoreMatrix) 
     downstream = board.downstream()
     found = [agreement(downstream, preparation) for preparation in PREPARATIONS]
     figure = tau_heatmaps(found, downstream.benchmarks)
-    order = sorted(downstream.benchmarks, key=lambda fact: fact.category)
+    order = sorted(downstream.benchmarks, key=lambda benchmark: benchmark.category)
     for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
-        assert [label.get_text() for label in labels] == [fact.title for fact in order]
-    names = [fact.task for fact in order]
+        assert [label.get_text() for label in labels] == [benchmark.title for benchmark in order]
+    names = [benchmark.task for benchmark in order]
     shown = np.asarray(figure.axes[1].collections[0].get_array()).reshape(len(names), len(names))
     assert np.allclose(shown, found[1].tau.loc[names, names])
     assert any(f"mean τ = {found[0].mean_tau:.2f}" in text for text in _texts(figure))
@@ -93,7 +93,7 @@ def test_a_bump_chart_stays_on_the_page() -> None:
 
 def test_scores_against_size_have_a_panel_for_each_benchmark(board: ScoreMatrix) -> None:
     figure = score_against_size(board)
-    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == [fact.title for fact in board.benchmarks]
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == [benchmark.title for benchmark in board.benchmarks]
     known = sum(model.params_b is not None for model in board.models)
     assert len(np.asarray(figure.axes[0].collections[1].get_offsets())) == known == len(MODELS) - 1
 
@@ -106,7 +106,7 @@ def unchanged_style() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unchanged_style")
-def test_a_whole_report_is_drawn_and_the_callers_style_left_alone(tmp_path: Path, board: ScoreMatrix) -> None:
+def test_all_figures_are_drawn_and_the_callers_style_is_unchanged(tmp_path: Path, board: ScoreMatrix) -> None:
     written = write_figures(analyze_matrix(board), tmp_path)
     names = {path.name for path in written}
     assert {"tau.pdf", "tau.png", "scree.pdf", "score_size.png", "bump_trained.pdf", "perplexity.png"} <= names

@@ -1,4 +1,4 @@
-"""The page as a file: whole, small, closed, and safe for any name; and the command that writes it."""
+"""The page as a file: self-contained, small, and safe for any name; and the command that writes it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_json_means_the_same_and_cannot_end_its_element(values: Any) -> None:
     assert text.isascii() and not set(text) & set("<>&")
 
 
-def test_json_refuses_what_is_no_number() -> None:
+def test_json_refuses_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_for_html([float("nan")])
 
@@ -74,7 +74,7 @@ def test_placeholders_in_names_stay_as_they_are() -> None:
     assert [model["name"] for model in json.loads(parts(page_text(data))["data"])["models"]] == ["{{plotly}}", "{{data}}", "b"]
 
 
-def test_data_is_what_analysis_says() -> None:
+def test_data_agrees_with_analysis() -> None:
     matrix, board = small_board(), own_board(small_board())
     assert DATA["reference"] == board.reference
     view = DATA["views"]["trained"]
@@ -104,7 +104,7 @@ def test_a_matrix_without_scores_is_refused() -> None:
         page_data(ScoreMatrix.from_rows(ScoreRows(source="here", rows=(nothing,))))
 
 
-def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_page_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "board.html"
     path.write_text("the old one")
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -117,7 +117,7 @@ def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["missing/board.html", "."])
 def test_bad_places_are_named(tmp_path: Path, place: str) -> None:
-    with pytest.raises(UsageError, match="Name a file in a folder that is there"):
+    with pytest.raises(UsageError, match="Name a file in an existing folder"):
         write_page(DATA, tmp_path / place)
 
 
@@ -130,7 +130,7 @@ def test_command_writes_the_published_board(tmp_path: Path, capsys: pytest.Captu
     assert found["views"]["trained"]["components"]["explained"][0] == pytest.approx(0.855, abs=5e-4)
 
 
-def test_command_reads_tables_and_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reads_tables_and_names_missing_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "scores.csv"
     lines = [
         f"{model},{task},trained,{0.1 * (row + column) + 0.05:.3f}"

@@ -1,4 +1,4 @@
-"""Names are data, the page is alone, and it carries a thousand models."""
+"""Names are never HTML, the page connects to nothing, and it works with a thousand models."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def everywhere(page: Any) -> None:
 
 
 def test_negative_control_markup_in_names_would_be_seen(open_text: Open) -> None:
-    """The same page with a cell that reads text as markup, and without its policy, is harmed."""
+    """The same page without its policy, and with a cell that interprets text as HTML, runs the injected script."""
     broken = POLICY.sub("", page_text(DATA)).replace("made.textContent = text", "made.innerHTML = text")
     page = open_text(broken, watched=False)
     page.wait_for_function("globalThis.harmed === 1")
 
 
-def test_the_policy_lets_nothing_out_and_nothing_else_run(open_board: Open) -> None:
+def test_the_policy_blocks_connections_and_other_scripts(open_board: Open) -> None:
     page = open_board(DATA, watched=False)
     assert page.evaluate("fetch('http://127.0.0.1:9/x').then(() => 'sent', () => 'refused')") == "refused"
     page.evaluate(

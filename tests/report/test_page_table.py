@@ -109,7 +109,7 @@ def test_filters_by_family_kind_and_size(open_board: Open, column: Column) -> No
 
 
 def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[str, float]:
-    """PC1 of chosen benchmarks over the models that have them all, by lm_harmony.analysis."""
+    """PC1 of selected benchmarks agrees with lm_harmony.analysis."""
     chosen = matrix.subset(benchmarks=tasks)
     values = chosen.scores(preparation).values  # type: ignore[arg-type]
     whole = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
@@ -126,20 +126,22 @@ def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[
         ["mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki"],
     ],
 )
-def test_pc1_of_chosen_benchmarks_is_that_of_python(open_board: Open, tasks: list[str], preparation: str) -> None:
+def test_pc1_of_selected_benchmarks_agrees_with_python(open_board: Open, tasks: list[str], preparation: str) -> None:
     page = open_board(DATA)
     page.get_by_role("radio", name=preparation.title()).check(force=True)
     page.locator("summary", has_text="Benchmarks").click()
-    for facts in DATA["benchmarks"]:
-        page.locator("details[open]").get_by_role("checkbox", name=facts["title"], exact=True).set_checked(facts["task"] in tasks)
+    for benchmark in DATA["benchmarks"]:
+        page.locator("details[open]").get_by_role("checkbox", name=benchmark["title"], exact=True).set_checked(
+            benchmark["task"] in tasks
+        )
     page.keyboard.press("Escape")
     found = page.evaluate("harmonyBoard.page.derived")
-    assert found["columns"] == [facts["task"] for facts in DATA["benchmarks"] if facts["task"] in tasks]
+    assert found["columns"] == [benchmark["task"] for benchmark in DATA["benchmarks"] if benchmark["task"] in tasks]
     expected = python_pc1(MATRIX, tasks, preparation)
     for name, value in zip(MATRIX.model_names, found["pc1"], strict=True):
         assert value == (pytest.approx(expected[name], abs=1e-6) if name in expected else None)
     assert page.locator("th[data-task]").count() == len(tasks)
-    assert f"{len(tasks)} chosen benchmarks over {len(expected)} models" in page.locator("#standing").inner_text()
+    assert f"{len(tasks)} selected benchmarks over {len(expected)} models" in page.locator("#standing").inner_text()
 
 
 def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> None:
@@ -156,7 +158,7 @@ def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> N
         np.testing.assert_allclose(derived["loadings"], chosen.loadings[1], atol=1e-9)
 
 
-def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, column: Column) -> None:
+def test_new_models_are_projected_and_change_no_published_one(open_board: Open, column: Column) -> None:
     published, new_models = ScoreMatrix.published(), small_board()
     data = page_data(new_models, published=True)
     page = open_board(data)
@@ -164,7 +166,7 @@ def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, co
     names = [model["name"] for model in data["models"]]
     assert names[:61] == list(published.model_names) and "google/gemma-2-9b (these results)" in names
     assert data["reference"] == page_data(None, published=True)["reference"]
-    # No guest has all 24 benchmarks: each is placed by those it has, and marked.
+    # No new model has all 24 benchmarks, so each PC1 is predicted and marked.
     assert sum(text.startswith("~") for text in column(page, "pc1")) == len(MODELS)
     page.evaluate("(columns) => harmonyBoard.page.set({columns})", tasks)
     derived = page.evaluate("harmonyBoard.page.derived")
@@ -172,11 +174,11 @@ def test_guests_stand_on_the_published_axis_and_move_nobody(open_board: Open, co
     projected = axis.project(new_models.oriented("trained"))
     np.testing.assert_allclose(derived["pc1"][:61], axis.pc1, atol=1e-6)
     np.testing.assert_allclose(derived["pc1"][61:], projected, atol=1e-6)
-    assert derived["ranks"][61:] == [axis.rank(value) for value in projected]
+    assert derived["ranks"][61:] == [1 + int((axis.pc1 > value).sum()) for value in projected]
 
 
 @pytest.mark.parametrize("columns", [[], ["mnli"]])
-def test_too_few_benchmarks_are_spoken_of(open_board: Open, column: Column, columns: list[str]) -> None:
+def test_too_few_benchmarks_are_explained(open_board: Open, column: Column, columns: list[str]) -> None:
     page = open_board(DATA)
     page.evaluate("(columns) => harmonyBoard.page.set({columns})", columns)
     assert "no PC1" in page.locator("#standing").inner_text()
@@ -203,7 +205,7 @@ def test_direct_trained_gain(open_board: Open, column: Column) -> None:
     assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
 
 
-def test_what_is_not_there_cannot_be_chosen_and_is_named(open_board: Open) -> None:
+def test_missing_views_are_disabled_and_named(open_board: Open) -> None:
     page = open_board(page_data(small_board(direct=False)))
     for name in ("Direct", "Gain"):
         assert page.get_by_role("radio", name=name).is_disabled()

@@ -39,7 +39,7 @@ def note(page: Any, chart: str) -> str:
     return page.locator(f"#chart-{chart} .note").inner_text()
 
 
-def test_charts_show_what_analysis_says(open_board: Open) -> None:
+def test_charts_agree_with_analysis(open_board: Open) -> None:
     page = open_board(DATA)
     drawn(page)
     for at, preparation in enumerate(("direct", "trained")):
@@ -78,7 +78,7 @@ def test_charts_follow_filters_columns_and_pins(open_board: Open) -> None:
     assert "bump=mnli" in page.url
 
 
-def test_charts_say_what_they_lack(open_board: Open) -> None:
+def test_charts_name_missing_scores(open_board: Open) -> None:
     page = open_board(page_data(small_board(direct=False)))
     drawn(page, "tau", "scree", "size")
     page.locator("#chart-bump").scroll_into_view_if_needed()

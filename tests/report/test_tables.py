@@ -1,4 +1,4 @@
-"""Boards as text: what is written can be read again, and names stay names."""
+"""Boards as text: files can be read again, names are escaped, scores are in the metric's unit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from rich.console import Console
 from lm_harmony.analysis.leaderboard import own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 from lm_harmony.analysis.summary import analyze_matrix
+from lm_harmony.report.page_data import page_data
 from lm_harmony.report.report_folder import summary_lines, write_tables
 from lm_harmony.report.tables import board_csv, board_json, board_markdown, board_table, comparison_table
 
@@ -66,17 +68,53 @@ def test_a_terminal_table_says_what_does_not_fit_and_takes_no_markup_from_names(
     assert "do not fit" not in _printed(board_table(board, 400))
 
 
-def test_predicted_places_are_marked(tmp_path: Path) -> None:
+def test_predicted_ranks_are_marked(tmp_path: Path) -> None:
     write_run(tmp_path, model="mine", trained=0.8)
     text = board_markdown(published_board(ScoreMatrix.from_records(tmp_path)))
     [line] = [line for line in text.splitlines() if "| mine |" in line]
     assert line.startswith("| ~") and "Reference: the published board" in text
 
 
+def scores_of(metric: str, *values: float) -> ScoreMatrix:
+    """Return a matrix of one benchmark and its scores in the metric's own unit."""
+    rows = [
+        ScoreRow(model=f"m{i}", benchmark="own", preparation="trained", value=value, metric=metric, higher_is_better=True)
+        for i, value in enumerate(values)
+    ]
+    return ScoreMatrix.from_rows(ScoreRows(source="own scores", rows=tuple(rows)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "shown", "factor"),
+    [
+        ("chrf,none", 24.6215, "24.62", 1),  # 0 to 100
+        ("brier_score,none", 0.61234, "0.6123", 1),  # 0 to 2
+        ("word_perplexity,none", 12.345, "12.35", 1),
+        ("rouge_l,none", 31.5, "31.50", 1),  # range not known, but not a fraction
+        ("acc,none", 0.2462, "24.62", 100),
+        ("mcc,none", -0.25, "-25.00", 100),
+        ("own_accuracy,none", 0.5, "50.00", 100),  # range not known, and may be a fraction
+    ],
+)
+def test_only_fractions_are_shown_in_percent(metric: str, score: float, shown: str, factor: int) -> None:
+    matrix = scores_of(metric, score, score / 2)
+    board = own_board(matrix)
+    texts = [
+        _printed(board_table(board, 200)),
+        board_markdown(board),
+        _printed(comparison_table(compare(matrix, "m0", "m1"), {"own": board.benchmarks[0]})),
+    ]
+    assert all(shown in text for text in texts)
+    assert page_data(matrix)["benchmarks"][0]["written"] == {"factor": factor}
+    held = json.loads(board_json(board))
+    assert held["rows"][0]["scores"]["own"] == score and "percent" not in held["benchmarks"][0]
+    assert f"{100 * score:.6g}" in board_csv(board)  # the wide layout is in percent, whatever the metric
+
+
 def test_a_comparison_is_laid_out_in_the_metrics_units() -> None:
     published = ScoreMatrix.published()
     found = compare(published, "google/gemma-2-9b", "google/gemma-7b")
-    text = _printed(comparison_table(found, {fact.task: fact for fact in published.benchmarks}))
+    text = _printed(comparison_table(found, {benchmark.task: benchmark for benchmark in published.benchmarks}))
     assert "91.03" in text and "+7.65 ± 1.07" in text and "<0.0001 *" in text
 
 

@@ -1,1 +1,1 @@
-"""From records to knowledge: the score matrix and what can be said of it. No torch, no engine."""
+"""Statistics of results: the score matrix and its analyses. Nothing here imports torch, transformers or lm_eval."""

@@ -1,8 +1,9 @@
-"""Do benchmarks order models alike? Kendall's tau-b, Pearson's r and decision accuracy between every two of them.
+"""Agreement of benchmarks on the order of models: Kendall's tau-b, Pearson's r and decision accuracy of every two benchmarks.
 
-tau-b (Kendall 1945) of two benchmarks is (C - D) / sqrt(n_1 n_2): C and D are the pairs of models that they order alike and
-unlike, n_1 and n_2 the pairs that the first and the second tell apart. Decision accuracy is C / (C + D), over the pairs that
-both tell apart. Gaps: every two benchmarks are compared on the models that have both scores.
+Kendall's tau-b (Kendall 1945) of two benchmarks is (C - D) / sqrt(n_1 n_2). C and D are the numbers of concordant and discordant
+pairs of models. n_1 and n_2 are the numbers of pairs that are not tied on the first and on the second benchmark. Decision
+accuracy is C / (C + D), the share of concordant pairs among those that are tied on neither. Every two benchmarks are compared on
+the models that have scores on both.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from lm_harmony.errors import UsageError
 
 Grouping = Literal["family", "kind", "size"]
 SIZES = ((0.0, 1.0), (1.0, 3.0), (3.0, 8.0), (8.0, float("inf")))
-"""Classes of size in billions of parameters: from, up to but without."""
+"""Size classes in billions of parameters: lower bound (included) and upper bound (excluded)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankAgreement:
-    """Agreement between the columns of two tables: all three tables are left benchmarks x right benchmarks."""
+    """Agreement between the columns of two tables; each result is a table of left columns x right columns."""
 
     tau: pd.DataFrame
-    """Kendall's tau-b; NaN where one of the two tells no models apart."""
+    """Kendall's tau-b; NaN where all models are tied on one of the two."""
     decision: pd.DataFrame
-    """Share of the pairs of models that both tell apart and order alike."""
+    """Decision accuracy: share of concordant pairs among the pairs of models that are tied on neither."""
     models: pd.DataFrame
-    """Models that have both scores."""
+    """Number of models that have both scores."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Agreement:
-    """How the benchmarks of one preparation agree."""
+    """Pairwise agreement of the benchmarks for one preparation."""
 
     preparation: Preparation
-    """Of which scores."""
+    """Preparation of the scores."""
     models: tuple[str, ...]
-    """Models looked at; ``common`` has how many each pair stands on."""
+    """Models that are compared; ``common`` has the number for each pair of benchmarks."""
     benchmarks: tuple[str, ...]
-    """Benchmarks, in the tables' order."""
+    """Benchmarks, in the order of the tables."""
     tau: pd.DataFrame
     """Kendall's tau-b, benchmarks x benchmarks."""
     pearson: pd.DataFrame
@@ -53,9 +54,9 @@ class Agreement:
     decision: pd.DataFrame
     """Decision accuracy, benchmarks x benchmarks."""
     common: pd.DataFrame
-    """Models that each two benchmarks share."""
+    """Number of models with scores on both, benchmarks x benchmarks."""
     categories: tuple[str, ...]
-    """Category of each benchmark."""
+    """Category of each benchmark, in the order of the tables."""
 
     @property
     def mean_tau(self) -> float:
@@ -72,13 +73,12 @@ class Agreement:
         """Mean decision accuracy over all pairs of different benchmarks."""
         return float(np.nanmean(upper_triangle(self.decision)))
 
-    def by_benchmark(self) -> pd.Series[float]:
-        """Return each benchmark's mean tau with all others."""
-        others = self.tau.where(~np.eye(len(self.benchmarks), dtype=bool))
-        return others.mean(axis=1)
-
     def by_category(self) -> pd.DataFrame:
-        """Return mean tau of each category: within it (NaN: one benchmark), with the others, and both together."""
+        """Return mean tau of each category: categories x (benchmarks, within, across, mean).
+
+        ``within`` is the mean over pairs inside the category (NaN for a single benchmark), ``across`` the mean over pairs with
+        other categories, and ``mean`` the mean over both.
+        """
         tau = self.tau.to_numpy()
         different = ~np.eye(len(self.benchmarks), dtype=bool)
         names = np.array(self.categories)
@@ -87,35 +87,35 @@ class Agreement:
             inside = names == category
             within = _mean(tau[np.ix_(inside, inside)][different[np.ix_(inside, inside)]])
             across = _mean(tau[np.ix_(inside, ~inside)])
-            # A pair inside the category counts for each of its two benchmarks, so this is the mean of their own means.
+            # A pair inside the category counts for both of its benchmarks, so this is the mean of the benchmarks' means.
             table[category] = [int(inside.sum()), within, across, _mean(tau[inside][different[inside]])]
         return pd.DataFrame.from_dict(table, orient="index", columns=["benchmarks", "within", "across", "mean"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AgreementChange:
-    """What train-before-test does to agreement."""
+    """Agreement of the benchmarks before and after train-before-test."""
 
     direct: Agreement
-    """Of the untouched models."""
+    """Agreement of the direct scores."""
     trained: Agreement
-    """After train-before-test."""
+    """Agreement of the trained scores."""
     pairs: int
-    """Pairs of benchmarks with a tau in both."""
+    """Number of pairs of benchmarks that have a tau for both preparations."""
     improved: float
-    """Share of them whose tau is larger after training."""
+    """Share of these pairs whose tau is larger after training."""
 
 
 def agreement(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Agreement:
-    """Compare every two benchmarks of ``matrix``.
+    """Return the agreement of every two benchmarks of ``matrix``.
 
     Raises:
-        UsageError: that preparation has no scores, or there are fewer than two benchmarks or models.
+        UsageError: the matrix has no scores of that preparation, or fewer than two benchmarks or models.
     """
     if not matrix.has(preparation):
         raise UsageError(f"agreement: {matrix.source} has no {preparation} scores. {_remedy(preparation)}")
     if len(matrix.benchmarks) < 2 or len(matrix.models) < 2:
-        raise UsageError(f"agreement needs two benchmarks and two models, {matrix.source} has fewer. Run more of them.")
+        raise UsageError(f"agreement: {matrix.source} has fewer than two benchmarks or two models. Run more of them.")
     values = matrix.oriented(preparation)
     ordered = rank_agreement(values, values)
     return Agreement(
@@ -131,10 +131,10 @@ def agreement(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Agre
 
 
 def agreement_change(matrix: ScoreMatrix) -> AgreementChange:
-    """Compare agreement before and after training, on the benchmarks and models of ``matrix``.
+    """Return the agreement of the benchmarks of ``matrix`` before and after training.
 
     Raises:
-        UsageError: as ``agreement``, for either preparation.
+        UsageError: ``agreement`` raises it for one of the preparations.
     """
     direct, trained = agreement(matrix, "direct"), agreement(matrix, "trained")
     before, after = upper_triangle(direct.tau), upper_triangle(trained.tau)
@@ -144,17 +144,22 @@ def agreement_change(matrix: ScoreMatrix) -> AgreementChange:
 
 
 def rank_agreement(left: pd.DataFrame, right: pd.DataFrame) -> RankAgreement:
-    """Compare every column of ``left`` with every column of ``right``; both have the same models as rows, larger is better."""
+    """Return the agreement of every column of ``left`` with every column of ``right``.
+
+    Args:
+        left: oriented scores, models x benchmarks.
+        right: oriented scores of the same models, models x benchmarks.
+    """
     first, second = _order(left), _order(right)
     both_known = first.known.T @ second.known
-    # Of two columns only pairs of models count that both have: signs are 0 elsewhere, so products need no further mask.
-    balance = _counted(first.signs, second.signs)
-    told = _counted(np.abs(first.signs), np.abs(second.signs))
-    told_left = _counted(np.abs(first.signs), second.known_pairs)
-    told_right = _counted(first.known_pairs, np.abs(second.signs))
+    # Only pairs of models with scores in both columns count. Signs are 0 elsewhere, so the products need no mask.
+    difference = _sum_over_pairs(first.signs, second.signs)
+    untied = _sum_over_pairs(np.abs(first.signs), np.abs(second.signs))
+    untied_left = _sum_over_pairs(np.abs(first.signs), second.known_pairs)
+    untied_right = _sum_over_pairs(first.known_pairs, np.abs(second.signs))
     with np.errstate(invalid="ignore", divide="ignore"):
-        tau = balance / np.sqrt(told_left * told_right)
-        decision = (balance + told) / 2 / told
+        tau = difference / np.sqrt(untied_left * untied_right)
+        decision = (difference + untied) / 2 / untied
     table = {"index": left.columns, "columns": right.columns}
     return RankAgreement(
         tau=pd.DataFrame(tau, **table),
@@ -164,12 +169,15 @@ def rank_agreement(left: pd.DataFrame, right: pd.DataFrame) -> RankAgreement:
 
 
 def kendall(left: pd.Series[float], right: pd.Series[float]) -> float:
-    """Return Kendall's tau-b of two series with the same models."""
+    """Return Kendall's tau-b of two series over the same models."""
     return float(rank_agreement(left.to_frame("left"), right.reindex(left.index).to_frame("right")).tau.iloc[0, 0])
 
 
 def agreement_by(matrix: ScoreMatrix, grouping: Grouping) -> pd.DataFrame:
-    """Return mean tau within each family, kind or class of size: group x (models, direct, trained); NaN under three models."""
+    """Return the benchmarks' mean tau over the models of each family, kind or size class.
+
+    The table is groups x (models, direct, trained). Groups of fewer than three models have NaN.
+    """
     groups: dict[str, list[str]] = {_size(*size): [] for size in SIZES} if grouping == "size" else {}
     for model in matrix.models:
         groups.setdefault(group_of(model, grouping), []).append(model.name)
@@ -187,7 +195,7 @@ def agreement_by(matrix: ScoreMatrix, grouping: Grouping) -> pd.DataFrame:
 
 
 def group_of(model: ModelMetadata, grouping: Grouping) -> str:
-    """Return the family, kind or class of size of a model, or "unknown"."""
+    """Return the family, kind or size class of a model, or "unknown"."""
     if grouping != "size":
         return getattr(model, grouping) or "unknown"
     if model.params_b is None:
@@ -209,11 +217,11 @@ def upper_triangle(table: pd.DataFrame) -> npt.NDArray[np.float64]:
 @dataclass(frozen=True)
 class _Order:
     signs: npt.NDArray[np.floating[Any]]
-    """Pairs of models x columns: 1 the first is better, -1 the second, 0 equal or unknown."""
+    """Pairs of models x columns: 1 if the first model is better, -1 if the second is, 0 if they are tied or one is missing."""
     known_pairs: npt.NDArray[np.floating[Any]]
-    """Pairs of models x columns: 1 where both scores are there."""
+    """Pairs of models x columns: 1 where both scores are known, else 0."""
     known: npt.NDArray[np.floating[Any]]
-    """Models x columns: 1 where the score is there."""
+    """Models x columns: 1 where the score is known, else 0."""
 
 
 def _order(table: pd.DataFrame) -> _Order:
@@ -222,13 +230,13 @@ def _order(table: pd.DataFrame) -> _Order:
     first, second = np.triu_indices(len(values), k=1)
     pairs = known[first] & known[second]
     signs = np.where(pairs, np.sign(np.nan_to_num(values)[first] - np.nan_to_num(values)[second]), 0)
-    # Counts of pairs stay exact in float32 up to 2^24: 5,793 models.
+    # float32 counts pairs exactly up to 2^24, which is the number of pairs of 5,793 models.
     kind = np.float32 if len(first) < 2**24 else np.float64
     return _Order(signs.astype(kind), pairs.astype(kind), known.astype(kind))
 
 
-def _counted(left: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return sums over pairs of models, columns of ``left`` x columns of ``right``."""
+def _sum_over_pairs(left: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return sums of products over pairs of models, columns of ``left`` x columns of ``right``."""
     return (left.T @ right).astype(np.float64)
 
 

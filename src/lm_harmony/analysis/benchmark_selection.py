@@ -1,4 +1,4 @@
-"""Which few benchmarks place a model best for the fewest training rows."""
+"""Selection of a few benchmarks that place models well for few training rows."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError
 
 MAX_BENCHMARKS = 6
-"""The most benchmarks that can be suggested: every choice is tried, and there are 134,596 of 6 of 24."""
+"""Maximum number of benchmarks to select: every subset is evaluated, and 24 benchmarks have 134,596 subsets of 6."""
 TOLERANCE = 0.01
-"""A choice places as well as the best one if its tau is at most this much smaller."""
+"""A subset is considered as good as the best one if its tau is at most this much smaller."""
 _CHUNK = 4_096
-"""Choices that are tried at once."""
+"""Number of subsets that are evaluated at once; it limits memory."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSubset:
-    """Some benchmarks and how well they place models of families that the fit has not seen."""
+    """A subset of benchmarks with its leave-one-family-out accuracy and its cost."""
 
     benchmarks: tuple[str, ...]
-    """The benchmarks, in the board's order."""
+    """Benchmarks of the subset, in the order of the board."""
     tau: float
-    """Kendall's tau-b between predicted and true PC1 with each model's family left out (least squares, no penalty)."""
+    """Kendall's tau-b between true PC1 and PC1 predicted without the model's family (least squares, no penalty)."""
     train_rows: int
-    """Training rows they need, capped at 50,000 each as the recipe does."""
+    """Number of training rows, each benchmark capped at 50,000 rows as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSelection:
-    """The cheapest choice that places as well as the best one."""
+    """The subset with the fewest training rows among those nearly as good as the best one."""
 
     chosen: BenchmarkSubset
-    """Fewest training rows among those within ``tolerance`` of the best."""
+    """Subset with the fewest training rows among those within ``tolerance`` of the best tau."""
     best: BenchmarkSubset
-    """Largest tau of all."""
+    """Subset with the largest tau."""
     cheapest: BenchmarkSubset
-    """Fewest training rows of all."""
+    """Subset with the fewest training rows."""
     tolerance: float
-    """How much smaller than the best tau the chosen one may be."""
+    """Largest accepted difference between the best tau and that of ``chosen``."""
     tried: int
-    """How many choices there were: the best of so many is flattered by the search; ``nested_tau`` is not."""
+    """Number of subsets evaluated. The best tau of so many is optimistic, unlike that of ``nested_tau``."""
 
 
 def select_benchmarks(board: PlacementBoard, count: int, *, tolerance: float = TOLERANCE) -> BenchmarkSelection:
-    """Try every choice of ``count`` benchmarks.
+    """Evaluate every subset of ``count`` benchmarks and select one.
 
     Raises:
         UsageError: ``count`` is not between 1 and ``MAX_BENCHMARKS``, the board has fewer benchmarks, or the number of training
@@ -61,33 +61,33 @@ def select_benchmarks(board: PlacementBoard, count: int, *, tolerance: float = T
     """
     tasks = list(board.scores.columns)
     if not 1 <= count <= min(MAX_BENCHMARKS, len(tasks)):
-        raise UsageError(
-            f"suggest must be between 1 and {min(MAX_BENCHMARKS, len(tasks))}, got {count}. Give a number in between."
-        )
+        raise UsageError(f"suggest must be between 1 and {min(MAX_BENCHMARKS, len(tasks))} (got {count}).")
     unknown = [task for task in tasks if not np.isfinite(board.train_rows[task])]
     if unknown:
-        raise UsageError(f"suggest: the training rows of {', '.join(unknown)} are not known. Leave them out of the board.")
-    choices = np.array(list(combinations(range(len(tasks)), count)))
-    costs = np.minimum(board.train_rows.to_numpy(), Caps().train)[choices].sum(axis=1)
-    taus = np.concatenate([_taus(board, choices[start : start + _CHUNK]) for start in range(0, len(choices), _CHUNK)])
+        raise UsageError(
+            f"suggest: the numbers of training rows of {', '.join(unknown)} are not known. Leave these benchmarks out."
+        )
+    subsets = np.array(list(combinations(range(len(tasks)), count)))
+    costs = np.minimum(board.train_rows.to_numpy(), Caps().train)[subsets].sum(axis=1)
+    taus = np.concatenate([_taus(board, subsets[start : start + _CHUNK]) for start in range(0, len(subsets), _CHUNK)])
 
-    def choice(index: int) -> BenchmarkSubset:
-        names = tuple(tasks[task] for task in choices[index])
+    def subset(index: int) -> BenchmarkSubset:
+        names = tuple(tasks[task] for task in subsets[index])
         return BenchmarkSubset(benchmarks=names, tau=float(taus[index]), train_rows=int(costs[index]))
 
     near = np.flatnonzero(taus >= taus.max() - tolerance)
     return BenchmarkSelection(
-        # Of equal costs the larger tau, of equal taus the smaller cost.
-        chosen=choice(int(near[np.lexsort((-taus[near], costs[near]))[0]])),
-        best=choice(int(np.lexsort((costs, -taus))[0])),
-        cheapest=choice(int(np.lexsort((-taus, costs))[0])),
+        # Ties in cost are broken by the larger tau, ties in tau by the smaller cost.
+        chosen=subset(int(near[np.lexsort((-taus[near], costs[near]))[0]])),
+        best=subset(int(np.lexsort((costs, -taus))[0])),
+        cheapest=subset(int(np.lexsort((-taus, costs))[0])),
         tolerance=tolerance,
-        tried=len(choices),
+        tried=len(subsets),
     )
 
 
 def nested_tau(board: PlacementBoard, count: int, *, tolerance: float = TOLERANCE) -> float:
-    """Return the tau of the whole procedure: benchmarks are chosen and fitted without the family that is then predicted."""
+    """Return Kendall's tau-b of selection and fit together: both are repeated without the family that is then predicted."""
     predicted = pd.Series(np.nan, index=board.pc1.index)
     for family in board.families.unique():
         members = board.families.index[board.families == family]
@@ -98,17 +98,17 @@ def nested_tau(board: PlacementBoard, count: int, *, tolerance: float = TOLERANC
     return kendall(predicted, board.pc1)
 
 
-def _taus(board: PlacementBoard, choices: npt.NDArray[np.int64]) -> Floats:
-    """Return tau of each choice, every family predicted by a fit without it.
+def _taus(board: PlacementBoard, subsets: npt.NDArray[np.int64]) -> Floats:
+    """Return the leave-one-family-out tau of each subset, shape (subsets,).
 
     Args:
-        board: models, scores, families.
-        choices: choices x benchmarks, as numbers of columns.
+        board: models, scores and families.
+        subsets: column indices of the benchmarks, shape (subsets, benchmarks per subset).
     """
     design = np.column_stack([np.ones(len(board.scores)), board.scores.to_numpy()])
-    columns = np.column_stack([np.zeros(len(choices), dtype=int), choices + 1])
+    columns = np.column_stack([np.zeros(len(subsets), dtype=int), subsets + 1])
     truth, families = board.pc1.to_numpy(), board.families.to_numpy()
-    predicted = np.empty((len(choices), len(truth)))
+    predicted = np.empty((len(subsets), len(truth)))
     for family in np.unique(families):
         held, rest = design[families == family], design[families != family]
         gram, target = rest.T @ rest, rest.T @ truth[families != family]
@@ -119,9 +119,9 @@ def _taus(board: PlacementBoard, choices: npt.NDArray[np.int64]) -> Floats:
 
 
 def _tau_with(predicted: Floats, truth: Floats) -> Floats:
-    """Return Kendall's tau-b of each row of ``predicted`` with ``truth``."""
+    """Return Kendall's tau-b between each row of ``predicted``, subsets x models, and ``truth``."""
     first, second = np.triu_indices(len(truth), k=1)
     order = np.sign(truth[first] - truth[second]).astype(np.float32)
     signs = np.sign(predicted[:, first] - predicted[:, second]).astype(np.float32)
-    told = np.abs(signs).sum(axis=1).astype(np.float64) * float(np.abs(order).sum())
-    return (signs @ order).astype(np.float64) / np.sqrt(np.where(told > 0, told, np.nan))
+    untied = np.abs(signs).sum(axis=1).astype(np.float64) * float(np.abs(order).sum())
+    return (signs @ order).astype(np.float64) / np.sqrt(np.where(untied > 0, untied, np.nan))

@@ -1,8 +1,9 @@
-"""How sure PC1 and its rank are: a bootstrap over test examples and over benchmarks.
+"""Confidence intervals of PC1 and of its rank, by a bootstrap over test examples and over benchmarks.
 
-A draw takes every score anew (normal around the measured one with its standard error, so the test questions are drawn again) and
-the benchmarks anew (with replacement), standardises the columns and computes PC1 of the matrix so made. Scores are drawn
-independently: models that answer the same questions err alike, so intervals of ranks are rather too wide than too narrow.
+Each draw resamples the scores (from a normal distribution around the measured score with its standard error, which represents
+resampling the test examples) and the benchmarks (with replacement). It then standardises the columns and computes PC1 of the
+resampled matrix. Scores are drawn independently, although models that answer the same questions have correlated errors. The
+intervals of ranks are therefore conservative: rather too wide than too narrow.
 """
 
 from __future__ import annotations
@@ -15,39 +16,39 @@ import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import PC1_SCALE, components
-from lm_harmony.analysis.score_rows import Basis, Preparation
+from lm_harmony.analysis.score_rows import CompletePart, Preparation
 from lm_harmony.analysis.significance import tie_groups
 
 DRAWS = 1_000
-"""Draws of a bootstrap."""
+"""Number of bootstrap draws."""
 CONFIDENCE = 0.95
-"""Share of the draws inside an interval."""
+"""Nominal coverage: the share of draws inside an interval."""
 _CHUNK = 4_000_000
-"""Scores that are drawn at once: 32 MB."""
+"""Number of scores drawn at once; it limits memory to 32 MB per array."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PC1Intervals:
-    """PC1 and rank of every model with their intervals."""
+    """PC1 and rank of every model with bootstrap intervals."""
 
     preparation: Preparation
-    """Of which scores."""
-    basis: Basis
-    """The models and benchmarks it stands on."""
+    """Preparation of the scores."""
+    basis: CompletePart
+    """Models and benchmarks that PC1 is computed from."""
     examples: bool
-    """Whether test examples were drawn anew."""
+    """Whether test examples were resampled."""
     benchmarks: bool
-    """Whether benchmarks were drawn anew."""
+    """Whether benchmarks were resampled."""
     draws: int
-    """Number of draws."""
+    """Number of bootstrap draws."""
     table: pd.DataFrame
-    """Models, best first, x (pc1, low, high, rank, rank_low, rank_high, group): PC1 times 100 with its percentile interval, rank
-    with the best and worst place of the interval, and tie group (a model is in its leader's group unless the leader is ahead in
-    97.5% of the draws)."""
+    """Models, best first, x (pc1, low, high, rank, rank_low, rank_high, group): PC1 times 100 with its percentile interval, the
+    rank with its interval (best, worst), and the tie group. A model is in the tie group of a better model unless the better
+    one is ahead in 97.5% of the draws."""
     without_stderr: tuple[str, ...]
-    """Benchmarks with scores whose standard error is not known: those scores were not drawn anew."""
+    """Benchmarks with scores of unknown standard error, which were not resampled."""
 
 
 def pc1_intervals(
@@ -72,8 +73,8 @@ def pc1_intervals(
     drawn = _draws(values, np.nan_to_num(errors.to_numpy()), examples, benchmarks, draws, seed)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    places = _places(drawn)
-    rank_low, rank_high = np.quantile(places, [tail, 1 - tail], axis=0)
+    drawn_ranks = _ranks(drawn)
+    rank_low, rank_high = np.quantile(drawn_ranks, [tail, 1 - tail], axis=0)
     table = pd.DataFrame(
         {
             "pc1": fitted.pc1[order],
@@ -97,7 +98,7 @@ def pc1_intervals(
     )
 
 
-def _places(drawn: Floats) -> npt.NDArray[np.int64]:
+def _ranks(drawn: Floats) -> npt.NDArray[np.int64]:
     return np.argsort(np.argsort(-drawn, axis=1, kind="stable"), axis=1, kind="stable") + 1
 
 
@@ -116,7 +117,7 @@ def _draws(values: Floats, errors: Floats, examples: bool, benchmarks: bool, dra
 
 
 def _weighted_pc1(scores: Floats, weights: Floats) -> Floats:
-    """Return PC1 times 100, draws x models, where a benchmark stands as often in the matrix as its weight says.
+    """Return PC1 times 100, draws x models, of matrices that contain each benchmark as often as its weight.
 
     Args:
         scores: draws x models x benchmarks.
@@ -124,7 +125,7 @@ def _weighted_pc1(scores: Floats, weights: Floats) -> Floats:
     """
     centred = scores - scores.mean(axis=1, keepdims=True)
     scales = np.sqrt((centred**2).mean(axis=1, keepdims=True))
-    # k equal columns have the singular values of one column times sqrt(k).
+    # k copies of a column have the same effect on the decomposition as one column times sqrt(k).
     weighted = centred / np.where(scales > 0, scales, 1) * np.sqrt(weights)[:, None, :]
     vectors = np.linalg.eigh(weighted.transpose(0, 2, 1) @ weighted).eigenvectors[:, :, -1]
     signs = np.where((vectors * np.sqrt(weights)).sum(axis=1) < 0, -1.0, 1.0)

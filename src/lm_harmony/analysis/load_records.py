@@ -1,4 +1,4 @@
-"""A folder of runs -> rows. Seeds are averaged; runs that were asked otherwise are never mixed."""
+"""Reads score rows from a folder of runs: seeds are averaged, and runs of different specifications are never mixed."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from lm_harmony.runs.scan import find_runs, read_outcome, requested_model_and_ta
 from lm_harmony.runs.store import RunStore
 
 _FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
-"""Parts of a request in which the runs of one score may differ. (Metrics are compared as recorded.)"""
+"""Fields of a specification in which the runs of one score may differ. Metrics are compared as recorded."""
 
 MAX_NAMED = 10
-"""Records that cannot be read and are named one by one."""
+"""Maximum number of unreadable records that are named in a note of their own."""
 
 Run = tuple[RunRecord, RunStore]
 
 
 def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
-    """Read every finished run below ``results``.
+    """Return the scores of every finished run below ``results``.
 
-    Runs that were given up become gaps with their cause. So do records that cannot be read, with the file; a note names each.
+    Runs that failed become gaps with their cause. Records that cannot be read become gaps too, and notes name their files.
 
-    Several seeds of one model on one benchmark become their mean. Its standard error is sqrt(mean(e^2) + s^2 / n): e are the
-    seeds' own standard errors, which averaging does not shrink because the seeds answer the same test questions, s is the
-    standard deviation between the n seeds.
+    The score of several seeds of one model on one benchmark is their mean. Its standard error is sqrt(mean(e^2) + s^2 / n). e are
+    the standard errors of the single seeds. Averaging does not reduce them, because all seeds answer the same test questions. s
+    is the standard deviation between the n seeds.
 
     Args:
-        results: a folder, such as a study's results_dir.
-        seed: read the runs of this seed only.
+        results: a folder of runs, such as the results_dir of a study.
+        seed: read only the runs of this seed; None: all.
 
     Raises:
-        UsageError: no finished run is there; runs of one model on one benchmark were asked otherwise (recipe, caps, revision,
-            chat template ...).
+        UsageError: the folder has no finished run, or runs of one model on one benchmark have different specifications (recipe,
+            caps, revision, chat template and so on).
     """
     if not results.is_dir():
         raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
@@ -75,13 +75,13 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
 
 
 def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
-    """Return (model, benchmark) -> cause of what has no finished run at all, as far as config.yaml tells what was asked."""
+    """Return the cause by (model, benchmark) of those without any finished run whose config.yaml can be read."""
     known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
     missing = {}
     for store, cause in causes:
-        asked = requested_model_and_task(store)
-        if asked is not None:  # else it is told by a note, or by `lm-harmony status`
-            model, task = asked
+        requested = requested_model_and_task(store)
+        if requested is not None:  # otherwise a note or `lm-harmony status` names the folder
+            model, task = requested
             key = (model, known.get(task, benchmark_name(task)))
             if key not in runs:
                 missing[key] = cause
@@ -95,8 +95,8 @@ def _unread(damaged: Sequence[str]) -> Iterator[str]:
 
 
 def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
-    """Tell on which benchmarks the models were not treated alike: allowed, but to be known by whoever ranks them."""
-    told = {
+    """Yield a note for each benchmark whose models differ in recipe, number of test rows or split rule. This is allowed."""
+    wording = {
         "recipe": "trained by {} recipes",
         "test": "tested on {} different numbers of questions",
         "split": "split by {} rules",
@@ -110,11 +110,11 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
         }
         for key, found in kinds.items():
             if len(found) > 1:
-                yield f"{benchmark}: its models were {told[key].format(len(found))}"
+                yield f"{benchmark}: its models were {wording[key].format(len(found))}"
 
 
 def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
-    """Return the direct and the trained row of all runs of one model on one benchmark."""
+    """Return the direct and the trained score row of all runs of one model on one benchmark."""
     _refuse_mixture(runs)
     first = runs[0][0]
     rows = []
@@ -140,10 +140,10 @@ def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
 
 
 def mean_over_seeds(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
-    """Return mean and standard error of one score over its seeds (``record_rows`` tells how).
+    """Return the mean of a score over seeds and its standard error, as ``record_rows`` describes; None: not known.
 
     Args:
-        scores: (score, its standard error) of each seed.
+        scores: score and standard error of each seed.
     """
     if not scores:
         return None, None
@@ -161,11 +161,11 @@ def _score(record: RunRecord, preparation: Preparation) -> Score | None:
 
 
 def _why_none(runs: Sequence[Run], preparation: Preparation) -> str:
-    """Return why no run has a score: it was not asked for, or what the record holds in its place."""
+    """Return why no run has the score: it was not requested, or the record has no finite value."""
     record, store = runs[0]
     score = record.direct if preparation == "direct" else record.trained
     if score is None:
-        return f"not asked for in {store.folder}"
+        return f"not requested in {store.folder}"
     return f"{store.folder / 'record.json'} has no finite {record.metric}: {score.metrics.get(record.metric)}"
 
 
@@ -175,29 +175,29 @@ def _read(score: Score, metric: str) -> tuple[float, float | None]:
 
 def _refuse_mixture(runs: Sequence[Run]) -> None:
     (first, store), *others = runs
-    asked = _asked(first)
+    settings = _settings(first)
     for record, other in others:
-        if record.spec.seed == first.spec.seed and _asked(record) == asked:
+        if record.spec.seed == first.spec.seed and _settings(record) == settings:
             raise UsageError(
-                f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Keep one of them."
+                f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Remove one of them."
             )
-        differing = [key for key, value in _asked(record).items() if asked.get(key) != value]
+        differing = [key for key, value in _settings(record).items() if settings.get(key) != value]
         if differing:
-            said = "; ".join(f"{key} {asked.get(key)!r} and {_asked(record)[key]!r}" for key in differing)
+            pairs = ", ".join(f"{key} {settings.get(key)!r} and {_settings(record)[key]!r}" for key in differing)
             raise UsageError(
-                f"results: {first.spec.model.name} on {first.benchmark} was run in several ways: {said} "
-                f"(in {store.folder} and {other.folder}). Name a folder that holds one of them."
+                f"results: {first.spec.model.name} on {first.benchmark} was run with different settings: {pairs} "
+                f"(in {store.folder} and {other.folder}). Name a folder that has only one of them."
             )
 
 
-def _asked(record: RunRecord) -> dict[str, Any]:
-    """Return what runs of one score must share, flat: "recipe.epochs" -> 5."""
-    asked = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
-    asked["metric"], asked["test_rows"] = record.metric, record.data.test
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """Return the settings that the runs of one score must share, with nested names such as "recipe.epochs"."""
+    shared = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
+    shared["metric"], shared["test_rows"] = record.metric, record.data.test
     flat: dict[str, Any] = {}
-    for key, value in asked.items():
+    for key, value in shared.items():
         flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    # Where rows and task files lie says nothing of them: the data's fingerprint depends on the seed and cannot serve here.
+    # Equal rows and task files may lie in different folders. The data's fingerprint cannot be compared: it depends on the seed.
     for place in ("benchmark.data_dir", "benchmark.include_path"):
         flat.pop(place, None)
     return flat

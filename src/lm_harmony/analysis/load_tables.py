@@ -168,10 +168,9 @@ def _refuse_out_of_range(
 def _refuse_duplicates(path: Path, rows: Iterable[ScoreRow]) -> None:
     seen = set()
     for row in rows:
-        key = (row.model, row.benchmark, row.preparation)
-        if key in seen:
+        if row.key in seen:
             raise UsageError(f"{path}: {row.model} has two {row.preparation} scores on {row.benchmark}. Keep one of them.")
-        seen.add(key)
+        seen.add(row.key)
 
 
 def _number(cell: Any, place: str) -> float | None:

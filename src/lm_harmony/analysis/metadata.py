@@ -1,4 +1,4 @@
-"""What is known of the models and benchmarks of a matrix, beside their scores."""
+"""Metadata of the models, benchmarks and metrics of a score matrix, from the catalogues and from the records."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lm_harmony.models import catalogue as model_catalogue
 PERPLEXITY = "Perplexity"
 """Category of text corpora."""
 BITS_PER_BYTE = str(MetricKey("bits_per_byte"))
-"""Their metric."""
+"""Metric of text corpora."""
 PAPER_CORPORA = {"wiki_2025": "Wiki", "stackexchange_2025": "Stack", "arxiv_2025": "Arxiv"}
-"""Name -> title of the three text corpora of the paper's matrix."""
+"""Title by name of the three text corpora in the paper's results."""
 
 
 @dataclass(frozen=True)
 class MetricMetadata:
-    """What the values of a metric can be."""
+    """Range and direction of a metric."""
 
     low: float
     """Smallest possible score, in the metric's own unit."""
     high: float
     """Largest possible score."""
     higher_is_better: bool
-    """Direction, as lm_eval's registry of metrics has it."""
+    """Whether a larger value is better, as in lm_eval's registry of metrics."""
 
 
 _FRACTION = MetricMetadata(0.0, 1.0, True)
@@ -43,27 +43,27 @@ METRICS: Mapping[str, MetricMetadata] = MappingProxyType(
         **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity"), MetricMetadata(1.0, math.inf, False)),
     }
 )
-"""lm_eval's metrics by name, without filter; others have no known range and no known direction."""
+"""Metadata by lm_eval's metric name without filter. Range and direction of any other metric are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """A model; what is not known of it is None, never guessed from its name."""
+    """A model with its family, kind and size; None: not known. Nothing is guessed from a name."""
 
     name: str
-    """Hub id or folder, as in the records."""
+    """Name on the Hugging Face hub, or folder, as in the records."""
     family: str | None = None
-    """Whose line of models it is of."""
+    """Model family, such as "Qwen" or "Gemma"."""
     kind: str | None = None
-    """"base" or "instruct"."""
+    """Kind of model: "base" or "instruct"."""
     params_b: float | None = None
-    """Parameters in billions: as counted by its makers, else as its name has them."""
+    """Parameters in billions: the published count, or else the size in the model's name."""
     pretraining_tokens_b: float | None = None
-    """Tokens that it was pretrained on, in billions."""
+    """Number of pre-training tokens, in billions."""
 
     @property
     def compute(self) -> float | None:
-        """Pre-training FLOPs by the usual estimate, 6 x parameters x tokens; None where a factor is not known."""
+        """Pre-training FLOPs, estimated as 6 x parameters x tokens; None: one of the two is not known."""
         if self.params_b is None or self.pretraining_tokens_b is None:
             return None
         return 6 * self.params_b * 1e9 * self.pretraining_tokens_b * 1e9
@@ -71,31 +71,45 @@ class ModelMetadata:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkMetadata:
-    """A benchmark and how its scores are to be read."""
+    """A benchmark, its metric, and how boards show its scores."""
 
     task: str
-    """Its name in records and tables."""
+    """Name in records and tables."""
     title: str
-    """Its name on boards and figures."""
+    """Name on boards and figures."""
     category: str
-    """Its group; "Perplexity" for text corpora, "Other" for what is not catalogued."""
+    """Category; "Perplexity" for text corpora, "Other" for benchmarks that are not catalogued."""
     metric: str
-    """The metric shown: lm_eval's metric, comma, filter."""
+    """Metric of the scores, as lm_eval's key "metric,filter"."""
     higher_is_better: bool
-    """Direction of the metric."""
+    """Whether a larger value of the metric is better."""
     chance: float | None = None
-    """What guessing scores, in the metric's unit; None: not known."""
+    """Expected score of guessing, in the metric's unit; None: not known."""
     train_rows: int | None = None
-    """Rows of its training split before caps; None: not known."""
+    """Rows of the training split before caps; None: not known."""
+    percent: bool = True
+    """Whether scores are fractions, which boards show in percent. Other scores are shown in the metric's own unit."""
 
     @property
     def is_perplexity(self) -> bool:
         """Whether it is a text corpus, scored in bits per byte."""
         return self.category == PERPLEXITY
 
+    @property
+    def shown_factor(self) -> int:
+        """The factor from a score to the value that boards show: 100 for fractions, else 1."""
+        return 100 if self.percent else 1
+
+    @property
+    def shown_decimals(self) -> int:
+        """Decimals of the value that boards show: 4 for metrics with small values, such as bits per byte, else 2."""
+        metric = metric_metadata(self.metric)
+        is_small = metric is not None and metric.high <= 2
+        return 4 if self.is_perplexity or (is_small and not self.percent) else 2
+
 
 def model_metadata(name: str) -> ModelMetadata:
-    """Return what the catalogue knows of a model; of others only the name."""
+    """Return the metadata of a model: of a catalogued one from the catalogue, of another one only its name."""
     info = model_catalogue.find(name)
     if info is None:
         return ModelMetadata(name=name)
@@ -109,19 +123,19 @@ def model_metadata(name: str) -> ModelMetadata:
 
 
 def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better: bool | None = None) -> BenchmarkMetadata | None:
-    """Return what is known of a benchmark, or None where nobody says which direction is better.
+    """Return the metadata of a benchmark; None if the direction of its metric is not known.
 
     Args:
-        task: its name.
-        metric: the metric that was recorded; None: the catalogued one.
-        higher_is_better: the recorded direction; None: that of the metric.
+        task: name of the benchmark.
+        metric: recorded metric, as "metric,filter"; None: the catalogued one.
+        higher_is_better: recorded direction; None: the direction of the metric.
     """
     info = benchmark_catalogue.find(task)
     if higher_is_better is None and metric is not None and (known := metric_metadata(metric)) is not None:
         higher_is_better = known.higher_is_better
     if info is not None:
         same = metric in (None, info.metric)
-        if not same and higher_is_better is None:  # the catalogue's direction is that of another metric
+        if not same and higher_is_better is None:  # the catalogued direction belongs to another metric
             return None
         return BenchmarkMetadata(
             task=task,
@@ -131,32 +145,48 @@ def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better
             higher_is_better=info.higher_is_better if higher_is_better is None else higher_is_better,
             chance=info.chance if same else None,
             train_rows=info.train_rows,
+            percent=is_fraction(metric or info.metric) is not False,
         )
     if metric == BITS_PER_BYTE or (is_corpus(task) and metric is None):
         title = PAPER_CORPORA.get(task, benchmark_catalogue.corpus_title(task))
-        return BenchmarkMetadata(task=task, title=title, category=PERPLEXITY, metric=BITS_PER_BYTE, higher_is_better=False)
+        return BenchmarkMetadata(
+            task=task, title=title, category=PERPLEXITY, metric=BITS_PER_BYTE, higher_is_better=False, percent=False
+        )
     if higher_is_better is None:
         return None
-    return BenchmarkMetadata(task=task, title=task, category="Other", metric=metric or "score", higher_is_better=higher_is_better)
+    return BenchmarkMetadata(
+        task=task,
+        title=task,
+        category="Other",
+        metric=metric or "score",
+        higher_is_better=higher_is_better,
+        percent=metric is None or is_fraction(metric) is not False,
+    )
 
 
 def metric_metadata(metric: str) -> MetricMetadata | None:
-    """Return what the values of a metric ("acc,none") can be, or None where that is not known."""
+    """Return range and direction of a metric ("acc,none"); None: not known."""
     return METRICS.get(MetricKey.parse(metric).metric)
 
 
+def is_fraction(metric: str) -> bool | None:
+    """Tell whether the values of a metric ("acc,none") lie between -1 and 1; None: its range is not known."""
+    known = metric_metadata(metric)
+    return None if known is None else known.low >= -1 and known.high <= 1
+
+
 def is_corpus(task: str) -> bool:
-    """Tell whether a benchmark's name is that of a text corpus: "corpus:PATH" as asked for, "corpus-NAME" as recorded."""
+    """Tell whether a benchmark is a text corpus: requested as "corpus:PATH", recorded as "corpus-NAME"."""
     return task in PAPER_CORPORA or benchmark_catalogue.is_corpus(task)
 
 
 def default_metric(task: str) -> str | None:
-    """Return the metric that a benchmark's scores are of where no source names one; None: not known."""
+    """Return the metric of a benchmark's scores for sources that do not name one; None: not known."""
     info = benchmark_catalogue.find(task)
     return info.metric if info is not None else BITS_PER_BYTE if is_corpus(task) else None
 
 
 def benchmark_order(task: str) -> tuple[int, str]:
-    """Return a key that sorts benchmarks as catalogued, others behind them by name."""
+    """Return a sort key: catalogued benchmarks in the order of the catalogue, then other benchmarks by name."""
     known = list(benchmark_catalogue.BENCHMARKS)
     return (known.index(task) if task in known else len(known), task)

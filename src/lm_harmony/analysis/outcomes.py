@@ -1,4 +1,4 @@
-"""Per-example outcomes of runs, read when a paired test asks for them."""
+"""Per-example outcomes of runs, which paired tests read from the sample files."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """What a model reached on each test question, summed so that the score is a function of sums.
+    """The outcomes of a model on the test questions, as columns whose sums over questions determine the score.
 
-    A mean has the two columns (value, 1); bits per byte has (log-likelihood in nats, bytes); a Matthews correlation counts the
-    four kinds of answers, one column each.
+    Columns of a mean: (value, 1). Columns of bits per byte: (log-likelihood in nats, bytes). Columns of a Matthews correlation:
+    true positives, true negatives, false positives, false negatives.
     """
 
     questions: tuple[str, ...]
-    """Which question each row is: its hash, with a number where questions recur."""
+    """Identifier of each row: the hash of the question, and a number that counts equal questions."""
     columns: Floats
-    """Questions x columns; of several seeds their mean."""
+    """Outcomes, questions x columns; the mean over seeds if there are several."""
     kind: str
-    """"mean", "bits_per_byte" or "mcc"."""
+    """Kind of score: "mean", "bits_per_byte" or "mcc"."""
 
     def score(self, sums: Floats) -> Floats:
-        """Return the score of sums over questions (... x columns)."""
+        """Return the score for sums over questions, of shape (..., columns)."""
         return score_of(self.kind, sums)
 
     @property
     def is_binary(self) -> bool:
-        """Whether every outcome is right or wrong."""
+        """Whether every outcome is 0 (wrong) or 1 (right)."""
         return self.kind == "mean" and bool(np.isin(self.columns[:, 0], (0, 1)).all())
 
 
 def score_of(kind: str, sums: Floats) -> Floats:
-    """Return the score of sums over questions.
+    """Return the score for sums over questions, of shape (...,).
 
     Args:
-        kind: as ``Outcomes.kind``.
-        sums: ... x columns.
+        kind: kind of score, as ``Outcomes.kind``.
+        sums: sums of the columns, of shape (..., columns).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         if kind == "mcc":
             tp, tn, fp, fn = (sums[..., column] for column in range(4))
             below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-            # sklearn's convention: 0 where one of the classes is never answered or never true.
+            # As in scikit-learn: 0 if one of the classes is never predicted or never true.
             return np.where(below > 0, (tp * tn - fp * fn) / np.where(below > 0, below, 1), 0.0)
         ratio = sums[..., 0] / sums[..., 1]
         return -ratio / math.log(2) if kind == "bits_per_byte" else ratio
 
 
 def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
-    """Read the outcomes of one model on one benchmark; None where they are none that a paired test knows.
+    """Return the outcomes of one model on one benchmark; None if no paired test supports outcomes of this kind.
 
     Args:
-        files: samples of each seed, in lm_eval's schema.
-        metric: lm_eval's metric, comma, filter.
+        files: one file of samples per seed, in lm_eval's schema.
+        metric: lm_eval's key "metric,filter".
 
     Raises:
         StoreError: a file cannot be read.
@@ -83,7 +83,7 @@ def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
 
 
 def _read(file: Path, metric: str) -> dict[str, Any] | None:
-    """Return question -> what was counted; None where the metric is not in the samples."""
+    """Return the outcome by question; None if the samples do not have the metric."""
     name, filtered = MetricKey.parse(metric)
     found: dict[str, Any] = {}
     recurring: dict[str, int] = {}
@@ -98,19 +98,19 @@ def _read(file: Path, metric: str) -> dict[str, Any] | None:
                 question = str(sample.get("doc_hash", sample.get("doc_id")))
                 recurring[question] = recurring.get(question, 0) + 1
                 found[f"{question}/{recurring[question]}"] = sample[name]
-    except (OSError, ValueError, AttributeError, TypeError) as error:  # damaged, or of another program
-        raise StoreError(f"{file} cannot be read: {error}. Run it again with --overwrite, or remove the file.") from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:  # damaged, or written by another program
+        raise StoreError(f"{file} cannot be read: {error}. Repeat the run with --overwrite, or remove the file.") from error
     return dict(sorted(found.items()))
 
 
-def _columns(counted: Any, metric: str) -> list[float] | None:
+def _columns(outcome: Any, metric: str) -> list[float] | None:
     name = MetricKey.parse(metric).metric
     if name in ("bits_per_byte", "mcc"):
-        if not isinstance(counted, list) or len(counted) != 2:
+        if not isinstance(outcome, list) or len(outcome) != 2:
             return None
         if name == "bits_per_byte":
-            return [float(counted[0]), float(counted[1])]
-        truth, answer = (int(part) for part in counted)
+            return [float(outcome[0]), float(outcome[1])]
+        truth, answer = (int(part) for part in outcome)
         if not {truth, answer} <= {0, 1}:
             return None
         return [
@@ -119,4 +119,4 @@ def _columns(counted: Any, metric: str) -> list[float] | None:
             float(not truth and answer),
             float(truth and not answer),
         ]
-    return [float(counted), 1.0] if isinstance(counted, (bool, int, float)) else None
+    return [float(outcome), 1.0] if isinstance(outcome, (bool, int, float)) else None

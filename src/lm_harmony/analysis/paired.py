@@ -1,10 +1,10 @@
-"""Two models, benchmark by benchmark: which is better, and whether the difference can be told from chance.
+"""Comparison of two models benchmark by benchmark: differences of scores and their significance.
 
-Where both models' outcomes on the same questions were kept, the test is paired: McNemar's exact test where outcomes are right or
-wrong (of the questions that only one model answers, how many are each one's: a binomial test with 1/2), else a paired bootstrap
-(questions drawn anew for both models together; p = 2 min(share <= 0, share >= 0) of the differences, at least 2 / (draws + 1)).
-Without outcomes the test is z with the scores' standard errors. p-values are corrected over the benchmarks of one preparation by
-Holm's method.
+If the outcomes of both models on the same questions are known, the test is paired. For outcomes that are right or wrong it is
+McNemar's exact test: a binomial test with probability 1/2 on the questions that only one of the models answers correctly. For
+other outcomes it is a paired bootstrap, which resamples the questions for both models together:
+p = 2 min(share <= 0, share >= 0) of the differences, and at least 2 / (draws + 1). Without outcomes it is a z-test with the
+standard errors of the scores. p-values are corrected over the benchmarks of one preparation by Holm's method.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lm_harmony.analysis.significance import holm
 from lm_harmony.errors import StoreError, UsageError
 
 DRAWS = 2_000
-"""Draws of the paired bootstrap."""
+"""Number of draws of the paired bootstrap."""
 _CHUNK = 2_000_000
-"""Questions that are drawn at once."""
+"""Number of questions drawn at once; it limits memory."""
 
 Test = Literal["mcnemar", "paired bootstrap", "z", "none"]
 Floats = npt.NDArray[np.float64]
@@ -34,81 +34,85 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """Two models on one benchmark."""
+    """The test of the difference between two models on one benchmark."""
 
     benchmark: str
-    """The task."""
+    """Task name of the benchmark."""
     preparation: Preparation
-    """How both were prepared."""
+    """Preparation of both models."""
     first: float
     """Score of the first model, in the metric's unit."""
     second: float
-    """Score of the second."""
+    """Score of the second model, in the metric's unit."""
     difference: float
-    """How much better the first is: positive is better whichever direction the metric has."""
+    """Difference of the oriented scores, first minus second: positive if the first model is better."""
     stderr: float | None
-    """Standard error of the difference, from paired outcomes where they were kept; None: not known."""
+    """Standard error of the difference, from paired outcomes if they are known; None: not known."""
     test: Test
-    """Which test; "none": no standard errors are known."""
+    """Name of the test; "none": no standard errors are known."""
     questions: int | None
-    """Test questions that both answered, where the test is paired."""
+    """Number of common test questions of a paired test; None: the test is not paired."""
     p: float | None
-    """Two-sided p-value; None without a test."""
+    """Two-sided p-value; None: no test."""
     holm: float | None = None
-    """The same corrected over the benchmarks of this preparation."""
+    """p-value after Holm's correction over the benchmarks of this preparation; None: no test."""
     note: str = ""
-    """Why the test is not paired, where outcomes were kept."""
+    """Reason why the test is not paired although outcomes were stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two models on every benchmark that both have."""
+    """The tests of two models on every benchmark that both have scores on."""
 
     first: str
-    """A model."""
+    """Name of the first model."""
     second: str
-    """Another."""
+    """Name of the second model."""
     tests: tuple[PairedTest, ...]
-    """Direct, then trained; in the matrix's order."""
+    """Tests of the direct scores, then of the trained scores; benchmarks in the order of the matrix."""
     left_out: tuple[tuple[str, Preparation], ...]
-    """Benchmarks that only one of them has, and in which preparation."""
+    """Benchmarks that only one of the models has a score on, with the preparation."""
 
 
 def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS, seed: int = 0) -> Comparison:
-    """Compare two models of ``matrix``.
+    """Test the difference between two models of ``matrix`` on every benchmark that both have scores on.
 
     Raises:
-        UsageError: a model is unknown, both are the same, or they share no benchmark.
+        UsageError: a model is unknown, both models are the same, or they have no benchmark in common.
     """
     if first == second:
-        raise UsageError(f"compare needs two different models, got {first!r} twice. Name another one.")
+        raise UsageError(f"compare: the two models must differ (got {first!r} twice). Name another model.")
     pair = matrix.subset(models=[first, second])
     tests: list[PairedTest] = []
     left_out = []
     for preparation in PREPARATIONS:
         values = pair.scores(preparation).values
         found = []
-        for fact in pair.benchmarks:
-            known = values[fact.task].notna()
+        for benchmark in pair.benchmarks:
+            known = values[benchmark.task].notna()
             if known.all():
-                found.append(_compare_on(pair, fact, preparation, draws, seed))
+                found.append(_test_difference(pair, benchmark, preparation, draws, seed))
             elif known.any():
-                left_out.append((fact.task, preparation))
+                left_out.append((benchmark.task, preparation))
         corrected = holm(np.array([np.nan if test.p is None else test.p for test in found]))
         tests += [replace(test, holm=None if np.isnan(p) else float(p)) for test, p in zip(found, corrected, strict=True)]
     if not tests:
-        raise UsageError(f"compare: {first} and {second} share no benchmark in {matrix.source}. Run both on one.")
+        raise UsageError(
+            f"compare: {first} and {second} have no benchmark in common in {matrix.source}. Run both on the same one."
+        )
     return Comparison(first=first, second=second, tests=tuple(tests), left_out=tuple(left_out))
 
 
-def _compare_on(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Preparation, draws: int, seed: int) -> PairedTest:
+def _test_difference(
+    pair: ScoreMatrix, benchmark: BenchmarkMetadata, preparation: Preparation, draws: int, seed: int
+) -> PairedTest:
     scores = pair.scores(preparation)
-    first, second = (float(value) for value in scores.values[fact.task])
-    stderr = float(np.hypot(*scores.stderrs[fact.task]))
-    sign = 1.0 if fact.higher_is_better else -1.0
+    first, second = (float(value) for value in scores.values[benchmark.task])
+    stderr = float(np.hypot(*scores.stderrs[benchmark.task]))
+    sign = 1.0 if benchmark.higher_is_better else -1.0
     known = bool(np.isfinite(stderr))
     test = PairedTest(
-        benchmark=fact.task,
+        benchmark=benchmark.task,
         preparation=preparation,
         first=first,
         second=second,
@@ -118,17 +122,17 @@ def _compare_on(pair: ScoreMatrix, fact: BenchmarkMetadata, preparation: Prepara
         questions=None,
         p=_z(first - second, stderr) if known else None,
     )
-    files = [pair.samples.get((name, fact.task, preparation), ()) for name in pair.model_names]
+    files = [pair.samples.get((name, benchmark.task, preparation), ()) for name in pair.model_names]
     if not all(files):
         return test
     try:
-        one, other = (read_outcomes(paths, fact.metric) for paths in files)
-    except StoreError as error:  # the scores are there: only the pairing is lost
+        one, other = (read_outcomes(paths, benchmark.metric) for paths in files)
+    except StoreError as error:  # the scores are known, so a test without pairing remains
         return replace(test, note=str(error))
     if one is None or other is None:
-        return replace(test, note=f"outcomes of {fact.metric} are of a kind that no paired test knows")
+        return replace(test, note=f"no paired test supports the outcomes of {benchmark.metric}")
     if one.questions != other.questions:
-        return replace(test, note="the two models were asked different questions")
+        return replace(test, note="the two models have different test questions")
     return _paired(test, one, other, sign, draws, seed)
 
 
@@ -153,15 +157,15 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
     Args:
-        only_first: questions that only the first model answers.
-        only_second: questions that only the second model answers.
+        only_first: number of questions that only the first model answers correctly.
+        only_second: number of questions that only the second model answers correctly.
     """
     discordant = only_first + only_second
     return float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def paired_bootstrap(first: Outcomes, second: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Return ``draws`` differences of the score, first minus second, on questions drawn anew for both together."""
+    """Return differences of the score, first minus second, of shape (draws,), on questions resampled for both models together."""
     random = np.random.default_rng(seed)
     both = np.hstack([first.columns, second.columns])
     questions, width = len(both), first.columns.shape[1]

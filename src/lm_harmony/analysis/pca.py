@@ -1,15 +1,15 @@
-"""Principal components of the score matrix, and the fitted board that a new model is measured against.
+"""Principal components of the score matrix, and the reference board: a fit that the PC1 of new models is computed with.
 
-Every benchmark's column is standardised over the models (mean 0, population standard deviation 1, as the published board does),
-turned so that larger is better, and the matrix Z (models x benchmarks) is decomposed: Z = U S V'. Component scores are U S,
-shown times 100; a component's share of the variance is S_k^2 / sum(S^2); its loadings are the columns of V.
+Scores are oriented so that larger is better. Each benchmark's column is standardised over the models (mean 0, population standard
+deviation 1, as on the published board). The resulting matrix Z (models x benchmarks) has the singular value decomposition
+Z = U S V'. The component scores are U S, reported times 100. The share of variance of component k is S_k^2 / sum(S^2), and its
+loadings are column k of V.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,60 +18,61 @@ import numpy.typing as npt
 import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.score_rows import Basis, Preparation
+from lm_harmony.analysis.score_rows import CompletePart, Preparation
 from lm_harmony.errors import UsageError
 
 PC1_SCALE = 100
-"""Component scores are shown times this."""
+"""Component scores are reported times this factor."""
 FORMAT = 1
-"""Version of the arithmetic and of ``ReferenceBoard.to_dict``."""
+"""Version of the computation; it is part of the fingerprint."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Components:
-    """Principal components of one preparation."""
+    """Principal components of the scores of one preparation."""
 
     preparation: Preparation
-    """Of which scores."""
-    basis: Basis
-    """The models and benchmarks they stand on."""
+    """Preparation of the scores."""
+    basis: CompletePart
+    """Models and benchmarks that the components are computed from."""
     explained: tuple[float, ...]
-    """Share of the variance of each component, largest first; they sum to 1."""
+    """Share of the variance of each component, largest first; the shares sum to 1."""
     loadings: pd.DataFrame
-    """Benchmarks x components (columns 1, 2, ...): unit vectors."""
+    """Loadings, benchmarks x components (columns 1, 2, ...); each column is a unit vector."""
     scores: pd.DataFrame
-    """Models x components, times 100."""
+    """Component scores times 100, models x components."""
     means: pd.Series[float]
-    """Mean of each benchmark, in its unit, turned so that larger is better."""
+    """Mean of each benchmark's oriented scores, in the metric's unit."""
     scales: pd.Series[float]
-    """Population standard deviation of each benchmark, in its unit."""
+    """Population standard deviation of each benchmark, in the metric's unit."""
 
     @property
     def pc1(self) -> pd.Series[float]:
-        """The first component's scores by model, times 100."""
+        """The score of each model on the first component, times 100."""
         return self.scores[1]
 
     @property
     def ranks(self) -> pd.Series[int]:
-        """Rank by PC1; 1 is the best, equals share the better rank."""
+        """The rank of each model by PC1; 1 is the best, ties share the better rank."""
         return ranks(self.pc1)
 
 
 def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Components:
-    """Decompose the complete part of ``matrix``; text corpora take part if they are in it (``matrix.downstream()`` has none).
+    """Return the principal components of the complete part of ``matrix``, including its text corpora.
 
-    Each component is turned so that its loadings sum to a positive number: of the first, better is higher.
+    Use ``matrix.downstream()`` to leave text corpora out. The sign of each component is chosen so that its loadings have a
+    positive sum. On the first component, better models therefore have higher scores.
 
     Raises:
-        UsageError: fewer than two models or benchmarks are left, or a benchmark has one score for all models.
+        UsageError: fewer than two models or benchmarks are left, or all models have the same score on a benchmark.
     """
     part, basis = matrix.complete(preparation)
     if len(basis.models) < 2 or len(basis.benchmarks) < 2:
         raise UsageError(
-            f"components of the {preparation} scores need two models and two benchmarks without gaps; "
-            f"{matrix.source} leaves {basis}. Run what is missing, or choose models and benchmarks."
+            f"components of the {preparation} scores need two models and two benchmarks without gaps, but "
+            f"{matrix.source} has only {basis}. Run what is missing, or choose other models and benchmarks."
         )
     values = part.oriented(preparation)
     means, scales = values.mean(), values.std(ddof=0)
@@ -96,82 +97,63 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
 
 
 def ranks(pc1: pd.Series[float]) -> pd.Series[int]:
-    """Return ranks, 1 for the largest; equals share the better rank, NaN stays without a rank."""
+    """Return ranks, 1 for the largest value. Ties share the better rank, and NaN has no rank."""
     return pc1.rank(ascending=False, method="min").astype("Int64")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceBoard:
-    """A fitted board: what a new model's PC1 is computed with, so that it moves nobody else's."""
+    """A fixed fit of the first component: new models are projected onto it and change the PC1 of no other model."""
 
     name: str
-    """What it was fitted on, in words."""
+    """Name of the scores that it was fitted on."""
     preparation: Preparation
-    """Of which scores."""
+    """Preparation of the scores."""
     means: pd.Series[float]
-    """By benchmark, in its unit, turned so that larger is better."""
+    """Mean of the oriented scores by benchmark, in the metric's unit."""
     scales: pd.Series[float]
-    """Population standard deviations by benchmark."""
+    """Population standard deviation by benchmark, in the metric's unit."""
     loadings: pd.Series[float]
-    """Of the first component, by benchmark; a unit vector."""
+    """Loadings of the first component by benchmark; a unit vector."""
     pc1: pd.Series[float]
-    """By model, times 100."""
+    """PC1 of the fitted models, times 100."""
     explained: float
-    """The first component's share of the variance."""
+    """Share of the variance that the first component explains."""
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
-        """Benchmarks that it stands on."""
+        """Names of the benchmarks that it was fitted on."""
         return tuple(self.loadings.index)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that it stands on."""
+        """Names of the models that it was fitted on."""
         return tuple(self.pc1.index)
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of everything in it, to 9 significant digits: two boards with equal ones give equal PC1."""
-        return hashlib.sha256(json.dumps(_rounded(self.to_dict()), sort_keys=True).encode()).hexdigest()[:12]
+        """12 hexadecimal digits of a hash of its values to 9 significant digits; equal fingerprints give equal PC1."""
+        tables = {name: getattr(self, name).to_dict() for name in ("means", "scales", "loadings", "pc1")}
+        values = {"format": FORMAT, "name": self.name, "preparation": self.preparation, "explained": self.explained, **tables}
+        return hashlib.sha256(json.dumps(_rounded(values), sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        """Name it as tables and pages do."""
+        """Return name, size and fingerprint, as tables and pages show them."""
         size = f"{len(self.models)} models x {len(self.benchmarks)} benchmarks"
         return f"{self.name}, {self.preparation}, {size}, reference {self.fingerprint} (format {FORMAT})"
 
     def project(self, oriented: pd.DataFrame) -> pd.Series[float]:
-        """Return PC1 of models by this board; NaN for a model that lacks one of its benchmarks.
+        """Return PC1 of models, times 100; NaN for a model that lacks one of the board's benchmarks.
 
         Args:
-            oriented: scores, larger is better (``ScoreMatrix.oriented``); further benchmarks are not read.
+            oriented: oriented scores (``ScoreMatrix.oriented``), models x benchmarks; other benchmarks are ignored.
         """
         scores = oriented.reindex(columns=list(self.benchmarks))
         return ((scores - self.means) / self.scales * self.loadings).sum(axis=1, skipna=False) * PC1_SCALE
 
-    def rank(self, pc1: float) -> int:
-        """Return the place that a PC1 would take among the board's models."""
-        return 1 + int((self.pc1 > pc1).sum())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        tables = {key: getattr(self, key).to_dict() for key in ("means", "scales", "loadings", "pc1")}
-        return {"format": FORMAT, "name": self.name, "preparation": self.preparation, "explained": self.explained, **tables}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ReferenceBoard:
-        """Rebuild what ``to_dict`` returned.
-
-        Raises:
-            UsageError: another format.
-        """
-        if values.get("format") != FORMAT:
-            raise UsageError(f"reference board: format {values.get('format')!r} is not {FORMAT}. Fit the board again.")
-        tables = {key: pd.Series(values[key], dtype=float) for key in ("means", "scales", "loadings", "pc1")}
-        return cls(name=values["name"], preparation=values["preparation"], explained=values["explained"], **tables)
-
 
 def fit_reference(matrix: ScoreMatrix, preparation: Preparation = "trained") -> ReferenceBoard:
-    """Fit a board on the complete part of a matrix.
+    """Return the reference board fitted on the complete part of ``matrix``.
 
     Raises:
         UsageError: as ``components``.
@@ -189,7 +171,7 @@ def fit_reference(matrix: ScoreMatrix, preparation: Preparation = "trained") -> 
 
 
 def _rounded(value: Any) -> Any:
-    """Round floats, all the way down, so that the last bits of two linear algebra libraries do not count."""
+    """Return nested values with floats rounded to 9 significant digits, so that linear algebra libraries agree."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return float(f"{value:.9g}") if isinstance(value, float) else value

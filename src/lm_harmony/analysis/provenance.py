@@ -1,4 +1,4 @@
-"""What a board says of where its numbers come from: versions that were mixed, files that changed, records that cannot tell."""
+"""Notes about the provenance of scores: mixed package versions, changed source files, records without sources."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
 
 _DECIDING = ("lm_eval", "lm-harmony")
-"""Packages whose code decides what is asked and how it is counted."""
-Looks = dict[str, tuple[int, str | None] | None]
-"""Path -> size and hash of the file today; no hash: it is large and none is remembered; None: no file that can be read."""
+"""Packages whose code determines requests and metrics."""
+FileStates = dict[str, tuple[int, str | None] | None]
+"""Current size and hash of each file by path. Hash None: a large file without a cached hash. None: the file cannot be read."""
 
 
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
-    """Yield a line for each benchmark whose scores mix versions, and for runs that are not, or may not be, current.
+    """Yield a note for each benchmark with scores of several package versions, and for runs that are or may be stale.
 
-    Files are looked at where the records say that they were, each one once. Of files that are not there, as on another machine,
-    or that cannot be read, nothing is said.
+    Each source file is checked once, at the path in the records. Files that are missing, as on another machine, or that cannot be
+    read are skipped.
     """
-    looks: Looks = {}
+    states: FileStates = {}
     found: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         found[record.benchmark].append(record)
@@ -30,41 +30,41 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
         for package in _DECIDING:
             versions = Counter(version for record in group if (version := _version(record, package)) is not None)
             if len(versions) > 1:
-                told = ", ".join(f"{version} in {count} runs" for version, count in sorted(versions.items()))
-                yield f"{benchmark}: its scores mix versions of {package}: {told}"
-        for changed, count in sorted(Counter(filter(None, (files_changed(record.sources, looks) for record in group))).items()):
+                counts = ", ".join(f"{version} in {count} runs" for version, count in sorted(versions.items()))
+                yield f"{benchmark}: its scores mix versions of {package}: {counts}"
+        for changed, count in sorted(Counter(filter(None, (changed_files(record.sources, states) for record in group))).items()):
             yield f"{benchmark}: {count} runs are not current: {changed}"
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
-        yield f"{unrecorded} runs were {UNRECORDED}: whether they are current cannot be told"
+        yield f"{unrecorded} runs were {UNRECORDED}, so it is not known whether they are current"
 
 
-def files_changed(recorded: Sequence[Source] | None, looks: Looks) -> str | None:
-    """Say which files are no longer as recorded where they were ("rte.yaml changed since"), or return None.
+def changed_files(recorded: Sequence[Source] | None, states: FileStates) -> str | None:
+    """Return which source files differ from the record ("rte.yaml changed since"); None: none does.
 
     Args:
         recorded: sources of a run.
-        looks: what was seen of files before; what is seen now is added.
+        states: files checked before; files checked now are added.
     """
     changed = []
     for source in recorded or ():
         if source.path is None:
             continue
-        if source.path not in looks:
-            looks[source.path] = _look(Path(source.path))
-        now = looks[source.path]
+        if source.path not in states:
+            states[source.path] = _file_state(Path(source.path))
+        now = states[source.path]
         if now is not None and (now[0] != source.size or now[1] not in (None, source.sha256)):
             changed.append(source.name)
     return f"{shortened(changed)} changed since" if changed else None
 
 
-def _look(path: Path) -> tuple[int, str | None] | None:
+def _file_state(path: Path) -> tuple[int, str | None] | None:
     try:
         if not path.is_file():
             return None
         size = path.stat().st_size
         return size, sha256_of(path) if size < SMALL else remembered(path)
-    except OSError:  # not this user's
+    except OSError:  # no permission
         return None
 
 

@@ -1,7 +1,4 @@
-"""One score of one model on one benchmark: what every source of a matrix is read into.
-
-The values a matrix is made of: tables of scores, gaps, and what a result stands on.
-"""
+"""The data types behind a score matrix: one score per row as sources hold them, tables of scores, gaps, and complete parts."""
 
 from __future__ import annotations
 
@@ -14,62 +11,67 @@ import pandas as pd
 
 Preparation = Literal["direct", "trained"]
 PREPARATIONS: tuple[Preparation, ...] = ("direct", "trained")
-""""direct": the untouched model; "trained": after train-before-test."""
+"""The two preparations of a model: "direct": not fine-tuned; "trained": after train-before-test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-    """One score, or why there is none."""
+    """One score of one model on one benchmark, or the reason why it is missing."""
 
     model: str
     """Name of the model."""
     benchmark: str
     """Name of the benchmark."""
     preparation: Preparation
-    """How the model was prepared."""
+    """Preparation of the model before it was scored."""
     value: float | None
-    """Score in the metric's own unit: a fraction, or bits per byte; None: a gap."""
+    """Score in the metric's own unit, such as a fraction or bits per byte; None: missing."""
     stderr: float | None = None
-    """Standard error of ``value``, same unit; None: not known."""
+    """Standard error of ``value``, in the same unit; None: not known."""
     count: int | None = None
-    """Test examples; None: not known."""
+    """Number of test examples; None: not known."""
     metric: str | None = None
-    """The metric; None: the catalogued one."""
+    """Metric of the score; None: the catalogued one."""
     higher_is_better: bool | None = None
-    """Direction of the metric; None: the catalogued one."""
+    """Whether a larger score is better; None: the catalogued direction."""
     samples: tuple[Path, ...] = ()
-    """Files of per-example outcomes, one for each seed."""
+    """Files of per-example outcomes, one per seed."""
     cause: str | None = None
-    """Why there is no value."""
+    """Reason why the value is missing."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(model, benchmark, preparation): a matrix has at most one row of each."""
+        return self.model, self.benchmark, self.preparation
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRows:
-    """What a source holds."""
+    """All scores of one source."""
 
     source: str
-    """Where it was found, in words."""
+    """Name of the source, for messages and boards."""
     rows: tuple[ScoreRow, ...]
-    """Every score; at most one for a model, benchmark and preparation."""
+    """The scores; at most one per model, benchmark and preparation."""
     seeds: tuple[int, ...] = field(default=())
-    """Seeds of the runs, where the source has runs."""
+    """Seeds of the runs, if the source is a folder of runs."""
     notes: tuple[str, ...] = ()
-    """What whoever compares these scores has to know."""
+    """Remarks for readers who compare these scores."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """One preparation's scores: three tables with the same models as rows and the same benchmarks as columns."""
+    """The scores of one preparation: three tables of equal shape, models x benchmarks."""
 
     values: pd.DataFrame
-    """Scores in each metric's own unit: fractions, or bits per byte; NaN: a gap."""
+    """Scores in each metric's own unit, such as fractions or bits per byte; NaN: missing."""
     stderrs: pd.DataFrame
-    """Standard errors in the same unit; NaN: not known."""
+    """Standard errors of the scores, in the same unit; NaN: not known."""
     counts: pd.DataFrame
-    """Test examples; NaN: not known."""
+    """Numbers of test examples; NaN: not known."""
 
     def subset(self, models: Sequence[str], benchmarks: Sequence[str]) -> Scores:
-        """Return these models and benchmarks in this order."""
+        """Return the scores of some models and benchmarks, in the order given."""
         rows, columns = list(models), list(benchmarks)
         return Scores(
             values=self.values.loc[rows, columns],
@@ -80,34 +82,34 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A score that is not there."""
+    """A missing score."""
 
     model: str
-    """Whose."""
+    """Name of the model."""
     benchmark: str
-    """On what."""
+    """Name of the benchmark."""
     preparation: Preparation
-    """Prepared how."""
+    """Preparation of the model."""
     cause: str
-    """Why, as far as the source says."""
+    """Reason, as far as the source states one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis:
-    """The models and benchmarks that a result stands on, and those it had to leave out."""
+class CompletePart:
+    """The models and benchmarks without gaps that a result is computed from, and those that were left out."""
 
     models: tuple[str, ...]
-    """Models, in the matrix's order."""
+    """Models that are kept, in the order of the matrix."""
     benchmarks: tuple[str, ...]
-    """Benchmarks, in the matrix's order."""
+    """Benchmarks that are kept, in the order of the matrix."""
     dropped_models: tuple[str, ...] = ()
-    """Left out because of gaps, in the order they went."""
+    """Models left out because of gaps, in the order in which they were dropped."""
     dropped_benchmarks: tuple[str, ...] = ()
-    """Left out because of gaps, in the order they went."""
+    """Benchmarks left out because of gaps, in the order in which they were dropped."""
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the size and what was left out, in one line."""
         models, benchmarks = len(self.models), len(self.benchmarks)
-        said = f"{models} model{'s' * (models != 1)} x {benchmarks} benchmark{'s' * (benchmarks != 1)}"
-        left = [*self.dropped_models, *self.dropped_benchmarks]
-        return said + (f"; left out for their gaps: {', '.join(left)}" if left else "")
+        size = f"{models} model{'s' * (models != 1)} x {benchmarks} benchmark{'s' * (benchmarks != 1)}"
+        dropped = [*self.dropped_models, *self.dropped_benchmarks]
+        return size + (f"; left out because of gaps: {', '.join(dropped)}" if dropped else "")

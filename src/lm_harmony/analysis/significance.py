@@ -1,8 +1,8 @@
-"""Which differences between scores can be told from chance: pairwise tests, rank ranges, tie groups.
+"""Significance of differences between scores: pairwise tests, rank ranges, tie groups.
 
-Two models on one benchmark: z = (a - b) / sqrt(e_a^2 + e_b^2), significant where |z| > 1.96 (two-sided, 5%). The models answer
-the same questions, so their errors are rather alike than independent, and the test errs on the side of "cannot be told apart";
-``paired`` has the sharper tests for two models whose outcomes were kept.
+The test of two models on one benchmark is a z-test: z = (a - b) / sqrt(e_a^2 + e_b^2), significant if |z| > 1.96 (two-sided, 5%).
+The models answer the same questions, so their errors are positively correlated and the test is conservative. ``paired`` has more
+powerful tests for two models whose outcomes are known.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError, did_you_mean
 
 Z_THRESHOLD = 1.96
-"""Standard errors of a difference beyond which it counts (two-sided, 5%)."""
+"""Critical value of z (two-sided, 5%)."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankRanges:
-    """The places that models can hold on one benchmark, given the errors of their scores."""
+    """The ranges of ranks on one benchmark that are compatible with the standard errors of the scores."""
 
     preparation: Preparation
-    """Of which scores."""
+    """Preparation of the scores."""
     benchmark: str
-    """On which benchmark."""
+    """Task name of the benchmark."""
     corrected: bool
-    """Whether Holm's correction over all pairs of models decided, or each pair alone."""
+    """Whether p-values are corrected over all pairs of models by Holm's method."""
     table: pd.DataFrame
-    """Models, best first, x (score, stderr, rank, low, high, group): ``low`` and ``high`` are the best and the worst place,
-    1 + the models significantly better and N - the models significantly worse; ``group`` numbers the tie groups from 1."""
+    """Models, best first, x (score, stderr, rank, low, high, group). ``low`` is the best rank, 1 + the number of significantly
+    better models. ``high`` is the worst rank, N - the number of significantly worse models. ``group`` is the tie group."""
     without_score: tuple[str, ...]
-    """Models that are not in the table."""
+    """Models without a score, which are not in the table."""
     without_stderr: tuple[str, ...]
-    """Models in the table with a rank only: no test is possible, and no other model's range counts them."""
+    """Models without a standard error. They have a rank but no range, and the ranges of other models ignore them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairwiseTests:
-    """Tests between every two models on one benchmark; the tables are models x models."""
+    """The tests of every two models on one benchmark; each table is models x models."""
 
     difference: pd.DataFrame
-    """Row minus column, larger is better."""
+    """Difference of the oriented scores, row minus column."""
     p: pd.DataFrame
-    """Two-sided p-values; NaN where a standard error is missing."""
+    """Two-sided p-values; NaN where a standard error is not known."""
     holm: pd.DataFrame
-    """The same, corrected over all pairs by Holm's method."""
+    """p-values corrected over all pairs of models by Holm's method."""
 
 
 def pairwise_tests(matrix: ScoreMatrix, benchmark: str, preparation: Preparation = "trained") -> PairwiseTests:
@@ -76,16 +76,16 @@ def pairwise_tests(matrix: ScoreMatrix, benchmark: str, preparation: Preparation
 def rank_ranges(
     matrix: ScoreMatrix, benchmark: str, preparation: Preparation = "trained", *, corrected: bool = False
 ) -> RankRanges:
-    """Say which places each model can hold on one benchmark, and which models share a tie group.
+    """Return the rank range and the tie group of each model on one benchmark.
 
-    A tie group is begun by the best model that is in none, and takes the models behind it, in order, until one is significantly
-    worse than the one that began it.
+    A tie group starts with the best model that is in no group. The next models join it, in order, until one is significantly
+    worse than the first model of the group.
 
     Args:
-        matrix: the scores.
-        benchmark: the task.
-        preparation: of which scores.
-        corrected: correct the p-values over all pairs of models (Holm).
+        matrix: scores with standard errors.
+        benchmark: task name of the benchmark.
+        preparation: preparation of the scores.
+        corrected: whether to correct p-values over all pairs of models by Holm's method.
 
     Raises:
         UsageError: the benchmark is unknown.
@@ -97,20 +97,20 @@ def rank_ranges(
     if corrected:
         rows, columns = np.triu_indices(len(values), k=1)
         p[rows, columns] = p[columns, rows] = holm(p[rows, columns])
-        beyond = p < 0.05
+        significant = p < 0.05
     else:
-        beyond = p < 2 * ndtr(-Z_THRESHOLD)
-    better = beyond & (difference < 0)
+        significant = p < 2 * ndtr(-Z_THRESHOLD)
+    better = significant & (difference < 0)
     tested = errors.notna().to_numpy()
-    shown = matrix.scores(preparation).values.loc[order, benchmark]
+    scores = matrix.scores(preparation).values.loc[order, benchmark]
     table = pd.DataFrame(
         {
-            "score": shown,
+            "score": scores,
             "stderr": errors,
             "rank": values.rank(ascending=False, method="min").astype(int),
             "low": np.where(tested, 1 + better.sum(axis=1), np.nan),
             "high": np.where(tested, tested.sum() - better.sum(axis=0), np.nan),
-            "group": tie_groups(len(order), lambda leader: beyond[leader] & (difference[leader] > 0)),
+            "group": tie_groups(len(order), lambda first: significant[first] & (difference[first] > 0)),
         }
     )
     table["group"] = table["group"].where(tested)
@@ -126,10 +126,11 @@ def rank_ranges(
 
 
 def distinguishable_pairs(matrix: ScoreMatrix, preparation: Preparation = "trained") -> pd.DataFrame:
-    """Return how many pairs of models each benchmark tells apart.
+    """Return the share of pairs of models whose scores differ significantly, for each benchmark.
 
-    Benchmarks x (models, pairs, plain, holm): ``pairs`` that could be tested, the share of them beyond 1.96 standard errors, and
-    the share with p < 0.05 after Holm's correction over the benchmark's pairs. NaN: no pair could be tested.
+    The table is benchmarks x (models, pairs, plain, holm): the number of models, the number of pairs that could be tested, the
+    share of pairs that differ by more than 1.96 standard errors, and the share with p < 0.05 after Holm's correction over the
+    benchmark's pairs. Shares are NaN if no pair could be tested.
     """
     table = {}
     for task in matrix.benchmark_names:
@@ -144,27 +145,27 @@ def distinguishable_pairs(matrix: ScoreMatrix, preparation: Preparation = "train
     return pd.DataFrame.from_dict(table, orient="index", columns=["models", "pairs", "plain", "holm"])
 
 
-def tie_groups(models: int, beaten_by: Callable[[int], npt.NDArray[np.bool_]]) -> list[int]:
+def tie_groups(models: int, worse_than: Callable[[int], npt.NDArray[np.bool_]]) -> list[int]:
     """Return the tie group of each model, best first, numbered from 1.
 
     Args:
-        models: how many there are.
-        beaten_by: for a model, which models it is significantly better than.
+        models: number of models.
+        worse_than: function from the index of a model to a mask of the models that are significantly worse, shape (models,).
     """
     groups = [1] if models else []
-    beaten = beaten_by(0) if models else None
+    worse = worse_than(0) if models else None
     for model in range(1, models):
-        assert beaten is not None
-        groups.append(groups[-1] + int(beaten[model]))
-        if beaten[model]:
-            beaten = beaten_by(model)
+        assert worse is not None
+        groups.append(groups[-1] + int(worse[model]))
+        if worse[model]:
+            worse = worse_than(model)
     return groups
 
 
 def holm(p: Floats) -> Floats:
-    """Return p-values corrected by Holm's step-down method (Holm 1979); NaN stays NaN and does not count as a test.
+    """Return p-values corrected by Holm's step-down method (Holm 1979), of the same shape; NaN stays NaN and is no test.
 
-    The k-th smallest of m is multiplied by m - k + 1; none may be smaller than one before it, none larger than 1.
+    The k-th smallest of m p-values is multiplied by m - k + 1. The results are made monotone and are limited to 1.
     """
     known = np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known], kind="stable")]
@@ -175,7 +176,7 @@ def holm(p: Floats) -> Floats:
 
 
 def _column(matrix: ScoreMatrix, benchmark: str, preparation: Preparation) -> tuple[pd.Series[float], pd.Series[float]]:
-    """Return oriented scores of one benchmark and their standard errors, of the models that have a score."""
+    """Return the oriented scores of one benchmark and their standard errors, for the models that have a score."""
     if benchmark not in matrix.benchmark_names:
         near = did_you_mean(benchmark, matrix.benchmark_names)
         raise UsageError(f"benchmark {benchmark!r} is not in {matrix.source}.{near} It has {', '.join(matrix.benchmark_names)}.")
@@ -184,10 +185,10 @@ def _column(matrix: ScoreMatrix, benchmark: str, preparation: Preparation) -> tu
 
 
 def _tests(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
-    """Return differences (row minus column) and two-sided p-values of every two models."""
+    """Return the differences (row minus column) and two-sided p-values of every two models, models x models each."""
     difference = values[:, None] - values[None, :]
     spread = np.sqrt(errors[:, None] ** 2 + errors[None, :] ** 2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Two scores without any spread (all right, all wrong) differ for certain or not at all.
+        # Two scores with standard error 0 (all right or all wrong) are equal or differ with certainty.
         z = np.where(difference == 0, np.where(np.isnan(spread), np.nan, 0.0), difference / spread)
     return difference, 2 * ndtr(-np.abs(z))

@@ -1,4 +1,4 @@
-"""What a different seed, a dropped benchmark or a dropped family does to the ranks by PC1."""
+"""Stability of the ranks by PC1: changes when a benchmark or a family is left out, or when a single seed is used."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ import pandas as pd
 from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import Components, components, ranks
-from lm_harmony.analysis.score_rows import Basis, Preparation
+from lm_harmony.analysis.score_rows import CompletePart, Preparation
 from lm_harmony.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankChange:
-    """What one change does to the ranks."""
+    """The effect of one change on the ranks by PC1."""
 
     change: Literal["benchmark", "family", "seed"]
-    """What is dropped, or that another seed is taken."""
+    """Kind of change: a benchmark or a family is left out, or a single seed is used."""
     name: str
-    """Which."""
+    """Name of the benchmark or family, or the seed."""
     models: int
-    """Models that are ranked both ways."""
+    """Number of models that have a rank before and after."""
     tau: float
-    """Kendall's tau-b between their PC1 before and after."""
+    """Kendall's tau-b between PC1 before and after."""
     largest: int
-    """Most places that a model moves."""
+    """Largest absolute change of a rank."""
     mean: float
-    """Places that a model moves on average."""
-    mover: str
-    """The model that moves most; of equals the one that comes first by name."""
+    """Mean absolute change of the ranks."""
+    most_changed: str
+    """Model with the largest change of rank; of several the first by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """How firm the ranks are."""
+    """The effects of all changes on the ranks by PC1."""
 
     preparation: Preparation
-    """Of which scores."""
-    basis: Basis
-    """The models and benchmarks that the ranks stand on."""
+    """Preparation of the scores."""
+    basis: CompletePart
+    """Models and benchmarks that the ranks are computed from."""
     changes: tuple[RankChange, ...]
-    """One for each change: benchmarks, then families, then seeds."""
+    """Effect of each change: benchmarks, then families, then seeds."""
     notes: tuple[str, ...]
-    """Changes that could not be made, and why."""
+    """Changes that could not be computed, with the reason."""
 
 
 def stability(matrix: ScoreMatrix, preparation: Preparation = "trained", *, seeds: Sequence[ScoreMatrix] = ()) -> Stability:
-    """Rank anew without each benchmark, without each family, and by each seed alone.
+    """Recompute the ranks without each benchmark, without each family, and with each seed alone.
 
-    Without a family, PC1 is fitted on the remaining models, and these are ranked among themselves both ways.
+    Without a family, PC1 is fitted on the remaining models. Ranks before and after are ranks among these models.
 
     Args:
-        matrix: the scores.
-        preparation: of which scores.
-        seeds: the same matrix by each seed alone (``ScoreMatrix.from_records(folder, seed=...)``).
+        matrix: scores to rank by.
+        preparation: preparation of the scores.
+        seeds: the matrix of each seed alone (``ScoreMatrix.from_records(folder, seed=...)``).
 
     Raises:
-        UsageError: as ``components``.
+        UsageError: ``components`` raises it for the matrix.
     """
-    whole = components(matrix, preparation)
-    part = matrix.subset(whole.basis.models, whole.basis.benchmarks)
+    full = components(matrix, preparation)
+    part = matrix.subset(full.basis.models, full.basis.benchmarks)
     changes: list[RankChange] = []
     notes: list[str] = []
     tasks, families = part.benchmark_names, sorted({model.family or "unknown" for model in part.models})
@@ -77,12 +77,12 @@ def stability(matrix: ScoreMatrix, preparation: Preparation = "trained", *, seed
     ]
     for change, name, other in changed:
         try:
-            changes.append(_rank_change(change, name, whole, components(other, preparation)))  # type: ignore[arg-type]
+            changes.append(_rank_change(change, name, full, components(other, preparation)))  # type: ignore[arg-type]
         except UsageError as error:
             notes.append(f"{change} {name}: {error}")
     if not seeds:
-        notes.append("seeds: the scores are of one seed each, or of seeds that the source does not tell apart.")
-    return Stability(preparation=preparation, basis=whole.basis, changes=tuple(changes), notes=tuple(notes))
+        notes.append("seeds: not compared, because each score is of one seed or the source does not give scores by seed.")
+    return Stability(preparation=preparation, basis=full.basis, changes=tuple(changes), notes=tuple(notes))
 
 
 def _shared(other: ScoreMatrix, part: ScoreMatrix) -> tuple[list[str], list[str]]:
@@ -103,5 +103,5 @@ def _rank_change(change: Literal["benchmark", "family", "seed"], name: str, befo
         tau=kendall(first, second),
         largest=int(moved.max()),
         mean=float(moved.mean()),
-        mover=str(moved.astype(int).idxmax()),
+        most_changed=str(moved.astype(int).idxmax()),
     )

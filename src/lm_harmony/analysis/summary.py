@@ -1,4 +1,4 @@
-"""Everything that can be said of a matrix, in one value: each analysis, or why it cannot be made."""
+"""All analyses of a score matrix in one value, with the reason for each analysis that is not possible."""
 
 from __future__ import annotations
 
@@ -19,65 +19,65 @@ from lm_harmony.analysis.stability import Stability, stability
 from lm_harmony.errors import UsageError
 
 GROUPINGS: tuple[Grouping, ...] = ("family", "kind", "size")
-"""Ways to split models."""
+"""Attributes by which models are grouped."""
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalysisSummary:
-    """Every analysis of one matrix; what could not be made is in ``skipped``."""
+    """The results of all analyses of one matrix."""
 
     matrix: ScoreMatrix
-    """The scores."""
+    """Scores that were analysed."""
     boards: Mapping[Preparation, Board]
-    """The leaderboard of each preparation."""
+    """Leaderboard of each preparation."""
     agreements: Mapping[Preparation, Agreement]
-    """Agreement of the benchmarks, without text corpora."""
+    """Agreement of the benchmarks without text corpora, by preparation."""
     change: AgreementChange | None
-    """What train-before-test does to it."""
+    """Agreement before and after train-before-test; None: a preparation has no scores."""
     groups: Mapping[Grouping, pd.DataFrame]
-    """Mean tau within each family, kind and class of size (``agreement.agreement_by``)."""
+    """Mean tau within each family, kind and size class (``agreement.agreement_by``)."""
     components: Mapping[Preparation, Components]
-    """Principal components, without text corpora."""
+    """Principal components without text corpora, by preparation."""
     scaling: Mapping[Preparation, Scaling]
-    """PC1 against size."""
+    """PC1 beside model size and compute, by preparation."""
     perplexity: tuple[PerplexityAgreement, ...]
     """Agreement of text corpora with benchmarks."""
     ranges: Mapping[tuple[Preparation, str], RankRanges]
     """Rank ranges and tie groups by preparation and benchmark."""
     distinguishable: Mapping[Preparation, pd.DataFrame]
-    """How many pairs of models each benchmark tells apart (``significance.distinguishable_pairs``)."""
+    """Share of significantly different pairs of models by benchmark (``significance.distinguishable_pairs``)."""
     stability: Mapping[Preparation, Stability]
-    """What changes do to the ranks."""
+    """Stability of the ranks by preparation."""
     skipped: tuple[str, ...]
-    """What could not be made, and why."""
+    """Analyses that were not possible, with the reason."""
 
 
 def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> AnalysisSummary:
-    """Make every analysis that ``matrix`` allows.
+    """Return the results of every analysis that is possible for ``matrix``.
 
     Args:
-        matrix: the scores.
-        seeds: the same by each seed alone, for ``stability``.
+        matrix: scores to analyse.
+        seeds: the matrix of each seed alone, for ``stability``.
 
     Raises:
         UsageError: the matrix has no scores at all.
     """
-    there = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
-    if not there:
+    present = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    if not present:
         raise UsageError(f"analyze: {matrix.source} has no scores. Run a study with the test split scored.")
-    skipped = [f"{name}: {matrix.source} has no {name} scores" for name in PREPARATIONS if name not in there]
+    skipped = [f"{name}: {matrix.source} has no {name} scores" for name in PREPARATIONS if name not in present]
     downstream = matrix.downstream()
 
-    def each(name: str, make: Callable[[Preparation], Made]) -> dict[Preparation, Made]:
-        made: dict[Preparation, Made] = {}
-        for preparation in there:
+    def each(name: str, analysis: Callable[[Preparation], Result]) -> dict[Preparation, Result]:
+        results: dict[Preparation, Result] = {}
+        for preparation in present:
             try:
-                made[preparation] = make(preparation)
+                results[preparation] = analysis(preparation)
             except UsageError as error:
                 skipped.append(f"{name}, {preparation}: {error}")
-        return made
+        return results
 
     agreements = each("agreement", lambda preparation: agreement(downstream, preparation))
     fitted = each("components", lambda preparation: components(downstream, preparation))
@@ -96,8 +96,8 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         components=fitted,
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
         perplexity=perplexity,
-        ranges={(name, task): rank_ranges(matrix, task, name) for name in there for task in matrix.benchmark_names},
-        distinguishable={name: distinguishable_pairs(matrix, name) for name in there},
+        ranges={(name, task): rank_ranges(matrix, task, name) for name in present for task in matrix.benchmark_names},
+        distinguishable={name: distinguishable_pairs(matrix, name) for name in present},
         stability=stabilities,
         skipped=tuple(skipped),
     )

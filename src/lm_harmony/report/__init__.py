@@ -1,1 +1,1 @@
-"""Knowledge -> pictures and pages. No statistics are made here: they come from lm_harmony.analysis."""
+"""Presentation of analyses: text tables, figures and the HTML page. Statistics come from lm_harmony.analysis."""

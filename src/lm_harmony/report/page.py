@@ -1,7 +1,8 @@
-"""One self-contained HTML page: sources from page/, libraries from their packages, the board's values as JSON.
+"""Writes a board as one self-contained HTML page: the sources in page/, libraries from installed packages, and the data as JSON.
 
-Nothing is fetched: the page's content security policy forbids every connection, and names the digest of each script that may run.
-Names are data: they travel as JSON in which no character can end the script element, and become text nodes in the browser.
+The page loads nothing from the network. Its content security policy forbids all connections and lists the digest of each script
+that may run. Names are never interpreted as HTML: in the JSON no character can end the script element, and in the browser names
+become text nodes.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ SCRIPTS = (
     "download",
     "start",
 )
-"""Sources in page/, in the order in which they are read into one script."""
+"""Sources in page/, in the order in which they are concatenated into one script."""
 _EXPORT = re.compile(r"export\{([^}]*)\};?")
 
 
 def write_page(data: Mapping[str, Any], path: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically: after an error the file is unchanged.
 
     Args:
-        data: what ``page_data`` returns.
-        path: the HTML file; its folder must be there.
+        data: values of ``page_data``.
+        path: HTML file to write; its folder must exist.
 
     Raises:
         MissingExtra: a library is not installed.
-        UsageError: the path is a folder, or its folder is missing.
-        StoreError: it cannot be written.
+        UsageError: the path is a folder, or its folder does not exist.
+        StoreError: the file cannot be written.
     """
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"cannot be written: {path.parent} is no folder"
-        raise UsageError(f"output: {path} {what}. Name a file in a folder that is there, such as board.html.")
+        what = "is a folder" if path.is_dir() else f"cannot be written, because {path.parent} is not a folder"
+        raise UsageError(f"output: {path} {what}. Name a file in an existing folder, such as board.html.")
     text = page_text(data)
     try:
         write_atomically(path, text)
     except StoreError as error:
-        raise StoreError(f"{path} cannot be written: {error.__cause__}. Make room, or name another file.") from error
+        raise StoreError(f"{path} cannot be written: {error.__cause__}. Free disk space, or name another file.") from error
 
 
 def page_text(data: Mapping[str, Any]) -> str:
@@ -76,20 +77,20 @@ def page_text(data: Mapping[str, Any]) -> str:
         "data": json_for_html(data),
         **{name: _packed(code) for name, code in libraries.items()},
     }
-    # One pass over the template: what is put in is not searched for places again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _source("page.html"))
+    # A single pass over the template, so that placeholders inside inserted text are left alone.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _source("page.html"))
 
 
 def json_for_html(values: Any) -> str:
-    """Return JSON that can stand in a script element: ASCII only, and no <, > or & that could end it or begin markup."""
+    """Return JSON that is safe in a script element: ASCII only, and without <, > and &."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _policy(*scripts: str) -> str:
-    """Return a policy under which only these scripts run and nothing is connected to.
+    """Return a content security policy that allows only these scripts and no connections.
 
-    Styles are free because Plotly sets them; pictures are those that the page makes itself, for its own downloads.
+    Inline styles are allowed because Plotly sets them. Images are limited to those that the page creates for its downloads.
     """
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" for code in scripts)
     return (
@@ -104,20 +105,20 @@ def _source(name: str) -> str:
 
 @cache
 def _packed(code: str) -> str:
-    """Return gzip in base64; without a time stamp, so that equal boards give equal files."""
+    """Return code as gzip in base64, without a time stamp, so that equal boards give equal files."""
     return base64.b64encode(gzip.compress(code.encode(), compresslevel=9, mtime=0)).decode()
 
 
 @cache
 def _datatables() -> str:
-    """Return DataTables from the bundle in itables, an ES module, as a script that defines ``DataTable``."""
+    """Return DataTables, an ES module in the package itables, as a script that defines ``DataTable``."""
     module = _library("itables", "html/dt_bundle.js")
     exported = _EXPORT.search(module)
-    # "Md as DateTime,vh as default": which of the bundle's own names stands for what it exports.
+    # The export list, such as "Md as DateTime,vh as default", maps names inside the bundle to exported names.
     pairs = [entry.split(" as ") for entry in exported[1].split(",")] if exported else []
     names = {outer.strip(): inner.strip() for inner, outer in pairs}
     if exported is None or "default" not in names:
-        raise MissingExtra(f"itables: its bundle exports no DataTables. {_PIP}")
+        raise MissingExtra(f"itables: its bundle does not export DataTables. {_PIP}")
     code = module[: exported.start()] + f"globalThis.DataTable={names['default']};" + module[exported.end() :]
     return "(() => {" + code + "\n})();"
 
@@ -127,11 +128,11 @@ def _plotly() -> str:
     return _library("plotly", "package_data/plotly.min.js")
 
 
-_PIP = 'Install what a page needs: pip install "lm-harmony[page]"'
+_PIP = 'Install the packages for pages with: pip install "lm-harmony[page]"'
 
 
 def _library(package: str, file: str) -> str:
-    """Return a file of an installed package without importing it, which would take longer than reading it."""
+    """Return the text of a file in an installed package. The package is not imported, because that is slow."""
     found = find_spec(package)
     path = Path(found.origin).parent / file if found and found.origin else None
     if path is None or not path.is_file():

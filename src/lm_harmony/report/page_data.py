@@ -1,4 +1,4 @@
-"""A score matrix and what analysis says of it -> the plain values that the page carries. No arithmetic but rounding."""
+"""The data of the page: a score matrix and its analyses as plain JSON values. Nothing is computed but rounding."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lm_harmony.analysis.significance import Z_THRESHOLD, rank_ranges
 from lm_harmony.errors import UsageError
 
 DIGITS = 10
-"""Significant digits of a value in the page: more than a score of 10,000 examples has, fewer than binary fractions need."""
+"""Significant digits of values in the page: enough for a score on 10,000 examples."""
 MARKS = (
-    f"the edge of the rows joins models that the sorted column cannot tell apart ({Z_THRESHOLD} standard errors of a difference; "
-    "for PC1 the bootstrap); scores in bold are tied with the benchmark's best"
+    f"bands at the left edge join models whose scores in the sorted column do not differ significantly ({Z_THRESHOLD} standard "
+    "errors of a difference; for PC1 the bootstrap); scores in bold do not differ significantly from the benchmark's best"
 )
-"""What the marks of the table mean."""
+"""Explanation of the marks in the table."""
 
 
 def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[str, Any]:
-    """Gather what the page shows.
+    """Return everything that the page shows, as values for JSON.
 
     Args:
-        matrix: the scores; text corpora are shown, but take no part in PC1 unless the reader chooses them. None: only the
+        matrix: scores to show. Text corpora are shown, but enter PC1 only if the reader selects them. None: show only the
             published board.
-        published: show the models among those of the published board, on its PC1.
+        published: whether to show the models among those of the published board, with its PC1.
 
     Raises:
-        UsageError: there are no scores.
+        UsageError: the matrix has no scores.
     """
     if published:
         board, published_matrix = published_board(matrix), ScoreMatrix.published()
@@ -52,71 +52,73 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
         "reference": board.reference,
         "marks": MARKS,
         "sizes": _size_labels(shown.models),
-        "benchmarks": [_benchmark(facts) for facts in shown.benchmarks],
-        # PC1 of chosen benchmarks is fitted on these models, and ranks are places among them.
-        "models": [_model(facts, facts.name in fixed) for facts in shown.models],
+        "benchmarks": [_benchmark(benchmark) for benchmark in shown.benchmarks],
+        # PC1 of selected benchmarks is fitted on the reference models, and ranks are ranks among them.
+        "models": [_model(model, model.name in fixed) for model in shown.models],
         "views": views,
     }
 
 
 def _own(matrix: ScoreMatrix) -> Board:
-    """Return the matrix's own board: of the trained scores, or of the direct ones where there are no others."""
+    """Return the board of the matrix: of the trained scores, or of the direct scores if there are no others."""
     if not any(matrix.has(preparation) for preparation in PREPARATIONS):
-        raise UsageError(f"page: {matrix.source} has no scores. Run the study with its test split scored.")
+        raise UsageError(f"page: {matrix.source} has no scores. Run a study with the test split scored.")
     return own_board(matrix, "trained" if matrix.has("trained") else "direct")
 
 
 def _size_labels(models: Iterable[ModelMetadata]) -> list[str]:
-    """Return the classes of size that occur, small to large, "unknown" last."""
+    """Return the size classes of ``models``, from small to large, "unknown" last."""
     ends = [ModelMetadata(name="", params_b=low) for low, _ in SIZES]
     labels = [group_of(model, "size") for model in (*ends, ModelMetadata(name=""))]
     present = {group_of(model, "size") for model in models}
     return [label for label in labels if label in present]
 
 
-def _benchmark(facts: BenchmarkMetadata) -> dict[str, Any]:
+def _benchmark(benchmark: BenchmarkMetadata) -> dict[str, Any]:
     return {
-        "task": facts.task,
-        "title": facts.title,
-        "category": facts.category,
-        "metric": facts.metric,
-        "higher": facts.higher_is_better,
-        "counts": not facts.is_perplexity,
-        # Fractions are shown in percent; bits per byte as they are.
-        "scale": 1 if facts.is_perplexity else 100,
-        "digits": 3 if facts.is_perplexity else 1,
+        "task": benchmark.task,
+        "title": benchmark.title,
+        "category": benchmark.category,
+        "metric": benchmark.metric,
+        "higher": benchmark.higher_is_better,
+        "counts": not benchmark.is_perplexity,
+        # The factor of the wide CSV layout: percent, except for text corpora.
+        "scale": 1 if benchmark.is_perplexity else 100,
+        # How the page writes a score: the factor, and the decimals in the table.
+        "written": {"factor": benchmark.shown_factor},
+        "digits": benchmark.shown_decimals - 1,
     }
 
 
-def _model(facts: ModelMetadata, reference: bool) -> dict[str, Any]:
+def _model(model: ModelMetadata, reference: bool) -> dict[str, Any]:
     return {
-        "name": facts.name,
-        "family": facts.family,
-        "kind": facts.kind,
-        "params": facts.params_b,
-        "size": group_of(facts, "size"),
+        "name": model.name,
+        "family": model.family,
+        "kind": model.kind,
+        "params": model.params_b,
+        "size": group_of(model, "size"),
         "reference": reference,
     }
 
 
 def _view(matrix: ScoreMatrix, preparation: Preparation, board: Board) -> dict[str, Any] | None:
-    """Return everything that is shown of one preparation, or None where it has no scores."""
+    """Return scores and analyses of one preparation; None: it has no scores."""
     if not matrix.has(preparation):
         return None
     if board.preparation != preparation:
-        # Models without any of these scores would be named as left out, one by one.
-        there = matrix.scores(preparation).values.notna().any(axis=1)
-        board = own_board(matrix.subset(models=there.index[there]), preparation)
+        # Models without any such score are dropped first, so that the notes do not name each of them as left out.
+        scored = matrix.scores(preparation).values.notna().any(axis=1)
+        board = own_board(matrix.subset(models=scored.index[scored]), preparation)
     scores = matrix.scores(preparation)
-    row, column = ({name: at for at, name in enumerate(names)} for names in (matrix.model_names, matrix.benchmark_names))
+    row, column = ({name: i for i, name in enumerate(names)} for names in (matrix.model_names, matrix.benchmark_names))
     gaps = {f"{row[gap.model]} {column[gap.benchmark]}": gap.cause for gap in matrix.gaps(preparation)}
-    many = len(matrix.models) > 1 and len(matrix.benchmarks) > 1
+    has_pairs = len(matrix.models) > 1 and len(matrix.benchmarks) > 1
     return {
         "scores": _table(scores.values),
         "stderrs": _table(scores.stderrs),
         "counts": _table(scores.counts),
-        "causes": {place: cause for place, cause in gaps.items() if cause != "not measured"},
-        "tau": _table(agreement(matrix, preparation).tau) if many else None,
+        "causes": {cell: cause for cell, cause in gaps.items() if cause != "not measured"},
+        "tau": _table(agreement(matrix, preparation).tau) if has_pairs else None,
         "components": _components(matrix, board),
         "notes": list(board.notes),
         **_ranges(matrix, preparation),
@@ -124,7 +126,7 @@ def _view(matrix: ScoreMatrix, preparation: Preparation, board: Board) -> dict[s
 
 
 def _components(matrix: ScoreMatrix, board: Board) -> dict[str, Any] | None:
-    """Return PC1 with its intervals, ranks and groups by model; None where there is too little for it."""
+    """Return PC1 with intervals, ranks and tie groups by model; None: the board has no PC1."""
     if board.explained is None:
         return None
     rows = {row.model: row for row in board.rows}
@@ -140,7 +142,7 @@ def _components(matrix: ScoreMatrix, board: Board) -> dict[str, Any] | None:
 
 
 def _ranges(matrix: ScoreMatrix, preparation: Preparation) -> dict[str, Any]:
-    """Return rank ranges and tie groups, models x benchmarks each."""
+    """Return rank ranges and tie groups, each a table of models x benchmarks."""
     ranges = {task: rank_ranges(matrix, task, preparation).table.reindex(matrix.model_names) for task in matrix.benchmark_names}
     columns = {"rank_low": "low", "rank_high": "high", "groups": "group"}
     return {name: _table(pd.DataFrame({task: found[of] for task, found in ranges.items()})) for name, of in columns.items()}
@@ -155,7 +157,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _plain(value: float) -> float | None:
-    """Return a number as JSON writes it shortest: gaps as null, whole numbers without a point."""
+    """Return a number in its shortest form in JSON: None for NaN, an int for an integral value."""
     if math.isnan(value):
         return None
     rounded = float(f"{value:.{DIGITS}g}")

@@ -1,13 +1,13 @@
-"""A report -> a folder of tables (CSV) with a summary in words. No statistics here.
+"""The folder that ``lm-harmony analyze`` writes: tables in CSV and a summary in words. No statistics are computed here.
 
-<folder>/summary.md                     what came out, and what could not be made
+<folder>/summary.md                     the main results, and the analyses that were not possible
 <folder>/tables/scores.csv              every score, in the long layout
 <folder>/tables/leaderboard_<p>.csv     <p>: direct or trained
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
 <folder>/tables/perplexity.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
-<folder>/figures/*.pdf, *.png           where asked (``report.draw``)
+<folder>/figures/*.pdf, *.png           unless --no-figures is given (``report.figures``)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lm_harmony.report.tables import board_csv
 
 
 def write_tables(summary: AnalysisSummary, folder: Path) -> list[Path]:
-    """Write every table of ``summary`` and summary.md; return their paths."""
+    """Write every table of ``summary`` and summary.md below ``folder``, and return the paths."""
     tables = folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     written = []
@@ -46,10 +46,10 @@ def write_tables(summary: AnalysisSummary, folder: Path) -> list[Path]:
 
 
 def summary_lines(summary: AnalysisSummary) -> list[str]:
-    """Return what came out, a line each."""
+    """Return the main results as sentences, one per line."""
     matrix = summary.matrix
-    there = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
-    gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in there)
+    present = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in present)
     lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
     for name, found in summary.agreements.items():
         lines.append(
@@ -80,13 +80,14 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
     lines += _significance(summary)
     for preparation, stable in summary.stability.items():
         for change in ("benchmark", "family", "seed"):
-            worst = min((shift for shift in stable.changes if shift.change == change), key=lambda shift: shift.tau, default=None)
-            if worst is not None:
+            effects = [effect for effect in stable.changes if effect.change == change]
+            if effects:
+                largest = min(effects, key=lambda effect: effect.tau)
                 lines.append(
-                    f"stability, {preparation}, {change}: least tau {worst.tau:.3f} ({worst.name}); "
-                    f"{worst.mover} moves {worst.largest} places"
+                    f"stability, {preparation}, {change}: smallest tau {largest.tau:.3f} ({largest.name}); "
+                    f"the rank of {largest.most_changed} changes by {largest.largest}"
                 )
-    return [*lines, *summary.matrix.notes, *(f"not made: {line}" for line in summary.skipped)]
+    return [*lines, *summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
 
 
 def _significance(summary: AnalysisSummary) -> Iterator[str]:
@@ -94,15 +95,15 @@ def _significance(summary: AnalysisSummary) -> Iterator[str]:
         widths = [row.rank_high - row.rank_low + 1 for row in board.rows if row.rank_low and row.rank_high]
         if widths:
             groups = max(row.group or 0 for row in board.rows)
-            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} places or fewer; {groups} tie groups"
+            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} ranks or fewer; {groups} tie groups"
     for preparation, table in summary.distinguishable.items():
         known = table[table["pairs"] > 0]
         if not known.empty:
             yield (
-                f"pairs of models told apart, {preparation}: {known['plain'].mean():.1%} by 1.96 standard errors, "
+                f"pairs of models that differ significantly, {preparation}: {known['plain'].mean():.1%} by 1.96 standard errors, "
                 f"{known['holm'].mean():.1%} after Holm's correction, mean of {len(known)} benchmarks with standard errors "
-                f"(least {known['holm'].idxmin()} {known['holm'].min():.1%}, "
-                f"most {known['holm'].idxmax()} {known['holm'].max():.1%})"
+                f"(smallest {known['holm'].idxmin()} {known['holm'].min():.1%}, "
+                f"largest {known['holm'].idxmax()} {known['holm'].max():.1%})"
             )
 
 
@@ -130,7 +131,8 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
     for preparation, table in summary.distinguishable.items():
         yield f"told_apart_{preparation}", _named(table, "benchmark")
     for preparation, stable in summary.stability.items():
-        yield f"stability_{preparation}", pd.DataFrame([asdict(shift) for shift in stable.changes])
+        effects = pd.DataFrame([asdict(effect) for effect in stable.changes])
+        yield f"stability_{preparation}", effects.rename(columns={"most_changed": "mover"})
 
 
 def _perplexity_rows(summary: AnalysisSummary) -> Iterator[dict[str, object]]:
@@ -149,17 +151,18 @@ def _perplexity_rows(summary: AnalysisSummary) -> Iterator[dict[str, object]]:
 
 
 def _long(matrix: ScoreMatrix) -> pd.DataFrame:
-    """Return every score in the long layout that ``ScoreMatrix.from_csv`` reads; gaps are empty."""
+    """Return every score in the long layout that ``ScoreMatrix.from_csv`` reads; a missing score is an empty cell."""
     rows = []
     for preparation in PREPARATIONS:
         if not matrix.has(preparation):
             continue
         scores = matrix.scores(preparation)
-        for fact in matrix.benchmarks:
+        for benchmark in matrix.benchmarks:
+            task, metric, higher = benchmark.task, benchmark.metric, benchmark.higher_is_better
             for name in matrix.model_names:
-                cells = (scores.values, scores.stderrs, scores.counts)
-                score, stderr, count = (table.loc[name, fact.task] for table in cells)
-                rows.append((name, fact.task, preparation, score, stderr, count, fact.metric, fact.higher_is_better))
+                tables = (scores.values, scores.stderrs, scores.counts)
+                score, stderr, count = (table.loc[name, task] for table in tables)
+                rows.append((name, task, preparation, score, stderr, count, metric, higher))
     columns = ["model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -1,5 +1,5 @@
-// The board as the page's data has it, and what follows from the reader's choice of scores and columns. Statistics come from
-// the data (lm_harmony.analysis made them); only the components of chosen columns are computed here.
+// The board in the page's data, and the values derived from the selected scores and columns. Statistics are part of the data
+// (lm_harmony.analysis computed them); only the principal components of selected columns are computed here.
 
 const UNKNOWN = "unknown";
 
@@ -16,8 +16,7 @@ const readBoard = (data) => {
   return made;
 };
 
-// Scores as they stand in the table: models x benchmarks; the gain is positive where training improved the score, also where
-// lower is better.
+// The scores in the table, models x benchmarks. A gain is positive if training improved the score, also where lower is better.
 const scoresOf = (view) => {
   if (view !== "gain") return board.views[view].scores;
   const { trained, direct } = board.views;
@@ -31,16 +30,16 @@ const scoresOf = (view) => {
 const stderrOf = (view, i, j) => {
   const of = (name) => board.views[name]?.stderrs?.[i][j] ?? null;
   if (view !== "gain") return of(view);
-  // The two scores are of the same examples, so their errors are not independent: none is claimed for the difference.
+  // Both scores are on the same examples, so their errors are not independent and the standard error of the gain is not known.
   return null;
 };
 
 const sameSet = (one, other) => one.length === other.length && one.every((task) => other.includes(task));
 
-// What the table shows for a state: PC1 with its interval, ranks, explained variance, and in words what it stands on.
+// The derived values of a state: scores, PC1 with its interval, ranks, explained variance, and the columns PC1 is computed from.
 const derive = (state) => {
   const columns = state.columns ?? board.columns;
-  // A difference of two PC1 would be of two different axes: beside the gains stands the PC1 of the trained scores.
+  // Direct and trained PC1 are different axes and cannot be subtracted, so the PC1 beside gains is that of the trained scores.
   const view = state.view === "gain" ? "trained" : state.view;
   const shipped = board.views[view].components;
   const made = { view: state.view, componentView: view, columns, scores: scoresOf(state.view), shipped: false, low: null, high: null };
@@ -53,7 +52,7 @@ const derive = (state) => {
   return made;
 };
 
-// A rank is the place among the models that the board stands on, so that no other model moves it.
+// Ranks are ranks among the reference models, so that other models do not change them.
 const ranksOnBoard = (pc1) => {
   if (!board.models.some(({ reference }, i) => reference && pc1[i] !== null)) return ranksOf(pc1);
   const placed = pc1.filter((value, i) => value !== null && board.models[i].reference);
@@ -61,25 +60,25 @@ const ranksOnBoard = (pc1) => {
 };
 
 const recomputed = (view, columns) => {
-  if (columns.length < 2) return { trouble: "choose two benchmarks or more" };
+  if (columns.length < 2) return { trouble: "select at least two benchmarks" };
   const chosen = columns.map((task) => board.taskIndex.get(task));
   const oriented = board.views[view].scores.map((row) =>
     chosen.map((j) => (row[j] === null || board.benchmarks[j].higher ? row[j] : -row[j])));
   const reference = board.models.map((model) => model.reference);
-  // A reference's axis is that of its own models; where none of them has these scores, the axis is that of all models.
-  const whole = oriented.map((row) => row.every((value) => value !== null));
-  const fitted = reference.some((is, i) => is && whole[i]) ? reference : board.models.map(() => true);
+  // PC1 is fitted on the reference models, or on all models if no reference model has all these scores.
+  const complete = oriented.map((row) => row.every((value) => value !== null));
+  const fitted = reference.some((is, i) => is && complete[i]) ? reference : board.models.map(() => true);
   const found = firstComponent(oriented, fitted);
-  if (found === null) return { trouble: "fewer than two models have all chosen benchmarks" };
+  if (found === null) return { trouble: "fewer than two models have scores on all selected benchmarks" };
   if (found.constant) {
     const titles = columns.filter((_, j) => found.constant[j]).map((task) => board.benchmarks[board.taskIndex.get(task)].title);
-    return { trouble: `all models score alike on ${titles.join(", ")}` };
+    return { trouble: `all models have the same score on ${titles.join(", ")}` };
   }
   return found;
 };
 
-// From the 10th percentile to the best score of every benchmark, for the colours: a few tiny models would else paint all others
-// alike. Of all models, so that a filter recolours nothing.
+// The colour range of every benchmark, from the 10th percentile to the best score. With the minimum, a few tiny models would
+// leave no contrast among the others. The range is over all models, so that filters do not change colours.
 const extentsOf = (scores) => board.benchmarks.map(({ higher }, j) => {
   const values = scores.map((row) => row[j]).filter((value) => value !== null).sort((a, b) => (higher ? a - b : b - a));
   return values.length ? { worst: values[Math.floor(values.length / 10)], best: values.at(-1), least: values[0] } : null;

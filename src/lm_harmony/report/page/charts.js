@@ -1,10 +1,10 @@
-// The four charts. Plotly is large, so it is unpacked only when a chart comes into view: the table does not wait for it.
+// The four charts. Plotly is large, so it is unpacked only when a chart becomes visible.
 
-// Twelve hues of one lightness, told apart in light and dark; further families begin again.
+// Twelve hues of equal lightness for light and dark themes. More families reuse them in order.
 const HUES = ["#4e79a7", "#e08a3c", "#c9565b", "#4fa3a0", "#5f9e53", "#c9a227", "#9b72a8", "#d87f96", "#8d6e58", "#6f8fd0", "#7f9b3a", "#808489"];
 const familyColour = (family) => HUES[board.families.indexOf(family) % HUES.length];
 
-// Plotly reads a little HTML and, between dollars, TeX in its texts; a name is neither.
+// Plotly interprets some HTML, and TeX between dollar signs. Names must be shown literally.
 const plotText = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 const shortName = (name) => {
   const own = name.slice(name.lastIndexOf("/") + 1) || name;
@@ -27,8 +27,8 @@ const makeCharts = (page) => {
       await chart.draw(page, chart.card);
       if (!chart.stale) chart.card.dataset.drawn = "true";
     } catch (error) {
-      // A browser that cannot unpack the library still shows the table.
-      sayNote(chart.card, `The chart cannot be drawn here: ${error.message}`);
+      // If the library cannot be unpacked, the table still works.
+      setNote(chart.card, `The chart cannot be drawn: ${error.message}`);
     }
   };
   const watcher = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
@@ -37,7 +37,7 @@ const makeCharts = (page) => {
     refresh(chart);
   }));
   charts.forEach(({ card }) => watcher.observe(card));
-  // A keystroke in the search redraws the table at once, and the charts when the reader pauses.
+  // While the reader types a search, the table is redrawn at once and the charts after a pause.
   let pause;
   return () => {
     byId("bump-by").value = page.state.bump;
@@ -47,7 +47,7 @@ const makeCharts = (page) => {
   };
 };
 
-// Two frames and an idle moment: the table is on the screen before the library takes the thread.
+// Waits for two frames and an idle callback, so that the table is painted before the library is evaluated.
 const afterPaint = () => new Promise((done) => {
   const idle = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 50));
   requestAnimationFrame(() => requestAnimationFrame(() => idle(done)));
@@ -59,9 +59,9 @@ const fillBumpChoice = (page) => {
   select.addEventListener("change", () => page.set({ bump: select.value }));
 };
 
-const sayNote = (card, text) => { card.querySelector(".note").textContent = text; };
+const setNote = (card, text) => { card.querySelector(".note").textContent = text; };
 
-// Colours as the browser has them now, light or dark.
+// The colours of the current theme, as the browser computes them.
 const colours = () => {
   const probe = document.body.appendChild(element("i", { hidden: true }));
   const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
@@ -83,7 +83,7 @@ const plot = (node, traces, layout, height) => {
 const shownIndices = (page) => shownModels(page).map(({ index }) => index);
 const isNarrow = () => document.documentElement.clientWidth < 700;
 
-// PC1 ranks of both preparations for the chosen benchmarks, or ranks on one benchmark.
+// Ranks of both preparations by PC1 of the selected benchmarks, or on one benchmark.
 const bumpRanks = (page) => ["direct", "trained"].map((view) => {
   if (page.state.bump === "pc1") return derive({ ...page.state, view }).ranks;
   const j = board.taskIndex.get(page.state.bump);
@@ -91,20 +91,20 @@ const bumpRanks = (page) => ["direct", "trained"].map((view) => {
 });
 
 const BUMP_LIMIT = 150;
-// A line leaves and arrives level: the smoothstep 3x² - 2x³ at these points.
-const WAY = Array.from({ length: 17 }, (_, k) => k / 16);
+// Sample points of the lines, which follow the smoothstep 3x² - 2x³ and so are horizontal at both ends.
+const SAMPLES = Array.from({ length: 17 }, (_, k) => k / 16);
 
 const drawBump = (page, card) => {
   const node = card.querySelector(".plot");
   if (!board.has("gain")) {
     node.hidden = true;
-    return sayNote(card, `No ${board.has("direct") ? "trained" : "direct"} scores in ${board.source}: there is nothing to draw a line from.`);
+    return setNote(card, `No ${board.has("direct") ? "trained" : "direct"} scores in ${board.source}: ranks before and after training cannot be compared.`);
   }
   const [before, after] = bumpRanks(page);
   const all = shownIndices(page).filter((i) => before[i] !== null && after[i] !== null).sort((a, b) => after[a] - after[b]);
   const models = all.slice(0, BUMP_LIMIT);
   const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
-  sayNote(card, `Rank before and after training, ${what}.`);
+  setNote(card, `Rank before and after training, ${what}.`);
   const { pins } = page.state;
   const named = new Set();
   const narrow = isNarrow();
@@ -115,16 +115,16 @@ const drawBump = (page, card) => {
     named.add(model.family);
     const loud = !pins.length || pins.includes(model.name);
     const [from, to] = [before[i], after[i]];
-    return { type: "scatter", mode: "lines+markers+text", x: WAY, y: WAY.map((x) => from + (to - from) * x * x * (3 - 2 * x)),
-      line: { width: pins.includes(model.name) ? 3.5 : 1.6, color: colour }, marker: { size: WAY.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour, line: { width: 0 } },
-      opacity: loud ? 0.9 : 0.18, text: WAY.map((x) => (x === 1 ? `${to}  ${shortName(model.name)}` : "")), textposition: "middle right", textfont: { size: narrow ? 9 : 11 },
+    return { type: "scatter", mode: "lines+markers+text", x: SAMPLES, y: SAMPLES.map((x) => from + (to - from) * x * x * (3 - 2 * x)),
+      line: { width: pins.includes(model.name) ? 3.5 : 1.6, color: colour }, marker: { size: SAMPLES.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour, line: { width: 0 } },
+      opacity: loud ? 0.9 : 0.18, text: SAMPLES.map((x) => (x === 1 ? `${to}  ${shortName(model.name)}` : "")), textposition: "middle right", textfont: { size: narrow ? 9 : 11 },
       cliponaxis: false, name: plotText(model.family), legendgroup: model.family, showlegend: first, hoverinfo: "text",
       hovertext: `${plotText(model.name)}<br>direct ${from}, trained ${to}` };
   });
-  const places = models.flatMap((i) => [before[i], after[i]]);
+  const ranks = models.flatMap((i) => [before[i], after[i]]);
   return plot(node, traces, { margin: { l: 34, r: narrow ? 150 : 230, t: narrow ? 30 : 62, b: 12 }, showlegend: !narrow, legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { color: colours().muted } },
     xaxis: { range: [-0.02, 1], tickvals: [0, 1], ticktext: ["direct", "trained"], side: "top", showgrid: false, zeroline: false, showline: false, automargin: false, fixedrange: true },
-    yaxis: { range: [Math.max(...places, 1) + 0.8, Math.min(...places, 1) - 0.8], showgrid: false, zeroline: false, tickvals: [1, ...Array.from({ length: 100 }, (_, k) => 10 * (k + 1))], fixedrange: true } },
+    yaxis: { range: [Math.max(...ranks, 1) + 0.8, Math.min(...ranks, 1) - 0.8], showgrid: false, zeroline: false, tickvals: [1, ...Array.from({ length: 100 }, (_, k) => 10 * (k + 1))], fixedrange: true } },
   Math.max(300, 90 + models.length * 15));
 };
 
@@ -140,13 +140,13 @@ const drawTau = async (page, card) => {
   const nodes = card.querySelectorAll(".plot");
   const places = columnOrder().filter((j) => page.derived.columns.includes(board.benchmarks[j].task));
   const { surface, accent, warm, muted } = colours();
-  const said = [];
+  const sentences = [];
   for (const [at, view] of ["direct", "trained"].entries()) {
-    const there = board.has(view) && board.views[view].tau && places.length > 1;
-    nodes[at].hidden = !there;
-    if (!there) { said.push(board.has(view) ? `${view}: choose two benchmarks or more` : `no ${view} scores in ${board.source}`); continue; }
+    const available = board.has(view) && board.views[view].tau && places.length > 1;
+    nodes[at].hidden = !available;
+    if (!available) { sentences.push(board.has(view) ? `${view}: select at least two benchmarks` : `no ${view} scores in ${board.source}`); continue; }
     const { z, titles, mean } = tauOf(view, places);
-    if (mean !== null) said.push(`${view}: mean ${mean.toFixed(2)}`);
+    if (mean !== null) sentences.push(`${view}: mean ${mean.toFixed(2)}`);
     const narrow = isNarrow();
     await plot(nodes[at], [{ type: "heatmap", z, x: titles, y: titles, zmin: -1, zmax: 1, xgap: 1, ygap: 1, colorscale: [[0, warm], [0.5, surface], [1, accent]],
       hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", showscale: at === 1 || !board.has("trained"),
@@ -155,24 +155,24 @@ const drawTau = async (page, card) => {
       xaxis: { tickangle: -90, showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true },
       yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true } }, narrow ? 380 : 520);
   }
-  sayNote(card, `Kendall's tau-b between the rankings of every two benchmarks; ${said.join("; ")}.`);
+  setNote(card, `Kendall's tau-b between the ranks of models on every two benchmarks; ${sentences.join("; ")}.`);
 };
 
 const drawScree = (page, card) => {
   const { accent, warm } = colours();
-  const said = [];
+  const sentences = [];
   const traces = [];
   for (const [view, colour] of [["direct", warm], ["trained", accent]]) {
-    if (!board.has(view)) { said.push(`no ${view} scores`); continue; }
+    if (!board.has(view)) { sentences.push(`no ${view} scores`); continue; }
     const { explained, trouble } = derive({ ...page.state, view });
-    if (!explained) { said.push(`${view}: ${trouble ?? "no components"}`); continue; }
-    said.push(`${view}: ${percent(explained[0])}`);
+    if (!explained) { sentences.push(`${view}: ${trouble ?? "no components"}`); continue; }
+    sentences.push(`${view}: ${percent(explained[0])}`);
     const first = explained.slice(0, 10);
     traces.push({ type: "scatter", mode: "lines+markers", name: view, x: first.map((_, k) => k + 1), y: first.map((share) => 100 * share),
       line: { color: colour, width: 2 }, marker: { size: 7 }, hovertemplate: `component %{x}: %{y:.1f}%<extra>${view}</extra>` });
   }
-  sayNote(card, `Variance that each principal component explains; the first: ${said.join(", ")}.`);
-  return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } }, 360);
+  setNote(card, `Share of the variance that each principal component explains. First component: ${sentences.join(", ")}.`);
+  return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "principal component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } }, 360);
 };
 
 const drawSize = (page, card) => {
@@ -180,7 +180,7 @@ const drawSize = (page, card) => {
   const shown = shownIndices(page).filter((i) => pc1[i] !== null);
   const sized = shown.filter((i) => board.models[i].params !== null);
   const without = shown.length - sized.length;
-  sayNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}. Filled: base, open: others.`);
+  setNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}. Filled: base models; open: other models.`);
   const families = board.families.filter((family) => sized.some((i) => board.models[i].family === family));
   const traces = families.map((family) => {
     const own = sized.filter((i) => board.models[i].family === family);

@@ -1,5 +1,5 @@
-// Pinned models side by side: the best score of each benchmark stands out, and with two models their difference, in bold where
-// it exceeds 1.96 standard errors of a difference of independent scores.
+// The table of pinned models. The best score of each benchmark is bold. For two models it has their difference, in bold if it
+// exceeds 1.96 standard errors of a difference of independent scores.
 
 const makeCompare = (page) => {
   byId("unpin").addEventListener("click", () => page.set({ pins: [] }));
@@ -42,19 +42,19 @@ const compareRow = (page, models, j) => {
   const { scores, view } = page.derived;
   const values = models.map(({ index }) => scores[index][j]);
   const known = values.filter((value) => value !== null);
-  // A gain is oriented already; of scores the best may be the lowest.
+  // Gains are oriented already. The best score may be the lowest one.
   const best = known.length > 1 ? (benchmark.higher || view === "gain" ? Math.max(...known) : Math.min(...known)) : null;
   const cells = models.map(({ index }, k) => {
     if (values[k] === null) return element("td", { class: "gap", text: "·" });
     const stderr = stderrOf(view, index, j);
     return element("td", { class: values[k] === best ? "best" : "", text: shownScore(benchmark, values[k], view) },
-      stderr === null ? null : element("small", { text: ` ± ${fixed(stderr * benchmark.scale, benchmark.digits)}` }));
+      stderr === null ? null : element("small", { text: ` ± ${fixed(stderr * benchmark.written.factor, benchmark.digits)}` }));
   });
   return element("tr", {}, element("th", { scope: "row", text: benchmark.title }), ...cells, ...(models.length === 2 ? [differenceCell(page, models, j)] : []));
 };
 
 const shownScore = (benchmark, value, view) =>
-  (view === "gain" ? signed : fixed)(value * benchmark.scale, benchmark.digits);
+  (view === "gain" ? signed : fixed)(value * benchmark.written.factor, benchmark.digits);
 
 const differenceCell = (page, models, j) => {
   const benchmark = board.benchmarks[j];
@@ -64,5 +64,5 @@ const differenceCell = (page, models, j) => {
   const errors = models.map(({ index }) => stderrOf(view, index, j));
   const sure = errors.every((error) => error !== null) && Math.abs(a - b) > 1.96 * Math.hypot(...errors);
   return element("td", { class: sure ? "sure" : "", title: sure ? "more than 1.96 standard errors" : null,
-    text: signed((a - b) * benchmark.scale, benchmark.digits) });
+    text: signed((a - b) * benchmark.written.factor, benchmark.digits) });
 };

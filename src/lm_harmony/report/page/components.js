@@ -1,9 +1,9 @@
-// Principal components of the chosen benchmarks, as lm_harmony.analysis.components computes them: standardise each benchmark
-// over the models that the components are fitted on, take the eigenvectors of the correlation matrix, orient the first so
-// that better is higher. The tests hold the two equal.
+// Principal components of the selected benchmarks, computed as in lm_harmony.analysis.pca: each benchmark is standardised over
+// the models of the fit, components are eigenvectors of the correlation matrix, and the sign of the first is chosen so that better
+// models have higher scores. Tests check that both agree.
 
 // Eigenvalues (largest first) and eigenvectors of a symmetric matrix by cyclic Jacobi rotations (Golub & Van Loan, section 8.5).
-// At most a few dozen benchmarks, so its simplicity and its accuracy count for more than its speed.
+// With at most a few dozen benchmarks, speed does not matter.
 const eigen = (symmetric) => {
   const size = symmetric.length;
   const a = symmetric.map((row) => row.slice());
@@ -29,11 +29,11 @@ const rotate = (a, vectors, p, q) => {
   for (const row of vectors) [row[p], row[q]] = [c * row[p] - s * row[q], s * row[p] + c * row[q]];
 };
 
-// scores: models x benchmarks, null = gap, already oriented so that higher is better; fitted: which models it may stand on.
-// Returns null when there is nothing to fit, else the PC1 of every model that has all the benchmarks (times 100).
+// scores: oriented scores, models x benchmarks, null for a missing one; fitted: mask of the models that it may be fitted on.
+// Returns null with fewer than two complete models, else PC1 (times 100) of every model that has all the benchmarks.
 const firstComponent = (scores, fitted) => {
-  const whole = scores.map((row) => row.every((value) => value !== null));
-  const rows = scores.filter((_, index) => whole[index] && fitted[index]);
+  const complete = scores.map((row) => row.every((value) => value !== null));
+  const rows = scores.filter((_, index) => complete[index] && fitted[index]);
   if (rows.length < 2) return null;
   const means = rows[0].map((_, j) => rows.reduce((sum, row) => sum + row[j], 0) / rows.length);
   const scales = means.map((mean, j) => Math.sqrt(rows.reduce((sum, row) => sum + (row[j] - mean) ** 2, 0) / rows.length));
@@ -48,7 +48,7 @@ const firstComponent = (scores, fitted) => {
   const loadings = vectors[0].map((value) => direction * value);
   const project = (row) => 100 * standard(row).reduce((sum, value, j) => sum + value * loadings[j], 0);
   return {
-    pc1: scores.map((row, index) => (whole[index] ? project(row) : null)),
+    pc1: scores.map((row, index) => (complete[index] ? project(row) : null)),
     explained: values.map((value) => Math.max(0, value) / total),
     loadings,
     models: rows.length,

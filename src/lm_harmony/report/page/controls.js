@@ -1,4 +1,4 @@
-// Everything above the table. Each control reads the state when the page redraws and says what it changes through page.set.
+// The controls above the table. Each reads the state when the page is redrawn, and changes it through page.set.
 
 const makeControls = (page) => {
   const redraws = [viewToggle(page), searchField(page), ...menus(page), themeButton(page)];
@@ -16,10 +16,10 @@ const closeMenus = (but = null) => document.querySelectorAll("details.menu[open]
 
 const viewToggle = (page) => {
   const inputs = [["direct", "Direct"], ["trained", "Trained"], ["gain", "Gain"]].map(([view, text]) => {
-    const there = board.has(view);
-    const input = element("input", { type: "radio", name: "view", value: view, disabled: !there, onchange: () => page.set({ view, page: 0 }) });
+    const available = board.has(view);
+    const input = element("input", { type: "radio", name: "view", value: view, disabled: !available, onchange: () => page.set({ view, page: 0 }) });
     const missing = view === "gain" ? "needs direct and trained scores" : `no ${view} scores in ${board.source}`;
-    byId("views").append(element("label", { title: there ? null : missing }, input, element("span", { text })));
+    byId("views").append(element("label", { title: available ? null : missing }, input, element("span", { text })));
     return input;
   });
   return () => inputs.forEach((input) => { input.checked = input.value === page.state.view; });
@@ -40,9 +40,9 @@ const menus = (page) => [
 ];
 
 const menu = (title, ...content) => {
-  const said = element("span", { text: title });
+  const label = element("span", { text: title });
   const badge = element("b", { class: "badge", hidden: true });
-  const made = element("details", { class: "menu" }, element("summary", {}, said, badge), element("div", { class: "sheet" }, ...content));
+  const made = element("details", { class: "menu" }, element("summary", {}, label, badge), element("div", { class: "sheet" }, ...content));
   made.addEventListener("toggle", () => { if (made.open) keepOnScreen(made.querySelector(".sheet")); });
   byId("menus").append(made);
   return (count) => { badge.hidden = !count; badge.textContent = count || ""; };
@@ -51,8 +51,8 @@ const menu = (title, ...content) => {
 const keepOnScreen = (sheet) => {
   sheet.style.removeProperty("--shift");
   const { left, right } = sheet.getBoundingClientRect();
-  const room = document.documentElement.clientWidth - 8;
-  sheet.style.setProperty("--shift", `${right > room ? Math.max(room - right, 8 - left) : 0}px`);
+  const limit = document.documentElement.clientWidth - 8;
+  sheet.style.setProperty("--shift", `${right > limit ? Math.max(limit - right, 8 - left) : 0}px`);
 };
 
 const checkbox = (value, text, change, { dot, count } = {}) => {
@@ -87,9 +87,9 @@ const columnMenu = (page) => {
       title: `Only ${category}`, onclick: () => choose(own.map(({ task }) => task)) })), ...made.map(({ label }) => label));
   });
   const count = menu("Benchmarks", element("div", { class: "sheet-head" },
-    element("button", { type: "button", class: "quiet", text: "As on the board", onclick: () => page.set({ columns: null }) }),
+    element("button", { type: "button", class: "quiet", text: "Default", onclick: () => page.set({ columns: null }) }),
     element("button", { type: "button", class: "quiet", text: "None", onclick: () => choose([]) }),
-    element("p", { text: "PC1 is computed anew from the benchmarks you choose." })), element("div", { class: "groups" }, ...groups));
+    element("p", { text: "PC1 is recomputed from the selected benchmarks." })), element("div", { class: "groups" }, ...groups));
   return () => {
     boxes.forEach(({ input }) => { input.checked = chosen().includes(input.value); });
     count(page.state.columns === null ? 0 : page.state.columns.length);
@@ -99,7 +99,7 @@ const columnMenu = (page) => {
 const downloadMenu = (page) => {
   const offer = (text, kind) => element("button", { type: "button", class: "choice", text, onclick: () => { closeMenus(); download(page, kind); } });
   menu("Download", offer("Table as CSV", "csv"), offer("Scores as CSV", "long"), offer("Table as JSON", "json"),
-    element("p", { text: "The models and benchmarks shown. Scores: one line each, direct and trained, with standard errors." }));
+    element("p", { text: "Files have the models and benchmarks shown. Scores as CSV has one line per score, direct and trained, with standard errors." }));
   return () => {};
 };
 

@@ -1,4 +1,4 @@
-// What is shown, as files: the models that pass the filters in the table's order, the chosen benchmarks, full precision.
+// Downloads: the models that pass the filters in the order of the table, and the selected benchmarks, at full precision.
 
 const shownModels = (page) => page.table.rows({ search: "applied", order: "applied" }).data().toArray();
 
@@ -10,7 +10,7 @@ const download = (page, kind) => {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 };
 
-// A name that a spreadsheet would take for a formula is marked as text, as OWASP advises; numbers are never names.
+// Names that a spreadsheet would interpret as formulas get a leading apostrophe, as OWASP recommends.
 const csvName = (name) => csvField(/^[=+\-@\t\r]/.test(name) ? `'${name}` : name);
 
 const csvField = (value) => {
@@ -19,7 +19,7 @@ const csvField = (value) => {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 };
 
-// Digits that a score of up to 10,000 examples needs; without the noise of binary fractions.
+// Twelve significant digits are exact for scores on up to 10,000 examples and hide binary rounding.
 const plain = (value) => (value === null ? null : Number(value.toPrecision(12)));
 
 const csvOf = (page, kind) => {
@@ -27,8 +27,8 @@ const csvOf = (page, kind) => {
   return `${lines.map((fields) => fields.join(",")).join("\r\n")}\r\n`;
 };
 
-// As boards are published, in percent (text corpora in bits per byte), the layout that `lm-harmony leaderboard` reads. Gains are
-// no scores: their columns are named so that no program takes them for any.
+// The wide layout that `lm-harmony leaderboard` reads: in percent, text corpora in bits per byte. Gains are not scores, so their
+// columns get other names, which no reader accepts as benchmarks.
 const wideLines = (page) => {
   const { columns, view, ranks, pc1, low, high, scores } = page.derived;
   const heads = columns.map((task) => csvField(view === "gain" ? `${task} (gain)` : task));
@@ -45,7 +45,7 @@ const wideLines = (page) => {
   return lines;
 };
 
-// One line a score: the long layout that `lm-harmony leaderboard` reads.
+// The long layout that `lm-harmony leaderboard` reads: one line per score.
 const longLines = (page) => {
   const lines = [["model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better"]];
   for (const model of shownModels(page)) {

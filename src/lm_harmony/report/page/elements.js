@@ -1,4 +1,4 @@
-// Elements are made here and nowhere else. Text always goes through textContent: a name is never read as markup.
+// Creation of elements. Text is always set through textContent, so that names are never interpreted as HTML.
 
 const byId = (id) => document.getElementById(id);
 
@@ -15,7 +15,7 @@ const element = (tag, { text, ...properties } = {}, ...children) => {
   return made;
 };
 
-// A name of any script and direction keeps to its own place: its direction is its own, isolated from what stands around it.
+// A model's name in an element that isolates its writing direction from the surrounding text.
 const nameElement = (name) => {
   const slash = name.lastIndexOf("/") + 1;
   const made = element("bdi", { class: "name", title: name });

@@ -1,4 +1,4 @@
-// What stands behind a score, on hover, tap or focus: both preparations with their standard errors, the rank and its range.
+// The tooltip of a score on hover, tap or focus: both preparations with standard errors, and the rank range.
 
 const makeHint = (page) => {
   const hint = byId("hint");
@@ -9,9 +9,9 @@ const makeHint = (page) => {
     hint.hidden = false;
     const at = cell.getBoundingClientRect();
     const { width, height } = hint.getBoundingClientRect();
-    const room = document.documentElement.clientWidth;
+    const limit = document.documentElement.clientWidth;
     const above = at.top - height - 6;
-    hint.style.left = `${Math.max(8, Math.min(at.left + at.width / 2 - width / 2, room - width - 8))}px`;
+    hint.style.left = `${Math.max(8, Math.min(at.left + at.width / 2 - width / 2, limit - width - 8))}px`;
     hint.style.top = `${above > 8 ? above : at.bottom + 6}px`;
   };
   const region = byId("board-region");
@@ -27,7 +27,7 @@ const makeHint = (page) => {
   region.addEventListener("keydown", (event) => moveCell(event));
 };
 
-// Arrow keys walk over the cells once one of them has the focus; Enter on the scrolled region goes to the first.
+// Arrow keys move the focus between cells. Enter on the scrollable region moves it to the first cell.
 const moveCell = (event) => {
   const from = document.activeElement;
   const region = byId("board-region");
@@ -57,19 +57,19 @@ const hintLines = (page, i, j) => {
     if (!held) continue;
     const value = held.scores[i][j];
     const stderr = held.stderrs?.[i][j] ?? null;
-    // One digit more than in the table: a standard error of 0.3 says too little about 90.1.
+    // One digit more than in the table, so that standard errors have enough digits.
     const digits = benchmark.digits + 1;
-    const error = stderr === null ? ", standard error unknown" : ` ± ${fixed(stderr * benchmark.scale, digits)}`;
+    const error = stderr === null ? ", standard error unknown" : ` ± ${fixed(stderr * benchmark.written.factor, digits)}`;
     const count = held.counts?.[i][j] ?? null;
     const of = count === null ? "" : ` of ${counted(count, "example")}`;
-    lines.push(element("span", { text: value === null ? `${view}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${view} ${fixed(value * benchmark.scale, digits)}${error}${of}` }));
+    lines.push(element("span", { text: value === null ? `${view}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${view} ${fixed(value * benchmark.written.factor, digits)}${error}${of}` }));
     if (value !== null && view === page.derived.view && held.rank_low) {
       const [low, high] = [held.rank_low[i][j], held.rank_high[i][j]];
       if (low !== null) lines.push(element("span", { text: low === high ? `rank ${low}` : `rank between ${low} and ${high}` }));
     }
   }
   const gain = board.has("gain") ? scoresOfGain(i, j) : null;
-  if (gain !== null) lines.push(element("span", { text: `gain ${signed(gain * benchmark.scale, benchmark.digits + 1)}` }));
+  if (gain !== null) lines.push(element("span", { text: `gain ${signed(gain * benchmark.written.factor, benchmark.digits + 1)}` }));
   return lines;
 };
 

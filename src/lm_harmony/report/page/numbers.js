@@ -1,4 +1,4 @@
-// Numbers as people read them; a true minus sign is as wide as a digit, so columns stay aligned.
+// Formatting of numbers. The minus sign is as wide as a digit, so that columns stay aligned.
 
 const fixed = (value, digits) => (value === null || value === undefined ? "" : value.toFixed(digits).replace("-", "−"));
 
@@ -17,7 +17,7 @@ const billions = (params) => {
 // "1 model", "61 models"
 const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-// Competition ranks, best first: equal values share the better rank; null stays null.
+// Competition ranks, best first: ties share the better rank, and null stays null.
 const ranksOf = (values, higher = true) => {
   const order = values.map((_, index) => index).filter((index) => values[index] !== null);
   order.sort((a, b) => (higher ? values[b] - values[a] : values[a] - values[b]));

@@ -1,8 +1,8 @@
-// From the data in the page to the first view; then every choice goes through page.set: state, hash, table, charts.
+// Start-up: reads the data and draws the page. Later changes go through page.set, which updates state, hash, table and charts.
 
 let board;
 
-// The libraries are packed in the page as gzip in base64: smaller, and nothing in them can be taken for the page's own markup.
+// Libraries are stored in the page as gzip in base64. This is smaller, and their code cannot be parsed as part of the page.
 const unpack = async (id) => {
   const bytes = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -10,7 +10,7 @@ const unpack = async (id) => {
 };
 
 const load = async (id) => {
-  // An inline script runs only if the page's policy names its digest: what was packed here, and nothing else.
+  // The content security policy lists the digest of each library, so no other inline script runs.
   document.head.append(element("script", { text: await unpack(id) }));
 };
 
@@ -20,7 +20,7 @@ const start = async () => {
   const page = { state: readHash() };
   page.derived = derive(page.state);
   page.extents = extentsOf(page.derived.scores);
-  sayWhatThisIs();
+  showSource();
   page.redraw = () => redraw(page);
   page.set = (change) => set(page, change);
   page.controls = makeControls(page);
@@ -32,7 +32,7 @@ const start = async () => {
   redraw(page);
   byId("waiting").remove();
   document.documentElement.dataset.ready = "true";
-  // For the console: the state, and what follows from it.
+  // For the browser console: the data, the state and its derived values.
   globalThis.harmonyBoard = { board, page, firstComponent };
 };
 
@@ -64,7 +64,7 @@ const redraw = (page) => {
   page.drawing = false;
   page.compare();
   page.charts();
-  sayStanding(page);
+  showStatus(page);
 };
 
 const showColumns = (page) => {
@@ -92,14 +92,14 @@ const listen = (page) => {
     writeHash(page.state);
     byId("board-region").scrollTop = 0;
   });
-  page.table.on("draw", () => { markGroups(page); sayOrder(page); });
+  page.table.on("draw", () => { markGroups(page); markSortedColumn(page); });
   byId("board").addEventListener("click", (event) => {
     const button = event.target.closest("button.pin");
     if (!button) return;
     const { name } = board.models[Number(button.dataset.pin)];
     const { pins } = page.state;
     page.set({ pins: pins.includes(name) ? pins.filter((one) => one !== name) : [...pins, name] });
-    // The row was drawn anew and moved: the focus goes with it.
+    // The row was redrawn at another position, so the focus is set again.
     document.querySelector(`button.pin[data-pin="${button.dataset.pin}"]`)?.focus({ preventScroll: true });
   });
   addEventListener("hashchange", () => {
@@ -111,8 +111,8 @@ const listen = (page) => {
   });
 };
 
-// Pinned models are ordered first by a hidden column, so the sorted header is marked here and not by the library.
-const sayOrder = (page) => {
+// A hidden column sorts pinned models first, so the library would mark the wrong header as sorted.
+const markSortedColumn = (page) => {
   const { sort, direction } = page.state;
   document.querySelectorAll("#board thead [aria-sort]").forEach((head) => head.removeAttribute("aria-sort"));
   for (const head of document.querySelectorAll("#board thead .titles th")) {
@@ -123,39 +123,39 @@ const sayOrder = (page) => {
   }
 };
 
-const sayWhatThisIs = () => {
+const showSource = () => {
   byId("about").textContent = `${counted(board.models.length, "model")} on ${counted(board.benchmarks.length, "benchmark")}, from ${board.source}.`;
   byId("reference").textContent = `Reference: ${board.reference}.`;
-  byId("colophon").textContent = `Made with LM-Harmony ${board.version}. Charts by Plotly, table by DataTables. Nothing here is fetched from anywhere.`;
+  byId("colophon").textContent = `Made with LM-Harmony ${board.version}. Charts by Plotly, table by DataTables. This page loads nothing from the network.`;
 };
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
-const sayStanding = (page) => {
+const showStatus = (page) => {
   const { derived, state } = page;
   const shown = page.table.rows({ search: "applied" }).count();
-  const said = [shown === board.models.length ? counted(shown, "model") : `${shown} of ${counted(board.models.length, "model")}`];
-  if (derived.trouble) said.push(`no PC1: ${derived.trouble}`);
-  else if (!derived.explained) said.push("no PC1");
+  const sentences = [shown === board.models.length ? counted(shown, "model") : `${shown} of ${counted(board.models.length, "model")}`];
+  if (derived.trouble) sentences.push(`no PC1: ${derived.trouble}`);
+  else if (!derived.explained) sentences.push("no PC1");
   else {
-    const of = derived.shipped ? "" : `, computed here from ${counted(derived.columns.length, "chosen benchmark")} over ${counted(derived.models, "model")}`;
-    said.push(`PC1 of the ${derived.componentView} scores explains ${percent(derived.explained[0])}${of}`);
+    const of = derived.shipped ? "" : `, recomputed from ${counted(derived.columns.length, "selected benchmark")} over ${counted(derived.models, "model")}`;
+    sentences.push(`PC1 of the ${derived.componentView} scores explains ${percent(derived.explained[0])}${of}`);
   }
-  if (state.view === "gain") said.push("gain: what training added, in points; PC1 stays that of the trained scores");
-  for (const view of ["direct", "trained"]) if (!board.has(view)) said.push(`no ${view} scores in this source, so ${view === "direct" ? "direct" : "trained"} and gain cannot be shown`);
-  byId("standing").textContent = `${said.join(" · ")}.`;
-  sayLegend(page);
+  if (state.view === "gain") sentences.push("gain: trained score minus direct score, positive is better; PC1 is that of the trained scores");
+  for (const view of ["direct", "trained"]) if (!board.has(view)) sentences.push(`no ${view} scores in this source, so ${view === "direct" ? "direct" : "trained"} and gain cannot be shown`);
+  byId("standing").textContent = `${sentences.join(" · ")}.`;
+  showLegend(page);
 };
 
-const sayLegend = (page) => {
+const showLegend = (page) => {
   const { shipped, trouble, componentView } = page.derived;
-  const said = [];
-  if (shipped) said.push(...board.views[componentView].notes);
-  else if (!trouble) said.push("PC1 of chosen benchmarks is given without an interval");
-  if (page.state.view !== "gain") said.push(board.marks);
-  if (board.models.some(({ reference }) => !reference)) said.push("models in colour are not of the reference");
-  if (page.derived.basis?.includes("predicted")) said.push("~ predicted from the benchmarks that the model has");
-  byId("legend").textContent = said.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
+  const sentences = [];
+  if (shipped) sentences.push(...board.views[componentView].notes);
+  else if (!trouble) sentences.push("PC1 of selected benchmarks has no interval");
+  if (page.state.view !== "gain") sentences.push(board.marks);
+  if (board.models.some(({ reference }) => !reference)) sentences.push("models in colour are not part of the reference board");
+  if (page.derived.basis?.includes("predicted")) sentences.push("~ predicted from the benchmarks that the model has scores on");
+  byId("legend").textContent = sentences.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
 };
 
 start();

@@ -1,5 +1,5 @@
-// What the reader has chosen, and its form in the URL's hash: only what differs from the default is written, so that a fresh
-// page has a clean address, and a copied address shows the same page anywhere. Unknown words in a hash are left out.
+// The state of the page and its form in the URL's hash. Only values that differ from the default are written, and a copied
+// address shows the same view anywhere. Unknown names in a hash are ignored.
 
 const freshState = () => ({ view: board.firstView, sort: "pc1", direction: "desc", page: 0, search: "", families: [], kinds: [],
   sizes: [], columns: null, pins: [], bump: "pc1", theme: "auto" });

@@ -1,5 +1,5 @@
-// The table: DataTables sorts, pages and draws; every cell is an element made here, because DataTables would read a text as
-// markup. Its own search and width measuring do the same, so both are off: the filter below looks at the models themselves.
+// The table. DataTables sorts, pages and draws it. Cells are elements created here, because DataTables would interpret text as
+// HTML. Its search and its column widths would do so too, so both are switched off; a filter on the models replaces the search.
 
 const PAGE = 100;
 const LEADING = ["pin", "rank", "model", "size", "pc1"];
@@ -10,7 +10,7 @@ const blanksLast = (sign) => (a, b) => {
   return sign * (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
 };
 
-// Benchmarks stand beside those of their category, categories in the order of their first benchmark.
+// Benchmarks are grouped by category, categories in the order of their first benchmark.
 const columnOrder = () => {
   const categories = [...new Set(board.benchmarks.map((benchmark) => benchmark.category))];
   return categories.flatMap((category) => board.benchmarks.map((_, j) => j).filter((j) => board.benchmarks[j].category === category));
@@ -40,7 +40,7 @@ const makeTable = (page) => {
     createdRow: (row, model) => row.classList.toggle("pinned", page.state.pins.includes(model.name)),
     order: [[LEADING.indexOf("pc1"), "desc"]],
     orderFixed: { pre: [[0, "desc"]] },
-    // One column decides: what a second would decide is shown by no header.
+    // Sorting by a second column would not be visible in the headers.
     orderMulti: false,
     autoWidth: false, deferRender: true, processing: false, searching: true, pageLength: PAGE,
     layout: { topStart: null, topEnd: null, bottomStart: board.models.length > PAGE ? "info" : null,
@@ -65,7 +65,7 @@ const headRows = (order) => {
   return [above, below];
 };
 
-// Functions as DataTables calls them: (model, type) -> an element for "display", a number or text for everything else.
+// Functions that DataTables calls with (model, type): they return an element for "display", otherwise a number or text.
 const makeCells = (page) => ({
   rank: (model, type) => {
     const rank = page.derived.ranks[model.index];
@@ -81,7 +81,7 @@ const makeCells = (page) => ({
   model: (model, type) => {
     if (type !== "display") return model.name;
     const pinned = page.state.pins.includes(model.name);
-    return element("span", { class: model.reference ? "cell" : "cell guest" },
+    return element("span", { class: model.reference ? "cell" : "cell new-model" },
       element("button", { type: "button", class: "pin", "data-pin": model.index, "aria-pressed": String(pinned),
         "aria-label": `Pin ${model.name}`, text: pinned ? "★" : "☆" }),
       element("i", { class: "dot", "--dot": familyColour(model.family), title: model.family, "aria-hidden": "true" }),
@@ -92,9 +92,9 @@ const makeCells = (page) => ({
     const { pc1, low, high } = page.derived;
     const value = pc1[model.index];
     if (type !== "display") return value;
-    const guess = page.derived.basis?.[model.index] === "predicted";
-    const made = element("span", { class: "cell", title: guess ? "predicted from the benchmarks that the model has" : null,
-      text: `${guess ? "~" : ""}${fixed(value, 0)}` });
+    const predicted = page.derived.basis?.[model.index] === "predicted";
+    const made = element("span", { class: "cell", title: predicted ? "predicted from the benchmarks that the model has scores on" : null,
+      text: `${predicted ? "~" : ""}${fixed(value, 0)}` });
     if (value !== null && low && low[model.index] !== null) {
       made.append(element("small", { class: "range", text: `${fixed(low[model.index], 0)} to ${fixed(high[model.index], 0)}` }));
     }
@@ -110,7 +110,7 @@ const scoreCell = (page, i, j, value) => {
   const benchmark = board.benchmarks[j];
   if (value === null) return element("span", { class: "cell gap", "data-cell": `${i} ${j}`, text: "·" });
   const gain = page.derived.view === "gain";
-  const text = gain ? signed(value * benchmark.scale, benchmark.digits) : fixed(value * benchmark.scale, benchmark.digits);
+  const text = gain ? signed(value * benchmark.written.factor, benchmark.digits) : fixed(value * benchmark.written.factor, benchmark.digits);
   const made = element("span", { class: "cell", "data-cell": `${i} ${j}`, text });
   const extent = page.extents[j];
   if (gain) {
@@ -126,7 +126,7 @@ const scoreCell = (page, i, j, value) => {
   return made;
 };
 
-// Which tie group a model is in, for the column that the table is sorted by; null where none is known.
+// The tie group of a model in the column that the table is sorted by; null: not known.
 const groupInSort = (page, model) => {
   const { sort } = page.state;
   if (sort === "pc1" || sort === "rank") return page.derived.groups?.[model.index] ?? null;
@@ -134,7 +134,7 @@ const groupInSort = (page, model) => {
   return board.views[page.derived.view].groups?.[model.index][board.taskIndex.get(sort)] ?? null;
 };
 
-// A band at the row's edge joins the models that are tied in the sorted column: it changes its tone where a group ends.
+// A band at the left edge of the rows shows the tie groups of the sorted column: its shade changes where a group ends.
 const markGroups = (page) => {
   let last = null;
   let band = 1;

@@ -1,4 +1,4 @@
-"""Perplexity against benchmarks: lower bits per byte are better, and models without them are named."""
+"""Perplexity against benchmarks, where lower bits per byte are better, and PC1 against model size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 from boards import matrix_of, random_table
 from scipy import stats
 
-from lm_harmony.analysis.correlations import perplexity_agreement
+from lm_harmony.analysis.correlations import perplexity_agreement, scaling
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
 from lm_harmony.errors import UsageError
 
@@ -46,6 +48,21 @@ def test_models_without_perplexity_are_left_out_by_name() -> None:
     assert ("direct", "direct", "base") in found and ("direct", "direct", "instruct") not in found  # one model is too few
 
 
-def test_without_corpora_it_says_so() -> None:
+def test_a_matrix_without_corpora_is_refused() -> None:
     with pytest.raises(UsageError, match="has no text corpus"):
         perplexity_agreement(matrix_of(random_table(4, 2)))
+
+
+def test_compute_is_six_parameters_tokens() -> None:
+    assert ModelMetadata(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
+    assert ModelMetadata(name="x", params_b=2).compute is None
+
+
+def test_pc1_is_correlated_with_known_sizes_only() -> None:
+    matrix = ScoreMatrix.published()
+    fitted = components(matrix)
+    found = scaling(matrix, fitted)
+    known = found.table[found.table["compute"].notna()]
+    assert found.known == {"params_b": 61, "compute": len(known)} and len(known) == 37
+    assert found.spearman["compute"] == pytest.approx(stats.spearmanr(known["compute"], known["pc1"]).statistic)
+    assert found.pearson["params_b"] == pytest.approx(np.corrcoef(np.log(found.table["params_b"]), found.table["pc1"])[0, 1])
