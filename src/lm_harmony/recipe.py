@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, WrapValidator
 
 from lm_harmony.errors import UsageError, check_flag, check_integer, check_number, did_you_mean
 
@@ -18,6 +20,23 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial
 DTYPES = ("auto", "float32", "bfloat16")
 CHAT_TEMPLATE_DATE = "2024-07-26"
 """What chat templates take for today, as YYYY-MM-DD, unless another date is asked for: the date that Llama 3's falls back to."""
+
+
+FILE_RULES = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+"""How pydantic reads a class from a file: no unknown field, no conversion between types, no NaN."""
+
+
+def _unconverted(value: Any, check: Callable[[Any], float]) -> Any:
+    check(value)
+    return value
+
+
+def _itself(value: float) -> float:
+    return value
+
+
+Number = Annotated[float, WrapValidator(_unconverted), PlainSerializer(_itself, return_type=Any)]
+"""A number that stays as a file has it: fingerprints of 1 and 1.0 differ."""
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
@@ -29,11 +48,13 @@ def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
 class Lora:
     """A low-rank adapter, in PEFT's words (``peft.LoraConfig``)."""
 
+    __pydantic_config__ = FILE_RULES
+
     r: int = 8
     """Rank of the update matrices."""
-    lora_alpha: int = 32
+    lora_alpha: Number = 32
     """Scale: the update is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.1
+    lora_dropout: Number = 0.1
     """Probability with which an input of the adapter is zeroed in training."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted modules; empty: PEFT's default for the architecture; ("all-linear",): every linear layer."""
@@ -59,11 +80,13 @@ class Lora:
 class Recipe:
     """How every model is prepared for every benchmark. Equal recipes give comparable scores."""
 
+    __pydantic_config__ = FILE_RULES
+
     lora: Lora | None = Lora()
     """The adapter that is trained; None: all weights are trained."""
     epochs: int = 5
     """Passes over the training rows; the best one by validation is tested."""
-    learning_rate: float = 2e-5
+    learning_rate: Number = 2e-5
     """Peak learning rate."""
     batch_size: int = 8
     """Sequences in one optimizer step, however many forward passes they take."""
@@ -73,21 +96,21 @@ class Recipe:
     """Loss on the continuation only (True) or on all tokens (False, published)."""
     optimizer: str = "adamw_torch"
     """adamw_torch, adamw_torch_fused, adafactor or sgd."""
-    adam_beta1: float = 0.9
+    adam_beta1: Number = 0.9
     """AdamW's decay of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: Number = 0.999
     """AdamW's decay of the second moment."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Number = 1e-8
     """AdamW's epsilon."""
-    weight_decay: float = 0.01
+    weight_decay: Number = 0.01
     """Decoupled weight decay, not applied to biases and norms."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Number = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
     lr_schedule: str = "linear"
     """linear (decay to zero), cosine, constant, constant_with_warmup or polynomial."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
-    warmup_ratio: float = 0.0
+    warmup_ratio: Number = 0.0
     """Warm-up as a fraction of all steps; used when warmup_steps is 0."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, in the middle of an epoch if need be; None: never."""

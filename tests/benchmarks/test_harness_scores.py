@@ -20,6 +20,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Reply, Request, Score
 from lm_harmony.engine.scoring import Scorer
+from lm_harmony.runs.files import from_plain, to_plain
 
 Answer = Callable[[Sequence[Request]], list[Reply]]
 WIKI: dict[str, Any] = {
@@ -207,7 +208,7 @@ def test_standard_errors_and_samples_are_made_on_demand(tmp_path: Path) -> None:
     assert bare.samples == ()
     alone = task.score([example], [replies], errors=True, samples=False)
     assert alone.stderrs == {"mcc,none": None}  # one document has no spread
-    assert Score(**bare.to_dict()) == bare
+    assert from_plain(Score, to_plain(bare)) == bare
 
 
 def test_every_request_needs_a_reply(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -10,23 +9,16 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from boards import write_run
 from micro import write_micro
 from tiny import write_tiny_model
 
 import lm_harmony.errors
-from lm_harmony.benchmarks.types import Score
-from lm_harmony.cli.main import main
-from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, UsageError
-from lm_harmony.runs.caches import DirectScoreCache
-from lm_harmony.runs.conflicts import refuse_other_content, refuse_other_request
-from lm_harmony.runs.record import EpochRecord, Failure
+from lm_harmony.errors import HarmonyError, UsageError
+from lm_harmony.runs.record import EpochRecord
 from lm_harmony.runs.remote import RemoteSync
-from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 
@@ -46,79 +38,6 @@ def test_overwrite_spares_folders_that_are_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run's"):
         RunStore(tmp_path / "run")._clear()
     assert (tmp_path / "run" / "thesis.tex").exists()
-
-
-FOREIGN = [b"{", b"[]", b'{"format": 99}', b'{"format": 1}', b"\xff\xfe\x00", b"null", b"", b"3", b"a: [", b"[" * 100_000]
-SPEC = RunSpec(model=ModelSpec(name="a"), benchmark=BenchmarkSpec(task="arc_easy"))
-
-
-def go_on(store: RunStore) -> None:
-    begun = store.config()
-    assert begun is not None
-    with contextlib.suppress(NotCurrent):  # what it was begun with is not at issue here
-        refuse_other_request(store.folder, begun, SPEC)
-    refuse_other_content(store.folder, begun, data="f", asked=None, sources=())
-
-
-READERS: dict[str, Callable[[RunStore], object]] = {
-    "record.json": RunStore.record,
-    "config.yaml": go_on,
-    "direct.json": RunStore.direct_score,
-    "failure.json": RunStore.failure,
-    "epochs.jsonl": RunStore.epochs,
-    "samples_direct.jsonl": lambda store: store.samples("direct"),
-}
-
-
-@pytest.mark.parametrize("content", FOREIGN)
-@pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, content: bytes) -> None:
-    """Whatever a file holds, one error in one line names it."""
-    store = write_run(tmp_path, model="a", direct=0.5)
-    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3))
-    store.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1))
-    store.add_epoch(store.record().epochs[0])
-    store.write_samples("direct", [{"doc_id": 0}])
-    READERS[name](store)  # negative control
-    file = store.folder / name
-    file.write_bytes(content + b"\n")
-    if name == "samples_direct.jsonl" and content in (b"[]", b"null", b"3", *FOREIGN[2:4]):
-        return  # JSON, and of what samples are made of nobody asks here
-    with pytest.raises(DamagedFile) as found:
-        READERS[name](store)
-    told = str(found.value)
-    assert told.startswith(f"{file} cannot be read: ") and "\n" not in told
-    assert told.endswith(f"Restore the file, or remove {store.folder} and carry the run out again.")
-
-
-@pytest.mark.parametrize("name", ["record.json", "config.yaml"])
-def test_a_command_beside_a_damaged_file_ends_with_one_line(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["run", "--base_model", str(write_tiny_model(tmp_path / "model")), "--task_name", str(write_micro(tmp_path))]
-    words += ["--data_dir", str(tmp_path), "--results_dir", str(tmp_path), "--exp_name", "one", "--resume_from_checkpoint"]
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / name).write_bytes(b"\xff\xfe\x00")
-    assert main([*words, "--device", "cpu"]) == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"one/{name} cannot be read: " in said
-    assert "Restore the file" in said and "Traceback" not in said
-
-
-def test_a_damaged_direct_score_that_runs_share_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shared = DirectScoreCache(tmp_path)
-    score = Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=1, samples=({"doc_id": 0},))
-    shared.put("0123", score)
-    assert shared.get("0123") == score and not caplog.messages  # negative control
-    for name in ("direct.json", "samples_direct.jsonl"):
-        for content in FOREIGN[:2] if name == "direct.json" else FOREIGN[:1]:
-            (tmp_path / "0123" / name).write_bytes(content + b"\n")
-            caplog.clear()
-            assert shared.get("0123") is None
-            (told,) = caplog.messages
-            assert told.startswith("the direct score is computed again: ") and f"{name} cannot be read" in told
-        shared.put("0123", score)
-        assert shared.get("0123") == score
 
 
 def test_epochs_are_appended_whole(tmp_path: Path) -> None:

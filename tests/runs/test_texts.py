@@ -126,7 +126,8 @@ def test_a_run_with_a_dated_template_goes_on_the_next_day(tmp_path: Path, monkey
     store = RunStore(tmp_path / "run")
     with ctrl_c_after_epoch_1():
         train_before_test(spec, store)
-    assert (store.config() or {})["model"]["chat_template_date"] == "2024-07-26"
+    config = store.config()
+    assert config is not None and config.model.chat_template_date == "2024-07-26"
     Clock.day = 6
     other = replace(spec, model=replace(spec.model, chat_template_date="2026-01-06"))
     with pytest.raises(UsageError, match=r"was begun with another request: model was .*2024-07-26.*is .*2026-01-06"):

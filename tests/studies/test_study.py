@@ -249,7 +249,7 @@ def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_plac
     old = study.runs[0].store.record()
     assert len(study.run().finished) == 2
     new = study.runs[0].store.record()
-    assert new.asked != old.asked and new.epochs[0].loss != old.epochs[0].loss
+    assert new.request_fingerprint != old.request_fingerprint and new.epochs[0].loss != old.epochs[0].loss
     assert len(list(study.spec.results_dir.rglob("record.json"))) == 2
     assert study.status().changed == {}
 

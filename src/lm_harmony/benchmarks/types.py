@@ -9,9 +9,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from lm_harmony.errors import check_integer
+from lm_harmony.recipe import FILE_RULES
 
 SplitProtocol = Literal["clean", "published"]
 """"clean" keeps every scored question out of training; "published" reproduces the published splits with their leaks."""
@@ -20,6 +23,8 @@ SplitProtocol = Literal["clean", "published"]
 @dataclass(frozen=True, kw_only=True)
 class Caps:
     """The most documents that each split keeps (published: 50,000 / 1,000 / 10,000)."""
+
+    __pydantic_config__ = FILE_RULES
 
     train: int = 50_000
     """Documents to learn from."""
@@ -112,18 +117,16 @@ class MetricKey(NamedTuple):
 class Score:
     """What a model reached on some documents."""
 
+    __pydantic_config__ = FILE_RULES
+
     metrics: Mapping[str, float]
     """Aggregated value of each metric, keyed as lm_eval does: "metric,filter"; a metric without a finite value is left out."""
     stderrs: Mapping[str, float | None]
     """Standard error of each metric under the same key; None: not defined or not asked."""
     documents: int
     """Number of documents scored."""
-    samples: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
+    samples: Annotated[tuple[Mapping[str, Any], ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
     """Per-document outcomes in lm_eval's sample schema; empty unless asked."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the score as plain values, without samples; ``Score(**values)`` rebuilds it."""
-        return {"metrics": dict(self.metrics), "stderrs": dict(self.stderrs), "documents": self.documents}
 
 
 def fingerprint_of(*splits: Sequence[Example]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import NotCurrent, UsageError
-from lm_harmony.runs.files import reading
-from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.sources import Source, SourceCheck, changed_between, sources_from
+from lm_harmony.runs.record import RunConfig, RunRecord
+from lm_harmony.runs.sources import Source, SourceCheck, changed_between
 from lm_harmony.runs.spec import RunSpec
 
 OTHER_ASKED = "the requests, targets, metrics, filters, limits or training tokens changed since"
@@ -34,7 +33,7 @@ def refuse_finished(folder: Path, record: RunRecord) -> None:
     )
 
 
-def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) -> None:
+def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec) -> None:
     """Refuse to continue a run that was begun with another request, or whose files have changed; nothing is loaded.
 
     Args:
@@ -44,11 +43,8 @@ def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) 
 
     Raises:
         NotCurrent: it was, or they have.
-        DamagedFile: config.yaml does not hold a request.
     """
-    with reading(folder / "config.yaml"):
-        asked = RunSpec.from_dict(begun).to_dict()  # gives an older request the fields that it lacks
-        sources = sources_from(begun.get("sources"))
+    asked = begun.spec.to_dict()
     other = [
         f"{key} was {asked.get(key)}, is {value}"
         for key, value in spec.to_dict().items()
@@ -59,23 +55,19 @@ def refuse_other_request(folder: Path, begun: Mapping[str, Any], spec: RunSpec) 
             f"resume_from_checkpoint: {folder} was begun with another request: {'; '.join(other)}. "
             f"Repeat the first request, or add --overwrite."
         )
-    _refuse_changed(folder, SourceCheck().difference(sources, spec))
+    _refuse_changed(folder, SourceCheck().difference(begun.sources, spec))
 
 
-def refuse_other_content(
-    folder: Path, begun: Mapping[str, Any], *, data: str, asked: str | None, sources: Sequence[Source]
-) -> None:
+def refuse_other_content(folder: Path, begun: RunConfig, *, data: str, asked: str | None, sources: Sequence[Source]) -> None:
     """Refuse to continue a run that has turned out, once all is loaded, to ask for something else than it was begun with.
 
     Raises:
         NotCurrent: it does.
     """
-    with reading(folder / "config.yaml"):
-        recorded, rows = sources_from(begun.get("sources")) or (), begun["data_fingerprint"]
-    changed = changed_between(recorded, sources)
-    if changed is None and rows != data:
+    changed = changed_between(begun.sources or (), sources)
+    if changed is None and begun.data_fingerprint != data:
         changed = "the rows changed since"
-    if changed is None and begun.get("asked_fingerprint") != asked:
+    if changed is None and begun.asked_fingerprint != asked:
         changed = OTHER_ASKED
     _refuse_changed(folder, changed)
 
@@ -98,7 +90,7 @@ def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources:
         NotCurrent: the run would ask for something else than its record answers.
     """
     changed = changed_between(record.sources or (), sources)
-    if changed is None and asked != record.asked:
+    if changed is None and asked != record.request_fingerprint:
         changed = OTHER_ASKED
     if changed:
         raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")

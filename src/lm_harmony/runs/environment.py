@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lm_harmony.runs.record import Environment
+
 _PACKAGES = (
     "lm-harmony",
     "lm_eval",
@@ -59,7 +61,7 @@ class Meter:
         return {**self.costs, **memory}
 
 
-def describe_environment(device: torch.device, *, use_git: bool) -> dict[str, Any]:
+def describe_environment(device: torch.device, *, use_git: bool) -> Environment:
     """Return versions, hardware and, with ``use_git``, the git revision of the working folder."""
     versions = {}
     for package in _PACKAGES:

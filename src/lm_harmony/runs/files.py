@@ -1,31 +1,155 @@
-"""Files and folders that are there whole or not at all, whatever happens in between.
-
-Whatever a damaged file of a run raises, said as one error that names file, cause and remedy. No torch.
-"""
+"""Files of a run: read as typed values, with one error for every kind of damage, and written atomically. No torch."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from lm_harmony.errors import DamagedFile, HarmonyError, StoreError
 
+T = TypeVar("T")
+Upgrade = Callable[[Any], Any]
+"""Turns the plain values of a file into those of today's fields: older files lack some, and some are derived from others."""
+
+
+def to_plain(value: Any) -> Any:
+    """Return a dataclass as plain values for JSON and YAML: paths become text, tuples become lists."""
+    return _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+
+
+def from_plain(kind: type[T], values: Any) -> T:
+    """Return the ``kind`` that plain values from JSON or YAML describe.
+
+    Raises:
+        StoreError: a field is missing, unknown, of another type, or against a rule of ``kind``; the text names the field.
+    """
+    try:
+        value: T = _adapter(kind).validate_json(to_json(values, inf_nan_mode="constants"))
+    except ValidationError as error:
+        raise StoreError(_first_fault(error)) from None
+    return value
+
+
+def read_json(path: Path, kind: type[T], upgrade: Upgrade | None = None) -> T:
+    """Return what a JSON file holds.
+
+    Raises:
+        DamagedFile: it cannot be read, is not JSON, or does not describe a ``kind``; the text names file, field and remedy.
+    """
+    with damage_in(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return from_plain(kind, upgrade(values) if upgrade else values)
+
+
+def read_yaml(path: Path, kind: type[T], upgrade: Upgrade | None = None) -> T:
+    """Return what a YAML file holds; raises as ``read_json`` does."""
+    with damage_in(path):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_plain(kind, upgrade(values) if upgrade else values)
+
+
+def read_json_lines(path: Path, kind: type[T], *, skip_torn_end: bool = False) -> tuple[T, ...]:
+    """Return what the lines of a JSONL file hold; raises as ``read_json`` does.
+
+    Args:
+        path: the file.
+        kind: type of the value in each line.
+        skip_torn_end: leave out a last line that no newline ends, because the process that wrote it was killed.
+    """
+    with damage_in(path):
+        # str.splitlines() would also split at line separators that stand inside a text.
+        *lines, end = path.read_bytes().decode("utf-8").split("\n")
+        lines += [end] if end and not skip_torn_end else []
+        return tuple(_line(kind, line, number) for number, line in enumerate(lines, 1))
+
+
+def _line(kind: type[T], line: str, number: int) -> T:
+    try:
+        return from_plain(kind, json.loads(line))
+    except json.JSONDecodeError as error:
+        raise StoreError(f"line {number} is not JSON: {error}") from None
+    except StoreError as error:
+        raise StoreError(f"line {number}: {error}") from None
+
+
+# What reading a damaged file, or one of another program, raises.
+_DAMAGE = (HarmonyError, OSError, ValueError, RecursionError, yaml.YAMLError)
+
+
+@contextmanager
+def damage_in(file: Path) -> Iterator[None]:
+    """Turn what the block raises while it reads ``file``, of a run's folder, into one error that names it.
+
+    Raises:
+        DamagedFile: the block raised an error that a damaged file causes.
+    """
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except _DAMAGE as error:
+        remedy = f"Restore the file, or remove {file.parent} and carry the run out again."
+        raise DamagedFile(f"{file} cannot be read: {_cause(error)}. {remedy}") from error
+
+
+def _cause(error: Exception) -> str:
+    """Return what went wrong, in one line and without a full stop."""
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, StoreError):
+        return text
+    if isinstance(error, OSError):
+        return error.strerror or text
+    kinds = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", yaml.YAMLError: "it is not YAML"}
+    kinds[RecursionError] = "it is nested too deep"
+    name = next((name for kind, name in kinds.items() if isinstance(error, kind)), type(error).__name__)
+    return f"{name}: {text}"[:300]
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return the first of pydantic's complaints in one line: the field's path, its value, and what it must be."""
+    first, *others = error.errors(include_url=False)
+    place, given = ".".join(map(str, first["loc"])), repr(first["input"])
+    field = f"field {place}" if place else "the content"
+    more = f" ({len(others)} more faults)" if others else ""
+    if first["type"] == "missing":
+        return f"{field} is missing{more}"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{field} is unknown{more}"
+    if first["type"] == "value_error":  # raised by the class itself, which names the field and ends with a remedy
+        said = str(first["ctx"]["error"])
+        return f"{field}: {said.split('. ')[0].rstrip('.')}{more}"
+    shown = given if len(given) <= 80 else f"{given[:80]} ..."
+    return f"{field} = {shown}: {first['msg'].replace('Input should', 'it must')}{more}"
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's reader and writer of a type, which takes milliseconds to build."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Put a folder that was written whole under ``scratch`` in the place of ``folder``."""
+    """Rename the complete folder ``scratch`` to ``folder``, which it replaces."""
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(scratch, folder)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that its name holds either the old text or the new one, whole, whatever happens in between.
+    """Write a file so that a reader, or a crash, finds either its old text or all of the new one.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written.
@@ -40,36 +164,6 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise StoreError(
-            f"{path} cannot be written: {error.strerror}. What was finished before is whole; make room and resume with "
+            f"{path} cannot be written: {error.strerror}. What was finished before is complete. Free disk space and resume with "
             f"--resume_from_checkpoint."
         ) from error
-
-
-# What reading a file raises that is damaged, or that another program wrote.
-_DAMAGE = (HarmonyError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn whatever the block raises while it reads ``file``, of a run's folder, into one error that names it.
-
-    Raises:
-        DamagedFile: the block raised an error of any kind that a file can cause.
-    """
-    try:
-        yield
-    except DamagedFile:
-        raise
-    except _DAMAGE as error:
-        remedy = f"Restore the file, or remove {file.parent} and carry the run out again."
-        raise DamagedFile(f"{file} cannot be read: {_cause(error)}. {remedy}") from error
-
-
-def _cause(error: Exception) -> str:
-    """Return what went wrong, in one line and without another remedy."""
-    said = " ".join(str(error).split())
-    if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON: {said}"
-    if isinstance(error, HarmonyError):
-        return said.split(". ")[0].rstrip(".")
-    return f"{type(error).__name__} {said}"[:300].rstrip(" .")

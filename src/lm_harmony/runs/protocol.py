@@ -19,7 +19,7 @@ from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.record import DataRecord, EpochRecord, RunRecord
+from lm_harmony.runs.record import DataRecord, Environment, EpochRecord, RunRecord
 from lm_harmony.runs.setup import RunSetup, set_up_run
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
@@ -220,14 +220,14 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
     }
 
 
-def _environment(run: RunSetup) -> dict[str, Any]:
+def _environment(run: RunSetup) -> Environment:
     """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     return {**described, "precision": asdict(run.model.precision), "engine": run.backend.describe()}
 
 
 def _made_from(run: RunSetup) -> dict[str, Any]:
-    return {"data": _data(run), "sources": run.sources, "asked": run.fingerprints.run}
+    return {"data": _data(run), "sources": run.sources, "request_fingerprint": run.fingerprints.run}
 
 
 def _data(run: RunSetup) -> DataRecord:

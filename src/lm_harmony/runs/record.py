@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import TypedDict
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError
-from lm_harmony.runs.sources import Source, sources_from
-from lm_harmony.runs.spec import RunSpec
+from lm_harmony.recipe import FILE_RULES, Number
+from lm_harmony.runs.files import from_plain, to_plain
+from lm_harmony.runs.sources import Source
+from lm_harmony.runs.spec import RunSpec, upgrade_spec
 
+
+def _with_document(sample: dict[str, Any]) -> dict[str, Any]:
+    if type(sample.get("doc_id")) is not int:
+        raise ValueError(f"doc_id must be an integer, got {sample.get('doc_id')!r}")
+    return sample
+
+
+Sample = Annotated[dict[str, Any], AfterValidator(_with_document)]
+"""Outcome of one document, in lm_eval's sample schema."""
 FORMAT = 1
 """Version of record.json; a reader refuses a newer one."""
 
@@ -19,6 +32,8 @@ FORMAT = 1
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One epoch, written as it ends."""
+
+    __pydantic_config__ = FILE_RULES
 
     epoch: int
     """Counted from 1."""
@@ -37,6 +52,8 @@ class EpochRecord:
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """The rows that a run stood on."""
+
+    __pydantic_config__ = FILE_RULES
 
     fingerprint: str
     """Of every text of the three splits."""
@@ -66,6 +83,8 @@ class DataRecord:
 class Failure:
     """Why a run has no record: it was given up."""
 
+    __pydantic_config__ = FILE_RULES
+
     kind: str
     """Name of the error, or "worker died"."""
     cause: str
@@ -75,19 +94,32 @@ class Failure:
     log_tail: tuple[str, ...] = ()
     """Last lines of the worker's log."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the failure as plain values for JSON."""
-        return {**asdict(self), "log_tail": list(self.log_tail)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Failure:
-        """Rebuild what ``to_dict`` returned."""
-        return cls(**{**values, "log_tail": tuple(values["log_tail"])})
+@with_config({"extra": "allow", "strict": True})
+class Environment(TypedDict, total=False):
+    """What a run was carried out with; records of other versions may have further keys."""
+
+    versions: Mapping[str, str]
+    """Version of Python and of each library, by its name on the package index."""
+    system: str
+    """Operating system, as ``platform.platform()`` names it."""
+    hardware: Mapping[str, Any]
+    """Processor, its threads, and the GPU."""
+    device: str
+    """Device of the model, such as "cuda:0"."""
+    git_revision: str | None
+    """Commit of the working folder, with "+changes" where files differ from it."""
+    precision: Mapping[str, str | None]
+    """Number formats of weights and matrix products."""
+    engine: Mapping[str, Any]
+    """Forward passes that the probe chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a run answered. Two runs of one command on one machine have equal records (costs are not compared)."""
+
+    __pydantic_config__ = FILE_RULES
 
     spec: RunSpec
     """What was asked."""
@@ -111,79 +143,55 @@ class RunRecord:
     """Test score of the chosen epoch."""
     test_curve: Mapping[int, Mapping[str, float]]
     """Epoch -> test metrics, where asked."""
-    environment: Mapping[str, Any] = field(compare=False)
+    environment: Environment = field(compare=False)
     """Versions, hardware, source revision."""
-    costs: Mapping[str, float] = field(compare=False)
+    costs: Mapping[str, Number] = field(compare=False)
     """Seconds of each phase, tokens, peak memory in bytes."""
     sources: tuple[Source, ...] | None = None
     """Every file and hub commit that the run was made from; None: made before sources were recorded."""
-    asked: str | None = None
-    """Fingerprint of what was asked (``runs.asked.RequestFingerprints.run``); None: made before it was recorded."""
+    request_fingerprint: Annotated[str | None, Field(alias="asked")] = None
+    """Fingerprint of every request and training token (``RequestFingerprints.run``); None: made before it was recorded."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values for JSON, without per-document samples."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["spec"] = self.spec.to_dict()
-        values["data"] = asdict(self.data)
-        values["epochs"] = [asdict(epoch) for epoch in self.epochs]
-        for key in ("direct", "trained"):
-            values[key] = values[key].to_dict() if values[key] else None
-        values["sources"] = None if self.sources is None else [source.to_dict() for source in self.sources]
-        values["test_curve"] = {str(epoch): dict(metrics) for epoch, metrics in self.test_curve.items()}
-        return {"format": FORMAT, **values}
+        sources = None if self.sources is None else [source.to_dict() for source in self.sources]
+        return {"format": FORMAT, **to_plain(self), "spec": self.spec.to_dict(), "sources": sources}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
-        """Rebuild what ``to_dict`` returned.
+    def from_dict(cls, values: Any) -> RunRecord:
+        """Return the record that ``to_dict`` wrote.
 
         Raises:
-            StoreError: a newer format, a missing field, or a value of a type that no run writes.
+            StoreError: it is of another format, or a field is missing, unknown, of another type, or against its rule.
         """
-        known = values.get("format") if isinstance(values, Mapping) else None
-        if known != FORMAT:
-            raise StoreError(f"record format {known!r} is not {FORMAT}. Read it with the LM-Harmony that wrote it.")
-        try:
-            values = {"sources": None, "asked": None, **values}
-            rest = {field.name: values[field.name] for field in fields(cls)}
-            rest["spec"] = RunSpec.from_dict(rest["spec"])
-            appended = tuple(rest["data"].get("appended_tokens", ()))  # records before this field know nothing of it
-            rest["data"] = DataRecord(**{**rest["data"], "appended_tokens": appended})
-            rest["epochs"] = tuple(EpochRecord(**epoch) for epoch in rest["epochs"])
-            for key in ("direct", "trained"):
-                rest[key] = None if rest[key] is None else Score(**rest[key])
-            rest["sources"] = sources_from(rest["sources"])
-            rest["test_curve"] = {int(epoch): metrics for epoch, metrics in rest["test_curve"].items()}
-            record = cls(**rest)
-        except (KeyError, TypeError) as error:
-            raise StoreError(f"the record lacks or adds a field: {error}. Run it again with --overwrite.") from error
-        _refuse_wrong_types(record)
-        return record
+        return from_plain(cls, upgrade_record(values))
 
 
-def _refuse_wrong_types(record: RunRecord) -> None:
-    """Refuse values that JSON can hold but a run does not write: they would fail, or pass for scores, far from their file."""
-    texts = (record.benchmark, record.metric, record.spec.model.name)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(record.higher_is_better, bool):
-        raise StoreError("benchmark, metric and model must be text, higher_is_better true or false")
-    versions = record.environment.get("versions") if isinstance(record.environment, Mapping) else record.environment
-    if not isinstance(record.environment, Mapping) or not isinstance(versions or {}, Mapping):
-        raise StoreError(f"environment must be a mapping, and so must its versions, got {versions!r}")
-    if not all(isinstance(source.name, str) and isinstance(source.path, str | None) for source in record.sources or ()):
-        raise StoreError("the names and paths of sources must be text")
-    for name, score in (("direct", record.direct), ("trained", record.trained)):
-        if score is not None:
-            refuse_no_number(name, score)
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSpec):
+    """What config.yaml holds: the specification of a run that was begun, and fingerprints of what it was begun with."""
+
+    data_fingerprint: str
+    """Fingerprint of every text of the three splits."""
+    asked_fingerprint: str | None = None
+    """Fingerprint of every request and training token; None: begun before it was recorded."""
+    sources: tuple[Source, ...] | None = None
+    """Every file and hub commit that the run reads; None: begun before sources were recorded."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """The specification alone."""
+        return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
 
 
-def refuse_no_number(name: str, score: Score) -> None:
-    """Refuse a score that holds anything else than numbers; ``name``: "direct" or "trained".
+def upgrade_record(values: Any) -> Any:
+    """Return a written record with the fields of today.
 
     Raises:
-        StoreError: it does.
+        StoreError: it is of another format.
     """
-    errors = {key: value for key, value in score.stderrs.items() if value is not None}
-    for key, value in (*score.metrics.items(), *errors.items()):
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise StoreError(f"the {name} score of {key} is no number: {value!r}")
-    if not isinstance(score.documents, int):
-        raise StoreError(f"the {name} score's documents are no whole number: {score.documents!r}")
+    known = values.get("format") if isinstance(values, Mapping) else None
+    if known != FORMAT:
+        raise StoreError(f"format = {known!r} is not the record format {FORMAT}. Read it with the LM-Harmony that wrote it.")
+    rest = {key: value for key, value in values.items() if key != "format"}
+    return {**rest, "spec": upgrade_spec(rest["spec"])} if "spec" in rest else rest

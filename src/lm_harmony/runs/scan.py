@@ -6,10 +6,8 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lm_harmony.errors import DamagedFile
-from lm_harmony.runs.files import reading
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.store import RunStore
 
@@ -55,9 +53,7 @@ def read_outcome(store: RunStore) -> RunRecord | Failure | None:
 def requested_model_and_task(store: RunStore) -> tuple[str, str] | None:
     """Return (model, task) that a run was asked for, whatever became of its record; None where config.yaml does not tell."""
     try:
-        with reading(store.folder / "config.yaml"):
-            asked: Any = store.config()
-            model, task = asked["model"]["name"], asked["benchmark"]["task"]
+        config = store.config()
     except DamagedFile:
         return None
-    return (model, task) if isinstance(model, str) and isinstance(task, str) else None
+    return None if config is None else (config.model.name, config.benchmark.task)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_folder import files_read, model_files
+from lm_harmony.recipe import FILE_RULES
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
@@ -28,6 +29,8 @@ _READABLE = "Make it readable and repeat."
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One file that a run was made from, or one repository on the hub."""
+
+    __pydantic_config__ = FILE_RULES
 
     kind: Kind
     """task: task files and their Python modules; rows: files of rows; model: files of the model's folder."""
@@ -101,11 +104,6 @@ def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tu
         else source
         for source in sources
     )
-
-
-def sources_from(values: Iterable[Mapping[str, Any]] | None) -> tuple[Source, ...] | None:
-    """Rebuild what ``Source.to_dict`` returned; None stays None: no sources were recorded."""
-    return None if values is None else tuple(Source(**source) for source in values)
 
 
 def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | None:

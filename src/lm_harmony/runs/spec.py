@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
 from lm_harmony.errors import UsageError, check_flag, check_integer
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, FILE_RULES, PUBLISHED, Recipe
+from lm_harmony.runs.files import from_plain, to_plain
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
@@ -23,6 +24,8 @@ LARGEST_SEED = 2**32 - 1
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Which model."""
+
+    __pydantic_config__ = FILE_RULES
 
     name: str
     """Hub id or folder."""
@@ -52,6 +55,8 @@ class ModelSpec:
 class BenchmarkSpec:
     """Which benchmark, with which rows."""
 
+    __pydantic_config__ = FILE_RULES
+
     task: str
     """Name of an lm_eval task, or a task's YAML file."""
     include_path: Path | None = None
@@ -70,6 +75,8 @@ class Execution:
 
     Nothing here changes a score beyond rounding (and, of models with dropout of their own such as GPT-2, the places it hits).
     """
+
+    __pydantic_config__ = FILE_RULES
 
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
@@ -105,6 +112,8 @@ class Execution:
 class RunSpec:
     """One run: a model on a benchmark by a recipe."""
 
+    __pydantic_config__ = FILE_RULES
+
     model: ModelSpec
     """Which model."""
     benchmark: BenchmarkSpec
@@ -132,32 +141,28 @@ class RunSpec:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the specification as plain values for YAML and JSON."""
-        return {**_plain(asdict(self)), "recipe_fingerprint": self.recipe.fingerprint()}
+        """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
+        return {**to_plain(self), "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
-        """Rebuild what ``to_dict`` returned."""
-        benchmark = dict(values["benchmark"])
-        for key in ("include_path", "data_dir"):
-            benchmark[key] = None if benchmark[key] is None else Path(benchmark[key])
-        benchmark["caps"] = Caps(**benchmark["caps"])
-        rest = {
-            key: values[key] for key in ("seed", "metric", "greater_is_better", "choose_best", "direct", "test", "test_curve")
-        }
-        return cls(
-            model=_model_of(values["model"]),
-            benchmark=BenchmarkSpec(**benchmark),
-            recipe=Recipe.from_dict(values["recipe"]),
-            execution=Execution(**{**values["execution"], "trackers": tuple(values["execution"]["trackers"])}),
-            **rest,
-        )
+    def from_dict(cls, values: Any) -> RunSpec:
+        """Return the specification that ``to_dict`` wrote.
+
+        Raises:
+            StoreError: a field is missing, unknown, of another type, or against its rule.
+        """
+        return from_plain(cls, upgrade_spec(values))
 
 
-def _model_of(values: Mapping[str, Any]) -> ModelSpec:
-    # Older records name no date: without a chat template it decides nothing, with one it was the day of the run.
-    missing = None if values["apply_chat_template"] else CHAT_TEMPLATE_DATE
-    return ModelSpec(**{"chat_template_date": missing, **values})
+def upgrade_spec(values: Any) -> Any:
+    """Return a written specification with the fields of today: older versions wrote no date of the chat template."""
+    if not isinstance(values, Mapping):
+        return values
+    model = values.get("model")
+    if isinstance(model, Mapping) and model.get("apply_chat_template"):
+        model = {"chat_template_date": None, **model}  # the template was rendered with the day of the run
+    derived = {"recipe_fingerprint"}
+    return {key: model if key == "model" else value for key, value in values.items() if key not in derived}
 
 
 def _is_date(text: Any) -> bool:
@@ -165,12 +170,3 @@ def _is_date(text: Any) -> bool:
         return isinstance(text, str) and date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
-
-
-def _plain(value: Any) -> Any:
-    """Turn paths to strings and tuples to lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -32,11 +32,11 @@ import yaml
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
-from lm_harmony.runs.files import reading, write_atomically
-from lm_harmony.runs.record import EpochRecord, Failure, RunRecord, refuse_no_number
+from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
+from lm_harmony.runs.record import EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
-from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.spec import RunSpec, upgrade_spec
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,14 @@ class RunStore:
             config["sources"] = [source.to_dict() for source in sources]
             write_atomically(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
-    def config(self) -> dict[str, Any] | None:
-        """Return what config.yaml holds, or None where no run was begun; DamagedFile where this or another file is damaged."""
+    def config(self) -> RunConfig | None:
+        """Return what config.yaml holds, or None where no run was begun.
+
+        Raises:
+            DamagedFile: it cannot be read. The other methods that return what a file holds raise it too.
+        """
         path = self.folder / "config.yaml"
-        if not path.is_file():
-            return None
-        with reading(path):
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return read_yaml(path, RunConfig, upgrade_spec) if path.exists() else None
 
     def _clear(self) -> None:
         if self.folder.exists() and not (self.folder / "config.yaml").is_file() and any(self.folder.iterdir()):
@@ -128,11 +129,7 @@ class RunStore:
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Return the finished epochs whose line is whole; a line torn by a kill does not count."""
         path = self.folder / "epochs.jsonl"
-        if not path.is_file():
-            return ()
-        with reading(path):
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
-            return tuple(EpochRecord(**json.loads(line)) for line in lines)
+        return read_json_lines(path, EpochRecord, skip_torn_end=True) if path.exists() else ()
 
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Append a finished epoch; its checkpoint must be written already."""
@@ -157,16 +154,11 @@ class RunStore:
     def direct_score(self) -> Score | None:
         """Return the test score of the untouched model if it was computed before the run stopped."""
         path = self.folder / "direct.json"
-        if not path.is_file():
-            return None
-        with reading(path):
-            score = Score(**json.loads(path.read_text(encoding="utf-8")))
-            refuse_no_number("direct", score)
-            return score
+        return read_json(path, Score) if path.exists() else None
 
     def write_direct_score(self, score: Score) -> None:
         """Keep the test score of the untouched model for a resumed run."""
-        write_atomically(self.folder / "direct.json", json.dumps(score.to_dict()))
+        write_atomically(self.folder / "direct.json", json.dumps(to_plain(score)))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
@@ -177,13 +169,7 @@ class RunStore:
     def samples(self, split: str) -> tuple[Mapping[str, Any], ...]:
         """Return the per-document outcomes that ``write_samples`` wrote; none where it wrote none."""
         path = self.folder / f"samples_{split}.jsonl"
-        if not path.is_file():
-            return ()
-        with (
-            reading(path),
-            path.open(encoding="utf-8", newline="\n") as lines,
-        ):  # a text may hold other ends of lines, which splitlines() knows
-            return tuple(map(json.loads, lines))
+        return read_json_lines(path, Sample) if path.exists() else ()
 
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
         """Write the results in lm_eval's schema; ``time`` names the file."""
@@ -197,16 +183,13 @@ class RunStore:
     def write_failure(self, failure: Failure) -> None:
         """Note that the run was given up; what it finished before stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "failure.json", json.dumps(failure.to_dict(), indent=2, ensure_ascii=False))
+        write_atomically(self.folder / "failure.json", json.dumps(to_plain(failure), indent=2, ensure_ascii=False))
         self._push()
 
     def failure(self) -> Failure | None:
         """Return why the run was given up, or None."""
         path = self.folder / "failure.json"
-        if not path.is_file():
-            return None
-        with reading(path):
-            return Failure.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_json(path, Failure) if path.exists() else None
 
     def remove_failure(self) -> None:
         """Let the run be tried again."""
@@ -241,5 +224,4 @@ class RunStore:
         path = self.folder / "record.json"
         if not path.exists():
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.")
-        with reading(path):
-            return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_json(path, RunRecord, upgrade_record)
