@@ -22,11 +22,11 @@ from lm_harmony.studies.study import Study
 READ = """
 import json, resource, sys, time
 from pathlib import Path
-from lm_harmony.runs.scan import records_below
+from lm_harmony.runs.store import find_runs
 started = time.perf_counter()
-kept = list(records_below(Path(sys.argv[1])))
+records = [store.record() for store in find_runs(Path(sys.argv[1]))]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"count": len(kept), "seconds": time.perf_counter() - started, "peak": peak}))
+print(json.dumps({"count": len(records), "seconds": time.perf_counter() - started, "peak": peak}))
 """
 
 

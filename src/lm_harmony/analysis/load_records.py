@@ -16,8 +16,7 @@ from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.scan import find_runs, read_outcome, requested_model_and_task
-from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.store import RunStore, find_runs
 
 _FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
 """Fields of a specification in which the runs of one score may differ. Metrics are compared as recorded."""
@@ -52,7 +51,7 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     damaged: list[str] = []
     for store in find_runs(results):
         try:
-            ended = read_outcome(store)
+            ended = store.outcome()
         except StoreError as error:
             damaged.append(str(error))
             causes.append((store, str(error)))
@@ -79,7 +78,7 @@ def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, st
     known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
     missing = {}
     for store, cause in causes:
-        requested = requested_model_and_task(store)
+        requested = store.requested()
         if requested is not None:  # otherwise a note or `lm-harmony status` names the folder
             model, task = requested
             key = (model, known.get(task, benchmark_name(task)))

@@ -19,6 +19,7 @@ from lm_harmony.cli.console import say, show_table
 from lm_harmony.cli.study import run_study
 from lm_harmony.demo.study import demo_study, demo_workers
 from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.models.model_folder import shown_name
 from lm_harmony.report.page import write_page
 from lm_harmony.report.page_data import page_data
 from lm_harmony.studies.study import Study
@@ -51,7 +52,7 @@ def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
     models = dict.fromkeys(spec.model.name for spec in specs)
     tasks = dict.fromkeys(benchmark_name(spec.benchmark.task) for spec in specs)
     matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)
-    names = {folder: Path(folder).name for folder in models}
+    names = {folder: shown_name(folder) for folder in models}
     return replace(
         matrix,
         direct=_renamed(matrix.direct, names),

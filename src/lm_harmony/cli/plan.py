@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from lm_harmony.cli.console import say, show_table
+from lm_harmony.models.model_folder import shown_name
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
 from lm_harmony.studies.time_model import TERMS, add_phases, binding_term
@@ -40,10 +40,6 @@ def _plan_table(title: str, *columns: str | Column) -> Table:
     return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _model_name(name: str) -> str:
-    return Path(name).name if Path(name).is_dir() else name
-
-
 def _work(plan: Plan) -> Table:
     """Lay out what there is to compute."""
     heads = ["weights", "runs", "training\ntokens", "scoring\ntokens", "FLOPs", "memory"]
@@ -52,7 +48,7 @@ def _work(plan: Plan) -> Table:
     table = _plan_table("Work", Column("model", overflow="fold"), *(Column(head, justify="right") for head in heads))
     for model in plan.models:
         table.add_row(
-            _model_name(model.model),
+            shown_name(model.model),
             f"{model.size.parameters / 1e6:,.1f} M",
             f"{model.runs}",
             f"{model.training_tokens:,}",
@@ -76,7 +72,7 @@ def _times(plan: Plan) -> Iterator[str]:
         return f"  {part:8}{''.join(cells)}  {_short(bound)}"
 
     yield line("", [*map(_short, terms), "time"], "bound by")
-    blocks = [(_model_name(model.model), model.phases) for model in plan.models]
+    blocks = [(shown_name(model.model), model.phases) for model in plan.models]
     for name, phases in (*blocks, *([("All models", plan.phases)] if len(blocks) != 1 else [])):
         whole = add_phases(phases.values())
         term, share = binding_term(phases)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +12,7 @@ from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.cli.console import logging_to, quiet_libraries, say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
+from lm_harmony.models.model_folder import shown_name
 from lm_harmony.progress import display
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore
@@ -33,8 +33,7 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     """
     given = given_flags(arguments)
     spec = run_spec(flags, given)
-    model = Path(flags.base_model).resolve().name if Path(flags.base_model).is_dir() else flags.base_model
-    store = RunStore.at(flags.results_dir, flags.exp_name or f"{benchmark_name(flags.task_name)}/{model}")
+    store = RunStore.at(flags.results_dir, flags.exp_name or f"{benchmark_name(flags.task_name)}/{shown_name(flags.base_model)}")
     console = Console(stderr=True)
     with logging_to(console, store.folder / "log.txt", debug=flags.debug), display(console):
         for line in built_in_lines(given):

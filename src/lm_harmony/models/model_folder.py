@@ -1,11 +1,9 @@
-"""The files of a model's folder that decide what is loaded. No torch.
-
-What a fetched model's folder says of itself. No torch.
-"""
+"""A folder that holds a model: its name in tables, the files that decide what is loaded, and the revision it holds. No torch."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +25,11 @@ _SUFFIXES = (".safetensors", ".safetensors.index.json", ".jinja", ".model", ".ti
 _PICKLED = re.compile(r"(pytorch_model|adapter_model)(-\d+-of-\d+)?\.bin(\.index\.json)?")
 _VERSIONED = re.compile(r"(tokenizer\.model\.v\d+|(config|tokenizer)\.[\d.]+\.json)")
 """Files for one version of a library: tokenizer.model.v3, config.4.0.0.json."""
+
+
+def shown_name(model: str) -> str:
+    """Return how tables, messages and result folders name a model: a folder by its last part, a hub id as it is."""
+    return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
 
 
 def files_read(names: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.train_state import Epoch, Resumption
 from lm_harmony.errors import DamagedFile, StoreError
-from lm_harmony.runs.files import replace_folder
+from lm_harmony.runs.files import new_file, new_folder
 from lm_harmony.runs.store import RunStore
 
 _OPTIMIZER = "optimizer.safetensors"
@@ -26,12 +25,10 @@ def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumabl
     folder = store.checkpoint(epoch.number)
     save_weights(trainee, folder / "weights")
     if resumable:
-        scratch = folder / f".{_OPTIMIZER}.part"
         try:
-            save_file(dict(epoch.optimizer_state), scratch)
-            scratch.replace(folder / _OPTIMIZER)
+            with new_file(folder / _OPTIMIZER) as scratch:
+                save_file(dict(epoch.optimizer_state), scratch)
         except (OSError, SafetensorError) as error:
-            scratch.unlink(missing_ok=True)
             raise StoreError(_no_room(folder, error)) from error
 
 
@@ -59,14 +56,10 @@ def save_weights(trainee: Trainee, folder: Path) -> None:
     Raises:
         StoreError: the disk is full or cannot be written.
     """
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir(parents=True)
-        trainee.save(scratch)
-        replace_folder(scratch, folder)
+        with new_folder(folder) as scratch:
+            trainee.save(scratch)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise StoreError(_no_room(folder, error)) from error
 
 

@@ -141,11 +141,34 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def replace_folder(scratch: Path, folder: Path) -> None:
-    """Rename the complete folder ``scratch`` to ``folder``, which it replaces."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(scratch, folder)
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``folder`` when the block ends without an error and is removed otherwise.
+
+    It has the name of ``folder``, alone inside a hidden folder beside it. What ``folder`` held before is replaced.
+    """
+    hidden = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed
+    scratch = hidden / folder.name
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which becomes ``path`` when the block ends without an error and is removed otherwise."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -154,15 +177,12 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StoreError: the disk is full or the folder cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        with scratch.open("w", encoding="utf-8") as file:
+        with new_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise StoreError(
             f"{path} cannot be written: {error.strerror}. What was finished before is complete. Free disk space and resume with "
             f"--resume_from_checkpoint."

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
 from lm_harmony.benchmarks.types import Example, fingerprint_of
+from lm_harmony.models.model_folder import shown_name
 from lm_harmony.recipe import fingerprint
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
@@ -51,9 +52,8 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
 
 def folder_name(spec: RunSpec, base: Path | None = None) -> str:
     """Return where a run lies below the results folder: <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
-    benchmark = benchmark_name(spec.benchmark.task)
-    model = Path(spec.model.name).name if Path(spec.model.name).is_dir() else spec.model.name
-    return "/".join((*(_clean(part) for part in (benchmark, model)), f"seed{spec.seed}-{run_id(spec, base)}"))
+    names = (benchmark_name(spec.benchmark.task), shown_name(spec.model.name))
+    return "/".join((*map(_clean, names), f"seed{spec.seed}-{run_id(spec, base)}"))
 
 
 def _clean(name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import fsspec
 
 from lm_harmony.errors import MissingExtra, StoreError, UsageError
+from lm_harmony.runs.files import new_file
 
 LAST = ("epochs.jsonl", "failure.json", "record.json")
 """Pushed after all else, in this order: they say that what they speak of is there."""
@@ -123,13 +123,8 @@ class RemoteSync:
     def _get(self, name: str) -> None:
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(f".{file.name}.{os.getpid()}.pulled")
-        try:
-            with self.clear_errors():
-                self.filesystem.get_file(f"{self.root}/{name}", str(scratch))
-            os.replace(scratch, file)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with new_file(file) as scratch, self.clear_errors():
+            self.filesystem.get_file(f"{self.root}/{name}", str(scratch))
         self._sent[name] = _stamp(file)
 
     def _files(self, path: str) -> dict[str, tuple[int, int]]:
@@ -164,10 +159,6 @@ class RemoteSync:
                 f"results_dir: {self.url} cannot be reached: {' '.join(str(error).split())[:300]}. "
                 f"Check the address and credentials."
             ) from error
-
-    def forget(self) -> None:
-        """Remove the working copy."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _is_copy(file: Path, info: Mapping[str, Any]) -> bool:

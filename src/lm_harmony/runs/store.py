@@ -21,8 +21,9 @@ In a study the file .<run>.lease beside the folder tells who works in it now.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 import yaml
 
 from lm_harmony.benchmarks.types import Score
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
 from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
 from lm_harmony.runs.record import EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
@@ -63,6 +64,18 @@ class RunStore:
     def is_finished(self) -> bool:
         """Tell whether the run has its record."""
         return (self.folder / "record.json").is_file()
+
+    def outcome(self) -> RunRecord | Failure | None:
+        """Return the run's record, or why it failed, or None where it has not ended."""
+        return self.record() if self.is_finished() else self.failure()
+
+    def requested(self) -> tuple[str, str] | None:
+        """Return (model, task) of the specification, whether or not the record can be read; None where config.yaml cannot."""
+        try:
+            config = self.config()
+        except DamagedFile:
+            return None
+        return None if config is None else (config.model.name, config.benchmark.task)
 
     def refuse_conflict(self, spec: RunSpec, *, resume: bool, overwrite: bool) -> None:
         """Refuse early, before anything is loaded, what the folder does not allow.
@@ -225,3 +238,12 @@ class RunStore:
         if not path.exists():
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.")
         return read_json(path, RunRecord, upgrade_record)
+
+
+def find_runs(results: Path) -> Iterator[RunStore]:
+    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
+    for folder, folders, files in os.walk(results):
+        # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
+        folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
+        if "record.json" in files or "failure.json" in files:
+            yield RunStore(Path(folder))

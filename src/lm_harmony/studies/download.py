@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
 from lm_harmony.models.model_folder import refuse_other_revision, write_source
-from lm_harmony.runs.files import replace_folder
+from lm_harmony.runs.files import new_folder
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 _PARTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -80,11 +79,11 @@ def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
                 f"benchmark {name}: {folder / changed[0]} is not what source.json says of it. Remove {folder} and fetch again."
             )
     elif not folder.exists():
-        with _whole(folder) as scratch:
-            source = download_rows(file, scratch / name)
+        with new_folder(folder) as scratch:
+            source = download_rows(file, scratch)
             if source.task != name:
                 raise BenchmarkError(f"benchmark {name}: its file calls it {source.task}. Name the file after its task.")
-            open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch)  # the rows can be read back
+            open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch.parent)  # the rows can be read back
         return DownloadResult(name=name, folder=folder, outcome="fetched")
     return DownloadResult(name=name, folder=folder, outcome="there already")
 
@@ -98,8 +97,7 @@ def _fetch_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
         info = HfApi().model_info(model.name, revision=model.revision)
         safe = any(one.rfilename.endswith(".safetensors") for one in info.siblings or ())
         wanted = [*_PARTS, "*.safetensors" if safe else "*.bin", *(_CODE if model.trust_remote_code else ())]
-        with _whole(folder) as scratch:
-            place = scratch / folder.name
+        with new_folder(folder) as place:
             snapshot_download(model.name, revision=info.sha, local_dir=place, allow_patterns=wanted)
             shutil.rmtree(place / ".cache", ignore_errors=True)
             write_source(place, name=model.name, asked=model.revision, revision=str(info.sha))
@@ -109,16 +107,3 @@ def _fetch_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
             f"Check the name, the network and that the model is open to you, and repeat."
         ) from error
     return DownloadResult(name=model.name, folder=folder, outcome="fetched")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder in which to write ``folder.name``; that takes its place when the block ends well, else nothing does."""
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a fetch that was killed
-    (scratch / folder.name).mkdir(parents=True)
-    try:
-        yield scratch
-        replace_folder(scratch / folder.name, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
