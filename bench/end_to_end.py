@@ -76,7 +76,7 @@ def reference(flags: BenchFlags) -> None:
     evaluate()
     found: dict[Path, float] = {}
     with trainable(prepared.model, spec.recipe, seed=0) as trainee:
-        for epoch in fine_tune(trainee, prepared.sequences, spec.recipe, seed=0, micro_batch=8, backend=prepared.backend):
+        for epoch in fine_tune(trainee, prepared.sequences, spec.recipe, seed=0, micro_batch=8, backend=prepared.scorer.backend):
             folder = Path(tempfile.mkdtemp())
             trainee.save(folder)
             found[folder] = evaluate()

@@ -23,7 +23,7 @@ from tiny import write_tiny_model
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.lm_eval_results import direct_results
-from lm_harmony.runs.protocol import add_direct, score_again, train_before_test
+from lm_harmony.runs.protocol import add_direct_score, score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
@@ -188,7 +188,8 @@ def test_an_adapter_that_trains_biases_counts_them_once(tmp_path: Path) -> None:
 def test_products_in_another_type_are_named_as_lm_eval_takes_them(run: RunStore) -> None:
     """Where products are computed in bfloat16, lm_eval is told so, and loads the model with it."""
     prepared, record = set_up_run(run.record().spec), run.record()
-    mixed = dataclasses.replace(prepared, model=dataclasses.replace(prepared.model, autocast=torch.bfloat16))
+    model = dataclasses.replace(prepared.model, autocast=torch.bfloat16)
+    mixed = dataclasses.replace(prepared, scorer=dataclasses.replace(prepared.scorer, model=model))
     ours = direct_results(mixed, record, samples=run.samples("direct"), date=0.0)
     plain = results_of(run)["direct"]["config"]["model_args"]
     assert ours["config"]["model_args"] == {**plain, "mixed_precision_dtype": "bfloat16"}
@@ -203,7 +204,7 @@ def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: 
     first["direct"].unlink()
     undirected = dataclasses.replace(store.record(), direct=None)
     store.write_record(undirected)
-    add_direct(store, undirected.spec)
+    add_direct_score(store, undirected.spec)
     assert len(files_of_direct(store)) == 1 and store.record().direct is not None
 
 

@@ -1,4 +1,4 @@
-"""Train-before-test, the whole method: fine-tune, choose the epoch on validation, and only then test.
+"""The method, train-before-test: fine-tune on the training split, choose the epoch on validation, and only then test.
 
 Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language Model Rankings" (arXiv 2507.05195).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.adapters import Trainee, trainable
@@ -31,17 +30,17 @@ log = logging.getLogger(__name__)
 def train_before_test(
     spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, caches: RunCaches | None = None
 ) -> RunRecord:
-    """Carry out one run and leave its record in ``store``; the record is the last file written.
+    """Execute one run and return its record, which is the last file written to the run's folder.
 
     Args:
-        spec: the model, the benchmark, the recipe, the seed.
+        spec: the model, the benchmark, the recipe and the seed.
         store: the run's folder.
-        resume: continue an unfinished run after its last finished epoch; the record is that of an uninterrupted run.
-        overwrite: replace a run that is there.
-        kept: what earlier runs hand on: the loaded model, direct scores.
+        resume: continue an unfinished run after its last finished epoch. The record is that of an uninterrupted run.
+        overwrite: replace a run that is already in the folder.
+        caches: the loaded model and the direct scores that runs of one process share.
 
     Raises:
-        HarmonyError: bad input, or a training that diverged; what was finished before stays readable.
+        HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     meter = Meter()
@@ -49,13 +48,13 @@ def train_before_test(
         run = set_up_run(spec, caches)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
-        direct = _direct(run, store, meter, caches) if spec.direct else None
+        direct = _direct_score(run, store, meter, caches) if spec.direct else None
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
-            epochs = _learn(run, trainee, store, tracker)
+            epochs = _train_and_validate(run, trainee, store, tracker)
             best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
             chosen = best if spec.choose_best else epochs[-1]
             log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
-            trained, curve = _test_after(run, trainee, store, meter, epochs, chosen)
+            trained, test_curve = _test_epochs(run, trainee, store, meter, epochs, chosen)
             trainee.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(trainee, store.folder / "adapter")
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
@@ -69,10 +68,12 @@ def train_before_test(
         epochs=epochs,
         chosen_epoch=chosen.epoch,
         trained=trained,
-        test_curve=curve,
+        test_curve=test_curve,
         environment=_environment(run),
-        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.counter.tokens},
-        **_made_from(run),
+        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
+        data=_data(run),
+        sources=run.sources,
+        request_fingerprint=run.fingerprints.run,
     )
     write_outcomes(store, run, record)
     store.write_record(record)
@@ -81,7 +82,7 @@ def train_before_test(
 
 
 def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better: bool) -> EpochRecord:
-    """Return the epoch with the best validation score: strictly better replaces, so ties keep the earlier one."""
+    """Return the epoch with the best validation score; of equal ones the earliest."""
     best = epochs[0]
     for epoch in epochs[1:]:
         gain = epoch.validation[metric] - best.validation[metric]
@@ -90,88 +91,8 @@ def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better
     return best
 
 
-def score_again(store: RunStore) -> RunRecord:
-    """Score the weights of a finished run once more on its test split; record.json stays as it is.
-
-    Raises:
-        StoreError: the run is not finished, or its weights are gone.
-        NotCurrent: what it was made from has changed.
-    """
-    record = store.record()
-    run = _prepare_again(store, record, record.spec, None)
-    with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
-        trainee.load(store.folder / "adapter")
-        score = _test(run, Meter())
-    again = replace(record, trained=score)
-    write_outcomes(store, run, again)
-    return again
-
-
-def _prepare_again(store: RunStore, record: RunRecord, spec: RunSpec, caches: RunCaches | None) -> RunSetup:
-    """Prepare a finished run once more, by ``spec``, which may name its files at another place; refuse if it is not current."""
-    refuse_not_current(store.folder, record, spec)
-    run = set_up_run(spec, caches)
-    refuse_other_answer(store.folder, record, asked=run.fingerprints.run, sources=run.sources)
-    return run
-
-
-def _test(run: RunSetup, meter: Meter) -> Score:
-    """Score the model as it is now on the test split. Nothing else in the package touches the test rows' answers."""
-    with meter.phase("test"):
-        return run.score(run.splits.test, final=True)
-
-
-def _direct(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:
-    """Score the untouched model, or take the score that this run kept before it was stopped, or that another run shares."""
-    known = store.direct_score()
-    if known is None:
-        shared = caches.direct_scores if caches else None
-        known = shared.get(run.direct_score_id) if shared else None
-        if known is None:
-            known = _test(run, meter)
-            if shared:
-                shared.put(run.direct_score_id, known)
-        store.write_samples("direct", known.samples)
-        store.write_direct_score(known)
-    return known
-
-
-def add_direct(store: RunStore, spec: RunSpec, caches: RunCaches | None = None) -> RunRecord:
-    """Score the untouched model of a finished run that was not asked for it, and put the score into its record.
-
-    Args:
-        store: the run's folder.
-        spec: the run, now with its direct score.
-        kept: what earlier runs hand on.
-
-    Raises:
-        StoreError: the run is not finished.
-        NotCurrent: what it was made from has changed.
-    """
-    record = store.record()
-    run = _prepare_again(store, record, spec, caches)
-    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct(run, store, Meter(), caches))
-    write_direct(store, run, again)
-    store.write_record(again)
-    return again
-
-
-def _test_after(
-    run: RunSetup, trainee: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
-) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
-    """Test the chosen epoch, and for the record only the others where asked: (its score, epoch -> metrics)."""
-    trained, curve = None, {}
-    for epoch in epochs:
-        if run.spec.test_curve or (run.spec.test and epoch == chosen):
-            trainee.load(store.checkpoint(epoch.epoch) / "weights")
-            score = _test(run, meter)
-            curve[epoch.epoch] = score.metrics
-            trained = score if run.spec.test and epoch == chosen else trained
-    return trained, curve if run.spec.test_curve else {}
-
-
-def _learn(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
-    """Train, validate after each epoch, and keep what a continued run and the choice need."""
+def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
+    """Train, score each epoch on validation, and save what resuming and the choice of the epoch need; return all epochs."""
     spec, records = run.spec, store.epochs()
     training = fine_tune(
         trainee,
@@ -179,7 +100,7 @@ def _learn(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -
         spec.recipe,
         seed=spec.seed,
         micro_batch=spec.execution.micro_batch,
-        backend=run.backend,
+        backend=run.scorer.backend,
         resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
     )
     for epoch in training:
@@ -211,8 +132,92 @@ def _learn(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -
     return records
 
 
+def _test_epochs(
+    run: RunSetup, trainee: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
+) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
+    """Return the test score of the chosen epoch and, where ``spec.test_curve`` is set, epoch -> test metrics of all epochs."""
+    trained, curve = None, {}
+    for epoch in epochs:
+        if run.spec.test_curve or (run.spec.test and epoch == chosen):
+            trainee.load(store.checkpoint(epoch.epoch) / "weights")
+            score = _test(run, meter)
+            curve[epoch.epoch] = score.metrics
+            trained = score if run.spec.test and epoch == chosen else trained
+    return trained, curve if run.spec.test_curve else {}
+
+
+def _test(run: RunSetup, meter: Meter) -> Score:
+    """Score the current weights on the test split. No other function of the package scores test rows."""
+    with meter.phase("test"):
+        return run.score(run.splits.test, final=True)
+
+
+def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:
+    """Return the test score of the untouched model: from this run's folder, from the shared cache, or computed now."""
+    known = store.direct_score()
+    if known is None:
+        shared = caches.direct_scores if caches else None
+        known = shared.get(run.direct_score_id) if shared else None
+        if known is None:
+            known = _test(run, meter)
+            if shared:
+                shared.put(run.direct_score_id, known)
+        store.write_samples("direct", known.samples)
+        store.write_direct_score(known)
+    return known
+
+
+def add_direct_score(store: RunStore, spec: RunSpec, caches: RunCaches | None = None) -> RunRecord:
+    """Add the test score of the untouched model to the record of a finished run that lacks it, and return the record.
+
+    Args:
+        store: the run's folder.
+        spec: the run's specification with ``direct=True``; it may name files at other paths.
+        caches: the loaded model and the direct scores that runs of one process share.
+
+    Raises:
+        StoreError: the run is not finished.
+        NotCurrent: a file, a library or a request differs from the recorded one.
+    """
+    record = store.record()
+    run = _set_up_again(store, record, spec, caches)
+    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct_score(run, store, Meter(), caches))
+    write_direct(store, run, again)
+    store.write_record(again)
+    return again
+
+
+def score_again(store: RunStore) -> RunRecord:
+    """Score the saved weights of a finished run on its test split again; record.json is not changed.
+
+    Raises:
+        StoreError: the run is not finished, or its weights are missing.
+        NotCurrent: a file, a library or a request differs from the recorded one.
+    """
+    record = store.record()
+    run = _set_up_again(store, record, record.spec, None)
+    with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
+        trainee.load(store.folder / "adapter")
+        score = _test(run, Meter())
+    again = replace(record, trained=score)
+    write_outcomes(store, run, again)
+    return again
+
+
+def _set_up_again(store: RunStore, record: RunRecord, spec: RunSpec, caches: RunCaches | None) -> RunSetup:
+    """Set up a finished run for another scoring; ``spec`` may name its files at other paths.
+
+    Raises:
+        NotCurrent: a file, a library or a request differs from the recorded one.
+    """
+    refuse_not_current(store.folder, record, spec)
+    run = set_up_run(spec, caches)
+    refuse_other_answer(store.folder, record, asked=run.fingerprints.run, sources=run.sources)
+    return run
+
+
 def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
-    """Add up over all epochs, those before an interruption too."""
+    """Return tokens and seconds summed over all epochs, including those before an interruption."""
     return {
         "training_tokens": sum(epoch.tokens for epoch in epochs),
         "training_seconds": sum(epoch.seconds for epoch in epochs),
@@ -221,16 +226,13 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
 
 
 def _environment(run: RunSetup) -> Environment:
-    """Return what the run was carried out with, its number formats, and which forward passes the probe chose there."""
+    """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    return {**described, "precision": asdict(run.model.precision), "engine": run.backend.describe()}
-
-
-def _made_from(run: RunSetup) -> dict[str, Any]:
-    return {"data": _data(run), "sources": run.sources, "request_fingerprint": run.fingerprints.run}
+    return {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
 
 
 def _data(run: RunSetup) -> DataRecord:
+    """Return the counts of rows that were used and left out."""
     splits = run.splits
     return DataRecord(
         fingerprint=splits.fingerprint(),

@@ -1,4 +1,4 @@
-"""All that a run needs before its first step: the benchmark's rows, the model, and the two checked against each other."""
+"""What a run needs before its first training step: the rendered rows, the loaded model, and checks of the two together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_place
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
 from lm_harmony.benchmarks.types import Example, MetricKey, Score
-from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.scoring import Scorer, TokenCounter
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
@@ -32,57 +31,54 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunSetup:
-    """A run about to begin."""
+    """A run whose rows and model are loaded, ready for training and scoring."""
 
     spec: RunSpec
-    """What was asked."""
-    model: LanguageModel = field(repr=False)
-    """Who learns."""
+    """The request that the run was set up for."""
     task: HarnessTask = field(repr=False)
-    """Who counts."""
-    backend: Backend = field(repr=False)
-    """How its forward passes are laid out."""
+    """Benchmark task, which turns replies into metrics."""
+    scorer: Scorer = field(repr=False)
+    """Model with its backend, and a count of the tokens it has scored."""
     splits: Splits = field(repr=False)
-    """What is learned, what chooses, what is tested."""
+    """Rendered rows for training, validation and test."""
     sequences: Sequence[TokenSequence] = field(repr=False)
-    """The training rows, encoded, without those whose answer is too long."""
+    """Training rows as token ids, without those whose answer is too long."""
     metric: str
-    """The metric that chooses the epoch."""
+    """Metric that chooses the epoch, as "metric,filter"."""
     higher_is_better: bool
-    """Its direction."""
+    """Whether a higher value of the metric is better."""
     sources: tuple[Source, ...] = field(repr=False)
-    """Every file and hub commit that it stands on."""
+    """Files and hub commits that the run reads."""
     fingerprints: RequestFingerprints
-    """Fingerprints of what the model is asked."""
-    counter: TokenCounter = field(default_factory=TokenCounter, repr=False)
-    """What was asked of the model so far."""
+    """Fingerprints of the requests and of the training tokens."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that is trained and scored."""
+        return self.scorer.model
 
     @property
     def answer_too_long(self) -> int:
-        """How many training rows were left out because their answer is longer than a training text may be."""
+        """Number of training rows left out because their answer is longer than a training sequence may be."""
         return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
 
     @property
     def direct_score_id(self) -> str:
-        """What runs must share to share the direct score: known without asking the test."""
+        """Key of the direct score in the cache; runs with equal keys have equal direct scores."""
         return direct_score_id(self.spec, self.fingerprints, self.sources, dtype=repr(self.model.precision))
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
-        """Ask the model, as it is now, about ``examples``; ``final`` adds standard errors and per-document samples.
+        """Return the score of the model's current weights on ``examples``.
+
+        Args:
+            examples: rows of one split.
+            final: add standard errors and per-document samples.
 
         Raises:
-            ScoreNotFinite: an answer is not finite, or the metric that chooses the epoch has no finite value.
+            ScoreNotFinite: a log-likelihood is not finite, or the metric that chooses the epoch has no finite value.
         """
-        scorer = Scorer(
-            model=self.model,
-            batch_size=self.spec.execution.eval_batch_size,
-            max_new_tokens=self.spec.recipe.max_new_tokens,
-            seed=self.spec.seed,
-            backend=self.backend,
-            counter=self.counter,
-        )
         with memory_errors(self.spec, "scoring"):
-            replies = iter(scorer.reply([request for example in examples for request in example.requests]))
+            replies = iter(self.scorer.reply([request for example in examples for request in example.requests]))
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         score = self.task.score(examples, grouped, errors=final, samples=final)
         if self.metric not in score.metrics:
@@ -94,40 +90,45 @@ class RunSetup:
 
 
 def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
-    """Load the benchmark, render its rows, and load the model (or take the one that is kept).
+    """Load the benchmark, render its rows, and load the model or take it from the cache.
 
     Raises:
-        UsageError: an unknown task or metric, or a metric whose direction nobody gives.
-        BenchmarkError: the benchmark cannot be fine-tuned, or its rows cannot be had or do not fit.
-        ModelError: the model cannot be loaded, or lacks the chat template that was asked for.
+        UsageError: the task or the metric is unknown, or no one says whether a higher metric is better.
+        BenchmarkError: the benchmark has no training split, or its rows cannot be loaded or do not fit into the model.
+        ModelError: the model cannot be loaded, or lacks the chat template that ``spec`` asks for.
     """
-    asked = spec.benchmark
-    found = task_sources(asked)  # before anything is read: what changes in between differs from the record
+    benchmark = spec.benchmark
+    found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
     unload_modules([*code, *IMPORTED_MODULES])
     with files_opened_by(code) as opened:
-        task = open_task(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
+        task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
     metric, higher = _choosing_metric(spec, task)
-    bases = (caches or RunCaches()).model
-    text = bases.chat_encoder(spec)
+    models = (caches or RunCaches()).model
+    text = models.chat_encoder(spec)
     chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
-    with files_opened_by(code) as opened_later:  # before the weights are hashed, read and probed, which takes minutes
-        splits = make_splits(task, caps=asked.caps, seed=spec.seed, protocol=asked.split_protocol, chat=chat)
+    with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
+        splits = make_splits(task, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
         score_placeholder_replies(task, splits.validation[0])
     with memory_errors(spec, "loading"):
-        base = bases.get(spec)
-    model = base.model
+        loaded = models.get(spec)
+    model = loaded.model
     if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
-        raise ModelError(f"model {spec.model.name}: its chat template was changed while rows were read. Repeat the command.")
+        raise ModelError(f"model {spec.model.name}: its chat template changed while the rows were rendered. Repeat the command.")
     model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
     run = RunSetup(
         spec=spec,
-        model=model,
         task=task,
-        backend=base.backend,
+        scorer=Scorer(
+            model=model,
+            batch_size=spec.execution.eval_batch_size,
+            max_new_tokens=spec.recipe.max_new_tokens,
+            seed=spec.seed,
+            backend=loaded.backend,
+        ),
         splits=splits,
         sequences=sequences,
         metric=metric,
@@ -135,11 +136,11 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         sources=(
             *with_commit(found, "rows", dataset_commit(task)),
             *sources_opened_by_code(found, opened | opened_later),
-            *base.sources,
+            *loaded.sources,
         ),
         fingerprints=request_fingerprints(spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length),
     )
-    _tell(run)
+    _log_summary(run)
     return run
 
 
@@ -155,8 +156,8 @@ def _choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:
     return metric, direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
 
 
-def _tell(run: RunSetup) -> None:
-    """Log what the run stands on."""
+def _log_summary(run: RunSetup) -> None:
+    """Log the sizes of the splits, and rows and tokens that were left out."""
     name, text = run.task.name, run.model.text
     if run.answer_too_long:
         log.warning("%s: %d training rows dropped: their answer is longer than a training text.", name, run.answer_too_long)
@@ -171,13 +172,13 @@ def direction(declared: bool | None, asked: bool | None, *, metric: str, task: s
     """Return whether a higher score is better: as the task declares it, else as the user says.
 
     Args:
-        declared: what the task's file or lm_eval's registry says; None: neither does.
+        declared: what the task's file or lm_eval's registry says; None: neither says it.
         asked: the value of --train_param.greater_is_better; None: not given.
-        metric: the metric that chooses the epoch, for the message.
-        task: the benchmark's name, for the message.
+        metric: metric that chooses the epoch, for the message.
+        task: name of the benchmark, for the message.
 
     Raises:
-        UsageError: nobody says, or the two contradict each other.
+        UsageError: the direction is not known, or the task and the user contradict each other.
     """
     if declared is None and asked is None:
         name = MetricKey.parse(metric).metric
@@ -195,7 +196,7 @@ def direction(declared: bool | None, asked: bool | None, *, metric: str, task: s
 
 
 def default_metric(task: HarnessTask) -> str:
-    """Return the catalogued metric of a benchmark; of others acc_norm, acc or bits_per_byte, or what they report first."""
+    """Return the catalogued metric of a benchmark; else acc_norm, acc or bits_per_byte; else the first that it reports."""
     known = catalogue.find(task.name)
     if known is not None:
         return known.metric

@@ -179,10 +179,10 @@ def calibrate(spec: RunSpec) -> Hardware:
     while True:
         part = _slice(spec, rows)
         run = set_up_run(part, caches)
-        load = workload(part, run.backend.memory_budget)
+        load = workload(part, run.scorer.backend.memory_budget)
         micro_batch = part.execution.micro_batch
         with trainable(run.model, part.recipe, seed=0) as trainee:
-            epochs = fine_tune(trainee, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, backend=run.backend)
+            epochs = fine_tune(trainee, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, backend=run.scorer.backend)
             training = sum(epoch.seconds for epoch in epochs)
             clock = time.perf_counter()
             run.score(run.splits.validation, final=False)
@@ -198,7 +198,7 @@ def calibrate(spec: RunSpec) -> Hardware:
         scores=load.validation.passes > 0,
         writes=load.validation.written.tokens > 0,
         load_seconds=load_seconds,
-        room=run.backend.memory_budget,
+        room=run.scorer.backend.memory_budget,
         width=run.model.module.dtype.itemsize,
     )
 

@@ -17,7 +17,7 @@ import traceback
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
-from lm_harmony.runs.protocol import add_direct, train_before_test
+from lm_harmony.runs.protocol import add_direct_score, train_before_test
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.lease import LeaseHeld
 from lm_harmony.studies.messages import MemoryRequest, MemoryResult, Outcome, RunResult, decode_request
@@ -96,7 +96,7 @@ def complete(run: RunLocation, caches: RunCaches) -> None:
                 if not store.is_finished():
                     train_before_test(spec, store, resume=True, caches=caches)
                 elif state.reason is None:
-                    add_direct(store, spec, caches)
+                    add_direct_score(store, spec, caches)
                 else:
                     raise NotCurrent(state.reason)
             except NotCurrent as error:
