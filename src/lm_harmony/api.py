@@ -21,7 +21,7 @@ from lm_harmony.in_memory import InMemoryModel, Rows, language_model, restored, 
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.caches import DirectScoreCache, ModelCache, RunCaches
-from lm_harmony.runs.protocol import add_direct, train_before_test
+from lm_harmony.runs.protocol import add_direct_score, train_before_test
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.studies.run_location import RunLocation
@@ -132,7 +132,7 @@ def _carry_out(location: RunLocation, model: ModelCache) -> RunRecord:
         return store.record()
     try:
         if store.is_finished() and state.readable and state.reason is None:
-            return add_direct(store, spec, caches)
+            return add_direct_score(store, spec, caches)
         return train_before_test(spec, store, resume=True, caches=caches)
     except NotCurrent:
         return train_before_test(spec, store, overwrite=True, caches=caches)
