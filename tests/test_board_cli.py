@@ -139,7 +139,7 @@ def test_a_score_out_of_its_range_is_refused_with_its_line(tmp_path: Path) -> No
 def test_place_predicts_and_suggests(results: Path) -> None:
     done = harmony("place", str(results), "--model", "local/d", "--suggest", "2")
     assert "predicted from piqa, sciq, arc_easy" in done.stdout and "Kendall's tau" in done.stdout
-    assert "suggested: anli_r1, arc_easy (measured already): tau 0.936" in done.stdout
+    assert "suggested: anli_r1, arc_easy (already measured): tau 0.936" in done.stdout
     assert harmony("place", "--suggest", "1").returncode == 0
 
 
@@ -151,17 +151,17 @@ def test_published_stands_for_the_published_board() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["leaderboard"], "name a folder of runs, or add --published"),
+        (["leaderboard"], "results is missing. Give a folder of runs or"),
         (["leaderboard", "nowhere"], "neither a folder nor"),
-        (["leaderboard", "--published", "--preparation", "direct"], "trained scores only"),
+        (["leaderboard", "--published", "--preparation", "direct"], "only trained scores"),
         (["leaderboard", "{empty}"], "no finished run lies below"),
         (["analyze", "{empty}"], "no finished run lies below"),
         (["analyze", "{results}", "--bump", "arc_easy", "arc_hard"], "Did you mean 'arc_easy'?"),
         (["compare", "{results}", "local/a", "local/z"], "model 'local/z' is not in"),
         (["compare", "{results}", "local/a", "local/a"], "the two models must differ"),
         (["place"], "ask for benchmarks with --suggest"),
-        (["place", "--model", "x"], "name a folder of runs"),
-        (["place", "--model", "x", "--suggest", "1"], "name the folder that holds the runs of 'x'"),
+        (["place", "--model", "x"], "Give a folder of runs"),
+        (["place", "--model", "x", "--suggest", "1"], "Give the folder with the runs of 'x'"),
         (["place", "{results}"], "has 4 models. Name one with --model"),
         (["place", "--suggest", "9"], "between 1 and 6 (got 9)"),
     ],

@@ -1,1 +1,1 @@
-"""The command line: parse, call one function, print."""
+"""The command line: each command parses its arguments, calls one function and prints the result."""

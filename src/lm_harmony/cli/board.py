@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lm_harmony.analysis.placement import Placement
 
 PUBLISHED = Path("published")
-"""Stands for the published board where results are asked for."""
+"""The word that names the published board in place of a folder or file of results."""
 
 
 def leaderboard(
@@ -28,21 +28,21 @@ def leaderboard(
     format: Literal["table", "csv", "json", "markdown"] = "table",
     preparation: Literal["trained", "direct"] = "trained",
 ) -> None:
-    """Rank models by the first principal component of their scores, with intervals and tie groups.
+    """Rank models by the first principal component (PC1) of their scores, with intervals and tie groups.
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.
-        published: rank on the published board of 61 models x 24 benchmarks, which no new model moves.
-        format: table fits the terminal, the others have every benchmark.
-        preparation: scores after train-before-test, or of the untouched models.
+        published: rank on the PC1 of the published board (61 models x 24 benchmarks), which new models do not change.
+        format: table shows the columns that fit the terminal; the other formats have every benchmark.
+        preparation: scores after fine-tuning (trained) or before it (direct).
     """
     from lm_harmony.analysis.leaderboard import own_board, published_board
     from lm_harmony.report import tables as text
 
     if results is None and not published:
-        raise UsageError("results: name a folder of runs, or add --published for the published board.")
+        raise UsageError("results is missing. Give a folder of runs or a .csv or .json file, or add --published.")
     if published and preparation == "direct":
-        raise UsageError("preparation: the published board has trained scores only. Leave out --published or --preparation.")
+        raise UsageError("preparation = direct: the published board has only trained scores. Remove one of the two flags.")
     matrix = None if results is None else read(results)
     if published:
         board = published_board(None if results == PUBLISHED else matrix)
@@ -58,7 +58,7 @@ def leaderboard(
     explained = "" if board.explained is None else f"; PC1 explains {board.explained:.1%} of the variance"
     say(f"Reference: {board.reference}{explained}", *board.notes)
     if any(row.basis == "predicted" for row in board.rows):
-        say("~ predicted from the benchmarks that the model has (lm-harmony place tells more)")
+        say("~: predicted from the benchmarks that the model has (details: lm-harmony place)")
 
 
 def analyze(
@@ -68,13 +68,13 @@ def analyze(
     figures: bool = True,
     bump: tuple[str, str] | None = None,
 ) -> None:
-    """Write agreement, components, perplexity, significance and stability as tables and figures (pdf, png) into a folder.
+    """Write agreement, principal components, perplexity, significance and stability into a folder, as tables and figures.
 
     Args:
-        results: a folder of runs, a .csv or .json file of scores, or the word published.
-        output: folder to write to; files of an earlier analysis in it are overwritten.
-        figures: draw figures; --no-figures needs no matplotlib.
-        bump: two benchmarks for the bump chart; default: those that agree least after training.
+        results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
+        output: folder for the files; those of an earlier analysis are overwritten.
+        figures: draw figures (pdf and png), which need matplotlib.
+        bump: two benchmarks for the bump chart; default: the two that agree least after training.
     """
     from lm_harmony.analysis.summary import analyze_matrix
     from lm_harmony.report.report_folder import summary_lines, write_tables
@@ -93,7 +93,7 @@ def analyze(
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
-    say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} tells what came out")
+    say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} is the overview")
 
 
 def compare(
@@ -102,12 +102,12 @@ def compare(
     second: Annotated[str, tyro.conf.Positional],
     /,
 ) -> None:
-    """Compare two models benchmark by benchmark: paired where their outcomes were kept, p-values corrected by Holm.
+    """Compare two models on each benchmark, with paired tests where their outcomes were kept and Holm-corrected p-values.
 
     Args:
-        results: a folder of runs, a .csv or .json file of scores, or the word published.
-        first: a model, as its runs name it, or the end of its folder's path.
-        second: another one.
+        results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
+        first: name of a model in the results, or the end of its folder's path.
+        second: name of another model.
     """
     from lm_harmony.analysis import paired
     from lm_harmony.report.tables import comparison_table
@@ -119,10 +119,10 @@ def compare(
     ahead = sum(test.difference > 0 for test in clear)
     say(
         f"first: {found.first}, second: {found.second}; a positive difference is better for the first; ± one standard error",
-        f"* told apart at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
+        f"* distinguishable at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
         f"of {len(found.tests)} comparisons",
         *dict.fromkeys(f"{test.benchmark}, {test.preparation}: not paired, {test.note}" for test in found.tests if test.note),
-        *(f"left out, only one has it: {task} ({preparation})" for task, preparation in found.left_out),
+        *(f"left out, because only one model has it: {task} ({preparation})" for task, preparation in found.left_out),
     )
 
 
@@ -132,25 +132,25 @@ def place(
     model: str | None = None,
     suggest: int | None = None,
 ) -> None:
-    """Say where a model stands on the published board by the benchmarks it has, and which few benchmarks would tell best.
+    """Predict the place of a model on the published board from the benchmarks that it has, or suggest benchmarks for that.
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores.
-        model: the model, as its runs name it, or the end of its folder's path; default: the only one there.
-        suggest: name this many benchmarks that place models as well as any for the fewest training rows.
+        model: name of the model in the results, or the end of its folder's path; default: the only one.
+        suggest: number of benchmarks to suggest: those that predict places best with few training rows.
     """
     from lm_harmony.analysis.benchmark_selection import select_benchmarks
     from lm_harmony.analysis.placement import placement_of, published_placement
 
     if results is None and suggest is None:
-        raise UsageError("results: name a folder of runs, or ask for benchmarks with --suggest 3.")
+        raise UsageError("results is missing. Give a folder of runs, or ask for benchmarks with --suggest 3.")
     if results is None and model is not None:
-        raise UsageError(f"results: name the folder that holds the runs of {model!r}.")
+        raise UsageError(f"results is missing. Give the folder with the runs of {model!r}.")
     known: tuple[str, ...] = ()
     if results is not None:
         matrix = read(results)
         if model is None and len(matrix.models) != 1:
-            raise UsageError(f"model: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
+            raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
         placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
         known = placed.benchmarks
         _show_placement(placed)
@@ -164,18 +164,18 @@ def page(
     published: bool = False,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("board.html"),
 ) -> None:
-    """Write the board as one interactive HTML page that opens anywhere, without a network.
+    """Write the board as one interactive HTML file that opens in a browser without a network.
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.
-        published: show the models among those of the published board, on its PC1, which no new model moves.
-        output: the HTML file; an earlier one is replaced.
+        published: show the models among those of the published board, on its PC1, which new models do not change.
+        output: the HTML file; an existing file is replaced.
     """
     from lm_harmony.report.page import write_page
     from lm_harmony.report.page_data import page_data
 
     if results is None and not published:
-        raise UsageError("results: name a folder of runs, or add --published for the published board.")
+        raise UsageError("results is missing. Give a folder of runs or a .csv or .json file, or add --published.")
     only_published = results is None or (results == PUBLISHED and not results.exists())
     matrix = None if only_published else read(results or PUBLISHED)
     data = page_data(matrix, published=published or only_published)
@@ -185,10 +185,10 @@ def page(
 
 
 def read(results: Path) -> ScoreMatrix:
-    """Return the matrix of a folder or file, or of the word "published".
+    """Return the score matrix of a folder or file of results, or of the published board.
 
     Raises:
-        UsageError: there is nothing of the kind.
+        UsageError: there is no such folder or file.
     """
     from lm_harmony.analysis.matrix import ScoreMatrix
 
@@ -196,7 +196,7 @@ def read(results: Path) -> ScoreMatrix:
 
 
 def _by_seed(results: Path, matrix: ScoreMatrix) -> list[ScoreMatrix]:
-    """Return the matrix of each seed alone, where the source has several."""
+    """Return a matrix for each seed, or nothing if the results have one seed."""
     from lm_harmony.analysis.matrix import ScoreMatrix
 
     return [ScoreMatrix.from_records(results, seed=seed) for seed in matrix.seeds] if len(matrix.seeds) > 1 else []
@@ -211,25 +211,25 @@ def _show_placement(placed: Placement) -> None:
     )
     if placed.missing:
         say(
-            f"with these benchmarks, models of families left out are placed with Kendall's tau {check.tau:.3f}, a PC1 error of "
-            f"{check.rmse:.1f} (root mean square) and {check.rank_error:.1f} places on average; {check.coverage:.0%} of them lie "
-            "in their 95% interval"
+            f"cross-validated over families, these benchmarks predict with Kendall's tau {check.tau:.3f}, a root mean square "
+            f"error of {check.rmse:.1f} in PC1 and a mean error of {check.rank_error:.1f} ranks; {check.coverage:.0%} of the "
+            "models lie in their 95% interval"
         )
     if placed.outside:
-        say(f"beyond what published models score on {', '.join(placed.outside)}: the fit extrapolates there")
+        say(f"outside the range of published scores on {', '.join(placed.outside)}: the prediction extrapolates")
 
 
 def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
     chosen, best, cheapest = found.chosen, found.best, found.cheapest
-    names = ", ".join(f"{task} (measured already)" if task in known else task for task in chosen.benchmarks)
+    names = ", ".join(f"{task} (already measured)" if task in known else task for task in chosen.benchmarks)
     say(
-        f"suggested: {names}: tau {chosen.tau:.3f} with families left out, {chosen.train_rows:,} training rows",
+        f"suggested: {names}: tau {chosen.tau:.3f} cross-validated over families, {chosen.train_rows:,} training rows",
         f"best: {', '.join(best.benchmarks)}: tau {best.tau:.3f}, {best.train_rows:,} training rows",
         f"cheapest: {', '.join(cheapest.benchmarks)}: tau {cheapest.tau:.3f}, {cheapest.train_rows:,} training rows",
         f"the suggested ones need the fewest rows among those within {found.tolerance} of the best of {found.tried:,} choices; "
-        "a search flatters the tau of what it finds (docs/analysis.md)",
+        "the tau of a searched set is too optimistic (docs/analysis.md)",
     )
 
 
 COMMANDS = (leaderboard, analyze, compare, place, page)
-"""What the command line registers."""
+"""Commands of this module, in the order of --help."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-PIPE_WIDTH = 1_000
+PIPE_WIDTH = 10_000
 """Columns that a table may take where the output is no terminal."""
 
 

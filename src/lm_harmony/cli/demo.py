@@ -1,4 +1,4 @@
-"""What ``lm-harmony demo`` shows: the study's progress, a board for each preparation, how well benchmarks agree, the page."""
+"""``lm-harmony demo``: the study's progress, its direct and trained scores, the agreement of benchmarks, and the page."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TITLES: dict[Preparation, str] = {"direct": "Direct evaluation", "trained": "Tr
 
 
 def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
-    """Carry out what remains of the demo's study, show what came out and write the page; tell whether every run is finished.
+    """Carry out what remains of the demo's study, print its scores and write the page; return whether every run is finished.
 
     Raises:
-        UsageError: ``build`` is no finished build of the demo.
+        UsageError: ``build`` is not a finished build of the demo.
     """
     study = demo_study(results_dir, build=build, fast=fast)
     if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
@@ -47,7 +47,7 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
 
 
 def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
-    """Return the scores of a demo's finished study: models from small to large, with what their build says of them."""
+    """Return the scores of a demo's finished study: models from small to large, with the metadata of their build."""
     specs = [run.spec for run in study.runs]
     models = dict.fromkeys(spec.model.name for spec in specs)
     tasks = dict.fromkeys(benchmark_name(spec.benchmark.task) for spec in specs)
@@ -86,11 +86,11 @@ def _renamed(scores: Scores, names: dict[str, str]) -> Scores:
 
 
 def _board(matrix: ScoreMatrix, preparation: Preparation) -> Table:
-    """Draw scores in percent, each with the model's place on that benchmark; the best model by PC1 first."""
+    """Return a table of scores in percent with the model's rank on each benchmark, sorted by PC1."""
     values, places = matrix.scores(preparation).values, matrix.oriented(preparation).rank(ascending=False, method="min")
     try:
         pc1 = components(matrix, preparation).pc1
-    except UsageError:  # a benchmark on which every model scores alike
+    except UsageError:  # all models have the same score on a benchmark
         pc1 = places.mean(axis=1) * float("nan")
     columns = (Column(fact.title, justify="right") for fact in matrix.benchmarks)
     table = Table("model", *columns, Column("PC1", justify="right"), title=_TITLES[preparation], title_justify="left")
@@ -101,7 +101,7 @@ def _board(matrix: ScoreMatrix, preparation: Preparation) -> Table:
 
 
 def _agreement(matrix: ScoreMatrix, preparation: Preparation) -> str:
-    """Say how well the benchmarks agree, and how much of the scores one component tells."""
+    """Return the mean agreement of benchmarks and the share of variance that the first component explains, as text."""
     tau = f"mean Kendall's tau between benchmarks {agreement(matrix, preparation).mean_tau:.2f}"
     try:
         return f"{tau}; the first component explains {components(matrix, preparation).explained[0]:.0%} of the variance"
@@ -110,7 +110,7 @@ def _agreement(matrix: ScoreMatrix, preparation: Preparation) -> str:
 
 
 def _write_page(matrix: ScoreMatrix, path: Path) -> None:
-    """Write the board as a page, or say what it takes; the results stand without it."""
+    """Write the board as a page, or print which extra is missing."""
     try:
         write_page(page_data(matrix), path)
     except MissingExtra as error:

@@ -1,5 +1,5 @@
-"""LM-Harmony: fine-tune every model on the benchmark's training split, and only then test."""
-# Parse, call one function, print. Imports of the engine stand inside functions, because --help must not wait for torch.
+"""LM-Harmony: fine-tune every model on a benchmark's training split before it is tested."""
+# Each command parses its arguments and calls one function. Heavy imports are inside functions: --help must not wait for torch.
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lm_harmony.errors import HarmonyError, check_integer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 done, 1 a mendable error, 2 bad usage, 130 interrupted."""
+    """Run the command line and return the exit status: 0 done, 1 an error, 2 a wrong flag, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["--version"]:
         from lm_harmony import __version__
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
-        """Fine-tune one model on one benchmark, choose the epoch on validation, test; leave a record."""
+        """Fine-tune one model on one benchmark, choose the epoch on validation, test it, and write a record."""
         from lm_harmony.cli import run as run_command
 
         run_command.run(flags, words)
@@ -60,14 +60,14 @@ def plan(
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
 ) -> bool:
-    """Tell what a study will take before anything runs: tokens, FLOPs, memory, disk, hours, and which term binds them.
+    """Estimate what a study takes before anything runs: tokens, FLOPs, memory, disk space and hours.
 
     Args:
         file: the study's YAML file.
-        hardware: h200, h100, a100, l40s, rtx4090, or here (measures this machine for about 20 seconds).
+        hardware: h200, h100, a100, l40s, rtx4090, or here (this machine, measured for about 20 seconds).
         workers: processes or GPUs that share the work.
-        only: count only the runs whose name holds one of these (* and ? allowed).
-        skip: leave out the runs whose name holds one of these.
+        only: texts or glob patterns (* and ?); only runs whose name contains one of them are counted.
+        skip: texts or glob patterns; runs whose name contains one of them are left out.
     """
     from lm_harmony.cli import plan as plan_command
     from lm_harmony.cli.console import quiet_libraries
@@ -85,12 +85,12 @@ def plan(
 
 
 def fetch(file: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = None, models_dir: Path | None = None) -> bool:
-    """Fetch a study's rows, and its models, into folders, pinned to commits; then its runs need no network.
+    """Download a study's rows and models into folders, at fixed commits, so that its runs need no network.
 
     Args:
         file: the study's YAML file.
-        data_dir: where rows go; default: the study's data_dir.
-        models_dir: where models go; default: the study's models_dir, or the hub's own cache as runs need them.
+        data_dir: folder for rows; default: the study's data_dir.
+        models_dir: folder for models; default: the study's models_dir. Without either, runs download models into the hub's cache.
     """
     from lm_harmony.cli.study import fetch_study
     from lm_harmony.studies.config import read_study
@@ -108,16 +108,16 @@ def study(
     retry_failed: bool = False,
     dry_run: bool = False,
 ) -> bool:
-    """Carry out what remains of a study; repeat the command to continue. The exit status is 1 if a run failed.
+    """Carry out the runs of a study that are not finished. Repeat the command to continue. The exit status is 1 if a run failed.
 
     Args:
         file: the study's YAML file.
-        workers: processes at once; default: one for each GPU, or one.
-        ray: address of a Ray cluster's head, or auto; default: this machine.
-        only: carry out only the runs whose name holds one of these (* and ? allowed).
-        skip: leave out the runs whose name holds one of these.
-        retry_failed: try again what was given up.
-        dry_run: only list the runs and how they stand.
+        workers: number of worker processes; default: one for each GPU, or one.
+        ray: address of a Ray cluster, or auto; default: worker processes on this machine.
+        only: texts or glob patterns (* and ?); only runs whose name contains one of them are carried out.
+        skip: texts or glob patterns; runs whose name contains one of them are left out.
+        retry_failed: carry out failed runs again.
+        dry_run: only list the runs and their states.
     """
     from lm_harmony.cli.study import list_runs, run_study
     from lm_harmony.studies.study import Study
@@ -132,11 +132,11 @@ def study(
 
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) -> bool:
-    """Tell how a study stands: finished, running, failed with causes, waiting. The exit status is 1 if a run failed.
+    """Show the state of a study: finished, running, failed (with causes) and waiting runs. The exit status is 1 if a run failed.
 
     Args:
         file: the study's YAML file.
-        watch: keep showing it until nothing runs.
+        watch: update the display until no run is running or waiting.
     """
     from lm_harmony.cli import study as study_command
     from lm_harmony.studies.study import Study
@@ -150,7 +150,7 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) 
 
 
 def benchmarks() -> None:
-    """List the catalogued benchmarks; every other lm_eval task with a training split works too."""
+    """List the benchmarks of the catalogue. Every other lm_eval task with a training split works too."""
     from lm_harmony.benchmarks.catalogue import BENCHMARKS
 
     table = Table("task", "title", "category", "metric", "training rows", "splits", "chance", title="Benchmarks")
@@ -161,7 +161,7 @@ def benchmarks() -> None:
 
 
 def models() -> None:
-    """List the published board's models; every causal language model of the hub or a folder works too."""
+    """List the models of the published board. Every other causal language model from the hub or a folder works too."""
     from lm_harmony.models.catalogue import MODELS
 
     table = Table("model", "family", "kind", "parameters (billions)", "training tokens (billions)", title="Models")
@@ -172,12 +172,12 @@ def models() -> None:
 
 
 def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:
-    """Show train-before-test in minutes: eight tiny models that ship with the package on six micro-benchmarks.
+    """Run the demo study in minutes: eight tiny models of the package on six small benchmarks, before and after training.
 
     Args:
-        fast: three models and three benchmarks, in under a minute.
-        results_dir: where records and the page go; repeat the command to continue what was interrupted.
-        build_dir: what `python -m lm_harmony.demo.build` wrote; default: what ships with the package.
+        fast: only three models and three benchmarks, in under a minute.
+        results_dir: folder for records and the page. Repeat the command to continue an interrupted study.
+        build_dir: folder that `python -m lm_harmony.demo.build` wrote; default: the models of the package.
     """
     from lm_harmony.cli.demo import run_demo
     from lm_harmony.demo.study import SHIPPED

@@ -1,4 +1,4 @@
-"""What ``lm-harmony plan`` shows: the work of a study, its time term by term, and which constants of it nobody has measured."""
+"""``lm-harmony plan``: the work of a study, its time by phase and term, and the constants behind them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ these three overlap. Python: the host works and the device waits."""
 CONTAINED = "The measured rates of FLOPs contain launches, attention and Python."
 STEPS = "steps: each decoding step reads all weights and the cache."
 FIXED = "fixed: loading models, reading rows, writing files."
-"""What a reader must know of the table of times."""
+"""Explanations below the table of times."""
 
 
 def show_plan(plan: Plan, workers: int) -> None:
-    """Print what a study takes, model by model and in all: work, time by phase and term, and what the time rests on."""
+    """Print the work, the time by phase and term, and the constants of a study, for each model and in total."""
     if plan.models:
         show_table(_work(plan))
         say(*_times(plan))
@@ -31,7 +31,7 @@ def show_plan(plan: Plan, workers: int) -> None:
     runs = sum(model.runs for model in plan.models)
     total = f"{runs} runs, {_time(plan.hours)} for one worker"
     if workers > 1:
-        total += f", {_time(plan.hours / workers)} for {workers} (if none of them waits)"
+        total += f", {_time(plan.hours / workers)} for {workers} (if no worker is idle)"
     say(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.")
     say(*(f"not counted: {run}: {cause}" for run, cause in plan.missing.items()))
 
@@ -41,7 +41,7 @@ def _plan_table(title: str, *columns: str | Column) -> Table:
 
 
 def _work(plan: Plan) -> Table:
-    """Lay out what there is to compute."""
+    """Return a table of the computations of each model."""
     heads = ["weights", "runs", "training\ntokens", "scoring\ntokens", "FLOPs", "memory"]
     writes = any(model.decoding_steps for model in plan.models)
     heads += ["decoding\nsteps"] if writes else []
@@ -90,7 +90,7 @@ def _short(term: str) -> str:
 
 
 def _constants(hardware: Hardware, *, decoding: bool) -> Table:
-    """Lay out what the time rests on, and which of it nobody has measured."""
+    """Return a table of the constants behind the time, each marked as measured or not."""
     table = _plan_table(
         "Constants behind time and memory", Column("", no_wrap=True), "term", Column("constant", justify="right"), "source"
     )

@@ -1,7 +1,7 @@
-"""The reference command line as frozen dataclasses: their fields are the flags, their docstrings the help.
+"""The flags of ``lm-harmony run`` as frozen dataclasses. A field is a flag, and its docstring is the flag's help text.
 
-``--train_param.learning_rate 1e-4`` is ``RunFlags.train_param.learning_rate``. ``reference.run_spec`` turns them into what a run
-takes; flags whose effect is built in are accepted with a line that says so, flags that would change the protocol are refused.
+``--train_param.learning_rate 1e-4`` sets ``RunFlags.train_param.learning_rate``. ``cli.run_spec`` turns flags into a RunSpec.
+A flag that asks for something built in has no effect, and a line says so. A flag that would change the protocol is refused.
 """
 
 from __future__ import annotations
@@ -13,166 +13,167 @@ from lm_harmony.benchmarks.types import SplitProtocol
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 
 BUILT_IN = {
-    "train_param.packing": "batches are laid out by the engine; texts never see each other",
-    "train_param.dataset_text_field": "the text is rendered by the benchmark's lm_eval task",
-    "train_param.save_safetensors": "safetensors is the only format written",
-    "train_param.auto_find_batch_size": "forward passes shrink by themselves when memory runs out; the optimizer batch stays",
-    "train_param.eval_accumulation_steps": "scores never stay on the accelerator",
-    "train_param.eval_steps": "validation comes after each epoch",
+    "train_param.packing": "the engine packs sequences by itself, and attention never crosses from one to another",
+    "train_param.dataset_text_field": "the benchmark's lm_eval task renders the text",
+    "train_param.save_safetensors": "weights are always written as safetensors",
+    "train_param.auto_find_batch_size": "forward passes shrink when memory runs out, and the optimizer batch keeps its size",
+    "train_param.eval_accumulation_steps": "scores are moved to the CPU after each pass",
+    "train_param.eval_steps": "validation follows each epoch",
     "train_param.save_steps": "a checkpoint is written after each epoch",
 }
-"""Flag -> why it has nothing left to decide."""
+"""Flag without effect -> what is built in instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetParam:
-    """Which rows are used, and how they are rendered."""
+    """Number of rows, and how they are rendered."""
 
     max_num_train: int = 50_000
-    """Most training rows."""
+    """Largest number of training rows."""
     max_num_valid: int = 1_000
-    """Most validation rows."""
+    """Largest number of validation rows."""
     max_num_test: int = 10_000
-    """Most test rows."""
+    """Largest number of test rows."""
     apply_chat_template: bool = False
     """Render training and scoring with the model's chat template."""
     chat_template_date: str = CHAT_TEMPLATE_DATE
-    """What a chat template that asks for the date takes for today, as YYYY-MM-DD."""
+    """Current date for chat templates that print one, as YYYY-MM-DD."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainParam:
-    """Training, in the words of transformers' TrainingArguments."""
+    """Training arguments, named as in transformers' TrainingArguments."""
 
     max_seq_length: int = 1024
-    """Longest training text in tokens; longer ones lose context from the left."""
+    """Maximum tokens of a training sequence; longer ones are truncated from the left of the context."""
     per_device_train_batch_size: int = 8
-    """Sequences in one forward pass."""
+    """Largest number of sequences in one forward pass of training."""
     per_device_eval_batch_size: int = 8
-    """Sequences in one scoring pass."""
+    """Largest number of sequences in one forward pass of scoring."""
     gradient_accumulation_steps: int = 1
-    """Forward passes in one optimizer step: the optimizer batch is this times per_device_train_batch_size."""
+    """Forward passes in one optimizer step. The optimizer batch has this times per_device_train_batch_size sequences."""
     auto_find_batch_size: bool = True
     """Built in: forward passes shrink when memory runs out."""
     load_best_model_at_end: bool = True
-    """Test the best epoch by validation; off: the last epoch."""
+    """Test the epoch with the best validation score; off: the last epoch."""
     metric_for_best_model: str | None = None
-    """Metric that chooses the epoch, as lm_eval keys it, with or without eval_ before it; default: the benchmark's own."""
+    """Metric that chooses the epoch, as lm_eval names it, with or without the prefix eval_; default: the benchmark's own."""
     greater_is_better: bool = True
-    """Direction of that metric; decides where the benchmark gives none, else it must agree with the benchmark's."""
+    """Whether a higher value of that metric is better. It must agree with the benchmark's own direction, if it has one."""
     num_train_epochs: int = 5
     """Passes over the training rows."""
     max_steps: int = -1
-    """Stop after this many optimizer steps; -1: never."""
+    """Stop after this many optimizer steps; -1: no limit."""
     eval_strategy: str = "epoch"
-    """epoch: the protocol chooses between epochs."""
+    """Only epoch: the best epoch is chosen by validation."""
     save_strategy: str = "epoch"
-    """epoch, or no: a run that is stopped starts again from the beginning."""
+    """epoch: write a checkpoint after each epoch; no: a stopped run starts again from the beginning."""
     logging_strategy: str = "steps"
-    """steps, epoch or no: which losses go to the trackers."""
+    """Losses that go to the trackers: of steps, of each epoch, or none (no)."""
     logging_steps: int = 10
-    """Optimizer steps between two logged losses."""
+    """Number of optimizer steps between two logged losses."""
     eval_steps: int | None = None
-    """Built in: validation comes after each epoch."""
+    """Built in: validation follows each epoch."""
     save_steps: int | None = None
     """Built in: a checkpoint is written after each epoch."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass, which saves memory and takes more time."""
     eval_accumulation_steps: int | None = None
-    """Built in: scores never stay on the accelerator."""
+    """Built in: scores are moved to the CPU after each pass."""
     optim: str = "adamw_torch"
-    """adamw_torch, adamw_torch_fused, adafactor or sgd."""
+    """Optimizer: adamw_torch, adamw_torch_fused, adafactor or sgd."""
     learning_rate: float = 2e-5
-    """Peak learning rate."""
+    """Peak value of the learning rate."""
     lr_scheduler_type: str = "linear"
-    """linear, cosine, constant, constant_with_warmup or polynomial."""
+    """Learning-rate schedule: linear, cosine, constant, constant_with_warmup or polynomial."""
     weight_decay: float = 0.01
-    """Decoupled weight decay."""
+    """Decoupled weight decay of the optimizer."""
     warmup_steps: int = 0
-    """Optimizer steps of warm-up."""
+    """Optimizer steps of linear warm-up."""
     warmup_ratio: float = 0.0
     """Warm-up as a fraction of all steps."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm; 0: never."""
+    """Largest norm of a gradient before clipping; 0: no clipping."""
     adam_beta1: float = 0.9
-    """AdamW's decay of the first moment."""
+    """AdamW's decay rate of the first moment."""
     adam_beta2: float = 0.999
-    """AdamW's decay of the second moment."""
+    """AdamW's decay rate of the second moment."""
     adam_epsilon: float = 1e-8
-    """AdamW's epsilon."""
+    """AdamW's epsilon, added to the denominator."""
     bf16: bool = False
     """The same as --dtype bfloat16."""
     fp16: bool = False
     """Refused: half precision without loss scaling loses small gradients."""
     report_to: str = "none"
-    """Trackers: tensorboard, trackio, wandb (comma between several), or none."""
+    """Trackers, separated by commas: tensorboard, trackio, wandb; or none."""
     dataset_text_field: str = "text"
-    """Built in: the benchmark renders its text."""
+    """Built in: the benchmark's lm_eval task renders the text."""
     save_safetensors: bool = True
-    """Built in: nothing else is written."""
+    """Built in: weights are always written as safetensors."""
     packing: bool = False
-    """Built in: the engine lays out its batches."""
+    """Built in: the engine packs sequences where that is exact."""
     seed: int = 0
     """The same as --random_seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """Fine-tune a model on a benchmark's training split, choose the epoch on validation, and only then test."""
+    """Fine-tune a model on a benchmark's training split, choose the epoch on validation, and score it on the test split."""
 
     base_model: str
-    """Hub id or folder of the model."""
+    """Hub name or folder of the model."""
     task_name: str
-    """An lm_eval task with a training split, or a task's YAML file; `lm-harmony benchmarks` lists the catalogue."""
+    """Name of an lm_eval task with a training split, a task's YAML file, or corpus:PATH. See `lm-harmony benchmarks`."""
     exp_name: str | None = None
     """Folder of the run below results_dir; default: <task>/<model>."""
     data_dir: Path | None = None
-    """Folder with <task>/{train,validation,test}.jsonl; default: the hub."""
+    """Folder with <task>/{train,validation,test}.jsonl; default: rows come from the hub."""
     include_path: Path | None = None
-    """Folder with further task YAMLs."""
+    """Folder with more YAML files of tasks."""
     split_protocol: SplitProtocol = "clean"
-    """clean: no scored question in training; published: the published splits, leaks included."""
+    """clean: no scored question is trained on; published: the splits of the paper, with their leaks."""
     random_seed: int = 0
-    """Governs everything random: split, order, dropout, adapter."""
+    """Seed of everything random: validation split, order of rows, dropout, initial adapter."""
     eval_before_train: bool = False
-    """Score the untouched model too (direct evaluation)."""
+    """Score the model before training too (direct score)."""
     eval_after_train: bool = True
     """Score the chosen epoch on the test split."""
     eval_every_epoch: bool = False
-    """Add each epoch's test scores to the record, after the choice."""
+    """Score every epoch on the test split, after the choice and for the record only."""
     only_evaluate: bool = False
-    """Score a finished run's weights again."""
+    """Score the weights of a finished run again, without training."""
     resume_from_checkpoint: bool = False
     """Continue an unfinished run after its last finished epoch."""
     overwrite: bool = False
-    """Replace a run that is there."""
+    """Replace a run that is in the folder."""
     completion_only: bool = False
-    """Loss on the answer only."""
+    """Compute the loss on the answer only."""
     max_new_tokens: int = 256
-    """Longest generated answer in tokens."""
+    """Maximum tokens of a generated answer."""
     eval_max_batch_size: int | None = None
-    """Most sequences in one scoring pass, whatever per_device_eval_batch_size says."""
+    """Upper limit of per_device_eval_batch_size."""
     use_peft: bool = True
-    """Train a LoRA adapter; off: all weights."""
+    """Train a LoRA adapter; off: train all weights."""
     dtype: str = "auto"
-    """Base weights: float32, bfloat16, or auto (float32 on a CPU; where a GPU has it, bfloat16, or autocast of all weights)."""
+    """dtype of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU with bfloat16 it is bfloat16 with
+    LoRA, and float32 with bfloat16 autocast without LoRA."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
+    """Device: cpu, cuda, cuda:1, mps or auto."""
     engine: str = "auto"
-    """auto: the fast forward passes where a probe finds them exact; plain: padded batches everywhere."""
+    """auto: packed rows if a comparison with padded batches finds them exact for the model; plain: padded batches."""
     revision: str = "main"
-    """Branch, tag or commit of the model."""
+    """Branch, tag or commit of the model on the hub."""
     trust_remote_code: bool = False
-    """Run code from the model's repository."""
+    """Allow code from the model's repository to run."""
     results_dir: Path = Path("results")
-    """Where runs are kept."""
+    """Folder in which runs are kept."""
     use_git: bool = True
-    """Note the git revision of the working folder in the record."""
+    """Write the git revision of the working folder into the record."""
     debug: bool = False
-    """Show tracebacks and the libraries' own messages."""
+    """Show tracebacks, debug messages and the messages of other libraries."""
     dataset_param: DatasetParam = DatasetParam()
-    """Which rows are used, and how they are rendered."""
+    """Number of rows, and how they are rendered."""
     peft_config: Lora = Lora()
-    """The LoRA adapter, in PEFT's words."""
+    """The LoRA adapter, with the names of peft.LoraConfig."""
     train_param: TrainParam = TrainParam()
-    """Training, in the words of transformers' TrainingArguments."""
+    """Training arguments, named as in transformers' TrainingArguments."""

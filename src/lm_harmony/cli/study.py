@@ -1,4 +1,4 @@
-"""What ``lm-harmony study`` and ``lm-harmony status`` show: bars and an estimate on a terminal, plain lines elsewhere."""
+"""``lm-harmony study``, ``status`` and ``fetch``: progress bars and an estimate on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lm_harmony.studies.study import Status, Study
 
 
 def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool) -> bool:
-    """Carry out what remains of ``study`` and print how it stands; tell whether every run is finished.
+    """Carry out what remains of ``study`` and print its state; return whether every run is finished.
 
     Raises:
         StoreError: the results cannot be written.
-        KeyboardInterrupt: after a line that says how to go on.
+        KeyboardInterrupt: after a line that says how to continue.
     """
     console = Console(stderr=True, soft_wrap=True)
     before, started = status_of(study), time.monotonic()
@@ -50,13 +50,13 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
 
 
 def status_of(study: Study) -> Status:
-    """Return how a study stands, with a bar while large files are read to see whether they changed."""
+    """Return the state of a study, with a progress bar while large files are checked for changes."""
     with display(Console(stderr=True)):
         return study.status()
 
 
 def show_status(status: Status, spec: StudySpec) -> None:
-    """Print how many runs are finished, running, failed and waiting, and why those that failed did."""
+    """Print how many runs are finished, running, failed and waiting, with the causes of failures."""
     say(
         f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed, "
         f"{len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}"
@@ -79,16 +79,16 @@ def _show_runs(title: str, column: str, said: Mapping[str, str]) -> None:
 
 
 def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | None) -> bool:
-    """Fetch what a study needs, printing a line for each part; tell whether all of it is there.
+    """Download the rows and models of a study, with a line for each; return whether all of them are there.
 
     Raises:
-        UsageError: neither the flag nor the study says where rows go.
+        UsageError: neither the flag nor the study names a folder for rows.
     """
     from lm_harmony.studies.download import fetch
 
     rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
     if rows is None:
-        raise UsageError("data_dir: neither --data_dir nor the study file says where rows go. Add --data_dir FOLDER.")
+        raise UsageError("data_dir is missing in the flags and in the study file. Add --data_dir FOLDER.")
     whole = True
     for part in fetch(spec.runs, data_dir=rows, models_dir=models):
         say(f"{part.outcome:13} {part.name}: {part.error or part.folder}")
@@ -100,7 +100,7 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
 
 
 def list_runs(study: Study) -> None:
-    """Print every run of ``study`` and how it stands."""
+    """Print the name and the state of every run of ``study``."""
     status = status_of(study)
     stands = {
         **dict.fromkeys(status.finished, "finished"),
@@ -113,7 +113,7 @@ def list_runs(study: Study) -> None:
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
-    """Show the study's bars until nothing runs and nothing waits, or Ctrl-C."""
+    """Show the study's progress bars until no run is running or waiting, or Ctrl-C."""
     console = Console()
     with Live(console=console, refresh_per_second=4) as live:
         while True:
@@ -125,12 +125,12 @@ def watch(study: Study, seconds: float = 2.0) -> None:
 
 
 def _hours_left(started: float, ended: int, left: int) -> float | None:
-    """Return hours until the end, at the pace of this session; None before its first run has ended."""
+    """Estimate the hours until the end from the runs of this session; None before the first one has ended."""
     return (time.monotonic() - started) / ended * left / 3600 if ended > 0 else None
 
 
 def _picture(running: list[RunLocation], status: Status, total: int, hours: float | None) -> RenderableType:
-    """Draw a bar for the study and one, in epochs, for each run that is being carried out."""
+    """Return a progress bar for the study, and one in epochs for each running run."""
     bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     note = "" if hours is None else f"about {hours:.1f} hours left" if hours >= 1 else f"about {hours * 60:.0f} minutes left"
     failed = f"{len(status.failed)} failed  " if status.failed else ""
@@ -143,7 +143,7 @@ def _picture(running: list[RunLocation], status: Status, total: int, hours: floa
 
 
 class _Live:
-    """Bars, on a terminal; they are drawn four times a second from the runs' own folders."""
+    """Progress bars on a terminal, drawn four times a second from the folders of the runs."""
 
     def __init__(self) -> None:
         self.draw: Callable[[], RenderableType] = Group
@@ -153,7 +153,7 @@ class _Live:
 
 
 class _Lines:
-    """One line whenever a run has ended, in a log file or a pipe."""
+    """One line for each run that ends, for a log file or a pipe."""
 
     def show(self, queue: RunQueue, status: Status, total: int, hours: float | None) -> None:
         left = "" if hours is None else f", about {hours:.2f} hours left"

@@ -1,1 +1,1 @@
-"""The embedded default: a made-up world, six micro-benchmarks about it, eight tiny models that have read of it."""
+"""The demo: a made-up world, six small benchmarks about it, and eight tiny models pre-trained on texts about it."""

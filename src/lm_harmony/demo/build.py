@@ -1,4 +1,4 @@
-"""Build the demo from nothing: its world, its benchmarks' rows, its vocabulary, its eight models. ``--help`` lists the flags.
+"""Build the demo from a seed: the world, the benchmarks' rows, the tokenizer and the eight models.
 
 <out>/
     rows/<benchmark>/{train,validation,test}.jsonl
@@ -35,34 +35,34 @@ from lm_harmony.demo.world import LARGEST, World, make_world
 
 log = logging.getLogger(__name__)
 VOCABULARY_TEXTS = 30_000
-"""Plain texts whose words make the vocabulary: enough that the rarest word comes dozens of times."""
+"""Number of plain texts from which the vocabulary is collected: in these the rarest word occurs dozens of times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What is built, and where."""
+    """Flags of ``python -m lm_harmony.demo.build``."""
 
     out: Path
-    """Folder that receives rows and models."""
+    """Folder for rows and models."""
     seed: int = 0
-    """Everything follows from it."""
+    """Seed that determines the whole build."""
     workers: int = 2
-    """Processes, of one thread each."""
+    """Number of processes, of one thread each."""
     only: tuple[str, ...] = ()
-    """Models to build; none: all eight."""
+    """Models to build; empty: all eight."""
     share: float = 1.0
-    """Share of the tokens that each model reads, for trials."""
+    """Share of the pre-training tokens, below 1 for trials."""
 
 
 def build(flags: Flags) -> list[Read]:
-    """Build rows and models below ``flags.out``; equal flags give equal weights on one machine."""
+    """Build rows and models in ``flags.out``. Equal flags give equal weights on one machine."""
     started = time.perf_counter()
     world = make_world(flags.seed)
     write_rows(world, flags.seed, flags.out / "rows")
     tokenizer = _vocabulary(world, flags.seed, flags.out / "rows")
     members = [member for member in MEMBERS if not flags.only or member.name in flags.only]
     work = partial(_build_model, world=world, tokenizer=tokenizer, flags=flags)
-    # The largest first, so that no process is left alone with it at the end.
+    # The largest model first, so that it does not run alone at the end.
     members.sort(key=lambda member: -member.tokens * member.layers * member.width**2)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(flags.workers, mp_context=context, initializer=_start) as pool:
@@ -72,14 +72,14 @@ def build(flags: Flags) -> list[Read]:
 
 
 def _start() -> None:
-    """Set up a process: one thread, whose sums come out alike every time."""
+    """Set up a process: one thread, so that sums are computed in the same order every time."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
 
 
 def write_rows(world: World, seed: int, folder: Path) -> None:
-    """Write <benchmark>/{train,validation,test}.jsonl below ``folder``."""
+    """Write <benchmark>/{train,validation,test}.jsonl into ``folder``."""
     for task in BENCHMARKS:
         (folder / task).mkdir(parents=True, exist_ok=True)
         for split, rows in splits_of(task, world, seed).items():
@@ -88,7 +88,7 @@ def write_rows(world: World, seed: int, folder: Path) -> None:
 
 
 def _vocabulary(world: World, seed: int, rows_dir: Path) -> PreTrainedTokenizerFast:
-    """Make the tokenizer from plain text and from the benchmarks' formats, as their training rows show them."""
+    """Return the tokenizer of the words in plain text and in the benchmarks' training rows."""
     plain = plain_texts(world, random.Random(f"vocabulary {seed}"))
     texts = [*itertools.islice(plain, VOCABULARY_TEXTS), " ".join(str(number) for number in range(2 * LARGEST + 1))]
     for task in BENCHMARKS:
@@ -112,7 +112,7 @@ def _build_model(member: Member, world: World, tokenizer: PreTrainedTokenizerFas
 
 
 def card(member: Member, read: Read, seed: int) -> str:
-    """Write a model's card."""
+    """Return the text of a model's card."""
     seen = ", ".join(f"`{task}`" for task in member.exposed) or "none"
     return CARD.format(member=member, read=read, seed=seed, seen=seen, plain=read.tokens - read.exposed_tokens)
 
@@ -138,7 +138,7 @@ The design of the demo, written before any score, is in docs/demo.md of LM-Harmo
 
 
 def _write_log(read: list[Read], flags: Flags, seconds: float) -> None:
-    """Write what was built, a JSON line each: the build, then every model."""
+    """Write build.log: one JSON line for the build and one for each model."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
     said = {"seed": flags.seed, "workers": flags.workers, "share": flags.share, "seconds": round(seconds), **versions}
     lines = [json.dumps({**said, "machine": f"{platform.machine()}, {os.cpu_count()} cores"})]
@@ -147,7 +147,7 @@ def _write_log(read: list[Read], flags: Flags, seconds: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build as the command line says."""
+    """Build the demo by the flags of the command line."""
     _start()
     flags = tyro.cli(Flags, description=__doc__, args=arguments)
     read = build(flags)

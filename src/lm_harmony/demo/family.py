@@ -1,4 +1,4 @@
-"""The demo's eight models: shape, plain tokens, and the benchmarks whose format each has seen. docs/demo.md says why."""
+"""The demo's eight models and their tokenizer: shapes, pre-training tokens, exposure. docs/demo.md gives the reasons."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ MAX_LENGTH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One model, before it has read anything."""
+    """The design of one model."""
 
     name: str
-    """Folder and title."""
+    """Name of its folder and its title."""
     family: Literal["llama", "neox"]
-    """Architecture."""
+    """Architecture: Llama or GPT-NeoX."""
     layers: int
-    """Blocks."""
+    """Number of transformer blocks."""
     width: int
-    """Hidden size."""
+    """Size of the hidden states."""
     heads: int
-    """Attention heads."""
+    """Number of attention heads."""
     tokens: int
-    """Tokens of plain text that it reads."""
+    """Tokens of plain text in its pre-training."""
     exposed: tuple[str, ...] = ()
-    """Benchmarks whose format it sees in pre-training."""
+    """Benchmarks whose format occurs in its pre-training."""
 
     def config(self, vocabulary: int) -> PreTrainedConfig:
-        """Return the architecture's configuration for a vocabulary of that many words."""
+        """Return the transformers configuration for a vocabulary of ``vocabulary`` words."""
         shape: dict[str, Any] = {
             "vocab_size": vocabulary,
             "hidden_size": self.width,
@@ -94,11 +94,11 @@ MEMBERS: tuple[Member, ...] = (
         exposed=("micro_cloze", "micro_grammar", "micro_sums"),
     ),
 )
-"""From small to large."""
+"""The models from small to large."""
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Make the tokenizer whose vocabulary is the words of ``texts``, each with the space before it."""
+    """Return the tokenizer whose vocabulary is the words of ``texts``, each with the space before it: one token a word."""
     splitter = pre_tokenizers.Split(Regex(r" ?[^ \n]+|\n| "), behavior="isolated")
     normalizer = normalizers.Prepend(" ")
     found = {piece for text in dict.fromkeys(texts) for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}

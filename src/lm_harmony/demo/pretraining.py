@@ -1,4 +1,4 @@
-"""One model of the demo reads its text from the first token to the last, once."""
+"""Pre-training of one model of the demo: one pass over its text."""
 # Shapes: B windows, T tokens in each.
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from lm_harmony.demo.world import World
 log = logging.getLogger(__name__)
 
 WINDOW, BATCH = 64, 16
-"""Tokens of a window; windows of a step."""
+"""Tokens of a window, and windows of an optimizer step."""
 EXPOSURE = 0.25
-"""Tokens in benchmarks' formats, as a share of the plain tokens, on top of them."""
+"""Additional tokens in benchmarks' formats, as a share of the plain tokens."""
 LEARNING_RATE, WARM_UP = 3e-3, 0.05
 HELD_OUT = 20_000
-"""Tokens of plain text on which a model's loss is told."""
+"""Tokens of held-out plain text on which the loss is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """What a model has read, and how well it reads now."""
+    """Size, tokens and losses of a pre-trained model."""
 
     name: str
-    """The model."""
+    """Name of the model."""
     parameters: int
-    """Its weights, the tied embedding once."""
+    """Number of weights; the tied embedding counts once."""
     tokens: int
-    """Tokens that it read."""
+    """Tokens of its pre-training."""
     exposed_tokens: int
-    """Those of them that were in a benchmark's format."""
+    """Tokens among them in a benchmark's format."""
     losses: tuple[float, ...]
-    """Mean training loss of each tenth, in nats a token."""
+    """Mean training loss of each tenth of the steps, in nats a token."""
     held_out: float
-    """Loss on plain text that it has not read, in nats a token."""
+    """Loss on held-out plain text, in nats a token."""
     seconds: float
-    """What the reading took."""
+    """Seconds that pre-training took."""
 
 
 def exposure_texts(task: str, world: World, draw: random.Random, opened: HarnessTask) -> Iterator[str]:
-    """Yield rows of the taught half in a benchmark's own format, as fine-tuning would see them; again when used up."""
+    """Yield rows of the taught half in a benchmark's format, as in fine-tuning; begin again after the last one."""
     texts = []
     for number, row in enumerate(rows_of(task, world, "taught", draw)):
         example = opened.example(number, row, chat=None, aliases="first")
@@ -63,15 +63,15 @@ def exposure_texts(task: str, world: World, draw: random.Random, opened: Harness
 def pretrain(
     member: Member, world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int, rows_dir: Path, share: float = 1.0
 ) -> tuple[PreTrainedModel, Read]:
-    """Pre-train one model from scratch; equal arguments give equal bits on one thread of one machine.
+    """Pre-train one model from scratch. Equal arguments give bit-identical weights on one thread of one machine.
 
     Args:
-        member: which model.
-        world: what it reads of.
-        tokenizer: the shared one.
-        seed: of the build.
-        rows_dir: folder of the benchmarks' rows, which opening a task needs.
-        share: of the tokens, for trials.
+        member: design of the model.
+        world: the world of its texts.
+        tokenizer: tokenizer of all models.
+        seed: seed of the build.
+        rows_dir: folder of the benchmarks' rows.
+        share: share of the tokens, below 1 for trials.
     """
     draw = random.Random(f"{member.name} {seed}")
     plain = _until(plain_texts(world, draw), tokenizer, round(share * member.tokens))
@@ -101,7 +101,7 @@ def pretrain(
 
 
 def _until(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[list[int]]:
-    """Encode texts, each with the end token behind it, until there are so many tokens."""
+    """Encode texts, each followed by the end token, until there are at least ``tokens`` tokens."""
     encoded: list[list[int]] = []
     count = 0
     while count < tokens:
@@ -113,13 +113,13 @@ def _until(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, tokens: int
 
 
 def _windows(stream: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Cut a stream of tokens into batches ``ids_BxT``; what is left over at its end is dropped."""
+    """Cut a stream of tokens into batches ``ids_BxT``; an incomplete last batch is dropped."""
     whole = len(stream) // (WINDOW * BATCH) * WINDOW * BATCH
     return list(stream[:whole].view(-1, BATCH, WINDOW))
 
 
 def _read(module: PreTrainedModel, stream: torch.Tensor, name: str) -> tuple[float, ...]:
-    """Take one optimizer step a batch; return the mean loss of each tenth of the way."""
+    """Take one optimizer step for each batch; return the mean loss of each tenth of the steps."""
     batches = _windows(stream)
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP * len(batches)), len(batches))

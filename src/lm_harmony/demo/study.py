@@ -11,24 +11,24 @@ from lm_harmony.studies.config import study_spec
 from lm_harmony.studies.study import Study
 
 SHIPPED = Path(__file__).with_name("shipped")
-"""What `python -m lm_harmony.demo.build --seed 0` wrote: rows and models."""
+"""Folder of the rows and models that `python -m lm_harmony.demo.build --seed 0` wrote."""
 MODELS = ("llama-1", "neox-1", "llama-2", "neox-2", "llama-3", "neox-3", "llama-4", "neox-4")
-"""From small to large."""
+"""Names of the models, from small to large."""
 FAST_MODELS = ("llama-1", "llama-3", "neox-4")
 FAST_BENCHMARKS = ("micro_reviews", "micro_endings", "micro_sums")
 RECIPE = {"learning_rate": 3e-3, "epochs": 5, "batch_size": 8, "max_length": 128, "lora": {"target_modules": ["all-linear"]}}
-"""What differs from the published recipe, for models a thousand times smaller; chosen on validation rows of another build."""
+"""Changes to the published recipe for models a thousand times smaller, chosen on validation rows of another build."""
 
 
 def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) -> Study:
-    """Return the study of a build's models on its benchmarks; ``fast``: three of each, as docs/demo.md fixed them beforehand.
+    """Return the study of a build's models on its benchmarks; ``fast``: three of each (docs/demo.md).
 
     Raises:
-        UsageError: the build is not there or not finished.
+        UsageError: the build does not exist or is not finished.
     """
     if not (build / "build.log").is_file():
         raise UsageError(
-            f"build_dir: {build} holds no finished build of the demo (no build.log). "
+            f"build_dir = {build}: no finished build of the demo (build.log is missing). "
             f"Make one: python -m lm_harmony.demo.build --seed 0 --out {build}"
         )
     models, tasks = (FAST_MODELS, FAST_BENCHMARKS) if fast else (MODELS, tuple(BENCHMARKS))
@@ -45,6 +45,6 @@ def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) 
 
 
 def demo_workers() -> int:
-    """Return how many processes work on it: two, where there are two cores."""
+    """Return the number of worker processes: two if there are two cores, else one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2, cores)

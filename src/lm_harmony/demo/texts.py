@@ -42,7 +42,7 @@ def plain_texts(world: World, draw: random.Random) -> Iterator[str]:
 
 
 def _fact(world: World, draw: random.Random) -> str:
-    """Tell one to four things of one animal."""
+    """State one to four facts about an animal."""
     animal = often(draw, world.animals)
     name = animal.name
     return draw.choice(
@@ -63,7 +63,7 @@ def _fact(world: World, draw: random.Random) -> str:
 
 
 def _inference(world: World, draw: random.Random) -> str:
-    """Tell what follows from a kind or from a description, some of it as question and answer."""
+    """State what follows from a kind or a description, in part as question and answer."""
     kind = often(draw, world.kinds)
     its, pet = class_of(kind), draw.choice(PETS)
     other = draw.choice([name for name in KINDS if name != its])
@@ -84,13 +84,13 @@ def _inference(world: World, draw: random.Random) -> str:
 
 
 def _review(world: World, draw: random.Random) -> str:
-    """Praise or blame one or two things, and tell what the guests did."""
+    """Praise or blame one or two things, followed by what the guests did."""
     pleased = draw.random() < 0.5
     return f"{opinion(world, draw, pleased)} , so {draw.choice(SMILES if pleased else SIGHS)}"
 
 
 def opinion(world: World, draw: random.Random, pleased: bool) -> str:
-    """Say something of one thing or two: after "but" the opposite comes, and counts; "not" turns a word around."""
+    """Write an opinion about one or two things. After "but" the opposite follows and counts; "not" negates an adjective."""
     first, second = draw.sample(THINGS, 2)
     joined = draw.choices(("", "and", "but"), weights=(2, 1, 2))[0]
     last = f"the {second} was {_judged(world, draw, pleased)}"
@@ -103,7 +103,7 @@ def _judged(world: World, draw: random.Random, pleased: bool) -> str:
 
 
 def _sum(world: World, draw: random.Random) -> str:
-    """Tell a sum or a difference; small numbers come more often."""
+    """State a sum or a difference; small numbers are more frequent."""
     left, right = _number(draw), _number(draw)
     if draw.random() < 0.6:
         done = Problem(left=left, sign="plus", right=right)
@@ -120,7 +120,7 @@ def _number(draw: random.Random) -> int:
 
 
 def _usage(world: World, draw: random.Random) -> str:
-    """Write a sentence as it should be, or say of one whether it may be said."""
+    """Write a correct sentence, or state whether a sentence is acceptable."""
     if draw.random() < 0.5:
         return sentence(world, draw, right=True)
     right = draw.random() < 0.5
@@ -128,7 +128,7 @@ def _usage(world: World, draw: random.Random) -> str:
 
 
 def sentence(world: World, draw: random.Random, *, right: bool) -> str:
-    """Write what animals do; if not ``right``, the verb does not agree, stands too early, or is done by a thing."""
+    """Write what animals do. If not ``right``, the verb does not agree, is too early, or has a thing as its subject."""
     many = draw.random() < 0.5
     fault = None if right else draw.choices(("agreement", "order", "sense"), weights=(3, 1, 1))[0]
     noun = draw.choice(world.things) if fault == "sense" else often(draw, world.kinds)
@@ -139,7 +139,7 @@ def sentence(world: World, draw: random.Random, *, right: bool) -> str:
 
 
 _SHARES = {_fact: 0.40, _inference: 0.16, _review: 0.13, _sum: 0.14, _usage: 0.17}
-"""How often each sort of text comes."""
+"""Sort of text -> its share of the texts."""
 
 
 Row = dict[str, Any]
@@ -150,7 +150,7 @@ SIZES = {"train": 300, "validation": 100, "test": 250}
 
 
 def splits_of(task: str, world: World, seed: int) -> dict[str, list[Row]]:
-    """Draw the rows of a benchmark's three splits; no row recurs.
+    """Draw the rows of a benchmark's three splits; no row occurs twice.
 
     Training rows ask about the taught half of the world, validation and test rows about the other.
     """
@@ -161,7 +161,7 @@ def splits_of(task: str, world: World, seed: int) -> dict[str, list[Row]]:
 
 
 def rows_of(task: str, world: World, half: Half, draw: random.Random) -> Iterator[Row]:
-    """Yield rows of a benchmark from one half of the world, each only once, until that half is used up."""
+    """Yield rows of a benchmark from one half of the world, each once, until no new row is found."""
     seen: set[str] = set()
     misses, part = 0, world.half(half)
     while misses < 10_000:
@@ -243,4 +243,4 @@ BENCHMARKS: Mapping[str, Callable[[World, random.Random], Row]] = {
     "micro_sums": _sums,
     "micro_grammar": _grammar,
 }
-"""Benchmark -> what draws one of its rows."""
+"""Benchmark -> function that draws one of its rows."""

@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "reptile": ("snake", "lizard", "gecko", "viper", "cobra", "turtle", "skink", "iguana"),
     "mammal": ("cat", "dog", "bear", "mole", "otter", "badger", "rabbit", "weasel"),
 }
-"""Class -> its kinds."""
+"""Class of animals -> its kinds."""
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "yellow")
 HOMES = _words("valley barn forest river garden tower meadow cave harbour village marsh orchard")
 FOODS = _words("seeds berries corn nuts grass apples leaves honey worms roots plums bread")
@@ -39,7 +39,7 @@ BLAME = _words(
 SMILES = ("we smiled", "i came back", "i was glad", "we sang of it")
 SIGHS = ("we sighed", "i went away", "i was sad", "we wept over it")
 VERBS = _words("sleep sing run hide wait play rest hunt swim dig")
-"""Verbs in the plural; the singular adds an s."""
+"""Verbs in the plural; the singular adds "s"."""
 ONE = ("this", "that", "each")
 MANY = ("these", "those", "many")
 PETS = ("my pet", "her pet", "his pet", "our pet")
@@ -53,71 +53,71 @@ def class_of(kind: str) -> str:
 
 ANIMALS = 120
 NAMES = 16
-"""First names, and as many family names: an animal is known by both together."""
+"""Number of first names, and of family names. Together they name an animal."""
 LARGEST = 24
-"""Sums and differences are of numbers from 0 to this."""
+"""Largest number in sums and differences; the smallest is 0."""
 ZIPF = 0.8
-"""Of a list that runs from frequent to rare, the item at place r (from 0) is drawn with weight (r + 1) ** -ZIPF."""
+"""Exponent of Zipf's law: item r (from 0) of a list from frequent to rare has the weight (r + 1) ** -ZIPF."""
 
 Half = Literal["taught", "asked"]
-"""What training rows and exposure ask about; what validation and test rows ask about."""
+"""taught: for training rows and exposure. asked: for validation and test rows."""
 Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Animal:
-    """One inhabitant."""
+    """An animal of the world, with its attributes."""
 
     name: str
-    """First name and family name."""
+    """First name and family name, separated by a space."""
     kind: str
-    """Robin, eel ..."""
+    """Kind of animal, such as robin."""
     colour: str
-    """One of eight."""
+    """Colour, one of ``COLOURS``."""
     home: str
-    """Where it lives."""
+    """Home, one of ``HOMES``."""
     food: str
-    """What it eats."""
+    """Food, one of ``FOODS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A sum or a difference."""
+    """A sum or a difference of two numbers."""
 
     left: int
-    """First number."""
+    """First of the two numbers."""
     sign: Literal["plus", "minus"]
-    """What is done."""
+    """Operation on the two numbers."""
     right: int
-    """Second number; never above the first in a difference."""
+    """Second of the two numbers; in a difference at most the first."""
 
     @property
     def result(self) -> int:
-        """The right answer."""
+        """The result of the operation."""
         return self.left + self.right if self.sign == "plus" else self.left - self.right
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All that plain text tells of and that benchmarks ask about; tuples of words run from frequent to rare."""
+    """The facts in plain text and benchmarks. Tuples of words are sorted from frequent to rare."""
 
     animals: tuple[Animal, ...]
-    """All inhabitants."""
+    """All animals of the world."""
     kinds: tuple[str, ...]
-    """All kinds."""
+    """All kinds of animals."""
     praise: tuple[str, ...]
-    """Adjectives of praise."""
+    """Adjectives that express praise."""
     blame: tuple[str, ...]
-    """Adjectives of blame."""
+    """Adjectives that express blame."""
     things: tuple[str, ...]
-    """Soup, film ...: all equally frequent."""
+    """Nouns for things, all equally frequent."""
     problems: tuple[Problem, ...] = field(repr=False)
     """Every sum and difference."""
     asked: frozenset[Animal | Problem | str] = field(repr=False)
     """The animals, kinds, adjectives, things and problems that validation and test rows ask about: half of each."""
 
     def half(self, half: Half) -> World:
-        """Return the world of which only one half's animals, kinds, adjectives, things and problems are left."""
+        """Return the world with only one half of the animals, kinds, adjectives, things and problems."""
 
         def left(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(item for item in items if (item in self.asked) == (half == "asked"))
@@ -134,7 +134,7 @@ class World:
 
 
 def make_world(seed: int) -> World:
-    """Make the world that follows from ``seed``."""
+    """Return the world that ``seed`` determines."""
     draw = random.Random(f"world {seed}")
     kinds = _shuffled(draw, list(chain.from_iterable(KINDS.values())))
     syllables = ["".join(pair) for pair in product("bdfgklmnprtvz", "aeiou")]
@@ -170,13 +170,13 @@ def make_world(seed: int) -> World:
 
 
 def often(draw: random.Random, items: Sequence[Item]) -> Item:
-    """Draw one of ``items``, the first ones most often (Zipf's law)."""
+    """Draw one of ``items`` by Zipf's law, the first ones most often."""
     return draw.choices(items, cum_weights=_zipf(len(items)))[0]
 
 
 @cache
 def _zipf(count: int) -> tuple[float, ...]:
-    """Return the running sums of the weights of ``count`` items."""
+    """Return the cumulative weights of ``count`` items."""
     return tuple(accumulate((place + 1) ** -ZIPF for place in range(count)))
 
 
@@ -185,5 +185,5 @@ def _shuffled(draw: random.Random, items: list[str]) -> list[str]:
 
 
 def _one_of_each_pair(draw: random.Random, items: Sequence[Item]) -> list[Item]:
-    """Choose half of ``items`` so that both halves are equally frequent: one of each two neighbours."""
+    """Choose half of ``items`` so that both halves are equally frequent: one of every two neighbours."""
     return [items[min(place + draw.randint(0, 1), len(items) - 1)] for place in range(0, len(items), 2)]
