@@ -285,7 +285,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "runs are finished. Repeat the command to go on." in said
+    assert "runs are finished. Repeat the command to continue." in said
     assert Study.read(path).run().failed == {}
 
 
