@@ -1,4 +1,4 @@
-"""Measurements side by side: ``python -m bench.scoring`` and its like print one table and one JSON line each.
+"""Benchmarks of speed: ``python -m bench.scoring`` and the other modules print one table and one JSON line each.
 
-They need a real model folder and real rows: ``--model models/SmolLM2-135M-Instruct --data ../shared/data``.
+They need a model folder and benchmark rows: ``--model models/SmolLM2-135M-Instruct --data ../shared/data``.
 """

@@ -1,8 +1,7 @@
-"""The chosen forward passes against the padded ones, model by model: ``python -m bench.backends``.
+"""Compare ``--engine auto`` with ``--engine plain`` on several models: ``python -m bench.backends``.
 
-For every shipped demo model and, where its folder is there, for a real model: optimizer steps as ``fine_tune`` takes them and
-log-likelihood scoring, with ``--engine auto`` and ``--engine plain`` in turn in one process. A ratio below 0.95 means that the
-choice of ``auto`` costs more than 5%.
+It times optimizer steps of ``fine_tune`` and log-likelihood scoring on every shipped demo model and, if its folder exists, on a
+real model. Both engines alternate in one process. A ratio below 0.95 means that the choice of ``auto`` is more than 5% slower.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ REAL_TASKS = ("arc_easy", "mnli")
 
 
 def main(flags: BenchFlags) -> None:
-    """Time both engines on every model, and print what ``auto`` chose."""
+    """Time both engines on every model and print which backend ``auto`` chose."""
     logging.disable(logging.WARNING)
     measured: list[Measured] = []
     demo = Recipe.from_dict({**RECIPE, "epochs": 1})
@@ -49,22 +48,22 @@ def main(flags: BenchFlags) -> None:
 def _model(
     folder: str, data: Path, tasks: Sequence[str], recipe: Recipe, flags: BenchFlags, *, rows: tuple[int, int]
 ) -> list[Measured]:
-    """Compare the engines on one model: training on ``rows[0]`` rows and scoring ``rows[1]`` of each task."""
+    """Compare the engines on one model: train on ``rows[0]`` rows of each task and score ``rows[1]`` rows."""
     model = load_model(folder)
     chosen = {engine: choose_backend(model, engine) for engine in ENGINES}
     print(f"{Path(folder).name}: {chosen['auto'].describe()}", flush=True)
     measured: list[Measured] = []
     for task in tasks:
         path = TASKS / f"{task}.yaml"
-        count, asked = (flags.rows or own for own in rows)
-        _, splits = splits_of(str(path) if path.is_file() else task, data, Caps(train=count, validation=8, test=asked))
-        learned = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)
+        train_rows, test_rows = (flags.rows or own for own in rows)
+        _, splits = splits_of(str(path) if path.is_file() else task, data, Caps(train=train_rows, validation=8, test=test_rows))
+        sequences = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)
         requests = requests_of(splits.test)
-        train = {engine: partial(_train, model, backend, learned, recipe) for engine, backend in chosen.items()}
+        train = {engine: partial(_train, model, backend, sequences, recipe) for engine, backend in chosen.items()}
         score = {engine: partial(_score, model, backend, requests) for engine, backend in chosen.items()}
         name = Path(folder).name
         measured += [
-            compare(f"{name}, {task}: {len(learned)} rows trained", train, runs=flags.runs),
+            compare(f"{name}, {task}: {len(sequences)} rows trained", train, runs=flags.runs),
             compare(f"{name}, {task}: {len(splits.test)} questions scored", score, runs=flags.runs),
         ]
         for line in itertools.islice(reversed(measured), 2):

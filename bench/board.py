@@ -1,4 +1,4 @@
-"""Time the board as a person waits for it: the leaderboard, the making of the page, and its first view in a browser.
+"""Time what a user of the board waits for: the leaderboard command, making the page, and its first view in a browser.
 
     python -m bench.board --runs 5
 
@@ -38,37 +38,37 @@ VISIBLE = """
         requestAnimationFrame(() => requestAnimationFrame(() => { globalThis.tableVisible = performance.now(); }));
     }).observe(document, { subtree: true, attributes: true, childList: true });
 """
-"""Notes when the table was on the screen, in milliseconds after the navigation began."""
+"""JavaScript that records when the table was visible, in milliseconds after the start of the navigation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What to time."""
+    """Flags of this benchmark."""
 
     runs: int = 5
-    """Counted runs, after one warm-up."""
+    """Timed repetitions after one warm-up."""
     models: int = 1_000
-    """Models of the large board, which is invented."""
+    """Number of models of the large board, whose scores are made up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Seconds of one thing."""
+    """Seconds of one measurement."""
 
     what: str
-    """What was done."""
+    """Description of the timed work."""
     median: float
-    """Median of the counted runs."""
+    """Median of the timed repetitions."""
     low: float
-    """Shortest."""
+    """Shortest of the timed repetitions."""
     high: float
-    """Longest."""
+    """Longest of the timed repetitions."""
     aim: float | None
-    """What it is to stay under; None: no aim is set."""
+    """Target in seconds, or None."""
 
 
 def main(flags: Flags) -> None:
-    """Time everything and print a table and a line of JSON."""
+    """Time everything and print a table and one JSON line."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         small, large = Path(folder, "small.html"), Path(folder, "large.html")
         scores = invented(Path(folder, "scores.csv"), flags.models)
@@ -85,20 +85,20 @@ def main(flags: Flags) -> None:
 
 
 def timed(what: str, once: Callable[[], float], runs: int, aim: float | None) -> Timed:
-    """Run once to warm up, then ``runs`` times."""
+    """Run once to warm up, then time ``runs`` repetitions."""
     taken = [once() for _ in range(runs + 1)][1:]
     return Timed(what=what, median=statistics.median(taken), low=min(taken), high=max(taken), aim=aim)
 
 
 def command(*words: str) -> float:
-    """Run lm-harmony in a process of its own and return its seconds."""
+    """Run lm-harmony in a new process and return its seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "lm_harmony.cli", *words], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
 def first_view(browser: Browser, path: Path) -> float:
-    """Open a page without any cache and return the seconds until its table was on the screen."""
+    """Open a page without a cache and return the seconds until its table was visible."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     page.add_init_script(VISIBLE)
@@ -119,7 +119,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def invented(path: Path, models: int) -> Path:
-    """Write direct and trained scores of models that do not exist, with standard errors."""
+    """Write made-up direct and trained scores of models, with standard errors."""
     draw = random.Random(0)
     lines = ["model,benchmark,preparation,score,stderr,count"]
     for number in range(models):

@@ -1,8 +1,8 @@
-"""The demo's claim: whole builds with several seeds, a study of each, and how well benchmarks agree: ``python -m bench.demo``.
+"""Check the demo's claim by builds with several seeds and a study of each: ``python -m bench.demo``.
 
 Intervals are percentiles of bootstrap draws. A draw resamples every benchmark's test examples, the same ones for all models and
-both preparations, counts all scores anew, and takes Kendall's tau-b between every two benchmarks; of several seeds it then
-resamples all their pairs of benchmarks. What is done is kept in the folder and not done again.
+both preparations. It computes all scores from them, and Kendall's tau-b between every two benchmarks. With several seeds, it also
+resamples the pairs of benchmarks. Finished builds and studies stay in the folder and are not repeated.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Outcomes = dict[str, npt.NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Flags:
-    """Which builds, and where they are kept."""
+    """Flags of this benchmark."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of whole builds."""
+    """Seeds of the builds."""
     folder: Path = Path("results/demo-seeds")
-    """Where builds and results are kept."""
+    """Folder of the builds and results."""
     draws: int = 1_000
-    """Bootstrap draws."""
+    """Number of bootstrap draws."""
 
 
 def main(flags: Flags) -> None:
-    """Build, run and compare; print a table in Markdown and a line of JSON."""
+    """Build, run and compare; print a Markdown table and one JSON line."""
     pooled: dict[str, list[npt.NDArray[np.float64]]] = {preparation: [] for preparation in PREPARATIONS}
     said = {}
     print("| seed | tau direct | tau trained | pairs improved | PC1 direct | PC1 trained | study |")
@@ -84,7 +84,7 @@ def study_of(seed: int, folder: Path) -> tuple[ScoreMatrix, float]:
 
 
 def observed(matrix: ScoreMatrix, preparation: str) -> npt.NDArray[np.float64]:
-    """Return tau of every pair of benchmarks."""
+    """Return Kendall's tau of every pair of benchmarks."""
     scores = matrix.oriented(preparation)  # type: ignore[arg-type]
     return upper_triangle(rank_agreement(scores, scores).tau)
 
@@ -105,7 +105,7 @@ def taus(matrix: ScoreMatrix, preparation: str, draws: int, seed: int) -> npt.ND
 
 
 def read_outcomes(matrix: ScoreMatrix, preparation: str) -> Outcomes:
-    """Read what every model answered to every test example."""
+    """Read the answer of every model to every test example."""
     outcomes = {}
     for fact in matrix.benchmarks:
         metric = fact.metric.split(",")[0]
@@ -130,7 +130,7 @@ def resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def interval(value: float, draws: npt.NDArray[np.float64]) -> str:
-    """Write a value with its 95% percentile interval."""
+    """Format a value with its 95% percentile interval."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -1,7 +1,7 @@
-"""One whole run, ours against the plain engine told to do what the reference does: ``python -m bench.end_to_end``.
+"""Compare a complete run with a run that does the same work as the published code: ``python -m bench.end_to_end``.
 
-Two processes in turn: ``lm-harmony run`` as it is; and padded training with validation and test, one request a forward pass,
-before training, after every epoch, and once more with the chosen one, as the published code does.
+Two processes alternate. One is ``lm-harmony run``. The other trains on padded batches. Like the published code, it scores the
+validation and test rows one request at a time: before training, after every epoch, and again with the chosen epoch.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ CAPS = Caps(train=96, validation=30, test=50)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took."""
+    """Time and memory of a process."""
 
     seconds: float
-    """From start to end."""
+    """Seconds from start to end."""
     peak: int
     """Largest resident memory in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(BenchFlags):
-    """Where the model and the rows are."""
+    """Flags of this benchmark."""
 
     reference: bool = False
-    """Be the other side, in a process of its own."""
+    """Run the work of the published code in this process (used by the benchmark itself)."""
 
 
 def ours(flags: BenchFlags) -> list[str]:
-    """Return the command of our run of arc_easy: five epochs, direct and trained."""
+    """Return the command of a run on arc_easy: five epochs, direct and trained scores."""
     options = {
         "base_model": flags.model,
         "task_name": "arc_easy",
@@ -61,7 +61,7 @@ def ours(flags: BenchFlags) -> list[str]:
 
 
 def reference(flags: BenchFlags) -> None:
-    """Do in this process what the published code does, on the plain engine."""
+    """Do the work of the published code in this process, on padded batches."""
     spec = RunSpec(
         model=ModelSpec(name=str(flags.model)),
         benchmark=BenchmarkSpec(task="arc_easy", data_dir=flags.data, caps=CAPS),
@@ -86,7 +86,7 @@ def reference(flags: BenchFlags) -> None:
 
 
 def cost(command: list[str]) -> Cost:
-    """Run a command and return what its process took."""
+    """Run a command and return the time and memory of its process."""
     started = time.perf_counter()
     process = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(process, 0)
@@ -95,8 +95,8 @@ def cost(command: list[str]) -> Cost:
 
 
 def main(flags: Flags) -> None:
-    """Run both in turn and print seconds, peak memory and their ratios."""
-    assert Path(flags.model).is_dir(), f"{flags.model} is no folder"
+    """Run both in turn and print their seconds, peak memory and ratios."""
+    assert Path(flags.model).is_dir(), f"{flags.model} is not a folder"
     if flags.reference:
         return reference(flags)
     mine, theirs = [], []

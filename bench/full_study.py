@@ -1,8 +1,8 @@
-"""What the whole published study, 61 models x 24 benchmarks, would take on one H200 and on eight: ``python -m bench.full_study``.
+"""Predict the hours of the published study (61 models x 24 benchmarks) on one H200 and on eight: ``python -m bench.full_study``.
 
-The published models and most of their benchmarks' rows are not needed: tokens are counted on a sample of real rows with the
-tokenizer of ``--model`` and scaled to each benchmark's full splits; sizes are the catalogue's; constants of the H200 are
-those that ``lm-harmony plan --hardware h200`` prints. A prediction, therefore, on stated assumptions, not a measurement.
+It is a prediction from stated assumptions, not a measurement. Tokens are counted on a sample of real rows with the tokenizer of
+``--model`` and scaled to the full splits of each benchmark. Model sizes come from the catalogue. The constants of the H200 are
+those that ``lm-harmony plan --hardware h200`` prints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lm_harmony.studies.time_model import add_phases, binding_term
 from lm_harmony.studies.workload import Workload, workload
 
 TRAIN, VALIDATION = 50_000, 1_000
-"""The published caps."""
+"""Largest splits of the published study."""
 SAMPLE = Caps(train=200, validation=60, test=60)
 LIKE = {
     "hellaswag": "medmcqa",
@@ -45,22 +45,22 @@ LIKE = {
     "openbookqa": "arc_easy",
     "rte": "mrpc",
 }
-"""A benchmark without rows at hand -> one whose rows are taken to be as long."""
+"""Benchmark without local rows -> benchmark whose rows are assumed to be equally long."""
 LAYERS = ((0.07, 6), (0.16, 12), (0.5, 24), (1.5, 28), (3, 32), (7, 32), (14, 48))
-"""Billions of parameters, and blocks that models of this size have; between them interpolated."""
+"""(billions of parameters, number of layers) of known models; other sizes are interpolated."""
 Counts = TypeVar("Counts", TrainingWork, ScoringWork, DecodingWork)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(BenchFlags):
-    """Where the tokenizer and the rows are."""
+    """Flags of this benchmark."""
 
     gpus: int = 8
-    """The larger machine."""
+    """Number of GPUs of the larger machine."""
 
 
 def main(flags: Flags) -> None:
-    """Print hours by size of model, and in all."""
+    """Print the hours for each model size and in total."""
     sampled = {task: scaled(flags, info) for task, info in BENCHMARKS.items()}
     h200 = hardware_named("h200")
     billions = {name: info.params_b or info.nominal_params_b for name, info in MODELS.items()}
@@ -84,7 +84,7 @@ def main(flags: Flags) -> None:
 
 
 def summed(plans: list[ModelPlan]) -> list[str]:
-    """Return hours in all, hours of launches and of FLOPs (which overlap), and what binds, of several models."""
+    """Return total hours, hours of launches and of FLOPs (which overlap), and the limiting term, of several models."""
     names = dict.fromkeys(name for plan in plans for name in plan.phases)
     phases = {name: add_phases(plan.phases[name] for plan in plans if name in plan.phases) for name in names}
     whole, (bound, share) = add_phases(phases.values()), binding_term(phases)
@@ -102,9 +102,9 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
     )
     load = workload(spec, hardware_named("h200").room)
     train, tested = min(TRAIN, info.train_rows), TEST_ROWS[info.task]
-    kept = load.fed.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch taken as whole
+    kept = load.fed.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch counted as full
     share = train / kept
-    # Without a validation split of its own a benchmark gives up a fifth of its training rows; the cap holds for it too.
+    # A benchmark without a validation split uses a fifth of its training rows for it; the cap applies to them too.
     validated = min(VALIDATION, info.train_rows // 5)
     return replace(
         load,
@@ -117,7 +117,7 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
 
 
 def times(counts: Counts, share: float) -> Counts:
-    """Return what is counted for another number of rows."""
+    """Return the counts scaled to another number of rows."""
     return replace(counts, **{name: round(value * share) for name, value in vars(counts).items() if isinstance(value, int)})
 
 

@@ -1,4 +1,4 @@
-"""Greedy generation against HFLM.generate_until: ``python -m bench.generation``."""
+"""Compare greedy generation with HFLM.generate_until: ``python -m bench.generation``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCHES = (8, 24)
 
 
 def main(flags: BenchFlags) -> None:
-    """Write answers to 64 rows of each task on all sides, check that they agree, and print the ratio to each."""
+    """Generate answers to 64 rows of each task with both, check that they agree, and print the ratios of the times."""
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))
@@ -40,7 +40,7 @@ def main(flags: BenchFlags) -> None:
                 "lm_eval HFLM": lambda: harness.generate_until(instances, disable_tqdm=True),  # noqa: B023
             }
             same = scorer.reply(requests[:8]) == harness.generate_until(instances[:8], disable_tqdm=True)
-            assert same, "the two sides write different answers"
+            assert same, "LM-Harmony and HFLM generate different answers"
             measured.append(compare(f"{task}, {len(requests)} rows, HFLM at batch {size}", sides, runs=flags.runs))
     show("generation", measured)
 

@@ -1,6 +1,6 @@
-"""Several runs trained together against one after another: ``python -m bench.joint``.
+"""Compare joint training of several runs with training them one after another: ``python -m bench.joint``.
 
-On a processor nothing is gained (a run keeps it busy) and the price is looked at; on a GPU this is where small models get fast.
+On a CPU one run keeps the cores busy, so this measures the overhead of joint training. On a GPU it measures the gain.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEEDS = (0, 1)
 
 
 def main(flags: BenchFlags) -> None:
-    """Train two seeds of each task for one epoch, all at once and one after another."""
+    """Train two seeds of each task for one epoch, jointly and one after another."""
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
     backend, recipe = choose_backend(model), replace(PUBLISHED, epochs=1)

@@ -1,4 +1,4 @@
-"""Log-likelihood scoring against lm_eval's HFLM at its best batch size: ``python -m bench.scoring``."""
+"""Compare log-likelihood scoring with lm_eval's HFLM at its best batch size: ``python -m bench.scoring``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TASKS = ("arc_easy", "headqa_en", "commonsense_qa", "mnli", "boolq", "cola", "ar
 FEWSHOT_ROWS = 100
 
 
-def asked(task: str, data: Path, rows: int | None) -> tuple[str, list[Request]]:
-    """Return a label and the requests of a task; "<task> 5-shot" puts the first five training examples before every question."""
+def requests_for(task: str, data: Path, rows: int | None) -> tuple[str, list[Request]]:
+    """Return a label and the requests of a task; "<task> 5-shot" puts the first five training examples before each question."""
     name, *shots = task.split()
     harness, splits = splits_of(name, data, Caps(train=8, validation=8, test=rows or (FEWSHOT_ROWS if shots else 500)))
     begin = ""
@@ -34,7 +34,7 @@ def asked(task: str, data: Path, rows: int | None) -> tuple[str, list[Request]]:
 
 
 def main(flags: BenchFlags) -> None:
-    """Score the test rows of each task on both sides, check that they agree, and print the ratio."""
+    """Score the test rows of each task with both, check that the log-likelihoods agree, and print the ratio of the times."""
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))
@@ -42,7 +42,7 @@ def main(flags: BenchFlags) -> None:
     harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, batch_size=8, device="cpu")
     measured: list[Measured] = []
     for task in flags.tasks or TASKS:
-        label, requests = asked(task, flags.data, flags.rows)
+        label, requests = requests_for(task, flags.data, flags.rows)
         instances = [
             Instance("loglikelihood", {}, (request.context, request.continuation), place)
             for place, request in enumerate(requests)

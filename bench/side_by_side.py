@@ -1,4 +1,4 @@
-"""Time two ways of doing one thing in one process, in turn, and compare medians: these machines are noisy."""
+"""Time several implementations alternately in one process and compare medians, because timings are noisy."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from lm_harmony.runs.environment import describe_cpu
 
 @dataclass(frozen=True, kw_only=True)
 class BenchFlags:
-    """Where the model and the rows are, and how often each side runs."""
+    """Model, rows, and number of repetitions."""
 
     model: Path = Path("models/SmolLM2-135M-Instruct")
     """Folder of the model."""
     data: Path = Path("../shared/data")
     """Folder with <task>/{train,validation,test}.jsonl."""
     runs: int = 3
-    """Counted runs of each side, in turn, after one warm-up."""
+    """Timed repetitions of each implementation after one warm-up."""
     tasks: tuple[str, ...] = ()
-    """Tasks; default: the bench's own."""
+    """Names of tasks; each benchmark has its own default."""
     rows: int | None = None
-    """Rows of each task; default: the bench's own."""
+    """Number of rows of each task; each benchmark has its own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Medians of one comparison."""
+    """Result of one comparison."""
 
     what: str
-    """What was done."""
+    """Description of the timed work."""
     seconds: Mapping[str, float]
-    """Side -> median seconds; the first side is ours."""
+    """Median seconds of each implementation; LM-Harmony is the first."""
     ratio: float
-    """Best other side over ours, the median of the ratios of neighbouring runs."""
+    """Time of the fastest other implementation divided by LM-Harmony's: the median over neighbouring repetitions."""
     spread: tuple[float, float]
-    """Smallest and largest of those ratios."""
+    """Smallest and largest of these ratios."""
 
 
 def compare(what: str, sides: Mapping[str, Callable[[], object]], *, runs: int) -> Measured:
-    """Run every side once to warm up, then ``runs`` times in turn.
+    """Run every implementation once to warm up, then time it ``runs`` times, alternating between them.
 
     Args:
-        what: label of the table's row.
-        sides: name -> what to time; the first is ours.
-        runs: counted rounds.
+        what: description of the work, for the table.
+        sides: name of each implementation -> function to time; the first is LM-Harmony.
+        runs: number of timed repetitions.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(runs + 1):
@@ -74,7 +74,7 @@ def compare(what: str, sides: Mapping[str, Callable[[], object]], *, runs: int) 
 
 
 def show(title: str, measured: Sequence[Measured]) -> None:
-    """Print the table and the JSON line."""
+    """Print the measurements as a table and as one JSON line."""
     sides = list(measured[0].seconds)
     table = Table("what", *(f"{side} (s)" for side in sides), "ratio", "min - max", title=title)
     for row in measured:
@@ -88,11 +88,11 @@ def show(title: str, measured: Sequence[Measured]) -> None:
 
 
 def splits_of(task: str, data: Path, caps: Caps) -> tuple[HarnessTask, Splits]:
-    """Load a task on local rows."""
+    """Load a task and split its local rows."""
     harness = HarnessTask(find_task_file(task), data)
     return harness, make_splits(harness, caps=caps, seed=0, protocol="clean", chat=None)
 
 
 def requests_of(examples: Sequence[Example]) -> list:
-    """Return the requests of examples, one after another."""
+    """Return the requests of all examples in order."""
     return [request for example in examples for request in example.requests]

@@ -1,4 +1,4 @@
-"""What a study costs beside its runs, and how long 10,000 records take to read: ``python -m bench.study``."""
+"""Measure the overhead of a study beside its runs, and the time to read 10,000 records: ``python -m bench.study``."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ print(json.dumps({"count": len(records), "seconds": time.perf_counter() - starte
 
 @dataclass(frozen=True)
 class Flags:
-    """How much."""
+    """Sizes of this benchmark."""
 
     seeds: int = 40
-    """Runs of the study."""
+    """Number of runs of the study."""
     records: int = 10_000
-    """Records that are read."""
+    """Number of records that are read."""
 
 
 def main(flags: Flags) -> None:
-    """Run a study of tiny runs, count its seconds and loads, then copy one record many times and read all of them."""
+    """Run a study of tiny runs and report its seconds and model loads; then copy one record many times and read all copies."""
     with tempfile.TemporaryDirectory() as name:
         study = write_study(Path(name), flags.seeds)
         peak = carry_out(Path(name) / "study.yaml")
@@ -61,8 +61,8 @@ def main(flags: Flags) -> None:
 
 
 def write_study(folder: Path, seeds: int) -> Study:
-    """Write a study of ``seeds`` runs of the demo's smallest model on one of its benchmarks."""
-    asked = {
+    """Write a study file for ``seeds`` runs of the smallest demo model on one demo benchmark."""
+    content = {
         "models": [str(SHIPPED / "models" / "llama-1")],
         "benchmarks": [str(TASKS / "micro_reviews.yaml")],
         "seeds": list(range(seeds)),
@@ -73,12 +73,12 @@ def write_study(folder: Path, seeds: int) -> Study:
         "data_dir": str(SHIPPED / "rows"),
         "execution": {"device": "cpu"},
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    (folder / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return Study.read(folder / "study.yaml")
 
 
 def carry_out(path: Path) -> int:
-    """Run the study's command; return the most resident memory of its coordinator in bytes."""
+    """Run the study command; return the largest resident memory of its coordinator process in bytes."""
     process = subprocess.Popen([sys.executable, "-m", "lm_harmony.cli", "study", str(path)], stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
@@ -89,7 +89,7 @@ def carry_out(path: Path) -> int:
 
 
 def read_many(record: Path, results: Path, count: int) -> dict[str, float]:
-    """Copy a record ``count`` times, and read all of them in a process of its own."""
+    """Copy a record ``count`` times and read all copies in a new process."""
     for number in range(count):
         folder = results / f"{number % 100}" / f"{number}"
         folder.mkdir(parents=True)

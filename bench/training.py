@@ -1,4 +1,4 @@
-"""A LoRA step against a right-padded loop with transformers' own loss: ``python -m bench.training``."""
+"""Compare LoRA steps with a right-padded training loop that uses transformers' loss: ``python -m bench.training``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 8
 
 
 def main(flags: BenchFlags) -> None:
-    """Time optimizer steps of eight rows on both sides, on the same rows."""
+    """Time optimizer steps of eight rows in both training loops, on the same rows."""
     logging.disable(logging.WARNING)
     model = load_model(str(flags.model))
     model.text.tokenizer.pad_token = model.text.tokenizer.pad_token or model.text.end_text
@@ -42,7 +42,7 @@ def main(flags: BenchFlags) -> None:
 
         def padded(rows: Sequence[TokenSequence]) -> None:
             order = epoch_order(len(rows), seed=0, epoch=1).tolist()  # the batches of ``fine_tune``
-            trainee.dropout.lengths = ()  # dropout drawn by PyTorch
+            trainee.dropout.lengths = ()  # dropout masks come from PyTorch
             trainee.module.train()
             for start in range(0, len(rows), BATCH):
                 batch = [list(rows[place].ids) for place in order[start : start + BATCH]]

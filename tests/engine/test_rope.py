@@ -19,12 +19,12 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily
-from lm_harmony.engine.forward import end_by_sequences, padded_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.forward import padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.scoring import Scorer
-from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.sequences import TokenSequence, end_by_sequences
 from lm_harmony.engine.training import fine_tune
 from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.recipe import Lora, Recipe
