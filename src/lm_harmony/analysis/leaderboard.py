@@ -90,7 +90,8 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
     notes += matrix.notes
     gaps = matrix.gaps(preparation)
     if gaps:
-        notes.append(f"{len(gaps)} scores are missing, such as {gaps[0].model} on {gaps[0].benchmark}: {gaps[0].cause}")
+        count = f"{len(gaps)} scores are" if len(gaps) > 1 else "1 score is"
+        notes.append(f"{count} missing, such as {gaps[0].model} on {gaps[0].benchmark}: {gaps[0].cause}")
     return Board(
         preparation=preparation,
         reference=reference_name,

@@ -18,7 +18,7 @@ from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore, find_runs
 
-_FREE = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
+_MAY_DIFFER = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
 """Fields of a specification in which the runs of one score may differ. Metrics are compared as recorded."""
 
 MAX_NAMED = 10
@@ -191,7 +191,7 @@ def _refuse_mixture(runs: Sequence[Run]) -> None:
 
 def _settings(record: RunRecord) -> dict[str, Any]:
     """Return the settings that the runs of one score must share, with nested names such as "recipe.epochs"."""
-    shared = {key: value for key, value in record.spec.to_dict().items() if key not in _FREE}
+    shared = {key: value for key, value in record.spec.to_dict().items() if key not in _MAY_DIFFER}
     shared["metric"], shared["test_rows"] = record.metric, record.data.test
     flat: dict[str, Any] = {}
     for key, value in shared.items():

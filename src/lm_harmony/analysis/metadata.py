@@ -26,7 +26,7 @@ class MetricMetadata:
     low: float
     """Smallest possible score, in the metric's own unit."""
     high: float
-    """Largest possible score."""
+    """Largest possible score, in the metric's own unit; infinite if there is no upper limit."""
     higher_is_better: bool
     """Whether a larger value is better, as in lm_eval's registry of metrics."""
 
@@ -48,7 +48,7 @@ METRICS: Mapping[str, MetricMetadata] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """A model with its family, kind and size; None: not known. Nothing is guessed from a name."""
+    """A model with its family, kind and size; None: not known."""
 
     name: str
     """Name on the Hugging Face hub, or folder, as in the records."""
@@ -57,7 +57,7 @@ class ModelMetadata:
     kind: str | None = None
     """Kind of model: "base" or "instruct"."""
     params_b: float | None = None
-    """Parameters in billions: the published count, or else the size in the model's name."""
+    """Parameters in billions: the published count, or else the nominal size in the catalogue."""
     pretraining_tokens_b: float | None = None
     """Number of pre-training tokens, in billions."""
 
