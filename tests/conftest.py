@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from hub import LoopbackHub, write_arc_dataset
@@ -16,9 +17,10 @@ _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
 os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache stays as it is
 
 
-def pytest_report_header() -> str:
-    """Say whether the tests on real rows run or are skipped."""
-    return f"real benchmark rows in ../shared/data: {'present, their tests run' if DATA.is_dir() else 'absent, their tests skip'}"
+def pytest_report_header() -> list[str]:
+    """Say which lm_eval is tested, and whether the tests on real rows run or are skipped."""
+    rows = "present, their tests run" if DATA.is_dir() else "absent, their tests skip"
+    return [f"lm_eval {version('lm_eval')}", f"real benchmark rows in ../shared/data: {rows}"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from packaging.requirements import Requirement
 from peft import LoraConfig, get_peft_model
 from task_files import write_task
 from tiny import TEXTS, tiny_module, write_tiny_model
@@ -166,3 +169,12 @@ def test_the_class_is_the_registered_one(world: Path) -> None:
     assert nats < 0
     assert isinstance(greedy, bool)
     assert str(model.device) == "cpu"
+
+
+def test_the_installed_lm_eval_is_one_that_pyproject_allows() -> None:
+    """The test session's header names the version; the versions before and after the range are refused."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [allowed] = [one.specifier for one in map(Requirement, project["dependencies"]) if one.name == "lm_eval"]
+    assert allowed.contains(version("lm_eval"))
+    assert not allowed.contains("0.4.12")
+    assert not allowed.contains("0.5.0")

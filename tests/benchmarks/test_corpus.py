@@ -22,7 +22,7 @@ from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.run import result_table
 from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.scoring import Scorer
-from lm_harmony.errors import BenchmarkError, ScoreNotFinite
+from lm_harmony.errors import BenchmarkError, ModelError, ScoreNotFinite
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
@@ -154,7 +154,7 @@ def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.txt", None, "no such file or folder"),
+        ("none.txt", None, "none.txt does not exist. Give a .jsonl or .txt file"),
         ("a.csv", b"x", "must be .jsonl or .txt, got .csv"),
         ("a.txt", b"one\n\ntwo", "2 different documents"),
         ("a.txt", b"", "0 different documents"),
@@ -170,6 +170,19 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes 
     with pytest.raises(BenchmarkError) as raised:
         open_task(f"corpus:{tmp_path / name}")
     assert message in str(raised.value)
+
+
+def test_a_missing_corpus_ends_a_run_before_any_work(tmp_path: Path) -> None:
+    """The model does not exist either: nothing of it is looked at, and the run's folder is not made."""
+    spec = RunSpec(
+        model=ModelSpec(name=str(tmp_path / "no-model")), benchmark=BenchmarkSpec(task=f"corpus:{tmp_path / 'none.txt'}")
+    )
+    with pytest.raises(BenchmarkError, match=r"^corpus:.*none.txt does not exist\. Give a .jsonl or .txt file"):
+        train_before_test(spec, RunStore(tmp_path / "run"))
+    assert not (tmp_path / "run" / "epochs.jsonl").exists()
+    (tmp_path / "none.txt").write_text("one\n\ntwo\n\nthree", encoding="utf-8")
+    with pytest.raises(ModelError, match="no-model"):  # negative control
+        train_before_test(spec, RunStore(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])

@@ -151,7 +151,7 @@ GOOD = '{"q": "Grass, 2024-05-01?", "a": 2}\n'
         (GOOD + '{"q": "The sky?", "a": \n', r"train\.jsonl line 2, column 24: not JSON"),
         (GOOD + '{"q": "The sky?", "a": 2.5}\n', r"train\.jsonl line 2, column 'a': float where line 1 has int"),
         (GOOD + '{"q": "The sky?"}\n', r"train\.jsonl line 2: lacks column 'a'"),
-        ("", r"train\.jsonl holds no rows"),
+        ("", r"train\.jsonl has no rows"),
     ],
 )
 def test_json_files_that_a_task_names_follow_the_rules_of_given_rows(tmp_path: Path, train: str, said: str) -> None:

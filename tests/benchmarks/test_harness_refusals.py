@@ -40,8 +40,8 @@ def test_the_task_of_these_tests_is_fit(tmp_path: Path) -> None:
         ({"test_split": None}, "neither a validation nor a test split"),
         ({"doc_to_image": ["question"]}, "needs images or sound"),
         ({"doc_to_audio": ["question"]}, "needs images or sound"),
-        ({"unsafe_code": True}, "executes what the model writes"),
-        ({"repeats": 8}, "asks each question 8 times"),
+        ({"unsafe_code": True}, "executes code that the model writes"),
+        ({"repeats": 8}, "repeats: 8 is not supported"),
     ],
 )
 def test_unfit_tasks_are_refused_with_the_reason(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:

@@ -76,7 +76,7 @@ def test_missing_file_is_named(file: Path) -> None:
 def test_file_without_rows_is_refused(file: Path, text: str) -> None:
     """A file that is empty or blank is no split."""
     file.write_text(text, encoding="utf-8")
-    assert f"{file} holds no rows" in refusal(file)
+    assert f"{file} has no rows" in refusal(file)
 
 
 def test_folder_in_place_of_a_file_is_refused(file: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_column_that_is_null_in_one_split_has_the_type_of_the_others(tmp_path:
 def test_a_number_beyond_64_bits_is_refused_with_its_line(file: Path) -> None:
     """The table holds 64 bits; the largest number that fits is read."""
     file.write_text(json.dumps({"n": 2**63 - 1}) + "\n" + json.dumps({"n": 2**63}), encoding="utf-8")
-    assert f"{file} line 2, column 'n': {2**63} has more than 64 bits" in refusal(file)
+    assert f"{file} line 2, column 'n': {2**63} does not fit into 64 bits" in refusal(file)
     file.write_text(json.dumps({"n": 2**63 - 1}), encoding="utf-8")
     assert read(file) == [{"n": 2**63 - 1}]
 

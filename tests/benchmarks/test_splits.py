@@ -143,7 +143,7 @@ def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...],
     assert published.dropped_from_train == published.dropped_from_validation == 0
     learned, kept = expected_clean(train, validation, test)
     if not learned or not kept:
-        with pytest.raises(BenchmarkError, match="split holds no rows"):
+        with pytest.raises(BenchmarkError, match="split has no rows"):
             split(task, "clean", seed, caps)
         return
     clean = split(task, "clean", seed, caps)
@@ -163,8 +163,8 @@ def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path
     assert rows_of(splits.train) == [1, 2, 3, 4, 5, 7]
     assert rows_of(splits.validation) == [0, 1, 2, 4]
     assert (splits.dropped_from_train, splits.dropped_from_validation) == (2, 1)
-    assert "own: 2 training rows dropped: their question recurs in validation or test." in caplog.text
-    assert "own: 1 validation rows dropped: their question recurs in test." in caplog.text
+    assert "own: 2 training rows dropped: their question is in validation or test." in caplog.text
+    assert "own: 1 validation rows dropped: their question is in test." in caplog.text
     assert rows_of(split(task, "published").train) == list(range(8))
 
 
@@ -180,8 +180,8 @@ def test_training_rows_without_a_usable_answer_are_counted(label: Any, tmp_path:
         assert splits.without_answer == 1
         assert splits.dropped_from_train == 0
         assert all(example.continuation is not None for example in splits.train)
-    assert "own: 1 training rows dropped: their answer is none of their choices, -1, empty or null." in caplog.text
-    with pytest.raises(BenchmarkError, match="the train split holds no rows"):
+    assert "own: 1 training rows dropped: their answer is not one of the choices, -1, empty or null." in caplog.text
+    with pytest.raises(BenchmarkError, match="the train split has no rows"):
         split(own_task(tmp_path, {**rows, "train": rows["train"][-1:]}, **PARITY))
 
 
@@ -272,7 +272,7 @@ def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: 
     assert set(questions(published.validation)) < set(questions(published.test))
     assert not published.carved
     assert [record.message for record in caplog.records if record.name.startswith("lm_harmony")] == [
-        "medmcqa: validation is the test split; the epoch is chosen on its own test rows."
+        "medmcqa: the task names its test split as validation, so the epoch is chosen on test rows."
     ]
     caplog.clear()
     clean = split(task, "clean", caps=caps)
@@ -289,14 +289,14 @@ def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: 
 )
 def test_empty_splits_are_refused(sizes: tuple[int, ...], kind: str, role: str, tmp_path: Path) -> None:
     """Too few rows to cut leave a split empty; the split is named."""
-    with pytest.raises(BenchmarkError, match=f"benchmark own: the {role} split holds no rows"):
+    with pytest.raises(BenchmarkError, match=f"benchmark own: the {role} split has no rows"):
         split(sized_task(tmp_path, sizes, kind))
 
 
 def test_a_split_that_only_recurs_is_refused_under_clean_only(tmp_path: Path) -> None:
     """Where every validation row is a test row nothing is left to choose by; the published protocol is named as a way out."""
     task = own_task(tmp_path, {"train": numbers(5), "validation": numbers(2, 10), "test": numbers(2, 10)}, **PARITY)
-    with pytest.raises(BenchmarkError, match=r"the validation split holds no rows.*--split_protocol published"):
+    with pytest.raises(BenchmarkError, match=r"the validation split has no rows.*--split_protocol published"):
         split(task)
     assert len(split(task, "published").validation) == 2
 

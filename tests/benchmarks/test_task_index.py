@@ -86,7 +86,7 @@ def test_include_path_must_be_a_folder(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "tasks"
     if kind == "file":
         place.write_text("", encoding="utf-8")
-    assert f"include_path: {place} is not a folder" in refusal("sst2", place)
+    assert f"include_path = {place} is not a folder" in refusal("sst2", place)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_names_near_to_nothing_get_no_guess() -> None:
 def test_groups_and_tags_are_refused_as_such(name: str) -> None:
     """The name of several tasks is not said to be unknown."""
     message = refusal(name)
-    assert f"{name!r} names a group of lm_eval tasks" in message
+    assert f"{name!r} is a group of lm_eval tasks" in message
     assert "no task" not in message
 
 

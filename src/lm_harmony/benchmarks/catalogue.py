@@ -19,7 +19,7 @@ from lm_harmony.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkInfo:
-    """What is known of one benchmark before lm_eval is imported."""
+    """The metadata of one benchmark of the published board."""
 
     task: str
     """lm_eval's task name."""
@@ -28,19 +28,19 @@ class BenchmarkInfo:
     category: str
     """Group on the board, e.g. "Commonsense Reasoning"."""
     metric: str
-    """The one metric that the board shows, by lm_eval's key: metric, comma, filter ("acc_norm,none")."""
+    """Key of the metric that the board shows, such as "acc_norm,none"."""
     higher_is_better: bool
-    """Whether a larger value of ``metric`` is the better one."""
+    """Whether a larger value of ``metric`` is better."""
     train_rows: int
     """Rows of the hub's training split, before caps and before validation rows are cut from it."""
     chance: float
-    """``metric`` of uniform guessing, a fraction: one over the number of choices, 0 for mcc and for written answers.
+    """Value of ``metric`` for uniform guessing: 1 / number of choices, and 0 for mcc and for generated answers.
 
-    The usual number of choices counts where rows differ: 4 for ARC (a few rows have 3 or 5) and for HeadQA, whose
-    validation and test rows have 4 while its training rows have 5.
+    Where rows differ, it is the usual number of choices: 4 for ARC (a few rows have 3 or 5) and for HeadQA, whose validation and
+    test rows have 4 while its training rows have 5.
     """
     splits: tuple[str, ...]
-    """Roles with rows of their own, of train, validation and test; MedMCQA's test is its validation, named once."""
+    """Which of train, validation and test have rows of their own; MedMCQA's test rows are its validation rows."""
     path: str
     """The task's YAML file, relative to lm_eval's tasks folder."""
 
@@ -65,11 +65,11 @@ def _info(row: Mapping[str, str]) -> BenchmarkInfo:
 
 
 BENCHMARKS: Mapping[str, BenchmarkInfo] = MappingProxyType(_read())
-"""lm_eval's task name -> its benchmark, in the published order."""
+"""lm_eval's task name -> metadata, in the published order."""
 
 
 def find(name: str) -> BenchmarkInfo | None:
-    """Return the catalogued benchmark of that task name, or None: other lm_eval tasks may be used all the same."""
+    """Return the benchmark of that task name, or None. Tasks outside the catalogue can be used as well."""
     return BENCHMARKS.get(name)
 
 
@@ -105,21 +105,21 @@ def corpus_title(name: str) -> str:
 
 
 LEADERBOARD9 = tuple(sorted(sorted(BENCHMARKS, key=lambda task: BENCHMARKS[task].train_rows)[:9]))
-"""The nine catalogued benchmarks with the fewest training rows: the cheapest board."""
+"""The nine benchmarks with the fewest training rows: the cheapest suite."""
 
 
 def expand(name: str, corpora: Sequence[str]) -> list[str]:
-    """Return the tasks that ``name`` stands for: those of a suite, or itself.
+    """Return the tasks of a suite; any other name is a task and is returned alone.
 
     Args:
-        name: paper24, leaderboard9, perplexity, or a task.
-        corpora: files of the user's own texts, which the suite perplexity stands for.
+        name: a suite (paper24, leaderboard9, perplexity) or a task.
+        corpora: files of the user's own texts, the benchmarks of the suite perplexity.
 
     Raises:
-        UsageError: perplexity without corpora.
+        UsageError: the suite is perplexity and ``corpora`` is empty.
     """
     if name == "perplexity":
         if not corpora:
-            raise UsageError("corpora: the suite perplexity needs texts of your own. List their files under corpora.")
+            raise UsageError("corpora is empty: the suite perplexity needs texts of your own. List their files under corpora.")
         return [f"{CORPUS_PREFIX}{path}" for path in corpora]
     return {"paper24": list(BENCHMARKS), "leaderboard9": list(LEADERBOARD9)}.get(name, [name])

@@ -1,10 +1,9 @@
-"""Rows of a benchmark from local JSONL files, in the row schema of the hub's data set, with no network.
+"""Rows of a benchmark from local JSONL files, and text corpora as perplexity benchmarks (``corpus:PATH``). No network.
 
-A text corpus of the user's own as a perplexity benchmark: ``corpus:PATH``, in bits per byte.
-
-PATH is a .jsonl file whose rows have a ``text``, a .txt file whose documents are separated by blank lines, or a folder that holds
-train, validation and test as files of either kind. One file alone is cut into train, validation and test by the SHA-256 of each
-document's text: the cut does not depend on the order of the file, and equal documents stay together.
+JSONL rows have the columns of the data set on the hub. PATH of a corpus is a .jsonl file whose rows have a ``text``, a .txt file
+whose documents are separated by blank lines, or a folder with one file of either kind for each of train, validation and test.
+A single file is split by the SHA-256 of each document's text. So the split does not depend on the order of the file, and equal
+documents are in the same split.
 """
 
 from __future__ import annotations
@@ -22,39 +21,39 @@ from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX
 from lm_harmony.errors import BenchmarkError
 
 ENCODING = "utf-8-sig"
-"""UTF-8; a byte order mark, as Windows editors write it, is no part of the text."""
+"""UTF-8, with or without the byte order mark that Windows editors write."""
 _LARGEST = 2**63
 
 
 def read_splits(files: Mapping[str, Path]) -> DatasetDict:
-    """Read one JSONL file a split; a column has one type in all of them.
+    """Read one JSONL file for each split. A column must have one type in all files.
 
     Args:
-        files: split name of the task -> its file; only files that the task needs are named here.
+        files: split name -> its file.
 
     Raises:
-        BenchmarkError: a file is missing, empty or malformed; the text names the file, the line and the column.
+        BenchmarkError: a file is missing, empty or malformed. The message names the file, the line and the column.
     """
     read = {split: _rows(path) for split, path in files.items()}
     for split, rows in read.items():
         _refuse_other_columns(files[split], rows)
     _refuse_mixed_types([(files[split], rows) for split, rows in read.items()])
-    together = [row for rows in read.values() for _, row in rows]
+    all_rows = [row for rows in read.values() for _, row in rows]
     columns = list(dict.fromkeys(column for rows in read.values() for column in rows[0][1]))
     try:
-        # One table of all splits: a column that is null in one of them has the type that it has in the others.
-        whole = Dataset.from_dict({column: [row.get(column) for row in together] for column in columns})
+        # One table for all splits: a column that is null in one split gets its type from the others.
+        table = Dataset.from_dict({column: [row.get(column) for row in all_rows] for column in columns})
     except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are of the first two
         raise BenchmarkError(f"{', '.join(map(str, files.values()))}: {error}. Give each column one type.") from error
     splits, start = DatasetDict(), 0
     for split, rows in read.items():
-        splits[split] = whole.select(range(start, start + len(rows))).select_columns(list(rows[0][1]))
+        splits[split] = table.select(range(start, start + len(rows))).select_columns(list(rows[0][1]))
         start += len(rows)
     return splits
 
 
 def line_of(path: Path, row: int) -> int | None:
-    """Return the line, from 1, on which row ``row`` (from 0) of a JSONL file stands; None where it has no such row."""
+    """Return the line (from 1) of row ``row`` (from 0) of a JSONL file; None if the file has no such row."""
     with path.open(encoding=ENCODING) as lines:
         numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
     return numbers[row] if row < len(numbers) else None
@@ -65,8 +64,8 @@ def _refuse_other_columns(path: Path, rows: list[tuple[int, dict[str, Any]]]) ->
         for column in sorted(rows[0][1].keys() ^ row.keys()):
             state = "lacks" if column not in row else "has"
             raise BenchmarkError(
-                f"{path} line {line}: {state} column {column!r}, unlike line {rows[0][0]}; every row needs the same columns. "
-                f"Correct that line."
+                f"{path} line {line}: {state} column {column!r}, unlike line {rows[0][0]}. Every row needs the same columns: "
+                f"correct that line."
             )
 
 
@@ -76,10 +75,10 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_text(encoding=ENCODING)
     except FileNotFoundError as error:
-        raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object a line.") from error
+        raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path} cannot be read: {error}. Give a readable UTF-8 file.") from error
-    # Not splitlines(): a JSON string may hold U+2028 and its like, which splitlines() takes for line ends.
+    # Not splitlines(): it also splits at U+2028, which a JSON string may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -90,37 +89,37 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{path} line {number}, column {error.colno}: not JSON ({error.msg}). Correct that line."
             ) from error
         if not isinstance(row, dict):
-            raise BenchmarkError(f"{path} line {number}: a {type(row).__name__}, not an object. One JSON object a line.")
+            raise BenchmarkError(f"{path} line {number}: a {type(row).__name__}, not an object. Write one object a line.")
         rows.append((number, row))
     if not rows:
-        raise BenchmarkError(f"{path} holds no rows. Put the split's rows there, one JSON object a line.")
+        raise BenchmarkError(f"{path} has no rows. Put the split's rows there, one JSON object in each line.")
     return rows
 
 
 def _refuse_mixed_types(files: list[tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> None:
     """Refuse a value whose type is not that of the first value of its column, in any of the files.
 
-    A whole number is no broken one: in one column with 2.5 the table would hold 3 as 3.0, and the text would say so.
+    Integers and floats are not mixed: beside 2.5 the table would store 3 as 3.0, and the rendered text would contain "3.0".
     """
     seen: dict[str, tuple[type, Path, int]] = {}
     for path, rows in files:
         for line, row in rows:
             for column, value in _values(row):
                 kind, (first, file, number) = type(value), seen.setdefault(column, (type(value), path, line))
-                place = f"{path} line {line}, column {column!r}"
+                location = f"{path} line {line}, column {column!r}"
                 if kind is not first:
                     where = f"line {number}" if file == path else f"{file} line {number}"
                     hint = " Write whole numbers with .0, or all of them as strings." if {kind, first} == {int, float} else ""
                     raise BenchmarkError(
-                        f"{place}: {kind.__name__} where {where} has {first.__name__}. "
+                        f"{location}: {kind.__name__} where {where} has {first.__name__}. "
                         f"Give the column one type in all splits.{hint}"
                     )
                 if kind is int and not -_LARGEST <= value < _LARGEST:
-                    raise BenchmarkError(f"{place}: {value} has more than 64 bits. Write it as a string.")
+                    raise BenchmarkError(f"{location}: {value} does not fit into 64 bits. Write it as a string.")
 
 
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (column, value) of a row and of all that lies inside its values, without nulls: "choices", "choices.text[]"."""
+    """Yield (column, value) of a row and of everything nested in it, without nulls: "choices", "choices.text[]"."""
     if name and value is not None:
         yield name, value
     if isinstance(value, dict):
@@ -133,42 +132,42 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 ROLES = ("train", "validation", "test")
 HELD_OUT = 0.1
-"""Share of the documents that validation takes, and test; at least one each."""
+"""Share of the documents in validation, and also in test; each gets at least one document."""
 _KINDS = (".jsonl", ".txt")
 
 
 def read_corpus(path: Path) -> DatasetDict:
-    """Return the documents of a corpus, split by split, each a row with its ``text``.
+    """Return the splits of a corpus. Each row is one document, in the column ``text``.
 
     Raises:
-        BenchmarkError: there is no such file, it is of another kind, or it has too few documents.
+        BenchmarkError: the file does not exist, is neither .jsonl nor .txt, or has fewer than three different documents.
     """
     if path.is_dir():
         files = {role: _one_file(path, role) for role in ROLES}
         return _dataset({role: _documents(file) for role, file in files.items()})
     if not path.is_file():
-        raise BenchmarkError(f"{CORPUS_PREFIX}{path}: no such file or folder. Give a .jsonl or .txt file, or a folder of them.")
+        raise BenchmarkError(f"{CORPUS_PREFIX}{path} does not exist. Give a .jsonl or .txt file, or a folder of them.")
     return _dataset(_cut(path, _documents(path)))
 
 
 def _one_file(folder: Path, role: str) -> Path:
     found = [folder / f"{role}{kind}" for kind in _KINDS if (folder / f"{role}{kind}").is_file()]
     if len(found) != 1:
-        raise BenchmarkError(f"{CORPUS_PREFIX}{folder}: {role} must be one file, .jsonl or .txt; found {len(found)}.")
+        raise BenchmarkError(f"{CORPUS_PREFIX}{folder}: {role} must be one file, .jsonl or .txt, got {len(found)} files.")
     return found[0]
 
 
 def _documents(path: Path) -> list[str]:
     if path.suffix == ".txt":
         try:
-            whole = path.read_text(encoding=ENCODING)
+            content = path.read_text(encoding=ENCODING)
         except UnicodeDecodeError as error:
             raise BenchmarkError(f"{path} cannot be read: {error}. Give a UTF-8 file.") from error
-        texts = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", whole)]
+        texts = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", content)]
     elif path.suffix == ".jsonl":
         rows = read_splits({"all": path})["all"]
         if "text" not in rows.column_names:
-            raise BenchmarkError(f"{path}: rows lack the column 'text', they have {', '.join(rows.column_names)}. Name it text.")
+            raise BenchmarkError(f"{path}: rows lack the column 'text', they have {', '.join(rows.column_names)}. Rename it.")
         texts = list(rows["text"])
         for row, text in enumerate(texts):
             if not isinstance(text, str):
@@ -184,8 +183,8 @@ def _documents(path: Path) -> list[str]:
 def _cut(path: Path, documents: Sequence[str]) -> dict[str, list[str]]:
     if len(set(documents)) < len(ROLES):
         raise BenchmarkError(
-            f"{CORPUS_PREFIX}{path}: {len(set(documents))} different documents, and train, validation and test need one each. "
-            f"Separate documents by blank lines (.txt), or write one a line (.jsonl)."
+            f"{CORPUS_PREFIX}{path}: {len(set(documents))} different documents, but train, validation and test need one each. "
+            f"Separate documents by blank lines (.txt), or write one in each line (.jsonl)."
         )
     ordered = sorted(documents, key=lambda text: hashlib.sha256(text.encode()).digest())
     held = max(1, int(HELD_OUT * len(ordered)))

@@ -1,4 +1,4 @@
-"""Train, validation and test rows of one benchmark: the rule, the caps, the seed; disjoint by construction."""
+"""The train, validation and test examples of one run: which rows each split gets, in which order, and how many."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_harmony.benchmarks.harness import HarnessTask, Role
-from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, SplitProtocol, fingerprint_of
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.types import Aliases, Caps, ChatTemplate, Example, Role, SplitProtocol, fingerprint_of
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.progress import track
 
 log = logging.getLogger(__name__)
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.2
-"""Shares of the training rows where validation rows are carved from them, each rounded down (published)."""
+"""Shares of the training rows that become train and validation where a task has no validation rows, each rounded down."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The examples of one run. No question of ``train`` is in ``validation`` or ``test`` under the clean protocol."""
+    """The examples of one run. Under the clean protocol no question is in two splits."""
 
     train: tuple[Example, ...]
-    """What is learned."""
+    """Examples that the model is trained on."""
     validation: tuple[Example, ...]
-    """What chooses the epoch."""
+    """Examples on which the epoch is chosen."""
     test: tuple[Example, ...]
-    """What is scored, once, with the chosen epoch."""
+    """Examples that are scored once, with the chosen epoch."""
     dropped_from_train: int
-    """Training rows left out because their question recurs in validation or test."""
+    """Number of training rows left out because their question is in validation or test."""
     dropped_from_validation: int
-    """Validation rows left out because their question recurs in test."""
+    """Number of validation rows left out because their question is in test."""
     without_answer: int
-    """Training rows left out because they have no usable answer, those cut for validation among them."""
+    """Number of training rows left out because they have no usable answer, including those taken for validation."""
     carved: bool
-    """Whether validation rows were cut from the training rows."""
+    """Whether the validation rows were taken from the training rows."""
 
     def sizes(self) -> str:
-        """Say how many rows each split has."""
+        """Return the number of rows of each split as text."""
         return f"{len(self.train):,} train, {len(self.validation):,} validation, {len(self.test):,} test rows"
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target in its order."""
+        """Return 16 hexadecimal digits of the SHA-256 of every request, training text and target in their order."""
         return fingerprint_of(self.train, self.validation, self.test)
 
 
 def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None) -> Splits:
     """Choose and render the rows of one run.
 
-    The task's own three splits serve where it has them and validation is not test; else the training rows are shuffled and cut
-    80/20 into train and validation, and lm_eval's evaluation documents are the test. Rows are then capped. "published" stops
-    there, as the published runs did; "clean" also cuts validation from train where validation is test, and drops rows whose
-    question recurs in a split that is scored.
+    A task with three different splits keeps them. Otherwise the training rows are shuffled and cut 80/20 into train and
+    validation, and lm_eval's evaluation documents are the test rows. Each split is then capped. The protocol "published" does
+    no more than this, as in the published runs. "clean" also takes validation rows from train where a task names its test split
+    as validation, and drops rows whose question is in a later split.
 
     Args:
         task: the benchmark.
-        caps: the most rows of each split.
-        seed: of NumPy's legacy generator, which decides shuffle and caps (the published runs used 0).
+        caps: the largest number of rows of each split.
+        seed: seed of NumPy's legacy generator, which shuffles and caps (0 in the published runs).
         protocol: "clean" or "published".
         chat: the model's chat template, or None.
 
     Raises:
-        BenchmarkError: a split is empty, a row does not fit the task, or a scored row of its own split has no usable answer.
+        BenchmarkError: a split is empty, a row does not fit the task, or a scored row has no usable answer.
     """
     evaluation: Role = "test" if "test" in task.split_names else "validation"
     rows = {role: task.documents(role) for role in task.split_names}
@@ -71,7 +71,7 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
     if own and task.split_names["validation"] == task.split_names["test"]:
         own = protocol == "published"
         if own:
-            log.warning("%s: validation is the test split; the epoch is chosen on its own test rows.", task.name)
+            log.warning("%s: the task names its test split as validation, so the epoch is chosen on test rows.", task.name)
     test = np.arange(len(rows[evaluation]))
     if own:
         train, validation = np.arange(len(rows["train"])), np.arange(len(rows["validation"]))
@@ -79,7 +79,7 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         order = _permutation(len(rows["train"]), seed)
         kept = int(TRAIN_SHARE * len(order))
         train, validation = order[:kept], order[kept : kept + int(VALIDATION_SHARE * len(order))]
-    aliases = "joined" if protocol == "published" else "first"
+    aliases: Aliases = "joined" if protocol == "published" else "first"
     rendered = []
     origins: tuple[tuple[str, Role, np.ndarray, int], ...] = (
         ("train", "train", train, caps.train),
@@ -98,14 +98,14 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
 
 
 def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example], split: str) -> None:
-    """Refuse rows that are scored without a right answer: every reply to them would count as wrong."""
+    """Refuse scored rows without a usable answer, because every reply to them would be wrong."""
     unlabelled = [example for example in examples if example.continuation is None]
     if unlabelled:
         first = unlabelled[0]
         location = task.location(split, first.row, first.document)
         raise BenchmarkError(
             f"benchmark {task.name}: the {role} split has no public labels: {len(unlabelled):,} of {len(examples):,} rows have "
-            f"no usable answer (none of their choices, -1, empty or null), the first is {location}. "
+            f"no usable answer (not one of the choices, -1, empty or null), the first is {location}. "
             f"Give rows with labels, or name another split as {role}_split in the task's YAML."
         )
 
@@ -127,40 +127,40 @@ def _disjoint(
     rows = len(train) + len(validation)
     train = [example for example in train if example.continuation is not None]
     validation = [example for example in validation if example.continuation is not None]
-    learned, chosen, without_answer = tuple(train), tuple(validation), rows - len(train) - len(validation)
+    trained, chosen, without_answer = tuple(train), tuple(validation), rows - len(train) - len(validation)
     if clean:
-        in_test = _identities(test)
+        in_test = _questions(test)
         chosen = tuple(example for example in validation if example.request_texts not in in_test)
-        scored = in_test | _identities(chosen)
-        learned = tuple(example for example in train if example.request_texts not in scored)
-    for role, examples in (("train", learned), ("validation", chosen), ("test", test)):
+        scored = in_test | _questions(chosen)
+        trained = tuple(example for example in train if example.request_texts not in scored)
+    for role, examples in (("train", trained), ("validation", chosen), ("test", test)):
         _refuse_empty(name, role, examples)
     splits = Splits(
-        train=learned,
+        train=trained,
         validation=chosen,
         test=tuple(test),
-        dropped_from_train=len(train) - len(learned),
+        dropped_from_train=len(train) - len(trained),
         dropped_from_validation=len(validation) - len(chosen),
         without_answer=without_answer,
         carved=carved,
     )
     for count, what in (
-        (splits.dropped_from_train, "training rows dropped: their question recurs in validation or test"),
-        (splits.dropped_from_validation, "validation rows dropped: their question recurs in test"),
-        (splits.without_answer, "training rows dropped: their answer is none of their choices, -1, empty or null"),
+        (splits.dropped_from_train, "training rows dropped: their question is in validation or test"),
+        (splits.dropped_from_validation, "validation rows dropped: their question is in test"),
+        (splits.without_answer, "training rows dropped: their answer is not one of the choices, -1, empty or null"),
     ):
         if count:
             log.warning("%s: %d %s.", name, count, what)
     return splits
 
 
-def _identities(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
+def _questions(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
     return {example.request_texts for example in examples}
 
 
 def _refuse_empty(name: str, role: str, rows: Sized) -> None:
     if len(rows) == 0:
         raise BenchmarkError(
-            f"benchmark {name}: the {role} split holds no rows (after dropping rows that recur or have no answer). "
-            f"Give more rows, or choose --split_protocol published if rows may recur."
+            f"benchmark {name}: the {role} split has no rows (rows that recur or have no answer are dropped). "
+            f"Give more rows, or use --split_protocol published, which keeps rows that recur."
         )

@@ -1,4 +1,7 @@
-"""The files that a task's own functions open, such as a word list beside their module: no YAML file names them."""
+"""The Python code of a task: which files it opens, and how its modules are imported again after an edit.
+
+A function of a task may open a file that no YAML file names, such as a word list beside its module.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 IMPORTED_MODULES: set[Path] = set()
-"""Python modules that tasks of this process imported and that no import statement names as a file (``sys.path.insert``)."""
+"""Modules that tasks of this process imported through a changed ``sys.path``, so that no import statement shows their file."""
 _INSTALLED = frozenset(("__pycache__", "site-packages", "dist-packages", "nltk_data"))
 _SYSTEM = ("/proc", "/sys", "/dev")
 _watched: list[tuple[frozenset[str], set[Path]]] = []
@@ -21,16 +24,15 @@ _hooked = False
 
 @contextmanager
 def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
-    """Yield a set that holds, when the block has ended, the files that code of ``modules`` opened for reading.
+    """Yield a set that contains, after the block, the files that code of ``modules`` opened for reading.
 
-    It may have opened them through a library, as long as that opens files in Python.
-    A module that was imported from its bytecode is listed by its source, and every module found is added to ``IMPORTED_MODULES``.
-    Files of the system, of installed packages and of the caches of Python and the hub are left out, as are names that begin
-    with a dot, unless the modules lie below them too.
+    Files that a library opened for that code are included, if it opens them in Python. A module that was imported from its
+    bytecode is listed by its source. Every module in the set is added to ``IMPORTED_MODULES``. Left out are files of the system,
+    of installed packages and of the caches of Python and the hub, and hidden files, unless the modules are hidden as well.
     """
     global _hooked
     if not _hooked:
-        sys.addaudithook(_note)  # cannot be taken away again; without watched modules it does nothing
+        sys.addaudithook(_note)  # cannot be removed again; it does nothing outside such a block
         _hooked = True
     found: set[Path] = set()
     names = frozenset(str(module) for module in modules)
@@ -43,12 +45,12 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
         _watched.remove(entry)
         opened = [_source_of(path) for path in found]
         found.clear()
-        found.update(path for path in opened if _counts(path, folders))
+        found.update(path for path in opened if _belongs(path, folders))
         IMPORTED_MODULES.update(path for path in found if path.suffix == ".py")
 
 
 def _source_of(path: Path) -> Path:
-    """Return the source of a module's bytecode: with valid bytecode Python opens nothing else. Other files are returned as is."""
+    """Return the source file of a module's bytecode, or any other file as it is. Of valid bytecode Python opens no source."""
     if path.suffix == ".pyc":
         with suppress(ValueError, NotImplementedError):
             return Path(importlib.util.source_from_cache(str(path)))
@@ -56,6 +58,7 @@ def _source_of(path: Path) -> Path:
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: add a file that is opened for reading to every block whose modules are on the stack."""
     if event != "open" or not _watched:
         return
     path, mode, flags = arguments
@@ -63,11 +66,12 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
     if not reading or not isinstance(path, (str, bytes)):
         return
     for modules, found in _watched:
-        if _calls(sys._getframe(1), modules):
+        if _on_stack(sys._getframe(1), modules):
             found.add(Path(os.fsdecode(path)).absolute())
 
 
-def _calls(frame: FrameType | None, modules: frozenset[str]) -> bool:
+def _on_stack(frame: FrameType | None, modules: frozenset[str]) -> bool:
+    """Return whether code of one of the modules called this frame."""
     while frame is not None:
         if frame.f_code.co_filename in modules:
             return True
@@ -75,32 +79,33 @@ def _calls(frame: FrameType | None, modules: frozenset[str]) -> bool:
     return False
 
 
-def _counts(path: Path, watched: Sequence[Path]) -> bool:
-    """Tell whether a file may belong to a task: it is no part of the system, of an installed package or of a cache."""
+def _belongs(path: Path, watched: Sequence[Path]) -> bool:
+    """Return whether a file may belong to a task: it is not part of the system, of an installed package or of a cache."""
     shown = Path(os.path.abspath(path))
-    if not path.is_file() or _INSTALLED & set(shown.parts) or any(shown.is_relative_to(folder) for folder in _foreign()):
+    if not path.is_file() or _INSTALLED & set(shown.parts) or any(shown.is_relative_to(folder) for folder in _excluded_folders()):
         return False
-    # A project may lie below a folder such as ~/.work: only what is hidden as seen from the task counts as hidden.
+    # A project may be below a hidden folder such as ~/.work: hidden means hidden as seen from the task.
     return any(not _is_hidden(shown, folder) for folder in watched)
 
 
-def _foreign() -> list[str]:
+def _excluded_folders() -> list[str]:
+    """Return the folders of Python, of the system and of the hub's caches."""
     caches = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")]
     home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
     return [sys.prefix, sys.base_prefix, home, *(os.path.abspath(cache) for cache in caches if cache), *_SYSTEM]
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    """Tell whether a name that begins with a dot stands on the way from the nearest folder above both to ``path``."""
+    """Return whether a folder or file on the way from the nearest common parent to ``path`` begins with a dot."""
     common = next((above for above in path.parents if folder.is_relative_to(above)), Path())
     return any(part.startswith(".") for part in path.parts[len(common.parts) :])
 
 
 def unload_modules(files: Iterable[Path]) -> None:
-    """Let Python import the modules of these files from their source the next time, whatever it holds of them.
+    """Remove the modules of these files from memory and their bytecode from disk, so that Python reads their source again.
 
-    Python takes a file of the same size and second for the same, a module in memory for what it was, and a module of another
-    task's folder that has the same name for this one.
+    Python would otherwise reuse the module in memory, a module with the same name from another task's folder, or the bytecode of
+    a file that was edited without a change of its size and its modification time in seconds.
     """
     paths = {str(file) for file in files if file.suffix == ".py"}
     names = {Path(path).stem for path in paths}

@@ -1,7 +1,7 @@
-"""The files that a task stands on, found by reading its YAML file. Neither lm_eval nor any code of the task is imported.
+"""All files that define a task, found from its YAML file without importing lm_eval or any code of the task.
 
-These are the YAML file, the files that it includes, the Python modules of its ``!function`` tags with the local modules that they
-import, and the rows, where they are local files. A data set on the hub is named, with the revision that the task asks for.
+These are the YAML file and the files that it includes, the Python modules of its ``!function`` tags with the local modules that
+they import, and local files with rows. Of a data set on the hub the name and the revision are returned.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from typing import Any
 
 import yaml
 
-from lm_harmony.benchmarks.catalogue import corpus_path
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
+from lm_harmony.benchmarks.types import SPLIT_FIELDS
 from lm_harmony.errors import BenchmarkError
 
 CORPUS_FILE = Path(__file__).with_name("corpus.yaml")
-"""How a corpus is scored."""
-_ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+"""Task file of every text corpus: how lm_eval scores it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFiles:
-    """What a task stands on."""
+    """The files and the data set that define a task."""
 
     code: Mapping[str, Path]
     """Task files and Python modules, by their path from the folder of the task's YAML file."""
     rows: Mapping[str, Path]
-    """Files that hold rows, by their path from the folder that was given, or as the task names them."""
+    """Files with rows, by their path from ``data_dir``, or as the task names them."""
     dataset: str | None = None
-    """The data set on the hub that the rows come from; None: they are local."""
+    """Data set on the hub that has the rows; None: the rows are local."""
     revision: str | None = None
-    """The revision of the data set that the task asks for."""
+    """Revision of the data set that the task names; None: its main branch."""
 
 
 def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> TaskFiles:
-    """Return what a task stands on.
+    """Return the files and the data set that define a task.
 
     Args:
         task: a task's name, its YAML file, or ``corpus:PATH``.
         include_path: folder of the user's own task files.
-        data_dir: folder that holds <task>/{train,validation,test}.jsonl; None: where the task says.
+        data_dir: folder that holds <task>/{train,validation,test}.jsonl; None: the rows that the task names.
 
     Raises:
-        UsageError: nothing is called that.
+        UsageError: no task has that name.
         BenchmarkError: a file of the task cannot be read.
     """
     corpus = corpus_path(task)
     if corpus is not None:
-        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus(corpus))
+        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus_files(corpus))
     file = find_task_file(task, include_path).resolve()
     yamls: dict[Path, None] = {}
     modules: dict[Path, None] = {}
     config = _read(file, yamls, modules)
     code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*yamls, *modules)}
     if data_dir is not None:
-        return TaskFiles(code=code, rows=_given_rows(config, data_dir))
+        return TaskFiles(code=code, rows=_rows_in(config, data_dir))
     rows = local_row_files(config)
     if rows is not None:
         return TaskFiles(code=code, rows=rows)
@@ -70,9 +70,16 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
     return TaskFiles(code=code, rows={}, dataset=str(path) if path else None, revision=revision)
 
 
-def _corpus(path: Path) -> dict[str, Path]:
-    if not path.is_dir():
+def _corpus_files(path: Path) -> dict[str, Path]:
+    """Return the files of a text corpus by name.
+
+    Raises:
+        BenchmarkError: there is no such file or folder.
+    """
+    if path.is_file():
         return {path.name: path}
+    if not path.is_dir():
+        raise BenchmarkError(f"{CORPUS_PREFIX}{path} does not exist. Give a .jsonl or .txt file, or a folder of them.")
     return {file.name: file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".txt") and file.is_file()}
 
 
@@ -84,14 +91,14 @@ class _Function:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads a task's file without importing what it names."""
+    """Reads a task's YAML file without importing the functions that it names."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: _Function(str(loader.construct_scalar(node))))
 
 
 def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dict[str, Any]:
-    """Return a task file merged with what it includes, as lm_eval merges; note every file that is met."""
+    """Return a task file merged with what it includes, as lm_eval merges. Every file is added to ``yamls`` or ``modules``."""
     path = path.resolve()
     if path in yamls:
         return {}  # lm_eval refuses a cycle when it loads the task
@@ -100,9 +107,9 @@ def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dic
         values = yaml.load(path.read_bytes(), Loader=_Loader)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {reason}. Mend the file.") from error
+        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {reason}. Correct the file.") from error
     if not isinstance(values, dict):
-        raise BenchmarkError(f"{path}: holds no mapping of keys to values. Give an lm_eval task file.")
+        raise BenchmarkError(f"{path}: the top level must be a mapping of keys to values. Give an lm_eval task file.")
     for function in _functions(values):
         module = function.rpartition(".")[0]
         _add_module(_module_file(module, path.parent), modules)
@@ -114,6 +121,7 @@ def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dic
 
 
 def _functions(value: Any) -> Iterator[str]:
+    """Yield the name of every ``!function`` tag in a value and below it."""
     if isinstance(value, _Function):
         yield value.name
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -121,21 +129,21 @@ def _functions(value: Any) -> Iterator[str]:
 
 
 def _add_module(file: Path | None, modules: dict[Path, None]) -> None:
-    """Note a Python file and the local modules that it imports, directly and through them."""
+    """Add a Python file to ``modules``, and the local modules that it imports directly or indirectly."""
     if file is None or file in modules:
         return
     modules[file] = None
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return  # lm_eval says what is wrong with it when the task is loaded
+        return  # loading the task reports what is wrong with the file
     for node in ast.walk(tree):
         for folder, name in _imported(node, file):
             _add_module(_module_file(name, folder), modules)
 
 
 def _imported(node: ast.AST, file: Path) -> Iterator[tuple[Path, str]]:
-    """Yield (folder to begin from, dotted name) of what an import statement may load."""
+    """Yield (folder to search first, dotted name) of every module that an import statement may load."""
     if isinstance(node, ast.Import):
         yield from ((file.parent, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -152,26 +160,26 @@ def _module_file(name: str, folder: Path) -> Path | None:
     if name.startswith("lm_eval.tasks."):
         roots = [lm_eval_tasks_folder().parents[1]]
     elif name.split(".")[0] in ("lm_eval", "lm_harmony"):
-        return None  # the record names their versions
+        return None  # the record contains their versions
     for root in roots:
-        place = root / name.replace(".", "/")
-        for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+        base = root / name.replace(".", "/")
+        for file in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
             if file.is_file():
                 return file.resolve()
     return None
 
 
-def _given_rows(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
-    """Return the row files of a folder that was given: one a split, of the first role that reads that split."""
+def _rows_in(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
+    """Return the row files in ``data_dir``: one for each split, named after the first role that uses the split."""
     splits: dict[str, str] = {}
-    for role, key in _ROLES.items():
+    for role, key in SPLIT_FIELDS.items():
         if config.get(key):
             splits.setdefault(str(config[key]), f"{config.get('task')}/{role}.jsonl")
     return {name: data_dir / name for name in splits.values()}
 
 
 def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
-    """Return the local files that a task names as its rows; None where they come from the hub."""
+    """Return the local files with a task's rows, as its configuration names them; None where the rows are on the hub."""
     path, options = config.get("dataset_path"), config.get("dataset_kwargs")
     options = options if isinstance(options, Mapping) else {}
     if isinstance(config.get("custom_dataset"), _Function):
@@ -185,21 +193,22 @@ def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
         return _below(path)
     if "/" in path or not (files or folder):
         return None
-    # A format's name (json, csv, parquet, text ...): `datasets` reads the files that the task names with it.
+    # The name of a format (json, csv, parquet, text ...): `datasets` reads the files in dataset_kwargs.
     if not files:
         return _below(folder)
     found: dict[str, Path] = {}
     for pattern in _patterns(files):
         if "://" in pattern:
             continue  # on the hub or elsewhere on the network
-        place = os.path.join(str(folder), pattern) if folder else pattern
-        for match in sorted(glob.glob(place, recursive=True)) or [place]:
+        full = os.path.join(str(folder), pattern) if folder else pattern
+        for match in sorted(glob.glob(full, recursive=True)) or [full]:
             if not Path(match).is_dir():
                 found[match] = Path(match)
     return found
 
 
 def _patterns(files: Any) -> Iterator[str]:
+    """Yield every file pattern of ``data_files``: a string, a list, or a mapping from splits to either."""
     if isinstance(files, str):
         yield files
     for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
@@ -207,7 +216,7 @@ def _patterns(files: Any) -> Iterator[str]:
 
 
 def _below(folder: Any) -> dict[str, Path]:
-    """Return every file below a folder, by its path from there; names that begin with a dot are no data."""
+    """Return every file below a folder, by its path from there, without hidden files and folders."""
     if not isinstance(folder, str) or not Path(folder).is_dir():
         return {}
     files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}

@@ -1,7 +1,7 @@
-"""Find the YAML file of an lm_eval task by its name, without parsing lm_eval's 14,000 files (which takes it 16 s).
+"""Find the YAML file of an lm_eval task by its name.
 
-The catalogued benchmarks have their path in the catalogue. For all others the files are read as bytes and searched for their
-``task:`` line (about 2 s, once a process).
+lm_eval parses its 14,000 task files for this, which takes 16 s. Here the catalogue has the paths of its own benchmarks. For all
+other names the files are searched as bytes for their ``task:`` line, which takes about 2 s, once in each process.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from lm_harmony.benchmarks import catalogue
 from lm_harmony.errors import BenchmarkError, UsageError, did_you_mean
 
-# Keys may stand in quotes: 2,118 of lm_eval's files say "task": "name".
+# Keys may be quoted: 2,118 of lm_eval's files say "task": "name".
 _TASK_LINE = re.compile(rb"^[\"']?task[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _GROUP_LINES = re.compile(rb"^[\"']?(?:group|tag)[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
 _GROUP_NAME = re.compile(rb"[^\s\"'#\[\]{},]+")
 
 
 def find_task_file(name: str, include_path: Path | None = None) -> Path:
-    """Return the YAML file that defines the task ``name``.
+    """Return the YAML file of a task.
 
     Args:
-        name: a task's name, or the path of a YAML file (recognised by its ending).
+        name: a task's name, or the path of a file that ends in .yaml or .yml.
         include_path: a folder of the user's own task files, searched first (lm_eval's ``--include_path``).
 
     Raises:
-        UsageError: no file defines that name (the nearest names are given), or it names a group of tasks.
+        UsageError: no task has that name (the message lists similar names), or it is the name of a group of tasks.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
@@ -39,7 +39,7 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
     own: Mapping[str, Path] = {}
     if include_path is not None:
         if not include_path.is_dir():
-            raise UsageError(f"include_path: {include_path} is not a folder. Give the folder that holds your task YAMLs.")
+            raise UsageError(f"include_path = {include_path} is not a folder. Give the folder of your task YAML files.")
         own = _scan(include_path.resolve())
         if name in own:
             return own[name]
@@ -50,7 +50,7 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
     if name in tasks:
         return tasks[name]
     if name in _groups(lm_eval_tasks_folder()):
-        raise UsageError(f"task_name: {name!r} names a group of lm_eval tasks. Give the name of one task of that group.")
+        raise UsageError(f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group.")
     hint = did_you_mean(name, {**own, **tasks})
     raise UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
@@ -73,7 +73,7 @@ def _lm_eval_tasks() -> Mapping[str, Path]:
 
 
 def _scan(folder: Path) -> Mapping[str, Path]:
-    """Map the name on each file's task line to that file; of several files with one name the first by path counts."""
+    """Return task name -> file. Of several files with one name it is the first by path."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
         match = _TASK_LINE.search(path.read_bytes())
@@ -83,7 +83,7 @@ def _scan(folder: Path) -> Mapping[str, Path]:
 
 
 def _groups(folder: Path) -> set[str]:
-    """Return the names of groups and tags; a file may carry several tags, as a list."""
+    """Return the names of all groups and tags. A file may list several tags."""
     return {
         name.decode()
         for path in folder.rglob("*.yaml")

@@ -1,6 +1,6 @@
 """The data types of a benchmark: caps of the splits, a rendered example and its requests, replies, metric keys and scores.
 
-This module imports no other library, so that records and boards can use it without PyTorch or lm_eval.
+Records and boards use this module, so it imports neither PyTorch nor lm_eval.
 """
 
 from __future__ import annotations
@@ -16,78 +16,84 @@ from pydantic import Field
 from lm_harmony.errors import check_integer
 from lm_harmony.recipe import FILE_RULES
 
+Role = Literal["train", "validation", "test"]
+"""Use of a split in a run; lm_eval names the data set's split of each role in the task's file."""
+SPLIT_FIELDS: Mapping[Role, str] = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+"""Role -> the field of a task's file that names its split."""
 SplitProtocol = Literal["clean", "published"]
-""""clean" keeps every scored question out of training; "published" reproduces the published splits with their leaks."""
+"""How splits are made. "clean" removes scored questions from training; "published" keeps the overlaps of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """The most documents that each split keeps (published: 50,000 / 1,000 / 10,000)."""
+    """Largest number of documents of each split (published: 50,000 / 1,000 / 10,000)."""
 
     __pydantic_config__ = FILE_RULES
 
     train: int = 50_000
-    """Documents to learn from."""
+    """Largest number of training documents."""
     validation: int = 1_000
-    """Documents that choose the epoch."""
+    """Largest number of documents on which the epoch is chosen."""
     test: int = 10_000
-    """Documents that are scored."""
+    """Largest number of test documents."""
 
     def __post_init__(self) -> None:
         for name, flag in (("train", "max_num_train"), ("validation", "max_num_valid"), ("test", "max_num_test")):
             check_integer(f"dataset_param.{flag}", getattr(self, name), 1)
 
 
+Aliases = Literal["first", "joined"]
+"""Which of several right answers is trained on: the first, or all of them joined by spaces (as in the published runs)."""
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
-"""lm_eval's request types: how likely a continuation is, how likely a whole text is, what the model writes."""
+"""lm_eval's request types: the log-likelihood of a continuation, of a whole text, and a generated answer."""
 
 ChatTemplate = Callable[..., str]
-"""Renders messages ({"role", "content"}) to text; takes the keyword ``add_generation_prompt``."""
+"""Function that renders messages ({"role", "content"}) as text; it accepts the keyword ``add_generation_prompt``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One question to a model, in lm_eval's terms."""
+    """One request to a model, with lm_eval's arguments."""
 
     kind: RequestKind
-    """What is asked."""
+    """Type of the request, and so of the reply."""
     context: str
     """The conditioning text ("" for loglikelihood_rolling)."""
     continuation: str = ""
-    """The text whose log-likelihood is asked ("" for generate_until)."""
+    """The text whose log-likelihood is computed ("" for generate_until)."""
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """lm_eval's generation arguments: until, max_gen_toks, do_sample, temperature ... (generate_until only)."""
+    """lm_eval's generation arguments, such as until, max_gen_toks, do_sample and temperature (generate_until only)."""
     location: str = field(default="", compare=False)
     """Split and row of the document that the request belongs to, for messages: "test row 5"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One document of a benchmark, rendered."""
+    """One document of a benchmark, rendered as training text and as the requests that score it."""
 
     row: int
-    """Row number of the document in the split that it came from, counted from 0."""
+    """Number of the document in the split that it came from, from 0."""
     document: Mapping[str, Any]
-    """The row itself, as lm_eval's task functions take it."""
+    """The row itself, as lm_eval's task functions receive it."""
     location: str = field(default="", compare=False)
     """Split and row of the document, for messages: "test row 5"."""
     context: str
-    """The context that goes with the right answer; training text = context + continuation."""
+    """The context of the right answer. The training text is context + continuation."""
     continuation: str | None
-    """Target delimiter and right answer; None: the row has no usable answer and cannot be learned from."""
+    """Target delimiter and right answer; None: the row has no usable answer, so it is not trained on."""
     requests: tuple[Request, ...]
-    """What is asked of a model to score this document."""
+    """The requests whose replies score this document."""
     target: str = ""
-    """lm_eval's target as text: what replies are counted against, e.g. all right answers where only the first is learned."""
+    """lm_eval's target as text, with which replies are compared: all right answers, where only the first is trained on."""
 
     @property
     def request_texts(self) -> tuple[tuple[str, str], ...]:
-        """What is asked, without the answer or the row's bookkeeping: equal for rows that recur."""
+        """(context, continuation) of every request. Two rows with the same question have equal texts, whatever their answers."""
         return tuple((request.context, request.continuation) for request in self.requests)
 
 
 Reply = tuple[float, bool] | float | str
-"""(log-likelihood in nats, greedy?) to loglikelihood, nats to loglikelihood_rolling, text to generate_until."""
+"""Reply to a request: (nats, whether greedy) for loglikelihood, nats for loglikelihood_rolling, text for generate_until."""
 
 
 class MetricKey(NamedTuple):
@@ -115,22 +121,22 @@ class MetricKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model reached on some documents."""
+    """The metrics of one model on some documents."""
 
     __pydantic_config__ = FILE_RULES
 
     metrics: Mapping[str, float]
-    """Aggregated value of each metric, keyed as lm_eval does: "metric,filter"; a metric without a finite value is left out."""
+    """Metric key ("metric,filter") -> aggregated value. A metric without a finite value is left out."""
     stderrs: Mapping[str, float | None]
-    """Standard error of each metric under the same key; None: not defined or not asked."""
+    """Metric key -> standard error; None: not defined, or not computed."""
     documents: int
     """Number of documents scored."""
     samples: Annotated[tuple[Mapping[str, Any], ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
-    """Per-document outcomes in lm_eval's sample schema; empty unless asked."""
+    """Per-document results in lm_eval's sample schema; empty where they were not kept."""
 
 
 def fingerprint_of(*splits: Sequence[Example]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of every request, learned text and target of ``splits`` in their order."""
+    """Return 16 hexadecimal digits of the SHA-256 of every request, training text and target of ``splits`` in their order."""
     digest = hashlib.sha256()
     for examples in splits:
         digest.update(f"split of {len(examples)}".encode())

@@ -1,7 +1,4 @@
-"""The right answer of a document, taken from the requests that scoring sends; and nulls that would be read as "None".
-
-Where a document of local rows stands, for messages: its file and line.
-"""
+"""Parts of a document: its right answer, nulls that a template prints as "None", and its file and line for messages."""
 
 from __future__ import annotations
 
@@ -15,33 +12,33 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.local_data import line_of, read_splits
-from lm_harmony.benchmarks.types import Example
+from lm_harmony.benchmarks.types import Aliases, Example
 
 
 class _Mark(str):
-    """A text that is false as a null is, so that a template which asks whether there is a value goes the same way."""
+    """A text that is false in a condition, as a null is, so that a template takes the same branch for both."""
 
     def __bool__(self) -> bool:
         return False
 
 
 _MARK = _Mark("\ue000\ue001")
-"""Stands for a null to see where it is printed: two characters that no text holds and that no case changes."""
+"""Replaces a null to find where it is printed: two characters that occur in no text and have no upper or lower case."""
 
 
 def right_answer(
-    task: ConfigurableTask, document: Mapping[str, Any], instances: list[Instance], *, chat: bool, aliases: str
+    task: ConfigurableTask, document: Mapping[str, Any], instances: list[Instance], *, chat: bool, aliases: Aliases
 ) -> tuple[str, str | None]:
-    """Return the (context, continuation) of the right answer; the continuation is None where the label is not usable.
+    """Return the (context, continuation) of the right answer, as in the requests that score the document.
 
-    A label is usable if it is one of the choices, or else a text that is not empty.
+    The continuation is None where the label is not usable: it is not one of the choices, or an empty text where there are none.
 
     Args:
         task: the lm_eval task.
         document: the row.
-        instances: its requests, in lm_eval's form.
-        chat: whether the context is a rendered chat, behind which an answer needs no delimiter.
-        aliases: of several right answers, learn the "first" or all "joined" by spaces (as published).
+        instances: the requests of the row, as lm_eval's instances.
+        chat: whether the context is a rendered chat, after which an answer needs no delimiter.
+        aliases: which of several right answers is returned.
     """
     kind = task.OUTPUT_TYPE
     if kind == "loglikelihood_rolling":
@@ -67,29 +64,29 @@ def right_answer(
         gold = (" ".join(map(str, gold)) if aliases == "joined" else gold[0]) if gold else None
     if gold is None or not str(gold).strip():
         return context, None
-    # As lm_eval joins a few-shot answer: a chat's reply begins without delimiter, a begun answer gets no second space.
+    # As lm_eval joins a few-shot answer: no delimiter after a chat, and no second space after a gen_prefix.
     prefix = task.doc_to_prefix(document)
     bare = prefix[-1].isspace() if prefix else chat
     return context, f"{'' if bare else task.config.target_delimiter}{gold}"
 
 
 Sources = Callable[[], Iterable[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]]
-"""The document and what renders it; and, where the task processes its rows first, the row and what processes and renders it."""
+"""Returns (row, function that renders it): the document, and the row before the task's processing, if there is one."""
 
 
-def printed_null(example: Example, sources: Sources) -> str | None:
-    """Return the column whose null the question prints as "None", or None.
+def null_column(example: Example, sources: Sources) -> str | None:
+    """Return the column whose null is printed as "None" in a request, or None.
 
-    A template may ask whether there is a value and print nothing: so the document is rendered a second time with a mark in the
-    place of the null, and the null is printed only where the two texts differ by exactly that.
+    A template may test for a null and print nothing. So the document is rendered again with a mark in place of the null. The null
+    is printed only where the two texts differ by exactly that.
 
     Args:
         example: a rendered document.
-        sources: what it is rendered from.
+        sources: the rows that it is rendered from.
     """
-    for column, marked in _marked(example, sources):
+    for column, marked in _marked_examples(example, sources):
         for ours, theirs in zip(example.requests, marked.requests, strict=False):
-            answer = ours.kind == "loglikelihood"  # there the continuation is a choice, or the answer itself
+            answer = ours.kind == "loglikelihood"  # its continuation is a choice, or the right answer itself
             texts = [(ours.context, theirs.context)]
             if not answer or len(example.requests) > 1:
                 texts.append((ours.continuation, theirs.continuation))
@@ -98,57 +95,58 @@ def printed_null(example: Example, sources: Sources) -> str | None:
     return None
 
 
-def without_null_answer(example: Example, sources: Sources) -> Example:
-    """Return the example without its answer if that prints a null: such a row has no usable label."""
-    for _, marked in _marked(example, sources):
-        whole = (example.target.lower(), marked.target) == ("none", _MARK)
-        if whole or _prints(example.continuation or "", marked.continuation or ""):
+def drop_null_answer(example: Example, sources: Sources) -> Example:
+    """Return the example with continuation None if its answer is a printed null, because such a label is not usable."""
+    for _, marked in _marked_examples(example, sources):
+        only_null = (example.target.lower(), marked.target) == ("none", _MARK)
+        if only_null or _prints(example.continuation or "", marked.continuation or ""):
             return replace(example, continuation=None)
     return example
 
 
 def _prints(text: str | None, marked: str) -> bool:
+    """Return whether ``text`` has "None" exactly where ``marked`` has the mark."""
     return _MARK in marked and marked.replace(_MARK, "None").lower() == str(text).lower()
 
 
-def _marked(example: Example, sources: Sources) -> Iterator[tuple[str, Example]]:
-    """Yield (column, the example with marks in the place of that column's nulls), if "None" stands in its texts at all."""
+def _marked_examples(example: Example, sources: Sources) -> Iterator[tuple[str, Example]]:
+    """Yield (column, the example with that column's nulls replaced by marks), if its texts contain "None" at all."""
     texts = [example.continuation, example.target, *(text for pair in example.request_texts for text in pair)]
     if not any("none" in str(text).lower() for text in texts):
         return
     for row, render in sources():
         for column, value in row.items():
-            filled = _filled(value)
+            filled = _with_marks(value)
             if filled != value:
                 try:
                     marked = render({**row, column: filled})
-                except Exception:  # noqa: BLE001 a mark where a number or a list belongs, in the task's own code: not printed
+                except Exception:  # noqa: BLE001 the task's code expects a number or a list here, so it does not print the value
                     continue
                 yield column, marked
 
 
-def _filled(value: Any) -> Any:
-    """Put the mark in the place of every null inside a value."""
+def _with_marks(value: Any) -> Any:
+    """Return a value with every null in it replaced by the mark."""
     if isinstance(value, dict):
-        return {key: _filled(item) for key, item in value.items()}
+        return {key: _with_marks(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item) for item in value]
+        return [_with_marks(item) for item in value]
     return _MARK if value is None else value
 
 
 Processing = Callable[[datasets.Dataset], datasets.Dataset]
-"""A task's own ``process_docs``."""
-TRIED = 300
-"""Rows that are tried one by one to find the one that a task's processing cannot take."""
+"""The function of a task's ``process_docs``."""
+MOST_TRIED = 300
+"""Largest number of rows that are processed one by one to find the row on which a task's processing fails."""
 
 
-def place_of(file: Path | None, row: int, *, moved: bool) -> str:
-    """Return " (FILE line N)" of a document, " (FILE)" where the line is not known, "" where the rows are not local.
+def file_and_line(file: Path | None, row: int, *, moved: bool) -> str:
+    """Return " (FILE line N)" of a document, " (FILE)" where the line is unknown, or "" where the rows are not local.
 
     Args:
         file: the split's JSONL file.
         row: the document's number in its split, from 0, after the task's processing.
-        moved: whether the task's processing may have made this document of another row of the file.
+        moved: whether the document may come from another row of the file, because the task's processing removed or added rows.
     """
     if file is None:
         return ""
@@ -156,10 +154,8 @@ def place_of(file: Path | None, row: int, *, moved: bool) -> str:
     return f" ({file} line {line})" if line is not None else f" ({file})"
 
 
-def unprocessed(
-    rows: datasets.Dataset, row: int, document: Mapping[str, Any], processing: Processing
-) -> Mapping[str, Any] | None:
-    """Return the row that a task's processing makes ``document`` of, or None where row ``row`` is another one."""
+def raw_row(rows: datasets.Dataset, row: int, document: Mapping[str, Any], processing: Processing) -> Mapping[str, Any] | None:
+    """Return row ``row`` if a task's processing turns it into ``document``, else None."""
     if row >= len(rows):
         return None
     made = _processed(rows, row, processing)
@@ -169,21 +165,22 @@ def unprocessed(
     return found
 
 
-def misfit_place(file: Path | None, processing: Processing | None) -> str:
-    """Return " (FILE line N)" of the first row that a task's processing cannot take, rows that hold a null before others."""
+def unprocessable_row(file: Path | None, processing: Processing | None) -> str:
+    """Return " (FILE line N)" of a row on which a task's processing fails, or " (FILE)". Rows with nulls are tried first."""
     if file is None:
         return ""
     if processing is not None:
         rows = read_splits({"rows": file})["rows"]
         nulls = [None in row.values() for row in rows]
-        for row in sorted(range(len(rows)), key=lambda row: not nulls[row])[:TRIED]:
+        for row in sorted(range(len(rows)), key=lambda row: not nulls[row])[:MOST_TRIED]:
             if isinstance(_processed(rows, row, processing), Exception):
                 return f" ({file} line {line_of(file, row)})"
     return f" ({file})"
 
 
 def _processed(rows: datasets.Dataset, row: int, processing: Processing) -> datasets.Dataset | Exception:
+    """Return the result of processing one row alone, or the error that this raises."""
     try:
         return processing(rows.select([row]))
-    except Exception as error:  # noqa: BLE001 whatever the task's code raises is the answer
+    except Exception as error:  # noqa: BLE001 any error of the task's code is returned
         return error

@@ -1,4 +1,4 @@
-"""A task's rows from the hub, pinned to a commit and written as they are, before any preprocessing of the task's."""
+"""Downloads a task's rows from the hub at one commit and writes them to files, without the task's preprocessing."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from lm_harmony.errors import BenchmarkError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where rows come from; source.json beside them."""
+class RowsSource:
+    """Origin of downloaded rows, as source.json beside them has it."""
 
     task: str
     """lm_eval's name of the task."""
     dataset_path: str
-    """The data set's name on the hub."""
+    """Name of the data set on the hub."""
     dataset_name: str | None
-    """Its configuration."""
+    """Configuration of the data set, if it has several."""
     revision: str
-    """The commit that was read."""
+    """Commit of the data set that was read."""
     lm_eval: str
-    """Version of lm_eval whose task file asked for it."""
+    """Version of lm_eval that the task file belongs to."""
     files: dict[str, dict[str, Any]]
-    """File name -> the data set's split, rows and SHA-256."""
+    """File name -> split of the data set, number of rows, and SHA-256 of the file."""
 
 
-def download_rows(task_file: Path, folder: Path) -> Source:
-    """Write train.jsonl, validation.jsonl, test.jsonl (those that the task declares) and source.json into ``folder``.
+def download_rows(task_file: Path, folder: Path) -> RowsSource:
+    """Write source.json and, for each split that the task names, train.jsonl, validation.jsonl or test.jsonl.
 
     Raises:
-        BenchmarkError: the task cannot be fine-tuned, names no data set, or its rows cannot be had or written as JSON.
+        BenchmarkError: the task cannot be fine-tuned or names no data set, or its rows cannot be downloaded or written as JSON.
     """
     config = read_config(task_file)
     name, path = str(config["task"]), config.get("dataset_path")
     if not isinstance(path, str):
-        raise BenchmarkError(f"benchmark {name}: {task_file} names no dataset_path. Its rows are already where the task says.")
+        raise BenchmarkError(f"benchmark {name}: {task_file} has no dataset_path, so it loads its rows itself.")
     options = dict(config.get("dataset_kwargs") or {})
-    options.pop("trust_remote_code", None)  # `datasets` runs no code any more and refuses the word
+    options.pop("trust_remote_code", None)  # `datasets` no longer runs code and refuses this option
     try:
         revision = str(HfApi().dataset_info(path, revision=options.pop("revision", None)).sha)
         loaded = datasets.load_dataset(path=path, name=config.get("dataset_name"), revision=revision, **options)
@@ -53,7 +53,7 @@ def download_rows(task_file: Path, folder: Path) -> Source:
         for role, split in split_names_of(config).items():
             file = folder / f"{role}.jsonl"
             if split not in loaded:
-                raise BenchmarkError(f"benchmark {name}: data set {path} has no split {split!r}. It has: {', '.join(loaded)}.")
+                raise BenchmarkError(f"benchmark {name}: data set {path} has no split {split!r}, only {', '.join(loaded)}.")
             lines = [json.dumps(row, ensure_ascii=False) for row in loaded[split]]
             file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             files[file.name] = {"split": split, "rows": len(lines), "sha256": sha256(file)}
@@ -61,10 +61,10 @@ def download_rows(task_file: Path, folder: Path) -> Source:
         raise
     except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError) as error:  # the hub's errors are OSErrors
         raise BenchmarkError(
-            f"benchmark {name}: data set {path!r} cannot be fetched: {' '.join(str(error).split())[:300]}. "
-            f"Check the network and that the data set is open to you, and repeat."
+            f"benchmark {name}: data set {path!r} cannot be downloaded: {' '.join(str(error).split())[:300]}. "
+            f"Check the network and your access to the data set, and repeat."
         ) from error
-    source = Source(
+    source = RowsSource(
         task=name,
         dataset_path=path,
         dataset_name=config.get("dataset_name"),
@@ -77,12 +77,12 @@ def download_rows(task_file: Path, folder: Path) -> Source:
 
 
 def modified_files(folder: Path) -> list[str]:
-    """Return the names of files in ``folder`` that are no longer what source.json says of them."""
+    """Return the names of files in ``folder`` that are missing or do not have the SHA-256 in source.json."""
     files = json.loads((folder / "source.json").read_text(encoding="utf-8"))["files"]
-    return [name for name, said in files.items() if not (folder / name).is_file() or sha256(folder / name) != said["sha256"]]
+    return [name for name, known in files.items() if not (folder / name).is_file() or sha256(folder / name) != known["sha256"]]
 
 
 def sha256(file: Path) -> str:
-    """Return the digest of a file's bytes."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""One lm_eval task: its documents by role, each rendered as the text that training learns and scoring asks."""
+"""One lm_eval task: its documents, each rendered as training text and as requests, and the score of replies to them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
 from lm_harmony.benchmarks.harness.documents import (
-    misfit_place,
-    place_of,
-    printed_null,
+    drop_null_answer,
+    file_and_line,
+    null_column,
+    raw_row,
     right_answer,
-    unprocessed,
-    without_null_answer,
+    unprocessable_row,
 )
 from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, templates_compiled_once
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
-from lm_harmony.benchmarks.harness.task_file import Role, local_jsonl_files, read_config, split_names_of
+from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
 from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.task_index import find_task_file
-from lm_harmony.benchmarks.types import ChatTemplate, Example, MetricKey, Reply, Score
+from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score
 from lm_harmony.errors import BenchmarkError
 
-# What lm_eval and the functions of a task raise when a row does not fit.
-_MISFITS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+# Errors of lm_eval and of a task's functions for a row that does not fit the task.
+_ROW_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def open_task(name: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> HarnessTask:
@@ -53,18 +53,18 @@ def open_task(name: str, *, include_path: Path | None = None, data_dir: Path | N
 
 
 class HarnessTask:
-    """One lm_eval task: documents by role, documents as examples, replies as scores."""
+    """One lm_eval task: loads documents, renders them as examples, and scores the replies to them."""
 
     def __init__(self, path: Path, data_dir: Path | None = None, *, corpus: Path | None = None) -> None:
-        """Load the task that ``path`` defines, with its data from the hub, from ``data_dir``, or from a corpus.
+        """Load a task with its rows from the hub, from ``data_dir``, or from a text corpus.
 
         Args:
-            path: a task's YAML file.
-            corpus: the user's texts, which name the task and are its rows.
-            data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the hub (or its local cache).
+            path: the task's YAML file.
+            data_dir: a folder that has <task>/{train,validation,test}.jsonl; None: the rows that the task names.
+            corpus: file or folder of the user's texts, which are the rows and give the task its name.
 
         Raises:
-            BenchmarkError: the task cannot be fine-tuned or its data cannot be had.
+            BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
         """
         config = read_config(path)
         self.name: str = config["task"]
@@ -75,17 +75,17 @@ class HarnessTask:
             texts = read_corpus(corpus)
             config["custom_dataset"] = lambda **_: texts
         elif data_dir is not None:
-            for role, split in self.split_names.items():  # medmcqa: validation and test are one split, one file
+            for role, split in self.split_names.items():  # MedMCQA: validation and test are one split, and so one file
                 self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
             config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         else:
             self._files = local_jsonl_files(config)
             if self._files:
-                # Only checked: the text is what lm_eval renders, and `datasets` makes timestamps of dates where JSON has strings.
+                # Only a check. lm_eval reads the rows with `datasets`, which makes timestamps of dates that JSON has as strings.
                 read_splits(self._files)
             bypass_dataset_cache(config)
-        # lm_eval would list every few-shot document here: an empty list of samples spares that.
+        # With an empty list of samples lm_eval does not build few-shot documents.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         scored = self.split_names.get("test") or self.split_names["validation"]
         self.lm_eval_task = _build(self.name, config, self._files.get(scored))
@@ -93,7 +93,7 @@ class HarnessTask:
 
     @property
     def metrics(self) -> Mapping[str, bool | None]:
-        """Metric key ("acc,none") -> whether higher is better; None: nobody says (``scores.direction_of``)."""
+        """Metric key ("acc,none") -> whether higher is better; None: not defined (see ``scoring.direction_of``)."""
         return {
             str(MetricKey(metric, ensemble.name)): direction_of(self.name, metric, higher)
             for metric, higher in self.lm_eval_task.higher_is_better().items()
@@ -101,10 +101,10 @@ class HarnessTask:
         }
 
     def documents(self, role: Role) -> datasets.Dataset:
-        """Return the documents of a declared role, preprocessed as lm_eval does.
+        """Return the documents of a role in ``split_names``, preprocessed as in lm_eval.
 
         Raises:
-            BenchmarkError: the task's preprocessing cannot take a row.
+            BenchmarkError: the task's preprocessing fails on a row.
         """
         docs: Callable[[], datasets.Dataset] = {
             "train": self.lm_eval_task.training_docs,
@@ -113,64 +113,68 @@ class HarnessTask:
         }[role]
         try:
             return docs()
-        except _MISFITS as error:
-            where = misfit_place(self._files.get(self.split_names[role]), self.lm_eval_task.config.process_docs)
+        except _ROW_ERRORS as error:
+            where = unprocessable_row(self._files.get(self.split_names[role]), self.lm_eval_task.config.process_docs)
             raise BenchmarkError(
-                f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the schema that the task expects."
+                f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the columns and types of the task."
             ) from error
 
     def example(
-        self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: str, split: str = ""
+        self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: Aliases, split: str = ""
     ) -> Example:
-        """Render one document.
+        """Render one document as training text and requests.
 
         Args:
-            row: its row number in its split, from 0, for messages and records.
-            document: the row.
+            row: number of the document in its split, from 0, for messages and records.
+            document: the document.
             chat: the model's chat template, or None for plain text.
-            aliases: of several right answers, learn the "first" or all "joined" by spaces (as published).
-            split: the split that the row comes from, for messages.
+            aliases: which of several right answers is trained on.
+            split: the split that the document comes from, for messages.
 
         Raises:
-            BenchmarkError: the row lacks a column or holds a value that the task's templates cannot take.
+            BenchmarkError: the document does not fit the task's templates, or a null would be printed in a request.
         """
         render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
         sources = functools.partial(self._sources, split, row, document, render)
         try:
             with templates_compiled_once():
                 example = render(document)
-                column = printed_null(example, sources)
-        except _MISFITS as error:
+                column = null_column(example, sources)
+        except _ROW_ERRORS as error:
             raise BenchmarkError(
                 f"benchmark {self.name}, {self.location(split, row, document)}: {error} (columns: {', '.join(document)}). "
-                f"Correct the row to the schema that the task expects."
+                f"Correct the row to the columns and types of the task."
             ) from error
         if column is not None:
             raise BenchmarkError(
-                f"benchmark {self.name}, {self.location(split, row, document)}: column {column!r} is null, and the task would "
-                f"print it as None. Fill in the value, or leave the row out."
+                f"benchmark {self.name}, {self.location(split, row, document)}: column {column!r} is null, and the task "
+                f"would print it as None. Fill in the value, or leave the row out."
             )
         with templates_compiled_once():
-            return without_null_answer(example, sources)
+            return drop_null_answer(example, sources)
 
     def location(self, split: str, row: int, document: Mapping[str, Any]) -> str:
-        """Return which document it is, for messages: "test row 5", and of local rows the file and line."""
-        moved = self.lm_eval_task.config.process_docs is not None and self._unprocessed(split, row, document) is None
-        return f"{split} row {row}".strip() + place_of(self._files.get(split), row, moved=moved)
+        """Return the split and row of a document for messages, such as "test row 5", and for local rows the file and line."""
+        moved = self.lm_eval_task.config.process_docs is not None and self._raw_row(split, row, document) is None
+        return f"{split} row {row}".strip() + file_and_line(self._files.get(split), row, moved=moved)
 
-    def _unprocessed(self, split: str, row: int, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def _raw_row(self, split: str, row: int, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the row before the task's processing, where it was processed from row ``row`` alone."""
         processing, rows = self.lm_eval_task.config.process_docs, (self.lm_eval_task.dataset or {}).get(split)
-        return None if processing is None or rows is None else unprocessed(rows, row, document, processing)
+        return None if processing is None or rows is None else raw_row(rows, row, document, processing)
 
     def _sources(
         self, split: str, row: int, document: Mapping[str, Any], render: Callable[[Mapping[str, Any]], Example]
     ) -> Iterator[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]:
+        """Yield (row, function that renders it): the document, and the row before the task's processing, if there is one."""
         yield document, render
-        raw, processing = self._unprocessed(split, row, document), self.lm_eval_task.config.process_docs
+        raw, processing = self._raw_row(split, row, document), self.lm_eval_task.config.process_docs
         if raw is not None and processing is not None:
             yield raw, lambda changed: render(processing(datasets.Dataset.from_list([dict(changed)]))[0])
 
-    def _render(self, row: int, chat: ChatTemplate | None, aliases: str, location: str, document: Mapping[str, Any]) -> Example:
+    def _render(
+        self, row: int, chat: ChatTemplate | None, aliases: Aliases, location: str, document: Mapping[str, Any]
+    ) -> Example:
         task = self.lm_eval_task
         context = task.fewshot_context(
             document,
@@ -187,12 +191,12 @@ class HarnessTask:
             chat_template=chat,
         )
         instances = built if isinstance(built, list) else [built]
-        learned, answer = right_answer(task, document, instances, chat=chat is not None, aliases=aliases)
+        right_context, answer = right_answer(task, document, instances, chat=chat is not None, aliases=aliases)
         return Example(
             row=row,
             document=document,
             location=location,
-            context=learned,
+            context=right_context,
             continuation=answer,
             requests=tuple(request_of(instance, location) for instance in instances),
             target=str(task.doc_to_target(document)),
@@ -204,14 +208,15 @@ class HarnessTask:
             return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
 
     def lm_eval_config(self) -> dict[str, Any]:
-        """Return version and configuration as lm_eval writes them to a results file, and the rows of the scored split."""
+        """Return the version, the configuration as lm_eval writes it to a results file, and the number of documents it scores."""
         config = dict(self.lm_eval_task.dump_config())
-        config.pop("custom_dataset", None)  # a function, whose source would be dumped
+        config.pop("custom_dataset", None)  # a function of ours, whose source lm_eval would write
         plain = json.loads(json.dumps(config, default=str))
         return {"version": self.lm_eval_task.VERSION, "rows": len(self.lm_eval_task.eval_docs), "config": plain}
 
 
 def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
+    """Load the rows and build lm_eval's task; ``scored`` is the local file of the scored split, for messages."""
     try:
         return ConfigurableTask(config=config)
     except BenchmarkError:
@@ -222,8 +227,8 @@ def _build(name: str, config: dict[str, Any], scored: Path | None) -> Configurab
             f"benchmark {name}: data set {config.get('dataset_path')!r} cannot be loaded: {reason}. "
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
         ) from error
-    except _MISFITS as error:
-        where = misfit_place(scored, config.get("process_docs"))
+    except _ROW_ERRORS as error:
+        where = unprocessable_row(scored, config.get("process_docs"))
         raise BenchmarkError(
-            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the schema that the task expects."
+            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the columns and types of the task."
         ) from error
