@@ -1,7 +1,7 @@
-"""What can go wrong, said in one line: field, rule, value, place and remedy.
+"""Errors with a message in one line: what is wrong (field and value), where, what is allowed, and what to do.
 
-Every error here is also an error of the standard library, so that callers who know nothing of LM-Harmony can catch it, and
-carries one message only, so that it survives pickling between processes.
+Each class also derives from an exception of the standard library, so that other programs can catch it. Each takes one message
+only, so that it can be pickled between processes.
 """
 
 from __future__ import annotations
@@ -11,52 +11,55 @@ import math
 import numbers
 from collections.abc import Iterable
 
+FILE_RULES = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+"""How pydantic reads a class from a file: no unknown field, no conversion between types, no NaN."""
+
 
 class HarmonyError(Exception):
-    """Base of all errors that a user can mend; its text ends with the remedy."""
+    """Base of all errors that a user can correct; the message ends with what to do."""
 
 
 class UsageError(HarmonyError, ValueError):
-    """What was asked contradicts a rule: an unknown name, a value out of range, a run that is there already."""
+    """A request breaks a rule: an unknown name, a value out of range, a run that already exists."""
 
 
 class NotCurrent(UsageError):
-    """A run that is there was made from other files, commits or requests than those of now."""
+    """A run was made from other files, commits or requests than the current ones."""
 
 
 class BenchmarkError(HarmonyError, ValueError):
-    """A benchmark cannot serve: no training split, an empty split, a row without its column, no data."""
+    """A benchmark cannot be used: no training split, an empty split, a row without a column, no data."""
 
 
 class ModelError(HarmonyError, OSError):
-    """A model or its tokenizer cannot be loaded or cannot be used as asked."""
+    """A model or its tokenizer cannot be loaded, or cannot be used with the given options."""
 
 
 class TrainingDiverged(HarmonyError, ArithmeticError):
-    """The training loss is not a finite number any more."""
+    """The training loss is NaN or infinite."""
 
 
 class ScoreNotFinite(HarmonyError, ArithmeticError):
-    """A model's answer holds NaN or an infinite number, over which no score can be computed."""
+    """A log-likelihood, a logit or a metric is NaN or infinite, so that no score can be computed."""
 
 
 class StoreError(HarmonyError, OSError):
-    """A run's folder cannot be read or written."""
+    """The folder of a run cannot be read or written."""
 
 
 class DamagedFile(StoreError):
-    """A file of a run's folder is damaged, or of another program or version."""
+    """A file of a run is damaged, or was written by another program or version."""
 
 
 class MissingExtra(HarmonyError, ImportError):
-    """An optional package is needed; the text names the pip line."""
+    """An optional package is not installed; the message holds the pip command."""
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse a value that is no whole number from ``low`` to ``high`` (None: no upper limit); ``field`` names it in the message.
+    """Check that a value is an integer from ``low`` to ``high`` (None: no upper limit); ``field`` names it in the message.
 
     Raises:
-        UsageError: the value is of another type (true and false are no numbers), or out of the range.
+        UsageError: the value has another type (true and false are not numbers), or is out of range.
     """
     rule = f"at least {low}" if high is None else f"from {low} to {high}"
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -76,10 +79,10 @@ def check_number(
     below: float = math.inf,
     high: float = math.inf,
 ) -> None:
-    """Refuse a value that is no finite number from ``low`` to ``high``, under ``below``, and above 0 where ``positive``.
+    """Check that a value is a finite number from ``low`` to ``high``, less than ``below``, and above 0 if ``positive``.
 
     Raises:
-        UsageError: the value is of another type, is NaN or infinite, or out of the range.
+        UsageError: the value has another type, is NaN or infinite, or is out of range.
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise UsageError(f"{field} must be a number, got {value!r}. Write it without quotes, with a decimal point: 1.0e-4.")
@@ -91,20 +94,20 @@ def check_number(
         rule = "a finite number, not negative" if low == 0 else f"a finite number of at least {low:g}"
     number = float(value)
     if not (math.isfinite(number) and low <= number <= high and number < below and (number > 0 or not positive)):
-        raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a value that is.")
+        raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a number in that range.")
 
 
 def check_flag(field: str, value: object) -> None:
-    """Refuse a value that is neither true nor false: the text "no" would count as true.
+    """Check that a value is true or false, because the text "no" would count as true.
 
     Raises:
-        UsageError: it is of another type.
+        UsageError: the value has another type.
     """
     if not isinstance(value, bool):
         raise UsageError(f"{field} must be true or false, got {value!r}. Write it without quotes.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known names nearest to ``name``, or "" when none is near."""
+    """Return " Did you mean 'x'?" with the known names that are similar to ``name``, or "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""Recipe: every number that decides a training, as one frozen value; ``PUBLISHED`` is the recipe of the paper.
+"""Recipe: all hyperparameters of a fine-tuning as one frozen value; ``PUBLISHED`` is the recipe of the paper.
 
 Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language Model Rankings" (arXiv 2507.05195), appendix.
 """
@@ -13,17 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, WrapValidator
 
-from lm_harmony.errors import UsageError, check_flag, check_integer, check_number, did_you_mean
+from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer, check_number, did_you_mean
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 DTYPES = ("auto", "float32", "bfloat16")
 CHAT_TEMPLATE_DATE = "2024-07-26"
-"""What chat templates take for today, as YYYY-MM-DD, unless another date is asked for: the date that Llama 3's falls back to."""
-
-
-FILE_RULES = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-"""How pydantic reads a class from a file: no unknown field, no conversion between types, no NaN."""
+"""Default date that chat templates take as today, as YYYY-MM-DD; it is the default inside Llama 3's template."""
 
 
 def _unconverted(value: Any, check: Callable[[Any], float]) -> Any:
@@ -36,7 +32,7 @@ def _itself(value: float) -> float:
 
 
 Number = Annotated[float, WrapValidator(_unconverted), PlainSerializer(_itself, return_type=Any)]
-"""A number that stays as a file has it: fingerprints of 1 and 1.0 differ."""
+"""A finite number that is read and written as int or float, as given, because fingerprints of 1 and 1.0 differ."""
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
@@ -46,14 +42,14 @@ def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A low-rank adapter, in PEFT's words (``peft.LoraConfig``)."""
+    """A low-rank adapter, with the field names of ``peft.LoraConfig``."""
 
     __pydantic_config__ = FILE_RULES
 
     r: int = 8
     """Rank of the update matrices."""
     lora_alpha: Number = 32
-    """Scale: the update is multiplied by lora_alpha / r."""
+    """Numerator of the scale lora_alpha / r that multiplies the update."""
     lora_dropout: Number = 0.1
     """Probability with which an input of the adapter is zeroed in training."""
     target_modules: tuple[str, ...] = ()
@@ -78,7 +74,7 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How every model is prepared for every benchmark. Equal recipes give comparable scores."""
+    """Hyperparameters of the fine-tuning. Scores are comparable if their recipes are equal."""
 
     __pydantic_config__ = FILE_RULES
 
@@ -87,11 +83,11 @@ class Recipe:
     epochs: int = 5
     """Passes over the training rows; the best one by validation is tested."""
     learning_rate: Number = 2e-5
-    """Peak learning rate."""
+    """Peak value of the learning rate."""
     batch_size: int = 8
     """Sequences in one optimizer step, however many forward passes they take."""
     max_length: int = 1024
-    """Longest training sequence in tokens; longer ones lose tokens of the context from the left, as in scoring."""
+    """Longest training sequence in tokens; longer ones are cut from the left of the context, as in scoring."""
     completion_only: bool = False
     """Loss on the continuation only (True) or on all tokens (False, published)."""
     optimizer: str = "adamw_torch"
@@ -113,10 +109,10 @@ class Recipe:
     warmup_ratio: Number = 0.0
     """Warm-up as a fraction of all steps; used when warmup_steps is 0."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps, in the middle of an epoch if need be; None: never."""
+    """Number of optimizer steps after which training stops, even within an epoch; None: no limit."""
     dtype: str = "auto"
-    """Type of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU that has bfloat16 it is bfloat16
-    under an adapter, and float32 weights with bfloat16 products (autocast) where all weights are trained."""
+    """Type of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU with bfloat16 it is bfloat16 for
+    LoRA, and float32 weights with bfloat16 matrix products (autocast) if all weights are trained."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens, for tasks that do not set their own limit."""
 
@@ -141,15 +137,15 @@ class Recipe:
         _one_of("dtype", self.dtype, DTYPES)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change exactly when a number of the recipe changes."""
+        """Return 16 hexadecimal digits of the SHA-256 of all fields."""
         return fingerprint(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from ``dataclasses.asdict`` as a config.yaml holds it.
+        """Return a recipe from a mapping of its fields, as a study file has it.
 
         Raises:
-            UsageError: an unknown key or a value against a field's rule.
+            UsageError: a key is unknown, or a value breaks the rule of its field.
         """
         known = [field.name for field in fields(cls)]
         for key in values:

@@ -35,7 +35,7 @@ def test_a_nested_name_is_a_nested_folder(tmp_path: Path) -> None:
 def test_overwrite_spares_folders_that_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match="no run's"):
+    with pytest.raises(UsageError, match="files that no run writes"):
         RunStore(tmp_path / "run")._clear()
     assert (tmp_path / "run" / "thesis.tex").exists()
 

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from lm_harmony.errors import check_integer
-from lm_harmony.recipe import FILE_RULES
+from lm_harmony.errors import FILE_RULES, check_integer
 
 Role = Literal["train", "validation", "test"]
 """Use of a split in a run; lm_eval names the data set's split of each role in the task's file."""

@@ -1,4 +1,4 @@
-"""One base model kept in memory from run to run: loaded once, probed once, and proven unchanged before it serves again."""
+"""Caches that runs of one process share: the loaded model, reused only if its weights are unchanged, and direct scores."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A loaded base model."""
+    """A loaded model without an adapter, with its backend and sources."""
 
     model: LanguageModel
-    """The weights without any adapter."""
+    """Model whose weights no run has trained."""
     backend: Backend
-    """How its forward passes are laid out, as the probe found."""
+    """Forward passes that the probe chose for the model."""
     checksum: str
-    """Of its weights as they were loaded."""
+    """Checksum of the weights when they were loaded."""
     sources: tuple[Source, ...]
-    """Files of its folder, or its hub repository with the commit."""
+    """Files of the model's folder, or its hub repository with the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What decides a load."""
+    """What two runs must share to use the same loaded model."""
 
     model: ModelSpec
     precision: Precision
@@ -51,19 +51,19 @@ class _Asked:
 
 
 class ModelCache:
-    """The base of the last run; the next run on the same model takes it instead of loading again."""
+    """Holds the model of the last run, for the next run on the same model."""
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
+        """Start empty; ``loads`` counts the models that were loaded."""
         self.loads = 0
         self._asked: _Asked | None = None
         self._base: LoadedModel | None = None
 
     def chat_encoder(self, spec: RunSpec) -> TextEncoder | None:
-        """Return the tokenizer whose chat template ``spec`` asks for, or None where it asks for none; no weights are read.
+        """Return the text encoder if ``spec`` uses the chat template, else None; reads no weights.
 
         Raises:
-            ModelError: there is no such device or model, its tokenizer cannot be loaded, or it has no chat template.
+            ModelError: the device or model does not exist, or the tokenizer cannot be loaded or has no chat template.
         """
         resolve_device(spec.execution.device)
         options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
@@ -77,16 +77,16 @@ class ModelCache:
         return text
 
     def get(self, spec: RunSpec) -> LoadedModel:
-        """Return the base that ``spec`` asks for, loaded if another one (or a changed one) is held.
+        """Return the model of ``spec``; loads it unless it is held with unchanged weights.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the model cannot be loaded.
         """
         asked = _asked(spec)
         if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
             return self._base
         if self._base is not None and asked == self._asked:
-            log.info("%s is loaded again: the last run trained its own weights.", spec.model.name)
+            log.info("%s is loaded again: the last run changed its weights.", spec.model.name)
         self._base = None  # frees the old weights before the new ones are read
         self._base, self._asked = _load(asked), asked
         self.loads += 1
@@ -95,15 +95,15 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class DirectScoreCache:
-    """The folder that holds them: <id>/direct.json and <id>/samples_direct.jsonl."""
+    """Direct scores in a folder, as <id>/direct.json and <id>/samples_direct.jsonl."""
 
     folder: Path
-    """Where they are."""
+    """Folder of the cached scores."""
     remote: RemoteSync | None = None
-    """Where the results are behind a URL."""
+    """Results behind a URL; None: the folder alone."""
 
     def get(self, name: str) -> Score | None:
-        """Return the score kept under ``asked.direct_id``, with its samples; None where there is none that can be read."""
+        """Return the score of the id ``name`` with its samples; None: not cached, or its files cannot be read."""
         store = RunStore(self.folder / name, self.remote)
         store.pull()
         try:
@@ -114,7 +114,7 @@ class DirectScoreCache:
             return None
 
     def put(self, name: str, score: Score) -> None:
-        """Keep a score; the samples go first, so that a score that is found is whole."""
+        """Store a score; samples are written first, so that a score that is found has them."""
         store = RunStore(self.folder / name, self.remote)
         store.folder.mkdir(parents=True, exist_ok=True)
         store.write_samples("direct", score.samples)
@@ -123,12 +123,12 @@ class DirectScoreCache:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCaches:
-    """What runs hand on to one another."""
+    """Caches that several runs of one process share."""
 
     model: ModelCache = field(default_factory=ModelCache)
-    """The loaded model."""
+    """Cache of the loaded model."""
     direct_scores: DirectScoreCache | None = None
-    """Test scores of untouched models, for every seed and recipe."""
+    """Cache of direct scores, for every seed and recipe; None: not shared."""
 
 
 def checksum(module: torch.nn.Module) -> str:

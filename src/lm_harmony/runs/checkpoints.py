@@ -1,4 +1,4 @@
-"""Weights and optimizer of an epoch, written so that a folder with its final name is always whole."""
+"""Checkpoints of an epoch: weights and optimizer state, written atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIMIZER = "optimizer.safetensors"
 
 
 def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumable: bool) -> None:
-    """Write the weights of ``epoch`` and, if ``resumable``, the optimizer's state beside them.
+    """Write the weights of ``epoch`` and, if ``resumable``, the optimizer state.
 
     Raises:
         StoreError: the disk is full or cannot be written.
@@ -29,14 +29,14 @@ def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumabl
             with new_file(folder / _OPTIMIZER) as scratch:
                 save_file(dict(epoch.optimizer_state), scratch)
         except (OSError, SafetensorError) as error:
-            raise StoreError(_no_room(folder, error)) from error
+            raise StoreError(_disk_full(folder, error)) from error
 
 
 def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption:
-    """Put the weights of ``epoch`` into the model and return what training goes on with.
+    """Load the weights of ``epoch`` into the model and return the state from which training resumes.
 
     Raises:
-        DamagedFile: the checkpoint is not there, or cannot be read.
+        DamagedFile: the checkpoint is missing or cannot be read.
     """
     folder = store.checkpoint(epoch)
     if not (folder / _OPTIMIZER).is_file():
@@ -51,7 +51,7 @@ def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption
 
 
 def save_weights(trainee: Trainee, folder: Path) -> None:
-    """Write the trained weights to ``folder``, whole or not at all.
+    """Write the trained weights to ``folder`` atomically.
 
     Raises:
         StoreError: the disk is full or cannot be written.
@@ -60,11 +60,11 @@ def save_weights(trainee: Trainee, folder: Path) -> None:
         with new_folder(folder) as scratch:
             trainee.save(scratch)
     except (OSError, SafetensorError) as error:
-        raise StoreError(_no_room(folder, error)) from error
+        raise StoreError(_disk_full(folder, error)) from error
 
 
-def _no_room(folder: Path, error: Exception) -> str:
+def _disk_full(folder: Path, error: Exception) -> str:
     return (
-        f"{folder} cannot be written: {error}. What was finished before is whole; make room and resume with "
+        f"{folder} cannot be written: {error}. What was finished before is complete. Free disk space and resume with "
         f"--resume_from_checkpoint."
     )

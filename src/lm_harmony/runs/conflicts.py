@@ -1,4 +1,4 @@
-"""What a run's folder does not allow: to lose a finished run, or to go on with other things than a run was begun with."""
+"""Checks that no finished run is overwritten, and that a run is continued only with the inputs it began with."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from lm_harmony.runs.sources import Source, SourceCheck, changed_between
 from lm_harmony.runs.spec import RunSpec
 
 OTHER_ASKED = "the requests, targets, metrics, filters, limits or training tokens changed since"
-"""Said where every source is what it was and the run still asks for something else: another version of a library, say."""
+"""Reason given when all sources are equal and the requests differ, for example because of another library version."""
 
 _REMEDY = "Restore what the run was made from, or run it again with --overwrite."
 
 
 def refuse_finished(folder: Path, record: RunRecord) -> None:
-    """Refuse to replace a finished run unasked; say whether it is still current.
+    """Refuse to replace a finished run, with a message that says whether it is current.
 
     Raises:
-        UsageError: always; NotCurrent where it is not.
+        UsageError: the run is finished and current.
+        NotCurrent: the run is finished and not current.
     """
     changed = SourceCheck().difference(record.sources, record.spec)
     if changed is None:
@@ -34,15 +35,15 @@ def refuse_finished(folder: Path, record: RunRecord) -> None:
 
 
 def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec) -> None:
-    """Refuse to continue a run that was begun with another request, or whose files have changed; nothing is loaded.
+    """Refuse to continue a run with another specification or other files; loads nothing.
 
     Args:
-        folder: the run's.
-        begun: what its config.yaml holds.
-        spec: what is asked now.
+        folder: folder of the run.
+        begun: content of its config.yaml.
+        spec: specification of the new command.
 
     Raises:
-        NotCurrent: it was, or they have.
+        NotCurrent: the specification or a file differs.
     """
     asked = begun.spec.to_dict()
     other = [
@@ -59,10 +60,10 @@ def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec) -> None:
 
 
 def refuse_other_content(folder: Path, begun: RunConfig, *, data: str, asked: str | None, sources: Sequence[Source]) -> None:
-    """Refuse to continue a run that has turned out, once all is loaded, to ask for something else than it was begun with.
+    """Refuse to continue a run whose rows, requests or sources differ from its beginning, after loading them.
 
     Raises:
-        NotCurrent: it does.
+        NotCurrent: they differ.
     """
     changed = changed_between(begun.sources or (), sources)
     if changed is None and begun.data_fingerprint != data:
@@ -73,10 +74,10 @@ def refuse_other_content(folder: Path, begun: RunConfig, *, data: str, asked: st
 
 
 def refuse_not_current(folder: Path, record: RunRecord, spec: RunSpec) -> None:
-    """Refuse to add to a finished run, or to score it again, when it is not current; nothing is loaded.
+    """Refuse to score a finished run again when it is not current; loads nothing.
 
     Raises:
-        NotCurrent: a file has changed, or lm_eval or LM-Harmony is of another version.
+        NotCurrent: a file has changed, or lm_eval or LM-Harmony has another version.
     """
     changed = SourceCheck().difference(record.sources, spec) or _other_version(record)
     if changed:
@@ -84,10 +85,10 @@ def refuse_not_current(folder: Path, record: RunRecord, spec: RunSpec) -> None:
 
 
 def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources: Sequence[Source]) -> None:
-    """Refuse what ``refuse_not_current`` could not see before all was loaded.
+    """Refuse to score a finished run again when its requests or sources differ, after loading them.
 
     Raises:
-        NotCurrent: the run would ask for something else than its record answers.
+        NotCurrent: the requests or sources differ from the recorded ones.
     """
     changed = changed_between(record.sources or (), sources)
     if changed is None and asked != record.request_fingerprint:
@@ -110,7 +111,7 @@ def _refuse_changed(folder: Path, changed: str | None) -> None:
 
 
 def _decides(key: str, value: Any) -> Any:
-    """Return of a part of the request what a continued run must repeat: all but where and how often it shows or keeps things."""
+    """Return what a continued run must repeat of a part of the specification: of ``execution`` only what changes rounding."""
     if key != "execution" or value is None:
         return value
     return {name: value[name] for name in ("engine", "device", "micro_batch", "gradient_checkpointing")}

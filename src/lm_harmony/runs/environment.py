@@ -1,4 +1,4 @@
-"""What a run cost and what it ran on: seconds of each phase, peak memory, versions, hardware, source revision."""
+"""Costs and environment of a run: seconds of each phase, peak memory, versions, hardware and the git commit."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _PACKAGES = (
 
 
 class Meter:
-    """Adds up the seconds of named phases."""
+    """Sums the seconds of named phases."""
 
     def __init__(self) -> None:
-        """Start with no phase."""
+        """Start with no costs."""
         self.costs: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time under ``<name>_seconds``."""
+        """Add the block's time to ``<name>_seconds``."""
         started = time.perf_counter()
         try:
             yield
@@ -49,7 +49,7 @@ class Meter:
             self.add(f"{name}_seconds", time.perf_counter() - started)
 
     def add(self, name: str, amount: float) -> None:
-        """Add to a cost."""
+        """Add an amount to the named cost."""
         self.costs[name] = self.costs.get(name, 0.0) + amount
 
     def summary(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ def describe_environment(device: torch.device, *, use_git: bool) -> Environment:
 
 
 def describe_cpu() -> dict[str, Any]:
-    """Return what decides times and last digits on a CPU: its name, the vector instructions PyTorch uses, and its threads."""
+    """Return what affects times and rounding on a CPU: its name, the vector instructions that PyTorch uses, and its threads."""
     return {
         "machine": platform.machine(),
         "cpu": cpu_name(),
@@ -92,7 +92,7 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the model's name with its family and model number, because a virtual machine may call several generations alike."""
+    """Return the model's name with its family and model number, because virtual machines give several generations one name."""
     try:
         lines = (line.partition(":") for line in cpuinfo.read_text().partition("\n\n")[0].splitlines())
     except OSError:  # not Linux
@@ -103,7 +103,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Return the commit that ``folder`` stands on, with "+changes" if files differ from it; None outside a repository."""
+    """Return the checked-out commit of ``folder``, with "+changes" if files differ from it; None outside a repository."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")

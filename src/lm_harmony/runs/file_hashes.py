@@ -1,7 +1,7 @@
-"""SHA-256 of files, read whole once: what was read is remembered as long as the file does not change. No torch.
+"""SHA-256 of files, cached until a file changes, so that large files are read once. No torch.
 
-Remembered hashes are lines of JSON in hashes.jsonl of the user's cache folder (``cache_folder``). Every line is appended by one
-write, so that several processes may share the file; a torn line is skipped, and a lost one costs reading a file again.
+Hashes are lines of JSON in hashes.jsonl of the user's cache folder (``cache_folder``). Each line is appended with one write, so
+that several processes can share the file. A damaged line is skipped; its file is then read again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from lm_harmony.progress import track
 from lm_harmony.runs.files import write_atomically
 
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
-"""Windows has no such locks: there, two processes may read the same file."""
+"""Module for file locks; None on Windows, where two processes may read the same file."""
 log = logging.getLogger(__name__)
 
 SMALL = 1 << 20
-"""Files below this size are read every time: looking them up costs as much."""
+"""Size in bytes below which files are not cached, because a lookup takes as long as reading."""
 LARGE = 1 << 28
-"""Files from this size on are read by one process at a time, and announced."""
+"""Size in bytes from which files are read by one process at a time, with a log line."""
 UNSETTLED = 2.0
-"""Seconds after a file's last change during which another change may leave no trace in its times: no hash is remembered."""
+"""Seconds after a change in which another change may leave equal times; hashes of such files are not cached."""
 _BLOCK = 1 << 23
 _MOST_LINES = 10_000
 _ATTEMPTS = 3
@@ -53,27 +53,27 @@ def cache_folder() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits; it is read unless its hash is remembered.
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits; it is read unless its hash is cached.
 
     Raises:
-        StoreError: the file cannot be read, or it changes while it is read.
+        StoreError: the file cannot be read, or changes while it is read.
     """
     return _cache_in(cache_folder()).sha256_of(path)
 
 
 def remembered(path: Path) -> str | None:
-    """Return the remembered SHA-256 of a file that has not changed since; None where reading it would be needed."""
+    """Return the cached SHA-256 of a file, or None if it is not cached or the file has changed."""
     return _cache_in(cache_folder()).remembered(path)
 
 
 @dataclass
 class HashCache:
-    """Hashes of large files by path, kept in one folder."""
+    """Hashes of large files by path, cached in one folder."""
 
     folder: Path
-    """Where hashes.jsonl is."""
+    """Folder that holds hashes.jsonl."""
     reads: int = 0
-    """Number of files that were read to their end."""
+    """Number of files that were read completely."""
     _known: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
     _lines: int = 0
     _offset: int = 0
@@ -83,7 +83,7 @@ class HashCache:
         """Return the SHA-256 of a file's bytes (see the module's function).
 
         Raises:
-            StoreError: the file cannot be read, or it changes while it is read.
+            StoreError: the file cannot be read, or changes while it is read.
         """
         try:
             path = path.resolve()
@@ -97,14 +97,14 @@ class HashCache:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}. Make it readable and repeat.") from error
 
     def remembered(self, path: Path) -> str | None:
-        """Return the remembered hash of a file that has not changed since, or None."""
+        """Return the cached hash of a file that has not changed, or None."""
         try:
             return self._find(path.resolve())
         except OSError:
             return None
 
     def _find(self, path: Path) -> str | None:
-        """Return the remembered hash of a file that has not changed since, or None."""
+        """Return the cached hash of a file that has not changed, or None."""
         stamp = _stamp(path)
         for _ in range(2):
             known = self._known.get(str(path))
@@ -116,7 +116,7 @@ class HashCache:
 
     def _keep(self, path: Path) -> str:
         if path.stat().st_size >= LARGE:
-            # A hash of a file that has just been written could not be remembered, and the file would be read twice.
+            # The hash of a file that has just been written is not cached, so the file would be read twice.
             age = time.time() - _last_change(_stamp(path))
             if 0 <= age <= UNSETTLED:
                 time.sleep(UNSETTLED - age + 0.1)
@@ -128,7 +128,7 @@ class HashCache:
         return digest
 
     def _read(self, path: Path) -> tuple[str, Stamp]:
-        """Return the hash of a file, and its stamp, which is the same before and after reading."""
+        """Return the hash of a file and its stamp, which did not change during the reading."""
         for _ in range(_ATTEMPTS):
             before = _stamp(path)
             if before[0] >= LARGE:
@@ -140,14 +140,14 @@ class HashCache:
             self.reads += 1
             if _stamp(path) == before:
                 return digest.hexdigest(), before
-        raise StoreError(f"{path} changes while it is read. Wait until it is written, and repeat.")
+        raise StoreError(f"{path} changes while it is read. Wait until it is complete, and repeat.")
 
     def _load(self) -> bool:
-        """Read the lines that were added since the last look; tell whether there were any."""
+        """Read the lines that other processes have added; return whether there are any."""
         file = self.folder / "hashes.jsonl"
         try:
             size = file.stat().st_size
-            if size < self._offset:  # another process removed superseded lines
+            if size < self._offset:  # another process has removed outdated lines
                 self._known.clear()
                 self._offset = self._lines = 0
             if size == self._offset:
@@ -187,14 +187,14 @@ class HashCache:
             log.log(logging.WARNING if large else logging.DEBUG, message, file, error)
 
     def _rewrite(self, file: Path) -> None:
-        """Leave out lines that later ones supersede."""
+        """Rewrite the file without lines that later lines replace."""
         lines = [json.dumps({"path": path, "stamp": stamp, "sha256": known}) for path, (stamp, known) in self._known.items()]
         write_atomically(file, "\n".join(lines) + "\n")
         self._offset, self._lines = file.stat().st_size, len(lines)
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
-        """Let no other process read the same file for as long as the block lasts, where the file system can."""
+        """Prevent other processes from reading the same file during the block, where the file system supports locks."""
         place = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4]) >> 1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ class HashCache:
 
 
 def _lock(opened: int, place: int, path: Path) -> None:
-    """Wait until no other process holds the byte ``place`` of an open file, and hold it; where locks are missing, go on."""
+    """Lock the byte ``place`` of an open file, waiting for other processes; without support for locks do nothing."""
     if fcntl is None:
         return
     try:
@@ -241,5 +241,5 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _last_change(stamp: Stamp) -> float:
-    """Return when the content last changed, in seconds; programs may set a file's own time, even into the future."""
+    """Return the time of the last change in seconds: the inode's, because programs can set a file's modification time."""
     return (stamp[1] if os.name == "nt" else stamp[2]) / 1e9

@@ -1,9 +1,7 @@
-"""What makes two runs of a study the same: what is asked for, and where it lies. No torch.
+"""Fingerprints: of a run's specification, which names its folder, and of its requests, which identify scores. No torch.
 
-The content of files does not count here. A run whose model, task or rows have changed keeps its folder and is no longer current:
-``runs.sources`` tells.
-
-Fingerprints of what a model was asked: of a whole run, and of the test alone, whose direct score other runs share.
+The content of files is not part of a run's id: a run whose model, task or rows have changed keeps its folder and is no longer
+current (``runs.sources``).
 """
 
 from __future__ import annotations
@@ -32,26 +30,26 @@ if TYPE_CHECKING:  # types alone: a study coordinator reads this module and need
 
 
 def run_id(spec: RunSpec, base: Path | None = None) -> str:
-    """Return 16 hexadecimal digits that tell this run from every other one.
+    """Return 16 hexadecimal digits that identify the specification of a run.
 
     Args:
-        spec: the run.
-        base: folder from which models and task files are named, so that a study may be moved with its results; None: by their
-            whole path.
+        spec: specification of the run.
+        base: folder that paths of models and task files are relative to, so that a study can be moved with its results; None:
+            paths are absolute.
     """
     asked = spec.to_dict()
-    asked.pop("execution")  # how it is carried out changes no number
+    asked.pop("execution")  # changes scores by rounding only
     asked.pop("recipe_fingerprint")
-    asked.pop("direct")  # kept beside the runs, for all of them
+    asked.pop("direct")  # direct scores are stored apart from the runs
     if not spec.model.apply_chat_template:
-        asked["model"].pop("chat_template_date")  # decides nothing
+        asked["model"].pop("chat_template_date")  # unused
     asked["model"]["name"] = _place(spec.model.name, base)
     asked["benchmark"] |= {"data_dir": None, "include_path": None, "task": _task(spec.benchmark.task, base)}
     return fingerprint(asked)
 
 
 def folder_name(spec: RunSpec, base: Path | None = None) -> str:
-    """Return where a run lies below the results folder: <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
+    """Return the path of a run below the results folder, <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
     names = (benchmark_name(spec.benchmark.task), shown_name(spec.model.name))
     return "/".join((*map(_clean, names), f"seed{spec.seed}-{run_id(spec, base)}"))
 
@@ -68,7 +66,7 @@ def _task(task: str, base: Path | None) -> str:
 
 
 def _place(name: str, base: Path | None) -> str:
-    """Return a name as it is; of an existing file or folder its path from ``base``."""
+    """Return the path of an existing file or folder relative to ``base``, and any other name unchanged."""
     path = Path(name)
     if not path.exists():
         return name
@@ -81,14 +79,14 @@ def _place(name: str, base: Path | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestFingerprints:
-    """Fingerprints of what a model is asked, 16 hexadecimal digits each."""
+    """Fingerprints of the requests to a model, 16 hexadecimal digits each."""
 
     run: str
-    """Requests and targets of the three splits, how answers are counted, limits, and every token that is trained on."""
+    """Of requests and targets of the three splits, scoring rules, limits, and all training tokens."""
     test: str
-    """Requests, targets and rows of the test split, how answers are counted, and limits."""
+    """Of requests, targets and rows of the test split, scoring rules, and limits."""
     sampled: bool
-    """Whether the test asks for sampled answers, which the seed decides."""
+    """Whether the test split has sampled answers, which depend on the seed."""
 
 
 def request_fingerprints(
@@ -97,11 +95,11 @@ def request_fingerprints(
     """Return the fingerprints of a run.
 
     Args:
-        spec: the run.
-        splits: its rendered rows.
-        sequences: its training texts as tokens.
+        spec: specification of the run.
+        splits: rendered rows of the run.
+        sequences: training rows as token ids.
         counting: ``harness.provenance.scoring_rules`` of its task.
-        longest: the model's longest input in tokens, which cuts what is asked.
+        longest: the model's longest input in tokens, to which requests are cut.
     """
     limits = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}
     trained = {"caps": asdict(spec.benchmark.caps), "max_length": spec.recipe.max_length, "tokens": _tokens(sequences)}
@@ -113,28 +111,28 @@ def request_fingerprints(
 
 
 def direct_score_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable[Source], *, dtype: str) -> str:
-    """Return what tells a direct score from others: all that decides it, and no seed or recipe of a later training.
+    """Return the key of a direct score: a fingerprint of everything that affects it, which excludes recipe and training seed.
 
     Args:
-        spec: a run.
-        asked: its fingerprints.
-        sources: of its model and of its task; the rows count as they are asked.
-        dtype: types of the weights and of the products, as ``LanguageModel.precision`` writes them.
+        spec: specification of a run.
+        asked: fingerprints of its requests.
+        sources: sources of its model and task; rows count through their requests.
+        dtype: number formats of weights and matrix products, as ``LanguageModel.precision`` writes them.
     """
-    model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # the content counts
+    model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # only the content counts
     content = [_content(source) for source in sources if source.kind != "rows"]
     versions = {package: version(package) for package in ("lm_eval", "lm-harmony")}
     return fingerprint([model, content, asked.test, dtype, versions, spec.seed if asked.sampled else None])
 
 
 def _content(source: Source) -> tuple[str | None, ...]:
-    """Return what decides a source's content: of a repository whose commit could not be told, the revision that was asked."""
+    """Return what identifies the content of a source; for a repository of unknown commit, its revision."""
     unknown = source.path is None and source.commit is None
     return (*source.content, source.revision) if unknown else source.content
 
 
 def _is_sampled(examples: Iterable[Example]) -> bool:
-    """Tell whether any request asks for a sampled answer."""
+    """Return whether any request has a sampled answer."""
     generations = [request.generation for example in examples for request in example.requests]
     return any(generation.get("do_sample") or generation.get("temperature") for generation in generations)
 
@@ -147,7 +145,7 @@ def _tokens(sequences: Iterable[TokenSequence]) -> str:
 
 
 def _rows(examples: Iterable[Example]) -> str:
-    """Return a digest of the documents: a task's own function may count what stands in no request and no target."""
+    """Return a digest of the documents, because a task's scoring function may use columns that are in no request."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(dict(example.document), sort_keys=True, default=repr).encode())

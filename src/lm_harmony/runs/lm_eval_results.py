@@ -1,6 +1,6 @@
-"""A run in the words of lm_eval: a results file for each model that was scored, and the per-document samples.
+"""A run in lm_eval's file formats: a results file for each scored model, and per-document samples.
 
-The trained model and the base model are two models, so each has its file: results_<time>.json and direct/results_<time>.json.
+The trained and the untouched model have one file each: results_<time>.json and direct/results_<time>.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lm_harmony.runs.setup import RunSetup
 from lm_harmony.runs.store import RunStore
 
 TRAINED = "train-before-test"
-"""What the task's alias says of a trained model's score."""
+"""Suffix of the task's alias for the score of a trained model."""
 
 
 def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
@@ -28,8 +28,8 @@ def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
 
     Args:
         store: the run's folder, with the weights of the chosen epoch.
-        run: the loaded benchmark and model; an adapter has been taken out again.
-        record: what the run answered.
+        run: the loaded benchmark and model, without an adapter.
+        record: record of the run.
     """
     if record.trained is not None:
         store.write_samples("test", record.trained.samples)
@@ -39,26 +39,26 @@ def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
 
 
 def write_direct(store: RunStore, run: RunSetup, record: RunRecord) -> None:
-    """Write direct/results_<time>.json, once: a run that is scored again keeps the direct score that it has."""
+    """Write direct/results_<time>.json unless there is one: scoring a run again does not repeat its direct score."""
     base = RunStore(store.folder / "direct")
     if record.direct is None or any(base.folder.glob("results_*.json")):
         return
     now = time.time()
     base.folder.mkdir(parents=True, exist_ok=True)
-    # A score that was kept before an interruption comes back without its samples: those are in their file.
+    # A direct score that was read back after an interruption has no samples; they are in their own file.
     results = direct_results(run, record, samples=record.direct.samples or store.samples("direct"), date=now)
     base.write_results(results, time=_stamp(now))
 
 
 def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
-    """Return what ``lm_eval`` would write of the trained model, plus the key ``train_before_test`` with the whole record.
+    """Return what ``lm_eval`` writes about the trained model, plus the key ``train_before_test`` with the record.
 
     ``model_args`` loads that model: the base with ``peft=<adapter>``, or the trained folder where all weights were trained.
 
     Args:
         store: the run's folder, which holds the weights.
         run: the benchmark and the base model.
-        record: what the run answered; its ``trained`` is not None.
+        record: record of the run; its ``trained`` is not None.
         date: seconds since 1970.
     """
     assert record.trained is not None
@@ -77,12 +77,12 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
 
 
 def direct_results(run: RunSetup, record: RunRecord, *, samples: Any, date: float) -> dict[str, Any]:
-    """Return what ``lm_eval`` would write of the base model.
+    """Return what ``lm_eval`` writes about the untouched model.
 
     Args:
         run: the benchmark and the base model.
-        record: what the run answered; its ``direct`` is not None.
-        samples: the per-document outcomes behind the direct score.
+        record: record of the run; its ``direct`` is not None.
+        samples: per-document outcomes of the direct score.
         date: seconds since 1970.
     """
     assert record.direct is not None
@@ -91,7 +91,7 @@ def direct_results(run: RunSetup, record: RunRecord, *, samples: Any, date: floa
 
 
 def _adapter_parameters(folder: Path) -> int:
-    """Return the weights that an adapter adds to its base; biases of the base that it replaces are none of them."""
+    """Return the number of weights that an adapter adds; biases of the base model that it replaces do not count."""
     count = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as weights:
@@ -125,7 +125,7 @@ def _results(
         metrics[key] = value
         metrics[MetricKey.parse(key).stderr] = "N/A" if stderr is None else stderr
     higher = {MetricKey.parse(key).metric: better for key, better in run.task.metrics.items()}
-    higher[MetricKey.parse(record.metric).metric] = record.higher_is_better  # the user's word where the task says nothing
+    higher[MetricKey.parse(record.metric).metric] = record.higher_is_better  # as the user says, where the task does not
     alias = described["config"].get("task_alias") or name
     rows, tokenizer = described["rows"], run.model.text.tokenizer
     template = tokenizer.chat_template if spec.model.apply_chat_template else None

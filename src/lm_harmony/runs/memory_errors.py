@@ -1,4 +1,4 @@
-"""Running out of memory, told as an error that names what helps."""
+"""The error of a run whose memory is exhausted, with the options that reduce its memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Phase = Literal["loading", "training", "scoring"]
 
 @contextmanager
 def memory_errors(spec: RunSpec, phase: Phase) -> Iterator[None]:
-    """Turn an error that says that memory ran out into a ModelError with needed and free memory and the ways out.
+    """Turn an out-of-memory error of the block into a ModelError with needed and free memory and options that help.
 
-    By then the engine has made its batches as small as they can be. A block's own ModelError passes through.
+    The engine has reduced its batches to one sequence before. A ModelError of the block itself is not changed.
 
     Args:
-        spec: the run.
-        phase: what the block does.
+        spec: specification of the run.
+        phase: what the block does, for the message.
 
     Raises:
-        ModelError: memory ran out inside the block.
+        ModelError: memory was exhausted inside the block.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def memory_errors(spec: RunSpec, phase: Phase) -> Iterator[None]:
 
 
 def _ways_out(spec: RunSpec, phase: Phase) -> Iterator[str]:
-    """Yield what this run can still do to take less memory."""
+    """Yield the options of this run that reduce its memory."""
     recipe = spec.recipe
     if phase == "training":
         if not spec.execution.gradient_checkpointing:

@@ -42,8 +42,8 @@ def train_before_test(
     Raises:
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
-    store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     meter = Meter()
+    store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     with meter.phase("preparation"):
         run = set_up_run(spec, caches)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
@@ -51,9 +51,7 @@ def train_before_test(
         direct = _direct_score(run, store, meter, caches) if spec.direct else None
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
             epochs = _train_and_validate(run, trainee, store, tracker)
-            best = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better)
-            chosen = best if spec.choose_best else epochs[-1]
-            log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
+            chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
             trained, test_curve = _test_epochs(run, trainee, store, meter, epochs, chosen)
             trainee.load(store.checkpoint(chosen.epoch) / "weights")
             save_weights(trainee, store.folder / "adapter")
@@ -136,6 +134,7 @@ def _test_epochs(
     run: RunSetup, trainee: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
 ) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
     """Return the test score of the chosen epoch and, where ``spec.test_curve`` is set, epoch -> test metrics of all epochs."""
+    log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
     trained, curve = None, {}
     for epoch in epochs:
         if run.spec.test_curve or (run.spec.test and epoch == chosen):

@@ -1,4 +1,4 @@
-"""What a run answered. No torch: a board reads these records on a laptop."""
+"""What a run writes: its record, epochs, failure and configuration. No torch: a board reads these files on a laptop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from lm_harmony.benchmarks.types import Score
-from lm_harmony.errors import StoreError
-from lm_harmony.recipe import FILE_RULES, Number
+from lm_harmony.errors import FILE_RULES, StoreError
+from lm_harmony.recipe import Number
 from lm_harmony.runs.files import from_plain, to_plain
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec, upgrade_spec
@@ -31,66 +31,66 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch, written as it ends."""
+    """One epoch of the training, a line of epochs.jsonl."""
 
     __pydantic_config__ = FILE_RULES
 
     epoch: int
-    """Counted from 1."""
+    """Number of the epoch, counted from 1."""
     loss: float
-    """Mean training loss in nats a token."""
+    """Mean training loss in nats per token."""
     validation: Mapping[str, float]
-    """Every metric on the validation split."""
+    """Value of every metric on the validation split, by "metric,filter"."""
     tokens: int
-    """Tokens fed in this epoch, without padding."""
+    """Number of training tokens in this epoch, without padding."""
     seconds: float = field(compare=False)
-    """Time of the training pass."""
+    """Seconds that training took."""
     validation_seconds: float = field(compare=False)
-    """Time of the validation."""
+    """Seconds that scoring the validation split took."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The rows that a run stood on."""
+    """Counts of the rows that a run used and left out."""
 
     __pydantic_config__ = FILE_RULES
 
     fingerprint: str
-    """Of every text of the three splits."""
+    """Fingerprint of every text of the three splits."""
     train: int
-    """Rows learned from."""
+    """Number of training rows."""
     validation: int
-    """Rows that chose the epoch."""
+    """Number of validation rows."""
     test: int
-    """Rows scored."""
+    """Number of test rows."""
     carved: bool
-    """Validation rows were cut from the training rows."""
+    """Whether validation rows were taken from the training rows."""
     dropped_from_train: int
-    """Training rows whose question recurs in validation or test."""
+    """Number of training rows left out because validation or test has the same question."""
     dropped_from_validation: int
-    """Validation rows whose question recurs in test."""
+    """Number of validation rows left out because test has the same question."""
     without_answer: int
-    """Training rows, and validation rows cut from them, without a usable answer."""
+    """Number of rows left out of training, and of the validation rows taken from it, because they have no usable answer."""
     truncated: int
-    """Training texts that lost context because they were too long."""
+    """Number of training sequences whose context was cut because they were too long."""
     answer_too_long: int = 0
-    """Training rows left out because their answer is longer than a training text may be."""
+    """Number of training rows left out because their answer is longer than a training sequence may be."""
     appended_tokens: tuple[str, ...] = ()
-    """Tokens that the tokenizer appends to every text by itself; texts were encoded without them."""
+    """Tokens that the tokenizer appends to every text; they were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a run has no record: it was given up."""
+    """Why a run of a study failed, the content of failure.json."""
 
     __pydantic_config__ = FILE_RULES
 
     kind: str
     """Name of the error, or "worker died"."""
     cause: str
-    """What it said, or how the worker ended."""
+    """Message of the error, or how the worker process ended."""
     attempts: int
-    """How often the run was begun."""
+    """Number of attempts that were made."""
     log_tail: tuple[str, ...] = ()
     """Last lines of the worker's log."""
 
@@ -117,40 +117,40 @@ class Environment(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a run answered. Two runs of one command on one machine have equal records (costs are not compared)."""
+    """Everything that a run found. Two runs of one command on one machine have equal records; costs are not compared."""
 
     __pydantic_config__ = FILE_RULES
 
     spec: RunSpec
-    """What was asked."""
+    """Specification that the run executed."""
     benchmark: str
-    """The task's name."""
+    """Name of the benchmark's task."""
     model_revision: str | None
-    """Commit of the weights on the hub, when known."""
+    """Commit of the weights on the hub; None: not known."""
     metric: str
-    """Metric that chose the epoch, and the one to read."""
+    """Metric that chose the epoch and is shown on boards, as "metric,filter"."""
     higher_is_better: bool
-    """Direction of the metric."""
+    """Whether a higher value of the metric is better."""
     data: DataRecord
-    """The rows."""
+    """Counts of used and left-out rows."""
     direct: Score | None
-    """Test score of the untouched model."""
+    """Test score of the untouched model; None: not requested."""
     epochs: tuple[EpochRecord, ...]
-    """Every epoch with its validation scores."""
+    """All epochs with their validation scores."""
     chosen_epoch: int
-    """The epoch that was tested, counted from 1."""
+    """Number of the epoch that was tested, counted from 1."""
     trained: Score | None
-    """Test score of the chosen epoch."""
+    """Test score of the chosen epoch; None: not requested."""
     test_curve: Mapping[int, Mapping[str, float]]
-    """Epoch -> test metrics, where asked."""
+    """Epoch -> test metrics; empty unless ``spec.test_curve`` is set."""
     environment: Environment = field(compare=False)
-    """Versions, hardware, source revision."""
+    """Versions, hardware and the git commit."""
     costs: Mapping[str, Number] = field(compare=False)
-    """Seconds of each phase, tokens, peak memory in bytes."""
+    """Seconds of each phase, numbers of tokens, and peak memory in bytes."""
     sources: tuple[Source, ...] | None = None
-    """Every file and hub commit that the run was made from; None: made before sources were recorded."""
+    """Files and hub commits that the run read; None: the record is older than this field."""
     request_fingerprint: Annotated[str | None, Field(alias="asked")] = None
-    """Fingerprint of every request and training token (``RequestFingerprints.run``); None: made before it was recorded."""
+    """Fingerprint of all requests and training tokens (``RequestFingerprints.run``); None: the record is older."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values for JSON, without per-document samples."""
@@ -174,9 +174,9 @@ class RunConfig(RunSpec):
     data_fingerprint: str
     """Fingerprint of every text of the three splits."""
     asked_fingerprint: str | None = None
-    """Fingerprint of every request and training token; None: begun before it was recorded."""
+    """Fingerprint of every request and training token; None: the run was begun by an older version."""
     sources: tuple[Source, ...] | None = None
-    """Every file and hub commit that the run reads; None: begun before sources were recorded."""
+    """Every file and hub commit that the run reads; None: the run was begun by an older version."""
 
     @property
     def spec(self) -> RunSpec:

@@ -1,8 +1,8 @@
-"""Results that are kept behind a URL (s3://bucket/results, or any other that fsspec knows): a folder here is their working copy.
+"""Remote sync: results behind a URL (s3://bucket/results, or another that fsspec supports), with a local working copy.
 
-A run is pulled before it is begun or continued, and pushed when an epoch has ended, when it is finished and when it is given up.
-Every file goes whole; record.json goes last, so that what is finished there is whole there. Nothing in the working copy is
-trusted: losing it with its machine loses what the current epoch has done, no more.
+A run is pulled before it starts or continues. It is pushed when an epoch has ended, and when the run has finished or failed.
+record.json is pushed last, so that a finished run is complete behind the URL. If the machine with the working copy is lost, only
+the current epoch is lost.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from lm_harmony.errors import MissingExtra, StoreError, UsageError
 from lm_harmony.runs.files import new_file
 
 LAST = ("epochs.jsonl", "failure.json", "record.json")
-"""Pushed after all else, in this order: they say that what they speak of is there."""
+"""Files that are pushed after all others, in this order, because they mark what is complete."""
 ENDED = ("record.json", "failure.json", "epochs.jsonl")
-"""What a study must know of every run to say how it stands."""
+"""Files from which a study reads the state of each run."""
 
 
 def is_url(place: str) -> bool:
-    """Tell whether results are asked for behind a URL."""
+    """Return whether a results_dir is a URL."""
     return "://" in place
 
 
 @dataclass(frozen=True)
 class RemoteSync:
-    """Results behind a URL and the folder that is their working copy."""
+    """Results behind a URL, and the folder that is their working copy."""
 
     url: str
-    """Where the results are."""
+    """URL of the results, such as s3://bucket/results."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What this process knows to be the same on both sides: path -> size and time of the file here."""
+    """Files that are equal on both sides: path -> size and modification time of the local file."""
 
     @cached_property
     def folder(self) -> Path:
-        """The working copy, in this user's cache."""
+        """Path of the working copy, in the user's cache folder."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "lm-harmony" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
     @cached_property
     def filesystem(self) -> Any:
-        """What fsspec opens the URL with.
+        """File system of the URL, from fsspec.
 
         Raises:
-            MissingExtra: the package for this kind of URL is not there.
-            UsageError: fsspec knows no such kind.
+            MissingExtra: the package for this kind of URL is not installed.
+            UsageError: fsspec does not support this kind of URL.
         """
         try:
             filesystem, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
@@ -68,7 +68,7 @@ class RemoteSync:
 
     @cached_property
     def root(self) -> str:
-        """The URL as its file system spells paths."""
+        """Path of the results in the file system of the URL."""
         return str(self.filesystem._strip_protocol(self.url)).rstrip("/")
 
     def file_sizes(self, path: str = "") -> Mapping[str, int]:
@@ -76,7 +76,7 @@ class RemoteSync:
         return {name: int(info["size"]) for name, info in self.list_files(path).items()}
 
     def list_files(self, path: str) -> Mapping[str, Mapping[str, Any]]:
-        """Return what the file system tells of every file below ``path``, by its path from the root."""
+        """Return the metadata of every file below ``path``, by its path from the root."""
         with self.clear_errors():
             found = self.filesystem.find(f"{self.root}/{path}".rstrip("/"), detail=True)
         # Where a folder is empty, s3fs looks whether its name is a file, and names a folder that another filled in between.
@@ -84,7 +84,7 @@ class RemoteSync:
         return {name.removeprefix(f"{self.root}/"): info for name, info in files.items()}
 
     def pull(self, path: str) -> None:
-        """Make the working copy of the folder ``path`` what the results are; what else is there goes."""
+        """Make the working copy of the folder ``path`` equal to the results; removes other files."""
         names = self.file_sizes(path)
         here = self._files(path)
         for name in here.keys() - names.keys():
@@ -94,7 +94,7 @@ class RemoteSync:
                 self._get(name)
 
     def pull_outcomes(self) -> None:
-        """Learn what every run's folder says of its end."""
+        """Copy the files that tell the state of each run."""
         names = {name: info for name, info in self.list_files("").items() if name.rpartition("/")[2] in ENDED}
         for name in self._files("").keys() - names.keys():
             if name.endswith(LAST):
@@ -104,7 +104,7 @@ class RemoteSync:
                 self._get(name)
 
     def push(self, path: str) -> None:
-        """Make the results of the folder ``path`` what the working copy is."""
+        """Make the results of the folder ``path`` equal to the working copy."""
         here, names = self._files(path), self.file_sizes(path)
         for name in sorted(here, key=lambda name: (_rank(name), name)):
             if name not in names or self._sent.get(name) != here[name]:
@@ -115,7 +115,7 @@ class RemoteSync:
             self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Remove one file of the results, if it is there."""
+        """Remove one file of the results, if it exists."""
         with self.clear_errors():
             if self.filesystem.exists(f"{self.root}/{name}"):
                 self.filesystem.rm_file(f"{self.root}/{name}")
@@ -128,7 +128,7 @@ class RemoteSync:
         self._sent[name] = _stamp(file)
 
     def _files(self, path: str) -> dict[str, tuple[int, int]]:
-        """Return stamps of the working copy's files below ``path``; names with a dot in front are half-written or leases."""
+        """Return size and time of the working copy's files below ``path``, without hidden ones (temporary files and leases)."""
         return {
             file.relative_to(self.folder).as_posix(): _stamp(file)
             for file in (self.folder / path).rglob("*")
@@ -137,10 +137,10 @@ class RemoteSync:
 
     @contextmanager
     def clear_errors(self) -> Iterator[None]:
-        """Turn what a remote file system raises into an error that says what to do.
+        """Turn an error of the remote file system into one that says what to do.
 
         Raises:
-            StoreError: the results cannot be reached or written.
+            StoreError: the results cannot be read or written.
         """
         try:
             yield
@@ -148,11 +148,11 @@ class RemoteSync:
             raise
         except OSError as error:
             raise StoreError(
-                f"results_dir: {self.url} cannot be used: {' '.join(str(error).split())[:300]}. What was finished is whole; "
-                f"check the address and your right to write there, and repeat."
+                f"results_dir: {self.url} cannot be used: {' '.join(str(error).split())[:300]}. What was finished is complete. "
+                f"Check the address and your permission to write there, and repeat."
             ) from error
         except Exception as error:
-            # Credentials and endpoints fail in classes of the client library, which derive from nothing of the standard one.
+            # Errors of credentials and endpoints are classes of the client library, which derive from no standard error.
             if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "google", "azure"):
                 raise
             raise StoreError(
@@ -162,7 +162,7 @@ class RemoteSync:
 
 
 def _is_copy(file: Path, info: Mapping[str, Any]) -> bool:
-    """Tell whether a file of the working copy is of the size of the remote one and was pulled after that was written."""
+    """Return whether the local file has the size of the remote one and is newer."""
     if not file.is_file() or file.stat().st_size != int(info["size"]):
         return False
     written = info.get("LastModified") or info.get("mtime") or info.get("created")

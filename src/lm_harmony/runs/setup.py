@@ -20,7 +20,7 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
-from lm_harmony.runs.caches import RunCaches
+from lm_harmony.runs.caches import LoadedModel, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
@@ -122,13 +122,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     run = RunSetup(
         spec=spec,
         task=task,
-        scorer=Scorer(
-            model=model,
-            batch_size=spec.execution.eval_batch_size,
-            max_new_tokens=spec.recipe.max_new_tokens,
-            seed=spec.seed,
-            backend=loaded.backend,
-        ),
+        scorer=_scorer(spec, loaded),
         splits=splits,
         sequences=sequences,
         metric=metric,
@@ -142,6 +136,17 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     )
     _log_summary(run)
     return run
+
+
+def _scorer(spec: RunSpec, loaded: LoadedModel) -> Scorer:
+    """Return the scorer of a loaded model with the batch size, answer length and seed of ``spec``."""
+    return Scorer(
+        model=loaded.model,
+        batch_size=spec.execution.eval_batch_size,
+        max_new_tokens=spec.recipe.max_new_tokens,
+        seed=spec.seed,
+        backend=loaded.backend,
+    )
 
 
 def _choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:

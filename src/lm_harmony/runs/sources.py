@@ -1,7 +1,7 @@
-"""What a number stands on: every local file that decides a run, with size and SHA-256, and the commits of hub repositories.
+"""Sources of a run: every local file that changes its numbers, with size and SHA-256, and the commits of hub repositories.
 
-A record lists them (``RunRecord.sources``). A result is current as long as the files that its request names today are those of
-the list. Files are compared by content; where they lie does not count. No torch.
+A record lists them (``RunRecord.sources``). A result is current while the files that its specification names are those of the
+list. Files are compared by content, not by path. No torch.
 """
 
 from __future__ import annotations
@@ -13,39 +13,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
-from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError, StoreError
+from lm_harmony.errors import FILE_RULES, BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_folder import files_read, model_files
-from lm_harmony.recipe import FILE_RULES
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
 Kind = Literal["task", "rows", "model"]
 UNRECORDED = "made before sources were recorded"
-"""Said of a run whose record lists no sources: whether they changed cannot be told."""
+"""Reason given for a run whose record lists no sources, so that a change cannot be seen."""
 _MOST_NAMES = 3
 _READABLE = "Make it readable and repeat."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file that a run was made from, or one repository on the hub."""
+    """A file that a run read, or a repository on the hub."""
 
     __pydantic_config__ = FILE_RULES
 
     kind: Kind
     """task: task files and their Python modules; rows: files of rows; model: files of the model's folder."""
     name: str
-    """Path of the file from the task's, the rows' or the model's folder; of a repository its name on the hub."""
+    """Path of the file relative to the folder of the task, rows or model; for a repository its name on the hub."""
     path: str | None = None
-    """Where the file was; None: a repository on the hub."""
+    """Absolute path of the file; None: a repository on the hub."""
     size: int | None = None
-    """Size of the file in bytes."""
+    """Size of the file in bytes; None: a repository."""
     sha256: str | None = None
-    """SHA-256 of the file's bytes."""
+    """SHA-256 of the file's bytes; None: a repository."""
     revision: str | None = None
-    """Branch, tag or commit that was asked of the repository."""
+    """Branch, tag or commit that was requested; None: a file."""
     commit: str | None = None
-    """Commit of the repository that was read; None: it could not be told."""
+    """Commit of the repository that was read; None: a file, or not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the source as plain values, without those that are None."""
@@ -53,12 +52,12 @@ class Source:
 
     @property
     def content(self) -> tuple[str, str, str | None]:
-        """What two sources must share to be the same: kind, name, and the digest of the file or the commit."""
+        """Kind, name and digest (of a repository: commit); equal for sources with the same content."""
         return self.kind, self.name, self.sha256 or self.commit
 
 
 def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
-    """Return the sources of a task and of its rows, read now; of a data set on the hub the commit is left open.
+    """Return the current sources of a task and of its rows; the commit of a data set on the hub is filled in later.
 
     Raises:
         UsageError: there is no such task.
@@ -72,7 +71,7 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
 
 
 def sources_opened_by_code(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
-    """Return the sources among files that code of a task opened, without those that ``task_sources`` found.
+    """Return the files that Python code of a task opened as sources, without those that ``task_sources`` found.
 
     Raises:
         BenchmarkError: a file cannot be read.
@@ -85,7 +84,7 @@ def sources_opened_by_code(task: Sequence[Source], opened: Iterable[Path]) -> tu
 
 
 def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
-    """Return the sources of a model, read now; of a model on the hub the commit is left open.
+    """Return the current sources of a model; the commit of a model on the hub is filled in later.
 
     Raises:
         ModelError: a file cannot be read.
@@ -107,7 +106,7 @@ def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tu
 
 
 def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | None:
-    """Say which source was read with another content, or at another commit, than is recorded, or return None."""
+    """Return a sentence that names the first source whose content or commit differs from the recorded one, or None."""
     found = {(source.kind, source.name): source for source in now}
     for source in recorded:
         other = found.get((source.kind, source.name))
@@ -121,18 +120,18 @@ def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | 
 
 @dataclass
 class SourceCheck:
-    """Compares recorded sources with the files of today; what one request has listed serves the next ones.
+    """Compares recorded sources with the current files.
 
-    Make a new one for every look: it takes files for unchanged once it has seen them.
+    Lists of files and hashes are kept for the next comparison, so create a new object whenever files may have changed.
     """
 
     _listed: dict[Any, Mapping[tuple[str, str], Path] | HarmonyError] = field(default_factory=dict)
     _hashed: dict[Path, tuple[int, str] | None] = field(default_factory=dict)
 
     def difference(self, recorded: Sequence[Source] | None, spec: RunSpec) -> str | None:
-        """Say what is no longer as recorded ("rte.yaml changed since"), or return None.
+        """Return what differs from the record ("rte.yaml changed since"), or None.
 
-        Files are read only where their size is that of the record and no hash of them is remembered. No network is asked.
+        A file is read only if its size is the recorded one and its hash is not cached. The network is not used.
         """
         if recorded is None:
             return UNRECORDED
@@ -140,11 +139,11 @@ class SourceCheck:
         broken = next((one for one in listed if isinstance(one, HarmonyError)), None)
         now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
-        # Older records list files of the model's folder that nothing reads.
+        # Older records also list files of the model's folder that are never read.
         read = {("model", name) for name in files_read(name for kind, name in files if kind == "model")}
         files = {key: source for key, source in files.items() if source.kind != "model" or key in read}
         changed, gone, unread = [], [], []
-        # Relative names find nothing from another working folder. What the run read is then compared where it was.
+        # Relative paths do not exist from another working folder. Files are then compared at their recorded paths.
         kinds = {kind for kind, _ in now}
         for key, source in files.items():
             content = self._content(now.get(key) or _place(source, now), source.size)
@@ -169,7 +168,7 @@ class SourceCheck:
         return self._listed[key]
 
     def _content(self, path: Path, size: int | None) -> tuple[int, str] | None:
-        """Return size and hash of a file (no hash where the size tells enough), or None where there is none."""
+        """Return size and hash of a file (an empty hash if the size differs already), or None if it does not exist."""
         if path in self._hashed:
             return self._hashed[path]
         try:
@@ -188,7 +187,7 @@ class SourceCheck:
 
 
 def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
-    """Return where a file is that only the run itself could find: from the task's folder, else where it was."""
+    """Return the path of a file that only running the task reveals: relative to the task's folder, else the recorded path."""
     yaml = next((path for kind, name in now if kind == "task" for path in (now[kind, name],)), None)
     if source.kind == "task" and yaml is not None and os.path.isfile(yaml.parent / source.name):
         return yaml.parent / source.name
@@ -213,7 +212,7 @@ def _files_of_model(asked: ModelSpec) -> Mapping[str, Path] | None:
 
 
 def _files_of_task(asked: BenchmarkSpec) -> TaskFiles:
-    """Return the files of a task, of its rows those that are there."""
+    """Return the files of a task, and those files of its rows that exist."""
     try:
         found = task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
         return replace(found, rows={name: path for name, path in found.rows.items() if path.is_file()})
@@ -228,11 +227,11 @@ def _dataset(found: TaskFiles) -> Source:
 def _read(kind: Any, name: str, path: Path) -> Source:
     try:
         return Source(kind=kind, name=name, path=str(path.absolute()), size=path.stat().st_size, sha256=sha256_of(path))
-    except OSError as error:  # this run's alone: a StoreError would stop a whole study
+    except OSError as error:  # not a StoreError, which would stop all runs of a study
         raise (ModelError if kind == "model" else BenchmarkError)(str(error)) from error
 
 
 def shortened(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
+    """Return the first few names, and the number of the others."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What is asked of a run. No torch: plans and boards read it on a laptop."""
+"""The specification of a run: model, benchmark, recipe, seed and options. No torch: plans and boards read it on a laptop."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
-from lm_harmony.errors import UsageError, check_flag, check_integer
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE, FILE_RULES, PUBLISHED, Recipe
+from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe
 from lm_harmony.runs.files import from_plain, to_plain
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
 ENGINES = ("auto", "plain")
-"""Layouts of forward passes that can be asked for."""
+"""Values of --engine: auto (packed rows where a probe finds them exact) and plain (padded batches)."""
 LARGEST_SEED = 2**32 - 1
-"""NumPy's legacy generator, which defines the published splits, takes seeds from 0 to this one."""
+"""Largest seed of NumPy's legacy generator, which defines the published splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which model."""
+    """A model: where it is loaded from, and how its chat template is used."""
 
     __pydantic_config__ = FILE_RULES
 
     name: str
-    """Hub id or folder."""
+    """Hub id, or path of a folder."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Run code from the model's repository."""
+    """Whether code from the model's repository may run."""
     apply_chat_template: bool = False
-    """Render training and scoring with the model's chat template."""
+    """Whether training texts and requests are rendered with the model's chat template."""
     chat_template_date: str | None = CHAT_TEMPLATE_DATE
-    """What the template takes for today, as YYYY-MM-DD; None: the day of the run, in records older than this field."""
+    """Date that the template takes as today, as YYYY-MM-DD; None: the day of the run, in records older than this field."""
 
     def __post_init__(self) -> None:
         check_flag("trust_remote_code", self.trust_remote_code)
@@ -53,49 +53,50 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSpec:
-    """Which benchmark, with which rows."""
+    """A benchmark: its task, where its rows are, and how they are split."""
 
     __pydantic_config__ = FILE_RULES
 
     task: str
-    """Name of an lm_eval task, or a task's YAML file."""
+    """Name of an lm_eval task, path of a task's YAML file, or corpus:PATH."""
     include_path: Path | None = None
-    """Folder of further task files."""
+    """Folder with further task files, as lm_eval's --include_path."""
     data_dir: Path | None = None
-    """Folder that holds <task>/{train,validation,test}.jsonl; None: the hub."""
+    """Folder with <task>/{train,validation,test}.jsonl; None: rows come from the hub or from the task's own files."""
     caps: Caps = Caps()
-    """The most rows of each split."""
+    """Largest number of rows of each split."""
     split_protocol: SplitProtocol = "clean"
     """"clean" or "published": see ``benchmarks.splits.make_splits``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run is carried out.
+    """How a run is executed.
 
-    Nothing here changes a score beyond rounding (and, of models with dropout of their own such as GPT-2, the places it hits).
+    These options change a score by rounding only. In models with dropout of their own, such as GPT-2, they also change which
+    activations are dropped.
     """
 
     __pydantic_config__ = FILE_RULES
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
+    """Device of the model: cpu, cuda, cuda:1, mps or auto."""
     engine: str = "auto"
-    """auto: the fast forward passes where a probe finds them exact; plain: padded batches everywhere."""
+    """auto: packed rows where a probe finds them exact; plain: padded batches only."""
     micro_batch: int = 8
-    """Most training sequences in one forward pass."""
+    """Largest number of training sequences in one forward pass."""
     eval_batch_size: int = 8
-    """Most sequences in one scoring pass."""
+    """Largest number of sequences in one forward pass of scoring."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third more time, much less memory."""
+    """Recompute activations in the backward pass, which takes a third more time and much less memory."""
     save_checkpoints: bool = True
-    """Keep what --resume_from_checkpoint needs after each epoch."""
+    """Save after each epoch what --resume_from_checkpoint needs."""
     trackers: tuple[str, ...] = ()
-    """Where losses and scores are shown too: tensorboard, trackio, wandb."""
+    """Experiment trackers that receive losses and scores: tensorboard, trackio, wandb."""
     logging_steps: int | None = 10
-    """Optimizer steps between two logged losses; None or 0: losses are not logged."""
+    """Optimizer steps between two losses sent to the trackers; None or 0: no losses are sent."""
     use_git: bool = True
-    """Note the git revision of the working folder."""
+    """Record the git commit of the working folder."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -110,32 +111,32 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One run: a model on a benchmark by a recipe."""
+    """One run: a model that is fine-tuned on a benchmark by a recipe, and scored on it."""
 
     __pydantic_config__ = FILE_RULES
 
     model: ModelSpec
-    """Which model."""
+    """Model that is fine-tuned and scored."""
     benchmark: BenchmarkSpec
-    """Which benchmark."""
+    """Benchmark that the model is fine-tuned and scored on."""
     recipe: Recipe = PUBLISHED
-    """How it is prepared."""
+    """Every hyperparameter of the fine-tuning."""
     seed: int = 0
-    """Governs everything random: split, order, dropout, adapter."""
+    """Seed of the validation split, the order of rows, dropout and the initial adapter."""
     metric: str | None = None
     """Metric that chooses the epoch, as lm_eval keys it ("acc_norm,none"); None: the benchmark's own."""
     greater_is_better: bool | None = None
-    """Direction of the metric where the benchmark gives none; one that contradicts the benchmark is refused. None: not given."""
+    """Whether higher is better, for a metric whose benchmark does not say it; None: not given."""
     choose_best: bool = True
-    """Test the best epoch by validation (the protocol); False: the last one."""
+    """Test the epoch with the best validation score, as the method does; False: test the last epoch."""
     direct: bool = False
-    """Score the untouched model on the test split too."""
+    """Also score the untouched model on the test split."""
     test: bool = True
-    """Score the chosen epoch on the test split."""
+    """Whether the chosen epoch is scored on the test split."""
     test_curve: bool = False
     """After the choice, score every epoch on the test split, for the record only."""
     execution: Execution = field(default=Execution(), compare=False)
-    """How it is carried out."""
+    """Device, batch sizes and other options that change no score."""
 
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)

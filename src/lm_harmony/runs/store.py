@@ -1,21 +1,21 @@
 """A run's folder.
 
     <results>/<exp_name>/
-        config.yaml               all that was asked, with the recipe's fingerprint and the sources; written first
-        log.txt                   what happened, with times
-        direct.json               test score of the untouched model, where asked
-        epochs.jsonl              one line an epoch, appended as it ends
-        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, while the run lasts
-        trackers/                 TensorBoard's files, where asked
+        config.yaml               the specification, its fingerprints and sources; written first
+        log.txt                   the log, with times
+        direct.json               test score of the untouched model, where requested
+        epochs.jsonl              one line per epoch, appended when it ends
+        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, until the run has finished
+        trackers/                 TensorBoard's files, where requested
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
         results_<time>.json       the trained model in lm_eval's results schema, plus the key train_before_test
-        direct/results_<time>.json  the untouched model in lm_eval's results schema, where asked
-        failure.json              why a study gave the run up; gone when it is tried again
-        record.json               all that was answered; written last, atomically: a run with it is finished
+        direct/results_<time>.json  the untouched model in lm_eval's results schema, where requested
+        failure.json              why the run of a study failed; removed when it is tried again
+        record.json               the record; written last, so that a run that has it is finished
 
 A folder without record.json is an unfinished run, which --resume_from_checkpoint continues after its last line in epochs.jsonl.
-In a study the file .<run>.lease beside the folder tells who works in it now.
+In a study the file .<run>.lease beside the folder names the process that works in it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class RunStore:
     """The folder of one run."""
 
     folder: Path
-    """Where everything of the run is."""
+    """Path of the run's folder."""
     remote: RemoteSync | None = None
-    """Where the results are behind a URL: then the folder is a working copy, pushed when something in it is finished."""
+    """Results behind a URL, whose working copy the folder is; None: the folder itself holds the results."""
 
     @classmethod
     def at(cls, results: Path, name: str) -> RunStore:
-        """Return the store of run ``name`` below ``results``; nothing is created yet.
+        """Return the store of run ``name`` below ``results``; creates no folder.
 
         Raises:
             UsageError: the name is empty or would leave the results folder.
@@ -62,15 +62,15 @@ class RunStore:
         return cls(results.joinpath(*parts))
 
     def is_finished(self) -> bool:
-        """Tell whether the run has its record."""
+        """Return whether the run has a record."""
         return (self.folder / "record.json").is_file()
 
     def outcome(self) -> RunRecord | Failure | None:
-        """Return the run's record, or why it failed, or None where it has not ended."""
+        """Return the record of a finished run, the failure of a failed one, or None."""
         return self.record() if self.is_finished() else self.failure()
 
     def requested(self) -> tuple[str, str] | None:
-        """Return (model, task) of the specification, whether or not the record can be read; None where config.yaml cannot."""
+        """Return (model, task) from config.yaml, or None if there is none that can be read."""
         try:
             config = self.config()
         except DamagedFile:
@@ -78,11 +78,11 @@ class RunStore:
         return None if config is None else (config.model.name, config.benchmark.task)
 
     def refuse_conflict(self, spec: RunSpec, *, resume: bool, overwrite: bool) -> None:
-        """Refuse early, before anything is loaded, what the folder does not allow.
+        """Check, before anything is loaded, that a run may start or continue in this folder.
 
         Raises:
-            UsageError: a run is there and neither ``resume`` nor ``overwrite`` was asked, it was asked otherwise, or what it
-                stands on has changed.
+            UsageError: the folder holds a run and neither ``resume`` nor ``overwrite`` is set, or a run with another
+                specification or other sources is resumed.
         """
         if overwrite:
             return
@@ -100,17 +100,17 @@ class RunStore:
     def begin(
         self, spec: RunSpec, *, data: str, overwrite: bool, asked: str | None = None, sources: Sequence[Source] = ()
     ) -> None:
-        """Write config.yaml; of a run that is continued, check that it stands on the same.
+        """Write config.yaml; if the run is continued, check that rows, requests and sources are those of its beginning.
 
         Args:
-            spec: what is asked.
+            spec: the specification of the run.
             data: fingerprint of the rows.
-            overwrite: remove what a run left here.
-            asked: fingerprint of what is asked.
-            sources: every file and hub commit that the run stands on.
+            overwrite: remove what an earlier run left in the folder.
+            asked: fingerprint of all requests and training tokens.
+            sources: files and hub commits that the run reads.
 
         Raises:
-            UsageError: any of these changed since the run was begun, or the folder holds other things than a run.
+            UsageError: one of these has changed since the run began, or the folder holds files that no run writes.
         """
         if overwrite:
             self._clear()
@@ -134,24 +134,24 @@ class RunStore:
 
     def _clear(self) -> None:
         if self.folder.exists() and not (self.folder / "config.yaml").is_file() and any(self.folder.iterdir()):
-            raise UsageError(f"overwrite: {self.folder} holds files that are no run's. Choose another --exp_name.")
+            raise UsageError(f"overwrite: {self.folder} holds files that no run writes. Choose another --exp_name.")
         # The record goes first: whatever is left after an interruption is an unfinished run, never a false finished one.
         (self.folder / "record.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def epochs(self) -> tuple[EpochRecord, ...]:
-        """Return the finished epochs whose line is whole; a line torn by a kill does not count."""
+        """Return the finished epochs; a last line without its newline, left by a killed process, is skipped."""
         path = self.folder / "epochs.jsonl"
         return read_json_lines(path, EpochRecord, skip_torn_end=True) if path.exists() else ()
 
     def add_epoch(self, epoch: EpochRecord) -> None:
-        """Append a finished epoch; its checkpoint must be written already."""
+        """Append a finished epoch, whose checkpoint must be written before."""
         lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
         write_atomically(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
         self._push()
 
     def checkpoint(self, epoch: int) -> Path:
-        """Return the folder of an epoch's checkpoint."""
+        """Return the path of an epoch's checkpoint folder."""
         return self.folder / "checkpoints" / f"epoch-{epoch}"
 
     def remove_other_checkpoints(self, epochs: Iterable[int]) -> None:
@@ -165,53 +165,53 @@ class RunStore:
             self._push()
 
     def direct_score(self) -> Score | None:
-        """Return the test score of the untouched model if it was computed before the run stopped."""
+        """Return the test score of the untouched model, without samples; None: not computed yet."""
         path = self.folder / "direct.json"
         return read_json(path, Score) if path.exists() else None
 
     def write_direct_score(self, score: Score) -> None:
-        """Keep the test score of the untouched model for a resumed run."""
+        """Write the test score of the untouched model, which a resumed run reads."""
         write_atomically(self.folder / "direct.json", json.dumps(to_plain(score)))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Write per-document outcomes."""
+        """Write the per-document outcomes of a split."""
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
         write_atomically(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
     def samples(self, split: str) -> tuple[Mapping[str, Any], ...]:
-        """Return the per-document outcomes that ``write_samples`` wrote; none where it wrote none."""
+        """Return the per-document outcomes of a split; empty if none were written."""
         path = self.folder / f"samples_{split}.jsonl"
         return read_json_lines(path, Sample) if path.exists() else ()
 
     def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
-        """Write the results in lm_eval's schema; ``time`` names the file."""
+        """Write results_<time>.json in lm_eval's schema."""
         write_atomically(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
     def write_record(self, record: RunRecord) -> None:
-        """Write the record: from here on the run is finished."""
+        """Write record.json, which marks the run as finished."""
         write_atomically(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
         self._push()
 
     def write_failure(self, failure: Failure) -> None:
-        """Note that the run was given up; what it finished before stays."""
+        """Write failure.json; epochs and checkpoints stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "failure.json", json.dumps(to_plain(failure), indent=2, ensure_ascii=False))
         self._push()
 
     def failure(self) -> Failure | None:
-        """Return why the run was given up, or None."""
+        """Return why the run failed, or None."""
         path = self.folder / "failure.json"
         return read_json(path, Failure) if path.exists() else None
 
     def remove_failure(self) -> None:
-        """Let the run be tried again."""
+        """Remove failure.json, so that a study tries the run again."""
         (self.folder / "failure.json").unlink(missing_ok=True)
         if self.remote is not None:
             self.remote.remove(f"{self._path}/failure.json")
 
     def pull(self) -> None:
-        """Make a working copy what the results are; of results in a folder there is nothing to do.
+        """Copy the run from the results behind a URL into the working copy; does nothing for results in a folder.
 
         Raises:
             StoreError: the results cannot be reached.
@@ -232,7 +232,8 @@ class RunStore:
         """Read the record of a finished run.
 
         Raises:
-            StoreError: there is none. DamagedFile: it cannot be read.
+            StoreError: the run is not finished.
+            DamagedFile: record.json cannot be read.
         """
         path = self.folder / "record.json"
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Losses and scores shown in TensorBoard, Trackio or Weights & Biases, through Accelerate's trackers."""
+"""Losses and scores sent to TensorBoard, Trackio or Weights & Biases, through Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lm_harmony.runs.spec import Execution
 
 
 class Tracker:
-    """All trackers of a run; without any, every call does nothing."""
+    """All experiment trackers of a run; with none, its methods do nothing."""
 
     def __init__(self, trackers: tuple[GeneralTracker, ...], logging_steps: int | None) -> None:
-        """Wrap opened trackers; every ``logging_steps``-th step's loss is logged."""
+        """Take opened trackers; the loss of every ``logging_steps``-th step is logged."""
         self._trackers, self._logging_steps = trackers, logging_steps
 
     def epoch(self, epoch: Epoch, validation: Mapping[str, float]) -> None:
@@ -32,7 +32,7 @@ class Tracker:
         self._log({f"validation/{key}": value for key, value in validation.items()}, epoch.steps[-1].number)
 
     def tested(self, scores: Mapping[str, Score | None], *, step: int) -> None:
-        """Log the test scores that there are under their names."""
+        """Log the test scores that are not None, each under its name."""
         for name, score in scores.items():
             if score is not None:
                 self._log({f"{name}/{key}": value for key, value in score.metrics.items()}, step)
@@ -44,7 +44,7 @@ class Tracker:
 
 @contextmanager
 def open_trackers(execution: Execution, *, folder: Path, run: str) -> Iterator[Tracker]:
-    """Open the trackers that were asked for the length of a block; TensorBoard writes below ``folder``.
+    """Open the requested trackers for the duration of the block; TensorBoard writes below ``folder``.
 
     Raises:
         MissingExtra: a tracker's package is not installed.
@@ -62,7 +62,7 @@ def open_trackers(execution: Execution, *, folder: Path, run: str) -> Iterator[T
                 tracker.start()
             except ImportError as error:
                 raise MissingExtra(
-                    f"train_param.report_to {name} needs a package that is not there. Run: pip install 'lm-harmony[trackers]'"
+                    f"train_param.report_to {name} needs a package that is not installed. Run: pip install 'lm-harmony[trackers]'"
                 ) from error
             opened.append(tracker)
         yield Tracker(tuple(opened), execution.logging_steps)
