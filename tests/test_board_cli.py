@@ -163,6 +163,7 @@ def test_published_stands_for_the_published_board() -> None:
         (["place", "--model", "x"], "Give a folder of runs"),
         (["place", "--model", "x", "--suggest", "1"], "Give the folder with the runs of 'x'"),
         (["place", "{results}"], "has 4 models. Name one with --model"),
+        (["analyze", "{results}", "--no-figures", "-o", "/dev/null"], "/dev/null/tables: Not a directory. Give another path"),
         (["place", "--suggest", "9"], "between 1 and 6 (got 9)"),
     ],
 )

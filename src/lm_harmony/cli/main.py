@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a file where a folder must be, a folder without permission, a full disk
+        if "--debug" in words or error.filename is None:
+            raise
+        say(f"lm-harmony: {error.filename}: {error.strerror}. Give another path, or check its permissions.", stderr=True)
+        return 1
     except KeyboardInterrupt:
         say("lm-harmony: interrupted.", stderr=True)
         return 130
