@@ -134,7 +134,7 @@ def test_the_probe_of_the_fast_paths_does_not_hide_it(spec: RunSpec, tmp_path: P
         model = load_model(spec.model.name, device="cpu")
 
         def refuse(_: torch.nn.Module, args: Any, options: dict[str, Any], error: Exception = error) -> None:
-            if "segments" in options:
+            if "attention_blocks" in options:
                 raise error
 
         model.module.model.register_forward_pre_hook(refuse, with_kwargs=True)
