@@ -155,13 +155,13 @@ def orphans(package: Package, commands: set[str]) -> list[str]:
 
 
 def lazy_imports(package: Package, allowed_layers: set[str], optional: set[str]) -> list[str]:
-    """Return imports inside functions, except in ``allowed_layers`` and except for ``optional`` libraries."""
+    """Return imports inside functions, except in ``allowed_layers`` and except for ``optional`` libraries and modules."""
     return [
         f"{module.name}:{one.line}: imports {one.target} inside a function"
         for module in package.values()
         if module.layer not in allowed_layers
         for one in imports(module)
-        if one.lazy and one.target.split(".")[0] not in optional
+        if one.lazy and not any(f"{one.target}.".startswith(f"{name}.") for name in optional)
     ]
 
 

@@ -50,8 +50,8 @@ HARNESS = ("lm_harmony.benchmarks.harness", "lm_harmony.lm_eval_model")
 """Where lm_eval may be imported."""
 LAZY_LAYERS = {"", "cli"}
 """Layers with imports inside functions: these keep ``import lm_harmony`` and the start of a command short."""
-OPTIONAL = {"matplotlib", "seaborn", "plotly", "itables", "ray", "s3fs"}
-"""Libraries of the extras, which are imported only where they are used."""
+OPTIONAL = {"matplotlib", "seaborn", "plotly", "itables", "ray", "s3fs", "lm_harmony.studies.ray_pool"}
+"""Libraries of the extras, and the module that only ``--ray`` needs. They are imported where they are used."""
 PUBLIC = {
     name: value.__module__
     for name in lm_harmony.__all__
