@@ -175,7 +175,7 @@ def test_fewer_layers_than_the_configuration_says(tmp_path: Path) -> None:
 
 def test_more_layers_than_the_configuration_says(tmp_path: Path) -> None:
     told = refusal(configured(write_tiny_model(tmp_path), num_hidden_layers=1))
-    assert "holds 9 tensors (model.layers.1.input_layernorm.weight; " in told and "config.json knows nothing of" in told
+    assert "holds 9 tensors (model.layers.1.input_layernorm.weight; " in told and "config.json does not describe" in told
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
@@ -199,7 +199,7 @@ def test_renamed_tensors(tmp_path: Path) -> None:
 def test_an_extra_head(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
     told = refusal(rewritten(tmp_path, lambda weights: weights | {"v_head.summary.weight": torch.ones(1, 32)}))
-    assert "holds 1 tensor (v_head.summary.weight), which config.json knows nothing of" in told
+    assert "holds 1 tensor (v_head.summary.weight), which config.json does not describe" in told
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The 61 models of the published board: family, kind and size.
 
-The facts stand in catalogue.csv, in the published order. Any other causal language model may be used all the same.
+The metadata is in catalogue.csv, in the published order. Any other causal language model can be used, too.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What is published about one model."""
+    """Published metadata of one model."""
 
     model: str
     """Name on the Hugging Face hub."""
     family: str
-    """Whose line of models it is of: Qwen, Gemma, Llama, Yi, Pythia or GPT-2."""
+    """Family of the model: Qwen, Gemma, Llama, Yi, Pythia or GPT-2."""
     kind: str
     """"base" (pretrained only) or "instruct" (tuned to follow instructions or to chat)."""
     nominal_params_b: float
-    """Parameters as its name has them, in billions."""
+    """Number of parameters in the model's name, in billions."""
     params_b: float | None
-    """Parameters as counted by its makers, in billions; None: not published."""
+    """Number of parameters that its authors report, in billions; None: not reported."""
     pretraining_tokens_b: float | None
-    """Tokens that it was pretrained on, in billions; None: not published."""
+    """Number of pretraining tokens, in billions; None: not reported."""
 
 
 def _read() -> dict[str, ModelInfo]:
@@ -51,7 +51,7 @@ def _optional(cell: str) -> float | None:
 
 
 MODELS: Mapping[str, ModelInfo] = MappingProxyType(_read())
-"""Name on the hub -> its model, in the published order."""
+"""Hub name -> metadata, in the published order."""
 
 
 def find(name: str) -> ModelInfo | None:

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, all of them or an error, read straight onto the device."""
+"""Reads all weights of a checkpoint directly onto the device."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def read_weights(
 
     Args:
         name: hub id or folder.
-        folder: where its files are on this machine.
-        config: its configuration.
+        folder: local folder of its files.
+        config: configuration of the model.
         dtype: type of the weights.
-        device: where they go, without a copy in host memory before.
-        options: of ``from_pretrained``: revision, trust_remote_code.
+        device: device of the weights; no copy in host memory is made.
+        options: revision and trust_remote_code, for ``from_pretrained``.
 
     Raises:
         ModelError: an encoder; the weights do not fit into the memory of the device; a file cannot be read; a tensor is missing,
@@ -64,7 +64,7 @@ def read_weights(
 
 
 def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Build the modules of a model on the meta device: every shape, no weight.
+    """Return the modules of a model on the meta device, with shapes and without weights.
 
     Raises:
         ModelError: ``config`` describes no causal language model.
@@ -84,7 +84,7 @@ def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool)
 def _free_for_weights(device: torch.device, needed: int) -> int:
     """Return the bytes that weights can take, swap space included; if they are too few, an earlier model's are freed first."""
     if device.type not in ("cpu", "cuda", "mps"):
-        return needed  # no way to ask
+        return needed  # free memory is not known
     swap = 0 if device.type == "cuda" else int(psutil.swap_memory().free)
     if free_bytes(device) + swap < needed:
         clear_device_cache(garbage_collection=True)

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, told by the names of its tensors and files."""
+"""Checks that the tensors and files of a checkpoint match its config.json."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lm_harmony.errors import ModelError
 
 SHOWN = 4
-"""Names of tensors that a message lists; of more it gives the number."""
+"""Maximum number of tensor names that a message lists."""
 WRAPPERS = {
     "module.": "DataParallel or DistributedDataParallel left it: save model.module instead of model",
     "_orig_mod.": "torch.compile left it: save model._orig_mod instead of model",
     "base_model.model.": "PEFT left it: save model.merge_and_unload() instead of model",
     "_fsdp_wrapped_module.": "FSDP left it: save with its full state dict",
 }
-"""Prefix of every tensor's name -> who leaves it and what to save instead."""
+"""Prefix of all tensor names -> the wrapper that adds it and what to save instead."""
 _OLD_BUFFERS = re.compile(r"(\.(attn|attention)(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|\.causal_mask)$")
 """Tables that models computed and older versions of transformers saved with the weights."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -85,7 +85,7 @@ def refuse_misfit(name: str, module: PreTrainedModel, report: Mapping[str, Colle
     if missing:
         faults.append(f"lacks {_listed(missing)}, which config.json asks for")
     if unknown:
-        faults.append(f"holds {_listed(unknown)}, which config.json knows nothing of")
+        faults.append(f"holds {_listed(unknown)}, which config.json does not describe")
     if sizes:
         texts = [f"{key} {_size(found)}, by config.json {_size(asked)}" for key, found, asked in sizes]
         faults.append(f"has other sizes than config.json in {_listed(texts)}")
@@ -117,7 +117,7 @@ def refuse_non_finite(name: str, module: PreTrainedModel) -> None:
     """Refuse weights, and buffers that are saved with them, that hold NaN or infinity.
 
     Raises:
-        ModelError: some do; names them.
+        ModelError: some do; the message names them.
     """
     saved = module.state_dict()
     buffers = [(key, buffer) for key, buffer in module.named_buffers() if key in saved and not _OLD_BUFFERS.search(key)]

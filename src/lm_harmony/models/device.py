@@ -28,7 +28,7 @@ _FREE = re.compile(rf"of which {_SIZE} is free")
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """The number formats that a model computes in."""
+    """Number formats of a model's weights and matrix products."""
 
     weights: str
     """Type of the base weights: "float32" or "bfloat16"."""
@@ -37,15 +37,15 @@ class Precision:
 
     @property
     def width(self) -> int:
-        """Bytes of a weight."""
+        """Number of bytes of one weight."""
         return 4 if self.weights == "float32" else 2
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into this machine's accelerator, or the processor where there is none.
+    """Return the named device; "auto" is the accelerator of this machine, or the CPU if there is none.
 
     Raises:
-        ModelError: the device does not exist here.
+        ModelError: the device does not exist on this machine.
     """
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -60,7 +60,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def configure_device(device: torch.device) -> None:
-    """Set what PyTorch should do differently on a CUDA device; other devices are left as they are."""
+    """Turn off cuDNN attention on a CUDA device; does nothing for other devices."""
     if device.type == "cuda":
         # From 2.11 on PyTorch prefers cuDNN's attention on Hopper cards. cuDNN builds an execution plan for every new shape,
         # which takes tens of milliseconds; nearly every packed sequence and every decoding step has a new shape.
@@ -68,12 +68,12 @@ def configure_device(device: torch.device) -> None:
 
 
 def resolve_precision(dtype: str, device: torch.device, *, adapter: bool) -> Precision:
-    """Return the number formats for training on ``device``; asks a CUDA card whether it computes in bfloat16.
+    """Return the number formats for training on ``device``; checks whether a CUDA GPU computes in bfloat16.
 
     Args:
         dtype: "float32", "bfloat16" or "auto".
-        device: where the model will be.
-        adapter: whether an adapter is trained, not all weights.
+        device: device of the model.
+        adapter: whether an adapter is trained instead of all weights.
     """
     has_bfloat16 = False
     if device.type == "cuda":
@@ -83,11 +83,11 @@ def resolve_precision(dtype: str, device: torch.device, *, adapter: bool) -> Pre
 
 
 def choose_precision(dtype: str, *, device_type: str, has_bfloat16: bool, adapter: bool) -> Precision:
-    """Return the number formats for a dtype that was asked for and a kind of device.
+    """Return the number formats for a requested dtype and a kind of device.
 
-    A type that is named is that of the weights and of all products. "auto" is float32, except on a CUDA card with bfloat16: there
-    the frozen weights under an adapter are bfloat16. If all weights are trained they stay float32, because a step of 2e-5 is lost
-    in the 8 bits of a bfloat16 weight, and only the products are computed in bfloat16.
+    A named type is used for weights and matrix products. "auto" is float32, except on a CUDA GPU with bfloat16. There the frozen
+    weights under an adapter are bfloat16. If all weights are trained, they stay float32, because an update of 2e-5 is lost in the
+    8 bits of a bfloat16 weight, and only matrix products are computed in bfloat16.
 
     Args:
         dtype: "float32", "bfloat16" or "auto".
@@ -118,10 +118,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that memory ran out: of a GPU, of PyTorch's or NumPy's allocator on a CPU, or of Python."""
+    """Return whether ``error`` is an out-of-memory error of a GPU, of PyTorch or NumPy on a CPU, or of Python."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    if isinstance(error, HarmonyError):  # says already what to do
+    if isinstance(error, HarmonyError):  # its message already says what to do
         return False
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -129,7 +129,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def asked_and_free_bytes(error: BaseException) -> tuple[int | None, int | None]:
-    """Return the size of the allocation that failed and what was free, in bytes, each where the error's text tells it."""
+    """Return the size of the failed allocation and the free memory in bytes; None where the error's text does not say it."""
     asked, free = (
         None if found is None else int(float(found[1]) * _UNITS[found[2]])
         for found in (pattern.search(str(error)) for pattern in (_ASKED, _FREE))
@@ -143,12 +143,12 @@ def memory_error(
     """Return the error for a model that does not fit.
 
     Args:
-        name: of the model.
-        device: whose memory is too small.
-        doing: what was going on, such as "training on one sequence".
-        needed: how much memory that takes, in words.
-        ways_out: what the user can do instead; a bigger device is added.
-        free: bytes that were free; None: what is free now.
+        name: hub id or folder of the model.
+        device: device whose memory is too small.
+        doing: what the program was doing, such as "training on one sequence".
+        needed: the memory that it needs, as text.
+        ways_out: options that need less memory; a larger device is added to them.
+        free: number of bytes that were free; None: the number that is free now.
     """
     kind = "machine" if device.type == "cpu" else "card"
     left = gib(free_bytes(device) if free is None else free)

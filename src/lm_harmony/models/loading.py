@@ -23,25 +23,25 @@ from lm_harmony.models.text import TextEncoder
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
-"""Tokens that a model takes when neither its config nor its tokenizer tells (lm_eval's default)."""
+"""Longest input in tokens if neither config nor tokenizer gives one (lm_eval's default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """A causal language model ready to be asked and taught."""
+    """A causal language model with its tokenizer, ready for training and scoring."""
 
     name: str
-    """Hub id or folder."""
+    """Hub id, or path of a folder."""
     module: PreTrainedModel = field(repr=False)
-    """The weights, in evaluation mode; an attached adapter lives inside it."""
+    """PyTorch module in evaluation mode; it contains an attached adapter."""
     text: TextEncoder = field(repr=False)
-    """Its tokenizer under lm_eval's rules."""
+    """Tokenizer with lm_eval's rules for special tokens."""
     max_length: int
     """Longest input in tokens."""
     revision: str | None = None
-    """Commit of the weights on the hub, when known."""
+    """Commit of the weights on the hub; None: not known."""
     autocast: torch.dtype | None = None
-    """Type that matrix products are computed in; None: that of the weights."""
+    """Type in which matrix products are computed; None: the type of the weights."""
 
     @property
     def precision(self) -> Precision:
@@ -49,7 +49,7 @@ class LanguageModel:
         autocast = None if self.autocast is None else str(self.autocast).removeprefix("torch.")
         return Precision(weights=str(self.module.dtype).removeprefix("torch."), autocast=autocast)
 
-    def mixed_precision(self) -> AbstractContextManager[Any]:
+    def mixed_precision(self) -> AbstractContextManager[object]:
         """Return the block in which a forward pass is computed: ``torch.autocast`` where ``autocast`` is set, else nothing.
 
         Each forward pass enters its own block. Autocast keeps the weights that it has converted until the block ends, so a block
@@ -59,7 +59,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that holds the weights."""
         return self.module.device
 
 
@@ -115,7 +115,7 @@ def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
-        elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be asked
+        elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be reached
         raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
     return TextEncoder(tokenizer, name=name)
 
@@ -123,7 +123,7 @@ def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder
 def build_language_model(
     name: str, module: PreTrainedModel, tokenizer: Tokenizer, *, revision: str | None = None
 ) -> LanguageModel:
-    """Make a ``LanguageModel`` of loaded parts.
+    """Return a ``LanguageModel`` from a loaded module and tokenizer.
 
     Raises:
         ModelError: the tokenizer has no end-of-text token, or ids beyond the model's embedding.
@@ -152,10 +152,10 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
 
 
 def _refuse_folder(folder: Path, revision: str) -> None:
-    """Refuse a folder that is no model's, or a revision of a folder.
+    """Check that a folder holds a model, of the requested revision if it was fetched.
 
     Raises:
-        ModelError: there is no config.json, or ``revision`` is not the one that was fetched into the folder.
+        ModelError: config.json is missing, or ``revision`` is not the one that was fetched into the folder.
     """
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
@@ -168,7 +168,7 @@ def _refuse_folder(folder: Path, revision: str) -> None:
 
 
 def _why_not(name: str, error: Exception) -> str:
-    """Return the message for a configuration that cannot be had."""
+    """Return the message for a configuration that cannot be loaded."""
     reason = one_line(error, 300)
     if "trust_remote_code" in reason:
         return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."

@@ -33,17 +33,17 @@ def shown_name(model: str) -> str:
 
 
 def files_read(names: Iterable[str]) -> list[str]:
-    """Return in order those of a model's files that loading the model may read (relative paths with slashes).
+    """Return, sorted, the files of a model that loading it may read, as relative paths with slashes.
 
-    Configurations, tokenizer, chat templates and weights stand at the top of a folder; Python code may stand below it.
-    Pickled weights (.bin) are read only where the same weights are not there as safetensors.
+    Configurations, tokenizer, chat templates and weights are at the top of the folder; Python code may be in subfolders.
+    Pickled weights (.bin) are read only if the same weights do not exist as safetensors.
     """
     known = set(names)
     return sorted(name for name in known if _may_be_read(name) and not _is_superseded(name, known))
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a model's folder that loading it may read, by their path from the folder, in order."""
+    """Return relative path -> path of the files of a model's folder that loading it may read, sorted."""
     candidates = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja"), *folder.rglob("*.py")]
     files = {file.relative_to(folder).as_posix(): file for file in candidates if file.is_file()}
     return {name: files[name] for name in files_read(files)}
@@ -61,35 +61,35 @@ def _may_be_read(name: str) -> bool:
 
 
 def _is_superseded(name: str, names: set[str]) -> bool:
-    """Tell whether ``name`` holds pickled weights that are there as safetensors too."""
+    """Return whether ``name`` holds pickled weights that also exist as safetensors."""
     pickled = _PICKLED.fullmatch(name)
     stem = {"pytorch_model": "model", "adapter_model": "adapter_model"}[pickled[1]] if pickled else ""
     return pickled is not None and not names.isdisjoint((f"{stem}.safetensors", f"{stem}.safetensors.index.json"))
 
 
 def write_source(folder: Path, *, name: str, asked: str, revision: str) -> None:
-    """Note in source.json which model lies in ``folder``: its name, the revision asked for, and that revision's commit."""
+    """Write source.json: name of the model in ``folder``, the requested revision, and its commit."""
     text = json.dumps({"name": name, "asked": asked, "revision": revision}, indent=2)
     (folder / "source.json").write_text(text, encoding="utf-8")
 
 
 def is_revision_of(folder: Path, revision: str) -> bool:
-    """Tell whether ``folder`` was fetched as ``revision``, a name or a commit."""
+    """Return whether ``folder`` was fetched as ``revision``, a name or a commit."""
     return revision in (_source(folder).get("asked"), _source(folder).get("revision"))
 
 
 def _source(folder: Path) -> dict[str, str]:
-    """Return what ``write_source`` noted in ``folder``, or nothing."""
+    """Return the content of source.json, or an empty mapping."""
     source = folder / "source.json"
     said: dict[str, str] = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
     return said
 
 
 def refuse_other_revision(folder: Path, name: str, revision: str) -> None:
-    """Refuse a folder that holds another revision of a model than is asked.
+    """Check that a folder holds the requested revision of a model.
 
     Raises:
-        ModelError: it does, or it does not say.
+        ModelError: it holds another revision, or has no source.json.
     """
     if not is_revision_of(folder, revision):
         raise ModelError(

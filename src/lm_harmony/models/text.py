@@ -19,7 +19,7 @@ from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 log = logging.getLogger(__name__)
 
 MOST_HELD = 4_000_000
-"""Tokens after which remembered encodings are forgotten: 16 MB of ids, beside their texts."""
+"""Number of cached token ids at which the cache is cleared: 16 MB of ids, plus their texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class EncodedPair:
     """A context and its continuation as token ids; their concatenation is the text's encoding."""
 
     context: tuple[int, ...]
-    """Ids that are only conditioned on; never empty."""
+    """Ids of the context; never empty."""
     continuation: tuple[int, ...]
-    """Ids that are predicted."""
+    """Ids whose log-probabilities are scored."""
 
 
 class TextEncoder:
