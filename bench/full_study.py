@@ -100,16 +100,16 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
         benchmark=BenchmarkSpec(task=task, data_dir=Path(flags.data), caps=SAMPLE),
         direct=True,
     )
-    load = workload(spec, hardware_named("h200").room)
+    load = workload(spec, hardware_named("h200").memory_budget)
     train, tested = min(TRAIN, info.train_rows), TEST_ROWS[info.task]
-    kept = load.fed.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch counted as full
+    kept = load.training.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch counted as full
     share = train / kept
     # A benchmark without a validation split uses a fifth of its training rows for it; the cap applies to them too.
     validated = min(VALIDATION, info.train_rows // 5)
     return replace(
         load,
         spec=replace(spec, benchmark=replace(spec.benchmark, task=info.task)),
-        fed=replace(times(load.fed, share), steps=PUBLISHED.epochs * math.ceil(train / PUBLISHED.batch_size)),
+        training=replace(times(load.training, share), steps=PUBLISHED.epochs * math.ceil(train / PUBLISHED.batch_size)),
         validation=asked_times(load.validation, validated / SAMPLE.validation),
         test=asked_times(load.test, tested / load.test_rows),
         test_rows=tested,
@@ -123,12 +123,12 @@ def times(counts: Counts, share: float) -> Counts:
 
 def asked_times(asked: ScoringWork, share: float) -> ScoringWork:
     """Return ``asked`` for another number of rows, in passes and batches as large as a GPU's."""
-    room, written = hardware_named("h200").room, times(asked.written, share)
-    if asked.written.passes:  # the sample is written in one batch
-        limit = asked.written.steps + 1
+    room, written = hardware_named("h200").memory_budget, times(asked.decoding, share)
+    if asked.decoding.passes:  # the sample is written in one batch
+        limit = asked.decoding.steps + 1
         batches = math.ceil(written.tokens / limit / room.generation_rows)
         written = replace(written, passes=batches, steps=batches * (limit - 1))
-    return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), written=written)
+    return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), decoding=written)
 
 
 def size_of(billions: float) -> ModelSize:

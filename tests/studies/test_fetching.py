@@ -66,7 +66,7 @@ def test_what_is_fetched_once_needs_no_network(hub: LoopbackHub, tmp_path: Path)
 
     asked = len(hub.requests)
     again = command(["fetch", str(file)], online)
-    assert "there already arc_easy" in again.stdout, again.stdout + again.stderr
+    assert "already there arc_easy" in again.stdout, again.stdout + again.stderr
     assert len(hub.requests) == asked, "the second time asks nothing"
 
     file.write_text(file.read_text(encoding="utf-8").replace(MODEL, f"{{name: {MODEL}, revision: v2}}"), encoding="utf-8")
@@ -100,4 +100,4 @@ def test_rows_that_were_changed_are_not_called_fetched(hub: LoopbackHub, tmp_pat
         rows.write(json.dumps(ROWS["test"][0]) + "\n")
     done = command(["fetch", str(file)], online)
     assert done.returncode == 1
-    assert "is not what source.json says of it" in done.stdout
+    assert "differs from its checksum in source.json" in done.stdout

@@ -96,13 +96,13 @@ def test_an_unknown_machine_is_refused_with_the_nearest() -> None:
 
 def test_this_machine_is_measured(spec: RunSpec) -> None:
     here = calibrate(spec)
-    assert 1e6 < here.training.value < 1e15 and 1e6 < here.scoring.value < 1e15 and here.width == 4
+    assert 1e6 < here.training.value < 1e15 and 1e6 < here.scoring.value < 1e15 and here.weight_bytes == 4
     assert here.training.measured and here.scoring.measured and not here.decoding.measured
     plan = make_plan([spec], here)
     assert plan.hours < 0.1 and "not measured" not in "".join(one.source for one in here.constants(decoding=False))
     # What was measured contains launches and attention: they must not be counted a second time.
-    load = workload(spec, here.room)
-    flops = training_flops(load.size, load.fed)
+    load = workload(spec, here.memory_budget)
+    flops = training_flops(load.size, load.training)
     scored = load.epochs * scoring_flops(load.size, load.validation) + scoring_flops(load.size, load.test)
     expected = flops / here.training.value + scored / here.scoring.value + here.run.value + here.load.value
     assert plan.hours * 3600 == pytest.approx(expected)

@@ -31,6 +31,9 @@ def audit(event, arguments):
 sys.addaudithook(audit)
 """
 """A start-up file that kills a worker as soon as it opens the rows of one benchmark."""
+STARTED: list[object] = []
+"""Every process that this process has started."""
+sys.addaudithook(lambda event, arguments: STARTED.append(arguments) if event == "subprocess.Popen" else None)
 
 
 def scores(study: Study) -> Mapping[str, tuple[object, ...]]:
@@ -80,9 +83,13 @@ def test_the_base_is_loaded_once_a_model_and_the_direct_score_once_a_benchmark(u
 
 def test_a_finished_study_does_nothing(uninterrupted: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")}
-    started = time.monotonic()
+    events, started = lines(uninterrupted), len(STARTED)
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    assert len(STARTED) == started + 1  # negative control: a process that is started is noticed
     assert len(uninterrupted.run().finished) == 24
-    assert time.monotonic() - started < 5
+    assert len(STARTED) == started + 1, "a worker was started, though nothing was left to do"
+    new = lines(uninterrupted)[len(events) :]
+    assert [(event["event"], event.get("runs")) for event in new] == [("study_started", 0), ("study_ended", None)]
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")} == before
 
 
@@ -122,7 +129,7 @@ def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(uninterrupted: S
             process.kill()
         process.wait()
         for left in victims:  # a worker whose coordinator is gone ends by itself
-            left.wait(timeout=10)
+            left.wait(timeout=120)
     assert unfinished > KILLS // 2
     assert study.run(workers=2).failed == {}
     print(f"survived {killed} kills, {unfinished} of them in the middle of the study")
@@ -136,7 +143,7 @@ def test_two_studies_on_one_folder_share_the_work(uninterrupted: Study, tmp_path
     study = Study.read(write_world(tmp_path))
     command = [sys.executable, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert [process.wait(timeout=1800) for process in both] == [0, 0]
     for process in both:
         process.communicate()
     assert scores(study) == scores(uninterrupted)
@@ -158,7 +165,7 @@ def test_what_cannot_be_done_is_recorded_and_the_others_finish(tmp_path: Path) -
     rows.write_text(rows.read_text() + '{"number": "x"}\n')
     command = [sys.executable, "-m", "lm_harmony.cli", "study", str(path)]
     done_in = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=done_in)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=done_in)
     assert done.returncode == 1, done.stderr
     assert "1 finished, 0 running, 5 failed, 0 waiting" in done.stdout
     study = Study.read(path)

@@ -62,18 +62,20 @@ from lm_harmony.studies.time_model import (
     scoring_phase,
     training_phase,
 )
-from lm_harmony.studies.workload import Workload, _written, size_of, workload
+from lm_harmony.studies.workload import Workload, _decoding_work, size_of, workload
 
 SIZE = ModelSize(parameters=5_000, computing=3_000, output=1_000, trained=100, layers=2, adapted=4, query_width=8, key_width=4)
 H200 = HARDWARE["h200"]
 ALL_LINEAR = Recipe(lora=Lora(target_modules=("all-linear",)))
 
 
-def load_of(size: ModelSize, fed: TrainingWork, test: ScoringWork | None = None) -> Workload:
+def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = None) -> Workload:
     """Return a run of one epoch without a validation."""
     spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
     nothing = ScoringWork(tokens=0)
-    return Workload(spec=spec, size=size, fed=fed, epochs=1, validation=nothing, test=test or nothing, test_rows=1, text_bytes=0)
+    return Workload(
+        spec=spec, size=size, training=training, epochs=1, validation=nothing, test=test or nothing, test_rows=1, text_bytes=0
+    )
 
 
 # Each term by hand.
@@ -134,7 +136,7 @@ def test_scoring_seconds_by_hand() -> None:
 
 def test_decoding_seconds_by_hand() -> None:
     written = DecodingWork(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
-    terms = decoding_phase(SIZE, ScoringWork(tokens=20, written=written), H200).terms
+    terms = decoding_phase(SIZE, ScoringWork(tokens=20, decoding=written), H200).terms
     assert terms == pytest.approx(
         {
             "launches": 10 * 125 * 1.25 * 9e-6,
@@ -160,7 +162,9 @@ def test_the_longest_of_what_overlaps_decides() -> None:
 
 
 def test_a_measured_machine_has_no_terms_beside_its_rates() -> None:
-    here = measured_here(training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, room=MemoryBudget(), width=4)
+    here = measured_here(
+        training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, budget=MemoryBudget(), weight_bytes=4
+    )
     asked = ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
     plan = model_plan(
         "some", [load_of(SIZE, TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here
@@ -261,7 +265,7 @@ def test_passes_and_operators_of_written_answers() -> None:
         Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
         for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
     ]
-    asked, written = _written(model, requests, Recipe(), room)
+    asked, written = _decoding_work(model, requests, Recipe(), room)
     contexts = sorted((model.text.encode([request.context])[0] for request in requests), key=len, reverse=True)
     with torch.no_grad(), Operators() as operators:
         answers = list(
@@ -307,19 +311,19 @@ def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> No
                 lengths = [len(one.ids) - 1 for one in state.batch]
                 pairs += sum(sum(range(1, length + 1)) for length in lengths)
                 state.advance(losses)
-    assert (load.fed.passes, load.fed.calls, load.fed.pairs) == (passed, calls, pairs)
-    assert load.fed.passes > load.fed.steps == 5
+    assert (load.training.passes, load.training.calls, load.training.pairs) == (passed, calls, pairs)
+    assert load.training.passes > load.training.steps == 5
     unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
     assert len(blocks_of_row(concatenated_row(unequal), torch.device("cpu"))) == 3  # only neighbours share a call
 
 
 def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None:
     for hardware in HARDWARE.values():
-        room = hardware.room
+        room = hardware.memory_budget
         assert (room.training_tokens, room.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
         assert room.generation_rows == GPU_GENERATION_ROWS
     many = replace(spec, benchmark=replace(spec.benchmark, task=str(write_micro(Path(spec.benchmark.task).parent, sizes=SIZES))))
-    on_gpu, on_cpu = (workload(many, room).test for room in (H200.room, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS)))
+    on_gpu, on_cpu = (workload(many, room).test for room in (H200.memory_budget, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS)))
     assert on_gpu.passes == 1 < on_cpu.passes and on_gpu.tokens == on_cpu.tokens
     assert scoring_phase(size_of(spec.model, spec.recipe), on_gpu, H200).seconds < scoring_phase(SIZE, on_cpu, H200).seconds
 
@@ -354,15 +358,15 @@ LONG_ROWS = TrainingWork(tokens=10 * 65_536, labels=10 * 65_536, steps=10, passe
 """Ten steps of one row of 65,536 tokens."""
 ANSWERS = ScoringWork(
     tokens=0,
-    written=DecodingWork(
+    decoding=DecodingWork(
         contexts=256 * 100, tokens=256 * 2_000, passes=1, steps=1_999, pairs=256 * 2_200_000, cached=256 * 2_200_000
     ),
 )
 """256 answers of 2,000 tokens."""
 
 
-def planned(size: ModelSize, fed: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
-    return model_plan("some", [load_of(size, fed, asked)], H200)
+def planned(size: ModelSize, training: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
+    return model_plan("some", [load_of(size, training, asked)], H200)
 
 
 def test_the_binding_term_changes_as_it_should() -> None:

@@ -84,13 +84,13 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     Raises:
         UsageError: neither the flag nor the study names a folder for rows.
     """
-    from lm_harmony.studies.download import fetch
+    from lm_harmony.studies.download import download
 
     rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
     if rows is None:
         raise UsageError("data_dir is missing in the flags and in the study file. Add --data_dir FOLDER.")
     whole = True
-    for part in fetch(spec.runs, data_dir=rows, models_dir=models):
+    for part in download(spec.runs, data_dir=rows, models_dir=models):
         say(f"{part.outcome:13} {part.name}: {part.error or part.folder}")
         whole &= part.error is None
     for key, folder, named in (("data_dir", rows, spec.data_dir), ("models_dir", models, spec.models_dir)):

@@ -1,9 +1,9 @@
-"""What a study needs from the network, fetched once and pinned; then its runs need none.
+"""Downloads the rows and models of a study once, pinned to commits. Afterwards its runs need no network.
 
-    <data_dir>/<task>/{train,validation,test}.jsonl, source.json     raw rows, and the commit that they come from
-    <models_dir>/<owner>/<name>/...                                  weights and tokenizer, source.json
+    <data_dir>/<task>/{train,validation,test}.jsonl, source.json     rows, and their commit on the hub
+    <models_dir>/<owner>/<name>/...                                  weights, tokenizer, source.json
 
-A folder is there whole or not at all: it is written aside and renamed.
+A folder is complete or does not exist: it is written under another name and renamed at the end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
@@ -30,45 +31,53 @@ _PARTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CODE = ("*.py",)
 
 
+class DownloadOutcome(StrEnum):
+    """How a download ended, in the words that ``lm-harmony fetch`` prints."""
+
+    FETCHED = "fetched"
+    ALREADY_THERE = "already there"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownloadResult:
-    """What became of one benchmark's rows or one model."""
+    """How the download of one benchmark's rows or of one model ended."""
 
     name: str
-    """Task, or the model's name on the hub."""
+    """Name of the task, or of the model on the hub."""
     folder: Path
-    """Where it is."""
-    outcome: str
-    """"fetched" or "there already"."""
+    """Folder of the rows or of the model, or the parent folder after a failure."""
+    outcome: DownloadOutcome
+    """How the download ended."""
     error: HarmonyError | None = None
-    """Why it is not there."""
+    """The error that ended the download, if it failed."""
 
 
-def fetch(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = None) -> Iterator[DownloadResult]:
-    """Fetch what ``runs`` need, one by one; what is there already stays, and what fails does not stop the rest.
+def download(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None = None) -> Iterator[DownloadResult]:
+    """Download the rows and models of ``runs`` and yield each result. Existing folders are kept. An error does not end the rest.
 
     Args:
-        runs: of a study.
-        data_dir: where rows go.
-        models_dir: where models go; None: models are left to the hub's own cache.
+        runs: the runs of a study.
+        data_dir: folder for the rows.
+        models_dir: folder for the models; None: models are not downloaded, and runs use the hub's own cache.
     """
     runs = list(runs)
     for benchmark in {run.benchmark.task: run.benchmark for run in runs}.values():
         if corpus_path(benchmark.task) is None:
-            yield _attempt(benchmark.task, data_dir, partial(_fetch_rows, benchmark, data_dir))
+            yield _catch_error(benchmark.task, data_dir, partial(_download_rows, benchmark, data_dir))
     for model in {(run.model.name, run.model.revision): run.model for run in runs}.values():
         if models_dir is not None and not Path(model.name).is_dir():
-            yield _attempt(model.name, models_dir, partial(_fetch_model, model, models_dir))
+            yield _catch_error(model.name, models_dir, partial(_download_model, model, models_dir))
 
 
-def _attempt(name: str, folder: Path, task: Callable[[], DownloadResult]) -> DownloadResult:
+def _catch_error(name: str, folder: Path, task: Callable[[], DownloadResult]) -> DownloadResult:
     try:
         return task()
     except HarmonyError as error:
-        return DownloadResult(name=name, folder=folder, outcome="failed", error=error)
+        return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FAILED, error=error)
 
 
-def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
+def _download_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
     file = find_task_file(benchmark.task, benchmark.include_path)
     name = benchmark_name(benchmark.task)
     folder = data_dir / name
@@ -76,23 +85,24 @@ def _fetch_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
         changed = modified_files(folder)
         if changed:
             raise BenchmarkError(
-                f"benchmark {name}: {folder / changed[0]} is not what source.json says of it. Remove {folder} and fetch again."
+                f"benchmark {name}: {folder / changed[0]} differs from its checksum in source.json. "
+                f"Remove {folder} and fetch again."
             )
     elif not folder.exists():
         with new_folder(folder) as scratch:
             source = download_rows(file, scratch)
             if source.task != name:
-                raise BenchmarkError(f"benchmark {name}: its file calls it {source.task}. Name the file after its task.")
+                raise BenchmarkError(f"benchmark {name}: {file} defines the task {source.task}. Rename it to {source.task}.yaml.")
             open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch.parent)  # the rows can be read back
-        return DownloadResult(name=name, folder=folder, outcome="fetched")
-    return DownloadResult(name=name, folder=folder, outcome="there already")
+        return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FETCHED)
+    return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
 
 
-def _fetch_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
+def _download_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
     folder = models_dir / model.name
     if folder.exists():
         refuse_other_revision(folder, model.name, model.revision)
-        return DownloadResult(name=model.name, folder=folder, outcome="there already")
+        return DownloadResult(name=model.name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
     try:
         info = HfApi().model_info(model.name, revision=model.revision)
         safe = any(one.rfilename.endswith(".safetensors") for one in info.siblings or ())
@@ -104,6 +114,6 @@ def _fetch_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
             f"model {model.name!r} cannot be fetched: {' '.join(str(error).split())[:300]}. "
-            f"Check the name, the network and that the model is open to you, and repeat."
+            f"Check the name, the network and your access to the model, and repeat."
         ) from error
-    return DownloadResult(name=model.name, folder=folder, outcome="fetched")
+    return DownloadResult(name=model.name, folder=folder, outcome=DownloadOutcome.FETCHED)

@@ -1,4 +1,4 @@
-"""How fast a machine is: a GPU by data sheet and assumptions, each marked as such, or this machine as measured in 20 seconds."""
+"""The speed of a machine: a GPU by its data sheet and marked assumptions, or this machine as measured in 20 seconds."""
 
 from __future__ import annotations
 
@@ -19,62 +19,62 @@ from lm_harmony.studies.flops import scoring_flops, training_flops
 from lm_harmony.studies.workload import workload
 
 SECONDS = 20.0
-"""Seconds that measuring this machine takes, about, without loading the model."""
+"""Approximate seconds of measuring this machine, without loading the model."""
 SLICE = 16
-"""Rows of the first slice; it grows until it fills its half of the time."""
+"""Training rows of the first measurement. The number is doubled until a measurement takes long enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A number that a prediction of time rests on, and where it comes from."""
+    """A number that a prediction of time uses, and its source."""
 
     name: str
-    """What it is, for a person."""
+    """Description of the number for users."""
     value: float
-    """The number, in ``unit``."""
+    """The number itself, in ``unit``."""
     unit: str
-    """Unit of the number, without a prefix."""
+    """Unit of the number, without a prefix such as giga."""
     source: str
-    """Where it comes from."""
+    """Data sheet, measurement or assumption that the number comes from."""
     measured: bool = False
-    """Whether somebody timed it; False: by a data sheet, inferred or assumed."""
+    """True if the number was measured; False if it is from a data sheet, inferred or assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """How fast a machine computes. A constant that is None is contained in the measured rates."""
+    """The speed of a machine. A constant that is None is already contained in a measured rate."""
 
     name: str
     """Name of the machine."""
     training: Constant
-    """FLOPs a second that training reaches."""
+    """FLOPs per second of training."""
     scoring: Constant
-    """FLOPs a second that scoring reaches."""
+    """FLOPs per second of scoring."""
     decoding: Constant
-    """FLOPs a second that writing answers reaches."""
+    """FLOPs per second of generating answers."""
     attention: Constant | None = None
-    """FLOPs a second that attention reaches."""
+    """FLOPs per second of attention."""
     memory: Constant | None = None
-    """Bytes a second that a decoding step reads of weights and cache."""
+    """Bytes per second of weights and cache that a decoding step reads."""
     launch: Constant | None = None
-    """Seconds for which the host is busy with the launch of one kernel."""
+    """Seconds that the host needs to launch one kernel."""
     kernels: Constant | None = None
-    """Kernels that an operator launches."""
+    """Kernels that one operator launches, on average."""
     layout: Constant | None = None
-    """Seconds a token in which Python lays out a scoring pass while the device waits."""
+    """Seconds per token in which Python prepares a scoring pass while the device waits."""
     stop_check: Constant | None = None
-    """Seconds a written token in which Python looks for stop strings while the device waits."""
+    """Seconds per generated token in which Python searches for stop strings while the device waits."""
     run: Constant
-    """Seconds of a run that depend on no token: reading rows, writing what came out."""
+    """Seconds of a run that do not depend on its tokens: reading rows and writing results."""
     load: Constant
-    """Seconds that loading a model takes, with the libraries."""
-    room: MemoryBudget
-    """How much one pass holds."""
-    width: int
-    """Bytes of a weight."""
+    """Seconds of loading a model and the libraries."""
+    memory_budget: MemoryBudget
+    """Tokens and rows that fit into one pass."""
+    weight_bytes: int
+    """Bytes of one weight."""
 
     def constants(self, *, decoding: bool = True) -> list[Constant]:
-        """Return what a prediction rests on; without ``decoding`` only what a study that writes no answers needs."""
+        """Return the constants of a prediction; without ``decoding`` only those that a study without generation needs."""
         unused = () if decoding else (self.decoding, self.memory, self.stop_check)
         values = [getattr(self, field.name) for field in fields(self)]
         cache = (CACHE_TRAFFIC,) if decoding and self.memory else ()
@@ -88,24 +88,24 @@ _SHEETS = {
     "l40s": (362e12, 0.864e12),
     "rtx4090": (165e12, 1.01e12),
 }
-"""Dense bf16 FLOPs a second and bytes of memory a second, by the makers' data sheets (H100 SXM, A100 SXM 80 GB)."""
+"""Dense bf16 FLOPs per second and memory bytes per second, from the data sheets (H100 SXM, A100 SXM 80 GB)."""
 _HOST = "on one core of an AMD EPYC, 2026-11-28"
 LAUNCH_SECONDS, KERNELS_PER_OPERATOR = 9e-6, 1.25
-"""Inferred from eager PyTorch elsewhere: some 50 ms for the 5,600 kernels of a training step at 7B; 200 kernels a layer on CUDA
-where the dispatcher counts 161 operators. Nobody has measured either with this engine."""
+"""Inferred from eager PyTorch in general: about 50 ms for the 5,600 kernels of a training step at 7B, and 200 kernels
+per layer on CUDA for 161 operators of the dispatcher. Neither was measured with this engine."""
 CACHE_TRAFFIC = Constant(
     name="decoding steps, cache",
     value=3,
     unit="caches moved a step",
     source="attention reads it, joining the new token reads and writes it: assumed",
 )
-"""How often a decoding step moves the keys and values of all tokens before."""
+"""How often a decoding step reads or writes the keys and values of all earlier tokens."""
 WORKSPACE = Constant(name="memory", value=1.2e9, unit="B a run", source="libraries and one pass: assumed")
-"""Memory of a run beside weights, gradients and moments."""
+"""Memory of a run besides weights, gradients and optimizer moments."""
 
 
 def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
-    """Return a GPU by its data sheet."""
+    """Return the speed of a GPU by its data sheet and the assumptions below."""
 
     def rate(what: str, share: float, why: str) -> Constant:
         source = f"{share:.0%} of the data sheet's peak ({peak / 1e12:.0f}): {why}"
@@ -139,36 +139,36 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
         stop_check=Constant(name="Python, decoding", value=2.3e-6, unit="s a token", source=_HOST, measured=True),
         run=Constant(name="fixed, run", value=5.0, unit="s a run", source="rows and files: assumed"),
         load=Constant(name="fixed, model", value=30.0, unit="s a model", source="loading: assumed"),
-        room=MemoryBudget(
+        memory_budget=MemoryBudget(
             training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, generation_rows=GPU_GENERATION_ROWS
         ),
-        width=2,
+        weight_bytes=2,
     )
 
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType({name: _gpu(name, *sheet) for name, sheet in _SHEETS.items()})
-"""GPUs by name, with bfloat16 weights."""
+"""Name of a GPU -> its speed with bfloat16 weights."""
 
 
 def hardware_named(name: str) -> Hardware:
-    """Return a known machine.
+    """Return the speed of a GPU in ``HARDWARE``.
 
     Raises:
-        UsageError: it is not known.
+        UsageError: there is no GPU of that name.
     """
     if name.lower() not in HARDWARE:
         raise UsageError(
-            f"hardware: no figures for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}; "
-            f"here measures this machine for 20 seconds."
+            f"hardware: no data for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}. "
+            f"Or give here, which measures this machine for 20 seconds."
         )
     return HARDWARE[name.lower()]
 
 
 def calibrate(spec: RunSpec) -> Hardware:
-    """Train and score slices of ``spec`` and return what this machine reached.
+    """Measure this machine: train and score some rows of ``spec`` for about ``SECONDS``.
 
     Raises:
-        HarmonyError: the benchmark or the model cannot be had.
+        HarmonyError: the benchmark or the model cannot be loaded.
     """
     started = time.perf_counter()
     rows, training, scoring = SLICE, 0.0, 0.0
@@ -193,29 +193,29 @@ def calibrate(spec: RunSpec) -> Hardware:
         rows *= 2
     answered = scoring_flops(load.size, load.validation) / scoring
     return measured_here(
-        training=training_flops(load.size, load.fed) / training,
+        training=training_flops(load.size, load.training) / training,
         answering=answered,
         scores=load.validation.passes > 0,
-        writes=load.validation.written.tokens > 0,
+        writes=load.validation.decoding.tokens > 0,
         load_seconds=load_seconds,
-        room=run.scorer.backend.memory_budget,
-        width=run.model.module.dtype.itemsize,
+        budget=run.scorer.backend.memory_budget,
+        weight_bytes=run.model.module.dtype.itemsize,
     )
 
 
 def measured_here(
-    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, room: MemoryBudget, width: int
+    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, budget: MemoryBudget, weight_bytes: int
 ) -> Hardware:
-    """Return this machine by what was measured on a slice of a study.
+    """Return the speed of this machine as it was measured on some rows of a study.
 
     Args:
-        training: FLOPs a second of training.
-        answering: FLOPs a second of validation.
-        scores: whether that validation held log-likelihoods.
-        writes: whether it held answers to write.
-        load_seconds: seconds of loading the model, with the libraries.
-        room: how much one pass holds here.
-        width: bytes of a weight.
+        training: FLOPs per second of training.
+        answering: FLOPs per second of validation.
+        scores: whether the validation had log-likelihood requests.
+        writes: whether the validation had generation requests.
+        load_seconds: seconds of loading the model and the libraries.
+        budget: tokens and rows that fit into one pass on this machine.
+        weight_bytes: bytes of one weight.
     """
     now, borrowed = "measured now, on rows of this study", "the rate of {}, which alone was measured"
 
@@ -229,12 +229,12 @@ def measured_here(
         decoding=rate("decoding", answering, now if writes else borrowed.format("scoring"), writes),
         run=Constant(name="fixed, run", value=1.0, unit="s a run", source="rows and files: assumed"),
         load=Constant(name="fixed, model", value=load_seconds, unit="s a model", source="loading, measured now", measured=True),
-        room=room,
-        width=width,
+        memory_budget=budget,
+        weight_bytes=weight_bytes,
     )
 
 
 def _slice(spec: RunSpec, rows: int) -> RunSpec:
-    """Return one epoch of ``rows`` training rows, half as many to score."""
+    """Return ``spec`` with one epoch of ``rows`` training rows and half as many validation rows."""
     caps = Caps(train=rows, validation=max(1, rows // 2), test=1)
     return replace(spec, benchmark=replace(spec.benchmark, caps=caps), recipe=replace(spec.recipe, epochs=1))

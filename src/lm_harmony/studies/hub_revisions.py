@@ -1,4 +1,4 @@
-"""Whether a branch on the hub has moved since a run read it: asked once, quickly, and only where there is network. No torch."""
+"""Whether a branch on the hub has moved since a run read it. Each repository is asked once, with a short timeout."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from lm_harmony.runs.sources import Source
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 3.0
-"""Longest wait for one answer of the hub."""
+"""Timeout of one request to the hub, in seconds."""
 ALL_SECONDS = 15.0
-"""Longest wait for all answers; what has not been answered by then is taken as unchanged."""
+"""Timeout of all requests together, in seconds. A repository without an answer by then counts as unchanged."""
 _AT_ONCE = 8
 _CARD = "README.md"
 _CONNECTION = frozenset(("ConnectionError", "ConnectError", "ConnectTimeout", "ProxyError"))
-"""Names of the errors by which HTTP libraries say that there is no connection; each has classes of its own."""
+"""Names of the error classes of HTTP libraries that mean that there is no connection."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass
 class HubRevisions:
-    """Asks the hub about repositories, each once."""
+    """The present commits of hub repositories. Each repository is asked about once."""
 
     endpoint: str | None = None
-    """Address of the hub; None: the one of the environment."""
+    """Address of the hub; None: the address in the environment variable HF_ENDPOINT, or huggingface.co."""
     _answers: dict[Source, str | None] = field(default_factory=dict)
     _unreachable: bool = False
 
     def moved(self, sources: Iterable[Source]) -> Mapping[Source, str]:
-        """Return the hub repositories of which another commit with other files would be read today, and how to say it.
+        """Return the hub repositories of which a run would read other files today, with a sentence that says so.
 
-        Without network, and where the hub does not answer in time, nothing is taken to have moved.
+        A repository counts as unchanged if there is no network, or if the hub does not answer in time.
         """
         asked = {source for source in sources if _can_move(source)}
         unknown = list(asked - self._answers.keys())
@@ -54,7 +54,7 @@ class HubRevisions:
             worker.start()
         for worker in workers:
             worker.join(max(0.0, until - time.monotonic()))
-        self._unreachable |= any(worker.is_alive() for worker in workers)  # one wait is enough
+        self._unreachable |= any(worker.is_alive() for worker in workers)  # do not wait a second time
         return {source: said for source in asked if (said := self._answers.get(source)) is not None}
 
     def _ask(self, unknown: list[Source]) -> None:
@@ -65,13 +65,13 @@ class HubRevisions:
                 return
             try:
                 self._answers[source] = self._difference(source)
-            except (HfHubHTTPError, HFValidationError) as error:  # gated, or gone
+            except (HfHubHTTPError, HFValidationError) as error:  # the repository is gated or removed
                 self._answers[source] = None
-                log.debug("%s cannot be asked about: %s", source.name, error)
-            except Exception as error:  # noqa: BLE001 - no network is no error, nor is a hub that is too slow to answer
+                log.debug("%s: the hub refuses the request: %s", source.name, error)
+            except Exception as error:  # noqa: BLE001 - a run must not fail because there is no network or the hub is slow
                 self._answers[source] = None
                 self._unreachable |= not _CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
-                log.debug("%s is not answered for by the hub: %s", source.name, error)
+                log.debug("%s: no answer from the hub: %s", source.name, error)
 
     def _difference(self, source: Source) -> str | None:
         now = self._info(source, str(source.revision))
@@ -84,12 +84,12 @@ class HubRevisions:
             return said
         files = [_files(info, source) for info in (before, now)]
         if source.kind == "rows" and _without_card(files[0]) == _without_card(files[1]):
-            # Of a data set's card only the header decides what is read.
+            # Of a data set's card, only the header has an effect on the rows.
             return None if files[0] == files[1] or self._card(before, source) == self._card(now, source) else said
         return None if files[0] == files[1] else said
 
     def _card(self, info: Any, source: Source) -> Any:
-        """Return what the card of a data set says about its files and columns; None where it has no card."""
+        """Return the part of a data set's card that names its files and columns; None if it has no card."""
         if _CARD not in _files(info, source):
             return None
         url = hf_hub_url(source.name, _CARD, repo_type="dataset", revision=info.sha, endpoint=self.endpoint)
@@ -108,12 +108,12 @@ class HubRevisions:
 
 
 def _can_move(source: Source) -> bool:
-    """Tell whether a source is a branch or a tag whose commit is known."""
+    """Return whether a source is a branch or tag whose commit was recorded."""
     return source.path is None and source.commit is not None and not _COMMIT.fullmatch(str(source.revision))
 
 
 def _files(info: Any, source: Source) -> dict[str, str]:
-    """Return the content ids of a repository's files that a run reads; those of a data set are all but its hidden ones."""
+    """Return the content ids of the files that a run reads. Of a data set these are all files that are not hidden."""
     files = {one.rfilename: str(one.blob_id) for one in info.siblings or ()}
     if source.kind == "model":
         return {name: files[name] for name in files_read(files)}

@@ -1,4 +1,4 @@
-"""What a study will take, before anything runs: tokens, FLOPs, memory, disk, and hours on a named machine, term by term."""
+"""The cost of a study before it runs: tokens, FLOPs, memory, disk, and hours on a machine, term by term."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from lm_harmony.studies.workload import Workload, size_of, workload
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """What all runs of one model take."""
+    """The cost of all runs of one model."""
 
     model: str
-    """Its name."""
+    """Name or folder of the model."""
     runs: int
-    """How many."""
+    """Number of the model's runs."""
     size: ModelSize
-    """Its size."""
+    """Weights and layers of the model."""
     training_tokens: int
-    """Tokens fed in training."""
+    """Input tokens of training, over all epochs."""
     scoring_tokens: int
-    """Tokens asked in scoring, direct scores included."""
+    """Tokens of scoring, direct scores included."""
     decoding_steps: int
-    """Passes that write one token in each row of a batch, if all answers are as long as they may be."""
+    """Passes that generate one token in each row of a batch, if every answer has the largest allowed length."""
     flops: float
-    """FLOPs of all products with weights; attention's are apart."""
+    """FLOPs of all products with weights, without attention."""
     memory_bytes: int
-    """Memory that one run needs."""
+    """Largest memory that one of the runs needs."""
     phases: Mapping[str, Phase] = field(repr=False)
-    """training, scoring, decoding and fixed -> its seconds, one run after another."""
+    """training, scoring, decoding and fixed -> seconds, one run after another."""
 
     @property
     def hours(self) -> float:
-        """Hours on the hardware, one run after another."""
+        """Hours of all runs, one run after another."""
         return add_phases(self.phases.values()).seconds / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a study takes."""
+    """The cost of a study."""
 
     hardware: Hardware
-    """Where."""
+    """Machine that the hours are predicted for."""
     models: tuple[ModelPlan, ...] = field(repr=False)
-    """Model by model."""
+    """The cost of each model."""
     disk_bytes: int
-    """Adapters, samples and records that stay."""
+    """Bytes of the adapters, samples and records that are kept."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Runs that could not be counted, and why."""
+    """Runs that could not be counted -> the reason."""
 
     @property
     def phases(self) -> dict[str, Phase]:
@@ -63,23 +63,23 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Hours of one worker."""
+        """Hours of the study with one worker."""
         return sum(model.hours for model in self.models)
 
 
 def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
-    """Count every run.
+    """Count the work of every run and predict its time.
 
     Args:
-        specs: the runs.
-        hardware: where they will be carried out.
+        specs: the runs of the study.
+        hardware: machine that executes the runs.
     """
     by_model: dict[str, list[Workload]] = {}
     missing: dict[str, str] = {}
     for spec in specs:
         try:
-            by_model.setdefault(spec.model.name, []).append(workload(spec, hardware.room))
-        except (OSError, ValueError) as error:  # errors of the house are of these two kinds too
+            by_model.setdefault(spec.model.name, []).append(workload(spec, hardware.memory_budget))
+        except (OSError, ValueError) as error:  # every HarmonyError of loading is also one of these two
             missing[f"{spec.model.name} on {spec.benchmark.task}"] = " ".join(str(error).split())
     models, disk = [], 0
     for name, loads in by_model.items():
@@ -90,14 +90,14 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
 
 
 def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPlan:
-    """Add up the runs of one model."""
-    directs = _directs(loads)
+    """Return the cost of all runs of one model."""
+    directs = _direct_scores(loads)
     asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
     asked += [(load.size, load.test) for load in directs]
     phases = {
         "training": add_phases(training_phase(load, hardware) for load in loads),
         "scoring": add_phases(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
-        "decoding": add_phases(decoding_phase(size, one, hardware) for size, one in asked if one.written.passes),
+        "decoding": add_phases(decoding_phase(size, one, hardware) for size, one in asked if one.decoding.passes),
         "fixed": overlapped({"fixed": len(loads) * hardware.run.value + hardware.load.value}),
     }
     return ModelPlan(
@@ -106,36 +106,37 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPla
         size=max((load.size for load in loads), key=lambda size: size.trained),
         training_tokens=sum(load.training_tokens for load in loads),
         scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(load.test.tokens for load in directs),
-        decoding_steps=sum(one.written.steps for _, one in asked),
-        flops=sum(training_flops(load.size, load.fed) for load in loads) + sum(scoring_flops(size, one) for size, one in asked),
-        memory_bytes=max(_memory(load.size, hardware.width) for load in loads),
+        decoding_steps=sum(one.decoding.steps for _, one in asked),
+        flops=sum(training_flops(load.size, load.training) for load in loads)
+        + sum(scoring_flops(size, one) for size, one in asked),
+        memory_bytes=max(_memory(load.size, hardware.weight_bytes) for load in loads),
         phases={name: one for name, one in phases.items() if one.terms},
     )
 
 
-def _directs(loads: Iterable[Workload]) -> list[Workload]:
-    """Return one run for each direct score: seeds and recipes share it."""
+def _direct_scores(loads: Iterable[Workload]) -> list[Workload]:
+    """Return one run for each benchmark with a direct score, because seeds and recipes share it."""
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
 
 
-def estimated_memory(spec: RunSpec, width: int = 4) -> int:
-    """Return the bytes that a run needs, or 0 where the model's configuration is not at hand.
+def estimated_memory(spec: RunSpec, weight_bytes: int = 4) -> int:
+    """Return the bytes of memory that a run needs, or 0 if the model's configuration cannot be read.
 
     Args:
         spec: the run.
-        width: bytes of a weight.
+        weight_bytes: bytes of one weight.
     """
     try:
-        return _memory(size_of(spec.model, spec.recipe), width)
+        return _memory(size_of(spec.model, spec.recipe), weight_bytes)
     except (OSError, ValueError):
         return 0
 
 
 def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
-    """Return how many runs like the largest of ``specs`` fit side by side into what is free on this process's device.
+    """Return how many runs like the largest of ``specs`` fit at once into the free memory of this process's device.
 
     Raises:
-        ModelError: the device that is asked for does not exist here.
+        ModelError: this machine does not have the device of the runs.
     """
     device = resolve_device(specs[0].execution.device)
     needed = 1
@@ -145,12 +146,12 @@ def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
     return free_bytes(device) // needed
 
 
-def _memory(size: ModelSize, width: int) -> int:
-    """Return bytes: weights, gradient and two moments of what is trained, and a workspace."""
-    return size.parameters * width + size.trained * 16 + int(WORKSPACE.value)
+def _memory(size: ModelSize, weight_bytes: int) -> int:
+    """Return the bytes of the weights, of the gradients and two moments of trained weights, and of a workspace."""
+    return size.parameters * weight_bytes + size.trained * 16 + int(WORKSPACE.value)
 
 
 def _disk(load: Workload) -> int:
-    """Return bytes that stay of a run: its adapter in float32, and samples that repeat the texts about twice."""
+    """Return the bytes that a run keeps: its adapter in float32, and samples that contain the texts about twice."""
     samples = 2 * load.text_bytes + 800 * load.test_rows
     return load.size.trained * 4 + samples * (2 if load.spec.direct else 1) + 20_000

@@ -1,9 +1,9 @@
-"""Where the time of a run goes: seconds of training, scoring and decoding on a machine, term by term.
+"""Predicts the seconds of training, scoring and decoding on a machine, term by term.
 
 The time of a phase is Python + max(launches, FLOPs + attention, decoding steps). The host launches kernels while the device
-computes, and a device reads memory while it multiplies, so the longest of the three decides. Python is work of the host for which
-the device waits. The fixed part is loading models, reading rows and writing files. Real time lies above this: nothing overlaps
-completely.
+computes, and the device reads memory while it multiplies. The longest of these three therefore determines the time. Python is
+work of the host during which the device waits. The fixed part is loading models, reading rows and writing files. The real time
+is longer, because nothing overlaps completely.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from lm_harmony.studies.hardware import CACHE_TRAFFIC, Constant, Hardware
 from lm_harmony.studies.workload import Workload
 
 TERMS = ("launches", "Python", "FLOPs", "attention", "decoding steps", "fixed")
-"""What the time of a phase is made of."""
+"""The terms of the time of a phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Seconds of one phase, or of several together."""
+    """Seconds of one phase, or of several phases one after another."""
 
     terms: Mapping[str, float] = field(default_factory=dict)
-    """Term -> seconds; a term that the measured rates contain is absent."""
+    """Term -> seconds. A term that a measured rate already contains is absent."""
     deciding: Mapping[str, float] = field(default_factory=dict)
-    """Those terms that make up the time; the others are hidden behind them."""
+    """The terms whose sum is the time. The others overlap with them."""
 
     @property
     def seconds(self) -> float:
-        """Time of the phase."""
+        """Predicted time of the phase."""
         return sum(self.deciding.values())
 
     @property
@@ -58,7 +58,7 @@ def overlapped(terms: Mapping[str, float]) -> Phase:
 
 
 def add_phases(phases: Iterable[Phase]) -> Phase:
-    """Add up phases that follow one another."""
+    """Return the sum of phases that follow one another."""
     terms: dict[str, float] = {}
     deciding: dict[str, float] = {}
     for one in phases:
@@ -77,41 +77,41 @@ def binding_term(phases: Mapping[str, Phase]) -> tuple[str, float]:
 
 def training_phase(load: Workload, hardware: Hardware) -> Phase:
     """Return the time of a run's training."""
-    size, fed = load.size, load.fed
+    size, work = load.size, load.training
     return overlapped(
         {
-            **_launches(training_operators(size, fed), hardware),
-            "FLOPs": training_flops(size, fed) / hardware.training.value,
-            **_attention(attention_flops(size, fed.pairs, training=True), hardware),
+            **_launches(training_operators(size, work), hardware),
+            "FLOPs": training_flops(size, work) / hardware.training.value,
+            **_attention(attention_flops(size, work.pairs, training=True), hardware),
         }
     )
 
 
-def scoring_phase(size: ModelSize, asked: ScoringWork, hardware: Hardware) -> Phase:
+def scoring_phase(size: ModelSize, work: ScoringWork, hardware: Hardware) -> Phase:
     """Return the time of scoring log-likelihoods once."""
     return overlapped(
         {
-            **_launches(scoring_operators(size, asked), hardware),
-            **_python(asked.computed, hardware.layout),
-            "FLOPs": loglikelihood_flops(size, asked) / hardware.scoring.value,
-            **_attention(attention_flops(size, asked.pairs), hardware),
+            **_launches(scoring_operators(size, work), hardware),
+            **_python(work.computed, hardware.layout),
+            "FLOPs": loglikelihood_flops(size, work) / hardware.scoring.value,
+            **_attention(attention_flops(size, work.pairs), hardware),
         }
     )
 
 
-def decoding_phase(size: ModelSize, asked: ScoringWork, hardware: Hardware) -> Phase:
-    """Return the time of writing answers once: of their contexts, and of a decoding step for each further token."""
-    written, read = asked.written, {}
+def decoding_phase(size: ModelSize, scoring: ScoringWork, hardware: Hardware) -> Phase:
+    """Return the time of generating answers once: the passes over the contexts, and a decoding step for each further token."""
+    work, read = scoring.decoding, {}
     if hardware.memory:
-        weights = written.steps * (size.computing + size.output)
-        cache = CACHE_TRAFFIC.value * written.cached * 2 * size.key_width * size.layers
-        read = {"decoding steps": (weights + cache) * hardware.width / hardware.memory.value}
+        weights = work.steps * (size.computing + size.output)
+        cache = CACHE_TRAFFIC.value * work.cached * 2 * size.key_width * size.layers
+        read = {"decoding steps": (weights + cache) * hardware.weight_bytes / hardware.memory.value}
     return overlapped(
         {
-            **_launches(decoding_operators(size, written), hardware),
-            **_python(written.tokens, hardware.stop_check),
-            "FLOPs": generation_flops(size, written) / hardware.decoding.value,
-            **_attention(attention_flops(size, written.pairs), hardware),
+            **_launches(decoding_operators(size, work), hardware),
+            **_python(work.tokens, hardware.stop_check),
+            "FLOPs": generation_flops(size, work) / hardware.decoding.value,
+            **_attention(attention_flops(size, work.pairs), hardware),
             **read,
         }
     )

@@ -1,4 +1,4 @@
-"""How much a run computes: its rows are rendered and encoded as the run does it, its model is built without weights."""
+"""Counts the work of a run: its rows are rendered and encoded as in the run, and its model is built without weights."""
 
 from __future__ import annotations
 
@@ -32,68 +32,70 @@ from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, Train
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one run computes."""
+    """The work of one run."""
 
     spec: RunSpec
-    """The run."""
+    """Specification of the run."""
     size: ModelSize
-    """Its model."""
-    fed: TrainingWork
-    """Its training."""
+    """Size of the run's model."""
+    training: TrainingWork
+    """Work of training, over all epochs."""
     epochs: int
-    """Epochs begun, each followed by a validation."""
+    """Number of epochs that are started. Each one ends with a validation."""
     validation: ScoringWork
-    """One validation."""
+    """Work of one validation."""
     test: ScoringWork
-    """One test."""
+    """Work of one test."""
     test_rows: int
-    """Documents tested."""
+    """Number of test documents."""
     text_bytes: int
-    """Bytes of the test's texts, which its samples repeat."""
+    """Bytes of the test documents' texts, which the samples contain."""
 
     @property
     def training_tokens(self) -> int:
-        """Tokens fed in training, over all epochs."""
-        return self.fed.tokens
+        """Input tokens of training, over all epochs."""
+        return self.training.tokens
 
     @property
     def scoring_tokens(self) -> int:
-        """Tokens asked in scoring: a validation after each epoch, and one test."""
+        """Tokens of scoring: a validation after each epoch, and one test."""
         return self.epochs * self.validation.tokens + self.test.tokens
 
 
-def workload(spec: RunSpec, room: MemoryBudget) -> Workload:
-    """Count what ``spec`` computes.
+def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
+    """Count the work of ``spec``.
 
     Args:
         spec: the run.
-        room: how much one pass holds on the hardware that is planned for.
+        budget: tokens and rows that fit into one pass on the machine that the plan is for.
 
     Raises:
-        UsageError: an unknown benchmark.
-        BenchmarkError: its rows are not at hand, or do not fit.
-        OSError: the model's configuration or tokenizer is not at hand.
+        UsageError: there is no such benchmark.
+        BenchmarkError: its rows cannot be read, or do not fit the task.
+        OSError: the model's configuration or tokenizer cannot be read.
     """
     model = _hollow(spec.model)
     splits = _splits(spec.benchmark, spec.model, spec.seed)
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
-    fed, epochs = _fed(sequences, spec, room, regimes_of(model.module))
+    fed, epochs = _training_work(sequences, spec, budget, regimes_of(model.module))
     return Workload(
         spec=spec,
         size=size_of(spec.model, spec.recipe),
-        fed=fed,
+        training=fed,
         epochs=epochs,
-        validation=_asked(model, splits.validation, spec.recipe, room),
-        test=_asked(model, splits.test, spec.recipe, room),
+        validation=_scoring_work(model, splits.validation, spec.recipe, budget),
+        test=_scoring_work(model, splits.test, spec.recipe, budget),
         test_rows=len(splits.test),
         text_bytes=sum(len(request.context) + len(request.continuation) for one in splits.test for request in one.requests),
     )
 
 
-def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: MemoryBudget, regimes: RopeRegimes) -> tuple[TrainingWork, int]:
-    """Go through the steps of a training, and return what it computes and how many epochs it begins."""
+def _training_work(
+    sequences: Sequence[TokenSequence], spec: RunSpec, budget: MemoryBudget, regimes: RopeRegimes
+) -> tuple[TrainingWork, int]:
+    """Count the steps of a training, and return its work and the number of epochs that it starts."""
     recipe, batch_size = spec.recipe, spec.recipe.batch_size
     per_epoch = math.ceil(len(sequences) / batch_size)
     steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
@@ -105,7 +107,7 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: MemoryBudget, 
         start = step % per_epoch * batch_size
         batch = [sequences[place] for place in regimes.order(sequences, order[start : start + batch_size])]
         labels += sum(len(one.ids) - one.first_label for one in batch)
-        for first, stop in micro_batches(batch, spec.execution.micro_batch, room.training_tokens, regimes):
+        for first, stop in micro_batches(batch, spec.execution.micro_batch, budget.training_tokens, regimes):
             lengths = [len(one.ids) - 1 for one in batch[first:stop]]
             passed += 1
             tokens += sum(lengths)
@@ -114,8 +116,8 @@ def _fed(sequences: Sequence[TokenSequence], spec: RunSpec, room: MemoryBudget, 
     return TrainingWork(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
 
 
-def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, room: MemoryBudget) -> ScoringWork:
-    """Encode requests as ``Scorer`` does, and lay them out as it does."""
+def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, budget: MemoryBudget) -> ScoringWork:
+    """Return the work of scoring ``examples``, with requests encoded and arranged as ``Scorer`` does it."""
     requests = [request for example in examples for request in example.requests]
     chosen = [request for request in requests if request.kind == "loglikelihood"]
     pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
@@ -125,21 +127,21 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
         if request.kind == "loglikelihood_rolling":
             ids = model.text.encode([request.continuation])[0]
             sequences += rolling_windows(ids, model.text.prefix_id, model.max_length)
-    contexts, written = _written(model, [one for one in requests if one.kind == "generate_until"], recipe, room)
+    contexts, written = _decoding_work(model, [one for one in requests if one.kind == "generate_until"], recipe, budget)
     regimes = regimes_of(model.module)
     by_beginning = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
     ordered = [sequences[place] for place in regimes.order(sequences, by_beginning)]
     end_of_batch = regimes.within(end_by_tokens)
     computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
-        end = end_of_batch(ordered, start, room.scoring_tokens)
+        end = end_of_batch(ordered, start, budget.scoring_tokens)
         row = prefix_tree_row(ordered[start:end])
         computed += row.tokens
         predicted += len({label.source for labels in row.labels for label in labels})
         passed += 1
         for segment in blocks_of_row(row, torch.device("cpu")):
             calls += 1
-            if segment.is_chain and not segment.prefix_tokens:  # causal attention, which multiplies no pair that it hides
+            if segment.is_chain and not segment.prefix_tokens:  # causal attention does not multiply masked pairs
                 multiplied += segment.copies * segment.size * (segment.size + 1) // 2
             else:
                 masks += 1
@@ -153,12 +155,14 @@ def _asked(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, ro
         calls=calls,
         masks=masks,
         pairs=multiplied,
-        written=written,
+        decoding=written,
     )
 
 
-def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, room: MemoryBudget) -> tuple[int, DecodingWork]:
-    """Return the tokens of the contexts, and what is computed when all answers grow to their limit, a batch at a time."""
+def _decoding_work(
+    model: LanguageModel, requests: Sequence[Request], recipe: Recipe, budget: MemoryBudget
+) -> tuple[int, DecodingWork]:
+    """Return the tokens of the contexts, and the work of generating if every answer has the largest allowed length."""
     encoded = model.text.encode([request.context for request in requests]) if requests else []
     groups: dict[GenerationSettings, list[int]] = {}
     for request, ids in zip(requests, encoded, strict=True):
@@ -168,10 +172,10 @@ def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, 
     for decoding, lengths in groups.items():
         lengths.sort(reverse=True)
         limit = decoding.max_new_tokens
-        rows = max(1, min(room.generation_rows, room.cache_tokens // (lengths[0] + limit)))
+        rows = max(1, min(budget.generation_rows, budget.cache_tokens // (lengths[0] + limit)))
         for start in range(0, len(lengths), rows):
             batch, longest = len(lengths[start : start + rows]), lengths[start]
-            # In step t each row multiplies the keys of its context and of t tokens that were written before it.
+            # In step t each row multiplies the keys of its context and of the t tokens generated before.
             read = batch * ((limit - 1) * longest + limit * (limit - 1) // 2)
             contexts += batch * longest
             tokens += batch * limit
@@ -185,7 +189,7 @@ def _written(model: LanguageModel, requests: Sequence[Request], recipe: Recipe, 
 
 @lru_cache(maxsize=4)
 def _hollow(spec: ModelSpec) -> LanguageModel:
-    """Build a model's modules on the meta device: every shape, no weight."""
+    """Build a model's modules on the meta device: shapes without weights."""
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     config = AutoConfig.from_pretrained(spec.name, **options)
     module = meta_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
@@ -194,24 +198,24 @@ def _hollow(spec: ModelSpec) -> LanguageModel:
 
 @lru_cache(maxsize=256)
 def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
-    """Count a model's weights, without any.
+    """Count the weights of a model without loading them.
 
     Raises:
-        OSError: its configuration or tokenizer is not at hand.
+        OSError: its configuration or tokenizer cannot be read.
     """
     model = _hollow(spec)
     module, config = model.module, model.module.config.get_text_config()
     output = sum(weight.numel() for weight in module.get_output_embeddings().parameters())
     embedding = sum(weight.numel() for weight in module.get_input_embeddings().parameters())
-    whole = module.num_parameters()
+    total = module.num_parameters()
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
     with trainable(model, recipe, seed=0) as trainee:
         weights = trainee.trained_parameters()
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     head_size = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads)
     return ModelSize(
-        parameters=whole,
-        computing=whole - embedding - (0 if tied else output),
+        parameters=total,
+        computing=total - embedding - (0 if tied else output),
         output=output,
         trained=sum(weight.numel() for weight in weights.values()),
         layers=int(getattr(config, "num_hidden_layers", 1)),
