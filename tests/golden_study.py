@@ -229,7 +229,9 @@ def _without_words(values: Any) -> Any:
         return {key: _without_words(value) for key, value in values.items() if key not in ("version", "written")}
     if isinstance(values, list):
         return [_without_words(value) for value in values]
-    return "<words>" if isinstance(values, str) and values.count(" ") > 2 else values
+    if isinstance(values, str):
+        return "<words>" if values.count(" ") > 2 else values.replace(str(GOLDEN), "<golden>")
+    return values
 
 
 def write_golden(folder: Path) -> None:
