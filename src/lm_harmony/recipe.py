@@ -27,6 +27,11 @@ def _unconverted(value: Any, check: Callable[[Any], float]) -> Any:
     return value
 
 
+def _any_number(value: Any, check: Callable[[Any], int]) -> Any:
+    """Return the value as it is: the flag takes whole numbers, a recipe of a study any number."""
+    return value
+
+
 def _itself(value: float) -> float:
     return value
 
@@ -48,7 +53,7 @@ class Lora:
 
     r: int = 8
     """Rank of the update matrices."""
-    lora_alpha: Number = 32
+    lora_alpha: Annotated[int, WrapValidator(_any_number), PlainSerializer(_itself, return_type=Any)] = 32
     """Numerator of the scale lora_alpha / r that multiplies the update."""
     lora_dropout: Number = 0.1
     """Probability with which an input of the adapter is zeroed in training."""
