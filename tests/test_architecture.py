@@ -122,12 +122,7 @@ def written(folder: Path, sources: dict[str, str]) -> rules.Package:
     return rules.read_package(folder)
 
 
-UNDER_WAY = {"lines of a function", "parameters", "docstrings of fields", "words", "words in names"}
-"""Rules that the package does not keep yet: the redesign is under way."""
-under_way = pytest.mark.xfail(reason="the redesign is under way", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=under_way) if name in UNDER_WAY else name for name in RULES])
+@pytest.mark.parametrize("name", RULES)
 def test_the_package_keeps_the_rule(name: str) -> None:
     assert RULES[name][0](PACKAGE) == []
 
@@ -144,7 +139,6 @@ def test_the_layers_are_listed_from_the_lowest_to_the_highest() -> None:
         assert all(order.index(other) < order.index(layer) for other in below), layer
 
 
-@under_way
 def test_no_type_of_the_public_api_is_any(tmp_path: Path) -> None:
     assert rules.public_any(PACKAGE, PUBLIC) == []
     source = "class Store:\n    root: Any\n    def read(self, key: dict[str, Any]) -> str: ...\n    def _raw(self) -> Any: ...\n"

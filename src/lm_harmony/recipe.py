@@ -40,6 +40,10 @@ Number = Annotated[float, WrapValidator(_unconverted), PlainSerializer(_itself, 
 """A finite number that is read and written as int or float, as given, because fingerprints of 1 and 1.0 differ."""
 
 
+NumberShownWhole = Annotated[int, WrapValidator(_any_number), PlainSerializer(_itself, return_type=Any)]
+"""A number whose flag takes whole numbers only, while a recipe of a study gives any; its rule is checked by its class."""
+
+
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(str(value), known)}")
@@ -53,7 +57,7 @@ class Lora:
 
     r: int = 8
     """Rank of the update matrices."""
-    lora_alpha: Annotated[int, WrapValidator(_any_number), PlainSerializer(_itself, return_type=Any)] = 32
+    lora_alpha: NumberShownWhole = 32
     """Numerator of the scale lora_alpha / r that multiplies the update."""
     lora_dropout: Number = 0.1
     """Probability with which an input of the adapter is zeroed in training."""
@@ -64,7 +68,7 @@ class Lora:
     use_rslora: bool = False
     """Rank-stabilised scaling: lora_alpha / sqrt(r)."""
     use_dora: bool = False
-    """Weight-decomposed adapter (DoRA)."""
+    """Train a weight-decomposed adapter (DoRA)."""
 
     def __post_init__(self) -> None:
         check_integer("peft_config.r", self.r, 1)
@@ -102,7 +106,7 @@ class Recipe:
     adam_beta2: Number = 0.999
     """AdamW's decay of the second moment."""
     adam_epsilon: Number = 1e-8
-    """AdamW's epsilon."""
+    """Term that AdamW adds to the denominator for numerical stability."""
     weight_decay: Number = 0.01
     """Decoupled weight decay, not applied to biases and norms."""
     max_grad_norm: Number = 1.0
@@ -146,7 +150,7 @@ class Recipe:
         return fingerprint(asdict(self))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, object]) -> Recipe:
         """Return a recipe from a mapping of its fields, as a study file has it.
 
         Raises:
@@ -164,7 +168,8 @@ class Recipe:
             if not isinstance(targets, (list, tuple)):  # the letters of a text would count as names
                 raise UsageError(f"peft_config.target_modules must be a list, got {targets!r}. Write [{targets}].")
             lora = Lora(**{**lora, "target_modules": tuple(targets)})
-        return cls(**{**values, "lora": lora})
+        checked: dict[str, Any] = {**values, "lora": lora}  # each field's type is checked by __post_init__
+        return cls(**checked)
 
 
 def fingerprint(value: Any) -> str:

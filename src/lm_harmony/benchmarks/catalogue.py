@@ -22,7 +22,7 @@ class BenchmarkInfo:
     """The metadata of one benchmark of the published board."""
 
     task: str
-    """lm_eval's task name."""
+    """Name of the task in lm_eval."""
     title: str
     """Name on boards and figures."""
     category: str

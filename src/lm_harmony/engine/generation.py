@@ -36,7 +36,7 @@ class _Group:
     """Requests that can be generated in one batch."""
 
     settings: GenerationSettings
-    """Their generation settings."""
+    """Generation settings that all of them share."""
     numbers: list[int]
     """Index of each request, longest context first."""
     contexts: list[Sequence[int]]

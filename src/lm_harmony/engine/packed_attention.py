@@ -134,16 +134,16 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
     *,
     attention_blocks: Sequence[AttentionBlock],
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention block by block: query is 1 x H x N x D, key and value 1 x K x N x D, the result 1 x N x H x D.
 
-    An architecture that does not pass keyword arguments on to its attention layers fails here, which the probe catches.
+    The options that some architectures pass are softcap and sliding_window. An architecture that does not pass keyword arguments
+    on to its attention layers fails here, which the probe catches.
     """
+    softcap: float | None = options.get("softcap")
     parts = []
     # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
     sizes = [block.stop - block.start for block in attention_blocks]
@@ -156,7 +156,7 @@ def _attend(
             k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
         elif prefix_k is None:
             prefix_k, prefix_v = k, v
-        mask = block.mask(sliding_window, v.dtype)  # under autocast, v has the type in which attention is computed
+        mask = block.mask(options.get("sliding_window"), v.dtype)  # under autocast, v has the type in which attention is computed
         if softcap is not None:
             parts.append(_as_row(_softcapped(q, k, v, mask, scaling, softcap)))
             continue

@@ -37,7 +37,7 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
         base: folder that paths of models and task files are relative to, so that a study can be moved with its results; None:
             paths are absolute.
     """
-    asked = spec.to_dict()
+    asked: dict[str, Any] = spec.to_dict()
     asked.pop("execution")  # changes scores by rounding only
     asked.pop("recipe_fingerprint")
     asked.pop("direct")  # direct scores are stored apart from the runs

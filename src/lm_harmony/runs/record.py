@@ -152,13 +152,13 @@ class RunRecord:
     request_fingerprint: Annotated[str | None, Field(alias="asked")] = None
     """Fingerprint of all requests and training tokens (``RequestFingerprints.run``); None: the record is older."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
         sources = None if self.sources is None else [source.to_dict() for source in self.sources]
         return {"format": FORMAT, **to_plain(self), "spec": self.spec.to_dict(), "sources": sources}
 
     @classmethod
-    def from_dict(cls, values: Any) -> RunRecord:
+    def from_dict(cls, values: object) -> RunRecord:
         """Return the record that ``to_dict`` wrote.
 
         Raises:

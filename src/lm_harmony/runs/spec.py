@@ -141,12 +141,12 @@ class RunSpec:
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
         return {**to_plain(self), "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod
-    def from_dict(cls, values: Any) -> RunSpec:
+    def from_dict(cls, values: object) -> RunSpec:
         """Return the specification that ``to_dict`` wrote.
 
         Raises:

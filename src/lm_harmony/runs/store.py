@@ -26,7 +26,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import yaml
 
@@ -174,17 +173,17 @@ class RunStore:
         write_atomically(self.folder / "direct.json", json.dumps(to_plain(score)))
         self._push()
 
-    def write_samples(self, split: str, samples: Iterable[Mapping[str, Any]]) -> None:
+    def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> None:
         """Write the per-document outcomes of a split."""
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
         write_atomically(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
-    def samples(self, split: str) -> tuple[Mapping[str, Any], ...]:
+    def samples(self, split: str) -> tuple[Mapping[str, object], ...]:
         """Return the per-document outcomes of a split; empty if none were written."""
         path = self.folder / f"samples_{split}.jsonl"
         return read_json_lines(path, Sample) if path.exists() else ()
 
-    def write_results(self, results: Mapping[str, Any], *, time: str) -> None:
+    def write_results(self, results: Mapping[str, object], *, time: str) -> None:
         """Write results_<time>.json in lm_eval's schema."""
         write_atomically(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
