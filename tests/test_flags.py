@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
 from lm_harmony.cli.run_spec import _PROTOCOL, FIELDS, built_in_lines, given_flags, run_spec
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
-from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 REFERENCE = (
     "--exp_name arc_easy/EleutherAI/pythia-70m-deduped --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy "
@@ -179,6 +180,12 @@ def test_a_specification_survives_yaml_and_pickle() -> None:
     spec = spec_of(REFERENCE + " --peft_config.target_modules a b --data_dir d --train_param.report_to tensorboard")
     assert RunSpec.from_dict(yaml.safe_load(yaml.safe_dump(spec.to_dict()))) == spec
     assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+def test_a_folder_given_as_text_is_refused_by_its_field() -> None:
+    with pytest.raises(UsageError, match=r"data_dir must be a pathlib\.Path or None, got 'rows'\. Write Path\('rows'\)\."):
+        BenchmarkSpec(task="rte", data_dir="rows")  # type: ignore[arg-type]
+    assert BenchmarkSpec(task="rte", data_dir=Path("rows")).data_dir == Path("rows")
 
 
 def test_a_recipe_from_a_file_names_an_unknown_field() -> None:

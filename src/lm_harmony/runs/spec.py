@@ -68,6 +68,12 @@ class BenchmarkSpec:
     split_protocol: SplitProtocol = "clean"
     """"clean" or "published": see ``benchmarks.splits.make_splits``."""
 
+    def __post_init__(self) -> None:
+        for name in ("include_path", "data_dir"):
+            folder = getattr(self, name)
+            if not isinstance(folder, Path | None):
+                raise UsageError(f"{name} must be a pathlib.Path or None, got {folder!r}. Write Path({folder!r}).")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
