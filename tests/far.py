@@ -1,7 +1,7 @@
-"""A device that is not the processor, for machines without one: its tensors compute on the processor but refuse to be mixed with
-the processor's own. ``python far.py llama`` answers as JSON what the engine makes of a tiny model here and there.
+"""A simulated device "far", for machines without a GPU. Its tensors compute on the CPU and cannot be mixed with CPU tensors.
 
-Run in a process of its own: PyTorch takes one such device a process, and from then on believes that it has an accelerator.
+``python far.py llama`` prints as JSON the results of the engine for a tiny model on the CPU ("here") and on "far" ("there").
+It must run in a new process. PyTorch allows one such device for each process, and reports an accelerator from then on.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.caches import checksum
 
 MOVES = {"_to_copy", "copy_"}
-"""Operators that lead from one device to the other."""
+"""Operators that copy from one device to the other."""
 WAITS = {"_local_scalar_dense", "_unique2", "nonzero"}
-"""Operators whose result the host needs to go on: it waits until the device has done all that it was asked."""
+"""Operators whose result the host needs. It waits until the device has finished all queued work."""
 seen: Counter[str] = Counter()
-"""How often data crossed between the devices ("to far", "from far"), and how often each of ``WAITS`` was asked of the far one."""
+"""Number of copies in each direction ("to far", "from far"), and number of calls of each of ``WAITS`` on "far"."""
 
 
 class Far(torch.Tensor):
@@ -69,13 +69,13 @@ def is_far(device: Any) -> bool:
 
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Compute on the processor what is asked of the far device."""
+    """Compute an operator of the far device on the CPU."""
     name, device = func.overloadpacket.__name__, kwargs.get("device")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     far = [tensor for tensor in tensors if isinstance(tensor, Far)]
-    strangers = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Far) and tensor.dim() > 0]
-    if strangers and name not in MOVES:
-        raise RuntimeError(f"{func} mixes tensors of the processor, {strangers}, with {len(far)} of the far device")
+    cpu_shapes = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Far) and tensor.dim() > 0]
+    if cpu_shapes and name not in MOVES:
+        raise RuntimeError(f"{func} mixes tensors of the CPU, {cpu_shapes}, with {len(far)} of the far device")
     if far and name in WAITS:
         seen[name] += 1
     ends = [isinstance(tensor, Far) for tensor in tensors]  # of copy_: (to, from)
@@ -90,16 +90,16 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     comes_back = name == "_local_scalar_dense" or (device is not None and not is_far(device))
     if comes_back or (name == "copy_" and not isinstance(args[0], Far)):
         return found
-    changed = {id(tensor.near): tensor for tensor in far}  # what is changed in place stays the same tensor
+    changed = {id(tensor.near): tensor for tensor in far}  # an operator in place returns the same tensor object
 
-    def sent(leaf: Any) -> Any:
+    def to_far(leaf: Any) -> Any:
         return leaf if not isinstance(leaf, torch.Tensor) else changed[id(leaf)] if id(leaf) in changed else Far(leaf)
 
-    return tree_map(sent, found)
+    return tree_map(to_far, found)
 
 
 class Dispatch(TorchDispatchMode):
-    """Makes tensors on the far device where they are asked for there."""
+    """Creates tensors on the far device if its name is passed as ``device``."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -110,7 +110,7 @@ class Dispatch(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """Serves two functions that move tensors below the dispatcher."""
+    """Implements two functions that move tensors without the dispatcher."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -125,7 +125,7 @@ class Calls(TorchFunctionMode):
 
 
 class Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
-    """What PyTorch asks of every accelerator."""
+    """Functions that PyTorch requires of every accelerator."""
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         return torch.get_rng_state()
@@ -139,21 +139,21 @@ RECIPE = Recipe(lora=Lora(lora_dropout=0.0), epochs=2, batch_size=2, learning_ra
 
 
 def answers(model: LanguageModel) -> dict[str, Any]:
-    """Train, score and write with ``model`` in every way the engine has."""
-    found: dict[str, Any] = {"fast": choose_backend(model).packed}
-    asked = [
+    """Train, score and generate with ``model`` on every backend."""
+    found: dict[str, Any] = {"packed": choose_backend(model).packed}
+    scoring = [
         Request(kind="loglikelihood", context=context, continuation=f" {answer}")
         for context in ("the cat", "a dog is here")
         for answer in ("one", "two three")
     ]
-    written = [
+    generation = [
         Request(kind="generate_until", context=context, continuation="", generation={"until": ["."], "max_gen_toks": 5})
         for context in ("the cat", "a dog is here", "x")
     ]
-    for name, backend in (("fast", PACKED), ("plain", PADDED)):
+    for name, backend in (("packed", PACKED), ("padded", PADDED)):
         scorer = Scorer(model=model, backend=backend, batch_size=2, max_new_tokens=5, seed=0)
-        found[f"{name} scores"] = [nats for nats, _ in scorer.reply(asked)]
-        found[f"{name} texts"] = scorer.reply(written)
+        found[f"{name} scores"] = [nats for nats, _ in scorer.reply(scoring)]
+        found[f"{name} texts"] = scorer.reply(generation)
         with trainable(model, RECIPE, seed=0) as trainee:
             epochs = fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
@@ -164,16 +164,16 @@ def answers(model: LanguageModel) -> dict[str, Any]:
 
 
 LONG = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (25, 40, 31, 22) * READ_EVERY]
-"""Longer than the sliding windows of the tiny models; two steps of two rows more than are read at a time."""
+"""Sequences longer than the sliding windows of the tiny models. They last for more steps than READ_EVERY."""
 
 
 def waits_of(model: LanguageModel, backend: Backend, disturbed: Callable[[Trainee], object]) -> list[dict[str, int]]:
-    """Return for each step of a training what made the host wait for the device, and what was copied there.
+    """Return for each training step the counts of operators that make the host wait, and of copies between the devices.
 
     Args:
         model: a model on the far device.
-        paths: how it computes.
-        disturbed: changes the trainee before it trains.
+        backend: backend of the training.
+        disturbed: function that changes the trainee before the training.
     """
     found = []
     with trainable(model, RECIPE, seed=0) as trainee:
@@ -191,36 +191,36 @@ def waits_of(model: LanguageModel, backend: Backend, disturbed: Callable[[Traine
 
 
 def reading_gradients(trainee: Trainee) -> None:
-    """Let every gradient be read by the host: the negative control."""
+    """Make the host read every gradient (negative control)."""
     for weight in trainee.trained_parameters().values():
         weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
 
 
 def grouped_heads(model: LanguageModel) -> dict[str, list[bool]]:
-    """Return for each attention call, with a mask and without, whether it asks PyTorch for grouped heads."""
+    """Return for each attention call, with a mask and without, whether it passes ``enable_gqa=True`` to PyTorch."""
     grouped: dict[str, list[bool]] = {"masked": [], "causal": []}
     kernel = attention.scaled_dot_product_attention
 
-    def noting(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    def recording(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
         grouped["causal" if options["attn_mask"] is None else "masked"].append(options["enable_gqa"])
-        return attention(*tensors, **options)
+        return kernel(*tensors, **options)
 
-    attention.scaled_dot_product_attention = noting
+    attention.scaled_dot_product_attention = recording
     prefix_tree_logprobs(model.module, [TokenSequence(ids=(5, 6, 7, last, last), first_label=3) for last in (8, 9, 10)])
     attention.scaled_dot_product_attention = kernel
     return grouped
 
 
-def refused(work: Callable[[], object]) -> bool:
+def refused(function: Callable[[], object]) -> bool:
     try:
-        work()
+        function()
     except RuntimeError as error:
         return "mixes tensors" in str(error)
     return False
 
 
 if __name__ == "__main__":
-    # First of all: autograd counts the devices when it computes its first gradient.
+    # This must come first, because autograd counts the devices when it computes its first gradient.
     backend_registration._setup_privateuseone_for_python_backend("far", backend_module=Module())
     near, far = tiny_model(sys.argv[1]), tiny_model(sys.argv[1])
     here = answers(near)
@@ -230,8 +230,8 @@ if __name__ == "__main__":
         torch.nn.Module.to(far.module, "far")
         there = answers(far)
         waits = {
-            "fast": waits_of(far, PACKED, lambda trainee: None),
-            "plain": waits_of(far, PADDED, lambda trainee: None),
+            "packed": waits_of(far, PACKED, lambda trainee: None),
+            "padded": waits_of(far, PADDED, lambda trainee: None),
             "disturbed": waits_of(far, PACKED, reading_gradients),
         }
         heads = {"far": grouped_heads(far)}

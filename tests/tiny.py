@@ -1,4 +1,4 @@
-"""Two-layer models of real architectures with a small real tokenizer, made in memory: the smallest real thing."""
+"""Make two-layer models of real architectures and a small byte-level BPE tokenizer in memory."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "mamba": {},
 }
 ARCHITECTURES = ("llama", "qwen2", "gpt_neox", "gpt2", "gemma2", "mistral")
-"""Architectures on which the plain engine is held against lm_eval."""
+"""Architectures on which padded batches are compared with lm_eval."""
 PACKABLE = (*ARCHITECTURES, "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "granite", "opt")
-"""Architectures that the fast paths serve."""
+"""Architectures that support packed rows and prefix trees."""
 UNPACKABLE = ("bloom", "falcon", "mamba")
-"""Architectures that they cannot serve: positions by slope (alibi), or a state carried from token to token."""
+"""Architectures without support for packed rows. They use ALiBi positions or a recurrent state."""
 
 
 @cache
 def tiny_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer; with ``bos`` it puts <|bos|> before every text, as Llama's does."""
+    """Make a byte-level BPE tokenizer. With ``bos`` it adds <|bos|> before every text, as Llama's does."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -79,7 +79,7 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokeni
 
 
 def tiny_module(architecture: str = "llama", *, seed: int = 0, **fields: Any) -> PreTrainedModel:
-    """Make a two-layer model with random weights, the same for the same seed, in float32; ``fields`` go into its config."""
+    """Make a two-layer float32 model. ``seed`` determines its random weights, and ``fields`` override values of its config."""
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -92,11 +92,11 @@ def tiny_module(architecture: str = "llama", *, seed: int = 0, **fields: Any) ->
         "pad_token_id": 0,
     }
     config = CONFIG_MAPPING[architecture](**{**sizes, **_CONFIGS[architecture], **fields})
-    # Eager attention where an architecture refuses the fused one (gemma2's soft capping).
+    # transformers uses eager attention for architectures without SDPA support (soft capping of gemma2).
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        # Random weights of this size give near-uniform predictions: larger ones make answers differ.
+        # Default random weights give almost uniform predictions. Larger weights make the answers of the models differ.
         for weight in module.parameters():
             if weight.dim() > 1:
                 weight.data.mul_(4)
@@ -104,12 +104,12 @@ def tiny_module(architecture: str = "llama", *, seed: int = 0, **fields: Any) ->
 
 
 def tiny_model(architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> LanguageModel:
-    """Make a tiny model with its tokenizer as the engine takes it."""
+    """Make a LanguageModel from a tiny model and its tokenizer."""
     return build_language_model(f"tiny-{architecture}", tiny_module(architecture, seed=seed), tiny_tokenizer(bos=bos, chat=chat))
 
 
 def write_tiny_model(folder: Path, architecture: str = "llama", *, seed: int = 0, bos: bool = False, chat: bool = False) -> Path:
-    """Write a tiny model's folder as save_pretrained does, and return it."""
+    """Save a tiny model and its tokenizer with save_pretrained, and return the folder."""
     tiny_module(architecture, seed=seed).save_pretrained(folder)
     tiny_tokenizer(bos=bos, chat=chat).save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""One thread for tiny models, and scarce memory: a real module that refuses large batches as a full GPU does."""
+"""Use one thread for tiny models. Provide a fixture that raises torch.OutOfMemoryError for large batches, as a full GPU does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-# Two threads on a shared machine wait for one another: minutes become hours on models this small.
+# With several threads on a shared machine, synchronization makes models this small many times slower.
 torch.set_num_threads(1)
 
 OutOfMemory = Callable[..., list[int]]
@@ -16,9 +16,9 @@ OutOfMemory = Callable[..., list[int]]
 
 @pytest.fixture
 def out_of_memory() -> Iterator[OutOfMemory]:
-    """Return ``arrange(module, most, spare=0)``: forward passes of more than ``most`` rows fail, but for the first ``spare``.
+    """Return ``arrange(module, most, spare=0)``, which makes forward passes of more than ``most`` rows run out of memory.
 
-    ``arrange`` returns the list to which every call's number of rows is added.
+    The first ``spare`` forward passes never fail. ``arrange`` returns a list to which each call appends its number of rows.
     """
     hooks: list[torch.utils.hooks.RemovableHandle] = []
 

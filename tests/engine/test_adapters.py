@@ -1,4 +1,4 @@
-"""An adapter goes in and out without a trace, is drawn from the seed alone, and is saved as PEFT and transformers save."""
+"""Removing an adapter restores the model. Initial weights depend only on the seed. PEFT and transformers load saved weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def with_lora(lora: Lora) -> Recipe:
     return dataclasses.replace(RECIPE, lora=lora)
 
 
-def teach(trainee: Trainee, recipe: Recipe = RECIPE) -> Trainee:
+def train(trainee: Trainee, recipe: Recipe = RECIPE) -> Trainee:
     list(fine_tune(trainee, SEQUENCES, recipe, seed=0, micro_batch=8))
     return trainee
 
@@ -75,65 +75,65 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def assert_bare(model: LanguageModel) -> None:
-    """The module holds no PEFT layer, no PEFT configuration and is ready to be asked."""
+    """Assert that the module holds no PEFT layer, no PEFT configuration and is in evaluation mode."""
     assert not [module for module in model.module.modules() if isinstance(module, BaseTunerLayer)]
     assert not isinstance(model.module, PeftModel) and not hasattr(model.module, "peft_config")
     assert not model.module.training
 
 
 @KINDS
-def test_taking_an_adapter_out_leaves_the_model_as_it_was(architecture: str, variant: str) -> None:
-    """After a training that changed its logits the model is bit for bit the old one, biases included."""
+def test_removing_an_adapter_restores_the_model(architecture: str, variant: str) -> None:
+    """Training changes the logits. Afterwards all weights, including biases, are bit-identical to those before."""
     model, recipe = tiny_model(architecture), with_lora(VARIANTS[variant])
-    before, asked = everything(model.module), logits(model.module)
+    before, logits_before = everything(model.module), logits(model.module)
     with trainable(model, recipe, seed=0) as trainee:
-        teach(trainee, recipe)
-        assert not torch.equal(logits(model.module), asked)
+        train(trainee, recipe)
+        assert not torch.equal(logits(model.module), logits_before)
         assert torch.equal(logits(model.module), logits(trainee.module))
     assert same(everything(model.module), before)
-    assert torch.equal(logits(model.module), asked)
+    assert torch.equal(logits(model.module), logits_before)
     assert_bare(model)
 
 
-def test_an_adapter_is_taken_out_when_the_block_fails() -> None:
-    """An interruption in the middle of a training leaves the model as it was too."""
+def test_an_adapter_is_removed_when_the_block_fails() -> None:
+    """An interruption during training also restores the model."""
     model = tiny_model()
     before = everything(model.module)
 
-    def learn_and_stop() -> None:
+    def train_and_interrupt() -> None:
         with trainable(model, RECIPE, seed=0) as trainee:
-            teach(trainee)
+            train(trainee)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn_and_stop()
+        train_and_interrupt()
     assert same(everything(model.module), before)
     assert_bare(model)
 
 
 @EACH
-def test_a_second_adapter_does_not_know_of_the_first(architecture: str, recwarn: pytest.WarningsRecorder) -> None:
-    """One model learns twice, each time as a fresh one would, and PEFT does not warn of a second adapter."""
+def test_a_second_adapter_is_independent_of_the_first(architecture: str, recwarn: pytest.WarningsRecorder) -> None:
+    """A model that is fine-tuned a second time gets the weights of a newly loaded one. PEFT does not warn of a second adapter."""
     model, alone = tiny_model(architecture), tiny_model(architecture)
     with trainable(model, RECIPE, seed=5) as trainee:
-        teach(trainee)
+        train(trainee)
     with trainable(model, RECIPE, seed=0) as again, trainable(alone, RECIPE, seed=0) as fresh:
-        assert same(trained(teach(again)), trained(teach(fresh)))
+        assert same(trained(train(again)), trained(train(fresh)))
     assert not [warning for warning in recwarn if "second time" in str(warning.message)]
 
 
 @EACH
-def test_a_new_adapter_changes_no_answer(architecture: str) -> None:
-    """Before its first step an adapter adds exactly nothing: the starting point is the direct model."""
+def test_a_new_adapter_does_not_change_the_logits(architecture: str) -> None:
+    """Before the first step the adapter adds exactly zero, so the logits equal those of the base model."""
     model = tiny_model(architecture)
-    asked = logits(model.module)
+    logits_before = logits(model.module)
     with trainable(model, RECIPE, seed=0) as trainee:
-        assert torch.equal(logits(trainee.module), asked)
+        assert torch.equal(logits(trainee.module), logits_before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_initial_adapter_depends_on_the_seed_alone(variant: str) -> None:
-    """Whatever was drawn before, a seed gives one adapter; another seed another; the caller's random state stays."""
+def test_the_initial_adapter_depends_only_on_the_seed(variant: str) -> None:
+    """The global random state does not matter and does not change. Another seed gives another adapter."""
     initial = []
     for drawn, seed in ((1, 0), (2, 0), (1, 7)):
         torch.manual_seed(drawn)
@@ -146,7 +146,7 @@ def test_the_initial_adapter_depends_on_the_seed_alone(variant: str) -> None:
 
 
 def test_only_the_adapter_is_trained() -> None:
-    """Under an adapter the base has no trained weight; without one all weights are trained, also after an adapter was."""
+    """With LoRA no base weight is trained. Without LoRA all weights are trained, also after an earlier LoRA training."""
     model = tiny_model()
     with trainable(model, RECIPE, seed=0) as trainee:
         assert all("lora_" in name for name in trainee.trained_parameters())
@@ -160,8 +160,8 @@ def test_only_the_adapter_is_trained() -> None:
         assert all("lora_" in name for name in trainee.trained_parameters())
 
 
-def test_the_default_modules_are_pefts() -> None:
-    """Without target_modules PEFT's own choice for the architecture is adapted; all-linear is every linear layer but the head."""
+def test_the_default_target_modules_are_those_of_peft() -> None:
+    """Without target_modules PEFT's default modules are adapted. all-linear adapts every linear layer except the output layer."""
     with trainable(tiny_model(), RECIPE, seed=0) as trainee:
         assert adapted(trainee) == {"q_proj", "v_proj"}
     with trainable(tiny_model(), with_lora(VARIANTS["all-linear"]), seed=0) as trainee:
@@ -173,12 +173,12 @@ def adapted(trainee: Trainee) -> set[str]:
 
 
 @KINDS
-def test_peft_itself_loads_a_saved_adapter(architecture: str, variant: str, tmp_path: Path) -> None:
-    """AutoPeftModelForCausalLM finds the base by the folder and gives the very logits of the trained model."""
+def test_peft_loads_a_saved_adapter(architecture: str, variant: str, tmp_path: Path) -> None:
+    """AutoPeftModelForCausalLM loads the base model from its folder and computes exactly the logits of the trained model."""
     model = loaded(write_tiny_model(tmp_path / "base", architecture), architecture)
     recipe = with_lora(VARIANTS[variant])
     with trainable(model, recipe, seed=0) as trainee:
-        teach(trainee, recipe).save(tmp_path / "adapter")
+        train(trainee, recipe).save(tmp_path / "adapter")
         ours = logits(trainee.module)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(theirs.eval()), ours)
@@ -195,7 +195,7 @@ def loaded(folder: Path, architecture: str) -> LanguageModel:
 
 
 def assert_only_safetensors(folder: Path) -> None:
-    """Weights lie in safetensors files; everything else is text."""
+    """Assert that weights are in safetensors files and that all other files are text."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if path.suffix == ".safetensors"]
     for path in files:
@@ -205,13 +205,13 @@ def assert_only_safetensors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_saved_adapter_comes_back_bit_for_bit(variant: str, tmp_path: Path) -> None:
-    """Loading fills every trained weight of a differently seeded trainee; so does loading an older epoch again."""
+def test_a_saved_adapter_is_loaded_bit_for_bit(variant: str, tmp_path: Path) -> None:
+    """Loading replaces every trained weight, both of an older epoch and of a trainee with another seed."""
     recipe = with_lora(VARIANTS[variant])
     with trainable(tiny_model("qwen2"), recipe, seed=0) as trainee:
         trainee.save(tmp_path / "first")
         first = trained(trainee)
-        teach(trainee, recipe).save(tmp_path / "second")
+        train(trainee, recipe).save(tmp_path / "second")
         second, answers = trained(trainee), logits(trainee.module)
         trainee.load(tmp_path / "first")
         assert same(trained(trainee), first) and not same(first, second)
@@ -223,12 +223,12 @@ def test_a_saved_adapter_comes_back_bit_for_bit(variant: str, tmp_path: Path) ->
 
 
 @EACH
-def test_all_weights_come_back_bit_for_bit(architecture: str, tmp_path: Path) -> None:
-    """A fully trained model's folder fills another model and loads as any model folder; tied embeddings stay tied."""
+def test_all_weights_are_loaded_bit_for_bit(architecture: str, tmp_path: Path) -> None:
+    """Saved full weights load into another model and as a model folder of their own. Tied embeddings stay tied."""
     model, other = tiny_model(architecture), tiny_model(architecture, seed=9)
     tied = is_tied(model)
     with trainable(model, FULL, seed=0) as trainee:
-        teach(trainee, FULL).save(tmp_path)
+        train(trainee, FULL).save(tmp_path)
     with trainable(other, FULL, seed=0) as trainee:
         assert not torch.equal(logits(other.module), logits(model.module))
         trainee.load(tmp_path)
@@ -247,12 +247,12 @@ def is_tied(model: LanguageModel) -> bool:
 
 
 def test_tied_embeddings_are_trained_as_one(tmp_path: Path) -> None:
-    """After a round trip a further step moves head and embedding together."""
+    """After saving and loading, a further step changes the output layer and the embedding together."""
     with trainable(tiny_model("gpt2"), FULL, seed=0) as trainee:
-        teach(trainee, FULL).save(tmp_path)
+        train(trainee, FULL).save(tmp_path)
         trainee.load(tmp_path)
         before = trained(trainee)["transformer.wte.weight"]
-        teach(trainee, FULL)
+        train(trainee, FULL)
         assert is_tied(trainee.model)
         assert not torch.equal(trained(trainee)["transformer.wte.weight"], before)
 
@@ -276,7 +276,7 @@ def test_tied_embeddings_are_trained_as_one(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused(
     saved: Recipe, architecture: str, wanted: Recipe, other: str, reason: str, tmp_path: Path
 ) -> None:
-    """Weights that do not fill exactly what is trained are refused with a reason and a remedy, never taken in part."""
+    """Weights whose names or sizes differ from the trained ones raise an error with a reason and a remedy."""
     with trainable(tiny_model(architecture), saved, seed=0) as trainee:
         trainee.save(tmp_path)
     with (
@@ -287,7 +287,7 @@ def test_weights_of_another_model_are_refused(
 
 
 def test_all_weights_of_another_size_are_refused(tmp_path: Path) -> None:
-    """A model of the same architecture and another vocabulary is refused, and nothing of it is taken in."""
+    """A model of the same architecture with another vocabulary size raises an error. No weight is changed."""
     with trainable(tiny_model(seed=1), FULL, seed=0) as trainee:
         trainee.model.module.resize_token_embeddings(VOCABULARY + 8)
         trainee.save(tmp_path)
@@ -299,7 +299,7 @@ def test_all_weights_of_another_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
-    """An adapter with too few or too many layers is refused both ways."""
+    """An adapter with too few or too many layers raises an error."""
     short = tiny_model()
     short.module.model.layers = short.module.model.layers[:1]
     with trainable(short, RECIPE, seed=0) as small, trainable(tiny_model(), RECIPE, seed=0) as large:
@@ -312,8 +312,8 @@ def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, FULL], ids=["lora", "full"])
-def test_an_empty_folder_and_a_torn_file_are_refused(recipe: Recipe, tmp_path: Path) -> None:
-    """Weights that are gone or cut off are a StoreError with a remedy."""
+def test_an_empty_folder_and_a_truncated_file_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    """Missing or truncated weights raise a StoreError with a remedy."""
     with trainable(tiny_model(), recipe, seed=0) as trainee:
         with pytest.raises(StoreError, match=r"no safetensors.*--overwrite"):
             trainee.load(tmp_path)
@@ -325,8 +325,8 @@ def test_an_empty_folder_and_a_torn_file_are_refused(recipe: Recipe, tmp_path: P
 
 
 @pytest.fixture
-def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Cut the network off, and list every attempt to use it: PEFT swallows the error itself."""
+def connection_attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Disable the network and return a list of all attempts to use it. The list is needed because PEFT suppresses the error."""
     attempts: list[str] = []
 
     def refuse(*args: Any, **_: Any) -> NoReturn:
@@ -340,12 +340,12 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, with_lora(VARIANTS["all-linear"]), FULL], ids=["lora", "all-linear", "full"])
-def test_saving_and_loading_ask_no_network(recipe: Recipe, dialled: list[str], tmp_path: Path) -> None:
-    """A model from the hub is trained, saved and loaded without one attempt to reach the hub."""
+def test_saving_and_loading_do_not_use_the_network(recipe: Recipe, connection_attempts: list[str], tmp_path: Path) -> None:
+    """A model from the hub is trained, saved and loaded without any attempt to reach the hub."""
     with trainable(from_hub(), recipe, seed=0) as trainee:
-        teach(trainee, recipe).save(tmp_path)
+        train(trainee, recipe).save(tmp_path)
         trainee.load(tmp_path)
-    assert dialled == []
+    assert connection_attempts == []
 
 
 def from_hub() -> LanguageModel:
@@ -355,17 +355,17 @@ def from_hub() -> LanguageModel:
     return model
 
 
-def test_pefts_own_saving_would_ask_the_hub(dialled: list[str], tmp_path: Path) -> None:
-    """The guard notices what PEFT does when left to itself (negative control)."""
+def test_pefts_save_pretrained_would_contact_the_hub(connection_attempts: list[str], tmp_path: Path) -> None:
+    """Negative control: the fixture records the connection that PEFT's own save_pretrained attempts."""
     with trainable(from_hub(), RECIPE, seed=0) as trainee:
         assert isinstance(trainee.module, PeftModel)
         with pytest.warns(UserWarning, match="Could not find a config file in someone/some-model"):
             trainee.module.save_pretrained(str(tmp_path))
-    assert dialled
+    assert connection_attempts
 
 
 def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
-    """Modules that the model lacks are named with the flag that names others; the model is usable afterwards."""
+    """The error lists the missing modules and the flag to set. The model is usable afterwards."""
     model = tiny_model()
     before = logits(model.module)
     with (
@@ -380,7 +380,7 @@ def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
 
 
 def test_an_architecture_without_default_modules_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where PEFT knows no modules of an architecture, they must be named, and all-linear serves."""
+    """If PEFT has no default modules for an architecture, target_modules must be set. all-linear works."""
     known = peft.tuners.lora.model.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     monkeypatch.delitem(known, "llama")
     model = tiny_model()
@@ -394,8 +394,8 @@ def test_an_architecture_without_default_modules_is_a_model_error_with_its_remed
         assert len(adapted(trainee)) == 7
 
 
-def test_the_yardsticks_are_sharp() -> None:
-    """Comparisons by bits notice one changed bit, and the tiny models predict far from uniformly (negative control)."""
+def test_the_comparisons_detect_small_changes() -> None:
+    """Negative control: same() detects one changed bit, and the tiny models do not predict uniformly."""
     weights = everything(tiny_module())
     nudged = {name: weight.clone() for name, weight in weights.items()}
     nudged["lm_head.weight"].view(-1)[0] = torch.nextafter(nudged["lm_head.weight"].view(-1)[0], torch.tensor(math.inf))

@@ -25,7 +25,7 @@ from lm_harmony.models.loading import LanguageModel
 CONTEXTS = ("Q: what is the city?\nA:", "the quick brown fox", "yes no", "a dog and a dog and a dog", "Question: heat\nAnswer:")
 GREEDY = {"until": ["zz", "\n\n"], "max_gen_toks": 12, "do_sample": False}
 EOS = 0
-ACTING: dict[str, dict[str, Any]] = {
+WITH_EFFECT: dict[str, dict[str, Any]] = {
     "num_beams": {"num_beams": 3},
     "beams with a length penalty": {"num_beams": 3, "length_penalty": -4.0, "early_stopping": True},
     "bad_words_ids": {"bad_words_ids": [[token] for token in range(60, 160)]},
@@ -51,7 +51,7 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "neutral": {"repetition_penalty": 1.0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0, "guidance_scale": 1.0},
     "outputs": {"return_dict_in_generate": True, "output_scores": True},
 }
-PATHS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
+BACKENDS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["padded", "packed"])
 
 
 def model_with(**settings: Any) -> LanguageModel:
@@ -66,7 +66,7 @@ def questions(arguments: Mapping[str, Any] = GREEDY) -> list[Request]:
 
 
 def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
-    """Ask lm_eval's HFLM, each text by itself: in a padded batch some settings read the padding."""
+    """Return the answers of lm_eval's HFLM, one text at a time, because some settings read the padding of a batch."""
     alone = HFLM(pretrained=model.module, tokenizer=copy.deepcopy(tiny_tokenizer()), batch_size=1, device="cpu")
     instances = [
         Instance(request.kind, {}, (request.context, dict(request.generation)), number) for number, request in enumerate(requests)
@@ -79,45 +79,45 @@ def ours(model: LanguageModel, backend: Backend, requests: Sequence[Request]) ->
     return Scorer(model=model, backend=backend, batch_size=4).reply(requests)
 
 
-@PATHS
-@pytest.mark.parametrize("name", ACTING)
-def test_a_setting_acts_as_under_hflm(name: str, backend: Backend) -> None:
-    model = model_with(**ACTING[name])
+@BACKENDS
+@pytest.mark.parametrize("name", WITH_EFFECT)
+def test_a_setting_has_the_effect_it_has_under_hflm(name: str, backend: Backend) -> None:
+    model = model_with(**WITH_EFFECT[name])
     answers = ours(model, backend, questions())
     assert answers == hflm(model, questions())
-    assert answers != hflm(model_with(), questions())  # negative control: without the setting they are others
+    assert answers != hflm(model_with(), questions())  # negative control: without the setting the answers differ
 
 
 @pytest.mark.parametrize("name", ["num_beams", "suppress_tokens", "no_repeat_ngram_size", "repetition_penalty"])
-def test_a_tasks_own_setting_acts_as_under_hflm(name: str) -> None:
-    """``generation_kwargs`` of a task go over the model's generation_config; values may be lists."""
-    model, asked = model_with(repetition_penalty=1.3), questions({**GREEDY, **ACTING[name]})
-    answers = ours(model, choose_backend(model), asked)
-    assert answers == hflm(model, asked) != hflm(model, questions())
+def test_a_setting_of_a_task_has_the_effect_it_has_under_hflm(name: str) -> None:
+    """``generation_kwargs`` of a task override the model's generation_config. Values may be lists."""
+    model, requests = model_with(repetition_penalty=1.3), questions({**GREEDY, **WITH_EFFECT[name]})
+    answers = ours(model, choose_backend(model), requests)
+    assert answers == hflm(model, requests) != hflm(model, questions())
 
 
 @pytest.mark.parametrize(
     "own", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"typical_p": 0.4}], ids=lambda own: next(iter(own))
 )
 def test_sampling_follows_the_models_settings(own: Mapping[str, Any]) -> None:
-    """From the same seed a text alone is drawn as under HFLM; the temperature is the task's, the rest the model's."""
-    model, [asked, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
-    answers = Scorer(model=model, seed=5, backend=PACKED).reply([asked])
+    """With the same seed one text is sampled as under HFLM. The task sets the temperature, the model the other settings."""
+    model, [request, *_] = model_with(**own), questions({**GREEDY, "do_sample": True, "temperature": 1.5})
+    answers = Scorer(model=model, seed=5, backend=PACKED).reply([request])
     torch.manual_seed(5)
-    assert answers == hflm(model, [asked])
-    assert answers != Scorer(model=model_with(top_k=0), seed=5).reply([asked])  # negative control
+    assert answers == hflm(model, [request])
+    assert answers != Scorer(model=model_with(top_k=0), seed=5).reply([request])  # negative control
 
 
-@PATHS
+@BACKENDS
 @pytest.mark.parametrize("stop", ["e", "th", "s "])
-def test_beams_end_as_under_hflm(stop: str, backend: Backend) -> None:
-    model, asked = model_with(num_beams=4), questions({**GREEDY, "until": [stop]})
-    assert ours(model, backend, asked) == hflm(model, asked)
+def test_beam_search_stops_as_under_hflm(stop: str, backend: Backend) -> None:
+    model, requests = model_with(num_beams=4), questions({**GREEDY, "until": [stop]})
+    assert ours(model, backend, requests) == hflm(model, requests)
 
 
-@PATHS
+@BACKENDS
 def test_stop_strings_end_an_answer(backend: Backend) -> None:
-    """HFLM hands generate() no tokenizer and fails: the answers are those of one that does."""
+    """HFLM fails because it passes no tokenizer to generate(). The expected answers are those with a tokenizer."""
     model = model_with()
     free = hflm(model, questions())
     model.module.generation_config.stop_strings = [free[0][4:6], "e"]
@@ -129,8 +129,8 @@ def test_stop_strings_end_an_answer(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
-def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
-    """What does nothing to greedy decoding changes no answer and costs no speed."""
+def test_settings_without_effect_keep_continuous_batching(name: str) -> None:
+    """Settings without effect on greedy decoding do not change the answers and do not disable continuous batching."""
     model = model_with(**WITHOUT_EFFECT[name])
     assert not GenerationSettings.read(GREEDY, default_limit=9).beyond_greedy(model.module.generation_config)
     assert choose_backend(model).continuous_batching
@@ -140,18 +140,18 @@ def test_settings_without_effect_leave_the_fast_decoder(name: str) -> None:
         assert hflm(model, questions()) == expected
 
 
-@pytest.mark.parametrize("name", ACTING)
-def test_acting_settings_are_told_from_the_others(name: str) -> None:
-    """Also a setting that nobody knows yet sends answers to generate()."""
-    decoding, acting = GenerationSettings.read(GREEDY, default_limit=9), dict(ACTING[name])
-    ends = acting.pop("eos_token_id", None)  # an answer ends at these on every path
-    assert set(decoding.beyond_greedy(GenerationConfig(**acting))) == set(acting) - {"length_penalty", "early_stopping"}
+@pytest.mark.parametrize("name", WITH_EFFECT)
+def test_settings_with_effect_are_detected(name: str) -> None:
+    """Answers with such a setting, or with an unknown one, are generated by generate()."""
+    decoding, settings = GenerationSettings.read(GREEDY, default_limit=9), dict(WITH_EFFECT[name])
+    ends = settings.pop("eos_token_id", None)  # an answer ends at these with every decoder
+    assert set(decoding.beyond_greedy(GenerationConfig(**settings))) == set(settings) - {"length_penalty", "early_stopping"}
     assert decoding.beyond_greedy(GenerationConfig(eos_token_id=ends, new_setting=3)) == {"new_setting": 3}
     assert decoding.beyond_greedy(GenerationConfig(eos_token_id=ends)) == {}
 
 
-def test_every_field_of_transformers_is_judged() -> None:
-    """No field acts at the value that transformers gives it by default."""
+def test_default_values_of_all_fields_have_no_effect() -> None:
+    """No field of GenerationConfig is reported at its default value."""
     defaults = {
         name: value for name, value in GenerationConfig._get_default_generation_params().items() if name != "num_assistant"
     }
@@ -159,7 +159,7 @@ def test_every_field_of_transformers_is_judged() -> None:
     assert GenerationSettings.read(GREEDY, default_limit=9).beyond_greedy(GenerationConfig(**defaults)) == {}
 
 
-def test_settings_of_a_models_file_are_followed(tmp_path: Path) -> None:
+def test_settings_of_generation_config_json_are_used(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS, "suppress_tokens": list(range(2, 200))}))
     module = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -174,10 +174,10 @@ def test_several_answers_to_a_question_are_refused() -> None:
         ours(model_with(num_return_sequences=2, num_beams=2), PACKED, questions())
 
 
-@PATHS
-def test_answers_in_one_batch_of_different_lengths_are_those_alone(backend: Backend) -> None:
-    """min_length counts the context: padding would count as text in a batch."""
-    model = model_with(**ACTING["min_length"])
+@BACKENDS
+def test_answers_in_a_batch_of_different_lengths_equal_those_of_single_texts(backend: Backend) -> None:
+    """min_length counts the tokens of the context. In a padded batch it would also count the padding."""
+    model = model_with(**WITH_EFFECT["min_length"])
     alone = [Scorer(model=model).reply([request])[0] for request in questions()]
     assert Scorer(model=model, backend=backend, batch_size=5).reply(questions()) == alone
     ids = [model.text.encode([context])[0] for context in CONTEXTS]
@@ -189,14 +189,14 @@ def test_answers_in_one_batch_of_different_lengths_are_those_alone(backend: Back
     assert texts != alone  # negative control
 
 
-def test_the_probe_writes_too(caplog: pytest.LogCaptureFixture) -> None:
-    """A model that scores exactly but writes otherwise with a cache under the decoder is left to generate()."""
+def test_the_probe_also_checks_generation(caplog: pytest.LogCaptureFixture) -> None:
+    """If a model scores exactly but its answers differ with continuous batching, generate() is used."""
     model = tiny_model()
     assert choose_backend(model).continuous_batching
     inner = model.module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # As an architecture that makes positions of its own where rows are continued.
+        # Like an architecture that computes its own positions when it continues rows from a cache.
         if kwargs.get("logits_to_keep") == 1 and kwargs.get("position_ids") is not None and kwargs["input_ids"].shape[1] == 1:
             kwargs["position_ids"] = kwargs["position_ids"] * 0 if kwargs["input_ids"].shape[0] > 1 else kwargs["position_ids"]
         return inner(*args, **kwargs)

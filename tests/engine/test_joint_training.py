@@ -1,4 +1,4 @@
-"""Runs that are trained together end where each would have ended alone."""
+"""Runs that are trained jointly end with the weights that each gets when it is trained separately."""
 
 from __future__ import annotations
 
@@ -33,16 +33,14 @@ def rows(seed: int, count: int) -> list[TokenSequence]:
 
 
 def joint_runs() -> list[JointRun]:
-    """Five runs that differ in everything a run may differ in: rows, seed, rate, schedule, batch, epochs, rank, modules."""
-    plain = Recipe(learning_rate=1e-3, epochs=10, lora=Lora(lora_dropout=0.2))
+    """Return five runs that differ in rows, seed, learning rate, schedule, batch size, epochs, rank and target modules."""
+    base = Recipe(learning_rate=1e-3, epochs=10, lora=Lora(lora_dropout=0.2))
     return [
-        JointRun(sequences=rows(1, 40), recipe=plain, seed=0),
-        JointRun(sequences=rows(1, 40), recipe=plain, seed=1),
-        JointRun(sequences=rows(2, 21), recipe=replace(plain, learning_rate=3e-3, batch_size=5, max_steps=50), seed=0),
-        JointRun(sequences=rows(3, 30), recipe=replace(plain, lora=Lora(r=4, target_modules=("all-linear",)), epochs=3), seed=2),
-        JointRun(
-            sequences=rows(4, 80), recipe=replace(plain, lr_schedule="cosine", epochs=5, lora=Lora(use_rslora=True)), seed=0
-        ),
+        JointRun(sequences=rows(1, 40), recipe=base, seed=0),
+        JointRun(sequences=rows(1, 40), recipe=base, seed=1),
+        JointRun(sequences=rows(2, 21), recipe=replace(base, learning_rate=3e-3, batch_size=5, max_steps=50), seed=0),
+        JointRun(sequences=rows(3, 30), recipe=replace(base, lora=Lora(r=4, target_modules=("all-linear",)), epochs=3), seed=2),
+        JointRun(sequences=rows(4, 80), recipe=replace(base, lr_schedule="cosine", epochs=5, lora=Lora(use_rslora=True)), seed=0),
     ]
 
 
@@ -50,18 +48,18 @@ def weights_of(trainee: Trainee) -> Weights:
     return {name.replace(f".{trainee.adapter}.", "."): w.detach().clone() for name, w in trainee.trained_parameters().items()}
 
 
-def alone(model: LanguageModel, joint_run: JointRun) -> Weights:
+def train_separately(model: LanguageModel, joint_run: JointRun) -> Weights:
     with trainable(model, joint_run.recipe, seed=joint_run.seed) as trainee:
         for _ in fine_tune(trainee, joint_run.sequences, joint_run.recipe, seed=joint_run.seed, micro_batch=8, backend=PACKED):
             pass
         return weights_of(trainee)
 
 
-def together(
-    model: LanguageModel, asked: Sequence[JointRun], max_concurrent: int, room: MemoryBudget = PACKED.memory_budget
+def train_jointly(
+    model: LanguageModel, runs: Sequence[JointRun], max_concurrent: int, budget: MemoryBudget = PACKED.memory_budget
 ) -> Iterator[JointProgress]:
     return fine_tune_jointly(
-        model, asked, backend=replace(PACKED, memory_budget=room), micro_batch=8, max_concurrent=max_concurrent
+        model, runs, backend=replace(PACKED, memory_budget=budget), micro_batch=8, max_concurrent=max_concurrent
     )
 
 
@@ -76,51 +74,51 @@ def distance(found: Weights, expected: Weights) -> float:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
 @pytest.mark.parametrize(("max_concurrent", "tokens"), [(5, 10_000), (2, 10_000), (3, 90)])
-def test_each_run_ends_where_it_ends_alone(architecture: str, max_concurrent: int, tokens: int) -> None:
-    """After 50 steps and more, within 1e-5: all at once, two at a time, and with rows cut to fit."""
-    model, asked = tiny_model(architecture), joint_runs()
+def test_each_run_gets_the_weights_of_a_separate_training(architecture: str, max_concurrent: int, tokens: int) -> None:
+    """They agree within 1e-5 after at least 50 steps: all runs at once, two at a time, and with small passes."""
+    model, runs = tiny_model(architecture), joint_runs()
     before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     ends, steps = dict[int, Weights](), dict[int, int]()
-    for progress in together(model, asked, max_concurrent, MemoryBudget(training_tokens=tokens)):
+    for progress in train_jointly(model, runs, max_concurrent, MemoryBudget(training_tokens=tokens)):
         assert progress.epoch is not None
         steps[progress.run] = steps.get(progress.run, 0) + len(progress.epoch.steps)
         ends[progress.run] = weights_of(progress.trainee)
     assert steps == {0: 50, 1: 50, 2: 50, 3: 12, 4: 50}
     assert all(torch.equal(weight, before[name]) for name, weight in model.module.state_dict().items())
-    for run, joint_run in enumerate(asked):
-        assert distance(ends[run], alone(model, joint_run)) < 1e-5, run
+    for run, joint_run in enumerate(runs):
+        assert distance(ends[run], train_separately(model, joint_run)) < 1e-5, run
 
 
-def test_an_adapter_on_the_wrong_part_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: two runs' adapters change places in every layer."""
-    honest = MultiAdapterForward.__call__
+def test_swapped_adapters_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the adapters of two runs are swapped in every layer."""
+    original = MultiAdapterForward.__call__
 
-    def crossed(self: MultiAdapterForward, x: torch.Tensor) -> torch.Tensor:
+    def swapped(self: MultiAdapterForward, x: torch.Tensor) -> torch.Tensor:
         first, second, *rest = self.sizes
         sizes = list(self.sizes.values())
-        return honest(replace(self, sizes=dict(zip((second, first, *rest), sizes, strict=True))), x)
+        return original(replace(self, sizes=dict(zip((second, first, *rest), sizes, strict=True))), x)
 
-    model, asked = tiny_model(), joint_runs()[:2]
-    # Each adapter meets the other run's rows; the dropout of both is off, which would see that the sizes differ.
-    still = [replace(joint_run, recipe=replace(joint_run.recipe, lora=Lora(lora_dropout=0.0))) for joint_run in asked]
-    expected = alone(model, still[0])
-    assert distance(ends_of(together(model, still, 2))[0], expected) < 1e-5
-    monkeypatch.setattr(MultiAdapterForward, "__call__", crossed)
-    assert distance(ends_of(together(model, still, 2))[0], expected) > 1e-3
+    model, runs = tiny_model(), joint_runs()[:2]
+    # Each adapter computes the other run's rows. Dropout is off, because its masks would not fit the other run's sizes.
+    without_dropout = [replace(joint_run, recipe=replace(joint_run.recipe, lora=Lora(lora_dropout=0.0))) for joint_run in runs]
+    expected = train_separately(model, without_dropout[0])
+    assert distance(ends_of(train_jointly(model, without_dropout, 2))[0], expected) < 1e-5
+    monkeypatch.setattr(MultiAdapterForward, "__call__", swapped)
+    assert distance(ends_of(train_jointly(model, without_dropout, 2))[0], expected) > 1e-3
 
 
-def test_whoever_asks_between_two_steps_meets_the_right_adapter() -> None:
-    model, asked = tiny_model(), joint_runs()[:3]
+def test_between_two_steps_the_adapter_of_the_yielded_run_is_active() -> None:
+    model, runs = tiny_model(), joint_runs()[:3]
     probe = rows(9, 6)
     found, expected = dict[tuple[int, int], torch.Tensor](), dict[tuple[int, int], torch.Tensor]()
     with torch.no_grad():
         untouched = padded_logprobs(model.module, probe).logprobs_L
-    for progress in together(model, asked, 3):
+    for progress in train_jointly(model, runs, 3):
         assert progress.epoch is not None
         assert not model.module.training
         with torch.no_grad():
             found[progress.run, progress.epoch.number] = padded_logprobs(model.module, probe).logprobs_L
-    for run, joint_run in enumerate(asked):
+    for run, joint_run in enumerate(runs):
         with trainable(model, joint_run.recipe, seed=joint_run.seed) as trainee:
             for epoch in fine_tune(
                 trainee, joint_run.sequences, joint_run.recipe, seed=joint_run.seed, micro_batch=8, backend=PACKED
@@ -133,11 +131,11 @@ def test_whoever_asks_between_two_steps_meets_the_right_adapter() -> None:
         assert not torch.allclose(untouched, logprobs, atol=1e-3)
 
 
-def test_a_run_that_diverges_leaves_the_others_untouched() -> None:
-    model, asked = tiny_model(), joint_runs()[:3]
-    asked[1] = replace(asked[1], recipe=replace(asked[1].recipe, learning_rate=1e30))
+def test_a_run_that_diverges_does_not_change_the_others() -> None:
+    model, runs = tiny_model(), joint_runs()[:3]
+    runs[1] = replace(runs[1], recipe=replace(runs[1].recipe, learning_rate=1e30))
     ends, diverged = dict[int, Weights](), list[int]()
-    for progress in together(model, asked, 3):
+    for progress in train_jointly(model, runs, 3):
         if progress.epoch is None:
             diverged.append(progress.run)
             assert "not finite" in str(progress.diverged) or "nan" in str(progress.diverged) or "inf" in str(progress.diverged)
@@ -145,13 +143,13 @@ def test_a_run_that_diverges_leaves_the_others_untouched() -> None:
             ends[progress.run] = weights_of(progress.trainee)
     assert diverged == [1]
     for run in (0, 2):
-        assert distance(ends[run], alone(model, asked[run])) < 1e-5
+        assert distance(ends[run], train_separately(model, runs[run])) < 1e-5
 
 
-def test_a_run_saved_from_among_others_is_an_adapter_of_its_own_and_goes_on(tmp_path: Path) -> None:
-    model, asked = tiny_model(), joint_runs()[:3]
+def test_a_jointly_trained_run_is_saved_as_one_adapter_and_can_be_resumed(tmp_path: Path) -> None:
+    model, runs = tiny_model(), joint_runs()[:3]
     states = dict[int, Resumption]()
-    for progress in together(model, asked, 3):
+    for progress in train_jointly(model, runs, 3):
         assert progress.epoch is not None
         if progress.epoch.number == 2:
             progress.trainee.save(tmp_path / str(progress.run))
@@ -165,21 +163,19 @@ def test_a_run_saved_from_among_others_is_an_adapter_of_its_own_and_goes_on(tmp_
         return states[run]
 
     fresh = tiny_model()
-    resumed = [
-        replace(joint_run, resume=lambda trainee, run=run: resumption(run, trainee)) for run, joint_run in enumerate(asked)
-    ]
-    ends = ends_of(together(fresh, resumed, 2))
-    for run, joint_run in enumerate(asked):
-        assert distance(ends[run], alone(fresh, joint_run)) < 1e-5
+    resumed = [replace(joint_run, resume=lambda trainee, run=run: resumption(run, trainee)) for run, joint_run in enumerate(runs)]
+    ends = ends_of(train_jointly(fresh, resumed, 2))
+    for run, joint_run in enumerate(runs):
+        assert distance(ends[run], train_separately(fresh, joint_run)) < 1e-5
 
 
-def test_what_cannot_share_a_pass_has_its_turn() -> None:
-    """A model with dropout of its own, a recipe that trains biases, and the processor's rule: one after another."""
-    asked = joint_runs()[:2]
+def test_runs_that_cannot_share_a_pass_are_trained_one_after_another() -> None:
+    """Cases: the base model has dropout, the recipe trains biases, or max_concurrent is left to the default of a CPU."""
+    runs = joint_runs()[:2]
     for model, given, max_concurrent in (
-        (tiny_model("gpt2"), asked, 2),
-        (tiny_model(), [replace(one, recipe=replace(one.recipe, lora=Lora(bias="all"))) for one in asked], 2),
-        (tiny_model(), asked, None),
+        (tiny_model("gpt2"), runs, 2),
+        (tiny_model(), [replace(one, recipe=replace(one.recipe, lora=Lora(bias="all"))) for one in runs], 2),
+        (tiny_model(), runs, None),
     ):
         order = [
             progress.run
@@ -188,18 +184,18 @@ def test_what_cannot_share_a_pass_has_its_turn() -> None:
         assert order == [0] * 10 + [1] * 10
 
 
-def test_scarce_memory_halves_the_part_of_every_run() -> None:
-    model, asked = tiny_model(), joint_runs()[:2]
-    expected = [alone(model, joint_run) for joint_run in asked]
+def test_out_of_memory_halves_the_micro_batch_of_every_run() -> None:
+    model, runs = tiny_model(), joint_runs()[:2]
+    expected = [train_separately(model, joint_run) for joint_run in runs]
     seen = list[int]()
 
-    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    def limited(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
         seen.append(kwargs["input_ids"].shape[1])
         if seen[-1] > 200:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
-    hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    ends = ends_of(together(model, asked, 2, MemoryBudget(training_tokens=9_999)))
+    hook = model.module.model.register_forward_pre_hook(limited, with_kwargs=True)
+    ends = ends_of(train_jointly(model, runs, 2, MemoryBudget(training_tokens=9_999)))
     hook.remove()
     assert max(seen) > 200
     for run in (0, 1):

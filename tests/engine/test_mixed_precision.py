@@ -1,4 +1,4 @@
-"""All weights trained under autocast: float32 weights, bfloat16 products, float32 log-probabilities; shown on the CPU."""
+"""Full fine-tuning under autocast, on the CPU: float32 weights, bfloat16 matrix products, float32 log-probabilities."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TEXTS = [
 ARCHITECTURES = ("llama", "gpt_neox", "gpt2", "gemma2")
 
 
-class Products(TorchDispatchMode):
-    """Counts matrix products by the type they are computed in, and tells whether any exponential was of another than float32."""
+class ProductDtypes(TorchDispatchMode):
+    """Counts matrix products by their dtype, and collects the dtypes in which softmax and logsumexp are computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.types = Counter[torch.dtype]()
-        self.normalised = set[torch.dtype]()
+        self.softmax_dtypes = set[torch.dtype]()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,7 +52,7 @@ class Products(TorchDispatchMode):
         if name in ("mm", "addmm"):
             self.types[args[-1].dtype] += 1
         if name in ("logsumexp", "exp_", "_log_softmax"):
-            self.normalised.add(args[0].dtype)
+            self.softmax_dtypes.add(args[0].dtype)
         return func(*args, **dict(kwargs or {}))
 
 
@@ -60,64 +60,64 @@ def mixed(model: LanguageModel) -> LanguageModel:
     return replace(model, autocast=torch.bfloat16)
 
 
-def trained(model: LanguageModel, backend: Backend) -> tuple[dict[str, torch.Tensor], list[float], Products]:
-    """Train all weights; return what changed of them, the epochs' losses, and the products that were computed."""
+def trained(model: LanguageModel, backend: Backend) -> tuple[dict[str, torch.Tensor], list[float], ProductDtypes]:
+    """Train all weights. Return their changes, the losses of the epochs, and the counted matrix products."""
     before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
-    with trainable(model, RECIPE, seed=0) as trainee, Products() as products:
+    with trainable(model, RECIPE, seed=0) as trainee, ProductDtypes() as products:
         losses = [epoch.loss for epoch in fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)]
         changes = {name: weight.detach() - before[name] for name, weight in trainee.trained_parameters().items()}
     return changes, losses, products
 
 
-@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["fast", "plain"])
+@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["packed", "padded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_stay_float32_and_learn_from_bfloat16_products(architecture: str, backend: Backend) -> None:
-    exact, exact_losses, without = trained(tiny_model(architecture), backend)
+def test_weights_stay_float32_and_are_trained_with_bfloat16_products(architecture: str, backend: Backend) -> None:
+    exact, exact_losses, float32_products = trained(tiny_model(architecture), backend)
     found, losses, products = trained(mixed(tiny_model(architecture)), backend)
     assert products.types[torch.bfloat16] > 20 and not products.types[torch.float32]
-    assert not without.types[torch.bfloat16] and without.types[torch.float32] > 20  # the negative control
-    assert products.normalised == without.normalised == {torch.float32}
+    assert not float32_products.types[torch.bfloat16] and float32_products.types[torch.float32] > 20  # the negative control
+    assert products.softmax_dtypes == float32_products.softmax_dtypes == {torch.float32}
     assert {change.dtype for change in found.values()} == {torch.float32}
     assert losses != exact_losses and losses == pytest.approx(exact_losses, rel=0.02)
-    # Converted weights are made again in each pass: with those of the first step the loss would not follow the float32 one.
+    # Weights are cast to bfloat16 in each pass. With the casts of the first step the loss would not follow the float32 loss.
     assert losses[1] < losses[0] and exact_losses[1] < exact_losses[0]
     weight = max(exact, key=lambda name: exact[name].numel())
     assert torch.cosine_similarity(found[weight].flatten(), exact[weight].flatten(), dim=0) > 0.8
 
 
-@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["fast", "plain"])
-def test_scores_and_texts_are_computed_in_bfloat16_too(backend: Backend) -> None:
+@pytest.mark.parametrize("backend", [PACKED, PADDED], ids=["packed", "padded"])
+def test_scores_and_generated_texts_are_also_computed_in_bfloat16(backend: Backend) -> None:
     model = tiny_model()
-    with Products() as without:
+    with ProductDtypes() as float32_products:
         exact = Scorer(model=model, backend=backend).reply(QUESTIONS)
-    with Products() as products:
+    with ProductDtypes() as products:
         found = Scorer(model=mixed(model), backend=backend).reply(QUESTIONS)
     assert products.types[torch.bfloat16] and not products.types[torch.float32]
-    assert without.types[torch.float32] and not without.types[torch.bfloat16]
-    assert products.normalised == {torch.float32}
+    assert float32_products.types[torch.float32] and not float32_products.types[torch.bfloat16]
+    assert products.softmax_dtypes == {torch.float32}
     nats, expected = [score for score, _ in found], [score for score, _ in exact]
     assert nats != expected and nats == pytest.approx(expected, abs=0.2)
-    with Products() as writing:
+    with ProductDtypes() as generation:
         assert len(Scorer(model=mixed(model), backend=backend, max_new_tokens=5).reply(TEXTS)) == 2
-    assert writing.types[torch.bfloat16] and not writing.types[torch.float32]
+    assert generation.types[torch.bfloat16] and not generation.types[torch.float32]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_fast_paths_serve_under_autocast_as_near_as_the_plain_one(architecture: str) -> None:
-    """The probe compares layouts in float32; under autocast they differ by no more than autocast itself changes."""
+def test_packed_backends_are_as_exact_under_autocast_as_padded_batches(architecture: str) -> None:
+    """Under autocast, packed and padded batches differ by at most twice the rounding error of autocast."""
     model = mixed(tiny_model(architecture))
     backend = choose_backend(model)
     assert backend.packed and not backend.onednn
     with torch.no_grad():
         exact = padded_logprobs(model.module, SEQUENCES).logprobs_L
         with model.mixed_precision():
-            plain = padded_logprobs(model.module, SEQUENCES).logprobs_L
-            rounding = (plain - exact).abs().max()
+            padded = padded_logprobs(model.module, SEQUENCES).logprobs_L
+            rounding = (padded - exact).abs().max()
             assert rounding > 0
-            for path in (packed_logprobs, prefix_tree_logprobs):
-                assert (path(model.module, SEQUENCES).logprobs_L - plain).abs().max() <= 2 * rounding
+            for forward in (packed_logprobs, prefix_tree_logprobs):
+                assert (forward(model.module, SEQUENCES).logprobs_L - padded).abs().max() <= 2 * rounding
 
 
-def test_the_model_tells_its_number_formats() -> None:
+def test_the_model_reports_its_dtypes() -> None:
     assert tiny_model().precision == Precision(weights="float32")
     assert mixed(tiny_model()).precision == Precision(weights="float32", autocast="bfloat16")

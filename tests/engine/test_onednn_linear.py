@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN are torch's own within rounding, both ways; the probe decides which of them go there."""
+"""Linear layers computed by oneDNN equal those of PyTorch within rounding, forward and backward. A probe selects them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOTH = OneDnnLinear(forward=SHAPE, backward=SHAPE)
 
 
 def gradients(layer: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the result of a layer and the gradients of its input and weights."""
+    """Return the output of a layer and the gradients of its input and weights."""
     x = x.clone().requires_grad_()
     result = layer(x)
     weights = list(layer.parameters())
@@ -37,29 +37,29 @@ def wide_module() -> PreTrainedModel:
 @pytest.mark.parametrize("products", [BOTH, OneDnnLinear(forward=SHAPE), OneDnnLinear(backward=SHAPE)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 12), (3, 12), (2, 5, 12)])
-def test_a_linear_layer_is_torchs(products: OneDnnLinear, bias: bool, shape: tuple[int, ...]) -> None:
+def test_a_linear_layer_equals_pytorchs(products: OneDnnLinear, bias: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(12, 7, bias=bias), torch.randn(shape)
     with use_onednn(layer, products):
         found = gradients(layer, x)
         assert "_Product" in type(layer(x).grad_fn).__name__, "it did not go through oneDNN"
     assert "_Product" not in type(layer(x).grad_fn).__name__
-    for mine, theirs in zip(found, gradients(layer, x), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_gpt2s_layer_is_torchs() -> None:
+def test_gpt2s_conv1d_equals_pytorchs() -> None:
     torch.manual_seed(0)
     layer, x = Conv1D(7, 12), torch.randn(2, 5, 12)
     with use_onednn(layer, BOTH):
         found = gradients(layer, x)
         assert "_Product" in type(layer(x).grad_fn).__name__
-    for mine, theirs in zip(found, gradients(layer, x), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control of the tests above."""
+def test_a_wrong_product_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the tests above."""
     right = onednn_linear._onednn
     monkeypatch.setattr(onednn_linear, "_onednn", lambda *given: right(*given) * 1.001)
     layer, x = torch.nn.Linear(12, 7), torch.randn(3, 12)
@@ -70,14 +70,14 @@ def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_types_and_other_shapes_are_left_alone(dtype: torch.dtype) -> None:
+def test_other_dtypes_and_shapes_do_not_use_onednn(dtype: torch.dtype) -> None:
     for layer in (torch.nn.Linear(12, 7, dtype=dtype), torch.nn.Linear(7, 12)):
         with use_onednn(layer, BOTH):
             assert "forward" not in vars(layer)
 
 
-def test_nothing_is_kept_for_frozen_weights() -> None:
-    """The input of a frozen layer is not held until the backward pass."""
+def test_the_input_of_a_frozen_layer_is_not_saved() -> None:
+    """A frozen layer does not need its input in the backward pass."""
     layer = torch.nn.Linear(12, 7, bias=False).requires_grad_(False)
     with use_onednn(layer, BOTH):
         result = layer(torch.randn(3, 12, requires_grad=True))
@@ -86,7 +86,7 @@ def test_nothing_is_kept_for_frozen_weights() -> None:
 
 
 class Clock:
-    """A clock that only the products move on."""
+    """A clock that advances only when a product is computed."""
 
     seconds = 0.0
 
@@ -101,44 +101,44 @@ class Clock:
         return charging
 
 
-@pytest.mark.parametrize(("onednn_takes", "taken"), [(1.0, True), (1.7, True), (1.8, False), (3.0, False)])
-def test_the_probe_takes_a_product_that_is_faster_by_the_required_gain(
-    onednn_takes: float, taken: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("onednn_seconds", "selected"), [(1.0, True), (1.7, True), (1.8, False), (3.0, False)])
+def test_the_probe_selects_a_product_that_is_faster_by_the_required_gain(
+    onednn_seconds: float, selected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's own product takes two seconds of a clock that the test keeps: 2 / 1.7 is above GAIN, 2 / 1.8 below."""
+    """PyTorch's product takes two seconds on a simulated clock. 2 / 1.7 is above GAIN, 2 / 1.8 is below."""
     clock = Clock()
     monkeypatch.setattr(onednn_linear, "time", clock)
-    monkeypatch.setattr(onednn_linear, "_onednn", clock.charged(onednn_linear._onednn, onednn_takes))
+    monkeypatch.setattr(onednn_linear, "_onednn", clock.charged(onednn_linear._onednn, onednn_seconds))
     monkeypatch.setattr(onednn_linear, "linear", clock.charged(onednn_linear.linear, 2.0))
     found = probe_onednn(wide_module(), seconds=1e6)
-    assert found.forward == (frozenset({(64, 64), (128, 64), (64, 128), (300, 64)}) if taken else frozenset())
-    assert not found.backward  # which took no time either way
+    assert found.forward == (frozenset({(64, 64), (128, 64), (64, 128), (300, 64)}) if selected else frozenset())
+    assert not found.backward  # both take no time on the simulated clock
 
 
-def test_the_probe_keeps_to_its_time_and_leaves_small_layers_alone() -> None:
+def test_the_probe_keeps_its_time_limit_and_skips_small_layers() -> None:
     assert not probe_onednn(wide_module(), seconds=0.0)
     assert not probe_onednn(tiny_module())  # 32 wide
     assert not probe_onednn(wide_module().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("width", [8, 9])
-def test_dropout_is_the_same_wherever_a_batch_is_cut(width: int) -> None:
+def test_dropout_does_not_depend_on_how_a_batch_is_split(width: int) -> None:
     x = torch.ones(1, 9, width)
-    whole = DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), count=3).kept(5, x, 0.25)
+    unsplit = DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), count=3).kept(5, x, 0.25)
     parts = [
         DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), first=first, count=1).kept(5, x[:, :length], 0.25)
         for first, length in enumerate((4, 3, 2))
     ]
-    assert torch.equal(whole, torch.cat(parts, dim=1))
+    assert torch.equal(unsplit, torch.cat(parts, dim=1))
     for other in (
         DropoutState(seed_and_step=(3, 5), lengths=(9,), count=1),
         DropoutState(seed_and_step=(4, 4), lengths=(9,), count=1),
     ):
-        assert not torch.equal(whole, other.kept(5, x, 0.25))
-    assert not torch.equal(whole, DropoutState(seed_and_step=(3, 4), lengths=(9,), count=1).kept(6, x, 0.25))
+        assert not torch.equal(unsplit, other.kept(5, x, 0.25))
+    assert not torch.equal(unsplit, DropoutState(seed_and_step=(3, 4), lengths=(9,), count=1).kept(6, x, 0.25))
 
 
-def test_dropout_keeps_the_share_it_says() -> None:
+def test_dropout_keeps_the_configured_fraction() -> None:
     kept = DropoutState(seed_and_step=(0, 1), lengths=(1000,), count=1).kept(0, torch.ones(1, 1000, 256), 0.05)
     assert kept.float().mean().item() == pytest.approx(0.95, abs=0.003)  # 7 standard errors of 256,000 draws
     assert kept.float().mean(dim=(0, 1)).std() < 0.02  # and in every column

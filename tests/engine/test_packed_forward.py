@@ -1,4 +1,4 @@
-"""The fast forward passes equal the plain one, and step aside where they would not."""
+"""Packed and prefix-tree forward passes equal padded batches. Where they would not, the engine falls back to padded batches."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ TOKEN = st.integers(2, VOCABULARY - 1)
 
 
 @st.composite
-def forests(draw: st.DrawFn) -> list[TokenSequence]:
-    """Draw sequences that share beginnings of any depth, repeat each other, and have contexts of one token or more."""
-    trunk = draw(st.lists(TOKEN, min_size=0, max_size=30))
+def prefix_trees(draw: st.DrawFn) -> list[TokenSequence]:
+    """Draw sequences with shared prefixes of any depth, with duplicates, and with contexts of at least one token."""
+    shared_prefix = draw(st.lists(TOKEN, min_size=0, max_size=30))
     sequences = []
     for _ in range(draw(st.integers(1, 4))):
-        context = [*trunk, *draw(st.lists(TOKEN, min_size=1, max_size=20))]
+        context = [*shared_prefix, *draw(st.lists(TOKEN, min_size=1, max_size=20))]
         for _ in range(draw(st.integers(1, 4))):
             context = context[: draw(st.integers(1, len(context)))] if draw(st.booleans()) else context
             continuation = draw(st.lists(TOKEN, min_size=1, max_size=5))
@@ -57,12 +57,12 @@ def forests(draw: st.DrawFn) -> list[TokenSequence]:
 
 
 def questions() -> list[TokenSequence]:
-    """Five questions with three answers each behind a common beginning; longer than the tiny models' sliding windows."""
+    """Return five questions of three answers each with a shared prefix, longer than the tiny models' sliding windows."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda size: torch.randint(2, VOCABULARY, (size,), generator=generator).tolist()  # noqa: E731
-    trunk, sequences = draw(20), []
+    shared_prefix, sequences = draw(20), []
     for _ in range(5):
-        context = [*trunk, *draw(12)]
+        context = [*shared_prefix, *draw(12)]
         answers = [draw(size) for size in (1, 2, 4)]
         sequences += [TokenSequence(ids=(*context, *answer), first_label=len(context)) for answer in answers]
     return sequences
@@ -73,58 +73,58 @@ def difference(found: LabelLogprobs, expected: LabelLogprobs) -> float:
     return float((found.logprobs_L - expected.logprobs_L).abs().max())
 
 
-@pytest.mark.parametrize("path", [packed_logprobs, prefix_tree_logprobs])
+@pytest.mark.parametrize("forward_pass", [packed_logprobs, prefix_tree_logprobs])
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_log_likelihoods_equal_the_plain_path(architecture: str, path: Callable[..., LabelLogprobs]) -> None:
+def test_log_likelihoods_equal_those_of_padded_batches(architecture: str, forward_pass: Callable[..., LabelLogprobs]) -> None:
     module = model_of(architecture).module
     with torch.no_grad():
-        expected, found = padded_logprobs(module, questions()), path(module, questions())
+        expected, found = padded_logprobs(module, questions()), forward_pass(module, questions())
     assert difference(found, expected) < 1e-5
     assert torch.equal(found.greedy_L, expected.greedy_L)
 
 
 @settings(max_examples=60, deadline=None)
-@given(sequences=forests(), architecture=st.sampled_from(["llama", "mistral", "gemma3_text", "gpt2"]))
-def test_any_forest_of_sequences_scores_as_each_by_itself(sequences: list[TokenSequence], architecture: str) -> None:
+@given(sequences=prefix_trees(), architecture=st.sampled_from(["llama", "mistral", "gemma3_text", "gpt2"]))
+def test_any_prefix_tree_scores_as_padded_batches(sequences: list[TokenSequence], architecture: str) -> None:
     module = model_of(architecture).module
     with torch.no_grad():
         expected = padded_logprobs(module, sequences)
-        for path in (packed_logprobs, prefix_tree_logprobs):
-            found = path(module, sequences)
+        for forward_pass in (packed_logprobs, prefix_tree_logprobs):
+            found = forward_pass(module, sequences)
             assert difference(found, expected) < 1e-4
             # Two tokens may be equally probable within rounding.
             assert float((found.greedy_L != expected.greedy_L).float().mean()) < 0.02
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_loss_and_gradients_equal_the_plain_path(architecture: str) -> None:
+def test_loss_and_gradients_equal_those_of_padded_batches(architecture: str) -> None:
     gradients = []
-    for path in (padded_logprobs, packed_logprobs):
+    for forward_pass in (padded_logprobs, packed_logprobs):
         recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
         with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
             for name, weight in trainee.trained_parameters().items():
                 if "lora_B" in name:  # zero at the start, which would hide half of the gradients
                     torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-            loss = -path(trainee.model.module, questions()).logprobs_L.mean()
+            loss = -forward_pass(trainee.model.module, questions()).logprobs_L.mean()
             loss.backward()
             gradients.append({name: weight.grad for name, weight in trainee.trained_parameters().items()} | {"loss": loss})
     for name, expected in gradients[0].items():
         assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
 
 
-def test_a_trained_head_learns_as_under_the_plain_path() -> None:
+def test_gradients_of_a_trained_output_layer_equal_those_of_padded_batches() -> None:
     gradients = []
-    for path in (padded_logprobs, packed_logprobs):
+    for forward_pass in (padded_logprobs, packed_logprobs):
         with trainable(tiny_model("gpt_neox"), Recipe(lora=None), seed=0) as trainee:
-            (-path(trainee.model.module, questions()).logprobs_L.mean()).backward()
+            (-forward_pass(trainee.model.module, questions()).logprobs_L.mean()).backward()
             gradients.append({name: weight.grad.clone() for name, weight in trainee.trained_parameters().items()})
     assert any("embed_out" in name or "lm_head" in name for name in gradients[0])
     for name, expected in gradients[0].items():
         assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
 
 
-def test_fifty_steps_end_where_the_plain_path_ends() -> None:
-    """With dropout, padded or packed, in one pass or in several: each token of a step loses the same inputs."""
+def test_weights_after_fifty_steps_equal_those_of_padded_batches() -> None:
+    """Padded or packed, in one pass or in several, each token of a step gets the same dropout mask."""
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3), epochs=25, learning_rate=1e-3)
     ends = []
     few_tokens = replace(PACKED, memory_budget=MemoryBudget(training_tokens=20))
@@ -157,7 +157,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def checkpointed(architecture: str, forward: Forward, *, on: bool) -> tuple[int, dict[str, torch.Tensor]]:
-    """Return (peak bytes of a pass forward and backward, gradients) of a model of eight layers on four long texts."""
+    """Return (peak bytes of one forward and backward pass, gradients) of a model with eight layers on four long texts."""
     config = copy.deepcopy(model_of(architecture).module.config)
     config.num_hidden_layers = 8
     if getattr(config, "layer_types", None):
@@ -178,35 +178,35 @@ def checkpointed(architecture: str, forward: Forward, *, on: bool) -> tuple[int,
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_neox", "gpt2", "opt"])
-def test_gradient_checkpointing_serves_the_packed_path_and_saves_memory(architecture: str) -> None:
+def test_gradient_checkpointing_works_with_packed_rows_and_saves_memory(architecture: str) -> None:
     kept, expected = checkpointed(architecture, packed_logprobs, on=False)
     less, found = checkpointed(architecture, packed_logprobs, on=True)
     assert less < 0.6 * kept
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-9, name
-    again, _ = checkpointed(architecture, packed_logprobs, on=False)  # the negative control: the count follows the switch
+    again, _ = checkpointed(architecture, packed_logprobs, on=False)  # negative control
     assert again == kept
 
 
-def test_a_leaking_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: one token of one segment sees one token of a branch that is not its own."""
+def test_a_wrong_attention_mask_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: one token attends to one token of another branch."""
     module = model_of("llama").module
-    honest = attention.AttentionBlock._attends
+    original = attention.AttentionBlock._attends
 
-    def leaking(self: attention.AttentionBlock, window: int | None) -> torch.Tensor | None:
-        sees = honest(self, window)
-        if sees is not None and not sees[-1].all():
-            sees[-1, int((~sees[-1]).nonzero()[0])] = True
-        return sees
+    def wrong(self: attention.AttentionBlock, window: int | None) -> torch.Tensor | None:
+        attends = original(self, window)
+        if attends is not None and not attends[-1].all():
+            attends[-1, int((~attends[-1]).nonzero()[0])] = True
+        return attends
 
     with torch.no_grad():
         expected = padded_logprobs(module, questions())
-        monkeypatch.setattr(attention.AttentionBlock, "_attends", leaking)
+        monkeypatch.setattr(attention.AttentionBlock, "_attends", wrong)
         assert difference(prefix_tree_logprobs(module, questions()), expected) > 1e-4
 
 
-def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: transformers' own attention over the packed row with a cache, so that sequences see each other."""
+def test_a_kv_cache_in_a_packed_row_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: with a KV cache, transformers' attention lets the sequences of a packed row attend to each other."""
     module = model_of("llama").module
     sequences = questions()
     with torch.no_grad():
@@ -223,12 +223,12 @@ def test_a_cache_left_on_or_a_lost_boundary_is_seen(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_the_probe_lets_exact_architectures_pass(architecture: str) -> None:
+def test_the_probe_accepts_exact_architectures(architecture: str) -> None:
     assert choose_backend(model_of(architecture)).packed
 
 
 @pytest.mark.parametrize("architecture", UNPACKABLE)
-def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_probe_falls_back_and_logs_the_architecture(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lm_harmony"):
         assert choose_backend(model_of(architecture)) is PADDED
     (line,) = [record.getMessage() for record in caplog.records if "falling back to padded batches" in record.getMessage()]
@@ -236,8 +236,8 @@ def test_the_probe_falls_back_and_says_why(architecture: str, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding of bfloat16 is allowed for, texts that see each other are not: a trained model answers otherwise by far more."""
+def test_the_probe_detects_a_missing_sequence_boundary(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe tolerates bfloat16 rounding. Texts that attend to each other change the scores of a trained model by far more."""
     model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
     assert choose_backend(model).packed
 
@@ -250,12 +250,12 @@ def test_the_probe_of_a_trained_model_sees_a_lost_boundary(dtype: str, monkeypat
     assert choose_backend(model) is PADDED
 
 
-def test_the_plain_path_can_be_asked_for() -> None:
+def test_padded_batches_can_be_requested() -> None:
     assert choose_backend(model_of("llama"), "plain") is PADDED
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])
-def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> None:
+def test_replies_do_not_depend_on_the_backend(architecture: str) -> None:
     model = model_of(architecture)
     requests = [
         Request(kind="loglikelihood", context=context, continuation=continuation)
@@ -263,16 +263,16 @@ def test_a_respondent_answers_alike_on_the_chosen_paths(architecture: str) -> No
         for continuation in (" wood", " the lazy dog", " yes", " yes")
     ]
     requests += [Request(kind="loglikelihood_rolling", context="", continuation="the quick brown fox " * 40)]
-    plain = Scorer(model=model).reply(requests)
-    fast = Scorer(model=model, backend=choose_backend(model)).reply(requests)
-    for expected, found in zip(plain, fast, strict=True):
-        assert found == pytest.approx(expected, abs=1e-4)
+    expected = Scorer(model=model).reply(requests)
+    chosen = Scorer(model=model, backend=choose_backend(model)).reply(requests)
+    for reply, other in zip(expected, chosen, strict=True):
+        assert other == pytest.approx(reply, abs=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
-@given(sequences=forests())
-def test_each_shared_beginning_is_computed_once(sequences: list[TokenSequence]) -> None:
-    """No tree holds a node twice, nothing outside the row is a source, and tokens never exceed what padding-free rows hold."""
+@given(sequences=prefix_trees())
+def test_each_shared_prefix_is_computed_once(sequences: list[TokenSequence]) -> None:
+    """No tree has duplicate nodes. All label sources are in the row. The row has at most the tokens of all distinct sequences."""
     row = prefix_tree_row(sequences)
     for tree in row.trees:
         assert len(set(zip(tree.parents, tree.ids, strict=True))) == len(tree.ids)
@@ -282,8 +282,8 @@ def test_each_shared_beginning_is_computed_once(sequences: list[TokenSequence]) 
 
 
 @settings(max_examples=100, deadline=None)
-@given(sequences=forests(), size=st.integers(1, 200))
-def test_batches_by_tokens_cover_everything_once(sequences: list[TokenSequence], size: int) -> None:
+@given(sequences=prefix_trees(), size=st.integers(1, 200))
+def test_batches_by_tokens_contain_every_sequence_once(sequences: list[TokenSequence], size: int) -> None:
     ordered = sorted(sequences, key=lambda sequence: sequence.ids)
     start, ends = 0, []
     while start < len(ordered):
@@ -294,7 +294,7 @@ def test_batches_by_tokens_cover_everything_once(sequences: list[TokenSequence],
     assert ends[-1] == len(ordered)
 
 
-def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model: LanguageModel = tiny_model()
     requests = [
         Request(kind="loglikelihood", context=f"Question: {number}?\nAnswer:", continuation=answer)
@@ -304,12 +304,12 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
     expected = Scorer(model=model, backend=PACKED).reply(requests)
     seen = []
 
-    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    def limited(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
         seen.append(kwargs["input_ids"].shape[1])
         if seen[-1] > 60:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
-    hook = model.module.model.register_forward_pre_hook(scarce, with_kwargs=True)
+    hook = model.module.model.register_forward_pre_hook(limited, with_kwargs=True)
     found = Scorer(model=model, backend=PACKED).reply(requests)
     hook.remove()
     assert max(seen) > 60
@@ -318,8 +318,8 @@ def test_memory_running_out_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str) -> None:
-    """Forty questions, five rows at a time, stop strings and limits: the same strings as transformers' own generate."""
+def test_continuous_batching_generates_the_texts_of_generate(architecture: str) -> None:
+    """Forty questions with stop strings and limits, in a batch of five rows, get the strings of transformers' generate()."""
     model, draw = model_of(architecture), random.Random(0)
     words = ["the", "dog", "fox", "quick", "question", "answer", "heat", "river", "yes", "no"]
     requests = [
@@ -337,19 +337,19 @@ def test_rows_that_leave_and_enter_write_what_generate_writes(architecture: str)
     assert supports_continuous_batching(model.module) is (architecture not in ("gemma2", "gemma3_text", "mistral"))
 
 
-def test_writing_survives_scarce_memory() -> None:
+def test_generated_texts_do_not_change_when_memory_runs_out() -> None:
     model = tiny_model()
     contexts = model.text.encode([f"question {number} " * (1 + number % 3) for number in range(9)])
     options: dict[str, Any] = {"max_new_tokens": 12, "is_finished": lambda rows: [row[-1] % 7 == 0 for row in rows]}
     expected = {row.place: row.written for row in decode_greedily(model, contexts, batch_size=9, **options)}
     calls = 0
 
-    def scarce(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    def limited(_: torch.nn.Module, __: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
         nonlocal calls
         calls += 1
         if kwargs["input_ids"].shape[0] > 4 and calls > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
 
-    model.module.register_forward_pre_hook(scarce, with_kwargs=True)
+    model.module.register_forward_pre_hook(limited, with_kwargs=True)
     assert {row.place: row.written for row in decode_greedily(model, contexts, batch_size=9, **options)} == expected
     assert len(expected) == 9

@@ -1,4 +1,4 @@
-"""What training does not keep is computed again to the last bit."""
+"""Recomputed activations give bit-identical gradients and use less memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=l
 
 
 def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable[[torch.Tensor], Any]) -> dict[str, torch.Tensor]:
-    """Train one step's gradient with dropout on, every saved tensor passed through ``keep``."""
+    """Return the gradients of one step with dropout. Every saved tensor is passed through ``keep``."""
     monkeypatch.setattr(forward_passes, "recompute_activations", lambda: saved_tensors_hooks(keep, recompute._give))
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3))
     with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
@@ -29,30 +29,30 @@ def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable
         trainee.dropout.seed_and_step, trainee.dropout.lengths = (0, 1), tuple(len(one.ids) - 1 for one in SEQUENCES)
         trainee.dropout.first, trainee.dropout.count = 0, len(SEQUENCES)
         for name, weight in trainee.trained_parameters().items():
-            if "lora_B" in name:  # zero at first, which would make the other half's gradient zero
+            if "lora_B" in name:  # initially zero, which would make the gradient of lora_A zero
                 weight.data.fill_(0.01)
         packed_logprobs(trainee.model.module, SEQUENCES, recompute=True).logprobs_L.sum().backward()
         return {name: weight.grad.clone() for name, weight in trainee.trained_parameters().items() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
-def test_gradients_are_the_same_to_the_last_bit_and_less_is_kept(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: dict[str, dict[int, int]] = {"all": {}, "recomputed": {}}
+def test_recompute_gives_bit_identical_gradients_and_saves_memory(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_bytes: dict[str, dict[int, int]] = {"all": {}, "recomputed": {}}
 
     def counted(side: str, kept: Any) -> Any:
         if isinstance(kept, torch.Tensor):
-            held[side][kept.untyped_storage().data_ptr()] = kept.untyped_storage().nbytes()
+            saved_bytes[side][kept.untyped_storage().data_ptr()] = kept.untyped_storage().nbytes()
         return kept
 
-    whole = gradients(architecture, monkeypatch, lambda tensor: counted("all", tensor))
-    again = gradients(architecture, monkeypatch, lambda tensor: counted("recomputed", recompute._keep(tensor)))
-    assert whole.keys() == again.keys() and any(grad.abs().max() > 0 for grad in whole.values())
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert sum(held["recomputed"].values()) < 0.95 * sum(held["all"].values())
+    expected = gradients(architecture, monkeypatch, lambda tensor: counted("all", tensor))
+    recomputed = gradients(architecture, monkeypatch, lambda tensor: counted("recomputed", recompute._keep(tensor)))
+    assert expected.keys() == recomputed.keys() and any(grad.abs().max() > 0 for grad in expected.values())
+    assert all(torch.equal(expected[name], recomputed[name]) for name in expected)
+    assert sum(saved_bytes["recomputed"].values()) < 0.95 * sum(saved_bytes["all"].values())
 
 
-def test_a_tensor_computed_again_wrongly_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gradients("llama", monkeypatch, lambda tensor: tensor)
+def test_a_wrongly_recomputed_tensor_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradients("llama", monkeypatch, lambda tensor: tensor)
     monkeypatch.setattr(recompute, "silu", lambda x: 1.001 * torch.nn.functional.silu(x))
     wrong = gradients("llama", monkeypatch, recompute._keep)
-    assert not all(torch.equal(whole[name], wrong[name]) for name in whole)
+    assert not all(torch.equal(expected[name], wrong[name]) for name in expected)

@@ -1,4 +1,4 @@
-"""Texts get the number that they get alone where RoPE frequencies depend on the longest text of a pass."""
+"""Each text gets the score of a batch of one, even where RoPE frequencies depend on the longest text of a forward pass."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-longrope": ("llama", {"rope_parameters": LONGROPE}),
     "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": LIMIT}),
 }
-EACH = pytest.mark.parametrize("name", MODELS)
-PATHS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
+EACH_MODEL = pytest.mark.parametrize("name", MODELS)
+BACKENDS = pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["padded", "packed"])
 TEXT = "".join(str(number * number % 10) for number in range(3 * MAX_LENGTH))  # a token for each digit
 LENGTHS = (10, LIMIT - 1, LIMIT, LIMIT + 1, 40, 60, 40, 20, 90, LIMIT)
 LORA = Lora(lora_dropout=0.0, target_modules=("all-linear",))
@@ -52,22 +52,22 @@ LORA = Lora(lora_dropout=0.0, target_modules=("all-linear",))
 
 @cache
 def original(name: str) -> LanguageModel:
-    """Make a tiny model that no text has been fed to; only copies of it compute."""
+    """Make a tiny model. Tests run only copies of it, because forward passes may change its RoPE frequencies."""
     architecture, fields = MODELS[name]
     module = tiny_module(architecture, **copy.deepcopy(fields))
     for part, weight in module.named_parameters():
-        if "q_proj" in part or "k_proj" in part or "qkv_proj" in part:  # attention that looks at some tokens more than others
+        if "q_proj" in part or "k_proj" in part or "qkv_proj" in part:  # gives attention that is not uniform
             weight.data.mul_(4)
     model = build_language_model(name, module, tiny_tokenizer())
-    return replace(model, max_length=MAX_LENGTH)  # dynamic scaling serves beyond max_position_embeddings
+    return replace(model, max_length=MAX_LENGTH)  # dynamic scaling works beyond max_position_embeddings
 
 
 def model_of(name: str) -> LanguageModel:
     return replace(original(name), module=copy.deepcopy(original(name).module))
 
 
-def hflm_alone(name: str, requests: Sequence[Request]) -> list[Any]:
-    """Ask lm_eval's HFLM each request by itself, on a fresh model: transformers keeps frequencies from pass to pass."""
+def separate_hflm_answers(name: str, requests: Sequence[Request]) -> list[Any]:
+    """Return HFLM's answer to each request on a new copy of the model, because transformers keeps frequencies between passes."""
     answers = []
     for request in requests:
         module, tokenizer = model_of(name).module, copy.deepcopy(tiny_tokenizer())
@@ -80,7 +80,7 @@ def hflm_alone(name: str, requests: Sequence[Request]) -> list[Any]:
 
 
 def scored() -> list[Request]:
-    """Texts on both sides of the limit that begin alike, so that prefix trees would hold them all."""
+    """Return texts on both sides of the limit with a shared prefix, so that they would form one prefix tree."""
     return [
         Request(kind="loglikelihood", context=TEXT[: length - 3], continuation=TEXT[length - 3 : length] + letter)
         for length in LENGTHS
@@ -94,120 +94,120 @@ def sequences() -> list[TokenSequence]:
     return [TokenSequence(ids=tuple(ids), first_label=1, row=row) for row, ids in enumerate(drawn)]
 
 
-def logprobs_alone(name: str, asked: Sequence[TokenSequence]) -> list[torch.Tensor]:
+def separate_logprobs(name: str, given: Sequence[TokenSequence]) -> list[torch.Tensor]:
     with torch.no_grad():
-        return [padded_logprobs(model_of(name).module, [sequence]).logprobs_L for sequence in asked]
+        return [padded_logprobs(model_of(name).module, [sequence]).logprobs_L for sequence in given]
 
 
-@PATHS
-@EACH
-def test_each_text_scores_as_under_hflm_alone(name: str, backend: Backend) -> None:
-    expected = hflm_alone(name, scored())
+@BACKENDS
+@EACH_MODEL
+def test_each_text_scores_as_in_a_batch_of_one_under_hflm(name: str, backend: Backend) -> None:
+    expected = separate_hflm_answers(name, scored())
     found = Scorer(model=model_of(name), backend=backend, batch_size=4).reply(scored())
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-@pytest.mark.parametrize("pass_", [padded_logprobs, prefix_tree_logprobs])
-@EACH
-def test_in_one_pass_they_would_not(name: str, pass_: Any) -> None:
-    """Longer company moves a short text's log-likelihood by more than half a nat (negative control)."""
-    alone = logprobs_alone(name, sequences())
+@pytest.mark.parametrize("forward_pass", [padded_logprobs, prefix_tree_logprobs])
+@EACH_MODEL
+def test_one_forward_pass_for_all_lengths_would_change_the_scores(name: str, forward_pass: Any) -> None:
+    """Negative control: a longer text in the pass changes the log-likelihood of a short one by more than half a nat."""
+    separate = separate_logprobs(name, sequences())
     with torch.no_grad():
-        together = pass_(model_of(name).module, sequences())
-    parts = together.logprobs_L.split(together.counts)
-    moved = [float((one.sum() - other.sum()).abs()) for one, other in zip(parts, alone, strict=True)]
-    assert max(moved) > 0.5
-    assert moved[LENGTHS.index(max(LENGTHS))] < 1e-3
+        batched = forward_pass(model_of(name).module, sequences())
+    parts = batched.logprobs_L.split(batched.counts)
+    changes = [float((one.sum() - other.sum()).abs()) for one, other in zip(parts, separate, strict=True)]
+    assert max(changes) > 0.5
+    assert changes[LENGTHS.index(max(LENGTHS))] < 1e-3
 
 
 def test_transformers_keeps_the_frequencies_of_a_longer_text() -> None:
-    """Dynamic scaling: a text after a longer one, in a pass of its own, still gets the longer one's number."""
+    """With dynamic scaling, a text scored after a longer one still gets the frequencies of the longer one."""
     model, [long, short] = model_of("llama-dynamic"), [sequences()[LENGTHS.index(length)] for length in (90, 40)]
-    [alone] = logprobs_alone("llama-dynamic", [short])
+    [separate] = separate_logprobs("llama-dynamic", [short])
     with torch.no_grad():
         padded_logprobs(model.module, [long])
-        assert float((padded_logprobs(model.module, [short]).logprobs_L - alone).abs().max()) > 0.1
+        assert float((padded_logprobs(model.module, [short]).logprobs_L - separate).abs().max()) > 0.1
         with PADDED.active(model.module):
             padded_logprobs(model.module, [long])
-            assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, alone)
-        # Nothing is left behind for who computes next.
-        assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, alone)
+            assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, separate)
+        # The next forward pass is not affected.
+        assert torch.equal(padded_logprobs(model.module, [short]).logprobs_L, separate)
 
 
-@PATHS
-@EACH
-def test_whole_texts_score_as_under_hflm_alone(name: str, backend: Backend) -> None:
+@BACKENDS
+@EACH_MODEL
+def test_rolling_log_likelihoods_are_those_of_a_batch_of_one_under_hflm(name: str, backend: Backend) -> None:
     requests = [Request(kind="loglikelihood_rolling", context="", continuation=TEXT[:length]) for length in (*LENGTHS, 300)]
     found = Scorer(model=model_of(name), backend=backend, batch_size=4).reply(requests)
-    assert found == pytest.approx(hflm_alone(name, requests), abs=1e-4, rel=1e-6)
+    assert found == pytest.approx(separate_hflm_answers(name, requests), abs=1e-4, rel=1e-6)
 
 
-@PATHS
-@EACH
-def test_answers_are_those_of_hflm_alone(name: str, backend: Backend) -> None:
-    """Answers that stay below the limit, that cross it, and that begin beyond it."""
+@BACKENDS
+@EACH_MODEL
+def test_generated_answers_are_those_of_a_batch_of_one_under_hflm(name: str, backend: Backend) -> None:
+    """Some answers stay below the limit, some cross it, and some start beyond it."""
     requests = [
         Request(kind="generate_until", context=TEXT[place : place + length], generation={"until": [], "max_gen_toks": 8})
         for place, length in enumerate((5, 9, 20, 25, 26, 30, LIMIT, LIMIT + 1, 40, 41, 41, 80))
     ]
-    expected = hflm_alone(name, requests)
+    expected = separate_hflm_answers(name, requests)
     assert Scorer(model=model_of(name), backend=backend, batch_size=4).reply(requests) == expected
     model = model_of(name)
     contexts = model.text.encode([request.context for request in requests])
     options: dict[str, Any] = {"max_new_tokens": 8, "is_finished": lambda rows: [False for _ in rows]}
     with torch.no_grad():
-        together = {row.place: row.written for row in decode_greedily(model, contexts, batch_size=12, **options)}
-    assert [model.text.tokenizer.decode(list(together[place])) for place in range(len(requests))] != expected
+        batched = {row.place: row.written for row in decode_greedily(model, contexts, batch_size=12, **options)}
+    assert [model.text.tokenizer.decode(list(batched[place])) for place in range(len(requests))] != expected
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])
-@PATHS
-@EACH
-def test_the_loss_of_a_step_is_that_of_each_sequence_alone(name: str, backend: Backend, micro_batch: int) -> None:
-    alone = logprobs_alone(name, sequences())
-    expected = -float(torch.cat(alone).double().mean())
+@BACKENDS
+@EACH_MODEL
+def test_the_loss_of_a_step_is_the_mean_over_sequences_in_batches_of_one(name: str, backend: Backend, micro_batch: int) -> None:
+    separate = separate_logprobs(name, sequences())
+    expected = -float(torch.cat(separate).double().mean())
     recipe = Recipe(lora=LORA, epochs=2, batch_size=len(LENGTHS), learning_rate=1e-3)
     with trainable(model_of(name), recipe, seed=0) as trainee:
         [first, second] = fine_tune(trainee, sequences(), recipe, seed=0, micro_batch=micro_batch, backend=backend)
     assert first.loss == pytest.approx(expected, abs=1e-5)
     assert second.loss < first.loss
-    with torch.no_grad():  # negative control: a short sequence beside a long one
+    with torch.no_grad():  # negative control: a short sequence in one batch with a long one
         short, long = LENGTHS.index(LIMIT), LENGTHS.index(90)
-        together = padded_logprobs(model_of(name).module, [sequences()[short], sequences()[long]]).logprobs_L
-    assert float((together.mean() - torch.cat([alone[short], alone[long]]).mean()).abs()) > 1e-3
+        batched = padded_logprobs(model_of(name).module, [sequences()[short], sequences()[long]]).logprobs_L
+    assert float((batched.mean() - torch.cat([separate[short], separate[long]]).mean()).abs()) > 1e-3
 
 
-@EACH
-def test_joint_runs_end_where_each_ends_alone(name: str) -> None:
-    """Sequences of different runs share a pass only where they need the same frequencies."""
+@EACH_MODEL
+def test_jointly_trained_runs_have_the_losses_of_separate_training(name: str) -> None:
+    """Sequences of different runs share a pass only if they need the same frequencies."""
     recipe = Recipe(lora=LORA, epochs=2, batch_size=4, learning_rate=1e-3)
     joint_runs = [JointRun(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
-    alone = []
+    separate = []
     for joint_run in joint_runs:
         with trainable(model_of(name), recipe, seed=joint_run.seed) as trainee:
-            alone.append(
+            separate.append(
                 [epoch.loss for epoch in fine_tune(trainee, joint_run.sequences, recipe, seed=joint_run.seed, micro_batch=1)]
             )
     for progress in fine_tune_jointly(model_of(name), joint_runs, backend=PACKED, micro_batch=4, max_concurrent=2):
         assert progress.epoch is not None
-        assert progress.epoch.loss == pytest.approx(alone[progress.run][progress.epoch.number - 1], abs=1e-5)
+        assert progress.epoch.loss == pytest.approx(separate[progress.run][progress.epoch.number - 1], abs=1e-5)
 
 
-@EACH
-def test_the_fast_paths_serve_such_models(name: str) -> None:
+@EACH_MODEL
+def test_packed_backends_support_length_dependent_rope(name: str) -> None:
     backend = choose_backend(model_of(name))
     assert backend.packed and backend.continuous_batching
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3_text", "phi3", "mamba"])
-def test_other_models_are_batched_as_before(architecture: str) -> None:
-    """Without such RoPE all lengths are of one regime: order and batches stay."""
-    regimes, asked = regimes_of(tiny_model(architecture).module), sequences()
+def test_models_without_length_dependent_rope_are_batched_as_before(architecture: str) -> None:
+    """All lengths belong to one regime, so order and batches do not change."""
+    regimes, given = regimes_of(tiny_model(architecture).module), sequences()
     assert regimes == RopeRegimes()
-    places = [3, 1, 2, 0, *range(4, len(asked))]
-    assert regimes.order(asked, places) == places
-    assert regimes.within(end_by_sequences)(asked, 0, 8) == 8
+    places = [3, 1, 2, 0, *range(4, len(given))]
+    assert regimes.order(given, places) == places
+    assert regimes.within(end_by_sequences)(given, 0, 8) == 8
 
 
 def test_regimes_are_read_from_every_form_of_configuration() -> None:
@@ -228,13 +228,13 @@ def test_regimes_are_read_from_every_form_of_configuration() -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0}
     module.config = CONFIG_MAPPING["phi3"](rope_scaling=published, original_max_position_embeddings=LIMIT, **sizes)
     assert regimes_of(module) == longrope
-    asked = sequences()
-    ordered = [asked[place] for place in longrope.order(asked, range(len(asked)))]
+    given = sequences()
+    ordered = [given[place] for place in longrope.order(given, range(len(given)))]
     assert longrope.within(end_by_sequences)(ordered, 0, 100) == sum(length > LIMIT for length in LENGTHS)
 
 
-def test_few_rows_at_a_time_write_the_same() -> None:
-    """Continuous batching within a regime: rows leave and enter."""
+def test_a_small_generation_batch_gives_the_same_texts() -> None:
+    """With three rows at a time, finished rows are replaced by new ones of the same regime."""
     arguments = {"until": ["3"], "max_gen_toks": 6}
     texts = [TEXT[place : place + 5 + place % 40] for place in range(40)]
     requests = [Request(kind="generate_until", context=text, generation=arguments) for text in texts]

@@ -1,4 +1,4 @@
-"""Answers equal those of lm_eval's HFLM, whatever the batch size, the order of the requests and the memory at hand."""
+"""Replies equal those of lm_eval's HFLM. They do not depend on batch size, order of requests or available memory."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PAIRS = (
     ("", " yes"),
     ("", "The quick brown fox jumps over the lazy dog"),
     ("a", "b"),  # one token each
-    ("a", "b"),  # asked twice
+    ("a", "b"),  # the same request twice
     ("Q: a\nA:", "X"),  # one-token continuations of one context, which HFLM answers from one forward pass
     ("Q: a\nA:", "Y"),
     ("naïve – ☃", "日本語 ✓"),
     ("<|bos|>a chat", " b"),
     ("<|end|>a text", " b"),
-    (LONG, " no"),  # longer than the model: cut from the left
+    (LONG, " no"),  # longer than the model's maximum: truncated on the left
     (LONG, "\nThe quick brown fox jumps over the lazy dog"),
     (LONG, "7" * (MAX_LENGTH - 1)),
     (LONG, "7" * MAX_LENGTH),
@@ -54,32 +54,32 @@ GENERATION = (
     (LONG, {"until": ["\n\n", "Question:"], "max_gen_toks": 12}),
     (LONG, {"until": ["."], "max_gen_toks": MAX_LENGTH - 1}),
 )
-BOTH = pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
+BOTH = pytest.mark.parametrize("bos", [False, True], ids=["no bos", "bos"])
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 @cache
-def rivals(architecture: str, bos: bool) -> tuple[LanguageModel, HFLM]:
-    """Return one tiny model, as LM-Harmony and as lm_eval hold it."""
+def model_and_hflm(architecture: str, bos: bool) -> tuple[LanguageModel, HFLM]:
+    """Return one tiny model as a LanguageModel and as an HFLM."""
     model = tiny_model(architecture, bos=bos)
     tokenizer = copy.deepcopy(model.text.tokenizer)  # HFLM sets its pad token
     return model, HFLM(pretrained=model.module, tokenizer=tokenizer, batch_size=4, device="cpu")
 
 
-def scored(context: str, continuation: str) -> Request:
+def scoring_request(context: str, continuation: str) -> Request:
     return Request(kind="loglikelihood", context=context, continuation=continuation)
 
 
-def rolled(text: str) -> Request:
+def rolling_request(text: str) -> Request:
     return Request(kind="loglikelihood_rolling", context="", continuation=text)
 
 
-def written(context: str, arguments: Mapping[str, Any]) -> Request:
+def generation_request(context: str, arguments: Mapping[str, Any]) -> Request:
     return Request(kind="generate_until", context=context, generation=arguments)
 
 
 def hflm_answers(hflm: HFLM, requests: Sequence[Request]) -> list[Any]:
-    """Ask lm_eval's HFLM requests of one kind."""
+    """Return the replies of lm_eval's HFLM to requests of one kind."""
     arguments: list[tuple[Any, ...]] = []
     for request in requests:
         if request.kind == "loglikelihood_rolling":
@@ -88,60 +88,60 @@ def hflm_answers(hflm: HFLM, requests: Sequence[Request]) -> list[Any]:
             arguments.append((request.context, request.continuation))
         else:
             arguments.append((request.context, dict(request.generation)))
-    instances = [Instance(requests[0].kind, {}, asked, number) for number, asked in enumerate(arguments)]
+    instances = [Instance(requests[0].kind, {}, given, number) for number, given in enumerate(arguments)]
     answer: Callable[..., list[Any]] = getattr(hflm, requests[0].kind)
     return answer(instances, disable_tqdm=True)
 
 
 def greedy_pairs(hflm: HFLM) -> list[tuple[str, str]]:
-    """Return contexts with what the model writes after them, where the tokenizer can write it back."""
+    """Return pairs of a context and its greedy next token. Tokens that are no valid text are left out."""
     contexts = ["Q: what is the city?", "the fox", "yes no", "Is it", "a dog", "Answer: the", *"bcdefghijk"]
-    texts = hflm_answers(hflm, [written(context, {"max_gen_toks": 1}) for context in contexts])
+    texts = hflm_answers(hflm, [generation_request(context, {"max_gen_toks": 1}) for context in contexts])
     return [(context, text) for context, text in zip(contexts, texts, strict=True) if text.strip() and "\ufffd" not in text]
 
 
 def text_of(tokens: int, bos: bool) -> str:
-    """Return a text of that many tokens: digits are never merged."""
+    """Return a text of ``tokens`` tokens. The tokenizer never merges digits."""
     return "".join(str(number * number % 10) for number in range(tokens - bos))
 
 
 @BOTH
 @EACH
 def test_loglikelihoods_and_greedy_flags_are_those_of_hflm(architecture: str, bos: bool) -> None:
-    """Every kind of context and continuation gets HFLM's log-likelihood within 1e-4 nats and its greedy flag."""
-    model, hflm = rivals(architecture, bos)
-    requests = [scored(*pair) for pair in (*PAIRS, *greedy_pairs(hflm))]
+    """All kinds of contexts and continuations get HFLM's greedy flag, and its log-likelihood within 1e-4 nats."""
+    model, hflm = model_and_hflm(architecture, bos)
+    requests = [scoring_request(*pair) for pair in (*PAIRS, *greedy_pairs(hflm))]
     ours = Scorer(model=model, batch_size=4).reply(requests)
     theirs = hflm_answers(hflm, requests)
-    # Beyond 1e-4, float32 itself: HFLM sums the label's log-probabilities in it.
+    # The relative tolerance is for HFLM, which sums the log-probabilities in float32.
     assert [nats for nats, _ in ours] == pytest.approx([nats for nats, _ in theirs], abs=1e-4, rel=1e-7)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     assert {greedy for _, greedy in ours} == {True, False}
 
 
 @pytest.mark.parametrize(
-    ("asked", "wrong"),
+    ("original", "wrong"),
     [
-        (("Is it?  ", "yes"), ("Is it?", "yes")),  # spaces dropped
+        (("Is it?  ", "yes"), ("Is it?", "yes")),  # without the trailing spaces
         (("", " yes"), ("a", " yes")),
-        ((LONG, " no"), (LONG[:80], " no")),  # cut from the right
+        ((LONG, " no"), (LONG[:80], " no")),  # truncated on the right
         (("<|bos|>a chat", " b"), ("a chat", " b")),
     ],
 )
-def test_the_comparison_notices_a_wrong_reading(asked: tuple[str, str], wrong: tuple[str, str]) -> None:
-    """Small mistakes in reading a request move its log-likelihood by far more than 1e-3 nats (negative control)."""
-    model, hflm = rivals("llama", False)
-    [(theirs, _)] = hflm_answers(hflm, [scored(*asked)])
-    [(ours, _)] = Scorer(model=model).reply([scored(*wrong)])
+def test_the_comparison_detects_a_wrongly_read_request(original: tuple[str, str], wrong: tuple[str, str]) -> None:
+    """Negative control: a small mistake in reading a request changes its log-likelihood by more than 1e-2 nats."""
+    model, hflm = model_and_hflm("llama", False)
+    [(theirs, _)] = hflm_answers(hflm, [scoring_request(*original)])
+    [(ours, _)] = Scorer(model=model).reply([scoring_request(*wrong)])
     assert abs(ours - theirs) > 1e-2
 
 
 @EACH
 def test_loglikelihoods_are_those_of_float64_arithmetic(architecture: str) -> None:
-    """Within 1e-4 nats of the same model in float64, one sequence at a time, by the definition."""
-    model, _ = rivals(architecture, False)
+    """They are within 1e-4 nats of the definition, computed in float64 for one sequence at a time."""
+    model, _ = model_and_hflm(architecture, False)
     exact = copy.deepcopy(model.module).double()
-    requests = [scored(*pair) for pair in PAIRS]
+    requests = [scoring_request(*pair) for pair in PAIRS]
     for request, (nats, _) in zip(requests, Scorer(model=model).reply(requests), strict=True):
         [pair] = model.text.encode_pairs([(request.context, request.continuation)])
         ids = torch.tensor((pair.context + pair.continuation)[-MAX_LENGTH - 1 :])
@@ -154,12 +154,12 @@ def test_loglikelihoods_are_those_of_float64_arithmetic(architecture: str) -> No
 @BOTH
 @EACH
 def test_rolling_loglikelihoods_are_those_of_hflm(architecture: str, bos: bool) -> None:
-    """Texts shorter than, as long as, one longer than and three times the model's maximum, and none at all."""
-    model, hflm = rivals(architecture, bos)
+    """Texts are empty, shorter than the model's maximum length, as long, one token longer, and three times as long."""
+    model, hflm = model_and_hflm(architecture, bos)
     lengths = (5, MAX_LENGTH - 1, MAX_LENGTH, MAX_LENGTH + 1, 3 * MAX_LENGTH)
     texts = [text_of(tokens, bos) for tokens in lengths]
     assert [len(ids) for ids in model.text.encode(texts)] == list(lengths)
-    requests = [rolled(text) for text in (*texts, "naïve – ☃ 日本語", "", LONG)]
+    requests = [rolling_request(text) for text in (*texts, "naïve – ☃ 日本語", "", LONG)]
     ours = Scorer(model=model, batch_size=4).reply(requests)
     assert ours == pytest.approx(hflm_answers(hflm, requests), abs=1e-4, rel=1e-7)
     assert ours[lengths.index(MAX_LENGTH)] - ours[lengths.index(MAX_LENGTH + 1)] > 1e-2  # the 129th token counts
@@ -167,10 +167,10 @@ def test_rolling_loglikelihoods_are_those_of_hflm(architecture: str, bos: bool) 
 
 @BOTH
 @EACH
-def test_written_answers_are_those_of_hflm(architecture: str, bos: bool) -> None:
-    """Several stop strings, limits, and contexts longer than the room give the same strings."""
-    model, hflm = rivals(architecture, bos)
-    requests = [written(context, arguments) for context, arguments in GENERATION]
+def test_generated_answers_are_those_of_hflm(architecture: str, bos: bool) -> None:
+    """The strings are equal with several stop strings, with limits, and with contexts that must be truncated."""
+    model, hflm = model_and_hflm(architecture, bos)
+    requests = [generation_request(context, arguments) for context, arguments in GENERATION]
     ours = Scorer(model=model, batch_size=4).reply(requests)
     assert ours == hflm_answers(hflm, requests)
     assert all(ours)
@@ -178,58 +178,58 @@ def test_written_answers_are_those_of_hflm(architecture: str, bos: bool) -> None
 
 @EACH
 def test_answers_end_before_their_first_stop_string(architecture: str) -> None:
-    """Each row of a batch ends at its own first stop string, also one that spans tokens; strings are HFLM's."""
-    model, hflm = rivals(architecture, False)
+    """Each row of a batch ends at its first stop string, even if the stop string spans several tokens."""
+    model, hflm = model_and_hflm(architecture, False)
     contexts = ["Q: what?\nA:", "the dog", LONG, "yes no", "Is it"]
-    free = hflm_answers(hflm, [written(context, {"max_gen_toks": 24}) for context in contexts])
+    free = hflm_answers(hflm, [generation_request(context, {"max_gen_toks": 24}) for context in contexts])
     clean = [place for place, text in enumerate(free) if text[8:11].strip() and "\ufffd" not in text[8:11]]
     for stop in [free[place][8:11] for place in clean]:
-        requests = [written(context, {"until": ["\n\n\n", stop], "max_gen_toks": 24}) for context in contexts]
+        requests = [generation_request(context, {"until": ["\n\n\n", stop], "max_gen_toks": 24}) for context in contexts]
         ours = Scorer(model=model, batch_size=8).reply(requests)
         assert ours == hflm_answers(hflm, requests) == [text.split(stop)[0] for text in free]
     assert clean
 
 
-def test_writing_stops_with_the_stop_string() -> None:
-    """A batch takes no more forward passes than its answers have tokens, however the stop string is spelled in tokens."""
-    model, _ = rivals("llama", False)
-    free = [written_by(model, tokens) for tokens in range(1, 41)]
+def test_generation_stops_at_the_stop_string() -> None:
+    """A batch needs as many forward passes as its answers have tokens, however the stop string is tokenized."""
+    model, _ = model_and_hflm("llama", False)
+    free = [generated(model, tokens) for tokens in range(1, 41)]
     clean = [free[-1][start : start + 3] for start in range(9, len(free[-1]) - 3)]
     stop = next(span for span in clean if "\ufffd" not in span and span not in free[9])
     passes: list[int] = []
     hook = model.module.register_forward_pre_hook(lambda *_: passes.append(1))
-    written_by(model, 40, until=stop)
+    generated(model, 40, until=stop)
     hook.remove()
     assert len(passes) == next(tokens for tokens, text in enumerate(free, start=1) if stop in text) < 40
 
 
-def written_by(model: LanguageModel, tokens: int, **arguments: str) -> str:
-    request = written("yes no", {"max_gen_toks": tokens, **arguments})
+def generated(model: LanguageModel, tokens: int, **arguments: str) -> str:
+    request = generation_request("yes no", {"max_gen_toks": tokens, **arguments})
     return Scorer(model=model).reply([request] * 2)[0]
 
 
-def test_the_respondents_limit_holds_where_a_task_sets_none() -> None:
-    """max_new_tokens limits requests without their own limit and no others."""
-    model, hflm = rivals("llama", False)
+def test_max_new_tokens_applies_where_a_task_sets_no_limit() -> None:
+    """max_new_tokens limits only requests without a limit of their own."""
+    model, hflm = model_and_hflm("llama", False)
     scorer = Scorer(model=model, max_new_tokens=3)
-    short, long = scorer.reply([written("Q: a", {}), written("Q: a", {"max_gen_toks": 9})])
-    assert [short] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 3})])
-    assert [long] == hflm_answers(hflm, [written("Q: a", {"max_gen_toks": 9})])
+    short, long = scorer.reply([generation_request("Q: a", {}), generation_request("Q: a", {"max_gen_toks": 9})])
+    assert [short] == hflm_answers(hflm, [generation_request("Q: a", {"max_gen_toks": 3})])
+    assert [long] == hflm_answers(hflm, [generation_request("Q: a", {"max_gen_toks": 9})])
     assert len(long) > len(short)
 
 
-def test_a_limit_without_room_for_a_question_is_refused() -> None:
-    """As many new tokens as the model takes leave nothing to read."""
-    request = written("Q:", {"max_gen_toks": MAX_LENGTH})
+def test_a_limit_that_leaves_no_space_for_the_context_is_refused() -> None:
+    """With as many new tokens as the model's maximum length, no token is left for the context."""
+    request = generation_request("Q:", {"max_gen_toks": MAX_LENGTH})
     with pytest.raises(BenchmarkError, match=r"leaves no space .* Lower --max_new_tokens"):
         Scorer(model=tiny_model()).reply([request])
 
 
 def test_an_empty_question_is_answered() -> None:
-    """Generation from nothing begins at the prefix token."""
-    model, hflm = rivals("llama", False)
-    [ours] = Scorer(model=model).reply([written("", {"max_gen_toks": 8})])
-    assert [ours] == hflm_answers(hflm, [written("<|end|>", {"max_gen_toks": 8})])
+    """Generation from an empty context starts with the prefix token."""
+    model, hflm = model_and_hflm("llama", False)
+    [ours] = Scorer(model=model).reply([generation_request("", {"max_gen_toks": 8})])
+    assert [ours] == hflm_answers(hflm, [generation_request("<|end|>", {"max_gen_toks": 8})])
 
 
 STOP = st.text(min_size=1, max_size=3)
@@ -252,7 +252,7 @@ ARGUMENTS = st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None)
 @given(arguments=ARGUMENTS)
 def test_generation_arguments_are_read_as_lm_eval_reads_them(arguments: dict[str, Any]) -> None:
-    """Stop strings, limit, sampling and temperature are those of lm_eval's normalize_gen_kwargs."""
+    """Stop strings, limit, sampling and temperature equal those of lm_eval's normalize_gen_kwargs."""
     theirs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, 77))
     ours = GenerationSettings.read(arguments, default_limit=77)
     options = dict(ours.options)
@@ -267,9 +267,9 @@ def test_generation_arguments_are_read_as_lm_eval_reads_them(arguments: dict[str
 
 
 @EACH
-def test_the_longest_input_is_hflms(architecture: str) -> None:
-    """max_length equals HFLM's for every architecture."""
-    model, hflm = rivals(architecture, False)
+def test_the_maximum_length_is_that_of_hflm(architecture: str) -> None:
+    """max_length equals that of HFLM for every architecture."""
+    model, hflm = model_and_hflm(architecture, False)
     assert model.max_length == hflm.max_length == MAX_LENGTH
 
 
@@ -278,15 +278,15 @@ CONFIGS = [PretrainedConfig(n_ctx=55), *(CONFIG_MAPPING[kind]() for kind in ("gp
 
 @pytest.mark.parametrize("limit", [77, None])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type or "n_ctx")
-def test_the_longest_input_follows_lm_evals_rule(config: PretrainedConfig, limit: int | None) -> None:
-    """Config, nested text config, tokenizer and default are asked in lm_eval's order."""
+def test_the_maximum_length_follows_lm_evals_rule(config: PretrainedConfig, limit: int | None) -> None:
+    """The config, the nested text config, the tokenizer and the default are used in lm_eval's order."""
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.model_max_length = int(1e30) if limit is None else limit
     assert longest_input(config, tokenizer) == resolve_max_length(config, tokenizer)
 
 
-class Reader(HFLM):
-    """HFLM that returns what it would feed to the model."""
+class TokenIdsLM(HFLM):
+    """HFLM that returns its token ids instead of running the model."""
 
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
         return [(context, continuation) for _, context, continuation in requests]
@@ -300,12 +300,12 @@ TEXT = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_s
 @settings(max_examples=80, deadline=None)
 @given(pairs=st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=6))
 def test_texts_become_hflms_token_ids(pairs: list[tuple[str, str]], bos: bool) -> None:
-    """Context and continuation ids of any texts, empty contexts included, equal those that HFLM sends."""
-    model, hflm = rivals("llama", bos)
-    reader = Reader(pretrained=model.module, tokenizer=hflm.tokenizer, batch_size=4, device="cpu")
-    theirs = hflm_answers(reader, [scored(*pair) for pair in pairs])
+    """Token ids of any context and continuation equal those of HFLM, also for empty contexts."""
+    model, hflm = model_and_hflm("llama", bos)
+    token_ids_lm = TokenIdsLM(pretrained=model.module, tokenizer=hflm.tokenizer, batch_size=4, device="cpu")
+    theirs = hflm_answers(token_ids_lm, [scoring_request(*pair) for pair in pairs])
     for (context, continuation), ours, (context_ids, ids) in zip(pairs, model.text.encode_pairs(pairs), theirs, strict=True):
-        # HFLM fails on a context of spaces alone where the tokenizer adds no BOS token; we give it one.
+        # HFLM fails on a context of only spaces if the tokenizer adds no BOS token. We add the prefix token.
         assert list(ours.context) == (context_ids or [model.text.prefix_id])
         assert list(ours.continuation) == ids
         if context:
@@ -313,15 +313,17 @@ def test_texts_become_hflms_token_ids(pairs: list[tuple[str, str]], bos: bool) -
 
 
 def mixed_requests() -> list[Request]:
-    """Return requests of all three kinds, one kind after another and back."""
-    scores = [scored(*pair) for pair in PAIRS]
-    rolls = [rolled(text) for text in ("short", LONG, "", text_of(MAX_LENGTH + 1, False))]
-    texts = [written(context, {"until": ["e"], "max_gen_toks": 8}) for context in ("Q: a", "the dog", LONG, "yes", "naïve")]
+    """Return requests of all three kinds in alternating groups."""
+    scores = [scoring_request(*pair) for pair in PAIRS]
+    rolls = [rolling_request(text) for text in ("short", LONG, "", text_of(MAX_LENGTH + 1, False))]
+    texts = [
+        generation_request(context, {"until": ["e"], "max_gen_toks": 8}) for context in ("Q: a", "the dog", LONG, "yes", "naïve")
+    ]
     return [*scores[:5], *texts[:2], *rolls, *scores[5:], *texts[2:]]
 
 
 def assert_same(ours: Sequence[Reply], expected: Sequence[Reply]) -> None:
-    """Strings and greedy flags are equal, numbers but for rounding."""
+    """Assert that strings and greedy flags are equal, and that numbers are equal within rounding."""
     assert len(ours) == len(expected)
     for one, other in zip(ours, expected, strict=True):
         if isinstance(one, str) or isinstance(other, str):
@@ -334,14 +336,14 @@ def assert_same(ours: Sequence[Reply], expected: Sequence[Reply]) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @EACH
 def test_answers_do_not_depend_on_the_batch_size(architecture: str, batch_size: int) -> None:
-    """One, three or all rows at once: the same answers, each in its request's place."""
-    model, _ = rivals(architecture, False)
+    """Batches of one, of three and of all rows give the same replies in the order of the requests."""
+    model, _ = model_and_hflm(architecture, False)
     expected = Scorer(model=model, batch_size=5).reply(mixed_requests())
     assert_same(Scorer(model=model, batch_size=batch_size).reply(mixed_requests()), expected)
 
 
 def test_answers_do_not_depend_on_the_order_of_requests() -> None:
-    """Reversed requests get the reversed answers."""
+    """Reversed requests get the replies in reversed order."""
     scorer = Scorer(model=tiny_model(), batch_size=4)
     expected = scorer.reply(mixed_requests())
     assert_same(scorer.reply(mixed_requests()[::-1])[::-1], expected)
@@ -350,23 +352,27 @@ def test_answers_do_not_depend_on_the_order_of_requests() -> None:
 
 
 def test_no_request_gets_no_answer() -> None:
-    """Nothing asked, nothing answered."""
+    """An empty list of requests gives an empty list of replies."""
     assert Scorer(model=tiny_model()).reply([]) == []
 
 
-def test_answers_survive_scarce_memory(out_of_memory: Callable[..., list[int]]) -> None:
-    """When more than two rows do not fit, answers of every kind stay the same, and what fits is found once."""
+def test_answers_do_not_change_when_memory_runs_out(out_of_memory: Callable[..., list[int]]) -> None:
+    """If more than two rows run out of memory, all replies stay the same. The batch size that fits is found only once."""
     model = tiny_model()
     expected = Scorer(model=model, batch_size=8).reply(mixed_requests())
     calls = out_of_memory(model.module, 2)
     assert_same(Scorer(model=model, batch_size=8).reply(mixed_requests()), expected)
-    # Each of the three kinds learns what fits by halving twice at most, and keeps to it.
+    # For each of the three kinds the batch is halved at most twice. The smaller size is then kept.
     assert 3 <= len([rows for rows in calls if rows > 2]) <= 6
 
 
-@pytest.mark.parametrize("request_", [scored("a", "b"), rolled("text"), written("a", {"max_gen_toks": 3})])
-def test_one_row_without_room_raises_what_happened(request_: Request, out_of_memory: Callable[..., list[int]]) -> None:
-    """With one row there is nothing to halve: the caller gets the error itself."""
+@pytest.mark.parametrize(
+    "request_", [scoring_request("a", "b"), rolling_request("text"), generation_request("a", {"max_gen_toks": 3})]
+)
+def test_one_row_that_does_not_fit_raises_the_out_of_memory_error(
+    request_: Request, out_of_memory: Callable[..., list[int]]
+) -> None:
+    """A batch of one row cannot be halved, so the original error is raised."""
     model = tiny_model()
     calls = out_of_memory(model.module, 0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
@@ -374,8 +380,8 @@ def test_one_row_without_room_raises_what_happened(request_: Request, out_of_mem
     assert calls == [2, 1]
 
 
-def test_another_error_is_no_lack_of_memory() -> None:
-    """An error that has nothing to do with memory comes out at once."""
+def test_other_errors_are_raised_without_a_retry() -> None:
+    """An error that is not about memory is raised immediately."""
     model = tiny_model()
 
     def fail(*_: object) -> None:
@@ -383,16 +389,16 @@ def test_another_error_is_no_lack_of_memory() -> None:
 
     model.module.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        Scorer(model=model, batch_size=8).reply([scored("a", "b")] * 8)
+        Scorer(model=model, batch_size=8).reply([scoring_request("a", "b")] * 8)
 
 
 def sampled(seed: int, *, temperature: float = 1.0) -> list[str]:
-    request = written("Q: what is it?\nA:", {"do_sample": True, "temperature": temperature, "max_gen_toks": 8})
+    request = generation_request("Q: what is it?\nA:", {"do_sample": True, "temperature": temperature, "max_gen_toks": 8})
     return Scorer(model=tiny_model(), seed=seed).reply([request] * 4)
 
 
-def test_sampling_is_governed_by_the_seed_alone() -> None:
-    """The same seed writes the same answers whatever was drawn before; another seed and another temperature do not."""
+def test_sampling_depends_only_on_the_seed() -> None:
+    """The same seed gives the same answers for any global random state. Another seed or temperature gives others."""
     torch.manual_seed(1)
     first = sampled(0)
     torch.manual_seed(2)
@@ -402,13 +408,13 @@ def test_sampling_is_governed_by_the_seed_alone() -> None:
     assert len(set(first)) > 1
 
 
-def test_sampling_leaves_the_callers_random_state() -> None:
-    """torch's global generator is where it was, also when the generation fails."""
+def test_sampling_does_not_change_the_global_random_state() -> None:
+    """The state of PyTorch's global generator is unchanged, also after generation has failed."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
     sampled(0)
     with pytest.raises(BenchmarkError):
-        Scorer(model=tiny_model()).reply([written("Q", {"max_gen_toks": 10**6, "do_sample": True})])
+        Scorer(model=tiny_model()).reply([generation_request("Q", {"max_gen_toks": 10**6, "do_sample": True})])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -416,7 +422,7 @@ BROKEN = {"nan": float("nan"), "infinite": float("inf")}
 
 
 def broken_model(value: float, *, only_for: int | None = None) -> LanguageModel:
-    """Make a tiny model whose embedding of one token, or all of its output, is not finite."""
+    """Make a tiny model in which the embedding of one token, or every output, is not finite."""
     model = tiny_model()
     if only_for is None:
         model.module.lm_head.weight.data[7] = value  # type: ignore[union-attr]
@@ -425,34 +431,36 @@ def broken_model(value: float, *, only_for: int | None = None) -> LanguageModel:
     return model
 
 
-@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
+@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["padded", "packed"])
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
-def test_an_answer_that_is_not_finite_names_its_document(kind: str, value: str, backend: Backend) -> None:
-    """One document holds a token whose embedding is NaN or infinite: its number is named, and no other answer is given."""
+def test_a_score_that_is_not_finite_raises_an_error_with_its_row(kind: str, value: str, backend: Backend) -> None:
+    """One document has a token whose embedding is NaN or infinite. The error has its row, and no reply is returned."""
     texts = ["yes no", "a dog", "the city", "Q: 9 or what?", "the fox"]
     [digit] = tiny_tokenizer().encode("9")
     make = {
-        "loglikelihood": lambda text: scored("Answer the question with one word. " + text, " no"),
-        "loglikelihood_rolling": rolled,
-        "generate_until": lambda text: written(text, {"max_gen_toks": 4}),
+        "loglikelihood": lambda text: scoring_request("Answer the question with one word. " + text, " no"),
+        "loglikelihood_rolling": rolling_request,
+        "generate_until": lambda text: generation_request(text, {"max_gen_toks": 4}),
     }[kind]
-    asked = [replace(make(text), location=f"test row {40 + place}") for place, text in enumerate(texts)]
+    requests = [replace(make(text), location=f"test row {40 + place}") for place, text in enumerate(texts)]
     model = broken_model(BROKEN[value], only_for=digit)
     scorer = Scorer(model=model, backend=backend, batch_size=1)
     with pytest.raises(ScoreNotFinite, match=r"= (nan|inf|-inf) for test row 43: no score .*--dtype"):
-        scorer.reply(asked)
-    assert len(scorer.reply([*asked[:3], *asked[4:]])) == 4  # negative control: the others have answers
+        scorer.reply(requests)
+    assert len(scorer.reply([*requests[:3], *requests[4:]])) == 4  # negative control: the other documents are scored
 
 
-@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["plain", "fast"])
-@pytest.mark.parametrize("request_", [scored("a", " no"), rolled("text"), written("a", {"max_gen_toks": 3})])
-def test_a_model_whose_output_is_not_finite_scores_nothing(request_: Request, backend: Backend) -> None:
+@pytest.mark.parametrize("backend", [PADDED, PACKED], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "request_", [scoring_request("a", " no"), rolling_request("text"), generation_request("a", {"max_gen_toks": 3})]
+)
+def test_a_model_whose_output_is_not_finite_raises_an_error(request_: Request, backend: Backend) -> None:
     with pytest.raises(ScoreNotFinite, match="for request 0: no score"):
         Scorer(model=broken_model(float("nan")), backend=backend).reply([request_])
 
 
-def test_lm_eval_over_our_engine_stops_with_the_document_too() -> None:
+def test_lm_eval_with_our_engine_raises_an_error_with_the_document() -> None:
     instances = [Instance("loglikelihood", {}, ("a", text), 0, ("task", row, 1)) for row, text in ((5, "b"), (6, "9 c"))]
     [digit] = tiny_tokenizer().encode("9")
     harness = RepliesLM(Scorer(model=broken_model(float("nan"), only_for=digit)).reply)

@@ -1,4 +1,4 @@
-"""fine_tune() is the arithmetic of transformers' Trainer, and its numbers depend on recipe, data and seed alone."""
+"""fine_tune() computes the same weights as transformers' Trainer. They depend only on the recipe, the data and the seed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lm_harmony.recipe import OPTIMIZERS, SCHEDULES, Lora, Recipe
 Weights = dict[str, torch.Tensor]
 EXACT = Lora(lora_dropout=0.0, target_modules=("all-linear",))
 DROPOUT = Lora(lora_dropout=0.1, target_modules=("all-linear",))
-# A larger epsilon than usual: where a gradient is nothing but rounding (the bias of a key), Adam would enlarge the rounding.
-PLAIN = Recipe(lora=EXACT, epochs=1, learning_rate=1e-3, adam_epsilon=1e-4)
+# A larger epsilon than usual. A gradient may be only rounding error (the bias of a key), which Adam would amplify.
+RECIPE = Recipe(lora=EXACT, epochs=1, learning_rate=1e-3, adam_epsilon=1e-4)
 
 
 def random_sequences(count: int, *, length: int | None = None) -> list[TokenSequence]:
-    """Make sequences of random ids; lengths and numbers of labels differ widely unless ``length`` fixes them."""
+    """Make sequences of random ids. Lengths and numbers of labels vary unless ``length`` is given."""
     rng = np.random.default_rng(0)
     lengths = [length or int(size) for size in rng.integers(3, 40, count)]
     starts = [1 if length or row % 2 else size - 1 for row, size in enumerate(lengths)]
@@ -46,8 +46,8 @@ def random_sequences(count: int, *, length: int | None = None) -> list[TokenSequ
 SEQUENCES = random_sequences(24)
 
 
-def undropped(model: LanguageModel) -> LanguageModel:
-    """Switch off the base model's own dropout (GPT-2's)."""
+def without_base_dropout(model: LanguageModel) -> LanguageModel:
+    """Disable the dropout of the base model (GPT-2 has some)."""
     for module in model.module.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -58,7 +58,7 @@ def weights_of(trainee: Trainee) -> Weights:
     return {name: weight.detach().clone() for name, weight in trainee.trained_parameters().items()}
 
 
-def learn(
+def train(
     recipe: Recipe,
     *,
     model: LanguageModel | None = None,
@@ -67,8 +67,8 @@ def learn(
     micro_batch: int = 8,
     between: Callable[[LanguageModel], object] = lambda model: None,
 ) -> tuple[Weights, list[Epoch]]:
-    """Fine-tune a fresh tiny model; return the trained weights and the epochs."""
-    model = model or undropped(tiny_model())
+    """Fine-tune ``model`` or a new tiny model. Return the trained weights and the epochs."""
+    model = model or without_base_dropout(tiny_model())
     epochs = []
     with trainable(model, recipe, seed=0) as trainee:
         for epoch in fine_tune(trainee, sequences, recipe, seed=seed, micro_batch=micro_batch):
@@ -78,7 +78,7 @@ def learn(
 
 
 def difference(ours: Weights, theirs: Weights) -> float:
-    """Return the largest relative difference of a weight tensor, in its norm."""
+    """Return the largest relative difference of all weight tensors, measured in the norm."""
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
 
@@ -93,7 +93,7 @@ def steps_of(epochs: Sequence[Epoch]) -> list[Any]:
 
 
 def padded(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
-    """Make transformers' batch: right-padded ids, attention mask, labels with -100 where nothing is learned."""
+    """Make a batch for transformers: right-padded ids, attention mask, and labels with -100 where no loss is computed."""
     longest = max(len(sequence.ids) for sequence in sequences)
     batch = {name: torch.zeros(len(sequences), longest, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     batch["labels"] = torch.full((len(sequences), longest), -100)
@@ -106,47 +106,47 @@ def padded(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
 @pytest.mark.parametrize("lora", [EXACT, None], ids=["lora", "full"])
-def test_the_micro_batch_changes_no_number(lora: Lora | None, optimizer: str) -> None:
-    """One, two or four sequences at a time give the weights of eight at a time after three steps, whatever their lengths."""
-    recipe = dataclasses.replace(PLAIN, lora=lora, optimizer=optimizer)
-    whole, [epoch] = learn(recipe, micro_batch=8)
+def test_results_do_not_depend_on_the_micro_batch_size(lora: Lora | None, optimizer: str) -> None:
+    """Micro-batches of one, two, four and eight sequences of different lengths give the same weights after three steps."""
+    recipe = dataclasses.replace(RECIPE, lora=lora, optimizer=optimizer)
+    expected, [epoch] = train(recipe, micro_batch=8)
     for micro_batch in (1, 2, 4, 100):
-        parts, [other] = learn(recipe, micro_batch=micro_batch)
-        assert difference(parts, whole) < 1e-5
+        split, [other] = train(recipe, micro_batch=micro_batch)
+        assert difference(split, expected) < 1e-5
         assert [step.loss for step in other.steps] == pytest.approx([step.loss for step in epoch.steps], rel=1e-6)
     assert len(epoch.steps) == 3
 
 
-def test_a_mean_of_means_would_change_the_numbers() -> None:
-    """Averaging the micro-batches' own means, as careless accumulation does, is far outside the tolerance (negative control)."""
+def test_a_mean_of_means_would_change_the_gradient() -> None:
+    """Negative control: the average of the mean losses of the micro-batches has a gradient far outside the tolerance."""
     batch = SEQUENCES[:8]
-    whole = gradients(tiny_module(), [batch])
-    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]], mean_of_means=True), whole) > 1e-2
-    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]]), whole) < 1e-5
+    expected = gradients(tiny_module(), [batch])
+    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]], mean_of_means=True), expected) > 1e-2
+    assert difference(gradients(tiny_module(), [batch[:1], batch[1:]]), expected) < 1e-5
 
 
-def gradients(module: torch.nn.Module, parts: Sequence[Sequence[TokenSequence]], *, mean_of_means: bool = False) -> Weights:
-    """Return the gradient of transformers' own loss, accumulated over ``parts`` by labels or as a mean of means."""
-    labels = [sum(len(sequence.labels) for sequence in part) for part in parts]
-    for part, count in zip(parts, labels, strict=True):
-        (module(**padded(part)).loss * (1 / len(parts) if mean_of_means else count / sum(labels))).backward()
+def gradients(module: torch.nn.Module, split: Sequence[Sequence[TokenSequence]], *, mean_of_means: bool = False) -> Weights:
+    """Return the gradient of transformers' loss, accumulated over ``split``, weighted by labels or as a mean of means."""
+    labels = [sum(len(sequence.labels) for sequence in part) for part in split]
+    for part, count in zip(split, labels, strict=True):
+        (module(**padded(part)).loss * (1 / len(split) if mean_of_means else count / sum(labels))).backward()
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_one_step_is_a_hand_written_one(architecture: str, clip: float) -> None:
-    """After one AdamW step all weights equal those of a plain torch loop on transformers' labels= loss."""
+def test_one_step_equals_a_pytorch_training_loop(architecture: str, clip: float) -> None:
+    """After one AdamW step all weights equal those of a PyTorch loop with the loss that transformers computes from labels."""
     recipe = Recipe(lora=None, epochs=1, learning_rate=1e-3, weight_decay=0.1, adam_epsilon=1e-4, max_grad_norm=clip)
     batch = random_sequences(8, length=20)
-    ours, [epoch] = learn(recipe, model=undropped(tiny_model(architecture)), sequences=batch)
-    module = undropped(tiny_model(architecture)).module.train()
+    ours, [epoch] = train(recipe, model=without_base_dropout(tiny_model(architecture)), sequences=batch)
+    module = without_base_dropout(tiny_model(architecture)).module.train()
     named = dict(module.named_parameters())
     weights_before = {name: weight.detach().clone() for name, weight in named.items()}
-    spared = [name for name in named if "norm" in name or "ln_" in name or name.endswith("bias")]
+    not_decayed = [name for name in named if "norm" in name or "ln_" in name or name.endswith("bias")]
     groups = [
-        {"params": [weight for name, weight in named.items() if name not in spared], "weight_decay": 0.1},
-        {"params": [weight for name, weight in named.items() if name in spared], "weight_decay": 0.0},
+        {"params": [weight for name, weight in named.items() if name not in not_decayed], "weight_decay": 0.1},
+        {"params": [weight for name, weight in named.items() if name in not_decayed], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-4)
     ids = torch.tensor([sequence.ids for sequence in batch])
@@ -161,7 +161,7 @@ def test_one_step_is_a_hand_written_one(architecture: str, clip: float) -> None:
 
 
 def trainer_weights(recipe: Recipe, sequences: Sequence[TokenSequence], folder: Path, architecture: str) -> tuple[Weights, Any]:
-    """Train with transformers' Trainer by the same recipe; all sequences in every batch, so that their order is no matter."""
+    """Train with transformers' Trainer and the same recipe. Each batch has all sequences, so their order does not matter."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=len(sequences),
@@ -181,7 +181,7 @@ def trainer_weights(recipe: Recipe, sequences: Sequence[TokenSequence], folder: 
         disable_tqdm=True,
         use_cpu=True,
     )
-    with trainable(undropped(tiny_model(architecture)), recipe, seed=0) as trainee:
+    with trainable(without_base_dropout(tiny_model(architecture)), recipe, seed=0) as trainee:
         trainer = Trainer(
             model=trainee.module,
             args=arguments,
@@ -200,8 +200,8 @@ def trainer_weights(recipe: Recipe, sequences: Sequence[TokenSequence], folder: 
         *(("llama", EXACT, optimizer) for optimizer in ("adamw_torch_fused", "sgd", "adafactor")),
     ],
 )
-def test_training_is_that_of_transformers_trainer(architecture: str, lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
-    """Four epochs with padding, masked labels, warm-up, decay and clipping give the Trainer's weights, losses and rates."""
+def test_training_equals_transformers_trainer(architecture: str, lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
+    """Weights, losses and learning rates agree after four epochs with padding, masked labels, warm-up, decay and clipping."""
     recipe = Recipe(
         lora=lora,
         epochs=4,
@@ -216,7 +216,7 @@ def test_training_is_that_of_transformers_trainer(architecture: str, lora: Lora 
     )
     batch = SEQUENCES[:8]
     theirs, log = trainer_weights(recipe, batch, tmp_path, architecture)
-    ours, epochs = learn(recipe, model=undropped(tiny_model(architecture)), sequences=batch)
+    ours, epochs = train(recipe, model=without_base_dropout(tiny_model(architecture)), sequences=batch)
     assert difference(ours, theirs) < 5e-6  # without weight decay it is 2e-4
     for step, logged in zip(steps_of(epochs), log, strict=False):
         assert step.loss == pytest.approx(logged["loss"], rel=1e-4)
@@ -226,8 +226,8 @@ def test_training_is_that_of_transformers_trainer(architecture: str, lora: Lora 
 
 @pytest.mark.parametrize("lora", [EXACT, None, Lora(bias="all")], ids=["lora", "full", "biases"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weight_decay_spares_what_transformers_spares(architecture: str, lora: Lora | None) -> None:
-    """The decayed parameters are those that the Trainer would decay."""
+def test_weight_decay_applies_to_the_parameters_that_trainer_decays(architecture: str, lora: Lora | None) -> None:
+    """The decayed parameters are those of Trainer.get_decay_parameter_names."""
     with trainable(tiny_model(architecture), Recipe(lora=lora), seed=0) as trainee:
         expected = set(Trainer.get_decay_parameter_names(None, trainee.module))  # type: ignore[arg-type]
         groups = make_optimizer(trainee, Recipe(lora=lora, weight_decay=0.1)).param_groups
@@ -239,9 +239,9 @@ def test_weight_decay_spares_what_transformers_spares(architecture: str, lora: L
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
-def test_adamw_takes_its_step_in_one_kernel_where_the_device_has_it(optimizer: str) -> None:
+def test_adamw_is_fused_if_the_device_supports_it(optimizer: str) -> None:
     recipe = Recipe(optimizer=optimizer)
-    for device, fused in (("cpu", True), ("meta", False)):  # the negative control: PyTorch has no such kernel for "meta"
+    for device, fused in (("cpu", True), ("meta", False)):  # negative control: PyTorch has no fused kernel for "meta"
         model = tiny_model("llama")
         model.module.to(device)
         with trainable(model, recipe, seed=0) as trainee:
@@ -249,15 +249,15 @@ def test_adamw_takes_its_step_in_one_kernel_where_the_device_has_it(optimizer: s
 
 
 ROWS = (
-    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
+    ("Question: Which of these would best recipe the transfer of heat?\nAnswer:", " wood"),
     ("Q: what is the capital?\nA:", " the city by the river"),
     ("Is it?", " yes"),
 )
 
 
 @pytest.mark.parametrize("only", [False, True])
-def test_the_gradient_is_that_of_the_wanted_labels(only: bool) -> None:
-    """One SGD step moves the weights by transformers' gradient over all labels, or over the answers' labels alone."""
+def test_the_gradient_is_that_of_the_selected_labels(only: bool) -> None:
+    """One SGD step uses transformers' gradient over all labels or, with completion_only, over the labels of the answers."""
     examples = [
         Example(
             row=row,
@@ -274,32 +274,32 @@ def test_the_gradient_is_that_of_the_wanted_labels(only: bool) -> None:
         lora=None, epochs=1, learning_rate=0.1, optimizer="sgd", weight_decay=0, max_grad_norm=0, completion_only=only
     )
     before = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
-    after, [epoch] = learn(recipe, model=model, sequences=sequences)
+    after, [epoch] = train(recipe, model=model, sequences=sequences)
     moved = {name: (before[name] - after[name]) / 0.1 for name in after}
     contexts = [len(model.text.encode([context])[0]) for context, _ in ROWS]
-    wanted = [
+    selected = [
         dataclasses.replace(sequence, first_label=context if only else 1)
         for sequence, context in zip(sequences, contexts, strict=True)
     ]
-    unwanted = [dataclasses.replace(sequence, first_label=1 if only else 4) for sequence in sequences]
-    assert difference(moved, gradients(tiny_module(), [wanted])) < 1e-3
-    assert difference(moved, gradients(tiny_module(), [unwanted])) > 0.1
-    assert epoch.loss == pytest.approx(tiny_module()(**padded(wanted)).loss.item(), rel=1e-6)
+    not_selected = [dataclasses.replace(sequence, first_label=1 if only else 4) for sequence in sequences]
+    assert difference(moved, gradients(tiny_module(), [selected])) < 1e-3
+    assert difference(moved, gradients(tiny_module(), [not_selected])) > 0.1
+    assert epoch.loss == pytest.approx(tiny_module()(**padded(selected)).loss.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("warmup_steps", "warmup_ratio"), [(0, 0.0), (2, 0.0), (0, 0.3), (2, 0.9)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_learning_rate_is_transformers(schedule: str, warmup_steps: int, warmup_ratio: float) -> None:
-    """Each step uses the rate of transformers' get_scheduler; warmup_steps go before warmup_ratio."""
+def test_the_learning_rate_follows_transformers_schedules(schedule: str, warmup_steps: int, warmup_ratio: float) -> None:
+    """Each step uses the learning rate of transformers' get_scheduler. warmup_steps overrides warmup_ratio."""
     recipe = dataclasses.replace(
-        PLAIN,
+        RECIPE,
         batch_size=1,
         learning_rate=1e-3,
         lr_schedule=schedule,
         warmup_steps=warmup_steps,
         warmup_ratio=warmup_ratio,
     )
-    _, epochs = learn(recipe, sequences=random_sequences(8, length=4))
+    _, epochs = train(recipe, sequences=random_sequences(8, length=4))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     warmup = warmup_steps or math.ceil(8 * warmup_ratio)
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=8)
@@ -315,28 +315,28 @@ def test_the_learning_rate_is_transformers(schedule: str, warmup_steps: int, war
 @pytest.mark.parametrize(
     ("lora", "optimizer"), [*((DROPOUT, optimizer) for optimizer in OPTIMIZERS), (None, "adamw_torch"), (None, "adafactor")]
 )
-def test_resumed_is_uninterrupted_bit_for_bit(lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
-    """Weights and optimizer of epoch 1, put from disk into a fresh model, lead to the very weights and losses."""
-    recipe = dataclasses.replace(PLAIN, lora=lora, optimizer=optimizer, epochs=3)
-    whole, epochs = learn(recipe)
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(lora: Lora | None, optimizer: str, tmp_path: Path) -> None:
+    """A new model that loads the weights and optimizer state of epoch 1 gets exactly the same weights and losses."""
+    recipe = dataclasses.replace(RECIPE, lora=lora, optimizer=optimizer, epochs=3)
+    expected, epochs = train(recipe)
     resumed, rest = interrupted(recipe, tmp_path)
-    assert same(resumed, whole)
+    assert same(resumed, expected)
     assert [epoch.steps for epoch in rest] == [epoch.steps for epoch in epochs[1:]]
     assert [epoch.loss for epoch in rest] == [epoch.loss for epoch in epochs[1:]]
     assert [epoch.number for epoch in rest] == [2, 3]
     if optimizer != "sgd":  # without momentum SGD has no state
-        forgetful, _ = interrupted(recipe, tmp_path, forget=True)
-        assert not same(forgetful, whole)
+        without_optimizer_state, _ = interrupted(recipe, tmp_path, forget=True)
+        assert not same(without_optimizer_state, expected)
 
 
 def interrupted(recipe: Recipe, folder: Path, *, forget: bool = False) -> tuple[Weights, list[Epoch]]:
-    """Train one epoch, save, and go on in another model; ``forget`` loses the optimizer's state."""
-    with trainable(undropped(tiny_model()), recipe, seed=0) as trainee:
+    """Train one epoch, save it, and resume with another model. ``forget`` drops the optimizer state."""
+    with trainable(without_base_dropout(tiny_model()), recipe, seed=0) as trainee:
         first = next(fine_tune(trainee, SEQUENCES, recipe, seed=0, micro_batch=8))
         trainee.save(folder / "weights")
         save_file(dict(first.optimizer_state), folder / "optimizer.safetensors")
     torch.manual_seed(77)
-    with trainable(undropped(tiny_model(seed=0 if recipe.lora else 9)), recipe, seed=9) as trainee:
+    with trainable(without_base_dropout(tiny_model(seed=0 if recipe.lora else 9)), recipe, seed=9) as trainee:
         trainee.load(folder / "weights")
         state = {} if forget else load_file(folder / "optimizer.safetensors")
         resumption = Resumption(epoch=1, optimizer_state=state)
@@ -345,9 +345,9 @@ def interrupted(recipe: Recipe, folder: Path, *, forget: bool = False) -> tuple[
 
 
 def test_an_epoch_keeps_its_optimizer_state() -> None:
-    """What an epoch carries for a resumption is not changed by the epochs after it."""
-    with trainable(tiny_model(), dataclasses.replace(PLAIN, epochs=2), seed=0) as trainee:
-        training = fine_tune(trainee, SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=2), seed=0, micro_batch=8)
+    """Later epochs do not change the optimizer state that an epoch has for a resumption."""
+    with trainable(tiny_model(), dataclasses.replace(RECIPE, epochs=2), seed=0) as trainee:
+        training = fine_tune(trainee, SEQUENCES[:8], dataclasses.replace(RECIPE, epochs=2), seed=0, micro_batch=8)
         first = next(training)
         kept = {name: value.clone() for name, value in first.optimizer_state.items()}
         second = next(training)
@@ -355,67 +355,67 @@ def test_an_epoch_keeps_its_optimizer_state() -> None:
     assert not same(dict(second.optimizer_state), kept)
 
 
-def test_a_finished_training_resumed_has_nothing_to_do() -> None:
-    """Resuming after the last epoch yields no epoch and changes no weight."""
-    with trainable(tiny_model(), PLAIN, seed=0) as trainee:
+def test_resuming_a_finished_training_does_nothing() -> None:
+    """Resuming after the last epoch yields no epoch and does not change the weights."""
+    with trainable(tiny_model(), RECIPE, seed=0) as trainee:
         before = weights_of(trainee)
         assert not list(
-            fine_tune(trainee, SEQUENCES, PLAIN, seed=0, micro_batch=8, resume=Resumption(epoch=1, optimizer_state={}))
+            fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=8, resume=Resumption(epoch=1, optimizer_state={}))
         )
         assert same(weights_of(trainee), before)
 
 
 def disturb(model: LanguageModel) -> None:
-    """Do what a caller may do between two epochs: draw, seed, score, write."""
+    """Do what a caller may do between two epochs: draw random numbers, set seeds, score and generate."""
     np.random.seed(3)
     np.random.default_rng().random(5)
     torch.manual_seed(4)
     torch.rand(5)
-    asked = (
+    requests = (
         Request(kind="loglikelihood", context="a", continuation=" b"),
         Request(kind="generate_until", context="a", generation={"do_sample": True, "max_gen_toks": 3}),
     )
-    Scorer(model=model).reply(asked)
+    Scorer(model=model).reply(requests)
 
 
-def test_the_seed_alone_decides() -> None:
-    """The same seed gives the same weights bit for bit, also when its caller draws and scores in between; another does not."""
-    recipe = dataclasses.replace(PLAIN, lora=DROPOUT, epochs=3, batch_size=4)
-    weights, epochs = learn(recipe, sequences=SEQUENCES[:8])
+def test_weights_depend_only_on_the_seed() -> None:
+    """The same seed gives bit-identical weights, also if the caller draws and scores in between. Another seed does not."""
+    recipe = dataclasses.replace(RECIPE, lora=DROPOUT, epochs=3, batch_size=4)
+    weights, epochs = train(recipe, sequences=SEQUENCES[:8])
     torch.manual_seed(123)
-    again, repeated = learn(recipe, sequences=SEQUENCES[:8])
-    disturbed, _ = learn(recipe, sequences=SEQUENCES[:8], between=disturb)
+    again, repeated = train(recipe, sequences=SEQUENCES[:8])
+    disturbed, _ = train(recipe, sequences=SEQUENCES[:8], between=disturb)
     assert same(again, weights) and same(disturbed, weights)
     assert [epoch.steps for epoch in repeated] == [epoch.steps for epoch in epochs]
-    other, _ = learn(recipe, sequences=SEQUENCES[:8], seed=1)
+    other, _ = train(recipe, sequences=SEQUENCES[:8], seed=1)
     assert not same(other, weights)
 
 
-def test_dropout_is_drawn_anew_from_seed_and_step() -> None:
-    """With weights that stand still, each step of one text has a loss of its own, decided by the seed."""
-    still = Recipe(lora=None, epochs=4, learning_rate=1e-12, weight_decay=0)
-    runs = [learn(still, model=tiny_model("gpt2"), sequences=SEQUENCES[:1], seed=seed)[1] for seed in (0, 0, 1)]
+def test_dropout_masks_depend_on_seed_and_step() -> None:
+    """If the weights practically do not change, each step on one text has a different loss, which depends on the seed."""
+    constant_weights = Recipe(lora=None, epochs=4, learning_rate=1e-12, weight_decay=0)
+    runs = [train(constant_weights, model=tiny_model("gpt2"), sequences=SEQUENCES[:1], seed=seed)[1] for seed in (0, 0, 1)]
     first, again, other = [[step.loss for step in steps_of(epochs)] for epochs in runs]
     assert first == again
     assert len({*first, *other}) == 8
-    _, exact = learn(still, model=undropped(tiny_model("gpt2")), sequences=SEQUENCES[:1])
+    _, exact = train(constant_weights, model=without_base_dropout(tiny_model("gpt2")), sequences=SEQUENCES[:1])
     assert len({step.loss for step in steps_of(exact)}) == 1
 
 
-def test_the_adapters_dropout_is_on_in_training() -> None:
-    """The recipe's dropout changes what is learned; the order of the rows within one batch does not."""
-    batch, slow = SEQUENCES[:8], dataclasses.replace(PLAIN, epochs=4, learning_rate=1e-2)
-    exact, _ = learn(slow, sequences=batch)
-    dropped, _ = learn(dataclasses.replace(slow, lora=DROPOUT), sequences=batch)
-    reordered, _ = learn(slow, sequences=batch, seed=1)
+def test_lora_dropout_is_active_in_training() -> None:
+    """LoRA dropout changes the trained weights. The order of the rows within a batch does not."""
+    batch, recipe = SEQUENCES[:8], dataclasses.replace(RECIPE, epochs=4, learning_rate=1e-2)
+    exact, _ = train(recipe, sequences=batch)
+    dropped, _ = train(dataclasses.replace(recipe, lora=DROPOUT), sequences=batch)
+    reordered, _ = train(recipe, sequences=batch, seed=1)
     assert difference(dropped, exact) > 1e-3
     assert difference(reordered, exact) < 1e-5
 
 
-def test_every_epoch_feeds_every_sequence_once_in_an_order_of_its_own() -> None:
-    """Each epoch is a permutation of the sequences, another one each time, and decided by the seed."""
-    recipe = dataclasses.replace(PLAIN, epochs=3, batch_size=3)
-    orders = [fed_order(recipe, seed=0), fed_order(recipe, seed=0), fed_order(recipe, seed=1)]
+def test_every_epoch_has_every_sequence_once_in_a_new_order() -> None:
+    """Each epoch is another permutation of the sequences. The permutations depend on the seed."""
+    recipe = dataclasses.replace(RECIPE, epochs=3, batch_size=3)
+    orders = [training_order(recipe, seed=0), training_order(recipe, seed=0), training_order(recipe, seed=1)]
     assert orders[0] == orders[1] != orders[2]
     everything = sorted(sequence.ids[:-1] for sequence in SEQUENCES[:8])
     passes = [orders[0][start : start + 8] for start in (0, 8, 16)]
@@ -423,81 +423,83 @@ def test_every_epoch_feeds_every_sequence_once_in_an_order_of_its_own() -> None:
     assert all(one != other for one, other in itertools.combinations(passes, 2))
 
 
-def fed_order(recipe: Recipe, *, seed: int) -> list[tuple[int, ...]]:
+def training_order(recipe: Recipe, *, seed: int) -> list[tuple[int, ...]]:
     model = tiny_model()
-    fed: list[tuple[int, ...]] = []
+    input_ids: list[tuple[int, ...]] = []
 
     def record(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        fed.append(tuple(kwargs["input_ids"][0].tolist()))
+        input_ids.append(tuple(kwargs["input_ids"][0].tolist()))
 
     model.module.register_forward_pre_hook(record, with_kwargs=True)
-    learn(recipe, model=model, sequences=SEQUENCES[:8], seed=seed, micro_batch=1)
-    return fed
+    train(recipe, model=model, sequences=SEQUENCES[:8], seed=seed, micro_batch=1)
+    return input_ids
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
-def test_scarce_memory_halves_the_micro_batch_and_changes_no_number(spare: int, out_of_memory: Callable[..., list[int]]) -> None:
-    """Memory that runs out at once, or in the middle of a step or of an epoch, costs a repetition and nothing else."""
-    whole, [epoch] = learn(PLAIN)
-    model = undropped(tiny_model())
+def test_out_of_memory_halves_the_micro_batch_and_does_not_change_results(
+    spare: int, out_of_memory: Callable[..., list[int]]
+) -> None:
+    """Memory may run out in the first pass, within a step or within an epoch. The step is then repeated."""
+    expected, [epoch] = train(RECIPE)
+    model = without_base_dropout(tiny_model())
     calls = out_of_memory(model.module, 2, spare=spare)
-    scarce, [other] = learn(PLAIN, model=model, micro_batch=4 if spare < 2 else 8)
-    assert difference(scarce, whole) < 1e-5
+    limited, [other] = train(RECIPE, model=model, micro_batch=4 if spare < 2 else 8)
+    assert difference(limited, expected) < 1e-5
     assert [step.loss for step in other.steps] == pytest.approx([step.loss for step in epoch.steps], rel=1e-6)
     attempts = {0: [4], 1: [4, 4], 2: [8, 8, 8, 4]}[spare]
     assert calls == attempts + [2] * (12 if spare < 2 else 4)
 
 
-def test_one_sequence_without_room_raises_what_happened(out_of_memory: Callable[..., list[int]]) -> None:
-    """With one sequence there is nothing to halve: the caller gets the error itself."""
+def test_one_sequence_that_does_not_fit_raises_the_out_of_memory_error(out_of_memory: Callable[..., list[int]]) -> None:
+    """A micro-batch of one sequence cannot be halved, so the original error is raised."""
     model = tiny_model()
     calls = out_of_memory(model.module, 0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        learn(PLAIN, model=model)
+        train(RECIPE, model=model)
     assert calls == [8, 4, 2, 1]
 
 
-def test_a_spoiled_weight_is_named_with_step_and_rows() -> None:
-    """A loss that is not a number stops the training and says which step and which rows it was."""
+def test_a_loss_that_is_not_finite_raises_an_error_with_step_and_rows() -> None:
+    """A NaN loss stops the training. The error has the step and the rows."""
     model = tiny_model()
     with torch.no_grad():
         model.module.get_input_embeddings().weight[SEQUENCES[0].ids[0]] = math.nan
     with pytest.raises(TrainingDiverged, match=r"loss of step 1 is nan on training rows \[100, 101, 102\].*--train_param"):
-        learn(PLAIN, model=model, sequences=SEQUENCES[:3])
+        train(RECIPE, model=model, sequences=SEQUENCES[:3])
 
 
-def test_a_training_that_explodes_stops_at_its_step() -> None:
-    """An absurd learning rate spoils the second step; the first one is not blamed."""
+def test_a_diverging_training_stops_at_the_first_step_that_is_not_finite() -> None:
+    """With a huge learning rate the loss of the second step is not finite. The error has step 2."""
     recipe = Recipe(lora=None, epochs=1, learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(TrainingDiverged, match=r"step 2 .*learning_rate, now 1e\+30"):
-        learn(recipe)
+        train(recipe)
 
 
-def test_a_spoiled_gradient_stops_the_run_and_names_its_step() -> None:
-    """A finite loss with an infinite gradient is refused too: after the last step nobody would compute a loss again."""
+def test_a_gradient_that_is_not_finite_raises_an_error_with_its_step() -> None:
+    """An infinite gradient stops the training even if the loss is finite, because no later loss would show it at the last step."""
     model = tiny_model()
-    with trainable(model, PLAIN, seed=0) as trainee:
+    with trainable(model, RECIPE, seed=0) as trainee:
         weight = next(iter(trainee.trained_parameters().values()))
         weight.register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(TrainingDiverged, match=r"gradient norm of step 1 is (nan|inf) on training rows \[100, 101"):
-            next(fine_tune(trainee, SEQUENCES[:8], PLAIN, seed=0, micro_batch=8))
+            next(fine_tune(trainee, SEQUENCES[:8], RECIPE, seed=0, micro_batch=8))
 
 
-def test_max_steps_stops_in_the_middle_of_an_epoch() -> None:
-    """Steps, rows fed and the decay of the learning rate all end at max_steps."""
-    recipe = dataclasses.replace(PLAIN, epochs=5, max_steps=4)
-    _, epochs = learn(recipe)
+def test_max_steps_can_stop_within_an_epoch() -> None:
+    """The steps, the trained rows and the learning-rate schedule end at max_steps."""
+    recipe = dataclasses.replace(RECIPE, epochs=5, max_steps=4)
+    _, epochs = train(recipe)
     assert [len(epoch.steps) for epoch in epochs] == [3, 1]
     assert [step.number for step in steps_of(epochs)] == [1, 2, 3, 4]
     assert [step.learning_rate for step in steps_of(epochs)] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
     assert epochs[0].tokens == sum(len(sequence.ids) - 1 for sequence in SEQUENCES) > epochs[1].tokens
-    assert len(learn(dataclasses.replace(recipe, epochs=1))[1]) == 1
+    assert len(train(dataclasses.replace(recipe, epochs=1))[1]) == 1
 
 
-def test_an_epoch_reports_the_mean_over_its_labels() -> None:
-    """An epoch's loss is the mean over all its labels: steps with more labels weigh more."""
-    recipe = dataclasses.replace(PLAIN, learning_rate=1e-12, batch_size=7)
-    _, [epoch] = learn(recipe)
+def test_the_loss_of_an_epoch_is_the_mean_over_its_labels() -> None:
+    """Steps with more labels have a larger weight in the loss of an epoch."""
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-12, batch_size=7)
+    _, [epoch] = train(recipe)
     with torch.no_grad():
         expected = tiny_module()(**padded(SEQUENCES)).loss.item()
     assert epoch.loss == pytest.approx(expected, rel=1e-5)
@@ -507,14 +509,14 @@ def test_an_epoch_reports_the_mean_over_its_labels() -> None:
 
 @pytest.mark.parametrize(("lora", "rate"), [(DROPOUT, 5e-3), (None, 3e-3)], ids=["lora", "full"])
 def test_the_loss_falls(lora: Lora | None, rate: float) -> None:
-    """A few sequences are learned by heart."""
+    """The model can memorize two sequences."""
     recipe = Recipe(lora=lora, epochs=25, learning_rate=rate, lr_schedule="constant")
-    _, epochs = learn(recipe, sequences=SEQUENCES[:2])
+    _, epochs = train(recipe, sequences=SEQUENCES[:2])
     assert epochs[-1].loss < 0.7 * epochs[0].loss
 
 
-def test_the_model_is_in_evaluation_mode_between_epochs_and_learns_on_after() -> None:
-    """At each yield dropout is off, and the next epoch switches it on again."""
+def test_the_model_is_in_evaluation_mode_between_epochs() -> None:
+    """Dropout is off after each epoch."""
     model, modes = tiny_model(), []
-    learn(dataclasses.replace(PLAIN, epochs=2), model=model, between=lambda seen: modes.append(seen.module.training))
+    train(dataclasses.replace(RECIPE, epochs=2), model=model, between=lambda seen: modes.append(seen.module.training))
     assert modes == [False, False]
