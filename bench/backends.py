@@ -55,7 +55,7 @@ def _model(
     measured: list[Measured] = []
     for task in tasks:
         path = TASKS / f"{task}.yaml"
-        train_rows, test_rows = (flags.rows or own for own in rows)
+        train_rows, test_rows = (flags.rows or default for default in rows)
         _, splits = splits_of(str(path) if path.is_file() else task, data, Caps(train=train_rows, validation=8, test=test_rows))
         sequences = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)
         requests = requests_of(splits.test)

@@ -1,8 +1,8 @@
-"""Time what a user of the board waits for: the leaderboard command, making the page, and its first view in a browser.
+"""Time the leaderboard command, the page command, and the first view of the page in a browser.
 
     python -m bench.board --runs 5
 
-Every command runs in a process of its own, start-up included; the browser opens the file anew each time.
+Each command runs in a new process, and its time includes the start-up. The browser opens the file without a cache.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(flags: Flags) -> None:
     """Time everything and print a table and one JSON line."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         small, large = Path(folder, "small.html"), Path(folder, "large.html")
-        scores = invented(Path(folder, "scores.csv"), flags.models)
+        scores = write_made_up_scores(Path(folder, "scores.csv"), flags.models)
         wide = f"{flags.models:,} x {len(BENCHMARKS)}"
         rows = [
             timed("leaderboard --published", lambda: command("leaderboard", "--published"), flags.runs, 2),
@@ -118,14 +118,14 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def invented(path: Path, models: int) -> Path:
+def write_made_up_scores(path: Path, models: int) -> Path:
     """Write made-up direct and trained scores of models, with standard errors."""
     draw = random.Random(0)
     lines = ["model,benchmark,preparation,score,stderr,count"]
     for number in range(models):
         for task in BENCHMARKS:
-            for preparation, least in (("direct", 0.2), ("trained", 0.4)):
-                score = min(1.0, max(0.0, least + 0.5 * number / models + draw.gauss(0, 0.05)))
+            for preparation, lowest in (("direct", 0.2), ("trained", 0.4)):
+                score = min(1.0, max(0.0, lowest + 0.5 * number / models + draw.gauss(0, 0.05)))
                 lines.append(f"lab{number % 12}/model-{number},{task},{preparation},{score:.4f},0.0100,2000")
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

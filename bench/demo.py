@@ -45,7 +45,7 @@ class Flags:
 def main(flags: Flags) -> None:
     """Build, run and compare; print a Markdown table and one JSON line."""
     pooled: dict[str, list[npt.NDArray[np.float64]]] = {preparation: [] for preparation in PREPARATIONS}
-    said = {}
+    results = {}
     print("| seed | tau direct | tau trained | pairs improved | PC1 direct | PC1 trained | study |")
     print("|---|---|---|---|---|---|---|")
     for seed in flags.seeds:
@@ -58,7 +58,7 @@ def main(flags: Flags) -> None:
         print(f"| {seed} | {' | '.join(cells)} | {improved:.0%} | {shares[0]:.0%} | {shares[1]:.0%} | {seconds:.0f} s |")
         for preparation in PREPARATIONS:
             pooled[preparation].append(np.vstack([found[preparation], draws[preparation]]))
-        said[seed] = {
+        results[seed] = {
             "tau": [float(found[p].mean()) for p in PREPARATIONS],
             "pc1": shares,
             "improved": improved,
@@ -70,11 +70,11 @@ def main(flags: Flags) -> None:
     gain = interval(difference[0].mean(), resampled(difference[1:]).mean(axis=1))
     print(f"| all | {' | '.join(cells)} | {(difference[0] > 0).mean():.0%} | | | |")
     print(f"trained minus direct, over {difference.shape[1]} pairs of benchmarks: {gain}")
-    print(json.dumps({"bench": "demo", "seeds": said, "direct": cells[0], "trained": cells[1], "gain": gain}))
+    print(json.dumps({"bench": "demo", "seeds": results, "direct": cells[0], "trained": cells[1], "gain": gain}))
 
 
 def study_of(seed: int, folder: Path) -> tuple[ScoreMatrix, float]:
-    """Build with ``seed`` and run the demo's study unless both are there; return its scores and what this run of it took."""
+    """Build the demo with ``seed`` and run its study, unless both are finished. Return the scores and the seconds."""
     if not (folder / "build.log").is_file():
         build.main(["--seed", str(seed), "--out", str(folder)])
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def observed(matrix: ScoreMatrix, preparation: str) -> npt.NDArray[np.float64]:
 def taus(matrix: ScoreMatrix, preparation: str, draws: int, seed: int) -> npt.NDArray[np.float64]:
     """Return draws x pairs of benchmarks: tau on resampled test examples."""
     outcomes = read_outcomes(matrix, preparation)
-    draw = np.random.default_rng(seed)  # the same for both preparations, so that they are compared on the same examples
+    draw = np.random.default_rng(seed)  # the same for both preparations, which are then compared on the same examples
     rows = []
     for _ in range(draws):
         scores = {}
@@ -105,18 +105,18 @@ def taus(matrix: ScoreMatrix, preparation: str, draws: int, seed: int) -> npt.ND
 
 
 def read_outcomes(matrix: ScoreMatrix, preparation: str) -> Outcomes:
-    """Read the answer of every model to every test example."""
+    """Read the outcome of every model on every test example."""
     outcomes = {}
-    for fact in matrix.benchmarks:
-        metric = fact.metric.split(",")[0]
-        lines = [matrix.samples[model, fact.task, preparation][0].read_text().splitlines() for model in matrix.model_names]
+    for benchmark in matrix.benchmarks:
+        metric = benchmark.metric.split(",")[0]
+        lines = [matrix.samples[model, benchmark.task, preparation][0].read_text().splitlines() for model in matrix.model_names]
         values = [[np.atleast_1d(json.loads(line)[metric]) for line in part] for part in lines]
-        outcomes[fact.task] = np.array(values, dtype=float)
+        outcomes[benchmark.task] = np.array(values, dtype=float)
     return outcomes
 
 
 def mcc(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return Matthews correlation of each model; 0 where it gives one answer only."""
+    """Return Matthews correlation of each model, or 0 if a model gives only one answer."""
     label, answer = pairs[..., 0], pairs[..., 1]
     covariance = (label * answer).mean(axis=1) - label.mean(axis=1) * answer.mean(axis=1)
     scale = label.std(axis=1) * answer.std(axis=1)

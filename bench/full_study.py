@@ -70,8 +70,8 @@ def main(flags: Flags) -> None:
     }
     table = Table("models of", "how many", "GPU hours", "launches", "FLOPs", "bound by")
     for low, high in pairwise((0, 0.5, 2, 5, 20)):
-        some = [plans[name] for name, size in billions.items() if low < size <= high]
-        table.add_row(f"{low:g} to {high:g} billion", f"{len(some)}", *summed(some))
+        selected = [plans[name] for name, size in billions.items() if low < size <= high]
+        table.add_row(f"{low:g} to {high:g} billion", f"{len(selected)}", *summed(selected))
     table.add_row("all", f"{len(plans)}", *summed(list(plans.values())))
     Console(width=100).print("61 models x 24 benchmarks, one seed, direct and trained, on H200", table)
     hours = {name: plan.hours for name, plan in plans.items()}
@@ -87,8 +87,8 @@ def summed(plans: list[ModelPlan]) -> list[str]:
     """Return total hours, hours of launches and of FLOPs (which overlap), and the limiting term, of several models."""
     names = dict.fromkeys(name for plan in plans for name in plan.phases)
     phases = {name: add_phases(plan.phases[name] for plan in plans if name in plan.phases) for name in names}
-    whole, (bound, share) = add_phases(phases.values()), binding_term(phases)
-    hours = (whole.seconds, whole.terms["launches"], whole.terms["FLOPs"])
+    total, (bound, share) = add_phases(phases.values()), binding_term(phases)
+    hours = (total.seconds, total.terms["launches"], total.terms["FLOPs"])
     return [*(f"{seconds / 3600:,.0f}" for seconds in hours), f"{bound} ({share:.0%})"]
 
 
@@ -101,7 +101,7 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
         direct=True,
     )
     load = workload(spec, hardware_named("h200").memory_budget)
-    train, tested = min(TRAIN, info.train_rows), TEST_ROWS[info.task]
+    train, test_rows = min(TRAIN, info.train_rows), TEST_ROWS[info.task]
     kept = load.training.steps * PUBLISHED.batch_size / load.epochs  # rows of the sample, its last batch counted as full
     share = train / kept
     # A benchmark without a validation split uses a fifth of its training rows for it; the cap applies to them too.
@@ -110,29 +110,29 @@ def scaled(flags: Flags, info: BenchmarkInfo) -> Workload:
         load,
         spec=replace(spec, benchmark=replace(spec.benchmark, task=info.task)),
         training=replace(times(load.training, share), steps=PUBLISHED.epochs * math.ceil(train / PUBLISHED.batch_size)),
-        validation=asked_times(load.validation, validated / SAMPLE.validation),
-        test=asked_times(load.test, tested / load.test_rows),
-        test_rows=tested,
+        validation=scaled_scoring(load.validation, validated / SAMPLE.validation),
+        test=scaled_scoring(load.test, test_rows / load.test_rows),
+        test_rows=test_rows,
     )
 
 
 def times(counts: Counts, share: float) -> Counts:
-    """Return the counts scaled to another number of rows."""
+    """Return ``counts`` scaled to another number of rows."""
     return replace(counts, **{name: round(value * share) for name, value in vars(counts).items() if isinstance(value, int)})
 
 
-def asked_times(asked: ScoringWork, share: float) -> ScoringWork:
-    """Return ``asked`` for another number of rows, in passes and batches as large as a GPU's."""
-    room, written = hardware_named("h200").memory_budget, times(asked.decoding, share)
-    if asked.decoding.passes:  # the sample is written in one batch
-        limit = asked.decoding.steps + 1
-        batches = math.ceil(written.tokens / limit / room.generation_rows)
-        written = replace(written, passes=batches, steps=batches * (limit - 1))
-    return replace(times(asked, share), passes=math.ceil(share * asked.computed / room.scoring_tokens), decoding=written)
+def scaled_scoring(work: ScoringWork, share: float) -> ScoringWork:
+    """Return ``work`` scaled to another number of rows, with the pass and batch sizes of a GPU."""
+    budget, decoding = hardware_named("h200").memory_budget, times(work.decoding, share)
+    if work.decoding.passes:  # the sample is decoded in one batch
+        limit = work.decoding.steps + 1
+        batches = math.ceil(decoding.tokens / limit / budget.generation_rows)
+        decoding = replace(decoding, passes=batches, steps=batches * (limit - 1))
+    return replace(times(work, share), passes=math.ceil(share * work.computed / budget.scoring_tokens), decoding=decoding)
 
 
 def size_of(billions: float) -> ModelSize:
-    """Return the size of a model of so many parameters, its output layer counted with every token, two adapters in each layer."""
+    """Return the estimated size of a model. Its output layer is counted for every token. Each layer has two adapters."""
     layers = round(float(np.interp(math.log(billions), [math.log(size) for size, _ in LAYERS], [count for _, count in LAYERS])))
     parameters = int(billions * 1e9)
     width = round(math.sqrt(parameters / (12 * layers)))  # 12 width x width matrices in a layer

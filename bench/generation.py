@@ -20,7 +20,7 @@ BATCHES = (8, 24)
 
 
 def main(flags: BenchFlags) -> None:
-    """Generate answers to 64 rows of each task with both, check that they agree, and print the ratios of the times."""
+    """Generate answers to 64 rows of each task with both. Check that the answers are equal, and print the ratios of the times."""
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))

@@ -1,6 +1,6 @@
 """Compare joint training of several runs with training them one after another: ``python -m bench.joint``.
 
-On a CPU one run keeps the cores busy, so this measures the overhead of joint training. On a GPU it measures the gain.
+On a CPU one run uses all cores, so the ratio is the overhead of joint training. On a GPU it is the gain.
 """
 
 from __future__ import annotations

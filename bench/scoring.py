@@ -25,16 +25,16 @@ def requests_for(task: str, data: Path, rows: int | None) -> tuple[str, list[Req
     """Return a label and the requests of a task; "<task> 5-shot" puts the first five training examples before each question."""
     name, *shots = task.split()
     harness, splits = splits_of(name, data, Caps(train=8, validation=8, test=rows or (FEWSHOT_ROWS if shots else 500)))
-    begin = ""
+    prefix = ""
     for row in range(int(shots[0].split("-")[0]) if shots else 0):
-        shown = harness.example(row, harness.documents("train")[row], chat=None, aliases="first")
-        begin += f"{shown.context}{shown.continuation}\n\n"
-    requests = [replace(request, context=begin + request.context) for request in requests_of(splits.test)]
+        example = harness.example(row, harness.documents("train")[row], chat=None, aliases="first")
+        prefix += f"{example.context}{example.continuation}\n\n"
+    requests = [replace(request, context=prefix + request.context) for request in requests_of(splits.test)]
     return f"{task}, {len(splits.test)} questions", requests
 
 
 def main(flags: BenchFlags) -> None:
-    """Score the test rows of each task with both, check that the log-likelihoods agree, and print the ratio of the times."""
+    """Score the test rows of each task with both. Check that the log-likelihoods agree, and print the ratio of the times."""
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     model = load_model(str(flags.model))

@@ -46,7 +46,7 @@ class Measured:
     seconds: Mapping[str, float]
     """Median seconds of each implementation; LM-Harmony is the first."""
     ratio: float
-    """Time of the fastest other implementation divided by LM-Harmony's: the median over neighbouring repetitions."""
+    """Time of the fastest other implementation divided by LM-Harmony's: the median over pairs of consecutive repetitions."""
     spread: tuple[float, float]
     """Smallest and largest of these ratios."""
 

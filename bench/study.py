@@ -1,4 +1,4 @@
-"""Measure the overhead of a study beside its runs, and the time to read 10,000 records: ``python -m bench.study``."""
+"""Measure the overhead of a study over the time of its runs, and the time to read 10,000 records: ``python -m bench.study``."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    """Run a study of tiny runs and report its seconds and model loads; then copy one record many times and read all copies."""
+    """Run a study of tiny runs and report its seconds and model loads. Then copy one record many times and read all copies."""
     with tempfile.TemporaryDirectory() as name:
         study = write_study(Path(name), flags.seeds)
-        peak = carry_out(Path(name) / "study.yaml")
+        peak = run_study(Path(name) / "study.yaml")
         events = [json.loads(line) for line in (study.spec.results_dir / "events.jsonl").read_text().splitlines()]
         ends = [event for event in events if event["event"] == "run_finished"]
         records = study.records()
@@ -77,8 +77,8 @@ def write_study(folder: Path, seeds: int) -> Study:
     return Study.read(folder / "study.yaml")
 
 
-def carry_out(path: Path) -> int:
-    """Run the study command; return the largest resident memory of its coordinator process in bytes."""
+def run_study(path: Path) -> int:
+    """Run the study command. Return the peak resident memory of its coordinator process in bytes."""
     process = subprocess.Popen([sys.executable, "-m", "lm_harmony.cli", "study", str(path)], stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""bench/gpu_day.py: every step runs with tiny shapes on a CPU, a step that fails harms no other, and the report shows both."""
+"""bench/gpu_day.py runs every step with tiny shapes on a CPU. After a failed step the other steps run. The report shows both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ABSENT = ("lm_eval", "datasets", "ray", "tyro", "docstring_parser", "typeguard", "pandas", "matplotlib")
-"""Packages that a machine with a GPU need not have."""
+"""Packages that bench/gpu_day.py does not need."""
 EXPECTED = {
     0: {"versions": 1, "product": 1, "copy": 3, "launch": 1},
     1: {"exactness": 6, "exactness of a model": 3},
@@ -28,7 +28,7 @@ EXPECTED = {
     7: {"model": 1, "backend": 1, "memory": 4, "shape": 1},
     8: {"new backends": 1},
 }
-"""Step -> how many rows of which kind a tiny run writes, beside the one that ends the step."""
+"""Step -> number of rows of each kind in a tiny run, without the last row of the step."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Machine:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     folder = tmp_path_factory.mktemp("bare")
-    # Python imports this module at every start. None in sys.modules is what import takes for a module that does not exist.
+    # Python imports sitecustomize at every start. If sys.modules has None for a module, its import raises ModuleNotFoundError.
     code = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
     (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
     return Machine({**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
@@ -53,9 +53,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 @pytest.fixture(scope="module")
 def out(bare: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run all steps; give the file of rows."""
+    """Run all steps and return the file of rows."""
     path = tmp_path_factory.mktemp("gpu") / "gpu.jsonl"
-    # The limits are a GPU's, and what else this machine computes is not known.
+    # The default limits are for a GPU, and this machine may be busy.
     limits = ",".join(f"{step}=300" for step in EXPECTED)
     done = bare.run("bench/gpu_day.py", "--tiny", "--limits", limits, "--minutes", "30", "--out", str(path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -67,12 +67,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["lm_eval", "datasets", "tyro"])
-def test_the_bare_machine_lacks_what_it_should_lack(bare: Machine, name: str) -> None:
+def test_the_bare_machine_cannot_import_the_absent_packages(bare: Machine, name: str) -> None:
     done = bare.run("-c", f"import {name}")
     assert done.returncode != 0 and "ModuleNotFoundError" in done.stderr
 
 
-def test_every_step_writes_all_of_its_rows(out: Path) -> None:
+def test_every_step_writes_all_its_rows(out: Path) -> None:
     rows = rows_of(out)
     assert [row for row in rows if "error" in row] == []
     for step, expected in EXPECTED.items():
@@ -87,13 +87,13 @@ def test_the_figures_are_plausible(out: Path) -> None:
     exact = [row for row in rows if row["what"] == "exactness"]
     assert all(row["exact"] and row["packed"] for row in exact)
     assert {row["written_equal"] for row in exact if row["dtype"] == "float32"} == {1.0}
-    # bfloat16 is not float32: a comparison that finds no difference compares nothing.
+    # Results in bfloat16 must differ from float32. Otherwise the comparison would be without effect.
     assert all(row["learned"] > 1e-4 for row in exact if row["dtype"] == "bfloat16")
     auto, plain = (row for row in rows if row["what"] == "training")
     assert (auto["backend"], plain["backend"]) == ("auto", "plain")
     assert auto["tokens_per_step"] == plain["tokens_per_step"] > 10
     assert all(row["tokens_per_s"] > 0 and row["samples"] == 4 for row in (auto, plain))
-    assert all("share_of_peak" not in row for row in rows)  # a CPU is no chip with a known peak
+    assert all("share_of_peak" not in row for row in rows)  # the peak of a CPU is not known
     one, two = (row for row in rows if row["what"] == "joint training")
     assert 1.5 < two["tokens_per_step"] / one["tokens_per_step"] < 2.5
     small, large, padded = (row for row in rows if row["what"] == "scoring")
@@ -104,25 +104,25 @@ def test_the_figures_are_plausible(out: Path) -> None:
     assert long_two["expected_bytes"] == 2 * long_one["expected_bytes"] > 0
 
 
-def test_the_report_shows_tables_and_what_is_missing(bare: Machine, out: Path, tmp_path: Path) -> None:
+def test_the_report_shows_tables_errors_and_steps_that_are_not_measured(bare: Machine, out: Path, tmp_path: Path) -> None:
     partial = tmp_path / "partial.jsonl"
-    kept = [line for line in out.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] in (None, 0, 3)]
+    lines = [line for line in out.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] in (None, 0, 3)]
     failed = {"run": rows_of(out)[0]["run"], "step": 4, "what": "error", "chip": None, "error": "over its time limit of 90 s"}
-    partial.write_text("\n".join([*kept, json.dumps(failed), '{"run": "2026', ""]), encoding="utf-8")
+    partial.write_text("\n".join([*lines, json.dumps(failed), '{"run": "2026', ""]), encoding="utf-8")
     done = bare.run("bench/gpu_day.py", "--report", str(out), str(partial))
     assert done.returncode == 0, done.stderr
-    whole, _, rest = done.stdout.partition("## partial.jsonl")
-    assert "| 4 | done |" in whole and "not measured" not in whole and "### Errors" not in whole
-    assert "torch 2." in whole and "date 20" in whole
-    assert whole.count("| tiny | auto |") >= 5
+    complete, _, rest = done.stdout.partition("## partial.jsonl")
+    assert "| 4 | done |" in complete and "not measured" not in complete and "### Errors" not in complete
+    assert "torch 2." in complete and "date 20" in complete
+    assert complete.count("| tiny | auto |") >= 5
     assert "| 4 | over its time limit of 90 s |" in rest and "| 5 | not measured |" in rest
     assert "### Errors" in rest and "1 lines of partial.jsonl are no rows" in rest
     assert "### Scoring\n\nnot measured" in rest
 
 
-def test_a_step_over_its_time_is_a_row_and_the_next_one_runs(bare: Machine, tmp_path: Path) -> None:
+def test_a_step_over_its_time_limit_writes_an_error_row_and_the_next_step_runs(bare: Machine, tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    path.write_text('{"broken": ', encoding="utf-8")  # what a killed process may leave
+    path.write_text('{"broken": ', encoding="utf-8")  # a killed process may leave an incomplete line
     done = bare.run("bench/gpu_day.py", "--tiny", "--steps", "0,1,8", "--limits", "0=300,1=0.01,8=300", "--out", str(path))
     assert done.returncode == 1
     broken, *lines = path.read_text(encoding="utf-8").splitlines()
@@ -132,18 +132,18 @@ def test_a_step_over_its_time_is_a_row_and_the_next_one_runs(bare: Machine, tmp_
     assert ends[1]["error"] == "over its time limit of 0.01 s"
 
 
-def test_an_error_of_a_step_and_the_end_of_all_time_are_rows(bare: Machine, tmp_path: Path) -> None:
+def test_an_error_of_a_step_and_the_total_time_limit_write_error_rows(bare: Machine, tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     done = bare.run("bench/gpu_day.py", "--tiny", "--device", "no_such", "--steps", "8", "--out", str(path))
     assert done.returncode == 1 and "RuntimeError" in rows_of(path)[-1]["error"]
     done = bare.run("bench/gpu_day.py", "--tiny", "--minutes", "0.0001", "--steps", "0,8", "--out", str(path))
     assert done.returncode == 1
-    late = rows_of(path)[-2:]
-    assert [row["step"] for row in late] == [0, 8] and all(row["what"] == "error" for row in late)
+    last_rows = rows_of(path)[-2:]
+    assert [row["step"] for row in last_rows] == [0, 8] and all(row["what"] == "error" for row in last_rows)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--steps", "1,9"), "'9' is no step"),
         (("--minutes", "0"), "'0' is not a number above 0"),
@@ -154,19 +154,19 @@ def test_an_error_of_a_step_and_the_end_of_all_time_are_rows(bare: Machine, tmp_
         (("--out", "gpu.jsonl", "--device", "cpu"), "no GPU"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_one_line(bare: Machine, arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_arguments_give_a_message_in_one_line(bare: Machine, arguments: tuple[str, ...], message: str) -> None:
     done = bare.run("bench/gpu_day.py", *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_shapes_are_those_of_the_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     import torch
 
     from bench.gpu.models import linear_weights, random_module
 
-    # Parameters as the model cards give them, in millions: 7.62, 1.24 and 0.49 billion.
+    # Millions of parameters. The model cards have 7.62, 1.24 and 0.49 billion.
     published = {"qwen2.5-7b": 7_616, "llama-3.2-1b": 1_236, "qwen2.5-0.5b": 494}
     for shape, millions in published.items():
         module = random_module(shape, torch.device("meta"))
@@ -176,7 +176,7 @@ def test_the_shapes_are_those_of_the_published_models(monkeypatch: pytest.Monkey
         assert 0.7 < (body + head) / module.num_parameters() <= 1
 
 
-def test_a_profile_counts_kernels_and_no_moment_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_counts_overlapping_kernels_only_once_in_gpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     import torch
     from torch.autograd import DeviceType
@@ -205,7 +205,7 @@ def test_a_profile_counts_kernels_and_no_moment_twice(monkeypatch: pytest.Monkey
     assert found["kernels"] == {"gemm": 10 / 18, "attention": 7 / 18, "Memcpy HtoD": 1 / 18}
 
 
-def test_a_share_of_the_peak_is_given_for_known_chips_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_share_of_the_peak_is_given_only_for_known_chips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     import torch
 
@@ -218,7 +218,7 @@ def test_a_share_of_the_peak_is_given_for_known_chips_alone(monkeypatch: pytest.
         assert share_of_peak(bench, 989.4e12, 2.0).get("share_of_peak") == expected
 
 
-def test_nothing_heavy_is_imported_where_it_is_installed() -> None:
+def test_the_absent_packages_are_not_imported_even_if_installed() -> None:
     code = f"""
 import sys
 import bench.gpu_day
@@ -229,22 +229,22 @@ print([name for name in {ABSENT[:4]!r} if name in sys.modules], "lm_harmony.engi
     assert done.stdout.strip() == "[] True"
 
 
-def test_a_new_backend_is_compared_and_timed_and_a_failure_within_a_step_harms_no_other(bare: Machine, tmp_path: Path) -> None:
+def test_a_new_backend_is_compared_and_timed_and_after_a_failure_the_step_continues(bare: Machine, tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     code = f"""
 from dataclasses import replace
 from pathlib import Path
 import bench.gpu_day  # puts the checkout on the path
 import torch
-from bench.gpu.exactness import choose_paths, new_backends
+from bench.gpu.exactness import choose_backend, new_backends
 from bench.gpu.rows import TINY, Bench, Rows
 from bench.gpu.scoring import writing
 
 rows = Rows(path=Path({str(path)!r}), run="now", step=8)
 sizes = replace(TINY, demo_models=("llama-1",), training=("tiny",), other=("no such shape", "tiny"))
-mine = Bench(device=torch.device("cpu"), sizes=sizes, rows=rows)
-new_backends(mine, {{"another": choose_paths}})
-writing(mine)
+step_bench = Bench(device=torch.device("cpu"), sizes=sizes, rows=rows)
+new_backends(step_bench, {{"another": choose_backend}})
+writing(step_bench)
 """
     done = bare.run("-c", code)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,1 +1,1 @@
-"""The steps of ``bench/gpu_day.py``, each run in a process of its own."""
+"""The steps of ``bench/gpu_day.py``, each of which runs in a separate process."""

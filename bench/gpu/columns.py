@@ -1,4 +1,4 @@
-"""What stands in the columns of the report's tables."""
+"""Columns of the tables of the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Table:
     """One table of the report."""
 
     title: str
-    """Heading."""
+    """Heading of the table."""
     step: int
-    """Number of the step."""
+    """Number of the step that writes the rows."""
     what: str
-    """Kind of its rows that are shown."""
+    """Value of ``what`` in the rows that are shown."""
     columns: dict[str, ScoreRow]
-    """Heading of a column -> what it shows of a row."""
+    """Heading of a column -> function that returns the text of its cell for a row."""
 
 
 def of(name: str, shape: str = "", scale: float = 1.0) -> ScoreRow:
@@ -199,4 +199,4 @@ TABLES = (
         },
     ),
 )
-"""In the order of the steps; a column that no row can fill stays empty."""
+"""Tables in the order of the steps. A cell without a value is empty."""

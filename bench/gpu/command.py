@@ -1,4 +1,4 @@
-"""The command: each step in a process of its own that is killed when its time is over.
+"""The command of ``bench/gpu_day.py``. It runs each step in a separate process, and kills it at its time limit.
 
 This process imports torch only to look for a GPU.
 """
@@ -27,17 +27,17 @@ from bench.gpu.rows import FULL, TINY, Bench, Rows, one_line
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "numpy")
 START_SECONDS = 180
-"""Longest time that a process may take to import its libraries, which counts towards no step's limit."""
+"""Time limit in seconds for the imports of a process. The time limit of a step does not include them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step."""
+    """A step of the benchmark."""
 
     title: str
-    """What it measures."""
+    """Description of what is measured."""
     seconds: float
-    """Its time limit."""
+    """Time limit in seconds."""
     function: str
     """module:function that takes a ``Bench``."""
 
@@ -53,12 +53,12 @@ STEPS = {
     7: Step(title="memory of training", seconds=60, function="training:memory"),
     8: Step(title="new backends", seconds=160, function="exactness:new_backends"),
 }
-"""By number. The largest shape comes first in each: what is over time loses the least."""
+"""Steps by number. Each step starts with its largest shape, so that a time limit cuts off the smaller ones."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Refuse in one line."""
+        """Print the error in one line and exit."""
         self.exit(2, f"gpu_day: {message}\n")
 
 
@@ -121,7 +121,7 @@ def _has_gpu(device: str) -> bool:
 
 @dataclass
 class _Child:
-    """A process that imports a step's libraries, says so, waits for the word and runs the step."""
+    """A process that imports the libraries of a step, sends "ready", waits for "go" and runs the step."""
 
     step: int
     arguments: tuple[Any, ...]
@@ -130,24 +130,24 @@ class _Child:
 
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit a half-initialised CUDA
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.step, *self.arguments), daemon=True)
+        self.connection, child_connection = context.Pipe()
+        self.process = context.Process(target=_run_step, args=(child_connection, self.step, *self.arguments), daemon=True)
         self.process.start()
-        theirs.close()
+        child_connection.close()
 
-    def told(self, seconds: float) -> str | dict[str, str]:
-        """Wait for its next word; ``seconds`` later, or when it has died without one, return an error."""
+    def receive(self, seconds: float) -> str | dict[str, str]:
+        """Return the next message of the process, or an error if none comes within ``seconds`` or the process has ended."""
         try:
             if not self.connection.poll(max(0.0, seconds)):
                 return {"error": f"over its time limit of {seconds:.4g} s"}
-            word: str | dict[str, str] = self.connection.recv()
-            return word
+            message: str | dict[str, str] = self.connection.recv()
+            return message
         except (EOFError, ConnectionResetError):
             self.process.join(10)
             return {"error": f"the process died (exit code {self.process.exitcode})"}
 
     def end(self) -> None:
-        """Wait until the process and its memory are gone, if need be by killing it."""
+        """Wait until the process has ended. Kill it if it does not end within five seconds."""
         self.connection.close()
         self.process.join(5)
         if self.process.is_alive():
@@ -165,27 +165,27 @@ def _run(flags: argparse.Namespace, device: str) -> int:
     arguments = (flags.out, run, flags.tiny, device)
     failed, following = False, None
     for place, number in enumerate(flags.steps):
-        mine = Rows(path=flags.out, run=run, step=number)
+        step_rows = Rows(path=flags.out, run=run, step=number)
         left = flags.minutes * 60 - (time.monotonic() - started)
         if left <= 0:
-            mine.write("error", error=f"not started: the {flags.minutes:g} minutes are over")
+            step_rows.write("error", error=f"not started: the {flags.minutes:g} minutes are over")
             failed = True
             continue
         child = following or _Child(number, arguments)
-        word = child.told(min(left, START_SECONDS))
-        # The next step's libraries, some ten seconds, are imported while this step runs.
+        message = child.receive(min(left, START_SECONDS))
+        # The libraries of the next step are imported while this step runs. This takes about ten seconds.
         following = _Child(flags.steps[place + 1], arguments) if place + 1 < len(flags.steps) else None
-        begun = time.monotonic()
-        if word == "ready":
+        step_started = time.monotonic()
+        if message == "ready":
             child.connection.send("go")
-            left = flags.minutes * 60 - (begun - started)
-            word = child.told(min(flags.limits.get(number, STEPS[number].seconds), left))
-        if isinstance(word, dict):
-            mine.write("error", title=STEPS[number].title, seconds=time.monotonic() - begun, **word)
+            left = flags.minutes * 60 - (step_started - started)
+            message = child.receive(min(flags.limits.get(number, STEPS[number].seconds), left))
+        if isinstance(message, dict):
+            step_rows.write("error", title=STEPS[number].title, seconds=time.monotonic() - step_started, **message)
             failed = True
             child.process.kill()
         else:
-            mine.write("done", title=STEPS[number].title, seconds=time.monotonic() - begun)
+            step_rows.write("done", title=STEPS[number].title, seconds=time.monotonic() - step_started)
         child.end()
     if following is not None:
         following.process.kill()
@@ -200,8 +200,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _serve(connection: Connection, step: int, out: Path, run: str, tiny: bool, device: str) -> None:
-    """Run one step in this process: import, say "ready", wait for the word, run, say "done" or what went wrong."""
+def _run_step(connection: Connection, step: int, out: Path, run: str, tiny: bool, device: str) -> None:
+    """Run one step in this process. Send "ready" after the imports, wait for "go", and send "done" or an error at the end."""
     try:
         module, _, name = STEPS[step].function.partition(":")
         function = getattr(importlib.import_module(f"bench.gpu.{module}"), name)
@@ -215,9 +215,9 @@ def _serve(connection: Connection, step: int, out: Path, run: str, tiny: bool, d
         chip = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
         function(Bench(device=place, sizes=TINY if tiny else FULL, rows=Rows(path=out, run=run, step=step, chip=chip)))
         connection.send("done")
-    except EOFError:  # the parent is gone
+    except EOFError:  # the parent process has ended
         return
-    except Exception as error:  # noqa: BLE001 - it becomes the step's row, and the next step goes on
+    except Exception as error:  # noqa: BLE001 - it is written as a row, and the next step runs
         trace = "".join(traceback.format_exception(error))[-2000:]
         connection.send({"error": one_line(error), "trace": trace})
         sys.exit(1)

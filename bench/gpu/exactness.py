@@ -1,4 +1,4 @@
-"""Step 1: the numbers of the chosen backend against padded batches in float32 on the CPU. Step 8: backends that are new."""
+"""Step 1 compares the chosen backend with padded batches in float32 on the CPU. Step 8 compares and times new backends."""
 
 from __future__ import annotations
 
@@ -23,31 +23,33 @@ from lm_harmony.models.loading import LanguageModel, load_model
 
 Make = Callable[[LanguageModel], Backend]
 CANDIDATES: dict[str, Make] = {}
-"""Backends that are new: name -> what makes them for a model. Step 8 holds their numbers against the CPU's, then times them."""
+"""Name of a new backend -> function that makes it for a model. Step 8 compares it with the CPU and then times it."""
 KNOWN: dict[str, Make] = {"auto": choose_backend}
 """Backends of step 1."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Largest difference in nats of a sum over a few tokens, and of gradients relative to their size, that is called equal, if not
-twice that of padded batches of the same type on the same device."""
+"""Largest difference that counts as equal: in nats for log-probabilities, relative to the norm for gradients.
+
+Twice the difference of padded batches of the same dtype on the same device also counts as equal.
+"""
 WRITTEN_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a model answers."""
+    """Results of a model that are compared."""
 
     learned: torch.Tensor
     """Log-probability of each label of a training batch, float32 on the CPU."""
     gradient: torch.Tensor
-    """Gradient of their mean by all weights but the embeddings', float32 on the CPU, as one vector."""
+    """Gradient of their mean with respect to all weights except embeddings, as one float32 vector on the CPU."""
     scored: torch.Tensor
     """Log-likelihood of each answer in nats."""
     written: list[str]
-    """Answers written after each question."""
+    """Generated answer to each question."""
 
 
 def exactness(bench: Bench) -> None:
-    """Compare the shipped models and a random one with grouped heads."""
+    """Compare the shipped models and a random model with grouped-query attention."""
     with tempfile.TemporaryDirectory() as folder:
         random_one = Path(folder) / "random, grouped heads"
         models = [SHIPPED / "models" / name for name in bench.sizes.demo_models]
@@ -57,7 +59,7 @@ def exactness(bench: Bench) -> None:
 
 
 def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
-    """Write, for each type of weights and each backend, how far its numbers are from the CPU's."""
+    """Write the differences from the results of the CPU for each dtype and each backend."""
     requests = _questions(bench.sizes.compared)
     reference = _numbers(load_model(str(path), dtype="float32", device="cpu"), PADDED, requests)
     for dtype, tolerance in TOLERANCE.items():
@@ -65,7 +67,7 @@ def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
         padded = _distance(_numbers(model, PADDED, requests), reference)
         chosen = {name: make(model) for name, make in made.items()}
         if not all(backend.packed for backend in chosen.values()):
-            chosen["packed"] = PACKED  # which "auto" has found not exact enough: how far off is it?
+            chosen["packed"] = PACKED  # "auto" has found it not exact enough, and the row shows its differences
         for name, backend in chosen.items():
             with bench.measurement("exactness", model=path.name, dtype=dtype, backend=name, questions=len(requests) // 4) as row:
                 found = _distance(_numbers(model, backend, requests), reference)
@@ -74,7 +76,10 @@ def compare(bench: Bench, path: Path, made: Mapping[str, Make]) -> None:
 
 
 def _write_grouped(folder: Path) -> Path:
-    """Write a model with few key heads and heads of 64, as fused attention kernels take them; its weights tell answers apart."""
+    """Write a model with grouped-query attention and head size 64, which fused kernels support.
+
+    Its weights are large enough that answers have distinct scores.
+    """
     tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "models" / "llama-1"))
     config = LlamaConfig(
         vocab_size=512,
@@ -99,7 +104,7 @@ def _write_grouped(folder: Path) -> Path:
 
 
 def _questions(count: int) -> list[Request]:
-    """Return the four answers of each of ``count`` shipped questions, as they are scored."""
+    """Return the scoring requests of the four answers to each of ``count`` shipped questions."""
     lines = (SHIPPED / "rows" / "micro_endings" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[:count]]
     return [
@@ -113,13 +118,13 @@ def _numbers(model: LanguageModel, backend: Backend, requests: list[Request]) ->
     scorer = Scorer(model=model, backend=backend, batch_size=32)
     contexts = dict.fromkeys(request.context for request in requests)
     limit = {"until": [], "max_gen_toks": WRITTEN_TOKENS}
-    asked = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
+    generation_requests = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
     learned, gradient = _learned(model, backend, requests[::4])
     return Numbers(
         learned=learned,
         gradient=gradient,
         scored=torch.tensor([nats for nats, _ in scorer.reply(requests)]),
-        written=scorer.reply(asked),
+        written=scorer.reply(generation_requests),
     )
 
 
@@ -130,7 +135,7 @@ def _learned(model: LanguageModel, backend: Backend, requests: list[Request]) ->
     frozen = [model.module.get_input_embeddings(), model.module.get_output_embeddings()]
     model.module.requires_grad_(True)
     for part in frozen:
-        part.requires_grad_(False)  # as under an adapter: the output layer has a backward pass of its own then
+        part.requires_grad_(False)  # as with LoRA, where the output layer has a separate backward pass
     weights = [weight for weight in model.module.parameters() if weight.requires_grad]
     with backend.active(model.module):
         logprobs = backend.train_forward(model.module, rows).logprobs_L
@@ -141,19 +146,19 @@ def _learned(model: LanguageModel, backend: Backend, requests: list[Request]) ->
 
 
 def _distance(found: Numbers, reference: Numbers) -> dict[str, Any]:
-    """Return how far ``found`` is from ``reference``: largest differences in nats, the gradient's relative one, equal answers."""
-    off = found.gradient - reference.gradient
+    """Return largest differences in nats, the relative difference of the gradients, and the fraction of equal answers."""
+    error = found.gradient - reference.gradient
     equal = sum(one == other for one, other in zip(found.written, reference.written, strict=True))
     return {
         "learned": float((found.learned - reference.learned).abs().max()),
         "scored": float((found.scored - reference.scored).abs().max()),
-        "gradient": float(off.norm() / reference.gradient.norm()),
+        "gradient": float(error.norm() / reference.gradient.norm()),
         "written_equal": equal / len(reference.written),
     }
 
 
 def new_backends(bench: Bench, candidates: Mapping[str, Make] = CANDIDATES) -> None:
-    """Compare each candidate with the CPU, then time its LoRA steps on the shapes of step 3."""
+    """Compare each candidate with the CPU. Then time its LoRA steps on the shapes of step 3."""
     if not candidates:
         bench.rows.write("new backends", found="none is registered in bench/gpu/exactness.py")
         return

@@ -1,4 +1,4 @@
-"""Step 0: the machine. Step 2: attention calls whose shape is new."""
+"""Step 0 measures the machine. Step 2 measures attention calls with new shapes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.gpu.models import share_of_peak
 from bench.gpu.rows import PEAKS, Bench
 
 LAUNCHES = 2_000
-"""Additions of one number, whose time is that of launching them."""
+"""Number of additions of one number. Their time is the time of launching them."""
 
 
 def machine(bench: Bench) -> None:
-    """Write what the machine is and what it reaches: versions, copies, one large product, one small kernel."""
+    """Write versions, and the speed of copies, of a large matrix product and of a small kernel."""
     device, sizes = bench.device, bench.sizes
     with bench.measurement("versions") as row:
         row |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "threads": torch.get_num_threads()}
@@ -52,7 +52,7 @@ def machine(bench: Bench) -> None:
 
 
 def attention(bench: Bench) -> None:
-    """Write the first and the second call of attention at each of several new lengths, with cuDNN allowed and not."""
+    """Time the first and the second attention call at several new lengths, with and without cuDNN."""
     sizes = bench.sizes
     before = torch.backends.cuda.cudnn_sdp_enabled()
     dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
@@ -74,10 +74,10 @@ def _masked(case: str) -> bool:
 
 
 def _calls(bench: Bench, case: str, grouped: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the median and the largest time of a first and a second call, and the kernels of a third.
+    """Return the times of first and second calls, and the kernels of a third call.
 
-    "packed training" is a short causal text, forward and backward; "tree" is forward with a mask; "writing" is one query a row
-    over a cache with a mask; "long text" is a causal text of ``Sizes.long_text`` tokens, forward and backward.
+    "packed training" is a short causal text, forward and backward. "tree" is a forward pass with a mask. "writing" has one
+    query for each row, a cache and a mask. "long text" is a causal text of ``Sizes.long_text`` tokens, forward and backward.
     """
     first: list[float] = []
     second: list[float] = []
@@ -85,15 +85,15 @@ def _calls(bench: Bench, case: str, grouped: bool, dtype: torch.dtype) -> dict[s
     if case == "long text":
         lengths = tuple(bench.sizes.long_text + length for length in lengths[:2])
     call = _call(bench, case, grouped, dtype, lengths[0] - 1)
-    call()  # loads the kernels' code, which counts as no new shape
+    call()  # warm-up that loads the code of the kernels
     for length in lengths:
         call = _call(bench, case, grouped, dtype, length)
-        for taken in (first, second):
+        for times in (first, second):
             wait(bench.device)
             started = time.perf_counter()
             call()
             wait(bench.device)
-            taken.append((time.perf_counter() - started) * 1e3)
+            times.append((time.perf_counter() - started) * 1e3)
     profiler = Profile(bench.device)
     profiler.start()
     call()
@@ -110,18 +110,18 @@ def _calls(bench: Bench, case: str, grouped: bool, dtype: torch.dtype) -> dict[s
 
 
 def _call(bench: Bench, case: str, grouped: bool, dtype: torch.dtype, length: int) -> Callable[[], object]:
-    """Return an attention call over ``length`` tokens; keys have few heads if ``grouped``, else as many as queries."""
+    """Return an attention call over ``length`` tokens. With ``grouped``, keys have fewer heads than queries."""
     queries, few, size = bench.sizes.heads
-    rows, asked = (bench.sizes.decoded_rows, 1) if case == "writing" else (1, length)
+    rows, query_length = (bench.sizes.decoded_rows, 1) if case == "writing" else (1, length)
     keys = few if grouped else queries
     with torch.device(bench.device):
-        q = torch.randn(rows, queries, asked, size, dtype=dtype)
+        q = torch.randn(rows, queries, query_length, size, dtype=dtype)
         k, v = (torch.randn(rows, keys, length, size, dtype=dtype) for _ in range(2))
-        mask = torch.zeros(rows, 1, asked, length, dtype=dtype) if _masked(case) else None
+        mask = torch.zeros(rows, 1, query_length, length, dtype=dtype) if _masked(case) else None
     if mask is not None:
-        hidden = torch.ones(asked, length, dtype=torch.bool, device=bench.device).triu(1 + length - asked)
+        hidden = torch.ones(query_length, length, dtype=torch.bool, device=bench.device).triu(1 + length - query_length)
         mask.masked_fill_(hidden, -torch.inf)
-        mask[..., 1] = -torch.inf if length > 2 else 0  # no plain causal mask, which a kernel could see through
+        mask[..., 1] = -torch.inf if length > 2 else 0  # not a causal mask, which a kernel could recognize
     options: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": grouped}
 
     def forward() -> object:

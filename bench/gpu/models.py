@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, texts of random tokens, and the backends that compute them."""
+"""Make models of published sizes with random weights, texts of random tokens, and the backends to measure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lm_harmony.models.device import configure_device
 from lm_harmony.models.loading import LanguageModel, build_language_model
 
 SHIPPED = Path(lm_harmony.__file__).parent / "demo" / "shipped"
-"""Models and rows that come with the package; found without importing lm_harmony.demo, which reads study files."""
+"""Folder of the demo models and rows. lm_harmony.demo is not imported, because it reads study files."""
 
 
 def _config(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
@@ -78,20 +78,20 @@ SHAPES: dict[str, PretrainedConfig] = {
         num_key_value_heads=2,
     ),
 }
-"""Published configurations, vocabulary included, and one for ``--tiny``."""
+"""Published configurations with their vocabulary sizes, and one configuration for ``--tiny``."""
 
 
 def random_module(shape: str, device: torch.device) -> PreTrainedModel:
-    """Make the weights of ``shape`` on ``device``: bfloat16 on a GPU, float32 on a CPU."""
+    """Make random weights of ``shape`` on ``device``, in bfloat16 on a GPU and in float32 on a CPU."""
     configure_device(device)
-    with torch.device(device):  # made where they stay: seven billion weights take minutes on a CPU
+    with torch.device(device):  # created on the device, because seven billion weights take minutes on a CPU
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         module: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
     return module
 
 
 def random_model(bench: Bench, shape: str) -> LanguageModel:
-    """Make a model of ``shape`` with a shipped tokenizer, and write a row about it."""
+    """Make a model of ``shape`` with a shipped tokenizer, and write a row with its sizes."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "models" / "llama-1"))
     model = build_language_model(shape, random_module(shape, bench.device), tokenizer)
@@ -104,14 +104,14 @@ def random_model(bench: Bench, shape: str) -> LanguageModel:
 
 
 def linear_weights(module: PreTrainedModel) -> tuple[int, int]:
-    """Return how many weights the linear layers have that each token goes through, and how many the output layer."""
+    """Return the number of weights of all linear layers except the output layer, and of the output layer."""
     head = module.get_output_embeddings()
     linear = (part for part in module.modules() if isinstance(part, torch.nn.Linear) and part is not head)
     return sum(part.weight.numel() for part in linear), head.weight.numel()
 
 
 def share_of_peak(bench: Bench, flops: float, seconds: float) -> dict[str, Any]:
-    """Return fields of a row: FLOPs a second, and their share of the chip's dense bf16 peak if that is known."""
+    """Return TFLOP/s and, for a known chip, their share of its dense bf16 peak, as fields of a row."""
     reached: dict[str, Any] = {"tflops": flops / seconds / 1e12}
     if bench.rows.chip in PEAKS and bench.device.type == "cuda":
         reached["share_of_peak"] = reached["tflops"] / PEAKS[bench.rows.chip][0]
@@ -119,9 +119,9 @@ def share_of_peak(bench: Bench, flops: float, seconds: float) -> dict[str, Any]:
 
 
 def backends(bench: Bench, model: LanguageModel) -> dict[str, Backend]:
-    """Return the backends to measure by name, and write a row of what "auto" chose and why.
+    """Return the backends to measure by name, and write a row with the choice of "auto" and its log messages.
 
-    Where "auto" finds packed rows not exact enough, they are measured all the same, as "packed": their speed is worth knowing.
+    If "auto" finds packed rows not exact enough, they are also measured, with the name "packed", to know their speed.
     """
     log, lines = logging.getLogger("lm_harmony"), _Lines()
     log.addHandler(lines)
@@ -144,45 +144,45 @@ class _Lines(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line."""
+        """Store the log message."""
         self.texts.append(record.getMessage())
 
 
 @dataclass
 class Counted:
-    """A forward pass that counts what it is given."""
+    """A forward pass that counts its tokens, labels and calls."""
 
     forward: Forward
-    """The pass."""
+    """Forward pass that is counted."""
     tokens: int = 0
-    """Tokens fed, without padding."""
+    """Number of input tokens, without padding."""
     labels: int = 0
-    """Tokens predicted."""
+    """Number of predicted tokens."""
     passes: int = 0
-    """Calls."""
+    """Number of calls."""
     largest: int = 0
-    """Tokens of the largest pass."""
+    """Number of tokens of the largest pass."""
 
     def __call__(self, module: PreTrainedModel, sequences: Sequence[TokenSequence]) -> LabelLogprobs:
-        """Count and pass on."""
-        fed = sum(len(sequence.ids) - 1 for sequence in sequences)
-        self.tokens += fed
+        """Count the sequences and call the forward pass."""
+        tokens = sum(len(sequence.ids) - 1 for sequence in sequences)
+        self.tokens += tokens
         self.labels += sum(len(sequence.labels) for sequence in sequences)
         self.passes += 1
-        self.largest = max(self.largest, fed)
+        self.largest = max(self.largest, tokens)
         return self.forward(module, sequences)
 
 
 def counting(backend: Backend) -> tuple[Backend, Counted]:
-    """Return ``backend`` with a training pass that counts."""
+    """Return ``backend`` with a counted training pass, and its counts."""
     counted = Counted(backend.train_forward)
     return replace(backend, train_forward=counted), counted
 
 
 def texts(vocabulary: int, count: int, *, seed: int, answers: int = 1) -> list[TokenSequence]:
-    """Make ``count`` questions with ``answers`` answers each, as long as those of arc_easy: some 40 tokens and 6 an answer.
+    """Make ``count`` questions with ``answers`` answers each. Lengths are like arc_easy: about 40 and 6 tokens.
 
-    With one answer all tokens are labels, as in training; with several, those of the answer alone.
+    With one answer all tokens are labels, as in training. With several, only the tokens of the answers are.
     """
     draw = random.Random(seed)
     made = []
@@ -196,11 +196,11 @@ def texts(vocabulary: int, count: int, *, seed: int, answers: int = 1) -> list[T
 
 
 Measure = Callable[[Bench, LanguageModel, dict[str, Backend]], None]
-"""Measures one model on its backends and writes the rows."""
+"""Function that measures one model on its backends and writes the rows."""
 
 
 def each_shape(bench: Bench, shapes: Sequence[str], measure: Measure) -> None:
-    """Make each model in turn, the largest first, and measure it; what fails becomes a row, and the next model is made."""
+    """Make and measure one model after another. An error is written as a row, and the next model is made."""
     for shape in shapes:
         with bench.measurement("shape", shape=shape):
             one_shape(bench, shape, measure)
@@ -208,6 +208,6 @@ def each_shape(bench: Bench, shapes: Sequence[str], measure: Measure) -> None:
 
 
 def one_shape(bench: Bench, shape: str, measure: Measure) -> None:
-    """Make a model and measure it; nothing holds it afterwards."""
+    """Make a model and measure it. No reference to the model is kept."""
     model = random_model(bench, shape)
     measure(bench, model, backends(bench, model))

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md from the rows of earlier runs, as GitHub's Markdown. Needs nothing but Python."""
+"""Make the Markdown tables of docs/performance.md from the rows of earlier runs. Only the standard library is needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _section(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[list[Row], int]:
-    """Return the rows of a file and how many of its lines are none."""
+    """Return the rows of a file and the number of lines that are not rows."""
     rows, broken = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -48,7 +48,7 @@ def _read(path: Path) -> tuple[list[Row], int]:
 
 
 def _latest(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    """Return each step's rows of the last run that took it."""
+    """Return for each step the rows of the last run that has it."""
     found: dict[int, list[Row]] = {}
     for row in rows:
         step = row.get("step")
@@ -61,7 +61,7 @@ def _latest(rows: Iterable[Row]) -> dict[int, list[Row]]:
 def _heading(path: Path, runs: list[Row], rows: list[Row]) -> str:
     last = runs[-1] if runs else {}
     chips = dict.fromkeys(str(row["chip"]) for row in rows if row.get("chip"))
-    told = {
+    fields = {
         "chip": " and ".join(chips) or "unknown",
         "date": str(last.get("run", "unknown"))[:10],
         "Python": last.get("python", "unknown"),
@@ -69,12 +69,12 @@ def _heading(path: Path, runs: list[Row], rows: list[Row]) -> str:
     }
     for row in rows:
         if row.get("what") == "versions":
-            told |= {name: row[name] for name in ("cuda", "cudnn") if row.get(name)}
+            fields |= {name: row[name] for name in ("cuda", "cudnn") if row.get(name)}
             if row.get("peak_tflops"):
-                told["dense bf16 peak"] = f"{row['peak_tflops']:g} TFLOP/s ({row['peak_source']})"
+                fields["dense bf16 peak"] = f"{row['peak_tflops']:g} TFLOP/s ({row['peak_source']})"
     if last.get("tiny"):
-        told["sizes"] = "tiny, which say nothing about a real model"
-    return f"## {path.name}\n\n" + ", ".join(f"{name} {value}" for name, value in told.items())
+        fields["sizes"] = "tiny, which say nothing about a real model"
+    return f"## {path.name}\n\n" + ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def _steps_table(latest: dict[int, list[Row]]) -> str:

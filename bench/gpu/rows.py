@@ -1,4 +1,4 @@
-"""What a step is given: its sizes, its device and the file that its rows go to. No torch."""
+"""Sizes, device and output file of a step. torch is not imported here."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PEAKS = {
     "NVIDIA GeForce RTX 4090": (165.2, "NVIDIA Ada GPU architecture white paper, float32 accumulate"),
     "NVIDIA GeForce RTX 3090": (71.0, "NVIDIA GA102 GPU architecture white paper, float32 accumulate"),
 }
-"""Chip, as torch names it -> (dense bf16 peak in 1e12 FLOPs a second without sparsity, where that stands)."""
+"""Name of a chip in torch -> (dense bf16 peak in TFLOP/s without sparsity, source)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How large each step is; the defaults are those of a GPU."""
+    """Sizes of the steps. The defaults are for a GPU."""
 
     copied_bytes: int = 4 * 2**30
     """Bytes of a copy within the device (step 0)."""
@@ -45,13 +45,13 @@ class Sizes:
     heads: tuple[int, int, int] = (28, 4, 128)
     """Query heads, key heads and head size of the attention calls (step 2): those of Qwen2.5-7B."""
     new_lengths: tuple[int, ...] = (61, 74, 87, 100, 113)
-    """Lengths that attention meets for the first time (step 2)."""
+    """New lengths of attention calls (step 2)."""
     long_text: int = 1024
     """Tokens of a long text (step 2)."""
     decoded_rows: int = 256
-    """Rows of an attention call that writes (step 2)."""
+    """Rows of an attention call of generation (step 2)."""
     demo_models: tuple[str, ...] = ("llama-1", "neox-1", "llama-2", "neox-2", "llama-3", "neox-3", "llama-4", "neox-4")
-    """Shipped models whose numbers are held against the CPU's (step 1)."""
+    """Shipped models whose results are compared with those of the CPU (step 1)."""
     compared: int = 40
     """Questions that are compared (step 1)."""
     training: tuple[str, ...] = ("qwen2.5-7b", "llama-3.2-1b", "qwen2.5-0.5b")
@@ -61,7 +61,7 @@ class Sizes:
     largest: str = "qwen2.5-7b"
     """Shape whose memory is measured (step 7)."""
     joint: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Runs that are trained at once (step 4)."""
+    """Numbers of jointly trained runs (step 4)."""
     batch: int = 8
     """Sequences of an optimizer step."""
     questions: int = 500
@@ -69,15 +69,15 @@ class Sizes:
     passes: tuple[int, ...] = (4_096, 8_192, 32_768)
     """Tokens of a scoring pass (step 5)."""
     answers: int = 256
-    """Answers that are written (step 6)."""
+    """Number of generated answers (step 6)."""
     answer_tokens: int = 64
-    """Tokens of each (step 6)."""
+    """Tokens of each answer (step 6)."""
     row_tokens: int = 1024
     """Tokens of a row whose training memory is measured (step 7)."""
     rows_at_once: tuple[int, ...] = (1, 2, 4, 8)
-    """Such rows in an optimizer step (step 7)."""
+    """Numbers of such rows in an optimizer step (step 7)."""
     seconds: float = 6.0
-    """Time after which a measurement takes no further round, from the second one on."""
+    """Seconds after which a measurement starts no further round."""
 
 
 FULL = Sizes()
@@ -104,28 +104,28 @@ TINY = replace(
     rows_at_once=(1, 2),
     seconds=0.1,
 )
-"""For a look at the steps themselves where there is no GPU."""
+"""Sizes that test the steps without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Writes JSON lines, each on the disk before the next thing is measured."""
+    """Writes JSON lines. Each line is on the disk before the next measurement."""
 
     path: Path
-    """The file; lines are appended."""
+    """File to which lines are appended."""
     run: str
-    """When the whole began: rows of one run share it."""
+    """Start time of the run. All rows of one run have the same."""
     step: int | None = None
-    """Step that writes; None: the run itself."""
+    """Number of the step, or None for the row of the run."""
     chip: str | None = None
-    """What the figures are of."""
+    """Name of the measured chip."""
 
     def write(self, what: str, **values: Any) -> None:
-        """Append the row ``what`` with ``values`` and print it."""
+        """Append a row of kind ``what`` with ``values``, and print it."""
         known = {"run": self.run, "step": self.step, "what": what, "chip": self.chip}
-        line = json.dumps(_plain({**known, **values}), ensure_ascii=False) + "\n"
+        line = json.dumps(_json_value({**known, **values}), ensure_ascii=False) + "\n"
         with self.path.open("ab") as file:
-            # A process that was killed in the middle of a line left it without an end.
+            # A killed process may have left its last line without a line end.
             if file.tell() and not _ends_a_line(self.path):
                 file.write(b"\n")
             file.write(line.encode())
@@ -136,25 +136,25 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What a step works with."""
+    """Arguments of a step."""
 
     device: torch.device
-    """Where it runs."""
+    """Device of the measurements."""
     sizes: Sizes
-    """How large it is."""
+    """Sizes of the measurements."""
     rows: Rows
-    """Where its rows go."""
+    """Writer of the rows."""
 
     @contextmanager
     def measurement(self, what: str, **values: Any) -> Iterator[dict[str, Any]]:
-        """Yield a row to be filled and write it at the end of the block; if the block fails, with its error.
+        """Yield a dict for the fields of a row, and write the row at the end of the block.
 
-        The step goes on after a block that failed.
+        If the block raises an exception, the row gets the error, and the step continues after the block.
         """
         row, started = dict(values), time.perf_counter()
         try:
             yield row
-        except Exception as error:  # noqa: BLE001 - whatever one measurement dies of, the next one is worth having
+        except Exception as error:  # noqa: BLE001 - after any error of a measurement the next one should run
             row["error"] = one_line(error)
         row["took_s"] = time.perf_counter() - started
         self.rows.write(what, **row)
@@ -162,7 +162,7 @@ class Bench:
             self.release()
 
     def release(self) -> None:
-        """Return the memory of what is no longer referred to."""
+        """Collect garbage and release unused memory of the GPU."""
         gc.collect()
         if self.device.type == "cuda":
             import torch
@@ -171,7 +171,7 @@ class Bench:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's type and the beginning of its message."""
+    """Return the type of an error and the start of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -181,12 +181,12 @@ def _ends_a_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: six digits of each number, no infinities."""
+def _json_value(value: Any) -> Any:
+    """Return ``value`` for JSON: numbers with six digits, and NaN and infinities as strings."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _json_value(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_json_value(one) for one in value]
     return value

@@ -1,4 +1,4 @@
-"""Steps 5 and 6: scoring questions at several sizes of a pass, and writing answers."""
+"""Steps 5 and 6: score questions with several pass sizes, and generate answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.measure import forget_peak, peak_bytes, timed, wait
+from bench.gpu.measure import peak_bytes, reset_peak, timed, wait
 from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
 from bench.gpu.rows import Bench
 from lm_harmony.benchmarks.types import Request
@@ -22,46 +22,46 @@ from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel
 
 PADDED_SEQUENCES = 32
-"""Sequences of a padded pass of scoring: so many rows of 150,000 logits fit beside a model of 7 billion weights."""
+"""Sequences of a padded scoring pass. Their logits fit in the memory next to a model of 7 billion weights."""
 CONTEXT_TOKENS = (20, 60)
-"""Shortest and longest context of an answer that is written."""
+"""Shortest and longest context of a generated answer, in tokens."""
 
 
 def scoring(bench: Bench) -> None:
-    """Score questions of four answers."""
-    each_shape(bench, bench.sizes.other, _score)
+    """Time the scoring of questions with four answers."""
+    each_shape(bench, bench.sizes.other, _measure_scoring)
 
 
-def _score(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
+def _measure_scoring(bench: Bench, model: LanguageModel, backends: dict[str, Backend]) -> None:
     sizes = bench.sizes
-    asked = texts(model.module.config.vocab_size, sizes.questions, seed=2, answers=4)
+    sequences = texts(model.module.config.vocab_size, sizes.questions, seed=2, answers=4)
     body, head = linear_weights(model.module)
-    for name, path in paths.items():
-        ordered = [asked[place] for place in path.scoring_order(asked)]
-        for size in sizes.passes if path.packed else (PADDED_SEQUENCES,):
-            unit = "tokens" if path.packed else "sequences"
+    for name, backend in backends.items():
+        ordered = [sequences[place] for place in backend.scoring_order(sequences)]
+        for size in sizes.passes if backend.packed else (PADDED_SEQUENCES,):
+            unit = "tokens" if backend.packed else "sequences"
             what = "layout, passes and the copy of their log-probabilities to the host"
             with bench.measurement(
                 "scoring", shape=model.name, backend=name, questions=sizes.questions, pass_size=size, unit=unit, counted=what
             ) as row:
                 batches: list[Sequence[TokenSequence]] = []
-                forget_peak(bench.device)
-                row |= timed(lambda: _scored(model, path, ordered, size, batches), bench.device, seconds=sizes.seconds)  # noqa: B023
+                reset_peak(bench.device)
+                row |= timed(lambda: _score_all(model, backend, ordered, size, batches), bench.device, seconds=sizes.seconds)  # noqa: B023
                 row |= {"passes": len(batches), "peak_bytes": peak_bytes(bench.device)}
                 row["questions_per_s"] = sizes.questions / row["median_s"]
-                tokens, places = sum(len(one.ids) - 1 for one in asked), sum(len(one.labels) for one in asked)
-                if path.packed:
-                    laid = _laid_out(bench, model, batches)
-                    tokens, places = laid.pop("tokens"), laid.pop("places")
-                    row |= laid
+                tokens, places = sum(len(one.ids) - 1 for one in sequences), sum(len(one.labels) for one in sequences)
+                if backend.packed:
+                    layout = _layout(bench, model, batches)
+                    tokens, places = layout.pop("tokens"), layout.pop("places")
+                    row |= layout
                 row |= {"tokens": tokens, "tokens_per_s": tokens / row["median_s"]}
                 row |= share_of_peak(bench, 2 * (body * tokens + head * places), row["median_s"])
 
 
-def _scored(
+def _score_all(
     model: LanguageModel, backend: Backend, ordered: list[TokenSequence], size: int, batches: list[Sequence[TokenSequence]]
 ) -> None:
-    """Score ``ordered`` in passes of ``size``, as the scorer does, and leave the batches of the passes in ``batches``."""
+    """Score ``ordered`` in passes of ``size``, as Scorer does, and put the batches of the passes into ``batches``."""
     batches.clear()
     start, end_of_batch = 0, backend.end_of_batch()
     with torch.no_grad(), backend.active(model.module):
@@ -74,16 +74,17 @@ def _scored(
             start = end
 
 
-def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSequence]]) -> dict[str, Any]:
-    """Return the time of the layout alone, which ``_scored`` contains, and what is computed.
+def _layout(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSequence]]) -> dict[str, Any]:
+    """Return the time of the layout, which is a part of ``_score_all``, and its counts.
 
     Returns:
-        layout_s: prefix trees, in Python; masks_s: attention masks, made on the device; trees: how many; masked: with a mask;
-        tokens: that are computed; places: that predict.
+        layout_s is the time of making prefix trees in Python. masks_s is the time of making attention masks on the device.
+        trees is the number of trees, and masked of those with a mask. tokens is the number of computed tokens, and places of
+        those with a label.
     """
     started = time.perf_counter()
     rows = [prefix_tree_row(batch) for batch in batches]
-    laid = time.perf_counter()
+    layout = time.perf_counter()
     masked = 0
     for row in rows:
         masks = [segment.mask(None, model.module.dtype) for segment in blocks_of_row(row, bench.device)]
@@ -91,8 +92,8 @@ def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSe
         del masks
     wait(bench.device)
     return {
-        "layout_s": laid - started,
-        "masks_s": time.perf_counter() - laid,
+        "layout_s": layout - started,
+        "masks_s": time.perf_counter() - layout,
         "trees": sum(len(row.trees) for row in rows),
         "masked": masked,
         "tokens": sum(row.tokens for row in rows),
@@ -101,13 +102,13 @@ def _laid_out(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSe
 
 
 def writing(bench: Bench) -> None:
-    """Write answers of a fixed length."""
-    each_shape(bench, bench.sizes.other, _write)
+    """Time the generation of answers of a fixed length."""
+    each_shape(bench, bench.sizes.other, _generate)
 
 
-def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
+def _generate(bench: Bench, model: LanguageModel, backends: dict[str, Backend]) -> None:
     sizes = bench.sizes
-    # Random weights may write any token: transformers' generate would take some of them for an end.
+    # A model with random weights may generate any token, also end tokens at which transformers' generate() would stop.
     model.module.generation_config.eos_token_id = None
     draw, tokenizer = random.Random(3), model.text.tokenizer
     contexts = [
@@ -116,13 +117,13 @@ def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
     ]
     limit = {"max_gen_toks": sizes.answer_tokens, "until": []}
     requests = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
-    for name, path in paths.items():
+    for name, backend in backends.items():
         what = "contexts, answers, and the search for stop strings on the host"
         with bench.measurement("writing", shape=model.name, backend=name, answers=sizes.answers, counted=what) as row:
-            roomy = replace(path, memory_budget=replace(path.memory_budget, generation_rows=sizes.answers))
-            scorer = Scorer(model=model, backend=roomy, batch_size=sizes.answers)
-            written = _Written(model)
-            forget_peak(bench.device)
+            large = replace(backend, memory_budget=replace(backend.memory_budget, generation_rows=sizes.answers))
+            scorer = Scorer(model=model, backend=large, batch_size=sizes.answers)
+            written = _GeneratedTokens(model)
+            reset_peak(bench.device)
             with written:
                 row |= timed(lambda: scorer.reply(requests), bench.device, seconds=sizes.seconds, rounds=3)  # noqa: B023
             tokens = written.tokens / (row["rounds"] + 1)
@@ -130,14 +131,14 @@ def _write(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
             row |= {"tokens_per_s": tokens / row["median_s"], "ms_per_pass": row["median_s"] * 1e3 / row["passes"]}
 
 
-class _Written:
-    """Counts what is written for the length of a block: each pass of the model writes one token a row."""
+class _GeneratedTokens:
+    """Context manager that counts generated tokens. Each forward pass generates one token for each row."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.tokens = self.passes = 0
         self._embedding = model.module.get_input_embeddings()
 
-    def __enter__(self) -> _Written:
+    def __enter__(self) -> _GeneratedTokens:
         self._hook = self._embedding.register_forward_pre_hook(self._count)
         return self
 

@@ -1,4 +1,4 @@
-"""Steps 3, 4 and 7: LoRA steps, joint training of several runs, and what training takes of the memory."""
+"""Steps 3, 4 and 7: LoRA steps, joint training of several runs, and the memory of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.measure import Profile, StepWatch, forget_peak, peak_bytes, wait
+from bench.gpu.measure import Profile, StepWatch, peak_bytes, reset_peak, wait
 from bench.gpu.models import (
     Counted,
     backends,
@@ -34,18 +34,18 @@ from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import PUBLISHED
 
 MARKS = (2, 6, 10, 14, 18)
-"""Steps after which the clock is read: four samples of four steps. Losses are read from the device after steps 8 and 16."""
+"""Steps after which the time is read. They give four samples of four steps. Losses are copied after steps 8 and 16."""
 HOST_STEPS = 2
-"""Steps after the last mark of which only the launching is timed. No losses are read between steps 16 and 24."""
+"""Steps after the last mark, for which only the launching is timed. No losses are copied between steps 16 and 24."""
 PROFILE_MARKS = (2, 4)
-"""Steps between which the profiler records: no losses are read there."""
+"""First and last step of the profile. No losses are copied between them."""
 JOINT_MARKS = (1, 3, 5, 7)
-"""As ``MARKS``, in joint training."""
+"""Steps after which the time is read in joint training."""
 
 
 @dataclass
 class _Samples:
-    """Reads the clock, and what was fed until then, after some steps."""
+    """Reads the time and the counts of a forward pass after the steps in ``marks``."""
 
     device: torch.device
     marks: tuple[int, ...]
@@ -57,16 +57,16 @@ class _Samples:
     def __call__(self, step: int) -> None:
         if step in self.marks:
             wait(self.device)
-            fed = self.counted
-            self.read.append((time.perf_counter(), fed.tokens, fed.labels, fed.passes))
+            counts = self.counted
+            self.read.append((time.perf_counter(), counts.tokens, counts.labels, counts.passes))
         if step == self.marks[-1] + HOST_STEPS:
             self.host_ms = (time.perf_counter() - self.read[-1][0]) * 1e3 / HOST_STEPS
 
     def row(self, bench: Bench, model: LanguageModel) -> dict[str, Any]:
-        """Return fields of a row: medians of the samples.
+        """Return the medians of the samples as fields of a row.
 
-        host_ms is the time in which Python has handed a step to the GPU. It does not wait for the results, but CUDA lets it run
-        ahead of a busy GPU by a thousand launches only.
+        host_ms is the time in which Python launches a step. It does not wait for the results. But CUDA blocks the host if about
+        a thousand launches are queued.
         """
         first, last = self.read[0], self.read[-1]
         steps = self.marks[-1] - self.marks[0]
@@ -76,14 +76,14 @@ class _Samples:
         ]
         tokens, labels = last[1] - first[1], last[2] - first[2]
         body, head = linear_weights(model.module)
-        # The base is frozen: forward, and the gradient of each layer's inputs. Attention and the adapter are not counted.
+        # The base is frozen. FLOPs are those of its forward pass and of the gradients of its inputs, without attention and LoRA.
         flops = 4 * (body * tokens + head * labels)
         rates = [rate for _, rate in taken]
-        middle = statistics.median(rates)
+        median = statistics.median(rates)
         return {
             "step_ms": statistics.median(seconds for seconds, _ in taken) * 1e3,
             "host_ms": self.host_ms,
-            "tokens_per_s": middle,
+            "tokens_per_s": median,
             "tokens_per_s_min": min(rates),
             "tokens_per_s_max": max(rates),
             "samples": len(taken),
@@ -92,33 +92,33 @@ class _Samples:
             "passes_per_step": (last[3] - first[3]) / steps,
             "first_steps_s": first[0] - self.started,
             "first_steps": self.marks[0],
-            **share_of_peak(bench, flops, tokens / middle),
+            **share_of_peak(bench, flops, tokens / median),
         }
 
 
 def lora_steps(bench: Bench) -> None:
-    """Train each shape on each backend; then, so that the profiler slows no clock, profile two steps of each."""
+    """Time training of each shape on each backend. Afterwards profile two steps, because the profiler slows down training."""
     held: list[tuple[LanguageModel, dict[str, Backend], dict[str, dict[str, Any]]]] = []
     for shape in bench.sizes.training:
         with bench.measurement("shape", shape=shape):
             model = random_model(bench, shape)
-            paths = backends(bench, model)
-            held.append((model, paths, {name: train_row(bench, model, path, name) for name, path in paths.items()}))
-    for model, paths, timed in held:
-        for name, path in paths.items():
+            chosen = backends(bench, model)
+            held.append((model, chosen, {name: train_row(bench, model, backend, name) for name, backend in chosen.items()}))
+    for model, chosen, timed in held:
+        for name, backend in chosen.items():
             values = {"shape": model.name, "backend": name, "batch": bench.sizes.batch}
             with bench.measurement("profiled steps", **values) as row:
-                row |= {key: timed[name].get(key) for key in ("step_ms", "host_ms")} | _profiled(bench, model, path)
+                row |= {key: timed[name].get(key) for key in ("step_ms", "host_ms")} | _profiled(bench, model, backend)
                 if row["gpu_ms"] is not None and row["step_ms"] is not None:
                     row["gpu_busy"] = row["gpu_ms"] / row["step_ms"]
 
 
 def train_row(bench: Bench, model: LanguageModel, backend: Backend, name: str) -> dict[str, Any]:
-    """Write the speed of LoRA steps on one backend; return the row."""
+    """Write the speed of LoRA steps on one backend, and return the row."""
     what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
     with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
         mine, counted = counting(backend)
-        forget_peak(bench.device)
+        reset_peak(bench.device)
         samples = _Samples(bench.device, MARKS, counted)
         _train(bench, model, mine, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
         row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
@@ -141,9 +141,10 @@ def _epoch(
 
 
 def _profiled(bench: Bench, model: LanguageModel, backend: Backend) -> dict[str, Any]:
-    """Return what the profiler sees of a step: the mean of two.
+    """Return the profile of a step, as the mean of two steps.
 
-    gpu_ms is the time in which the GPU was at work. Where it is well below step_ms, and host_ms near it, a step waits for Python.
+    gpu_ms is the time in which the GPU was busy. If it is well below step_ms and host_ms is close to step_ms, the GPU waits for
+    Python.
     """
     profiler, found = Profile(bench.device), dict[str, Any]()
 
@@ -159,21 +160,21 @@ def _profiled(bench: Bench, model: LanguageModel, backend: Backend) -> dict[str,
 
 
 def joint_training(bench: Bench) -> None:
-    """Train several runs at once on one base."""
+    """Time joint training of several runs on one base model."""
     each_shape(bench, bench.sizes.other, _joint)
 
 
-def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
-    name, fast = next((name, path) for name, path in paths.items() if path.packed)
+def _joint(bench: Bench, model: LanguageModel, chosen: dict[str, Backend]) -> None:
+    name, packed = next((name, backend) for name, backend in chosen.items() if backend.packed)
     batch = bench.sizes.batch
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
     alone = None
     for runs in bench.sizes.joint:
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
-            mine, counted = counting(fast)
+            mine, counted = counting(packed)
             rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
             joint_runs = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
-            forget_peak(bench.device)
+            reset_peak(bench.device)
             samples = _Samples(bench.device, JOINT_MARKS, counted)
             with StepWatch(samples, optimizers=runs):
                 for _ in fine_tune_jointly(model, joint_runs, backend=mine, micro_batch=batch, max_concurrent=runs):
@@ -184,30 +185,30 @@ def _joint(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> Non
 
 
 def memory(bench: Bench) -> None:
-    """Write the peak memory of training on long rows, beside what the memory budget expects."""
+    """Write the peak memory of training on long rows and the estimate of the memory budget."""
     with bench.measurement("shape", shape=bench.sizes.largest):
         one_shape(bench, bench.sizes.largest, _memory)
 
 
-def _memory(bench: Bench, model: LanguageModel, paths: dict[str, Backend]) -> None:
+def _memory(bench: Bench, model: LanguageModel, chosen: dict[str, Backend]) -> None:
     length = bench.sizes.row_tokens
-    for name, path in paths.items():
+    for name, backend in chosen.items():
         for count in bench.sizes.rows_at_once:
             with bench.measurement("memory", shape=model.name, backend=name, rows=count, row_tokens=length) as row:
-                mine, counted = counting(path)
+                mine, counted = counting(backend)
                 rows = [_long_row(model, length, seed) for seed in range(count)]
                 bench.release()
                 before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
                 free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else None
                 row |= {"weights_bytes": before, "free_bytes": free}
-                forget_peak(bench.device)
+                reset_peak(bench.device)
                 _epoch(model, mine, rows, count)
                 peak = peak_bytes(bench.device)
                 row |= {"passes": counted.passes, "largest_pass_tokens": counted.largest}
-                row["budget_tokens"] = path.memory_budget.training_tokens if path.packed else None
-                row["expected_bytes"] = training_bytes_per_token(model.module) * counted.largest if path.packed else None
+                row["budget_tokens"] = backend.memory_budget.training_tokens if backend.packed else None
+                row["expected_bytes"] = training_bytes_per_token(model.module) * counted.largest if backend.packed else None
                 row["taken_bytes"] = None if peak is None else peak - before
-                if path.packed and peak is not None:
+                if backend.packed and peak is not None:
                     row["taken_of_expected"] = row["taken_bytes"] / row["expected_bytes"]
 
 

@@ -114,10 +114,10 @@ def test_an_adapter_is_removed_when_the_block_fails() -> None:
 @EACH
 def test_a_second_adapter_is_independent_of_the_first(architecture: str, recwarn: pytest.WarningsRecorder) -> None:
     """A model that is fine-tuned a second time gets the weights of a newly loaded one. PEFT does not warn of a second adapter."""
-    model, alone = tiny_model(architecture), tiny_model(architecture)
+    model, new_model = tiny_model(architecture), tiny_model(architecture)
     with trainable(model, RECIPE, seed=5) as trainee:
         train(trainee)
-    with trainable(model, RECIPE, seed=0) as again, trainable(alone, RECIPE, seed=0) as fresh:
+    with trainable(model, RECIPE, seed=0) as again, trainable(new_model, RECIPE, seed=0) as fresh:
         assert same(trained(train(again)), trained(train(fresh)))
     assert not [warning for warning in recwarn if "second time" in str(warning.message)]
 

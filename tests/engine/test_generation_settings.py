@@ -67,11 +67,11 @@ def questions(arguments: Mapping[str, Any] = GREEDY) -> list[Request]:
 
 def hflm(model: LanguageModel, requests: Sequence[Request]) -> list[str]:
     """Return the answers of lm_eval's HFLM, one text at a time, because some settings read the padding of a batch."""
-    alone = HFLM(pretrained=model.module, tokenizer=copy.deepcopy(tiny_tokenizer()), batch_size=1, device="cpu")
+    single_text = HFLM(pretrained=model.module, tokenizer=copy.deepcopy(tiny_tokenizer()), batch_size=1, device="cpu")
     instances = [
         Instance(request.kind, {}, (request.context, dict(request.generation)), number) for number, request in enumerate(requests)
     ]
-    answers: list[str] = alone.generate_until(instances, disable_tqdm=True)
+    answers: list[str] = single_text.generate_until(instances, disable_tqdm=True)
     return answers
 
 
@@ -164,9 +164,9 @@ def test_settings_of_generation_config_json_are_used(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS, "suppress_tokens": list(range(2, 200))}))
     module = AutoModelForCausalLM.from_pretrained(folder).eval()
     model = model_with()
-    plain = ours(model, choose_backend(model), questions())
+    without_file = ours(model, choose_backend(model), questions())
     model.module.generation_config = module.generation_config
-    assert ours(model, choose_backend(model), questions()) == hflm(model, questions()) != plain
+    assert ours(model, choose_backend(model), questions()) == hflm(model, questions()) != without_file
 
 
 def test_several_answers_to_a_question_are_refused() -> None:
@@ -178,15 +178,15 @@ def test_several_answers_to_a_question_are_refused() -> None:
 def test_answers_in_a_batch_of_different_lengths_equal_those_of_single_texts(backend: Backend) -> None:
     """min_length counts the tokens of the context. In a padded batch it would also count the padding."""
     model = model_with(**WITH_EFFECT["min_length"])
-    alone = [Scorer(model=model).reply([request])[0] for request in questions()]
-    assert Scorer(model=model, backend=backend, batch_size=5).reply(questions()) == alone
+    single_text = [Scorer(model=model).reply([request])[0] for request in questions()]
+    assert Scorer(model=model, backend=backend, batch_size=5).reply(questions()) == single_text
     ids = [model.text.encode([context])[0] for context in CONTEXTS]
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
     output = model.module.generate(input_ids=padded, attention_mask=mask, max_length=longest + 12)  # type: ignore[operator]
     texts = [model.text.tokenizer.decode(row, skip_special_tokens=True) for row in output[:, longest:]]
-    assert texts != alone  # negative control
+    assert texts != single_text  # negative control
 
 
 def test_the_probe_also_checks_generation(caplog: pytest.LogCaptureFixture) -> None:

@@ -249,7 +249,7 @@ def test_adamw_is_fused_if_the_device_supports_it(optimizer: str) -> None:
 
 
 ROWS = (
-    ("Question: Which of these would best recipe the transfer of heat?\nAnswer:", " wood"),
+    ("Question: Which of these would best slow the transfer of heat?\nAnswer:", " wood"),
     ("Q: what is the capital?\nA:", " the city by the river"),
     ("Is it?", " yes"),
 )
@@ -436,7 +436,7 @@ def training_order(recipe: Recipe, *, seed: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
-def test_out_of_memory_halves_the_micro_batch_and_does_not_change_results(
+def test_out_of_memory_halves_the_micro_batch_without_changing_results(
     spare: int, out_of_memory: Callable[..., list[int]]
 ) -> None:
     """Memory may run out in the first pass, within a step or within an epoch. The step is then repeated."""
@@ -476,7 +476,7 @@ def test_a_diverging_training_stops_at_the_first_step_that_is_not_finite() -> No
 
 
 def test_a_gradient_that_is_not_finite_raises_an_error_with_its_step() -> None:
-    """An infinite gradient stops the training even if the loss is finite, because no later loss would show it at the last step."""
+    """An infinite gradient stops the training although the loss is finite. At the last step no later loss would show it."""
     model = tiny_model()
     with trainable(model, RECIPE, seed=0) as trainee:
         weight = next(iter(trainee.trained_parameters().values()))
