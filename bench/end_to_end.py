@@ -99,14 +99,17 @@ def main(flags: Flags) -> None:
     assert Path(flags.model).is_dir(), f"{flags.model} is not a folder"
     if flags.reference:
         return reference(flags)
-    mine, theirs = [], []
+    our_costs, reference_costs = [], []
     for _ in range(flags.runs):
-        mine.append(cost(ours(flags)))
-        theirs.append(cost([sys.executable, "-m", "bench.end_to_end", *sys.argv[1:], "--reference"]))
-    faster = statistics.median(their.seconds / own.seconds for own, their in zip(mine, theirs, strict=True))
-    smaller = statistics.median(own.peak / their.peak for own, their in zip(mine, theirs, strict=True))
+        our_costs.append(cost(ours(flags)))
+        reference_costs.append(cost([sys.executable, "-m", "bench.end_to_end", *sys.argv[1:], "--reference"]))
+    faster = statistics.median(their.seconds / own.seconds for own, their in zip(our_costs, reference_costs, strict=True))
+    smaller = statistics.median(own.peak / their.peak for own, their in zip(our_costs, reference_costs, strict=True))
     print(f"{faster:.2f}x faster, {smaller:.2f}x the memory")
-    rows = {side: [(cost.seconds, cost.peak) for cost in costs] for side, costs in (("ours", mine), ("reference", theirs))}
+    rows = {
+        side: [(cost.seconds, cost.peak) for cost in costs]
+        for side, costs in (("ours", our_costs), ("reference", reference_costs))
+    }
     print(json.dumps({"bench": "end_to_end", "faster": faster, "memory": smaller, **rows}))
 
 

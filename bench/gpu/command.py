@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="gpu_day", description="Everything about a GPU in twelve minutes: exactness, speed and memory.")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
     parser.add_argument("--steps", type=_steps, default=list(STEPS), metavar="1,3", help="default: all, 0 to 8")
-    parser.add_argument("--minutes", type=_positive, default=12.0, help="bound of the whole (default: %(default)s)")
+    parser.add_argument("--minutes", type=_positive, default=12.0, help="time limit of all steps (default: %(default)s)")
     parser.add_argument("--limits", type=_limits, default={}, metavar="3=200,5=90", help="time limits of steps in seconds")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, on a CPU unless --device says otherwise")
     parser.add_argument("--device", help="cpu or cuda (default: cuda, with --tiny cpu)")

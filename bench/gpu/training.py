@@ -98,13 +98,15 @@ class _Samples:
 
 def lora_steps(bench: Bench) -> None:
     """Time training of each shape on each backend. Afterwards profile two steps, because the profiler slows down training."""
-    held: list[tuple[LanguageModel, dict[str, Backend], dict[str, dict[str, Any]]]] = []
+    timed_models: list[tuple[LanguageModel, dict[str, Backend], dict[str, dict[str, Any]]]] = []
     for shape in bench.sizes.training:
         with bench.measurement("shape", shape=shape):
             model = random_model(bench, shape)
             chosen = backends(bench, model)
-            held.append((model, chosen, {name: train_row(bench, model, backend, name) for name, backend in chosen.items()}))
-    for model, chosen, timed in held:
+            timed_models.append(
+                (model, chosen, {name: train_row(bench, model, backend, name) for name, backend in chosen.items()})
+            )
+    for model, chosen, timed in timed_models:
         for name, backend in chosen.items():
             values = {"shape": model.name, "backend": name, "batch": bench.sizes.batch}
             with bench.measurement("profiled steps", **values) as row:
@@ -117,10 +119,10 @@ def train_row(bench: Bench, model: LanguageModel, backend: Backend, name: str) -
     """Write the speed of LoRA steps on one backend, and return the row."""
     what = "optimizer steps of LoRA r 8 as fine_tune takes them; texts of random tokens; peak: linear layers of real tokens"
     with bench.measurement("training", shape=model.name, backend=name, batch=bench.sizes.batch, counted=what) as row:
-        mine, counted = counting(backend)
+        counted_backend, counted = counting(backend)
         reset_peak(bench.device)
         samples = _Samples(bench.device, MARKS, counted)
-        _train(bench, model, mine, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
+        _train(bench, model, counted_backend, steps=MARKS[-1] + HOST_STEPS + 1, at=samples)
         row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
     return row
 
@@ -168,20 +170,20 @@ def _joint(bench: Bench, model: LanguageModel, chosen: dict[str, Backend]) -> No
     name, packed = next((name, backend) for name, backend in chosen.items() if backend.packed)
     batch = bench.sizes.batch
     recipe = replace(PUBLISHED, epochs=1, batch_size=batch)
-    alone = None
+    single_run_rate = None
     for runs in bench.sizes.joint:
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
-            mine, counted = counting(packed)
+            counted_backend, counted = counting(packed)
             rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
             joint_runs = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
             reset_peak(bench.device)
             samples = _Samples(bench.device, JOINT_MARKS, counted)
             with StepWatch(samples, optimizers=runs):
-                for _ in fine_tune_jointly(model, joint_runs, backend=mine, micro_batch=batch, max_concurrent=runs):
+                for _ in fine_tune_jointly(model, joint_runs, backend=counted_backend, micro_batch=batch, max_concurrent=runs):
                     pass
             row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
-            alone = row["tokens_per_s"] if runs == 1 else alone
-            row["gain"] = row["tokens_per_s"] / alone if alone else None
+            single_run_rate = row["tokens_per_s"] if runs == 1 else single_run_rate
+            row["gain"] = row["tokens_per_s"] / single_run_rate if single_run_rate else None
 
 
 def memory(bench: Bench) -> None:
@@ -195,14 +197,14 @@ def _memory(bench: Bench, model: LanguageModel, chosen: dict[str, Backend]) -> N
     for name, backend in chosen.items():
         for count in bench.sizes.rows_at_once:
             with bench.measurement("memory", shape=model.name, backend=name, rows=count, row_tokens=length) as row:
-                mine, counted = counting(backend)
+                counted_backend, counted = counting(backend)
                 rows = [_long_row(model, length, seed) for seed in range(count)]
                 bench.release()
                 before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
                 free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else None
                 row |= {"weights_bytes": before, "free_bytes": free}
                 reset_peak(bench.device)
-                _epoch(model, mine, rows, count)
+                _epoch(model, counted_backend, rows, count)
                 peak = peak_bytes(bench.device)
                 row |= {"passes": counted.passes, "largest_pass_tokens": counted.largest}
                 row["budget_tokens"] = backend.memory_budget.training_tokens if backend.packed else None
