@@ -1,4 +1,4 @@
-"""A small world to study: three models, four benchmarks, one study file."""
+"""Writes a small study: three models, four benchmarks and one study file."""
 
 from __future__ import annotations
 
