@@ -136,11 +136,11 @@ PAIRS = [("is it", " yes"), ("is it", " no"), ("a dog ", "no"), ("", "alone"), (
 @pytest.mark.parametrize("how", ["post-processor", "add_eos_token"])
 def test_an_appended_end_of_text_token_is_removed(how: str, bos: bool) -> None:
     """Texts are encoded as by the same tokenizer without that setting, and as by lm_eval with that tokenizer."""
-    ours, plain = TextEncoder(appending_tokenizer(how, bos=bos), name="m"), TextEncoder(tiny_tokenizer(bos=bos), name="m")
-    assert (ours.appended, plain.appended) == (("<|end|>",), ())
-    assert ours.encode_pairs(PAIRS) == plain.encode_pairs(PAIRS)
+    ours, reference = TextEncoder(appending_tokenizer(how, bos=bos), name="m"), TextEncoder(tiny_tokenizer(bos=bos), name="m")
+    assert (ours.appended, reference.appended) == (("<|end|>",), ())
+    assert ours.encode_pairs(PAIRS) == reference.encode_pairs(PAIRS)
     texts = ["a dog", "", "<|bos|>a dog", "a dog<|end|>"]
-    assert ours.encode(texts) == plain.encode(texts)
+    assert ours.encode(texts) == reference.encode(texts)
     context, continuation = HARNESS[bos]._encode_pair("is it", " yes")
     [pair] = ours.encode_pairs([("is it", " yes")])
     assert (list(pair.context), list(pair.continuation)) == (context, continuation)

@@ -57,7 +57,7 @@ def finished_run(
     return store
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "chat"])
+@pytest.fixture(scope="module", params=[False, True], ids=["no chat template", "chat template"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     return finished_run(tmp_path_factory.mktemp("run"), chat=request.param)
 

@@ -56,16 +56,16 @@ def model_with(folder: Path, *, template: str | None = None, appends: bool = Fal
 def test_a_tokenizer_that_appends_end_of_text_gives_the_same_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Losses and scores do not change. The removed token is logged once and is in the record."""
     caplog.set_level(logging.INFO, logger="lm_harmony")
-    plain = train_before_test(spec_of(tmp_path, write_tiny_model(tmp_path / "plain")), RunStore(tmp_path / "first"))
-    assert plain.data.appended_tokens == () and "appends" not in caplog.text
+    reference = train_before_test(spec_of(tmp_path, write_tiny_model(tmp_path / "reference")), RunStore(tmp_path / "first"))
+    assert reference.data.appended_tokens == () and "appends" not in caplog.text
     store = RunStore(tmp_path / "second")
     record = train_before_test(spec_of(tmp_path, model_with(tmp_path / "ends", appends=True)), store)
     assert record.data.appended_tokens == ("<|end|>",)
-    assert (record.epochs, record.trained) == (plain.epochs, plain.trained)
+    assert (record.epochs, record.trained) == (reference.epochs, reference.trained)
     messages = [record.getMessage() for record in caplog.records if "appends" in record.getMessage()]
     assert messages == [f"model {tmp_path / 'ends'}: its tokenizer appends <|end|> to every text; texts are encoded without."]
     assert store.record() == record
-    assert score_again(store).trained == plain.trained
+    assert score_again(store).trained == reference.trained
 
 
 def test_training_rows_with_an_answer_that_is_too_long_are_dropped_and_counted(

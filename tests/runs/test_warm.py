@@ -41,7 +41,7 @@ def test_runs_on_a_cached_model_equal_runs_on_a_newly_loaded_model(spec: RunSpec
         replace(spec, seed=2, recipe=replace(RECIPE, completion_only=True)),
     ]
     for number, run_spec in enumerate(specs):
-        expected = train_before_test(run_spec, RunStore(tmp_path / f"fresh{number}"))
+        expected = train_before_test(run_spec, RunStore(tmp_path / f"reference{number}"))
         assert train_before_test(run_spec, RunStore(tmp_path / f"cached{number}"), caches=caches) == expected
     assert caches.model.loads == 1
 
@@ -56,7 +56,7 @@ def test_the_record_names_the_dtype_of_the_weights(dtype: str, spec: RunSpec, tm
 
 def test_a_cached_model_whose_weights_were_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
     caches, full = RunCaches(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
-    expected = train_before_test(spec, RunStore(tmp_path / "fresh"))
+    expected = train_before_test(spec, RunStore(tmp_path / "reference"))
     train_before_test(full, RunStore(tmp_path / "full"), caches=caches)
     assert train_before_test(spec, RunStore(tmp_path / "after"), caches=caches) == expected
     assert caches.model.loads == 2
