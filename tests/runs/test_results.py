@@ -30,7 +30,7 @@ from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 SCHEMA = Path(__file__).parent / "every_eval_ever" / "eval.schema.json"
-"""Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever), under the MIT licence beside it."""
+"""Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever). Its MIT license is in the same folder."""
 BRIER = """\
   - metric: brier_score
     aggregation: brier_score
