@@ -1,4 +1,4 @@
-"""What is loaded is the whole model: a checkpoint damaged in any one way is refused by name, an undamaged one scores as saved."""
+"""Loading checks the checkpoint. A damaged one is refused with its name, and an undamaged one scores as when it was saved."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ def scores(model: LanguageModel) -> list[float]:
         return [float(value) for value in padded_logprobs(model.module, SEQUENCES).logprobs_L]
 
 
-def rewritten(folder: Path, change: Callable[[Weights], Weights]) -> Path:
-    """Change the tensors of a folder's one safetensors file."""
+def change_tensors(folder: Path, change: Callable[[Weights], Weights]) -> Path:
+    """Change the tensors in the safetensors file of a folder. Return the folder."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     return folder
 
 
-def configured(folder: Path, **values: Any) -> Path:
-    """Change values of a folder's config.json."""
+def change_config(folder: Path, **values: Any) -> Path:
+    """Change values in config.json of a folder. Return the folder."""
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
     return folder
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """Load ``folder`` and return the one line that refuses it."""
+    """Load ``folder`` and return the one-line error message."""
     with pytest.raises(ModelError) as found:
         load_model(str(folder), device="cpu", **options)
-    told = str(found.value)
-    assert "\n" not in told
-    return told
+    message = str(found.value)
+    assert "\n" not in message
+    return message
 
 
-# The undamaged ones.
+# Undamaged checkpoints.
 
 
 def tied(folder: Path) -> list[float]:
-    """Write a tied model, whose file holds one tensor for input and output layer; return its scores."""
+    """Write a model with tied embeddings, which saves one tensor for input and output layer. Return its scores."""
     module = tiny_module()
     module.config.tie_word_embeddings = True
     module.tie_weights()
@@ -87,7 +87,7 @@ def sharded(folder: Path) -> list[float]:
 
 
 def pickled(folder: Path) -> list[float]:
-    """Write pytorch_model.bin, as older models have it."""
+    """Write the weights as pytorch_model.bin, as older models do."""
     write_tiny_model(folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -95,18 +95,18 @@ def pickled(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("write", [tied, sharded, pickled])
-def test_a_whole_checkpoint_scores_as_the_model_that_was_saved(write: Callable[[Path], list[float]], tmp_path: Path) -> None:
+def test_an_undamaged_checkpoint_scores_as_the_model_that_was_saved(write: Callable[[Path], list[float]], tmp_path: Path) -> None:
     assert difference_of(tmp_path, write(tmp_path)) < 1e-6
 
 
 def difference_of(folder: Path, expected: list[float]) -> float:
-    """Return the largest difference of the loaded model's scores from those expected."""
+    """Return the largest absolute difference between the scores of the loaded model and the expected scores."""
     found = scores(load_model(str(folder), device="cpu"))
     return max(abs(one - other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "opt", "bloom", "mamba"])
-def test_every_architecture_loads_whole(architecture: str, tmp_path: Path) -> None:
+def test_every_architecture_scores_as_saved(architecture: str, tmp_path: Path) -> None:
     write_tiny_model(tmp_path, architecture)
     assert difference_of(tmp_path, scores(tiny_model(architecture))) < 1e-6
 
@@ -119,9 +119,9 @@ def test_every_architecture_loads_whole(architecture: str, tmp_path: Path) -> No
         ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]),
     ],
 )
-def test_tables_that_old_versions_saved_are_no_fault(architecture: str, buffers: list[str], tmp_path: Path) -> None:
+def test_buffers_that_old_versions_saved_are_accepted(architecture: str, buffers: list[str], tmp_path: Path) -> None:
     write_tiny_model(tmp_path, architecture)
-    rewritten(tmp_path, lambda weights: weights | {name: torch.ones(4) for name in buffers})
+    change_tensors(tmp_path, lambda weights: weights | {name: torch.ones(4) for name in buffers})
     assert difference_of(tmp_path, scores(tiny_model(architecture))) < 1e-6
 
 
@@ -133,73 +133,75 @@ def test_tables_that_old_versions_saved_are_no_fault(architecture: str, buffers:
         ({"autocast": "bfloat16"}, "float32", "bfloat16"),
     ],
 )
-def test_number_formats(options: dict[str, str], weights: str, autocast: str | None, tmp_path: Path) -> None:
+def test_dtype_and_autocast_set_the_precision(
+    options: dict[str, str], weights: str, autocast: str | None, tmp_path: Path
+) -> None:
     model = load_model(str(write_tiny_model(tmp_path)), device="cpu", **options)  # type: ignore[arg-type]
     assert model.precision == Precision(weights=weights, autocast=autocast)
     assert {str(weight.dtype) for weight in model.module.parameters()} == {f"torch.{weights}"}
 
 
-def test_weights_go_straight_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers is told the device, so that it reads the weights to it; nothing is moved there afterwards."""
-    asked = list[Any]()
+def test_weights_are_read_directly_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers gets the device as device_map, so no weights are moved after loading."""
+    device_maps = list[Any]()
     load = AutoModelForCausalLM.from_pretrained
 
-    def noting(*names: Any, **options: Any) -> Any:
-        asked.append(options["device_map"])
+    def record_device_map(*names: Any, **options: Any) -> Any:
+        device_maps.append(options["device_map"])
         return load(*names, **options)
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noting)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", record_device_map)
     write_tiny_model(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     device = torch.device("meta")
     module = read_weights(str(tmp_path), tmp_path, config, dtype=torch.float32, device=device, options={})
-    assert asked == [{"": device}] and {weight.device for weight in module.parameters()} == {device}
+    assert device_maps == [{"": device}] and {weight.device for weight in module.parameters()} == {device}
 
 
-# Tensors that are not those of the configuration.
+# Tensors that do not match the configuration.
 
 
-def test_a_missing_output_layer(tmp_path: Path) -> None:
+def test_a_missing_output_layer_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
-    rewritten(tmp_path, lambda weights: {name: weight for name, weight in weights.items() if name != OUTPUT})
-    told = refusal(tmp_path)
-    assert told.startswith(f"model {tmp_path}: the checkpoint lacks 1 tensor ({OUTPUT}), which config.json asks for.")
-    assert "tie_word_embeddings: true" in told
-    assert difference_of(configured(tmp_path, tie_word_embeddings=True), tied(tmp_path / "tied")) < 1e-6  # the remedy helps
+    change_tensors(tmp_path, lambda weights: {name: weight for name, weight in weights.items() if name != OUTPUT})
+    message = refusal(tmp_path)
+    assert message.startswith(f"model {tmp_path}: the checkpoint lacks 1 tensor ({OUTPUT}), which config.json asks for.")
+    assert "tie_word_embeddings: true" in message
+    assert difference_of(change_config(tmp_path, tie_word_embeddings=True), tied(tmp_path / "tied")) < 1e-6  # the remedy works
 
 
-def test_fewer_layers_than_the_configuration_says(tmp_path: Path) -> None:
-    told = refusal(configured(write_tiny_model(tmp_path), num_hidden_layers=4))
-    assert "lacks 18 tensors (model.layers.2.input_layernorm.weight; " in told and "; ...)" in told
+def test_fewer_layers_than_in_the_configuration_are_refused(tmp_path: Path) -> None:
+    message = refusal(change_config(write_tiny_model(tmp_path), num_hidden_layers=4))
+    assert "lacks 18 tensors (model.layers.2.input_layernorm.weight; " in message and "; ...)" in message
 
 
-def test_more_layers_than_the_configuration_says(tmp_path: Path) -> None:
-    told = refusal(configured(write_tiny_model(tmp_path), num_hidden_layers=1))
-    assert "holds 9 tensors (model.layers.1.input_layernorm.weight; " in told and "config.json does not describe" in told
+def test_more_layers_than_in_the_configuration_are_refused(tmp_path: Path) -> None:
+    message = refusal(change_config(write_tiny_model(tmp_path), num_hidden_layers=1))
+    assert "holds 9 tensors (model.layers.1.input_layernorm.weight; " in message and "config.json does not describe" in message
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
-def test_a_prefix_that_a_wrapper_left_is_named(prefix: str, tmp_path: Path) -> None:
+def test_the_error_names_a_prefix_that_a_wrapper_added(prefix: str, tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
-    rewritten(tmp_path, lambda weights: {prefix + name: weight for name, weight in weights.items()})
-    told = refusal(tmp_path)
-    assert "lacks 21 tensors" in told and f"holds 21 tensors ({prefix}{OUTPUT}; " in told
-    assert f"Every name begins with '{prefix}'." in told
-    rewritten(tmp_path, lambda weights: {name.removeprefix(prefix): weight for name, weight in weights.items()})
-    assert difference_of(tmp_path, scores(tiny_model())) < 1e-6  # the remedy helps
+    change_tensors(tmp_path, lambda weights: {prefix + name: weight for name, weight in weights.items()})
+    message = refusal(tmp_path)
+    assert "lacks 21 tensors" in message and f"holds 21 tensors ({prefix}{OUTPUT}; " in message
+    assert f"Every name begins with '{prefix}'." in message
+    change_tensors(tmp_path, lambda weights: {name.removeprefix(prefix): weight for name, weight in weights.items()})
+    assert difference_of(tmp_path, scores(tiny_model())) < 1e-6  # the remedy works
 
 
-def test_renamed_tensors(tmp_path: Path) -> None:
+def test_renamed_tensors_and_no_tensors_are_refused(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
-    told = refusal(rewritten(tmp_path, lambda weights: {"my" + name: weight for name, weight in weights.items()}))
-    assert "lacks 21 tensors" in told and "holds 21 tensors" in told and "Every name" not in told
-    assert refusal(rewritten(tmp_path, lambda weights: {})).startswith(f"model {tmp_path}: the checkpoint lacks 21 tensors")
+    message = refusal(change_tensors(tmp_path, lambda weights: {"my" + name: weight for name, weight in weights.items()}))
+    assert "lacks 21 tensors" in message and "holds 21 tensors" in message and "Every name" not in message
+    assert refusal(change_tensors(tmp_path, lambda weights: {})).startswith(f"model {tmp_path}: the checkpoint lacks 21 tensors")
 
 
-def test_an_extra_head(tmp_path: Path) -> None:
+def test_a_tensor_of_an_extra_head_is_refused(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
-    told = refusal(rewritten(tmp_path, lambda weights: weights | {"v_head.summary.weight": torch.ones(1, 32)}))
-    assert "holds 1 tensor (v_head.summary.weight), which config.json does not describe" in told
+    message = refusal(change_tensors(tmp_path, lambda weights: weights | {"v_head.summary.weight": torch.ones(1, 32)}))
+    assert "holds 1 tensor (v_head.summary.weight), which config.json does not describe" in message
 
 
 @pytest.mark.parametrize(
@@ -209,8 +211,8 @@ def test_an_extra_head(tmp_path: Path) -> None:
         ({"vocab_size": 310}, f"in 2 tensors ({OUTPUT} 300x32, by config.json 310x32; "),
     ],
 )
-def test_sizes_that_do_not_fit(values: dict[str, int], expected: str, tmp_path: Path) -> None:
-    assert expected in refusal(configured(write_tiny_model(tmp_path), **values))
+def test_other_tensor_shapes_than_in_the_configuration_are_refused(values: dict[str, int], expected: str, tmp_path: Path) -> None:
+    assert expected in refusal(change_config(write_tiny_model(tmp_path), **values))
 
 
 @pytest.mark.parametrize(
@@ -223,34 +225,34 @@ def test_sizes_that_do_not_fit(values: dict[str, int], expected: str, tmp_path: 
         ({"model_type": "llamma"}, "llamma"),
     ],
 )
-def test_a_configuration_that_describes_no_model(values: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    told = refusal(configured(write_tiny_model(tmp_path), **values))
-    assert expected in told and str(tmp_path) in told
+def test_an_invalid_configuration_is_refused(values: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    message = refusal(change_config(write_tiny_model(tmp_path), **values))
+    assert expected in message and str(tmp_path) in message
 
 
-def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
+def test_a_configuration_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (write_tiny_model(tmp_path) / "config.json").write_text("{", encoding="utf-8")
     assert f"{tmp_path / 'config.json'} cannot be used" in refusal(tmp_path)
 
 
-# Weights that are no numbers.
+# Weights with NaN or infinity.
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(value: float, dtype: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float, dtype: str, tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
 
-    def spoiled(weights: Weights) -> Weights:
+    def set_value(weights: Weights) -> Weights:
         weights[UP][3, 4] = value
         return weights
 
-    told = refusal(rewritten(tmp_path, spoiled), dtype=dtype)
-    assert told.startswith(f"model {tmp_path}: NaN or infinity in 1 tensor ({UP}).")
+    message = refusal(change_tensors(tmp_path, set_value), dtype=dtype)
+    assert message.startswith(f"model {tmp_path}: NaN or infinity in 1 tensor ({UP}).")
 
 
 def test_saved_buffers_are_checked_and_computed_ones_are_not() -> None:
-    """A router's e_score_correction_bias is no parameter, and decides which experts answer; a mask may hold infinity."""
+    """The buffer e_score_correction_bias of a router decides which experts are used. A mask may contain infinity."""
     module = tiny_module()
     router, attention = module.model.layers[0].mlp, module.model.layers[0].self_attn
     router.register_buffer("e_score_correction_bias", torch.zeros(4))
@@ -263,17 +265,17 @@ def test_saved_buffers_are_checked_and_computed_ones_are_not() -> None:
         refuse_non_finite("tiny", module)
 
 
-def test_large_weights_are_finite(tmp_path: Path) -> None:
-    """Values near the end of float32, whose sum is infinite, are weights like others (negative control)."""
+def test_large_finite_weights_are_accepted(tmp_path: Path) -> None:
+    """Values near the float32 maximum are valid, although their sum is infinite (negative control)."""
     write_tiny_model(tmp_path)
-    load_model(str(rewritten(tmp_path, lambda weights: weights | {UP: torch.full_like(weights[UP], 3e38)})), device="cpu")
+    load_model(str(change_tensors(tmp_path, lambda weights: weights | {UP: torch.full_like(weights[UP], 3e38)})), device="cpu")
 
 
-# Models that are none, files that are none.
+# Other kinds of models, and damaged or missing files.
 
 
-def test_encoders(tmp_path: Path) -> None:
-    """BERT under is_decoder false reads ahead; under is_decoder true it is a causal language model (negative control)."""
+def test_an_encoder_is_refused_unless_it_is_a_decoder(tmp_path: Path) -> None:
+    """With is_decoder false, BERT attends to later tokens. With is_decoder true, its attention is causal (negative control)."""
     for is_decoder in (False, True):
         config = BertConfig(
             vocab_size=300,
@@ -289,11 +291,11 @@ def test_encoders(tmp_path: Path) -> None:
         if is_decoder:
             assert len(scores(load_model(str(tmp_path), device="cpu"))) == 26
         else:
-            told = refusal(tmp_path)
-            assert told.startswith(f"model {tmp_path}: is_decoder = false in config.json: a bert encoder")
+            message = refusal(tmp_path)
+            assert message.startswith(f"model {tmp_path}: is_decoder = false in config.json: a bert encoder")
 
 
-def test_a_model_of_another_kind(tmp_path: Path) -> None:
+def test_a_model_type_without_a_causal_model_is_refused(tmp_path: Path) -> None:
     T5Config().save_pretrained(write_tiny_model(tmp_path))
     assert "model_type = 't5' in config.json is no causal language model" in refusal(tmp_path)
 
@@ -301,25 +303,25 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (lambda whole: whole[: len(whole) // 2], "is truncated or no safetensors file"),
-        (lambda whole: b"", "is empty"),
-        (lambda whole: b"<html>not found</html>", "is truncated or no safetensors file (22 bytes; "),
-        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Run `git lfs pull` there."),
+        (lambda content: content[: len(content) // 2], "is truncated or no safetensors file"),
+        (lambda content: b"", "is empty"),
+        (lambda content: b"<html>not found</html>", "is truncated or no safetensors file (22 bytes; "),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Run `git lfs pull` there."),
     ],
     ids=["half", "empty", "html", "lfs"],
 )
 @pytest.mark.parametrize("write", [write_tiny_model, sharded], ids=["one file", "sharded"])
-def test_a_damaged_file_is_named(
+def test_the_error_names_a_damaged_safetensors_file(
     write: Callable[[Path], object], content: Callable[[bytes], bytes], expected: str, tmp_path: Path
 ) -> None:
     write(tmp_path)
     file = sorted(tmp_path.glob("*.safetensors"))[-1]
     file.write_bytes(content(file.read_bytes()))
-    told = refusal(tmp_path)
-    assert f"{file} is " in told and expected in told
+    message = refusal(tmp_path)
+    assert f"{file} is " in message and expected in message
 
 
-def test_a_damaged_pickle(tmp_path: Path) -> None:
+def test_a_damaged_pytorch_model_bin_is_refused(tmp_path: Path) -> None:
     pickled(tmp_path)
     file = tmp_path / "pytorch_model.bin"
     for content in (file.read_bytes()[:9_000], b""):
@@ -327,7 +329,7 @@ def test_a_damaged_pickle(tmp_path: Path) -> None:
         assert refusal(tmp_path).startswith(f"model {tmp_path}: its weights cannot be read: ")
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_the_error_names_missing_weight_files(tmp_path: Path) -> None:
     sharded(tmp_path)
     second = sorted(tmp_path.glob("*.safetensors"))[1]
     second.unlink()
@@ -337,27 +339,27 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert "model.safetensors" in refusal(tmp_path)
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json. Give the folder" in refusal(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert "It is a PEFT adapter: merge it into its base" in refusal(tmp_path)
 
 
 def write_adapter(folder: Path) -> None:
-    """Write a PEFT adapter of the tiny model, with the configuration of its base beside it as some trainers do."""
+    """Write a PEFT adapter of the tiny model, with config.json of the base model in its folder, as some trainers do."""
     get_peft_model(tiny_module(), LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
     tiny_module().config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
-def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
-    """The base's tensors would be random: transformers' report would tell of the adapter's alone."""
+def test_a_folder_with_an_adapter_and_a_config_json_is_refused(tmp_path: Path) -> None:
+    """Missing tensors of the base would be initialized at random, and the report of transformers lists adapter tensors only."""
     write_adapter(tmp_path / "alone")
-    told = refusal(tmp_path / "alone")
-    assert "adapter_config.json lies beside config.json: a PEFT adapter" in told and "merge_and_unload" in told
+    message = refusal(tmp_path / "alone")
+    assert "adapter_config.json lies beside config.json: a PEFT adapter" in message and "merge_and_unload" in message
     both = write_tiny_model(tmp_path / "both")
     load_model(str(both), device="cpu")  # negative control
-    rewritten(both, lambda weights: {key: weight for key, weight in weights.items() if key != UP})
+    change_tensors(both, lambda weights: {key: weight for key, weight in weights.items() if key != UP})
     (both / "adapter_config.json").write_bytes((tmp_path / "alone" / "adapter_config.json").read_bytes())
     (both / "adapter_model.safetensors").write_bytes((tmp_path / "alone" / "adapter_model.safetensors").read_bytes())
     assert "adapter_config.json lies beside config.json" in refusal(both)
@@ -380,19 +382,18 @@ def test_an_adapter_on_the_hub_is_refused_before_any_weights_are_read(tmp_path: 
     file = tmp_path / "adapter" / "adapter_config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**values, "base_model_name_or_path": "a/whole"}), encoding="utf-8")
-    served = {"a/adapter": tmp_path / "adapter", "a/whole": write_tiny_model(tmp_path / "whole")}
-    with LoopbackHub(models=served) as hub:
+    repositories = {"a/adapter": tmp_path / "adapter", "a/whole": write_tiny_model(tmp_path / "whole")}
+    with LoopbackHub(models=repositories) as hub:
         environment = hub.environment(tmp_path / "cache")
-        words = [sys.executable, "-c", LOAD_BOTH]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        asked = [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
+        command = [sys.executable, "-c", LOAD_BOTH]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        requests = [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("model a/adapter: adapter_config.json lies beside config.json: a PEFT adapter")
-    assert asked and all("a/whole" in request for request in asked)  # negative control: a whole model is read
+    assert requests and all("a/whole" in request for request in requests)  # negative control: the model without adapter is read
 
 
-def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
-    """Except the one that was fetched into it."""
+def test_a_folder_accepts_only_the_revision_that_was_downloaded_into_it(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
     assert refusal(tmp_path, revision="step1000").startswith("revision = 'step1000': the folder ")
     write_source(tmp_path, name="a/b", asked="step1000", revision="0" * 40)
@@ -405,28 +406,28 @@ def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     ("name", "content"),
     [("tokenizer.json", b"{"), ("tokenizer.json", b"{}"), ("tokenizer.model", b"\x00garbage"), ("tokenizer.model", b"")],
 )
-def test_a_tokenizer_that_cannot_be_read(name: str, content: bytes, tmp_path: Path) -> None:
+def test_the_error_names_the_files_of_a_tokenizer_that_cannot_be_read(name: str, content: bytes, tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / name).write_bytes(content)
-    configured_as = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(configured_as), encoding="utf-8")
-    told = refusal(tmp_path)
-    assert told.startswith(f"model {tmp_path}: its tokenizer cannot be read from {tmp_path} ({name}, tokenizer_config.json): ")
+    tokenizer_config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
+    message = refusal(tmp_path)
+    assert message.startswith(f"model {tmp_path}: its tokenizer cannot be read from {tmp_path} ({name}, tokenizer_config.json): ")
 
 
-def test_no_tokenizer_at_all(tmp_path: Path) -> None:
+def test_a_model_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
     tiny_module().save_pretrained(tmp_path)
     assert "holds no tokenizer file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["layers", "renamed", "empty", "tokenizer", "none"])
-def test_the_command_ends_with_one_line(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_line_for_a_damaged_model(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_tiny_model(tmp_path / "model")
     if damage == "layers":
-        configured(folder, num_hidden_layers=4)
+        change_config(folder, num_hidden_layers=4)
     elif damage == "renamed":
-        rewritten(folder, lambda weights: {"module." + name: weight for name, weight in weights.items()})
+        change_tensors(folder, lambda weights: {"module." + name: weight for name, weight in weights.items()})
     elif damage != "none":
         (folder / {"empty": "model.safetensors", "tokenizer": "tokenizer.json"}[damage]).write_bytes(b"")
     words = ["--base_model", str(folder), "--task_name", str(write_micro(tmp_path)), "--data_dir", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Running out of memory is recognised whoever says it, and told with what was needed, what is free and what helps."""
+"""Out-of-memory errors of every library are recognised. The message gives needed and free memory and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def caught(work: Callable[[], object]) -> BaseException:
 
 
 def test_real_allocations_that_fail_are_recognised() -> None:
-    """PyTorch's allocator and NumPy's, asked for a petabyte; the error tells how much was asked."""
+    """The allocators of PyTorch and NumPy fail to allocate a petabyte. The requested size is read from the error."""
     for work in (lambda: torch.empty(1 << 50, dtype=torch.uint8), lambda: np.empty(1 << 50, dtype=np.uint8)):
         error = caught(work)
         assert is_out_of_memory(error)
@@ -33,7 +33,7 @@ def test_real_allocations_that_fail_are_recognised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "asked", "free"),
+    ("error", "requested", "free"),
     [
         (torch.OutOfMemoryError(CUDA), int(2.5 * 2**30), int(1.1 * 2**30)),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), None, None),
@@ -43,20 +43,22 @@ def test_real_allocations_that_fail_are_recognised() -> None:
         (OSError(errno.ENOMEM, "Cannot allocate memory"), None, None),
     ],
 )
-def test_every_voice_is_recognised(error: Exception, asked: int | None, free: int | None) -> None:
+def test_out_of_memory_errors_of_every_library_are_recognised(error: Exception, requested: int | None, free: int | None) -> None:
     assert is_out_of_memory(error)
-    assert asked_and_free_bytes(error) == (asked, free)
+    assert asked_and_free_bytes(error) == (requested, free)
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
+def test_other_errors_are_not_out_of_memory_errors() -> None:
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.ENOENT, "no file"), KeyError("x")):
         assert not is_out_of_memory(error)
     own = memory_error("m", torch.device("cpu"), doing="loading it", needed="3 GiB", ways_out=())
-    assert isinstance(own, ModelError) and not is_out_of_memory(own), "what is told already is not told twice"
+    assert isinstance(own, ModelError) and not is_out_of_memory(own), (
+        "an error that already has the message is not converted again"
+    )
 
 
 def test_the_error_is_one_line_with_needed_and_free_memory_and_the_ways_out() -> None:
-    told = str(memory_error("m", torch.device("cpu"), doing="training", needed="2.5 GiB more", ways_out=("--dtype bfloat16",)))
-    assert told.startswith("model m: out of memory on cpu while training: 2.5 GiB more needed, ")
-    assert told.endswith("B free. Ways out: --dtype bfloat16; a machine with more free memory.")
-    assert "\n" not in told
+    message = str(memory_error("m", torch.device("cpu"), doing="training", needed="2.5 GiB more", ways_out=("--dtype bfloat16",)))
+    assert message.startswith("model m: out of memory on cpu while training: 2.5 GiB more needed, ")
+    assert message.endswith("B free. Ways out: --dtype bfloat16; a machine with more free memory.")
+    assert "\n" not in message

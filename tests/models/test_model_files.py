@@ -1,4 +1,4 @@
-"""Of a model's folder those files count that transformers reads, and no notes, predictions or second copies of the weights."""
+"""Source files of a model are the files that transformers reads. Notes, predictions and second copies of weights are not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARDED = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 PICKLED = {"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"}
 
 
-def test_only_files_that_loading_reads_count(tmp_path: Path) -> None:
+def test_only_files_that_loading_reads_are_listed(tmp_path: Path) -> None:
     for name in READ | UNREAD:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -33,7 +33,7 @@ def test_only_files_that_loading_reads_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "read"),
+    ("present", "read"),
     [
         (PICKLED, PICKLED),
         ({"pytorch_model.bin"}, {"pytorch_model.bin"}),
@@ -44,5 +44,5 @@ def test_only_files_that_loading_reads_count(tmp_path: Path) -> None:
         ({"pytorch_model.bin", "other.safetensors"}, {"pytorch_model.bin", "other.safetensors"}),
     ],
 )
-def test_pickled_weights_count_only_without_safetensors(there: set[str], read: set[str]) -> None:
-    assert set(files_read(there)) == read
+def test_pickled_weights_are_listed_only_without_safetensors(present: set[str], read: set[str]) -> None:
+    assert set(files_read(present)) == read

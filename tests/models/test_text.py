@@ -1,4 +1,4 @@
-"""Text to token ids: lm_eval's rules, and never two BOS tokens."""
+"""Text encoding: token ids equal those of lm_eval, and no text begins with two BOS tokens."""
 
 from __future__ import annotations
 
@@ -27,52 +27,52 @@ HARNESS = {bos: HFLM(pretrained=tiny_module(), tokenizer=tiny_tokenizer(bos=bos)
 
 @settings(max_examples=150, deadline=None)
 @given(context=TEXT.filter(bool), continuation=TEXT.filter(bool), bos=st.booleans(), starts_with_bos=st.booleans())
-def test_pairs_are_encoded_as_lm_eval_does(context: str, continuation: str, bos: bool, starts_with_bos: bool) -> None:
+def test_pairs_are_encoded_as_by_lm_eval(context: str, continuation: str, bos: bool, starts_with_bos: bool) -> None:
     context = "<|bos|>" + context if starts_with_bos else context
     ours = tiny_model(bos=bos).text.encode_pairs([(context, continuation)])[0]
     context_ids, continuation_ids = HARNESS[bos]._encode_pair(context, continuation)
-    # lm_eval fails on a context of spaces alone, which leaves nothing to condition on.
+    # lm_eval fails on a context of spaces alone, because the context is then empty.
     assert list(ours.context) == (context_ids or [tiny_model(bos=bos).text.prefix_id])
     assert list(ours.continuation) == continuation_ids
 
 
-def test_encoding_a_batch_is_encoding_each() -> None:
+def test_encoding_a_batch_equals_encoding_each_text() -> None:
     encoder = tiny_model(bos=True).text
     texts = ["a dog", "<|bos|>a dog", "", "a dog <|bos|>"]
     assert encoder.encode(texts) == [encoder.encode([text])[0] for text in texts]
     assert encoder.encode(["<|bos|>a dog"]) == encoder.encode(["a dog"])
 
 
-def test_a_text_is_encoded_once_until_too_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_encoded_once_until_the_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = TextEncoder(tokenizer := tiny_tokenizer(), name="m")
-    asked: list[str] = []
-    inner = type(tokenizer)._encode_plus
+    encoded: list[str] = []
+    original = type(tokenizer)._encode_plus
 
-    def counted(self, text, *rest, **options):  # type: ignore[no-untyped-def]
-        asked.extend(text)
-        return inner(self, text, *rest, **options)
+    def count_calls(self, text, *rest, **options):  # type: ignore[no-untyped-def]
+        encoded.extend(text)
+        return original(self, text, *rest, **options)
 
-    monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", count_calls)
     pairs = [("is it", " yes"), ("is it", " no"), ("is it", " yes")]
     first = encoder.encode_pairs(pairs)
-    assert sorted(asked) == ["is it", "is it no", "is it yes"]
-    assert encoder.encode_pairs(pairs) == first and len(asked) == 3
-    encoder.encode(["is it"])[0].clear()  # what is handed out is the caller's
-    assert encoder.encode_pairs(pairs) == first and len(asked) == 3
+    assert sorted(encoded) == ["is it", "is it no", "is it yes"]
+    assert encoder.encode_pairs(pairs) == first and len(encoded) == 3
+    encoder.encode(["is it"])[0].clear()  # changing the returned list does not change the cache
+    assert encoder.encode_pairs(pairs) == first and len(encoded) == 3
     monkeypatch.setattr(text_module, "MOST_HELD", 0)
-    assert encoder.encode_pairs(pairs) == first and len(asked) > 3
+    assert encoder.encode_pairs(pairs) == first and len(encoded) > 3
 
 
-def test_a_doubled_bos_stops_the_run() -> None:
+def test_two_bos_tokens_are_refused_if_the_encoder_adds_the_second() -> None:
     tokenizer = tiny_tokenizer.__wrapped__(bos=True)
     encoder = TextEncoder(tokenizer, name="m")
     encoder.check_single_prefix("<|bos|>hello")
-    encoder._prefix_text = "never"  # break the rule that keeps the second one away
+    encoder._prefix_text = "never"  # disables the rule that prevents the second BOS token
     with pytest.raises(ModelError, match="begins with two"):
         encoder.check_single_prefix("<|bos|>hello again")
 
 
-def test_a_template_that_writes_bos_twice_stops_the_run() -> None:
+def test_two_bos_tokens_in_the_text_are_refused() -> None:
     with pytest.raises(ModelError, match="begins with two"):
         tiny_model(bos=True).text.check_single_prefix("<|bos|><|bos|>hello")
 
@@ -82,7 +82,7 @@ def test_a_model_without_a_template_is_refused() -> None:
         tiny_model().text.render_chat([{"role": "user", "content": "hi"}])
 
 
-def test_chats_are_rendered_as_lm_eval_does() -> None:
+def test_chats_are_rendered_as_by_lm_eval() -> None:
     encoder = tiny_model(chat=True).text
     harness = HFLM(pretrained=tiny_module(), tokenizer=tiny_tokenizer(chat=True), device="cpu")
     history = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
@@ -93,7 +93,7 @@ def test_chats_are_rendered_as_lm_eval_does() -> None:
     )
 
 
-def test_a_template_without_a_system_role_gets_none() -> None:
+def test_a_template_without_a_system_role_gets_no_system_message() -> None:
     tokenizer = tiny_tokenizer.__wrapped__(chat=True)
     refuse = "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = "{% for m in messages %}" + refuse + "{{ m['content'] }}{% endfor %}"
@@ -108,15 +108,15 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
         build_language_model("m", tiny_module(), tokenizer)
 
 
-def test_a_tokenizer_without_an_end_is_refused() -> None:
+def test_a_tokenizer_without_eos_token_is_refused() -> None:
     tokenizer = tiny_tokenizer.__wrapped__()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="eos_token"):
         build_language_model("m", tiny_module(), tokenizer)
 
 
-def appending(how: str, *, bos: bool) -> PreTrainedTokenizerFast:
-    """Return the tiny tokenizer so set that it ends every text by itself."""
+def appending_tokenizer(how: str, *, bos: bool) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer with a setting that appends the end-of-text token to every text."""
     tokenizer = tiny_tokenizer.__wrapped__(bos=bos)
     if how == "post-processor":
         single = "<|bos|> $A <|end|>" if bos else "$A <|end|>"
@@ -134,28 +134,27 @@ PAIRS = [("is it", " yes"), ("is it", " no"), ("a dog ", "no"), ("", "alone"), (
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("how", ["post-processor", "add_eos_token"])
-def test_an_end_that_the_tokenizer_appends_is_left_out(how: str, bos: bool) -> None:
-    """Texts are encoded as by the same tokenizer without that setting, which is as lm_eval encodes them there."""
-    ours, plain = TextEncoder(appending(how, bos=bos), name="m"), TextEncoder(tiny_tokenizer(bos=bos), name="m")
-    assert (ours.appended, plain.appended) == (("<|end|>",), ())
-    assert ours.encode_pairs(PAIRS) == plain.encode_pairs(PAIRS)
+def test_an_appended_end_of_text_token_is_removed(how: str, bos: bool) -> None:
+    """Texts are encoded as by the same tokenizer without that setting, and as by lm_eval with that tokenizer."""
+    ours, reference = TextEncoder(appending_tokenizer(how, bos=bos), name="m"), TextEncoder(tiny_tokenizer(bos=bos), name="m")
+    assert (ours.appended, reference.appended) == (("<|end|>",), ())
+    assert ours.encode_pairs(PAIRS) == reference.encode_pairs(PAIRS)
     texts = ["a dog", "", "<|bos|>a dog", "a dog<|end|>"]
-    assert ours.encode(texts) == plain.encode(texts)
+    assert ours.encode(texts) == reference.encode(texts)
     context, continuation = HARNESS[bos]._encode_pair("is it", " yes")
     [pair] = ours.encode_pairs([("is it", " yes")])
     assert (list(pair.context), list(pair.continuation)) == (context, continuation)
 
 
-def test_with_the_appended_end_every_answer_would_be_that_end() -> None:
-    """Negative control: lm_eval's own rule over such a tokenizer ends the context and asks for another text."""
-    harness = HFLM(pretrained=tiny_module(), tokenizer=appending("post-processor", bos=False), device="cpu")
+def test_lm_eval_scores_the_appended_token_as_the_answer() -> None:
+    """Negative control: with such a tokenizer, lm_eval appends the token to the context and scores the token as the answer."""
+    harness = HFLM(pretrained=tiny_module(), tokenizer=appending_tokenizer("post-processor", bos=False), device="cpu")
     context, continuation = harness._encode_pair("a", "b")
     assert context[-1] == 0 and continuation == [0]
 
 
-def test_a_text_that_ends_itself_keeps_its_end() -> None:
-    """An end-of-text token that stands in the text is text."""
-    assert TextEncoder(appending("post-processor", bos=True), name="m").encode(["a<|end|>"])[0][-1] == 0
+def test_an_end_of_text_token_in_the_text_is_kept() -> None:
+    assert TextEncoder(appending_tokenizer("post-processor", bos=True), name="m").encode(["a<|end|>"])[0][-1] == 0
 
 
 def chat_encoder(template: str, name: str = "m") -> TextEncoder:
@@ -178,8 +177,8 @@ ALL = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         ("\n" + ALL + "{{ raise_exception('never two') }}", 2, "TemplateError: never two"),
     ],
 )
-def test_a_template_that_fails_is_named_with_its_line(template: str, line: int, reason: str, tmp_path: Path) -> None:
-    """The message names the file, the line in the template and jinja's reason."""
+def test_the_error_names_file_and_line_of_a_template_that_fails(template: str, line: int, reason: str, tmp_path: Path) -> None:
+    """The message also contains the reason that jinja gives."""
     encoder = chat_encoder(template, name=str(tmp_path))
     encoder.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError) as caught:
@@ -190,12 +189,12 @@ def test_a_template_that_fails_is_named_with_its_line(template: str, line: int, 
     assert chat_encoder(ALL).render_chat(QUESTION) == "hi"
 
 
-def test_a_template_of_the_hub_is_named_by_its_model() -> None:
+def test_the_error_of_a_template_from_the_hub_names_the_model() -> None:
     with pytest.raises(ModelError, match=r"fails: UndefinedError.*\(the chat template of owner/m, line 1 of the template\)"):
         chat_encoder("{{ no_such_function() }}", name="owner/m").render_chat(QUESTION)
 
 
-def test_a_system_message_that_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_dropping_system_messages_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     encoder = chat_encoder("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + ALL)
     with caplog.at_level(logging.WARNING, logger="lm_harmony"):
         assert encoder.render_chat(QUESTION) == "hi" and not caplog.records
@@ -225,8 +224,8 @@ IN_A_MACRO = "{% macro head() %}{{ strftime_now('%-d/%-m/%y, %A, 100%%') }}{% en
         (ALL, "hi", "hi"),
     ],
 )
-def test_the_date_of_a_chat_template_is_the_one_that_is_asked_for(template: str, default: str, other: str) -> None:
-    """By function or by variable, today is what the run says; the default is the date that Llama 3 falls back to."""
+def test_a_chat_template_uses_the_given_date(template: str, default: str, other: str) -> None:
+    """The template reads the date from a function or a variable. The default is the fallback date of Llama 3."""
     encoder = chat_encoder(template)
     assert CHAT_TEMPLATE_DATE == "2024-07-26"
     assert encoder.render_chat(QUESTION) == default
@@ -235,8 +234,8 @@ def test_the_date_of_a_chat_template_is_the_one_that_is_asked_for(template: str,
 
 
 @pytest.mark.parametrize("template", ["\n\n" + GRANITE, GRANITE, "{{- strftime_now('%d') }}\n" + ALL + "\n\n", IN_A_MACRO])
-def test_but_for_the_date_a_template_renders_as_in_lm_eval(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the day that is asked for, lm_eval renders the same text, blank lines and all; on the next day another one."""
+def test_a_template_renders_as_in_lm_eval_except_for_the_date(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the given date, lm_eval renders the same text with the same blank lines. On the next day it renders another text."""
 
     class Clock(datetime):
         day = 5
@@ -254,8 +253,8 @@ def test_but_for_the_date_a_template_renders_as_in_lm_eval(template: str, monkey
     assert ours == encoder.render_chat(QUESTION, date="2026-01-05") != harness.apply_chat_template(QUESTION)
 
 
-def test_the_appended_end_is_found_in_a_vocabulary_of_words() -> None:
-    """A tokenizer that knows no single letter or digit is looked at with a word that it knows."""
+def test_the_appended_token_is_found_with_a_vocabulary_of_words() -> None:
+    """The check encodes a token of the vocabulary, because this tokenizer has no single letters or digits."""
     words = Tokenizer(models.WordLevel({"<|end|>": 0, "dog": 1, "yes": 2}))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     for single, appended in (("$A", ()), ("$A <|end|>", ("<|end|>",)), ("<|end|> $A", ())):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file of a run, one error in one line names the file, the field and what to do."""
+"""For every kind of damage to a file of a run, a one-line error names the file, the field and the remedy."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from lm_harmony.runs.store import RunStore
 SPEC = RunSpec(model=ModelSpec(name="a"), benchmark=BenchmarkSpec(task="arc_easy"))
 
 
-def go_on(store: RunStore) -> None:
-    begun = store.config()
-    assert begun is not None
-    with contextlib.suppress(NotCurrent):  # what it was begun with is not at issue here
-        refuse_other_request(store.folder, begun, SPEC)
-    refuse_other_content(store.folder, begun, data="f", asked=None, sources=())
+def check_resume(store: RunStore) -> None:
+    config = store.config()
+    assert config is not None
+    with contextlib.suppress(NotCurrent):  # whether the request still matches is not tested here
+        refuse_other_request(store.folder, config, SPEC)
+    refuse_other_content(store.folder, config, data="f", asked=None, sources=())
 
 
 READERS: dict[str, Callable[[RunStore], object]] = {
     "record.json": RunStore.record,
-    "config.yaml": go_on,
+    "config.yaml": check_resume,
     "direct.json": RunStore.direct_score,
     "failure.json": RunStore.failure,
     "epochs.jsonl": RunStore.epochs,
@@ -74,19 +74,19 @@ def write_values(file: Path, values: Any) -> None:
     file.write_text(yaml.safe_dump(values) if file.suffix == ".yaml" else json.dumps(values) + "\n", encoding="utf-8")
 
 
-def told_of(store: RunStore, name: str) -> str:
-    """Return what the reader of a damaged file says between the file's name and the remedy."""
+def cause_of(store: RunStore, name: str) -> str:
+    """Return the part of the error message between the name of the damaged file and the remedy."""
     with pytest.raises(DamagedFile) as found:
         READERS[name](store)
-    told, start = str(found.value), f"{store.folder / name} cannot be read: "
+    message, start = str(found.value), f"{store.folder / name} cannot be read: "
     end = f". Restore the file, or remove {store.folder} and carry the run out again."
-    assert told.startswith(start) and told.endswith(end) and "\n" not in told and "pydantic" not in told
-    return told.removeprefix(start).removesuffix(end)
+    assert message.startswith(start) and message.endswith(end) and "\n" not in message and "pydantic" not in message
+    return message.removeprefix(start).removesuffix(end)
 
 
-FOREIGN = {
-    "torn": (b"{", "not JSON"),
-    "torn YAML": (b"a: [", "not "),
+DAMAGES = {
+    "truncated": (b"{", "not JSON"),
+    "truncated YAML": (b"a: [", "not "),
     "a list": (b"[]", ""),
     "of another program": (b'{"artist": "nobody"}', ""),
     "of a newer version": (b'{"format": 99}', ""),
@@ -99,22 +99,22 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("damage", FOREIGN)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_named_with_what_to_do(store: RunStore, name: str, damage: str) -> None:
-    content, cause = FOREIGN[damage]
+def test_the_error_names_a_damaged_file_and_the_remedy(store: RunStore, name: str, damage: str) -> None:
+    content, cause = DAMAGES[damage]
     (store.folder / name).write_bytes(content + b"\n")
     if name != "config.yaml" or damage in ("binary", "nested too deep"):
-        assert cause in told_of(store, name)
+        assert cause in cause_of(store, name)
     else:
-        told_of(store, name)
+        cause_of(store, name)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_folder_in_the_place_of_a_file_is_named(store: RunStore, name: str) -> None:
+def test_the_error_names_a_folder_that_has_the_name_of_a_file(store: RunStore, name: str) -> None:
     (store.folder / name).unlink()
     (store.folder / name).mkdir()
-    assert told_of(store, name) == "Is a directory"
+    assert cause_of(store, name) == "Is a directory"
 
 
 NAN = float("nan")
@@ -147,7 +147,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "field", "value", "cause"), WRONG, ids=[f"{name} {field}" for name, field, *_ in WRONG])
-def test_a_wrong_value_is_named_by_its_field(store: RunStore, name: str, field: str, value: Any, cause: str) -> None:
+def test_the_error_names_the_field_of_a_wrong_value(store: RunStore, name: str, field: str, value: Any, cause: str) -> None:
     values: Any = values_of(store.folder / name)
     *path, last = field.split(".")
     part = values
@@ -155,20 +155,20 @@ def test_a_wrong_value_is_named_by_its_field(store: RunStore, name: str, field: 
         part = part[int(key) if key.isdigit() else key]
     part[last] = value
     write_values(store.folder / name, values)
-    assert told_of(store, name) == cause
+    assert cause_of(store, name) == cause
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "samples_direct.jsonl"])
-def test_a_missing_and_an_unknown_field_are_named(store: RunStore, name: str) -> None:
+def test_the_error_names_a_missing_and_an_unknown_field(store: RunStore, name: str) -> None:
     file = store.folder / name
     values = values_of(file)
     line = "line 1: " if file.suffix == ".jsonl" else ""
     missing = {"record.json": "metric", "config.yaml": "benchmark", "direct.json": "metrics", "failure.json": "cause"}
     field = missing.get(name, "loss")
     write_values(file, {key: value for key, value in values.items() if key != field})
-    assert told_of(store, name) == f"{line}field {field} is missing"
+    assert cause_of(store, name) == f"{line}field {field} is missing"
     write_values(file, {**values, "colour": "red"})
-    assert told_of(store, name) == f"{line}field colour is unknown"
+    assert cause_of(store, name) == f"{line}field colour is unknown"
     write_values(file, values)
     READERS[name](store)  # negative control
 
@@ -179,8 +179,8 @@ ANY = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.diction
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=ANY, data=st.data())
-def test_no_content_ends_in_a_traceback(store: RunStore, value: Any, data: st.DataObject) -> None:
-    """A value of any kind in the place of any other is read, or refused with the file's name."""
+def test_any_value_in_any_field_is_read_or_gives_a_one_line_error(store: RunStore, value: Any, data: st.DataObject) -> None:
+    """A random value replaces a random value. The file is read, or the error names the file."""
     name = data.draw(st.sampled_from(sorted(READERS)))
     file = store.folder / name
     before = file.read_bytes()
@@ -195,25 +195,25 @@ def test_no_content_ends_in_a_traceback(store: RunStore, value: Any, data: st.Da
             break
         part = inner
     write_values(file, values)
-    said = f"{file} cannot be read: "
+    message = f"{file} cannot be read: "
     try:
         READERS[name](store)
     except DamagedFile as error:
-        said = str(error)
+        message = str(error)
     file.write_bytes(before)
-    assert said.startswith(f"{file} cannot be read: ") and "\n" not in said
+    assert message.startswith(f"{file} cannot be read: ") and "\n" not in message
 
 
-def test_an_epoch_whose_line_was_torn_does_not_count_and_a_torn_sample_is_damage(store: RunStore) -> None:
+def test_a_truncated_epoch_line_is_ignored_and_a_truncated_sample_line_is_an_error(store: RunStore) -> None:
     for name in ("epochs.jsonl", "samples_direct.jsonl"):
         with (store.folder / name).open("a", encoding="utf-8") as file:
             file.write('{"doc_id": 2, "epo')
     assert [epoch.epoch for epoch in store.epochs()] == [1]
-    assert told_of(store, "samples_direct.jsonl").startswith("line 3 is not JSON: ")
+    assert cause_of(store, "samples_direct.jsonl").startswith("line 3 is not JSON: ")
 
 
-def test_a_record_is_written_and_read_without_a_change(store: RunStore) -> None:
-    """Integers stay integers: fingerprints of 1 and 1.0 differ."""
+def test_a_record_is_unchanged_after_writing_and_reading(store: RunStore) -> None:
+    """Integers stay integers, because the fingerprints of 1 and 1.0 differ."""
     record = store.record()
     for rate in (0, 0.0, 1):
         recipe = replace(PUBLISHED, weight_decay=rate)
@@ -224,7 +224,7 @@ def test_a_record_is_written_and_read_without_a_change(store: RunStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["record.json", "config.yaml"])
-def test_a_command_beside_a_damaged_file_ends_with_one_line(
+def test_a_command_on_a_run_with_a_damaged_file_prints_the_error_without_traceback(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["run", "--base_model", str(write_tiny_model(tmp_path / "model")), "--task_name", str(write_micro(tmp_path))]
@@ -232,12 +232,14 @@ def test_a_command_beside_a_damaged_file_ends_with_one_line(
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / name).write_bytes(b"\xff\xfe\x00")
     assert main([*words, "--device", "cpu"]) == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"one/{name} cannot be read: it is not UTF-8: " in said
-    assert "Restore the file" in said and "Traceback" not in said
+    errors = " ".join(capsys.readouterr().err.split())
+    assert f"one/{name} cannot be read: it is not UTF-8: " in errors
+    assert "Restore the file" in errors and "Traceback" not in errors
 
 
-def test_a_damaged_direct_score_that_runs_share_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_score_in_the_direct_score_cache_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shared = DirectScoreCache(tmp_path)
     score = Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=1, samples=({"doc_id": 0},))
     shared.put("0123", score)
@@ -247,7 +249,7 @@ def test_a_damaged_direct_score_that_runs_share_is_computed_again(tmp_path: Path
             (tmp_path / "0123" / name).write_bytes(content)
             caplog.clear()
             assert shared.get("0123") is None
-            (told,) = caplog.messages
-            assert told.startswith("the direct score is computed again: ") and f"{name} cannot be read" in told
+            (warning,) = caplog.messages
+            assert warning.startswith("the direct score is computed again: ") and f"{name} cannot be read" in warning
         shared.put("0123", score)
         assert shared.get("0123") == score

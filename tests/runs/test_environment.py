@@ -1,4 +1,4 @@
-"""What a record says of the machine it was made on."""
+"""Description of the hardware in a record."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ model name\t: another
 """
 
 
-def test_a_cpu_is_named_with_its_generation(tmp_path: Path) -> None:
-    """Two generations that a virtual machine calls alike have different names here; without the file nothing is made up."""
+def test_the_cpu_name_includes_family_and_model(tmp_path: Path) -> None:
+    """Two CPU generations with the same model name get different names. Without the file, no name is invented."""
     (tmp_path / "cpuinfo").write_text(CPUINFO)
     assert cpu_name(tmp_path / "cpuinfo") == "AMD EPYC, cpu family 25, model 1"
     (tmp_path / "cpuinfo").write_text(CPUINFO.replace("family\t: 25", "family\t: 26"))
@@ -29,8 +29,8 @@ def test_a_cpu_is_named_with_its_generation(tmp_path: Path) -> None:
     assert "AMD EPYC" not in cpu_name(tmp_path / "missing")
 
 
-def test_a_record_names_the_kernels() -> None:
-    """The vector instructions are those that PyTorch really uses, which an environment variable may limit."""
+def test_the_environment_names_vector_instructions_and_threads() -> None:
+    """The vector instructions are those that PyTorch uses. An environment variable can limit them."""
     hardware = describe_environment(torch.device("cpu"), use_git=False)["hardware"]
     assert hardware["vector_instructions"] == torch.backends.cpu.get_cpu_capability()
     assert hardware["threads"] == torch.get_num_threads() and hardware["cpu"]

@@ -1,4 +1,4 @@
-"""Which direction of a metric is better is said by the task or by the user, never assumed."""
+"""The task or the user states whether a higher metric is better. It is never assumed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ metric_list:
   - metric: surprise
     aggregation: mean
 """
-"""How improbable the right answer is: lower is better, but neither this file nor lm_eval's registry says so."""
+"""Negative log-likelihood of the right answer. Lower is better, but neither this file nor lm_eval's registry states it."""
 
 
-def spec_of(folder: Path, *, declared: str = "", asked: bool | None = None) -> RunSpec:
-    """Return a run on a task with a metric of its own; ``declared``: its line with higher_is_better."""
+def spec_of(folder: Path, *, declared: str = "", higher: bool | None = None) -> RunSpec:
+    """Return a run on a task with a custom metric. ``declared`` is the task's line with higher_is_better."""
     task = write_micro(folder)
     task.write_text(TASK[: TASK.index("metric_list")] + METRIC + declared, encoding="utf-8")
     (folder / "counted.py").write_text(FUNCTION, encoding="utf-8")
@@ -39,25 +39,27 @@ def spec_of(folder: Path, *, declared: str = "", asked: bool | None = None) -> R
         model=ModelSpec(name=str(folder / "model")),
         benchmark=BenchmarkSpec(task=str(task), data_dir=folder),
         recipe=Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",))),
-        greater_is_better=asked,
+        greater_is_better=higher,
         execution=Execution(device="cpu"),
     )
 
 
-def test_a_metric_without_direction_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+def test_a_metric_without_direction_is_refused_before_the_model_is_located(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
         set_up_run(spec_of(tmp_path))
-    said = str(raised.value)
-    assert "benchmark micro: metric surprise,none has no higher_is_better" in said
-    assert "metric_list of the task's YAML file" in said and "--train_param.greater_is_better" in said and "\n" not in said
+    message = str(raised.value)
+    assert "benchmark micro: metric surprise,none has no higher_is_better" in message
+    assert (
+        "metric_list of the task's YAML file" in message and "--train_param.greater_is_better" in message and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize("higher", [True, False])
-def test_the_flag_decides_where_the_task_says_nothing(tmp_path: Path, higher: bool) -> None:
-    """The two directions choose different epochs, so a direction by accident would be a wrong score."""
+def test_the_flag_sets_the_direction_if_the_task_states_none(tmp_path: Path, higher: bool) -> None:
+    """The two directions select different epochs, so a wrong direction would give a wrong score."""
     write_tiny_model(tmp_path / "model")
     store = RunStore(tmp_path / "run")
-    record = train_before_test(spec_of(tmp_path, asked=higher), store)
+    record = train_before_test(spec_of(tmp_path, higher=higher), store)
     scores = [epoch.validation["surprise,none"] for epoch in record.epochs]
     assert len(set(scores)) == 3 and record.higher_is_better is higher
     assert record.chosen_epoch == 1 + scores.index(max(scores) if higher else min(scores))
@@ -66,8 +68,8 @@ def test_the_flag_decides_where_the_task_says_nothing(tmp_path: Path, higher: bo
 
 
 @pytest.mark.parametrize("word", ["true", "false"])
-def test_the_task_decides_where_it_says_so(tmp_path: Path, word: str) -> None:
-    """Negative control: no flag is needed, and one that contradicts the task is refused."""
+def test_the_task_sets_the_direction_if_it_states_one(tmp_path: Path, word: str) -> None:
+    """Negative control: no flag is needed, and a flag that contradicts the task is refused."""
     write_tiny_model(tmp_path / "model")
     spec = spec_of(tmp_path, declared=f"    higher_is_better: {word}\n")
     assert set_up_run(spec).higher_is_better is (word == "true")
@@ -76,6 +78,6 @@ def test_the_task_decides_where_it_says_so(tmp_path: Path, word: str) -> None:
 
 
 def test_a_direction_in_quotes_is_refused(tmp_path: Path) -> None:
-    """bool("false") is true."""
+    """bool("false") is True, so a quoted value would be read as true."""
     with pytest.raises(BenchmarkError, match="higher_is_better of metric surprise must be true or false, got 'false'"):
         set_up_run(spec_of(tmp_path, declared="    higher_is_better: 'false'\n"))

@@ -1,4 +1,4 @@
-"""One run, whole: what is recorded, what decides it, and what an interruption leaves."""
+"""A run from start to end: its files, its fingerprints, resuming after an interruption, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPE = Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-lin
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("inputs")
     task = write_micro(folder)
     model = write_tiny_model(folder / "model", bos=True, chat=True)
     return RunSpec(
@@ -58,7 +58,7 @@ def test_the_record_on_disk_is_the_record_returned(finished: tuple[RunRecord, Ru
     assert record.environment["engine"] == {"fast": True, "writes": True, "onednn": "none", "recompute": False}
 
 
-def test_the_folder_holds_what_the_store_draws(finished: tuple[RunRecord, RunStore]) -> None:
+def test_the_run_folder_holds_exactly_the_documented_files(finished: tuple[RunRecord, RunStore]) -> None:
     record, store = finished
     names = {path.name for path in store.folder.iterdir()}
     results = next(name for name in names if name.startswith("results_"))
@@ -83,7 +83,7 @@ def test_results_are_in_lm_evals_schema(finished: tuple[RunRecord, RunStore]) ->
     assert sum(sample["acc"] for sample in samples) / 12 == record.trained.metrics["acc,none"]
 
 
-def test_the_adapter_is_one_of_peft(finished: tuple[RunRecord, RunStore], spec: RunSpec) -> None:
+def test_peft_loads_the_saved_adapter(finished: tuple[RunRecord, RunStore], spec: RunSpec) -> None:
     _, store = finished
     module = AutoPeftModelForCausalLM.from_pretrained(store.folder / "adapter")
     changed = [weight for name, weight in module.named_parameters() if "lora_B" in name]
@@ -102,8 +102,8 @@ def test_another_seed_gives_another_record(spec: RunSpec, finished: tuple[RunRec
 def test_direct_evaluation_and_curves_change_nothing_in_training(
     spec: RunSpec, finished: tuple[RunRecord, RunStore], tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(spec, direct=False, test_curve=True)
-    record = train_before_test(asked, RunStore(tmp_path / "other"))
+    changed = dataclasses.replace(spec, direct=False, test_curve=True)
+    record = train_before_test(changed, RunStore(tmp_path / "other"))
     assert record.direct is None
     assert record.epochs == finished[0].epochs
     assert record.trained == finished[0].trained
@@ -114,9 +114,9 @@ def test_direct_evaluation_and_curves_change_nothing_in_training(
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], None]]:
-    """Let a run be interrupted, as by Ctrl-C, before its n-th call of a function of the protocol."""
+    """Return a function that interrupts a run, as by Ctrl-C, after n calls of a function of the protocol."""
 
-    def arrange(function: str, calls: int) -> None:
+    def interrupt(function: str, calls: int) -> None:
         original, count = getattr(protocol, function), 0
 
         def interrupted(*args: object, **kwargs: object) -> object:
@@ -128,13 +128,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int],
 
         monkeypatch.setattr(protocol, function, interrupted)
 
-    return arrange
+    return interrupt
 
 
 @pytest.mark.parametrize(
     ("function", "calls"), [("save_checkpoint", 0), ("save_checkpoint", 1), ("save_checkpoint", 2), ("save_weights", 0)]
 )
-def test_resumed_equals_uninterrupted(
+def test_a_resumed_run_equals_an_uninterrupted_run(
     spec: RunSpec,
     finished: tuple[RunRecord, RunStore],
     tmp_path: Path,
@@ -158,7 +158,7 @@ def test_resumed_equals_uninterrupted(
         assert (store.folder / file).read_bytes() == (finished[1].folder / file).read_bytes()
 
 
-def test_a_torn_line_of_epochs_does_not_count(
+def test_a_truncated_line_in_epochs_jsonl_is_ignored(
     spec: RunSpec,
     finished: tuple[RunRecord, RunStore],
     tmp_path: Path,
@@ -186,11 +186,11 @@ def test_a_resumed_run_must_be_the_same_request(
     monkeypatch.undo()
     with pytest.raises(UsageError, match="seed was 0, is 1"):
         train_before_test(dataclasses.replace(spec, seed=1), store, resume=True)
-    quicker = dataclasses.replace(spec, execution=Execution(device="cpu", eval_batch_size=2))
-    assert train_before_test(quicker, store, resume=True).chosen_epoch in (1, 2, 3)
+    other_batch_size = dataclasses.replace(spec, execution=Execution(device="cpu", eval_batch_size=2))
+    assert train_before_test(other_batch_size, store, resume=True).chosen_epoch in (1, 2, 3)
 
 
-def test_a_finished_run_is_not_overwritten_unasked(spec: RunSpec, tmp_path: Path) -> None:
+def test_a_finished_run_is_overwritten_only_with_overwrite(spec: RunSpec, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "run")
     quick = dataclasses.replace(spec, recipe=dataclasses.replace(RECIPE, epochs=1), direct=False)
     first = train_before_test(quick, store)
@@ -199,19 +199,19 @@ def test_a_finished_run_is_not_overwritten_unasked(spec: RunSpec, tmp_path: Path
     assert train_before_test(quick, store, overwrite=True) == first
 
 
-def test_a_finished_run_is_scored_again(finished: tuple[RunRecord, RunStore]) -> None:
+def test_scoring_a_finished_run_again_gives_the_same_score(finished: tuple[RunRecord, RunStore]) -> None:
     record, store = finished
     before = (store.folder / "record.json").read_bytes()
     assert score_again(store).trained == record.trained
     assert (store.folder / "record.json").read_bytes() == before
 
 
-def test_an_unfinished_run_is_not_scored_again(tmp_path: Path) -> None:
+def test_scoring_an_unfinished_run_again_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not finished"):
         score_again(RunStore(tmp_path / "nothing"))
 
 
-def test_all_weights_are_trained_without_an_adapter(spec: RunSpec, tmp_path: Path) -> None:
+def test_without_lora_all_weights_are_trained_and_saved(spec: RunSpec, tmp_path: Path) -> None:
     full = dataclasses.replace(spec, recipe=Recipe(lora=None, epochs=2, learning_rate=1e-3))
     store = RunStore(tmp_path / "run")
     record = train_before_test(full, store)
@@ -231,7 +231,7 @@ def test_a_chat_template_is_used_in_training_and_scoring(spec: RunSpec, tmp_path
     ("values", "higher", "chosen"),
     [((0.5, 0.7, 0.7), True, 2), ((0.5, 0.5, 0.5), True, 1), ((0.9, 0.4, 0.4), False, 2), ((0.2, 0.1, 0.3), True, 3)],
 )
-def test_strictly_better_replaces_and_ties_keep_the_earlier(values: tuple[float, ...], higher: bool, chosen: int) -> None:
+def test_a_later_epoch_is_chosen_only_if_it_is_strictly_better(values: tuple[float, ...], higher: bool, chosen: int) -> None:
     epochs = [
         EpochRecord(epoch=number, loss=1.0, validation={"m": value}, tokens=1, seconds=1.0, validation_seconds=1.0)
         for number, value in enumerate(values, start=1)
@@ -239,7 +239,7 @@ def test_strictly_better_replaces_and_ties_keep_the_earlier(values: tuple[float,
     assert choose_epoch(epochs, "m", higher_is_better=higher).epoch == chosen
 
 
-def test_bad_input_leaves_no_folder(spec: RunSpec, tmp_path: Path) -> None:
+def test_invalid_input_creates_no_folder(spec: RunSpec, tmp_path: Path) -> None:
     for broken, error in (
         (dataclasses.replace(spec, metric="acc_nrm,none"), UsageError),
         (dataclasses.replace(spec, greater_is_better=False), UsageError),
@@ -252,7 +252,7 @@ def test_bad_input_leaves_no_folder(spec: RunSpec, tmp_path: Path) -> None:
         assert not store.folder.exists()
 
 
-def test_a_diverged_training_names_step_and_rows_and_leaves_no_record(spec: RunSpec, tmp_path: Path) -> None:
+def test_diverged_training_raises_with_step_and_rows_and_writes_no_record(spec: RunSpec, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "run")
     broken = dataclasses.replace(spec, recipe=dataclasses.replace(RECIPE, learning_rate=1e30, max_grad_norm=0))
     with pytest.raises(TrainingDiverged, match=r"step \d+ is nan on training rows \[\d+"):
@@ -261,7 +261,7 @@ def test_a_diverged_training_names_step_and_rows_and_leaves_no_record(spec: RunS
     assert math.isfinite(torch.rand(1).item())
 
 
-def test_losses_and_scores_reach_tensorboard(spec: RunSpec, tmp_path: Path) -> None:
+def test_losses_and_scores_are_logged_to_tensorboard(spec: RunSpec, tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     store = RunStore(tmp_path / "run")
     execution = Execution(device="cpu", trackers=("tensorboard",), logging_steps=1)
@@ -269,28 +269,28 @@ def test_losses_and_scores_reach_tensorboard(spec: RunSpec, tmp_path: Path) -> N
     events = event_accumulator.EventAccumulator(str(store.folder / "trackers" / "micro"))
     events.Reload()
     assert len(events.Scalars("train/loss")) == 9
-    shown = [event.value for event in events.Scalars("validation/acc,none")]
-    assert shown == pytest.approx([epoch.validation["acc,none"] for epoch in record.epochs])
+    logged = [event.value for event in events.Scalars("validation/acc,none")]
+    assert logged == pytest.approx([epoch.validation["acc,none"] for epoch in record.epochs])
     assert record.trained is not None
     assert events.Scalars("test/acc,none")[0].value == pytest.approx(record.trained.metrics["acc,none"])
 
 
-def test_the_engine_changes_no_score(spec: RunSpec, tmp_path: Path) -> None:
-    """Without dropout, whose places depend on the layout, the fast engine and the plain one leave the same record."""
+def test_the_packed_and_the_padded_engine_give_the_same_scores(spec: RunSpec, tmp_path: Path) -> None:
+    """Dropout is off, because its mask depends on the batch layout. Losses may differ by rounding."""
     recipe = dataclasses.replace(RECIPE, lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
-    asked = dataclasses.replace(spec, recipe=recipe)
-    fast, plain = (
+    without_dropout = dataclasses.replace(spec, recipe=recipe)
+    packed, padded = (
         train_before_test(
-            dataclasses.replace(asked, execution=Execution(device="cpu", engine=engine)), RunStore(tmp_path / engine)
+            dataclasses.replace(without_dropout, execution=Execution(device="cpu", engine=engine)), RunStore(tmp_path / engine)
         )
         for engine in ("auto", "plain")
     )
-    assert fast.direct == plain.direct
-    assert fast.trained == plain.trained
-    assert [epoch.loss for epoch in fast.epochs] == pytest.approx([epoch.loss for epoch in plain.epochs], rel=1e-4)
+    assert packed.direct == padded.direct
+    assert packed.trained == padded.trained
+    assert [epoch.loss for epoch in packed.epochs] == pytest.approx([epoch.loss for epoch in padded.epochs], rel=1e-4)
 
 
-def test_bfloat16_weights_carry_a_float32_adapter(spec: RunSpec, tmp_path: Path) -> None:
+def test_an_adapter_on_bfloat16_weights_is_saved_in_float32(spec: RunSpec, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "run")
     record = train_before_test(dataclasses.replace(spec, recipe=dataclasses.replace(RECIPE, dtype="bfloat16")), store)
     weights = load_file(store.folder / "adapter" / "adapter_model.safetensors")

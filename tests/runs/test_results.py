@@ -1,4 +1,4 @@
-"""The results files of a run are what lm_eval writes of the same two models, and other tools tell the two apart."""
+"""A run's results files equal those that lm_eval writes for the same two models, and other tools can distinguish the two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 SCHEMA = Path(__file__).parent / "every_eval_ever" / "eval.schema.json"
-"""Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever), under the MIT licence beside it."""
+"""Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever). Its MIT license is in the same folder."""
 BRIER = """\
   - metric: brier_score
     aggregation: brier_score
@@ -42,7 +42,7 @@ LORA = Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linea
 def finished_run(
     folder: Path, *, chat: bool = False, recipe: Recipe = LORA, caps: Caps | None = None, model: str = "llama"
 ) -> RunStore:
-    """Carry out a run with a direct score on a benchmark of 12 test rows, whose Brier score every training moves."""
+    """Execute a run with a direct score on a benchmark of 12 test rows. Its Brier score changes with any training."""
     task = write_micro(folder)
     task.write_text(TASK + BRIER, encoding="utf-8")
     spec = RunSpec(
@@ -57,13 +57,13 @@ def finished_run(
     return store
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "chat"])
+@pytest.fixture(scope="module", params=[False, True], ids=["no chat template", "chat template"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     return finished_run(tmp_path_factory.mktemp("run"), chat=request.param)
 
 
 def files_of(store: RunStore) -> dict[str, Path]:
-    """Return the one results file of each of the two models."""
+    """Return the results file of the trained model and that of the base model."""
     (trained,), (direct,) = store.folder.glob("results_*.json"), (store.folder / "direct").glob("results_*.json")
     return {"trained": trained, "direct": direct}
 
@@ -73,7 +73,7 @@ def results_of(store: RunStore) -> dict[str, dict[str, Any]]:
 
 
 def lm_eval_writes(folder: Path, ours: Mapping[str, Any], *, limit: int | None = None) -> dict[str, Any]:
-    """Let lm_eval evaluate the model that ``ours`` names, on the same rows, and return the results file that it writes."""
+    """Evaluate the model that ``ours`` names with lm_eval on the same rows. Return the results file that lm_eval writes."""
     rows = {
         role: [json.loads(line) for line in (folder / "micro" / f"{role}.jsonl").read_text().splitlines()]
         for role in ("train", "validation", "test")
@@ -98,7 +98,7 @@ def lm_eval_writes(folder: Path, ours: Mapping[str, Any], *, limit: int | None =
 
 
 def identity(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a results file says of its model and of what was asked."""
+    """Return the fields of a results file that describe the model and the request."""
     keys = ("task_hashes", "chat_template", "chat_template_sha", "max_length", "n-samples", "higher_is_better", "versions")
     named = ("model_source", "model_name", "model_name_sanitized", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id")
     config = ("model_num_parameters", "model_dtype", "model_revision", "model_sha", "peft_sha", "limit", "model_args")
@@ -109,18 +109,18 @@ def identity(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["trained", "direct"])
-def test_lm_eval_writes_the_same_of_the_model_that_the_file_names(run: RunStore, name: str) -> None:
-    """``lm_eval --model_args`` with the file's own arguments loads that model, scores it alike and fills every field alike."""
+def test_lm_eval_gives_the_same_results_with_the_model_args_of_the_file(run: RunStore, name: str) -> None:
+    """lm_eval loads the same model from the file's ``model_args``, and writes the same scores and the same fields."""
     ours = results_of(run)[name]
     theirs = lm_eval_writes(run.folder.parent, ours)
     assert identity(ours) == identity(theirs)
-    # A Brier score's standard error is drawn: lm_eval draws otherwise.
+    # The standard error of a Brier score is bootstrapped, and lm_eval draws other samples.
     scores = {key: value for key, value in theirs["results"]["micro"].items() if "," in key and "brier_score_stderr" not in key}
     assert len(scores) == 5
     assert {key: ours["results"]["micro"][key] for key in scores} == pytest.approx(scores)
 
 
-def test_the_two_files_are_of_two_models(run: RunStore) -> None:
+def test_the_two_results_files_describe_the_trained_and_the_base_model(run: RunStore) -> None:
     trained, direct = results_of(run)["trained"], results_of(run)["direct"]
     adapter = run.folder / "adapter"
     assert trained["config"]["model_args"]["peft"] == str(adapter) == trained["model_name"]
@@ -135,16 +135,16 @@ def test_the_two_files_are_of_two_models(run: RunStore) -> None:
     assert direct["results"]["micro"][brier] == record.direct.metrics[brier]
 
 
-def test_identities_that_are_compared_differ_between_models(run: RunStore) -> None:
-    """Negative control: the comparison with lm_eval would see one model's file in place of the other's."""
+def test_the_compared_fields_differ_between_the_two_models(run: RunStore) -> None:
+    """Negative control: the comparison with lm_eval would fail if the two files were swapped."""
     trained, direct = (identity(results) for results in results_of(run).values())
     assert {key for key in trained if trained[key] != direct[key]} == {
         *("model_name", "model_name_sanitized", "model_num_parameters", "model_args", "peft_sha")
     }
 
 
-def test_lm_evals_readers_find_both(run: RunStore) -> None:
-    """lm_eval's table shows two rows that differ, and its search for results files finds both, under two folders."""
+def test_lm_eval_finds_and_shows_both_results_files(run: RunStore) -> None:
+    """The rows in lm_eval's tables differ, and lm_eval's search finds both files in two folders."""
     tables = {name: make_table(results) for name, results in results_of(run).items()}
     assert "micro (train-before-test)" in tables["trained"] and "train-before-test" not in tables["direct"]
     record = run.record()
@@ -160,15 +160,15 @@ def test_lm_evals_readers_find_both(run: RunStore) -> None:
     assert len(names) == 2
 
 
-def test_a_capped_test_split_says_so(tmp_path: Path) -> None:
-    """8 of 12 rows: ``limit`` is 8, and ``n-samples.original`` the 12 that the split has, as with lm_eval's own --limit."""
+def test_a_capped_test_split_is_recorded_as_limit_and_sample_counts(tmp_path: Path) -> None:
+    """With 8 of 12 rows, ``limit`` is 8 and ``n-samples.original`` is 12, as with lm_eval's --limit."""
     results = results_of(finished_run(tmp_path, caps=Caps(test=8)))
     for ours in results.values():
         assert ours["config"]["limit"] == 8 and ours["n-samples"] == {"micro": {"original": 12, "effective": 8}}
     assert lm_eval_writes(tmp_path, results["direct"], limit=8)["n-samples"] == results["direct"]["n-samples"]
 
 
-def test_all_weights_are_a_model_folder_of_their_own(tmp_path: Path) -> None:
+def test_full_fine_tuning_is_recorded_as_a_complete_model_folder(tmp_path: Path) -> None:
     store = finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=None, learning_rate=1e-3))
     trained = results_of(store)["trained"]
     assert trained["config"]["model_args"] == {"pretrained": str(store.folder / "adapter"), "dtype": "float32"}
@@ -178,33 +178,33 @@ def test_all_weights_are_a_model_folder_of_their_own(tmp_path: Path) -> None:
     assert trained["results"]["micro"][brier] == pytest.approx(theirs["results"]["micro"][brier])
 
 
-def test_an_adapter_that_trains_biases_counts_them_once(tmp_path: Path) -> None:
-    """DoRA adds a vector to each layer; ``bias: all`` writes biases into the adapter's file that the base has already."""
+def test_the_parameter_count_includes_biases_trained_with_the_adapter_once(tmp_path: Path) -> None:
+    """DoRA adds a vector to each layer. ``bias: all`` saves biases of the base model in the adapter file."""
     lora = Lora(target_modules=("all-linear",), use_dora=True, bias="all")
     trained = results_of(finished_run(tmp_path, recipe=dataclasses.replace(LORA, lora=lora), model="gpt_neox"))["trained"]
     assert identity(trained) == identity(lm_eval_writes(tmp_path, trained))
 
 
-def test_products_in_another_type_are_named_as_lm_eval_takes_them(run: RunStore) -> None:
-    """Where products are computed in bfloat16, lm_eval is told so, and loads the model with it."""
-    prepared, record = set_up_run(run.record().spec), run.record()
-    model = dataclasses.replace(prepared.model, autocast=torch.bfloat16)
-    mixed = dataclasses.replace(prepared, scorer=dataclasses.replace(prepared.scorer, model=model))
+def test_autocast_is_recorded_as_mixed_precision_dtype_of_lm_eval(run: RunStore) -> None:
+    """If a model runs under bfloat16 autocast, lm_eval loads it with the same setting."""
+    setup, record = set_up_run(run.record().spec), run.record()
+    model = dataclasses.replace(setup.model, autocast=torch.bfloat16)
+    mixed = dataclasses.replace(setup, scorer=dataclasses.replace(setup.scorer, model=model))
     ours = direct_results(mixed, record, samples=run.samples("direct"), date=0.0)
-    plain = results_of(run)["direct"]["config"]["model_args"]
-    assert ours["config"]["model_args"] == {**plain, "mixed_precision_dtype": "bfloat16"}
+    direct_args = results_of(run)["direct"]["config"]["model_args"]
+    assert ours["config"]["model_args"] == {**direct_args, "mixed_precision_dtype": "bfloat16"}
     assert identity(ours) == identity(lm_eval_writes(run.folder.parent, ours))
 
 
-def test_scoring_again_and_a_later_direct_score_write_one_direct_file(tmp_path: Path) -> None:
+def test_scoring_again_and_adding_a_direct_score_write_one_direct_results_file(tmp_path: Path) -> None:
     store = finished_run(tmp_path)
     first = files_of(store)
     score_again(store)
     assert len(list(store.folder.glob("results_*.json"))) == 2 and files_of_direct(store) == [first["direct"]]
     first["direct"].unlink()
-    undirected = dataclasses.replace(store.record(), direct=None)
-    store.write_record(undirected)
-    add_direct_score(store, undirected.spec)
+    without_direct = dataclasses.replace(store.record(), direct=None)
+    store.write_record(without_direct)
+    add_direct_score(store, without_direct.spec)
     assert len(files_of_direct(store)) == 1 and store.record().direct is not None
 
 
@@ -213,7 +213,7 @@ def files_of_direct(store: RunStore) -> list[Path]:
 
 
 def as_every_eval_ever(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a results file as a record of Every Eval Ever, from what lm_eval's schema says alone."""
+    """Convert a results file to a record of Every Eval Ever, using only fields of lm_eval's schema."""
     (task,) = results["results"]
     scores, samples = results["results"][task], results["n-samples"][task]
     args, stamp = results["config"]["model_args"], str(int(results["date"]))
@@ -260,7 +260,7 @@ def as_every_eval_ever(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_both_files_make_valid_records_of_every_eval_ever_that_differ_in_model_and_score(run: RunStore) -> None:
+def test_both_files_convert_to_valid_every_eval_ever_records_that_differ_in_model_and_score(run: RunStore) -> None:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     records = {name: as_every_eval_ever(results) for name, results in results_of(run).items()}
     for record in records.values():
@@ -281,12 +281,12 @@ def test_both_files_make_valid_records_of_every_eval_ever_that_differ_in_model_a
         assert lower == ["brier_score" in key for key in found]
 
 
-def test_the_schema_refuses_a_record_without_a_model_or_a_direction(run: RunStore) -> None:
-    """Negative control of the validation."""
+def test_the_every_eval_ever_schema_refuses_a_record_without_model_or_direction(run: RunStore) -> None:
+    """Negative control for the schema validation."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     record = as_every_eval_ever(results_of(run)["trained"])
     for part, key in ((record["model_info"], "id"), (record["evaluation_results"][0]["metric_config"], "lower_is_better")):
-        kept = part.pop(key)
+        value = part.pop(key)
         with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
             jsonschema.validate(record, schema)
-        part[key] = kept
+        part[key] = value

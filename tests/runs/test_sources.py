@@ -1,4 +1,4 @@
-"""A result is current only if everything that it stands on is what it was, byte for byte, and nothing else matters."""
+"""A record is current only if every source file has the same bytes as when it was made. Other files do not matter."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def text(doc):
 """
 
 
-def jsonl(folder: Path) -> None:
-    """Write a task with an include of an include, a function with an import of its own, and rows behind `dataset_path: json`."""
+def write_jsonl_task(folder: Path) -> None:
+    """Write a task with nested includes, a function whose module imports another one, and rows through `dataset_path: json`."""
     write_micro(folder / "given")
     (folder / "tasks" / "deep").mkdir(parents=True)
     (folder / "tasks" / "deep" / "base.yaml").write_text(BASE)
@@ -71,9 +71,9 @@ def jsonl(folder: Path) -> None:
     (folder / "tasks" / "named_otherwise.yaml").write_text(text)
 
 
-def stored(folder: Path) -> None:
-    """Write rows in one file of each format, and tasks that name them."""
-    jsonl(folder)
+def write_rows_and_tasks(folder: Path) -> None:
+    """Write rows as JSONL, CSV, Parquet and a folder of files, with a task for each format."""
+    write_jsonl_task(folder)
     rows = {split: [json.loads(line) for line in (folder / "given" / "micro" / f"{split}.jsonl").open()] for split in SIZES}
     import pandas as pd
 
@@ -91,8 +91,8 @@ def stored(folder: Path) -> None:
     (folder / "folder.yaml").write_text(yaml.safe_dump(yaml.safe_load(TASK) | {"dataset_path": str(folder / "set")} | cached))
 
 
-def model(folder: Path) -> Path:
-    """Write a model with every file that a model may have: its weights in shards, a chat template, generation settings, code."""
+def write_model(folder: Path) -> Path:
+    """Write a model with sharded weights, a chat template, generation settings and code."""
     from tiny import tiny_module, tiny_tokenizer
 
     tiny_module().save_pretrained(folder, max_shard_size="60KB")
@@ -107,8 +107,8 @@ def model(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    stored(folder)
-    model(folder / "model")
+    write_rows_and_tasks(folder)
+    write_model(folder / "model")
     (folder / "corpus").mkdir()
     for role in SIZES:
         (folder / "corpus" / f"{role}.txt").write_text(f"One text of {role}.\n\nAnother text of {role}.\n")
@@ -118,8 +118,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(world: Path, kind: str) -> RunSpec:
-    """Return a run on one kind of source."""
+def spec_of(world: Path, kind: str) -> RunSpec:
+    """Return a run whose benchmark has one kind of source."""
     tasks = world / "tasks"
     benchmarks = {
         "include_path": BenchmarkSpec(task="own", include_path=tasks),
@@ -154,20 +154,20 @@ KINDS: dict[str, tuple[set[str], str]] = {
 
 @pytest.fixture(scope="module")
 def records(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[RunRecord, RunStore]]:
-    """Carry out the run on a kind of source, once."""
+    """Return a function that executes the run on a kind of source, once for all tests."""
     known: dict[str, tuple[RunRecord, RunStore]] = {}
 
     def get(kind: str) -> tuple[RunRecord, RunStore]:
         if kind not in known:
             store = RunStore(tmp_path_factory.mktemp("runs") / kind)
-            known[kind] = train_before_test(asked(world, kind), store), store
+            known[kind] = train_before_test(spec_of(world, kind), store), store
         return known[kind]
 
     return get
 
 
 def flip(path: Path) -> None:
-    """Change the last byte but one of a file; its size and its time of change stay."""
+    """Change the second last byte of a file, but not its size and modification time."""
     times = path.stat()
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
@@ -176,7 +176,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_byte_of_any_listed_file_makes_a_run_wait(
+def test_a_record_is_not_current_after_one_byte_of_a_source_file_changed(
     world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], kind: str
 ) -> None:
     record, store = records(kind)
@@ -192,7 +192,7 @@ def test_one_byte_of_any_listed_file_makes_a_run_wait(
     for source in record.sources:
         path = Path(str(source.path))
         if not path.is_relative_to(world):
-            continue  # corpus.yaml of the package itself
+            continue  # corpus.yaml is part of the package
         before = path.stat()
         content = path.read_bytes()
         flip(path)
@@ -202,7 +202,9 @@ def test_one_byte_of_any_listed_file_makes_a_run_wait(
         assert SourceCheck().difference(record.sources, record.spec) is None
 
 
-def test_files_that_no_run_reads_change_nothing(world: Path, records: Callable[[str], tuple[RunRecord, RunStore]]) -> None:
+def test_changes_of_files_that_no_run_reads_are_ignored(
+    world: Path, records: Callable[[str], tuple[RunRecord, RunStore]]
+) -> None:
     record, _ = records("include_path")
     for path in (
         *(world / "model" / "README.md", world / "model" / "trainer_state.json", world / "tasks" / "other.yaml"),
@@ -213,34 +215,34 @@ def test_files_that_no_run_reads_change_nothing(world: Path, records: Callable[[
             file.write("# more\n")
         assert SourceCheck().difference(record.sources, record.spec) is None
     for source in record.sources or ():
-        os.utime(str(source.path))  # another time of change, the same content
+        os.utime(str(source.path))  # another modification time, the same content
     assert SourceCheck().difference(record.sources, record.spec) is None
 
 
-def test_files_that_come_and_go_are_named(
+def test_the_difference_names_added_and_missing_files(
     world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
 ) -> None:
     record, _ = records("include_path")
     added, template = world / "model" / "adapter_config.json", world / "model" / "chat_template.jinja"
     added.write_text("{}")
     template.rename(tmp_path / "kept")
-    said = SourceCheck().difference(record.sources, record.spec)
+    difference = SourceCheck().difference(record.sources, record.spec)
     added.unlink()
     (tmp_path / "kept").rename(template)
-    assert said == "chat_template.jinja no longer there; adapter_config.json added since"
+    assert difference == "chat_template.jinja no longer there; adapter_config.json added since"
     shard = next(source for source in record.sources or () if source.name.endswith(".safetensors"))
-    older = [*(record.sources or ()), *(replace(shard, name=name) for name in ("notes.txt", "pytorch_model.bin"))]
-    assert SourceCheck().difference(older, record.spec) is None, "files that nothing reads, listed by an older record"
-    assert SourceCheck().difference([*older, replace(shard, name="b.model")], record.spec) == "b.model no longer read"
+    earlier = [*(record.sources or ()), *(replace(shard, name=name) for name in ("notes.txt", "pytorch_model.bin"))]
+    assert SourceCheck().difference(earlier, record.spec) is None, "an earlier record lists files that no run reads"
+    assert SourceCheck().difference([*earlier, replace(shard, name="b.model")], record.spec) == "b.model no longer read"
     elsewhere = replace(record.spec, benchmark=replace(record.spec.benchmark, data_dir=world / "rows"))
-    said = str(SourceCheck().difference(record.sources, elsewhere))
-    assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in said
+    difference = str(SourceCheck().difference(record.sources, elsewhere))
+    assert "validation.jsonl no longer read; own/train.jsonl, own/validation.jsonl, own/test.jsonl added since" in difference
 
 
 def test_a_run_with_relative_names_is_current_from_any_working_folder(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`data_files`, `dataset_path` and the model are relative; from elsewhere an edit of any file is noticed all the same."""
+    """`data_files`, `dataset_path` and the model are relative paths. An edited file is detected from any working folder."""
     shutil.copytree(world / "model", tmp_path / "model")
     shutil.copytree(world / "set", tmp_path / "set")
     base = yaml.safe_load(TASK)
@@ -249,13 +251,13 @@ def test_a_run_with_relative_names_is_current_from_any_working_folder(
         "folder": {"dataset_path": "set"},
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(base | rows))
-        spec = replace(asked(world, "folder"), model=ModelSpec(name="model"))
+        spec = replace(spec_of(world, "folder"), model=ModelSpec(name="model"))
         spec = replace(spec, benchmark=BenchmarkSpec(task=str(tmp_path / f"{name}.yaml")))
         monkeypatch.chdir(tmp_path)
         recorded = (*task_sources(spec.benchmark), *model_sources(spec.model))
         assert {source.kind for source in recorded} == {"task", "rows", "model"}
         assert SourceCheck().difference(recorded, spec) is None
-        monkeypatch.chdir(world)  # it has a model and a set of its own: those are what the names mean there
+        monkeypatch.chdir(world)  # this folder also has a model and a set, so the relative names exist here too
         assert SourceCheck().difference(recorded, spec) is None
         (tmp_path / "empty").mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / "empty")
@@ -269,20 +271,20 @@ def test_a_run_with_relative_names_is_current_from_any_working_folder(
         (tmp_path / "kept").rename(tmp_path / "set" / "test.jsonl")
 
 
-def test_a_folder_that_was_moved_is_the_same(
+def test_a_record_stays_current_if_the_folder_is_moved(
     world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
 ) -> None:
     record, _ = records("data_dir")
     shutil.copytree(world, tmp_path / "moved")
-    assert SourceCheck().difference(record.sources, asked(tmp_path / "moved", "data_dir")) is None
+    assert SourceCheck().difference(record.sources, spec_of(tmp_path / "moved", "data_dir")) is None
     flip(tmp_path / "moved" / "tasks" / "wording.py")
-    assert SourceCheck().difference(record.sources, asked(tmp_path / "moved", "data_dir")) == "wording.py changed since"
+    assert SourceCheck().difference(record.sources, spec_of(tmp_path / "moved", "data_dir")) == "wording.py changed since"
 
 
-def test_a_run_that_is_not_current_refuses_each_way_to_go_on(world: Path, tmp_path: Path) -> None:
-    """A finished run, an unfinished one, and one that is only scored again: one line that names the file and the remedy."""
+def test_a_run_that_is_not_current_cannot_be_repeated_resumed_or_scored_again(world: Path, tmp_path: Path) -> None:
+    """The error names the changed file and the remedy."""
     shutil.copytree(world, tmp_path / "world")
-    spec = asked(tmp_path / "world", "data_dir")
+    spec = spec_of(tmp_path / "world", "data_dir")
     store = RunStore(tmp_path / "run")
     record = train_before_test(spec, store)
     with pytest.raises(UsageError, match=r"holds a finished run\. Add --overwrite"):
@@ -302,10 +304,10 @@ def test_a_run_that_is_not_current_refuses_each_way_to_go_on(world: Path, tmp_pa
     assert score_again(store).trained == record.trained
 
 
-def test_a_module_that_changed_is_imported_again(world: Path, tmp_path: Path) -> None:
-    """A byte of a module that a task's module imports, in the same second as before, changes what one process asks."""
+def test_a_changed_module_is_imported_again(world: Path, tmp_path: Path) -> None:
+    """One changed byte in an imported module changes the fingerprints in the same process, even with the same file time."""
     shutil.copytree(world, tmp_path / "world")
-    spec = asked(tmp_path / "world", "data_dir")
+    spec = spec_of(tmp_path / "world", "data_dir")
     before = set_up_run(spec).fingerprints
     assert set_up_run(spec).fingerprints == before
     path = tmp_path / "world" / "tasks" / "wording.py"
@@ -332,18 +334,18 @@ def process(rows):
 """
 
 
-def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) -> None:
-    """`datasets` keeps on disk what a function made of rows, under the function's name: it must not serve an edited one."""
+def test_rows_are_processed_again_after_process_docs_is_edited(world: Path, tmp_path: Path) -> None:
+    """`datasets` caches processed rows on disk under the function's name. The cache must not be used for an edited function."""
     utils, spelling, task = tmp_path / "utils.py", tmp_path / "spelling.py", tmp_path / "processed.yaml"
     utils.write_text(PROCESSING)
     spelling.write_text("def spell(number):\n    return str(number)\n")
     rows = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
-    kept = {"data_files": rows, "cache_dir": str(tmp_path / "cache")}
-    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": kept, "doc_to_text": "{{question}} is"}
+    options = {"data_files": rows, "cache_dir": str(tmp_path / "cache")}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": options, "doc_to_text": "{{question}} is"}
     task.write_text(yaml.safe_dump(config) + "process_docs: !function utils.process\n")
     first = HarnessTask(task)
     assert first.documents("test")[0]["question"] == "number 32"
-    assert first.lm_eval_config()["config"]["dataset_kwargs"] == kept, "the results file tells what the task's file says"
+    assert first.lm_eval_config()["config"]["dataset_kwargs"] == options, "the results file has other options than the task"
     for path, old, new, question in (
         (utils, '"number "', '"numbEr "', "numbEr 32"),
         (spelling, "str(number)", "str(number + 1)", "numbEr 33"),
@@ -354,8 +356,8 @@ def test_an_edited_process_docs_makes_other_rows(world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("processing", ["", "process_docs: !function utils.process\n"])
-def test_rows_that_were_edited_and_kept_their_time_are_read_again(processing: str, world: Path, tmp_path: Path) -> None:
-    """`datasets` recognises files by name and modification time, which a copy or an archive may give back."""
+def test_edited_rows_with_the_same_modification_time_are_read_again(processing: str, world: Path, tmp_path: Path) -> None:
+    """`datasets` identifies files by name and modification time. A copy or an archive may restore that time."""
     shutil.copytree(world / "given" / "micro", tmp_path / "rows")
     (tmp_path / "utils.py").write_text("def process(rows):\n    return rows.map(lambda doc: doc)\n")
     files = {split: str(tmp_path / "rows" / f"{split}.jsonl") for split in SIZES}
@@ -363,12 +365,12 @@ def test_rows_that_were_edited_and_kept_their_time_are_read_again(processing: st
     config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": options}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config) + processing)
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
-    datasets.load_dataset("json", **options)  # leaves its own result of the first rows
+    datasets.load_dataset("json", **options)  # writes a cache of the first rows
     before = (tmp_path / "rows" / "test.jsonl").stat()
     text = (tmp_path / "rows" / "test.jsonl").read_text()
     (tmp_path / "rows" / "test.jsonl").write_text(text.replace('"number": 32', '"number": 99', 1))
     os.utime(tmp_path / "rows" / "test.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert datasets.load_dataset("json", **options)["test"][0]["number"] == 32, "the negative control: datasets sees no change"
+    assert datasets.load_dataset("json", **options)["test"][0]["number"] == 32, "negative control: datasets detects no change"
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
 
 
@@ -384,8 +386,8 @@ def rows(files, cache_dir, **_):
 """
 
 
-def test_rows_that_a_tasks_own_function_loads_are_read_again_after_an_edit(world: Path, tmp_path: Path) -> None:
-    """Whichever way ``custom_dataset`` asks `datasets` for files, one that kept its time is not taken for the old one."""
+def test_edited_rows_that_custom_dataset_loads_are_read_again(world: Path, tmp_path: Path) -> None:
+    """``custom_dataset`` may load files with any function of `datasets`. Edited files have the same modification time."""
     shutil.copytree(world / "given" / "micro", tmp_path / "rows")
     (tmp_path / "utils.py").write_text(CUSTOM)
     files = {split: str(tmp_path / "rows" / f"{split}.jsonl") for split in SIZES}
@@ -393,14 +395,16 @@ def test_rows_that_a_tasks_own_function_loads_are_read_again_after_an_edit(world
     text = yaml.safe_dump(yaml.safe_load(TASK) | {"dataset_kwargs": options})
     (tmp_path / "task.yaml").write_text(text + "custom_dataset: !function utils.rows\n")
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 32
-    own = {"data_files": files, "cache_dir": options["cache_dir"]}
-    assert datasets.load_dataset("json", **own)["train"][0]["number"] == 0
+    direct_options = {"data_files": files, "cache_dir": options["cache_dir"]}
+    assert datasets.load_dataset("json", **direct_options)["train"][0]["number"] == 0
     for split, old in (("train", 0), ("test", 32)):
         path = tmp_path / "rows" / f"{split}.jsonl"
         before = path.stat()
         path.write_text(path.read_text().replace(f'"number": {old}', '"number": 99', 1))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert datasets.load_dataset("json", **own)["train"][0]["number"] == 0, "the negative control: datasets sees no change"
+    assert datasets.load_dataset("json", **direct_options)["train"][0]["number"] == 0, (
+        "negative control: datasets detects no change"
+    )
     edited = HarnessTask(tmp_path / "task.yaml")
     assert [edited.documents(role)[0]["number"] for role in ("train", "test")] == [99, 99]
 
@@ -421,10 +425,10 @@ def rows(folder, splits, **_):
 """
 
 
-def test_rows_that_a_tasks_own_generator_yields_are_read_again(
+def test_edited_rows_that_a_generator_of_the_task_yields_are_read_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`datasets` knows a generator by its name and arguments: no edit of the file or of the function would be seen."""
+    """`datasets` identifies a generator by its name and arguments, so it detects no edit of the file or of the function."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     shutil.copytree(world / "given" / "micro", tmp_path / "rows")
     (tmp_path / "utils.py").write_text(GENERATED)
@@ -434,16 +438,16 @@ def test_rows_that_a_tasks_own_generator_yields_are_read_again(
     unload_modules([tmp_path / "utils.py"])
     names: dict[str, Any] = {}
     exec(GENERATED, names)
-    asked_alone = {"folder": str(tmp_path / "rows"), "splits": ["test"]}
-    assert names["rows"](**asked_alone)["test"][0]["number"] == 32
+    arguments = {"folder": str(tmp_path / "rows"), "splits": ["test"]}
+    assert names["rows"](**arguments)["test"][0]["number"] == 32
     path = tmp_path / "rows" / "test.jsonl"
     path.write_text(path.read_text().replace('"number": 32', '"number": 99', 1))
-    assert names["rows"](**asked_alone)["test"][0]["number"] == 32, "the negative control: datasets sees no change"
+    assert names["rows"](**arguments)["test"][0]["number"] == 32, "negative control: datasets detects no change"
     assert HarnessTask(tmp_path / "task.yaml").documents("test")[0]["number"] == 99
 
 
-def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(world: Path, tmp_path: Path) -> None:
-    """`datasets` lets the first process convert the rows; no other one, at the same time or later, converts or moves them."""
+def test_processes_that_open_a_task_at_the_same_time_convert_its_rows_once(world: Path, tmp_path: Path) -> None:
+    """The first process converts the rows. No other process converts or moves them, at the same time or later."""
     files = {split: str(world / "given" / "micro" / f"{split}.jsonl") for split in SIZES}
     options = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
     task = tmp_path / "task.yaml"
@@ -463,47 +467,47 @@ def test_processes_that_open_a_task_at_once_share_one_conversion_of_its_rows(wor
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        said, warned = worker.communicate(timeout=120)
-        assert (said.split(), worker.returncode) == (["32"] * 5, 0), warned
+        output, errors = worker.communicate(timeout=120)
+        assert (output.split(), worker.returncode) == (["32"] * 5, 0), errors
     made = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.arrow")}
     assert len(made) == len(SIZES)
     assert HarnessTask(task).documents("test")[0]["number"] == 32
     now = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.arrow")}
-    assert now == made, "a second open converts nothing"
+    assert now == made, "opening the task again converted rows"
     datasets.load_dataset("json", **options, download_mode="reuse_cache_if_exists")
-    assert len(list((tmp_path / "cache").rglob("*.arrow"))) > len(made), "the negative control: other keys make other files"
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) > len(made), "negative control: other cache keys give other files"
 
 
-def test_a_model_in_memory_is_loaded_again_when_its_folder_changed(world: Path, tmp_path: Path) -> None:
+def test_a_cached_model_is_loaded_again_after_its_folder_changed(world: Path, tmp_path: Path) -> None:
     from lm_harmony.runs.caches import ModelCache
 
     shutil.copytree(world, tmp_path / "world")
-    spec = asked(tmp_path / "world", "data_dir")
-    warm = ModelCache()
-    first = warm.get(spec)
-    assert warm.get(spec) is first
+    spec = spec_of(tmp_path / "world", "data_dir")
+    cache = ModelCache()
+    first = cache.get(spec)
+    assert cache.get(spec) is first
     write_tiny_model(tmp_path / "world" / "model", seed=1)
     (tmp_path / "world" / "model" / "model.safetensors.index.json").unlink()
-    second = warm.get(spec)
-    assert warm.loads == 2 and second.checksum != first.checksum and second.sources != first.sources
+    second = cache.get(spec)
+    assert cache.loads == 2 and second.checksum != first.checksum and second.sources != first.sources
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_command(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "lm_harmony.cli", "run", "--base_model", "model", "--task_name", "micro.yaml"]
     line += ["--data_dir", ".", "--device", "cpu", "--train_param.num_train_epochs", "1"]
-    line += ["--peft_config.target_modules", "all-linear", *words]
+    line += ["--peft_config.target_modules", "all-linear", *flags]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_command_line_names_what_changed(tmp_path: Path) -> None:
+def test_the_command_line_names_the_changed_file(tmp_path: Path) -> None:
     write_micro(tmp_path)
     write_tiny_model(tmp_path / "model")
-    assert command(tmp_path).returncode == 0
+    assert run_command(tmp_path).returncode == 0
     flip(tmp_path / "model" / "model.safetensors")
-    for words in ((), ("--only_evaluate",)):
-        said = command(tmp_path, *words)
-        assert said.returncode == 1 and "Traceback" not in said.stderr
-        assert "model.safetensors changed since. Restore" in said.stderr and "--overwrite" in said.stderr
+    for flags in ((), ("--only_evaluate",)):
+        done = run_command(tmp_path, *flags)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "model.safetensors changed since. Restore" in done.stderr and "--overwrite" in done.stderr
 
 
 @pytest.fixture
@@ -511,39 +515,39 @@ def cache(tmp_path: Path) -> HashCache:
     return HashCache(tmp_path / "cache")
 
 
-def aged(path: Path, content: bytes) -> Path:
+def write_settled(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     time.sleep(UNSETTLED + 0.1)
     return path
 
 
-def test_a_large_file_is_read_once_by_all_processes(cache: HashCache, tmp_path: Path) -> None:
-    path = aged(tmp_path / "weights", b"x" * SMALL)
+def test_a_hash_of_a_large_file_is_reused_by_other_processes(cache: HashCache, tmp_path: Path) -> None:
+    path = write_settled(tmp_path / "weights", b"x" * SMALL)
     first = cache.sha256_of(path)
     assert (cache.sha256_of(path), cache.reads) == (first, 1)
     other = HashCache(cache.folder)
     assert (other.sha256_of(path), other.reads) == (first, 0)
-    # A torn line, as a kill leaves it, costs nothing but itself.
+    # A truncated line, as a killed process leaves it, is skipped.
     with (cache.folder / "hashes.jsonl").open("a") as file:
         file.write('{"path": "/x", "sta\n')
     third = HashCache(cache.folder)
     assert (third.sha256_of(path), third.reads) == (first, 0)
 
 
-def test_hashing_a_large_file_shows_a_bar_the_first_time(
+def test_hashing_a_large_file_shows_a_progress_bar_the_first_time(
     cache: HashCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, shown = aged(tmp_path / "weights.safetensors", bytes(SMALL)), list[str]()
+    weights, shown = write_settled(tmp_path / "weights.safetensors", bytes(SMALL)), list[str]()
     with display(Console(file=io.StringIO())) as progress:
         add = progress.add_task
         monkeypatch.setattr(progress, "add_task", lambda text, **options: shown.append(text) or add(text, **options))
         cache.sha256_of(weights)
-        cache.sha256_of(weights)  # remembered: the negative control
+        cache.sha256_of(weights)  # negative control: the hash is cached
     assert shown == ["hashing weights.safetensors"]
 
 
-def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> None:
-    """The second waits for the first, although the file has only just been written."""
+def test_of_two_processes_only_one_reads_a_large_file(tmp_path: Path) -> None:
+    """The second process waits for the first one, although the file was written just before."""
     path = tmp_path / "weights"
     with path.open("wb") as file:
         file.truncate(LARGE)
@@ -554,17 +558,17 @@ def test_two_processes_read_a_large_file_once_between_them(tmp_path: Path) -> No
     )
     line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(path)]
     both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=60) for process in both]
-    said = [out.split() for out, _ in told]
-    assert said[0][0] == said[1][0] == hashlib.sha256(bytes(LARGE)).hexdigest()
-    assert sorted(reads for _, reads in said) == ["0", "1"]
-    waiting = [errors.count(f"waiting for another process that reads {path}") for _, errors in told]
-    assert waiting == [int(reads == "0") for _, reads in said], "who waits says so, once"
+    outputs = [process.communicate(timeout=60) for process in both]
+    results = [out.split() for out, _ in outputs]
+    assert results[0][0] == results[1][0] == hashlib.sha256(bytes(LARGE)).hexdigest()
+    assert sorted(reads for _, reads in results) == ["0", "1"]
+    waiting = [errors.count(f"waiting for another process that reads {path}") for _, errors in outputs]
+    assert waiting == [int(reads == "0") for _, reads in results], "a waiting process must log that it waits, once"
 
 
-def test_content_counts_and_times_do_not(cache: HashCache, tmp_path: Path) -> None:
-    """Another byte of the same size and time is another hash; the same bytes under another time are the same one."""
-    path = aged(tmp_path / "weights", b"x" * SMALL)
+def test_a_hash_depends_on_the_content_and_not_on_the_modification_time(cache: HashCache, tmp_path: Path) -> None:
+    """One changed byte changes the hash, although size and time stay. Another time does not change it."""
+    path = write_settled(tmp_path / "weights", b"x" * SMALL)
     first = cache.sha256_of(path)
     flip(path)
     assert cache.sha256_of(path) != first
@@ -573,8 +577,8 @@ def test_content_counts_and_times_do_not(cache: HashCache, tmp_path: Path) -> No
     assert cache.sha256_of(path) == first
 
 
-def test_the_hash_of_a_file_that_has_just_changed_is_not_remembered(cache: HashCache, tmp_path: Path) -> None:
-    """Within the clock's steps a second change may leave the same times: such a file is read again."""
+def test_the_hash_of_a_file_that_has_just_changed_is_not_cached(cache: HashCache, tmp_path: Path) -> None:
+    """File times have a limited resolution, so a second change may give the same times. Such a file is read again."""
     path = tmp_path / "weights"
     path.write_bytes(b"x" * SMALL)
     cache.sha256_of(path)
@@ -586,21 +590,23 @@ def test_the_hash_of_a_file_that_has_just_changed_is_not_remembered(cache: HashC
     assert cache.reads == 3
 
 
-def test_a_time_in_the_future_does_not_keep_a_hash_from_being_remembered(cache: HashCache, tmp_path: Path) -> None:
+def test_the_hash_of_a_file_with_a_future_modification_time_is_cached(cache: HashCache, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"x" * SMALL)
     os.utime(path, (time.time() + 86400,) * 2)
     time.sleep(UNSETTLED + 0.1)
     first = cache.sha256_of(path)
     assert (cache.sha256_of(path), cache.reads) == (first, 1)
-    flip(path)  # keeps that time
+    flip(path)  # does not change that time
     assert cache.sha256_of(path) != first and cache.reads == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is told once, where the file is large."""
+def test_without_a_writable_cache_hashes_are_computed_again_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning is logged for large files only."""
     (tmp_path / "cache").write_text("a file where the folder belongs")
-    path = aged(tmp_path / "weights", b"x" * SMALL)
+    path = write_settled(tmp_path / "weights", b"x" * SMALL)
     cache = HashCache(tmp_path / "cache")
     assert cache.sha256_of(path) == cache.sha256_of(path)
     assert not caplog.messages
@@ -609,12 +615,12 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: 
             file.truncate(LARGE)
     digests = {cache.sha256_of(tmp_path / name) for name in ("large", "larger")}
     assert digests == {hashlib.sha256(bytes(LARGE)).hexdigest()}
-    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "hashes.jsonl cannot be written" in said and "Set LM_HARMONY_CACHE_DIR" in said
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "hashes.jsonl cannot be written" in warning and "Set LM_HARMONY_CACHE_DIR" in warning
 
 
-def test_hashes_need_neither_locks_nor_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows has no fcntl, and a user of a container may have no entry in the list of users."""
+def test_hashes_need_neither_file_locks_nor_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no fcntl. The user of a container may have no entry in the user database."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
         "from pathlib import Path; from lm_harmony.runs.file_hashes import HashCache\n"
@@ -623,13 +629,13 @@ def test_hashes_need_neither_locks_nor_a_home(tmp_path: Path, monkeypatch: pytes
     with (tmp_path / "large").open("wb") as file:
         file.truncate(LARGE)
     line = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "large")]
-    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == hashlib.sha256(bytes(LARGE)).hexdigest()
+    output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == hashlib.sha256(bytes(LARGE)).hexdigest()
 
-    def nobody(user: int) -> Any:
+    def raise_key_error(user: int) -> Any:
         raise KeyError(user)
 
-    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("pwd.getpwuid", raise_key_error)
     for name in ("LM_HARMONY_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert cache_folder() == Path.home() / ".cache" / "lm-harmony"
@@ -644,26 +650,26 @@ def test_sources_of_lm_evals_own_tasks_are_found_without_importing_lm_eval() -> 
         "    found = task_files(name); print(name, sorted(found.code), found.dataset)\n"
         "assert not {'lm_eval', 'torch', 'datasets'} & set(sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "hellaswag ['hellaswag.yaml', 'utils.py'] Rowan/hellaswag" in said
-    assert "_default_template_yaml" in said
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "hellaswag ['hellaswag.yaml', 'utils.py'] Rowan/hellaswag" in output
+    assert "_default_template_yaml" in output
 
 
-def test_a_model_and_a_data_set_of_the_hub_are_named(world: Path) -> None:
+def test_sources_of_the_hub_have_a_repository_and_a_revision(world: Path) -> None:
     (source,) = model_sources(ModelSpec(name="nobody/nothing", revision="v1"))
     assert (source.name, source.revision, source.path) == ("nobody/nothing", "v1", None)
     hub = [source for source in task_sources(BenchmarkSpec(task="rte")) if source.path is None]
     assert [(source.kind, source.revision) for source in hub] == [("rows", "main")]
 
 
-def record_of(values: Any) -> RunRecord:
+def record_from(values: Any) -> RunRecord:
     return RunRecord.from_dict(json.loads(json.dumps(values)))
 
 
-def test_a_record_without_sources_is_read_and_cannot_be_verified(records: Callable[[str], tuple[RunRecord, RunStore]]) -> None:
+def test_a_record_without_sources_can_be_read_but_is_not_current(records: Callable[[str], tuple[RunRecord, RunStore]]) -> None:
     record, _ = records("data_dir")
     values = record.to_dict()
-    assert record_of(values) == record
-    old = record_of({key: value for key, value in values.items() if key not in ("sources", "asked")})
+    assert record_from(values) == record
+    old = record_from({key: value for key, value in values.items() if key not in ("sources", "asked")})
     assert old.sources is None
     assert SourceCheck().difference(old.sources, old.spec) == "made before sources were recorded"

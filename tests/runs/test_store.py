@@ -1,4 +1,4 @@
-"""A run's folder: nothing is lost, nothing is half written."""
+"""The folder of a run: refused names, full disks, remote copies, and files that are read back unchanged."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lm_harmony.runs.store import RunStore
 
 
 @pytest.mark.parametrize("name", ["", " ", "/abs", "..", "a/../../b", "~/x", "a\\..\\b"])
-def test_a_name_that_leaves_the_results_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_run_name_outside_the_results_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="exp_name"):
         RunStore.at(tmp_path, name)
 
 
-def test_a_nested_name_is_a_nested_folder(tmp_path: Path) -> None:
+def test_a_nested_run_name_gives_a_nested_folder(tmp_path: Path) -> None:
     assert RunStore.at(tmp_path, "arc_easy/org/model").folder == tmp_path / "arc_easy" / "org" / "model"
 
 
-def test_overwrite_spares_folders_that_are_no_run(tmp_path: Path) -> None:
+def test_overwrite_refuses_a_folder_with_files_that_no_run_writes(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("dear")
     with pytest.raises(UsageError, match="files that no run writes"):
@@ -40,7 +40,7 @@ def test_overwrite_spares_folders_that_are_no_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "thesis.tex").exists()
 
 
-def test_epochs_are_appended_whole(tmp_path: Path) -> None:
+def test_added_epochs_are_read_back_in_order(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     epochs = [
         EpochRecord(epoch=number, loss=1.0, validation={"m": 0.5}, tokens=1, seconds=1.0, validation_seconds=1.0)
@@ -51,7 +51,7 @@ def test_epochs_are_appended_whole(tmp_path: Path) -> None:
     assert store.epochs() == tuple(epochs)
 
 
-def test_every_error_survives_pickling_and_is_a_standard_one() -> None:
+def test_every_error_can_be_pickled_and_derives_from_a_built_in_error() -> None:
     kinds = [kind for kind in vars(lm_harmony.errors).values() if isinstance(kind, type) and issubclass(kind, HarmonyError)]
     for kind in kinds:
         copy = pickle.loads(pickle.dumps(kind("what and the remedy")))
@@ -59,8 +59,8 @@ def test_every_error_survives_pickling_and_is_a_standard_one() -> None:
         assert kind is HarmonyError or len(kind.__mro__) > 4
 
 
-def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path) -> None:
-    """A process that may not write files above 20 kB stands for a full disk: its adapter is larger, its records are not."""
+def test_after_a_full_disk_the_run_can_be_resumed(tmp_path: Path) -> None:
+    """A file size limit of 20 kB simulates a full disk. The adapter is larger than the limit, the records are not."""
     write_micro(tmp_path)
     write_tiny_model(tmp_path / "model")
     command = ["run", "--base_model", "model", "--task_name", "micro.yaml", "--data_dir", ".", "--device", "cpu"]
@@ -72,11 +72,15 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
         sys.exit(main(sys.argv[1:]))
     """)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    full = subprocess.run(
+    limited_run = subprocess.run(
         [sys.executable, "-c", limited, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert full.returncode == 1, full.stderr
-    assert "cannot be written" in full.stderr and "--resume_from_checkpoint" in full.stderr and "Traceback" not in full.stderr
+    assert limited_run.returncode == 1, limited_run.stderr
+    assert (
+        "cannot be written" in limited_run.stderr
+        and "--resume_from_checkpoint" in limited_run.stderr
+        and "Traceback" not in limited_run.stderr
+    )
     store = RunStore(tmp_path / "results" / "micro" / "model")
     assert store.config() is not None and not store.is_finished()
     assert not list(store.folder.rglob("*.part"))
@@ -88,26 +92,26 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on(tmp_path: Path
     assert json.loads((store.folder / "record.json").read_text())["chosen_epoch"] in (1, 2)
 
 
-def test_a_record_that_was_written_again_behind_a_url_is_pulled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was carried out again replaces its record: a working copy of the earlier one must not stand for it."""
+def test_a_record_that_changed_at_the_url_is_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated run replaces its record. The local copy of the earlier record must not be used any more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    there = tmp_path / "results" / "task" / "model" / "record.json"
-    there.parent.mkdir(parents=True)
-    there.write_text("1")
-    os.utime(there, (time.time() - 60,) * 2)
+    at_url = tmp_path / "results" / "task" / "model" / "record.json"
+    at_url.parent.mkdir(parents=True)
+    at_url.write_text("1")
+    os.utime(at_url, (time.time() - 60,) * 2)
     remote = RemoteSync(f"file://{tmp_path / 'results'}")
-    here = remote.folder / "task" / "model" / "record.json"
+    local = remote.folder / "task" / "model" / "record.json"
     remote.pull_outcomes()
-    pulled = here.stat().st_mtime_ns
+    pulled = local.stat().st_mtime_ns
     RemoteSync(remote.url).pull_outcomes()
-    assert (here.read_text(), here.stat().st_mtime_ns) == ("1", pulled), "a record that stayed is not pulled twice"
-    there.write_text("2")
-    os.utime(there, (time.time() + 60,) * 2)
+    assert (local.read_text(), local.stat().st_mtime_ns) == ("1", pulled), "an unchanged record was downloaded again"
+    at_url.write_text("2")
+    os.utime(at_url, (time.time() + 60,) * 2)
     RemoteSync(remote.url).pull_outcomes()
-    assert here.read_text() == "2"
+    assert local.read_text() == "2"
 
 
-def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_samples_are_read_back_unchanged(tmp_path: Path) -> None:
     samples = ({"doc_id": 0, "text": "one\u2028two\x85three\nfour"}, {"doc_id": 1, "text": "five\r\nsix"})
     store = RunStore(tmp_path)
     assert store.samples("direct") == ()

@@ -1,4 +1,4 @@
-"""The texts of a run: what its tokenizer and chat template add by themselves, and what is too long to be learned."""
+"""The texts of a run: tokens that the tokenizer appends, dates in chat templates, and answers that are too long to train on."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 RECIPE = Recipe(epochs=2, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
-DATED = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
+DATED_TEMPLATE = (
+    "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
+)
 
 
-def asked(folder: Path, model: Path) -> RunSpec:
+def spec_of(folder: Path, model: Path) -> RunSpec:
     return RunSpec(
         model=ModelSpec(name=str(model)),
         benchmark=BenchmarkSpec(task=str(write_micro(folder)), data_dir=folder),
@@ -40,7 +42,7 @@ def asked(folder: Path, model: Path) -> RunSpec:
 
 
 def model_with(folder: Path, *, template: str | None = None, appends: bool = False) -> Path:
-    """Write the tiny model's folder with a chat template, or with a tokenizer that ends every text by itself."""
+    """Write the tiny model with a chat template, or with a tokenizer that appends an end-of-text token to every text."""
     tiny_module().save_pretrained(folder)
     tokenizer = tiny_tokenizer.__wrapped__()
     tokenizer.chat_template = template
@@ -51,23 +53,25 @@ def model_with(folder: Path, *, template: str | None = None, appends: bool = Fal
     return folder
 
 
-def test_a_tokenizer_that_appends_an_end_gives_the_same_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The run is that of the tokenizer without the setting, says so in one line and in its record, and is scored again alike."""
+def test_a_tokenizer_that_appends_end_of_text_gives_the_same_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Losses and scores do not change. The removed token is logged once and is in the record."""
     caplog.set_level(logging.INFO, logger="lm_harmony")
-    plain = train_before_test(asked(tmp_path, write_tiny_model(tmp_path / "plain")), RunStore(tmp_path / "first"))
-    assert plain.data.appended_tokens == () and "appends" not in caplog.text
+    reference = train_before_test(spec_of(tmp_path, write_tiny_model(tmp_path / "reference")), RunStore(tmp_path / "first"))
+    assert reference.data.appended_tokens == () and "appends" not in caplog.text
     store = RunStore(tmp_path / "second")
-    record = train_before_test(asked(tmp_path, model_with(tmp_path / "ends", appends=True)), store)
+    record = train_before_test(spec_of(tmp_path, model_with(tmp_path / "ends", appends=True)), store)
     assert record.data.appended_tokens == ("<|end|>",)
-    assert (record.epochs, record.trained) == (plain.epochs, plain.trained)
-    said = [one.getMessage() for one in caplog.records if "appends" in one.getMessage()]
-    assert said == [f"model {tmp_path / 'ends'}: its tokenizer appends <|end|> to every text; texts are encoded without."]
+    assert (record.epochs, record.trained) == (reference.epochs, reference.trained)
+    messages = [record.getMessage() for record in caplog.records if "appends" in record.getMessage()]
+    assert messages == [f"model {tmp_path / 'ends'}: its tokenizer appends <|end|> to every text; texts are encoded without."]
     assert store.record() == record
-    assert score_again(store).trained == plain.trained
+    assert score_again(store).trained == reference.trained
 
 
-def test_training_rows_with_too_long_an_answer_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a row is left out, the record says how many, and the others are learned as if it had never been there."""
+def test_training_rows_with_an_answer_that_is_too_long_are_dropped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record has the number of dropped rows. Training on the other rows is the same as without the dropped row."""
     rows = {
         role: [{"question": f"Which number is {number}?", "answer": f" {number}"} for number in range(first, first + 6)]
         for role, first in (("train", 0), ("validation", 10), ("test", 20))
@@ -78,7 +82,7 @@ def test_training_rows_with_too_long_an_answer_are_counted(tmp_path: Path, caplo
     records = []
     for name, more in (("short", []), ("long", [{"question": "Which one is long?", "answer": " 7" * 200}])):
         task = write_task(tmp_path / name, {**rows, "train": [*rows["train"], *more]}, **fields, metric_list=metric)
-        spec = replace(asked(tmp_path, model), benchmark=BenchmarkSpec(task=str(task), data_dir=tmp_path / name))
+        spec = replace(spec_of(tmp_path, model), benchmark=BenchmarkSpec(task=str(task), data_dir=tmp_path / name))
         records.append(train_before_test(spec, RunStore(tmp_path / name / "run")))
     short, long = records
     assert (short.data.train, short.data.answer_too_long) == (6, 0)
@@ -88,7 +92,7 @@ def test_training_rows_with_too_long_an_answer_are_counted(tmp_path: Path, caplo
 
 
 class Clock(datetime):
-    """The clock that transformers reads for ``strftime_now``."""
+    """Replacement for the clock that transformers reads for ``strftime_now``."""
 
     day = 5
 
@@ -99,7 +103,7 @@ class Clock(datetime):
 
 @contextmanager
 def ctrl_c_after_epoch_1() -> Iterator[None]:
-    """Interrupt a run by the line that it logs after its first epoch."""
+    """Interrupt a run when it logs the end of its first epoch."""
 
     class Stop(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -118,10 +122,12 @@ def ctrl_c_after_epoch_1() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def test_a_run_with_a_dated_template_goes_on_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The date is part of what is asked: it stands in the request, and another day or another date is told apart."""
+def test_a_run_with_a_date_in_its_chat_template_can_be_resumed_on_the_next_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The date is part of the request and does not depend on the clock. A request with another date is refused."""
     monkeypatch.setattr(transformers_templates, "datetime", Clock)
-    spec = asked(tmp_path, model_with(tmp_path / "model", template=DATED))
+    spec = spec_of(tmp_path, model_with(tmp_path / "model", template=DATED_TEMPLATE))
     spec = replace(spec, model=replace(spec.model, apply_chat_template=True))
     store = RunStore(tmp_path / "run")
     with ctrl_c_after_epoch_1():
@@ -133,7 +139,7 @@ def test_a_run_with_a_dated_template_goes_on_the_next_day(tmp_path: Path, monkey
     with pytest.raises(UsageError, match=r"was begun with another request: model was .*2024-07-26.*is .*2026-01-06"):
         train_before_test(other, store, resume=True)
     record = train_before_test(spec, store, resume=True)
-    assert record == train_before_test(spec, RunStore(tmp_path / "whole"))
+    assert record == train_before_test(spec, RunStore(tmp_path / "uninterrupted"))
     assert record.spec.model.chat_template_date == "2024-07-26"
     dated = train_before_test(other, RunStore(tmp_path / "other"))
     assert dated.data.fingerprint != record.data.fingerprint
@@ -142,17 +148,19 @@ def test_a_run_with_a_dated_template_goes_on_the_next_day(tmp_path: Path, monkey
         assert sample["arguments"][0][0].startswith(text)
 
 
-def test_the_date_tells_runs_apart_only_under_a_chat_template(tmp_path: Path) -> None:
-    spec = asked(tmp_path, write_tiny_model(tmp_path / "model"))
+def test_the_date_changes_the_run_id_only_with_a_chat_template(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, write_tiny_model(tmp_path / "model"))
     later = replace(spec.model, chat_template_date="2026-01-06")
     assert run_id(spec) == run_id(replace(spec, model=later))
     chats = [replace(spec, model=replace(model, apply_chat_template=True)) for model in (spec.model, later)]
     assert run_id(chats[0]) != run_id(chats[1])
 
 
-def test_a_broken_template_leaves_no_run(tmp_path: Path) -> None:
-    """The template is named, not a row; nothing is written."""
-    spec = asked(tmp_path, model_with(tmp_path / "model", template="a\n{% for m in messages %}\n{{ nothing.here }}{% endfor %}"))
+def test_a_chat_template_that_fails_creates_no_run_folder(tmp_path: Path) -> None:
+    """The error names the template and no row. No file is written."""
+    spec = spec_of(
+        tmp_path, model_with(tmp_path / "model", template="a\n{% for m in messages %}\n{{ nothing.here }}{% endfor %}")
+    )
     store = RunStore(tmp_path / "run")
     with pytest.raises(ModelError) as caught:
         train_before_test(replace(spec, model=replace(spec.model, apply_chat_template=True)), store)
@@ -160,9 +168,9 @@ def test_a_broken_template_leaves_no_run(tmp_path: Path) -> None:
     assert not store.folder.exists()
 
 
-def test_records_and_requests_without_the_newer_fields_are_read(tmp_path: Path) -> None:
-    """A record of an earlier version lacks them; a run that was begun by one goes on."""
-    spec, store = asked(tmp_path, write_tiny_model(tmp_path / "model", chat=True)), RunStore(tmp_path / "run")
+def test_records_and_requests_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They lack newer fields. A run that an earlier version began can be resumed."""
+    spec, store = spec_of(tmp_path, write_tiny_model(tmp_path / "model", chat=True)), RunStore(tmp_path / "run")
     with ctrl_c_after_epoch_1():
         train_before_test(spec, store)
     config = yaml.safe_load((store.folder / "config.yaml").read_text())
@@ -175,4 +183,4 @@ def test_records_and_requests_without_the_newer_fields_are_read(tmp_path: Path) 
     del values["spec"]["model"]["chat_template_date"]
     assert RunRecord.from_dict(values) == record
     values["spec"]["model"]["apply_chat_template"] = True
-    assert RunRecord.from_dict(values).spec.model.chat_template_date is None  # the day of that run, which it did not note
+    assert RunRecord.from_dict(values).spec.model.chat_template_date is None  # that version did not record the date

@@ -1,4 +1,4 @@
-"""One base serves many runs, and only while it is what was loaded."""
+"""The model cache: runs share a loaded model only if its weights, files and settings have not changed."""
 
 from __future__ import annotations
 
@@ -32,59 +32,59 @@ def spec(tmp_path: Path) -> RunSpec:
     )
 
 
-def test_runs_on_a_warm_base_are_the_runs_on_a_fresh_one(spec: RunSpec, tmp_path: Path) -> None:
+def test_runs_on_a_cached_model_equal_runs_on_a_newly_loaded_model(spec: RunSpec, tmp_path: Path) -> None:
     caches = RunCaches()
-    asked = [
+    specs = [
         spec,
         replace(spec, seed=1),
         replace(spec, recipe=replace(RECIPE, lora=Lora(bias="all", use_dora=True))),
         replace(spec, seed=2, recipe=replace(RECIPE, completion_only=True)),
     ]
-    for number, one in enumerate(asked):
-        expected = train_before_test(one, RunStore(tmp_path / f"fresh{number}"))
-        assert train_before_test(one, RunStore(tmp_path / f"warm{number}"), caches=caches) == expected
+    for number, run_spec in enumerate(specs):
+        expected = train_before_test(run_spec, RunStore(tmp_path / f"reference{number}"))
+        assert train_before_test(run_spec, RunStore(tmp_path / f"cached{number}"), caches=caches) == expected
     assert caches.model.loads == 1
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_the_record_tells_the_number_formats(dtype: str, spec: RunSpec, tmp_path: Path) -> None:
+def test_the_record_names_the_dtype_of_the_weights(dtype: str, spec: RunSpec, tmp_path: Path) -> None:
     record = train_before_test(replace(spec, recipe=replace(RECIPE, dtype=dtype)), RunStore(tmp_path / "run"))
     weights = "bfloat16" if dtype == "bfloat16" else "float32"
     assert record.environment["precision"] == {"weights": weights, "autocast": None}
     assert RunStore(tmp_path / "run").record().environment["precision"] == record.environment["precision"]
 
 
-def test_a_base_that_was_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
-    caches, whole = RunCaches(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
-    expected = train_before_test(spec, RunStore(tmp_path / "fresh"))
-    train_before_test(whole, RunStore(tmp_path / "whole"), caches=caches)
+def test_a_cached_model_whose_weights_were_trained_is_loaded_again(spec: RunSpec, tmp_path: Path) -> None:
+    caches, full = RunCaches(), replace(spec, recipe=replace(RECIPE, lora=None, learning_rate=1e-3))
+    expected = train_before_test(spec, RunStore(tmp_path / "reference"))
+    train_before_test(full, RunStore(tmp_path / "full"), caches=caches)
     assert train_before_test(spec, RunStore(tmp_path / "after"), caches=caches) == expected
     assert caches.model.loads == 2
 
 
-def test_a_base_that_someone_touched_is_loaded_again(spec: RunSpec) -> None:
-    warm = ModelCache()
-    first = warm.get(spec)
+def test_a_cached_model_with_one_changed_weight_is_loaded_again(spec: RunSpec) -> None:
+    cache = ModelCache()
+    first = cache.get(spec)
     with torch.no_grad():
         next(first.model.module.parameters()).view(-1)[7] += 1e-7
-    second = warm.get(spec)
+    second = cache.get(spec)
     assert second is not first
     assert second.checksum == first.checksum
-    assert warm.get(spec) is second
+    assert cache.get(spec) is second
 
 
-def test_another_model_takes_the_place(spec: RunSpec, tmp_path: Path) -> None:
-    warm = ModelCache()
-    first = warm.get(spec)
+def test_another_model_or_engine_replaces_the_cached_model(spec: RunSpec, tmp_path: Path) -> None:
+    cache = ModelCache()
+    first = cache.get(spec)
     other = replace(spec, model=ModelSpec(name=str(write_tiny_model(tmp_path / "other", seed=1))))
-    assert warm.get(other).checksum != first.checksum
-    assert warm.get(replace(other, seed=5)) is warm.get(other)
-    assert warm.get(replace(other, execution=replace(spec.execution, engine="plain"))).backend.packed is False
-    assert warm.loads == 3
+    assert cache.get(other).checksum != first.checksum
+    assert cache.get(replace(other, seed=5)) is cache.get(other)
+    assert cache.get(replace(other, execution=replace(spec.execution, engine="plain"))).backend.packed is False
+    assert cache.loads == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_checksum_sees_one_bit_and_two_weights_that_change_places(dtype: torch.dtype) -> None:
+def test_the_checksum_changes_with_one_bit_and_with_two_swapped_weights(dtype: torch.dtype) -> None:
     module = tiny_module().to(dtype)
     expected = checksum(module)
     assert checksum(tiny_module().to(dtype)) == expected
@@ -98,56 +98,56 @@ def test_the_checksum_sees_one_bit_and_two_weights_that_change_places(dtype: tor
     assert checksum(module) != expected
 
 
-def spoil_weights(folder: Path) -> None:
+def damage_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"no weights")
 
 
 def test_rows_are_refused_before_weights_are_read(spec: RunSpec, tmp_path: Path) -> None:
-    """A row that does not fit is told in seconds, however large the model is, and even if its weights are damaged."""
-    spoil_weights(Path(spec.model.name))
+    """An invalid row gives an error before the weights are read, even if the weights are damaged."""
+    damage_weights(Path(spec.model.name))
     path = tmp_path / "micro" / "test.jsonl"
     content = path.read_text()
-    for old, new, said in (
+    for old, new, message in (
         ('"label": 1', '"label": -1', "the test split has no public labels"),
         ('"number": 32', '"number": null', r"test row 0 \(.*test\.jsonl line 1\): column 'number' is null"),
     ):
         path.write_text(content.replace(old, new, 1))
         caches = RunCaches()
-        with pytest.raises(BenchmarkError, match=said):
+        with pytest.raises(BenchmarkError, match=message):
             set_up_run(spec, caches)
         assert caches.model.loads == 0
     path.write_text(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors"):  # the negative control: the weights are damaged
+    with pytest.raises(ModelError, match=r"model\.safetensors"):  # negative control: the weights are damaged
         set_up_run(spec)
 
 
-def test_a_model_or_device_that_is_not_there_is_told_before_rows_are_read(spec: RunSpec, tmp_path: Path) -> None:
+def test_a_missing_model_or_device_is_refused_before_rows_are_read(spec: RunSpec, tmp_path: Path) -> None:
     (tmp_path / "micro" / "test.jsonl").write_text('{"number": null, "label": 1}\n')
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         set_up_run(replace(spec, model=ModelSpec(name=str(tmp_path / "empty"))))
     with pytest.raises(ModelError, match="device 'cuda:99' cannot be used"):
         set_up_run(replace(spec, execution=Execution(device="cuda:99")))
-    with pytest.raises(BenchmarkError, match="column 'number' is null"):  # the negative control: the row does not fit
+    with pytest.raises(BenchmarkError, match="column 'number' is null"):  # negative control: the row is invalid
         set_up_run(spec)
 
 
-@pytest.mark.parametrize(("template", "said"), [("{{ nothing.here }}", "its chat template fails"), (None, "no chat template")])
-def test_chat_templates_are_refused_before_weights_are_read(template: str | None, said: str, spec: RunSpec) -> None:
+@pytest.mark.parametrize(("template", "message"), [("{{ nothing.here }}", "its chat template fails"), (None, "no chat template")])
+def test_chat_templates_are_refused_before_weights_are_read(template: str | None, message: str, spec: RunSpec) -> None:
     folder = Path(spec.model.name)
-    spoil_weights(folder)
+    damage_weights(folder)
     chat, caches = replace(spec, model=replace(spec.model, apply_chat_template=True)), RunCaches()
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         set_up_run(chat, caches)
     assert caches.model.loads == 0
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    with pytest.raises(ModelError, match=r"model\.safetensors"):  # the negative control: the weights are damaged
+    with pytest.raises(ModelError, match=r"model\.safetensors"):  # negative control: the weights are damaged
         set_up_run(chat, caches)
 
 
-def test_the_tokenizer_of_a_kept_model_serves_while_its_files_are_the_same(spec: RunSpec) -> None:
+def test_the_tokenizer_of_the_cached_model_is_reused_only_if_its_files_are_unchanged(spec: RunSpec) -> None:
     template = Path(spec.model.name) / "chat_template.jinja"
     template.write_text(CHAT_TEMPLATE)
     chat, caches = replace(spec, model=replace(spec.model, apply_chat_template=True)), RunCaches()

@@ -1,4 +1,4 @@
-"""Studies of tiny models: one thread each."""
+"""Limits every process of the studies to one thread, because the models are tiny."""
 
 import os
 

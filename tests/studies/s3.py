@@ -1,4 +1,4 @@
-"""An S3 server on loopback: moto's, in a process of its own, with real HTTP between it and us."""
+"""A moto S3 server on the loopback interface. It runs in a separate process, and tests access it over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Yield the endpoint of a server that holds one empty bucket."""
+    """Yield the endpoint of a server with one empty bucket."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,8 +28,8 @@ def s3_server() -> Iterator[str]:
     )
     try:
         for _ in range(200):
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
         endpoint = f"http://127.0.0.1:{port}"
@@ -41,7 +41,7 @@ def s3_server() -> Iterator[str]:
 
 
 def client(endpoint: str):  # type: ignore[no-untyped-def]
-    """Return a client that owes nothing to our code."""
+    """Return an S3 client that is independent of the code under test."""
     secret = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     return boto3.client("s3", endpoint_url=endpoint, **secret)
 

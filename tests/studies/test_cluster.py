@@ -1,4 +1,4 @@
-"""The same study on a real Ray of two nodes, one of which is lost in the middle."""
+"""A study on a Ray cluster of two nodes, one of which is lost during the study."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lm_harmony.studies.study import Study
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """Start a head without processors and two nodes with one each."""
+    """Start a Ray cluster with a head node that has no CPUs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
-def test_a_lost_node_costs_no_record(cluster: Cluster, tmp_path: Path) -> None:
-    """Both nodes work; one is killed in the middle of a run; the records are those of the same study on this machine."""
+def test_a_study_that_loses_a_node_gives_the_same_records(cluster: Cluster, tmp_path: Path) -> None:
+    """Both nodes execute runs. One node is killed during a run. The records equal those of a study without Ray."""
     nodes = [cluster.add_node(num_cpus=1, memory=4 << 30) for _ in range(2)]
-    whole = Study.read(write_world(tmp_path / "whole", models=["models/llama", "models/gpt2"]))
-    whole.run()
+    local = Study.read(write_world(tmp_path / "local", models=["models/llama", "models/gpt2"]))
+    local.run()
     study = Study.read(write_world(tmp_path / "ray", models=["models/llama", "models/gpt2"]))
     lost = list[float]()
 
@@ -45,14 +45,14 @@ def test_a_lost_node_costs_no_record(cluster: Cluster, tmp_path: Path) -> None:
     killer.join(timeout=60)
     assert lost, "no node was lost"
     assert len(status.finished) == 16 and not status.failed
-    expected = {(Path(r.spec.model.name).name, r.benchmark, r.spec.seed): r for r in whole.records()}
+    expected = {(Path(r.spec.model.name).name, r.benchmark, r.spec.seed): r for r in local.records()}
     for record in study.records():
         same = expected[Path(record.spec.model.name).name, record.benchmark, record.spec.seed]
         assert (record.epochs, record.direct, record.trained) == (same.epochs, same.direct, same.trained)
     assert len(list(study.spec.results_dir.rglob("record.json"))) == 16
 
 
-def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
     study = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0]))
     with pytest.raises(UsageError, match=r"no cluster at '127\.0\.0\.1:1'"):
         study.run(ray="127.0.0.1:1")

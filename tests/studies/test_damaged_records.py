@@ -1,4 +1,4 @@
-"""A record that cannot be read is a failure with its file and cause in ``status``; it hides no other run and is never lost."""
+"""A record that cannot be read is shown as a failure in ``status``. Other runs are not affected, and the file is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lm_harmony.studies.worker import RunExecutor
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """Write a study of three runs, all with records, of which one is cut off; return the study file."""
+    """Write a study of three finished runs, truncate one record, and return the path of the study file."""
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"]}), encoding="utf-8")
     for run in Study.read(path).runs:
@@ -34,7 +34,7 @@ def record_of(path: Path, model: str = "b/b") -> Path:
     return run.store.folder / "record.json"
 
 
-def test_status_tells_file_and_cause_and_counts_the_others(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_file_and_cause_and_counts_the_other_runs(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study.read(damaged)
     status = study.status()
     assert [run.spec.model.name for run in status.finished] == ["a/a", "c/c"] and not status.waiting and not status.running
@@ -44,14 +44,14 @@ def test_status_tells_file_and_cause_and_counts_the_others(damaged: Path, capsys
     assert f"remove {record_of(damaged).parent} and carry the run out again" in failure.cause
     assert [record.spec.model.name for record in study.records()] == ["a/a", "c/c"]
     assert main(["status", str(damaged)]) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "2 finished, 0 running, 1 failed, 0 waiting" in said and "damaged record:" in said and "not JSON" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "2 finished, 0 running, 1 failed, 0 waiting" in output and "damaged record:" in output and "not JSON" in output
     assert main(["study", str(damaged), "--dry_run"]) == 0
     assert capsys.readouterr().out.count("finished ") == 2
 
 
-def test_no_retry_overwrites_it(damaged: Path) -> None:
-    """The file may be all that is left of the run, or be of a newer version: only its user can tell."""
+def test_retry_failed_does_not_overwrite_a_damaged_record(damaged: Path) -> None:
+    """The file may contain the only results of the run, or be written by a newer version. The user has to decide."""
     before = record_of(damaged).read_bytes()
     assert len(Study.read(damaged).run(retry_failed=True).failed) == 1
     assert record_of(damaged).read_bytes() == before
@@ -61,8 +61,8 @@ def test_no_retry_overwrites_it(damaged: Path) -> None:
     assert len(status.waiting) == 1 and not status.failed
 
 
-def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
-    """The study may hand a run out that another one held; its record is not overwritten."""
+def test_a_worker_does_not_overwrite_a_damaged_record(damaged: Path) -> None:
+    """The study may assign a run whose lease another study held before. The worker keeps its record."""
     study, file = Study.read(damaged), record_of(damaged)
     before = file.read_bytes()
     runs = {run.spec.model.name: run for run in study.runs}
@@ -79,14 +79,14 @@ def test_a_worker_that_meets_it_leaves_it_alone(damaged: Path) -> None:
     assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
 
 
-def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
-    """It fails at once and alone; a StoreError would be tried three times, and then end the study."""
+def test_a_missing_or_damaged_checkpoint_fails_the_run_after_one_attempt(tmp_path: Path) -> None:
+    """It is a DamagedFile. A StoreError would be tried three times and would then end the study."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
     (run,) = study.runs
     executor = RunExecutor()
     assert executor.execute(run).outcome == Outcome.FINISHED  # negative control
-    (run.store.folder / "record.json").unlink()  # an unfinished run, without the checkpoints that it would go on from
+    (run.store.folder / "record.json").unlink()  # an unfinished run without the checkpoints that are needed to resume it
     result = executor.execute(run)
     assert (result.outcome, result.kind) == (Outcome.FAILED, "DamagedFile") and "holds no checkpoint" in str(result.cause)
     assert [failure.attempts for failure in study.status().failed.values()] == [1]
@@ -97,7 +97,7 @@ def test_a_run_whose_checkpoint_is_gone_is_no_full_disk(tmp_path: Path) -> None:
     assert result.outcome == Outcome.FAILED and "optimizer.safetensors cannot be read" in str(result.cause)
 
 
-def test_with_whole_records_nothing_failed(damaged: Path) -> None:
+def test_undamaged_records_are_no_failures(damaged: Path) -> None:
     """Negative control."""
     results = damaged.parent / "results"
     write_run(results, model="b/b", name=record_of(damaged).parent.relative_to(results).as_posix(), sources=None)
@@ -105,7 +105,7 @@ def test_with_whole_records_nothing_failed(damaged: Path) -> None:
     assert len(status.finished) == 3 and not status.failed
 
 
-def test_a_damaged_failure_is_told_and_can_be_tried_again(damaged: Path) -> None:
+def test_a_damaged_failure_file_is_shown_and_its_run_can_be_retried(damaged: Path) -> None:
     store = RunStore(record_of(damaged).parent)
     (store.folder / "record.json").unlink()
     (store.folder / "failure.json").write_text("{", encoding="utf-8")

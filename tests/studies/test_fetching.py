@@ -1,4 +1,4 @@
-"""A study's rows and models are fetched from a hub on loopback; then the study runs with no network."""
+"""The rows and models of a study are downloaded from a hub on loopback. Then the study runs without a network."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROWS = {
 }
 
 
-def command(words: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "lm_harmony.cli", *words]
+def command(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "lm_harmony.cli", *arguments]
     return subprocess.run(program, env=dict(environment), capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -38,8 +38,8 @@ def command(words: list[str], environment: Mapping[str, str]) -> subprocess.Comp
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     write_arc_dataset(tmp_path / "served" / "arc", ROWS)
     write_tiny_model(tmp_path / "served" / "model", "gpt_neox")
-    with LoopbackHub(models={MODEL: tmp_path / "served" / "model"}, datasets={ARC: tmp_path / "served" / "arc"}) as served:
-        yield served
+    with LoopbackHub(models={MODEL: tmp_path / "served" / "model"}, datasets={ARC: tmp_path / "served" / "arc"}) as loopback:
+        yield loopback
 
 
 def write_study(folder: Path, *models: str) -> Path:
@@ -50,24 +50,24 @@ def write_study(folder: Path, *models: str) -> Path:
     return file
 
 
-def test_what_is_fetched_once_needs_no_network(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Path) -> None:
     file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
     done = command(["fetch", str(file)], online)
     assert done.returncode == 0, done.stderr
     assert "fetched       arc_easy" in done.stdout
     assert f"fetched       {MODEL}" in done.stdout
     rows = tmp_path / "data" / "arc_easy"
-    for split, served in ROWS.items():
+    for split, expected in ROWS.items():
         lines = (rows / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        assert [json.loads(line) for line in lines] == served, "the rows are raw"
+        assert [json.loads(line) for line in lines] == expected, "the rows were changed"
     source = json.loads((rows / "source.json").read_text(encoding="utf-8"))
     assert (source["dataset_path"], source["dataset_name"], source["files"]["train.jsonl"]["rows"]) == (ARC, "ARC-Easy", 6)
     assert len(source["revision"]) == 40
 
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     again = command(["fetch", str(file)], online)
     assert "already there arc_easy" in again.stdout, again.stdout + again.stderr
-    assert len(hub.requests) == asked, "the second time asks nothing"
+    assert len(hub.requests) == requests, "the second download sent requests"
 
     file.write_text(file.read_text(encoding="utf-8").replace(MODEL, f"{{name: {MODEL}, revision: v2}}"), encoding="utf-8")
     other = command(["study", str(file)], online)
@@ -81,7 +81,7 @@ def test_what_is_fetched_once_needs_no_network(hub: LoopbackHub, tmp_path: Path)
     assert "1 finished" in ran.stdout
 
 
-def test_a_fetch_that_fails_leaves_nothing_and_costs_nothing_else(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_failed_download_leaves_no_files_and_does_not_affect_the_other_downloads(hub: LoopbackHub, tmp_path: Path) -> None:
     (tmp_path / "served" / "gone").mkdir()
     file = write_study(tmp_path, MODEL, "nobody/nothing")
     done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
@@ -93,7 +93,7 @@ def test_a_fetch_that_fails_leaves_nothing_and_costs_nothing_else(hub: LoopbackH
     assert not list(tmp_path.rglob(".*.part"))
 
 
-def test_rows_that_were_changed_are_not_called_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_downloaded_rows_that_were_edited_are_an_error(hub: LoopbackHub, tmp_path: Path) -> None:
     file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
     assert command(["fetch", str(file)], online).returncode == 0
     with (tmp_path / "data" / "arc_easy" / "test.jsonl").open("a", encoding="utf-8") as rows:

@@ -1,4 +1,4 @@
-"""A branch on the hub that moved is noticed, where there is a network and where the move changes what is read."""
+"""A branch that moved on the hub is detected if there is a network and if files that a run reads have changed."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ def commit_of(hub: LoopbackHub, name: str = MODEL, kind: str = "models") -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "counts"), [("README.md", False), ("config.json", True), ("chat_template.jinja", True), ("onnx/model.json", False)]
+    ("file", "detected"), [("README.md", False), ("config.json", True), ("chat_template.jinja", True), ("onnx/model.json", False)]
 )
-def test_a_branch_that_moved_is_noticed_where_what_is_read_changed(tmp_path: Path, file: str, counts: bool) -> None:
-    before, after = write_tiny_model(tmp_path / "before", "gpt_neox"), tmp_path / "after"
-    shutil.copytree(before, after)
-    (after / file).parent.mkdir(exist_ok=True)
-    with (after / file).open("a") as opened:
+def test_a_moved_branch_is_detected_if_a_file_that_is_read_changed(tmp_path: Path, file: str, detected: bool) -> None:
+    old_files, new_files = write_tiny_model(tmp_path / "before", "gpt_neox"), tmp_path / "after"
+    shutil.copytree(old_files, new_files)
+    (new_files / file).parent.mkdir(exist_ok=True)
+    with (new_files / file).open("a") as opened:
         opened.write("\n")
-    with LoopbackHub(models={MODEL: before}) as hub:
+    with LoopbackHub(models={MODEL: old_files}) as hub:
         old = commit_of(hub)
         assert HubRevisions(hub.endpoint).moved([source(old)]) == {}
-    with LoopbackHub(models={MODEL: after}, earlier={MODEL: before}) as hub:
+    with LoopbackHub(models={MODEL: new_files}, earlier={MODEL: old_files}) as hub:
         moved = HubRevisions(hub.endpoint).moved([source(old), source(commit_of(hub)), source(old, revision=old)])
-        said = f"{MODEL} main moved from commit {old[:12]} to {commit_of(hub)[:12]} since"
-        assert moved == ({source(old): said} if counts else {})
+        message = f"{MODEL} main moved from commit {old[:12]} to {commit_of(hub)[:12]} since"
+        assert moved == ({source(old): message} if detected else {})
         check = HubRevisions(hub.endpoint)
-        asked = len(hub.requests)
+        before = len(hub.requests)
         assert [check.moved([source(old)]) for _ in range(3)] == [moved] * 3
-        assert len(hub.requests) - asked == 2, "each repository is asked about once"
+        assert len(hub.requests) - before == 2, "a repository was requested more than once"
 
 
 HEADER = "configs: [{config_name: own, data_files: [{split: test, path: test.jsonl}]}]\nlicense: mit"
 
 
 @pytest.mark.parametrize(
-    ("card", "file", "counts"),
+    ("card", "file", "detected"),
     [
         (f"---\n{HEADER}\n---\n# Another text\n", None, False),
         (f"---\n{HEADER.replace('mit', 'other')}\n---\n# A text\n", None, False),
@@ -79,8 +79,8 @@ HEADER = "configs: [{config_name: own, data_files: [{split: test, path: test.jso
     ],
     ids=["text", "license", "configs", "dataset_info", "broken header", "no card", "rows"],
 )
-def test_of_a_data_sets_card_only_what_decides_its_rows_counts(
-    card: str | None, file: str | None, counts: bool, tmp_path: Path
+def test_of_a_dataset_card_only_fields_that_affect_the_rows_are_compared(
+    card: str | None, file: str | None, detected: bool, tmp_path: Path
 ) -> None:
     before, after, name = tmp_path / "before", tmp_path / "after", "nobody/rows"
     before.mkdir()
@@ -93,10 +93,10 @@ def test_of_a_data_sets_card_only_what_decides_its_rows_counts(
     with LoopbackHub(datasets={name: before}) as hub:
         known = source(commit_of(hub, name, "datasets"), kind="rows", name=name)
     with LoopbackHub(datasets={name: after}, earlier={name: before}) as hub:
-        assert bool(HubRevisions(hub.endpoint).moved([known])) == counts
+        assert bool(HubRevisions(hub.endpoint).moved([known])) == detected
 
 
-def test_a_repository_that_is_not_answered_for_in_time_leaves_the_others_checked(hub: LoopbackHub) -> None:
+def test_a_request_that_times_out_does_not_stop_the_check_of_other_repositories(hub: LoopbackHub) -> None:
     slow, moved = source("0" * 40, name="nobody/slow"), source("0" * 40)
     hub.slow.add("nobody/slow")
     check = HubRevisions(hub.endpoint)
@@ -105,18 +105,18 @@ def test_a_repository_that_is_not_answered_for_in_time_leaves_the_others_checked
     gone = HubRevisions("http://127.0.0.1:1")
     assert gone.moved([slow]) == {}
     gone.endpoint = hub.endpoint
-    assert gone.moved([moved]) == {}, "where there is no connection nothing more is asked"
+    assert gone.moved([moved]) == {}, "a request was sent after a failed connection"
 
 
-def test_a_commit_that_the_hub_has_lost_has_moved(hub: LoopbackHub) -> None:
+def test_a_commit_that_no_longer_exists_on_the_hub_counts_as_moved(hub: LoopbackHub) -> None:
     gone = "0" * 40
     assert HubRevisions(hub.endpoint).moved([source(gone)])[source(gone)].startswith(f"{MODEL} main moved from commit 000000")
     found = HubRevisions(hub.endpoint).moved([source(gone, kind="rows", name="allenai/ai2_arc")])
-    assert [said.split()[0] for said in found.values()] == ["allenai/ai2_arc"]
+    assert [message.split()[0] for message in found.values()] == ["allenai/ai2_arc"]
 
 
-def test_without_an_answer_nothing_has_moved(hub: LoopbackHub) -> None:
-    """No network, a repository that is gone, a branch that is gone: no error, and one request for each repository."""
+def test_without_an_answer_no_branch_counts_as_moved(hub: LoopbackHub) -> None:
+    """A missing network, repository or branch is no error. Each repository gets one request."""
     assert HubRevisions("http://127.0.0.1:1").moved([source("0" * 40), source("1" * 40)]) == {}
     check, before = HubRevisions(hub.endpoint), len(hub.requests)
     gone = [source("0" * 40, name="nobody/nothing"), source("0" * 40, revision="gone")]
@@ -124,8 +124,8 @@ def test_without_an_answer_nothing_has_moved(hub: LoopbackHub) -> None:
     assert len(hub.requests) - before == 2
 
 
-def test_a_study_waits_again_where_main_moved_and_not_offline(tmp_path: Path) -> None:
-    """One study on a model and rows of the hub, by the command line: its record names both commits."""
+def test_runs_are_waiting_again_after_main_moved_except_offline(tmp_path: Path) -> None:
+    """A study on a model and rows of the hub, on the command line. Its records name both commits."""
     from hub import write_arc_dataset
     from rows import ROWS
 
@@ -141,7 +141,7 @@ def test_a_study_waits_again_where_main_moved_and_not_offline(tmp_path: Path) ->
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
 
-    def told(hub: LoopbackHub, command: str, **environment: str) -> str:
+    def output_of(hub: LoopbackHub, command: str, **environment: str) -> str:
         line = [sys.executable, "-m", "lm_harmony.cli", command, str(tmp_path / "study.yaml")]
         known = {**hub.environment(tmp_path / "cache"), "COLUMNS": "200", **environment}
         done = subprocess.run(line, env=known, capture_output=True, text=True, check=False)
@@ -150,16 +150,16 @@ def test_a_study_waits_again_where_main_moved_and_not_offline(tmp_path: Path) ->
 
     data = {"allenai/ai2_arc": tmp_path / "arc"}
     with LoopbackHub(models={MODEL: before}, datasets=data) as hub:
-        assert "2 finished" in told(hub, "study")
+        assert "2 finished" in output_of(hub, "study")
         commits = {commit_of(hub), commit_of(hub, "allenai/ai2_arc", "datasets")}
     file, processed = sorted((tmp_path / "results").rglob("record.json"))
     for record in (file, processed):
         sources = json.loads(record.read_text())["sources"]
         assert {source["commit"] for source in sources if "path" not in source} == commits
     with LoopbackHub(models={MODEL: after}, datasets=data, earlier={MODEL: before}) as hub:
-        said = told(hub, "status")
-        assert "0 finished, 0 running, 0 failed, 2 waiting" in said and "main moved from commit" in said
-        assert "2 finished" in told(hub, "status", HF_HUB_OFFLINE="1")
-        assert "2 finished" in told(hub, "study")
+        output = output_of(hub, "status")
+        assert "0 finished, 0 running, 0 failed, 2 waiting" in output and "main moved from commit" in output
+        assert "2 finished" in output_of(hub, "status", HF_HUB_OFFLINE="1")
+        assert "2 finished" in output_of(hub, "study")
         assert json.loads(file.read_text())["model_revision"] == commit_of(hub)
-        assert "2 finished" in told(hub, "status")
+        assert "2 finished" in output_of(hub, "status")

@@ -1,4 +1,4 @@
-"""What is planned is what is then computed."""
+"""A plan predicts the tokens and operations that runs then compute."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def spec(tmp_path: Path) -> RunSpec:
     )
 
 
-@pytest.mark.parametrize("change", ["as it is", "completion only", "max steps", "chat", "all weights"])
+@pytest.mark.parametrize("change", ["unchanged", "completion only", "max steps", "chat", "all weights"])
 def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str) -> None:
     changed = {
-        "as it is": spec,
+        "unchanged": spec,
         "completion only": replace(spec, recipe=replace(RECIPE, completion_only=True, batch_size=5)),
         "max steps": replace(spec, recipe=replace(RECIPE, max_steps=6)),
         "chat": replace(spec, model=replace(spec.model, apply_chat_template=True)),
@@ -58,13 +58,13 @@ def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str
     assert planned.test_rows == record.data.test == 12
 
 
-def test_the_model_is_counted_without_its_weights(spec: RunSpec) -> None:
+def test_parameter_counts_are_read_without_loading_weights(spec: RunSpec) -> None:
     size, model = workload(spec, MemoryBudget()).size, tiny_model()
     assert size.parameters == model.module.num_parameters() and size.layers == 2
-    assert size.computing == size.parameters - 2 * 300 * 32  # input embedding and output layer apart
+    assert size.computing == size.parameters - 2 * 300 * 32  # without input embedding and output layer
     with trainable(model, RECIPE, seed=0) as trainee:
         assert size.trained == sum(weight.numel() for weight in trainee.trained_parameters().values())
-    assert size.adapted == 2 * 7  # q, k, v, o and the three of the MLP
+    assert size.adapted == 2 * 7  # q, k, v, o and three MLP projections
     assert (size.query_width, size.key_width, size.grouped) == (4 * 8, 2 * 8, True)
     assert workload(replace(spec, recipe=replace(RECIPE, lora=None)), MemoryBudget()).size.adapted == 0
 
@@ -75,13 +75,13 @@ def test_direct_scores_are_counted_once_for_all_seeds(tmp_path: Path) -> None:
         for seeds in ([0], [0, 1])
     )
     plans = [make_plan(study.spec.runs, HARDWARE["h200"]).models[0] for study in (one, two)]
-    undirected = make_plan([replace(spec, direct=False) for spec in one.spec.runs], HARDWARE["h200"]).models[0]
-    direct = plans[0].scoring_tokens - undirected.scoring_tokens
+    without_direct = make_plan([replace(spec, direct=False) for spec in one.spec.runs], HARDWARE["h200"]).models[0]
+    direct = plans[0].scoring_tokens - without_direct.scoring_tokens
     assert direct > 0
-    assert plans[1].scoring_tokens == 2 * undirected.scoring_tokens + direct
+    assert plans[1].scoring_tokens == 2 * without_direct.scoring_tokens + direct
 
 
-def test_a_run_that_cannot_be_counted_is_named(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_counted_is_listed_as_missing(tmp_path: Path) -> None:
     study = Study.read(write_world(tmp_path, models=["models/llama", "no/model"], benchmarks=["fives.yaml"], seeds=[0]))
     plan = make_plan(study.spec.runs, HARDWARE["h200"])
     assert [model.runs for model in plan.models] == [1]
@@ -89,18 +89,18 @@ def test_a_run_that_cannot_be_counted_is_named(tmp_path: Path) -> None:
     assert "no/model" in name
 
 
-def test_an_unknown_machine_is_refused_with_the_nearest() -> None:
+def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="Did you mean 'h200'"):
         hardware_named("H2O0")
 
 
-def test_this_machine_is_measured(spec: RunSpec) -> None:
+def test_calibrate_measures_the_rates_of_this_machine(spec: RunSpec) -> None:
     here = calibrate(spec)
     assert 1e6 < here.training.value < 1e15 and 1e6 < here.scoring.value < 1e15 and here.weight_bytes == 4
     assert here.training.measured and here.scoring.measured and not here.decoding.measured
     plan = make_plan([spec], here)
     assert plan.hours < 0.1 and "not measured" not in "".join(one.source for one in here.constants(decoding=False))
-    # What was measured contains launches and attention: they must not be counted a second time.
+    # The measured rates include launches and attention, which must not be counted a second time.
     load = workload(spec, here.memory_budget)
     flops = training_flops(load.size, load.training)
     scored = load.epochs * scoring_flops(load.size, load.validation) + scoring_flops(load.size, load.test)
@@ -116,15 +116,15 @@ def test_the_command_prints_the_plan_in_80_columns(tmp_path: Path) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     assert "2 runs" in shown and "llama" in shown and "All models" in shown and "bound by fixed" in shown
     assert [line.split()[-1] for line in shown.splitlines() if line.startswith("  training")] == ["launches"] * 3
-    # Every constant that nobody has measured says so; the two that were measured do not.
+    # Every constant is marked as measured or as not measured.
     starts = [line.strip() for line in shown.splitlines() if "measured" in line]
     assert [line.split("  ")[0] for line in starts].count("not measured") == len(HARDWARE["h200"].constants(decoding=False)) - 1
     assert [line.split("  ")[0] for line in starts].count("measured") == 1
     assert any(line.startswith("not measured  launches") and "9 us a kernel" in line for line in starts)
-    assert "decoding" not in shown  # nothing is written in this study
+    assert "decoding" not in shown  # this study generates no text
 
 
-def test_what_was_measured_here_is_not_marked(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_marks_measured_and_unmeasured_constants(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
     show_plan(make_plan([spec], calibrate(spec)), workers=1)
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
@@ -139,26 +139,28 @@ def test_what_was_measured_here_is_not_marked(spec: RunSpec, capsys: pytest.Capt
     assert any("launches, attention and Python" in line for line in shown)
 
 
-def test_a_study_of_which_nothing_can_be_counted_is_told_so(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
-    lost = replace(spec, benchmark=replace(spec.benchmark, data_dir=Path("nowhere")))
-    plan = make_plan([lost], HARDWARE["h200"])
+def test_the_plan_prints_runs_that_cannot_be_counted(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = replace(spec, benchmark=replace(spec.benchmark, data_dir=Path("nowhere")))
+    plan = make_plan([missing], HARDWARE["h200"])
     show_plan(plan, workers=1)
     assert f"not counted: {next(iter(plan.missing))}" in capsys.readouterr().out
 
 
-def test_no_more_workers_start_than_runs_like_the_largest_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_workers_is_limited_by_the_memory_of_the_largest_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (huge := tmp_path / "huge").mkdir()
     config = LlamaConfig(hidden_size=32_768, intermediate_size=131_072, num_hidden_layers=200, vocab_size=300)
     config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(huge)  # two and a half terabytes of weights, were there any
+    config.save_pretrained(huge)  # the weights would need 2.5 terabytes
     tiny_tokenizer().save_pretrained(huge)
     small, large = (
         Study.read(write_world(tmp_path / str(number), models=models, benchmarks=["fives.yaml"], seeds=[0, 1]))
         for number, models in enumerate((["models/llama"], ["models/llama", str(huge)]))
     )
     with caplog.at_level("WARNING", logger="lm_harmony"):
-        crews = [local_workers(2, study.runs) for study in (small, large)]
-    for worker in (worker for crew in crews for worker in crew):
+        pools = [local_workers(2, study.runs) for study in (small, large)]
+    for worker in (worker for pool in pools for worker in pool):
         worker.stop()
-    assert [len(crew) for crew in crews] == [2, 1]
+    assert [len(pool) for pool in pools] == [2, 1]
     assert [record.message for record in caplog.records if "1 workers instead of 2" in record.message]

@@ -1,4 +1,4 @@
-"""Results on S3: the same records as in a folder, a lost machine costs no finished epoch, and no run is done twice at once."""
+"""Results on S3: records equal those in a folder, finished epochs survive a lost machine, and leases are exclusive."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ SMALL = {"models": ["models/llama"], "benchmarks": ["parity.yaml", "threes.yaml"
 
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3_server() as served:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": served, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+    with s3_server() as endpoint_url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint_url, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
-        remote_of.cache_clear()  # a connection to the server of the test before
-        yield served
+        remote_of.cache_clear()  # removes the connection to the server of the previous test
+        yield endpoint_url
 
 
-def test_a_study_on_s3_gives_the_records_of_one_in_a_folder(endpoint: str, tmp_path: Path) -> None:
-    here = Study.read(write_world(tmp_path / "here", **SMALL))
-    here.run()
-    file = write_world(tmp_path / "there", **SMALL, results_dir=URL)
+def test_a_study_on_s3_gives_the_same_records_as_in_a_folder(endpoint: str, tmp_path: Path) -> None:
+    local = Study.read(write_world(tmp_path / "local", **SMALL))
+    local.run()
+    file = write_world(tmp_path / "remote", **SMALL, results_dir=URL)
     status = Study.read(file).run()
     assert len(status.finished) == 2
     records = [key for key in keys(endpoint) if key.endswith("record.json") and "/direct/" not in key]
     assert len(records) == 2
-    assert not any("/.leases/" in key or "/checkpoints/" in key for key in keys(endpoint)), "nothing is left over"
+    assert not any("/.leases/" in key or "/checkpoints/" in key for key in keys(endpoint)), "leases or checkpoints were left"
 
-    shutil.rmtree(tmp_path / "cache")  # another machine
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
     elsewhere = Study.read(file)
     assert not elsewhere.status().waiting
-    scores = {record.spec.benchmark.task.rpartition("/")[2]: record.trained for record in here.records()}
+    scores = {record.spec.benchmark.task.rpartition("/")[2]: record.trained for record in local.records()}
     assert {record.spec.benchmark.task.rpartition("/")[2]: record.trained for record in elsewhere.records()} == scores
 
 
-def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: str, tmp_path: Path) -> None:
+def test_finished_epochs_survive_a_machine_that_is_lost_with_its_disk(endpoint: str, tmp_path: Path) -> None:
     recipe = {"epochs": 6, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}}
     file = write_world(tmp_path, **{**SMALL, "benchmarks": ["parity.yaml"], "recipe": recipe}, results_dir=URL)
     program = [sys.executable, "-m", "lm_harmony.cli", "study", str(file)]
@@ -67,17 +67,17 @@ def test_a_machine_that_is_lost_with_its_disk_costs_no_finished_epoch(endpoint: 
     process.wait()
     (lines,) = [key for key in keys(endpoint) if key.endswith("epochs.jsonl")]
     before = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
-    assert before, "at least one epoch was finished"
+    assert before, "no epoch was finished"
     shutil.rmtree(tmp_path / "cache")
-    for key in [key for key in keys(endpoint) if "/.leases/" in key]:  # stale after two minutes, which nobody wants to wait for
+    for key in [key for key in keys(endpoint) if "/.leases/" in key]:  # they would be stale after two minutes
         client(endpoint).delete_object(Bucket=BUCKET, Key=key)
     status = Study.read(file).run()
     assert len(status.finished) == 1
     after = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
-    assert after.startswith(before), "what was finished before was not computed again"
+    assert after.startswith(before), "a finished epoch was computed again"
 
 
-def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
+def test_the_lease_of_a_run_has_one_holder(endpoint: str) -> None:
     remote, run, lost = RemoteSync(URL), "task/model/seed0", threading.Event()
     leases = RemoteLeases(remote)
     with RemoteLeases(remote, beat=0.05).hold(run, lost=lost.set):
@@ -86,53 +86,55 @@ def test_only_one_holds_the_lease_of_a_run(endpoint: str) -> None:
             pass
         time.sleep(1.1)  # S3 stores times in whole seconds
         with RemoteLeases(remote, stale=-1.0).hold(run, lost=lost.set):  # every lease counts as abandoned
-            assert lost.wait(60), "the first holder was not told that it lost the lease"
+            assert lost.wait(60), "the first holder was not notified that it lost the lease"
     assert leases.held([run]) == set()
     assert not keys(endpoint)
 
 
-def test_many_that_come_at_once_get_one_lease(endpoint: str) -> None:
-    got: list[int] = []
+def test_one_of_six_competing_threads_gets_the_lease(endpoint: str) -> None:
+    holders: list[int] = []
     failed: list[Exception] = []
     start, end = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60)
 
-    def come(number: int) -> None:
+    def compete(number: int) -> None:
         remote = RemoteSync(URL)
         start.wait()
         try:
             with RemoteLeases(remote).hold("run", lost=lambda: None):
-                got.append(number)
+                holders.append(number)
                 end.wait()
         except LeaseHeld:
             end.wait()
         except (StoreError, threading.BrokenBarrierError) as error:
             failed.append(error)
-            end.abort()  # or the others would wait for ever
+            end.abort()  # otherwise the other threads would wait for their timeout
 
-    threads = [threading.Thread(target=come, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed and len(got) == 1
+    assert not failed and len(holders) == 1
 
 
-def test_a_folder_that_another_fills_while_it_is_listed_is_no_file(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_filled_while_it_is_listed_is_not_returned_as_a_file(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = RemoteSync(URL)
     listing = remote.filesystem._lsdir
 
-    async def overtaken(*asked: Any, **options: Any) -> Any:
-        found = await listing(*asked, **options)
+    async def list_then_write(*arguments: Any, **options: Any) -> Any:
+        found = await listing(*arguments, **options)
         client(endpoint).put_object(Bucket=BUCKET, Key="results/.leases/run/1", Body=b"held")
         return found
 
-    monkeypatch.setattr(remote.filesystem, "_lsdir", overtaken)
+    monkeypatch.setattr(remote.filesystem, "_lsdir", list_then_write)
     assert remote.file_sizes(".leases/run") == {}
     monkeypatch.undo()
     assert list(remote.file_sizes(".leases/run")) == [".leases/run/1"]
 
 
-def test_a_store_that_cannot_be_reached_is_named(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_store_that_cannot_be_reached(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="s3://nowhere/results"):
         Study.read(write_world(tmp_path, **SMALL, results_dir="s3://nowhere/results")).status()
     with pytest.raises(UsageError, match="gopher"):

@@ -1,4 +1,4 @@
-"""A study finishes what it was asked, once, whatever is killed in between; what cannot be done is recorded, the rest goes on."""
+"""A study executes each run once, even if processes are killed. Failed runs are recorded, and the other runs continue."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def audit(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(audit)
 """
-"""A start-up file that kills a worker as soon as it opens the rows of one benchmark."""
+"""Content of a sitecustomize.py that kills a worker when it opens the rows of one benchmark."""
 STARTED: list[object] = []
-"""Every process that this process has started."""
+"""Arguments of every subprocess that this process has started."""
 sys.addaudithook(lambda event, arguments: STARTED.append(arguments) if event == "subprocess.Popen" else None)
 
 
 def scores(study: Study) -> Mapping[str, tuple[object, ...]]:
-    """Return the score matrix and what it came from, to the last digit: losses, validations, chosen epoch, direct, trained."""
+    """Return losses, validation scores, chosen epoch, direct score and trained score of every run, without rounding."""
     return {
         f"{Path(record.spec.model.name).name}/{record.benchmark}/{record.spec.seed}": (
             [(epoch.loss, epoch.validation) for epoch in record.epochs],
@@ -51,17 +51,17 @@ def scores(study: Study) -> Mapping[str, tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = Study.read(write_world(tmp_path_factory.mktemp("whole")))
+    study = Study.read(write_world(tmp_path_factory.mktemp("uninterrupted")))
     study.run()
     return study
 
 
-def lines(study: Study) -> list[dict[str, object]]:
+def events_of(study: Study) -> list[dict[str, object]]:
     path = study.spec.results_dir / "events.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_run_is_there_once(uninterrupted: Study) -> None:
+def test_every_run_is_finished_once(uninterrupted: Study) -> None:
     status = uninterrupted.status()
     assert len(status.finished) == len(MODELS) * len(BENCHMARKS) * 2 == 24
     assert not status.failed and not status.running and not status.waiting
@@ -70,25 +70,25 @@ def test_every_run_is_there_once(uninterrupted: Study) -> None:
     assert len(list(uninterrupted.spec.results_dir.rglob("record.json"))) == 24
 
 
-def test_the_base_is_loaded_once_a_model_and_the_direct_score_once_a_benchmark(uninterrupted: Study) -> None:
-    """Eight runs on each model take one load; two seeds of twelve pairs share twelve direct scores."""
-    loads = [event["loads"] for event in lines(uninterrupted) if event["event"] == "run_finished"]
+def test_a_worker_loads_each_model_once_and_computes_each_direct_score_once(uninterrupted: Study) -> None:
+    """Eight runs on a model need one load. Twelve pairs of model and benchmark with two seeds need twelve direct scores."""
+    loads = [event["loads"] for event in events_of(uninterrupted) if event["event"] == "run_finished"]
     assert loads == [1] * 8 + [2] * 8 + [3] * 8
     assert len(list((uninterrupted.spec.results_dir / "direct").glob("*/direct.json"))) == 12
     shared = [file.read_bytes() for file in uninterrupted.spec.results_dir.glob("direct/*/samples_direct.jsonl")]
     assert len(shared) == 12
-    # Every run has them too, so that two models can be compared question by question.
+    # Every run has a copy of these samples, so models can be compared question by question.
     assert all((run.store.folder / "samples_direct.jsonl").read_bytes() in shared for run in uninterrupted.runs)
 
 
-def test_a_finished_study_does_nothing(uninterrupted: Study) -> None:
+def test_a_finished_study_starts_no_worker_and_changes_no_record(uninterrupted: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")}
-    events, started = lines(uninterrupted), len(STARTED)
+    events, started = events_of(uninterrupted), len(STARTED)
     subprocess.run([sys.executable, "-c", ""], check=True)
-    assert len(STARTED) == started + 1  # negative control: a process that is started is noticed
+    assert len(STARTED) == started + 1  # negative control: a started process is counted
     assert len(uninterrupted.run().finished) == 24
-    assert len(STARTED) == started + 1, "a worker was started, though nothing was left to do"
-    new = lines(uninterrupted)[len(events) :]
+    assert len(STARTED) == started + 1, "a worker was started although every run was finished"
+    new = events_of(uninterrupted)[len(events) :]
     assert [(event["event"], event.get("runs")) for event in new] == [("study_started", 0), ("study_ended", None)]
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")} == before
 
@@ -100,8 +100,8 @@ def processes_below(pid: int) -> list[psutil.Process]:
         return []
 
 
-def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(uninterrupted: Study, tmp_path: Path) -> None:
-    """SIGKILL at random moments, to the whole study, to its coordinator alone, or to a worker alone; then once to the end."""
+def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted: Study, tmp_path: Path) -> None:
+    """SIGKILL at random times to all processes, to the coordinator or to a worker. At last the study runs to its end."""
     study = Study.read(
         write_world(tmp_path, recipe={"epochs": 2, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}})
     )
@@ -111,24 +111,24 @@ def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(uninterrupted: S
     while killed < KILLS:
         process = subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
         begun = time.monotonic()
-        # The first kills strike while libraries load, the later ones while runs are carried out.
+        # The first kills happen while libraries load, the later ones while runs are executed.
         while time.monotonic() - begun < 30 and not any((study.spec.results_dir).rglob(".*.lease")) and process.poll() is None:
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.6))
         victims = processes_below(process.pid)
         if process.poll() is None:
             unfinished += 1
-        who = draw.choice(("all", "coordinator", "worker"))
-        for victim in [psutil.Process(process.pid), *victims] if who == "all" and process.poll() is None else []:
+        target = draw.choice(("all", "coordinator", "worker"))
+        for victim in [psutil.Process(process.pid), *victims] if target == "all" and process.poll() is None else []:
             victim.kill()
-        if who == "worker" and victims:
+        if target == "worker" and victims:
             draw.choice(victims).kill()
             time.sleep(0.3)
         killed += 1
         if process.poll() is None:
             process.kill()
         process.wait()
-        for left in victims:  # a worker whose coordinator is gone ends by itself
+        for left in victims:  # a worker exits when its coordinator is gone
             left.wait(timeout=120)
     assert unfinished > KILLS // 2
     assert study.run(workers=2).failed == {}
@@ -147,12 +147,12 @@ def test_two_studies_on_one_folder_share_the_work(uninterrupted: Study, tmp_path
     for process in both:
         process.communicate()
     assert scores(study) == scores(uninterrupted)
-    carried = [path for path in study.spec.results_dir.rglob("results_*.json")]
-    assert len(carried) == 24 * 2, "a run was carried out twice"  # the trained model's file and the base model's
+    results = [path for path in study.spec.results_dir.rglob("results_*.json")]
+    assert len(results) == 24 * 2, "a run was executed twice"  # one file of the trained model and one of the base model
 
 
-def test_what_cannot_be_done_is_recorded_and_the_others_finish(tmp_path: Path) -> None:
-    """A broken row, a model that is none, and a loss that is no number: three failures with causes, exit status 1."""
+def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> None:
+    """An invalid row, an invalid model and a loss of nan are recorded with their causes. The exit status is 1."""
     path = write_world(
         tmp_path,
         models=["models/llama", "models/broken", {"name": "models/gpt2", "recipe": {"learning_rate": 1e30}}],
@@ -164,8 +164,8 @@ def test_what_cannot_be_done_is_recorded_and_the_others_finish(tmp_path: Path) -
     rows = tmp_path / "data" / "threes" / "train.jsonl"
     rows.write_text(rows.read_text() + '{"number": "x"}\n')
     command = [sys.executable, "-m", "lm_harmony.cli", "study", str(path)]
-    done_in = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=done_in)
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     assert done.returncode == 1, done.stderr
     assert "1 finished, 0 running, 5 failed, 0 waiting" in done.stdout
     study = Study.read(path)
@@ -173,17 +173,17 @@ def test_what_cannot_be_done_is_recorded_and_the_others_finish(tmp_path: Path) -
     assert causes["llama/threes"].kind == "BenchmarkError" and "line 25" in causes["llama/threes"].cause
     assert causes["broken/parity"].kind == "ModelError"
     assert causes["gpt2/parity"].kind == "TrainingDiverged" and "step" in causes["gpt2/parity"].cause
-    said = subprocess.run([*command[:3], "status", str(path)], capture_output=True, text=True, env=done_in)
-    assert said.returncode == 1
-    assert "TrainingDiverged" in said.stdout and "ModelError" in said.stdout
-    # Mended, and asked to try again.
+    shown = subprocess.run([*command[:3], "status", str(path)], capture_output=True, text=True, env=environment)
+    assert shown.returncode == 1
+    assert "TrainingDiverged" in shown.stdout and "ModelError" in shown.stdout
+    # After the row is corrected, the failed runs are retried.
     rows.write_text("\n".join(rows.read_text().splitlines()[:-1]) + "\n")
     again = Study.read(path, only=["llama"])
     assert len(again.run(retry_failed=True).finished) == 2
 
 
-def test_a_worker_that_keeps_dying_costs_its_run_three_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The killer of one run strikes whenever that run begins; the others finish, and the failure names the signal and the log."""
+def test_a_run_whose_worker_always_dies_fails_after_three_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker of one run is killed. The other runs finish, and the failure contains the signal and the log."""
     study = Study.read(write_world(tmp_path, models=["models/llama"], seeds=[0]))
     hook = tmp_path / "hook"
     hook.mkdir()
@@ -199,7 +199,7 @@ def test_a_worker_that_keeps_dying_costs_its_run_three_attempts(tmp_path: Path, 
     assert len(study.run(retry_failed=True).finished) == 4
 
 
-def test_a_direct_score_asked_for_later_is_added_without_training_again(tmp_path: Path) -> None:
+def test_a_direct_score_that_is_requested_later_is_added_without_training_again(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     first = Study.read(path)
     first.run()
@@ -213,8 +213,8 @@ def test_a_direct_score_asked_for_later_is_added_without_training_again(tmp_path
     assert isinstance(after, RunRecord)
 
 
-def test_a_changed_recipe_is_a_new_run_and_a_changed_row_is_not(tmp_path: Path) -> None:
-    """A request names a run's folder; what it is made from does not, nor does the place of the whole study."""
+def test_the_run_name_depends_on_the_recipe_and_not_on_rows_or_folder(tmp_path: Path) -> None:
+    """The folder of a run is named after its request. The content of source files and the study's folder do not matter."""
     path = write_world(tmp_path / "one", models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])
 
     def name() -> str:
@@ -232,27 +232,27 @@ def test_a_changed_recipe_is_a_new_run_and_a_changed_row_is_not(tmp_path: Path) 
     assert name() != before
 
 
-def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_place(tmp_path: Path) -> None:
-    """One study, and after each change of a file the command line tells; a restored file makes the run current again."""
+def test_a_run_whose_files_changed_is_waiting_again_and_replaces_its_record(tmp_path: Path) -> None:
+    """The command line names the changed file. If the file is restored, the run is current again."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0])
     study = Study.read(path)
     study.run()
 
-    def told(*words: str) -> str:
+    def output_of(*words: str) -> str:
         command = [sys.executable, "-m", "lm_harmony.cli", *words]
-        said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True)
-        return said.stdout
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True)
+        return done.stdout
 
     assert study.status().changed == {} and len(study.status().finished) == 2
     task = tmp_path / "parity.yaml"
     before = task.read_text()
     task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
-    said = told("status", str(path))
-    assert "1 finished, 0 running, 0 failed, 1 waiting" in said and "parity.yaml changed since" in said
+    output = output_of("status", str(path))
+    assert "1 finished, 0 running, 0 failed, 1 waiting" in output and "parity.yaml changed since" in output
     task.write_text(before)
     assert study.status().changed == {}
     task.write_text(before.replace("number {{number}} is", "number {{number}}: "))
-    assert "(parity.yaml changed since)" in told("study", str(path), "--dry-run")
+    assert "(parity.yaml changed since)" in output_of("study", str(path), "--dry-run")
     old = study.runs[0].store.record()
     assert len(study.run().finished) == 2
     new = study.runs[0].store.record()
@@ -261,8 +261,8 @@ def test_what_changed_waits_again_with_its_reason_and_is_carried_out_in_its_plac
     assert study.status().changed == {}
 
 
-def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_path: Path) -> None:
-    """Such a record lies in a folder that was named by content; it is found, counts, and says what it cannot say."""
+def test_a_record_without_sources_counts_as_finished_but_unverified(tmp_path: Path) -> None:
+    """Earlier versions named the folder by content. The record is found, counts as finished and is listed as unverified."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
     study = Study.read(path)
     study.run()
@@ -274,7 +274,7 @@ def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_
     status = Study.read(path).status()
     assert [run.name.rpartition("/")[2] for run in status.finished] == ["seed0-0123456789abcdef"]
     assert list(status.unverified.values()) == ["made before sources were recorded"]
-    # What it lacks cannot be added to it: it is carried out again.
+    # A direct score cannot be added to such a record, so the run is executed again.
     path.write_text(path.read_text().replace("direct: false", "direct: true"))
     later = Study.read(path)
     assert list(later.status().changed.values()) == ["made before sources were recorded"]
@@ -282,7 +282,7 @@ def test_a_record_made_before_sources_were_recorded_is_finished_with_a_note(tmp_
     assert [run.store.record().sources is not None for run in later.status().finished] == [True]
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_prints_how_to_continue(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"])
     process = subprocess.Popen(
         [sys.executable, "-m", "lm_harmony.cli", "study", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -290,15 +290,15 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     while not any((tmp_path / "results").rglob(".*.lease")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "runs are finished. Repeat the command to continue." in said
+    assert "runs are finished. Repeat the command to continue." in errors
     assert Study.read(path).run().failed == {}
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of half a megabyte."""
+    """Mount a file system of 512 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True).returncode:
@@ -307,16 +307,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_every_finished_record_and_the_study_goes_on_when_there_is_room(
+def test_a_full_disk_keeps_finished_records_and_the_study_continues_after_space_is_freed(
     uninterrupted: Study, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_harmony.studies.study.STORE_PAUSE", 0.1)
     study = Study.read(write_world(tmp_path, results_dir=str(small_disk / "results")))
     with pytest.raises(StoreError, match=r"No space left on device.*repeat the study"):
         study.run()
-    kept = scores(study)
-    assert 0 < len(kept) < 24
-    assert kept == {name: score for name, score in scores(uninterrupted).items() if name in kept}
+    finished = scores(study)
+    assert 0 < len(finished) < 24
+    assert finished == {name: score for name, score in scores(uninterrupted).items() if name in finished}
     assert not study.status().failed
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert len(study.run().finished) == 24

@@ -1,4 +1,4 @@
-"""A study file says what it says, and is refused whole where it says something else."""
+"""Reading of study files: runs, recipes, paths, error messages and the JSON schema."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_suites_and_groups_come_from_the_catalogues(tmp_path: Path) -> None:
     assert len(read(tmp_path, models=[{"kind": "instruct", "family": "Gemma"}]).runs) == 4
 
 
-def test_recipes_are_laid_over_one_another(tmp_path: Path) -> None:
-    """The study's over the published one, the model's over the study's, the benchmark's over the model's."""
+def test_recipes_override_each_other_from_study_to_model_to_benchmark(tmp_path: Path) -> None:
+    """The study overrides the published recipe, the model overrides the study, and the benchmark overrides the model."""
     spec = read(
         tmp_path,
         recipe={"epochs": 3, "lora": {"r": 16}},
@@ -67,7 +67,7 @@ def test_recipes_are_laid_over_one_another(tmp_path: Path) -> None:
     assert {run.benchmark.caps.train for run in spec.runs if run.benchmark.task == "mnli"} == {7}
 
 
-def test_paths_start_beside_the_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_study_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "own.yaml").write_text("task: own\n")
     (run,) = read(tmp_path, models=["mine"], benchmarks=["own.yaml"], data_dir="rows", results_dir="out").runs
@@ -75,7 +75,7 @@ def test_paths_start_beside_the_file(tmp_path: Path) -> None:
     assert run.benchmark.task == str(tmp_path / "own.yaml") and run.benchmark.data_dir == tmp_path / "rows"
 
 
-def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
+def test_the_benchmark_perplexity_expands_to_the_listed_corpora(tmp_path: Path) -> None:
     for name in ("wiki.jsonl", "code.txt"):
         (tmp_path / name).touch()
     spec = read(tmp_path, benchmarks=["perplexity"], corpora=["wiki.jsonl", "code.txt"])
@@ -84,8 +84,8 @@ def test_perplexity_stands_for_the_users_corpora(tmp_path: Path) -> None:
         read(tmp_path, benchmarks=["perplexity"])
 
 
-def test_a_corpus_is_looked_for_beside_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From any working directory; a corpus that is not there is refused before the first run."""
+def test_a_corpus_path_is_relative_to_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory does not matter. A missing corpus is refused before the first run."""
     folder, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
@@ -102,8 +102,8 @@ def test_a_corpus_is_looked_for_beside_the_study_file(tmp_path: Path, monkeypatc
     assert run.benchmark.task == f"corpus:{absolute}"
 
 
-def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) -> None:
-    """An unquoted date in YAML is a date all the same; a model's own goes before the study's."""
+def test_the_chat_template_date_of_a_model_overrides_that_of_the_study(tmp_path: Path) -> None:
+    """A date without quotes in YAML is accepted too."""
     text = "models: [a/a, {name: b/b, chat_template_date: '2025-02-03'}]\nbenchmarks: [arc_easy]\napply_chat_template: true\n"
     dates = [run.model.chat_template_date for run in read(tmp_path, text + "chat_template_date: 2026-01-05\n").runs]
     assert dates == ["2026-01-05", "2025-02-03"]
@@ -173,7 +173,7 @@ def test_the_date_of_chat_templates_is_the_studys_or_a_models(tmp_path: Path) ->
         ({"execution": {"eval_batch_size": 1.5}}, "per_device_eval_batch_size must be a whole number"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+def test_the_error_names_the_wrong_key_and_its_place(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, **values)
     assert message in str(raised.value)
@@ -181,12 +181,12 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, values: dict[str,
 
 
 @pytest.mark.parametrize("text", ["models: [a\n", "- a\n", "nothing"])
-def test_what_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_study_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"study\.yaml"):
         read(tmp_path, text)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_study_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_study(tmp_path / "none.yaml")
 
@@ -197,7 +197,7 @@ FIELDS = [
     *({"execution": {name: "?"}} for name in ("micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git", "engine")),
     *({name: "?"} for name in ("max_num_train", "max_num_valid", "max_num_test", "seeds", "direct", "apply_chat_template")),
 ]
-"""One study for each field that takes a number, a flag or a choice; "?" stands for the value."""
+"""One study for each field that takes a number, a flag or a choice. "?" is the placeholder of the value."""
 
 
 def filled(values: Any, value: object) -> Any:
@@ -206,7 +206,7 @@ def filled(values: Any, value: object) -> Any:
 
 @pytest.mark.parametrize("field", FIELDS, ids=str)
 @pytest.mark.parametrize("value", ["eight", {"a": 1}, -3.7, float("nan"), [[1]]], ids=str)
-def test_no_value_of_another_kind_gets_through_or_ends_in_traceback(tmp_path: Path, field: dict[str, Any], value: object) -> None:
+def test_a_value_of_a_wrong_type_is_refused_in_every_field(tmp_path: Path, field: dict[str, Any], value: object) -> None:
     with pytest.raises(UsageError):
         read(tmp_path, **filled(field, value))
 
@@ -223,7 +223,7 @@ def test_no_value_of_another_kind_gets_through_or_ends_in_traceback(tmp_path: Pa
     ],
     ids=str,
 )
-def test_a_study_refuses_what_a_run_refuses_in_the_same_words(tmp_path: Path, study: dict[str, Any], flags: str) -> None:
+def test_a_study_refuses_a_value_with_the_same_message_as_a_run(tmp_path: Path, study: dict[str, Any], flags: str) -> None:
     arguments = ["--base_model", "m", "--task_name", "t", *flags.split()]
     with pytest.raises(UsageError) as of_run:
         run_spec(tyro.cli(RunFlags, args=arguments, use_underscores=True), given_flags(arguments))
@@ -232,13 +232,13 @@ def test_a_study_refuses_what_a_run_refuses_in_the_same_words(tmp_path: Path, st
     assert str(of_study.value).endswith(str(of_run.value))
 
 
-def test_a_run_refuses_a_seed_that_a_study_refuses() -> None:
+def test_a_run_refuses_a_negative_seed() -> None:
     arguments = ["--base_model", "m", "--task_name", "t", "--random_seed", "-1"]
     with pytest.raises(UsageError, match="random_seed must be from 0 to 4294967295, got -1"):
         run_spec(tyro.cli(RunFlags, args=arguments, use_underscores=True), given_flags(arguments))
 
 
-TWICE = """\
+DUPLICATE_KEY = """\
 models: [some/model]
 benchmarks: [arc_easy]
 recipe:
@@ -250,7 +250,7 @@ recipe:
 
 def test_a_key_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"study\.yaml, line 6: key 'epochs' is given twice, first in line 4"):
-        read(tmp_path, TWICE)
+        read(tmp_path, DUPLICATE_KEY)
     with pytest.raises(UsageError, match=r"study\.yaml, line 3: key 'models' is given twice, first in line 1"):
         read(tmp_path, "models: [a/a]\nbenchmarks: [arc_easy]\nmodels: [b/b]\n")
     with pytest.raises(UsageError, match=r"line 2: key 'recipe' is given twice, first in line 2"):
@@ -270,8 +270,8 @@ def test_a_message_names_line_and_key(tmp_path: Path) -> None:
     read(tmp_path, text.replace("r: 0", "r: 1"))  # negative control
 
 
-def test_the_same_key_in_two_mappings_and_merged_mappings_are_read(tmp_path: Path) -> None:
-    """Negative control: a key may recur in another mapping, and a YAML merge may be overridden."""
+def test_a_key_may_recur_in_another_mapping_or_override_a_merged_mapping(tmp_path: Path) -> None:
+    """Negative control for the check of duplicate keys."""
     spec = read(
         tmp_path,
         "models: [{name: a/a, recipe: &base {epochs: 2, batch_size: 4}}, {name: b/b, recipe: {<<: *base, epochs: 3}}]\n"
@@ -280,7 +280,7 @@ def test_the_same_key_in_two_mappings_and_merged_mappings_are_read(tmp_path: Pat
     assert [(run.recipe.epochs, run.recipe.batch_size) for run in spec.runs] == [(2, 4), (3, 4)]
 
 
-def test_a_benchmark_may_say_which_direction_its_metric_has(tmp_path: Path) -> None:
+def test_a_benchmark_entry_may_state_the_direction_of_its_metric(tmp_path: Path) -> None:
     spec = read(tmp_path, benchmarks=["mnli", {"task": "arc_easy", "metric": "loss,none", "greater_is_better": False}])
     assert [(run.metric, run.greater_is_better) for run in spec.runs] == [(None, None), ("loss,none", False)]
 
@@ -299,7 +299,7 @@ def test_patterns_that_match_nothing_are_refused_with_the_nearest_names(tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, -2])
-def test_a_study_and_a_plan_need_a_worker(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_and_plan_refuse_fewer_than_one_worker(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path)
     for command in ("study", "plan"):
         assert main([command, str(tmp_path / "study.yaml"), "--workers", str(workers)]) == 1
@@ -312,7 +312,7 @@ def test_a_study_and_a_plan_need_a_worker(tmp_path: Path, workers: int, capsys: 
 SHIPPED_SCHEMA = Path(study_file.__file__).with_name("study.schema.json")
 
 
-def test_the_shipped_schema_is_that_of_the_models() -> None:
+def test_the_shipped_schema_equals_the_generated_schema() -> None:
     """After a change: python -m lm_harmony.studies.study_file > src/lm_harmony/studies/study.schema.json"""
     module = [sys.executable, "-m", "lm_harmony.studies.study_file"]
     printed = subprocess.run(module, capture_output=True, text=True, check=True).stdout
@@ -320,24 +320,24 @@ def test_the_shipped_schema_is_that_of_the_models() -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(printed))
 
 
-def with_schema() -> jsonschema.Draft202012Validator:
+def schema_validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(SHIPPED_SCHEMA.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
-def test_the_schema_accepts_every_example(page: str) -> None:
+def test_the_schema_accepts_every_example_in_the_docs(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     assert examples
     for example in examples:
-        with_schema().validate(example)
+        schema_validator().validate(example)
 
 
 def test_the_schema_accepts_the_studies_of_the_tests(tmp_path: Path) -> None:
-    with_schema().validate(yaml.safe_load(write_world(tmp_path).read_text(encoding="utf-8")))
+    schema_validator().validate(yaml.safe_load(write_world(tmp_path).read_text(encoding="utf-8")))
     entry = {"task": "mnli", "metric": "acc,none", "greater_is_better": True, "max_num_train": 5, "recipe": {"lora": None}}
     study = {"models": [{"name": "a/a", "recipe": {"lora": {"r": 4}}}, {"family": "Yi"}], "benchmarks": [entry], "data_dir": None}
-    with_schema().validate(study)
+    schema_validator().validate(study)
 
 
 @pytest.mark.parametrize(
@@ -358,9 +358,9 @@ def test_the_schema_accepts_the_studies_of_the_tests(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_the_schema_and_the_study_refuse_the_same(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_schema_and_study_refuse_the_same_mistakes(tmp_path: Path, wrong: dict[str, Any]) -> None:
     right = {"models": ["a/a"], "benchmarks": ["arc_easy"]}
-    with_schema().validate(right)  # negative control
-    assert not with_schema().is_valid({**right, **wrong})
+    schema_validator().validate(right)  # negative control
+    assert not schema_validator().is_valid({**right, **wrong})
     with pytest.raises(UsageError):
         read(tmp_path, **wrong)

@@ -1,4 +1,4 @@
-"""Where planned time goes: each term by hand, counts against the engine itself, and which term binds."""
+"""Time model of plans: each term computed by hand, counts compared with the engine, and the binding term."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ ALL_LINEAR = Recipe(lora=Lora(target_modules=("all-linear",)))
 
 
 def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = None) -> Workload:
-    """Return a run of one epoch without a validation."""
+    """Return the workload of a run with one epoch and without validation."""
     spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
     nothing = ScoringWork(tokens=0)
     return Workload(
@@ -78,39 +78,39 @@ def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = 
     )
 
 
-# Each term by hand.
+# Each term computed by hand.
 
 
-def test_flops_by_hand() -> None:
-    fed = TrainingWork(tokens=10, labels=3)
-    assert training_flops(SIZE, fed) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
-    assert training_flops(replace(SIZE, adapted=0), fed) == 10 * 6 * 3_000 + 3 * 4 * 1_000
+def test_flops_equal_the_values_computed_by_hand() -> None:
+    training = TrainingWork(tokens=10, labels=3)
+    assert training_flops(SIZE, training) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
+    assert training_flops(replace(SIZE, adapted=0), training) == 10 * 6 * 3_000 + 3 * 4 * 1_000
     assert loglikelihood_flops(SIZE, ScoringWork(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
     assert generation_flops(SIZE, DecodingWork(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
 
 
-def test_attention_by_hand() -> None:
-    # Two products of 2 x 8 FLOPs a pair and layer forward, five more backward.
+def test_attention_flops_equal_the_values_computed_by_hand() -> None:
+    # The forward pass has two matrix products of 2 x 8 FLOPs for each pair and layer. The backward pass has five.
     assert attention_flops(SIZE, 10) == 2 * 2 * 8 * 2 * 10
     assert attention_flops(SIZE, 10, training=True) == 7 * 2 * 8 * 2 * 10
 
 
-def test_launches_by_hand() -> None:
+def test_operator_counts_equal_the_values_computed_by_hand() -> None:
     # 3 passes of (31 + 2 layers of 104 + 4 adapters of 21), 5 calls of 2 in 2 layers, 2 steps of 12.
     assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
-    # Without an adapter 22 more in each layer.
+    # Without an adapter, each layer has 22 more operators.
     assert training_operators(replace(SIZE, adapted=0), TrainingWork(passes=1)) == 31 + 2 * 126
     # 2 passes of (33 + 2 layers of 38), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
-    asked = ScoringWork(tokens=0, passes=2, calls=7, masks=3)
-    assert scoring_operators(SIZE, asked) == 2 * (33 + 76) + 14 + 3 * (10 + 4)
-    assert scoring_operators(replace(SIZE, key_width=8), asked) == 2 * (33 + 76) + 14 + 3 * 10
+    scoring = ScoringWork(tokens=0, passes=2, calls=7, masks=3)
+    assert scoring_operators(SIZE, scoring) == 2 * (33 + 76) + 14 + 3 * (10 + 4)
+    assert scoring_operators(replace(SIZE, key_width=8), scoring) == 2 * (33 + 76) + 14 + 3 * 10
     # 1 pass over contexts and 9 steps of (39 + 2 layers of 43).
     assert decoding_operators(SIZE, DecodingWork(passes=1, steps=9)) == 10 * (39 + 86)
 
 
-def test_training_seconds_by_hand() -> None:
-    fed = TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40)
-    terms = training_phase(load_of(SIZE, fed), H200).terms
+def test_training_seconds_equal_the_values_computed_by_hand() -> None:
+    training = TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40)
+    terms = training_phase(load_of(SIZE, training), H200).terms
     assert terms == pytest.approx(
         {
             "launches": (3 * 323 + 20 + 24) * 1.25 * 9e-6,
@@ -120,7 +120,7 @@ def test_training_seconds_by_hand() -> None:
     )
 
 
-def test_scoring_seconds_by_hand() -> None:
+def test_scoring_seconds_equal_the_values_computed_by_hand() -> None:
     phase = scoring_phase(SIZE, ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, masks=3, pairs=30), H200)
     launches = (2 * 109 + 14 + 42) * 1.25 * 9e-6
     assert phase.terms == pytest.approx(
@@ -131,25 +131,25 @@ def test_scoring_seconds_by_hand() -> None:
             "attention": 4 * 8 * 2 * 30 / (0.2 * 989e12),
         }
     )
-    assert phase.seconds == pytest.approx(launches + 20 * 2.0e-6)  # layout in Python comes on top, arithmetic is hidden
+    assert phase.seconds == pytest.approx(launches + 20 * 2.0e-6)  # Python time is added, arithmetic overlaps with launches
 
 
-def test_decoding_seconds_by_hand() -> None:
-    written = DecodingWork(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
-    terms = decoding_phase(SIZE, ScoringWork(tokens=20, decoding=written), H200).terms
+def test_decoding_seconds_equal_the_values_computed_by_hand() -> None:
+    decoding = DecodingWork(contexts=20, tokens=6, passes=1, steps=9, pairs=60, cached=50)
+    terms = decoding_phase(SIZE, ScoringWork(tokens=20, decoding=decoding), H200).terms
     assert terms == pytest.approx(
         {
             "launches": 10 * 125 * 1.25 * 9e-6,
             "Python": 6 * 2.3e-6,
             "FLOPs": (156_000 + 12_000) / (0.55 * 989e12),
             "attention": 4 * 8 * 2 * 60 / (0.2 * 989e12),
-            # Nine times 4,000 weights, and keys and values of 50 positions in 2 layers moved three times; 2 bytes each.
+            # 4,000 weights nine times, and keys and values of 50 positions in 2 layers three times, of 2 bytes each.
             "decoding steps": 2 * (9 * 4_000 + 3 * 50 * 2 * 4 * 2) / (0.7 * 4.8e12),
         }
     )
 
 
-def test_the_longest_of_what_overlaps_decides() -> None:
+def test_the_longest_of_the_overlapping_terms_determines_the_time() -> None:
     terms = {"launches": 5.0, "Python": 1.0, "FLOPs": 3.0, "attention": 1.5, "decoding steps": 4.0}
     assert (overlapped(terms).seconds, overlapped(terms).bound_by) == (6.0, "launches")
     computing = overlapped({**terms, "FLOPs": 4.0})
@@ -161,25 +161,25 @@ def test_the_longest_of_what_overlaps_decides() -> None:
     assert both.deciding == {"launches": 5.0, "Python": 2.0, "decoding steps": 8.0}
 
 
-def test_a_measured_machine_has_no_terms_beside_its_rates() -> None:
+def test_measured_rates_include_launches_attention_and_python() -> None:
     here = measured_here(
         training=1e9, answering=2e9, scores=True, writes=False, load_seconds=3.0, budget=MemoryBudget(), weight_bytes=4
     )
-    asked = ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
+    scoring = ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, pairs=30)
     plan = model_plan(
-        "some", [load_of(SIZE, TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), asked)], here
+        "some", [load_of(SIZE, TrainingWork(tokens=10, labels=3, steps=2, passes=3, calls=5, pairs=40), scoring)], here
     )
     assert add_phases(plan.phases.values()).terms == pytest.approx({"FLOPs": 138_000 / 1e9 + 134_000 / 2e9, "fixed": 1.0 + 3.0})
 
 
-# What is counted is what the engine does.
+# Counts compared with the engine.
 
 FREE = {"detach", "empty", "empty_like", "lift_fresh", "_unsafe_view", "_local_scalar_dense", "_record_function_enter_new"}
-"""Operators that compute nothing."""
+"""Operators that launch no kernel."""
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that would make a kernel: all but views and allocations."""
+    """Counts the operators that would launch a kernel: all except views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,12 +206,12 @@ def deep_model(architecture: str = "llama", layers: int = 6) -> LanguageModel:
 
 
 def size_in_memory(model: LanguageModel, adapted: int) -> ModelSize:
-    """Return what the counts need to know of a model."""
+    """Return a model size with the layers and adapters of ``model``."""
     return replace(SIZE, layers=model.module.config.num_hidden_layers, adapted=adapted, key_width=8)
 
 
 def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> Counter[str]:
-    """Count the second step of a training: the first one makes the optimizer's state."""
+    """Count the operators of the second training step. The first step also creates the optimizer state."""
     sequences = [TokenSequence(ids=tuple(range(5, 6 + length)), first_label=1, row=length) for length in lengths]
     with trainable(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as trainee:
         trainee.module.train()
@@ -227,16 +227,16 @@ def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> C
 
 @pytest.mark.parametrize("lengths", [[20, 21, 22, 23, 24, 25, 26, 27], [20] * 8], ids=["eight lengths", "one length"])
 @pytest.mark.parametrize("adapted", ["q, v", "all linear", "all weights"])
-def test_operators_of_a_training_step(lengths: list[int], adapted: str) -> None:
+def test_planned_operators_of_a_training_step_are_within_10_percent(lengths: list[int], adapted: str) -> None:
     recipe, linear = {"q, v": (Recipe(), 2), "all linear": (ALL_LINEAR, 7), "all weights": (Recipe(lora=None), 0)}[adapted]
     model = deep_model()
     counted = training_step(model, recipe, lengths).total()
-    fed = TrainingWork(steps=1, passes=1, calls=len(set(lengths)))
-    assert training_operators(size_in_memory(model, 6 * linear), fed) == pytest.approx(counted, rel=0.1)
+    training = TrainingWork(steps=1, passes=1, calls=len(set(lengths)))
+    assert training_operators(size_in_memory(model, 6 * linear), training) == pytest.approx(counted, rel=0.1)
 
 
-def test_operators_of_another_architecture_differ() -> None:
-    """Negative control: the count is of a llama, and this test would see it."""
+def test_planned_operators_are_wrong_for_another_architecture() -> None:
+    """Negative control: the planned count is that of a Llama model, so it is too high for GPT-NeoX."""
     model = deep_model("gpt_neox")
     counted = training_step(model, Recipe(), [20] * 8).total()
     planned = training_operators(size_in_memory(model, 6), TrainingWork(steps=1, passes=1, calls=1))
@@ -244,7 +244,7 @@ def test_operators_of_another_architecture_differ() -> None:
 
 
 @pytest.mark.parametrize("branches", [1, 3])
-def test_operators_of_a_scoring_pass(branches: int) -> None:
+def test_planned_operators_of_a_scoring_pass_are_within_10_percent(branches: int) -> None:
     model = deep_model()
     texts = [
         TokenSequence(ids=(100 + tree, *range(7, 17 + tree), last, last + 1), first_label=12 + tree)
@@ -253,32 +253,32 @@ def test_operators_of_a_scoring_pass(branches: int) -> None:
     ]
     with torch.no_grad(), PACKED.active(model.module), Operators() as operators:
         prefix_tree_logprobs(model.module, texts)
-    asked = ScoringWork(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
+    scoring = ScoringWork(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
     assert operators.attention_calls == 8 * 6
-    assert scoring_operators(size_in_memory(model, 12), asked) == pytest.approx(operators.seen.total(), rel=0.1)
+    assert scoring_operators(size_in_memory(model, 12), scoring) == pytest.approx(operators.seen.total(), rel=0.1)
 
 
-def test_passes_and_operators_of_written_answers() -> None:
+def test_planned_passes_and_operators_of_generated_answers_are_those_of_the_engine() -> None:
     model, limit = deep_model(), 5
-    room = MemoryBudget(generation_rows=2)
+    budget = MemoryBudget(generation_rows=2)
     requests = [
         Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
         for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
     ]
-    asked, written = _decoding_work(model, requests, Recipe(), room)
+    context_tokens, decoding = _decoding_work(model, requests, Recipe(), budget)
     contexts = sorted((model.text.encode([request.context])[0] for request in requests), key=len, reverse=True)
     with torch.no_grad(), Operators() as operators:
         answers = list(
             decode_greedily(model, contexts, batch_size=2, max_new_tokens=limit, is_finished=lambda rows: [False] * len(rows))
         )
     a, b, c, d, e = map(len, contexts)
-    assert asked == a + b + c + d + e and sum(len(one.written) for one in answers) == written.tokens == 5 * limit
-    assert (written.passes, written.steps) == (3, 3 * (limit - 1))
-    assert operators.seen["embedding"] == written.passes + written.steps
-    assert written.contexts == 2 * a + 2 * c + e
-    assert written.cached == 2 * (4 * a + 10) + 2 * (4 * c + 10) + (4 * e + 10)  # a + 1, a + 2, a + 3, a + 4 positions
-    assert written.pairs == written.cached + 2 * a**2 + 2 * c**2 + e**2
-    assert decoding_operators(size_in_memory(model, 12), written) == pytest.approx(operators.seen.total(), rel=0.1)
+    assert context_tokens == a + b + c + d + e and sum(len(one.written) for one in answers) == decoding.tokens == 5 * limit
+    assert (decoding.passes, decoding.steps) == (3, 3 * (limit - 1))
+    assert operators.seen["embedding"] == decoding.passes + decoding.steps
+    assert decoding.contexts == 2 * a + 2 * c + e
+    assert decoding.cached == 2 * (4 * a + 10) + 2 * (4 * c + 10) + (4 * e + 10)  # a + 1, a + 2, a + 3, a + 4 positions
+    assert decoding.pairs == decoding.cached + 2 * a**2 + 2 * c**2 + e**2
+    assert decoding_operators(size_in_memory(model, 12), decoding) == pytest.approx(operators.seen.total(), rel=0.1)
 
 
 @pytest.fixture
@@ -291,9 +291,9 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> None:
-    room = MemoryBudget(scoring_tokens=60, training_tokens=40)
-    run, load = set_up_run(spec), workload(spec, room)
-    backend = replace(PACKED, memory_budget=room)
+    budget = MemoryBudget(scoring_tokens=60, training_tokens=40)
+    run, load = set_up_run(spec), workload(spec, budget)
+    backend = replace(PACKED, memory_budget=budget)
     with Operators() as operators:
         scorer = Scorer(model=run.model, backend=backend)
         scorer.reply([request for one in run.splits.validation for request in one.requests])
@@ -314,16 +314,19 @@ def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> No
     assert (load.training.passes, load.training.calls, load.training.pairs) == (passed, calls, pairs)
     assert load.training.passes > load.training.steps == 5
     unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
-    assert len(blocks_of_row(concatenated_row(unequal), torch.device("cpu"))) == 3  # only neighbours share a call
+    # Only adjacent sequences of equal length share a call.
+    assert len(blocks_of_row(concatenated_row(unequal), torch.device("cpu"))) == 3
 
 
-def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None:
+def test_the_gpu_plan_uses_the_memory_budget_of_a_gpu(spec: RunSpec) -> None:
     for hardware in HARDWARE.values():
-        room = hardware.memory_budget
-        assert (room.training_tokens, room.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
-        assert room.generation_rows == GPU_GENERATION_ROWS
+        budget = hardware.memory_budget
+        assert (budget.training_tokens, budget.scoring_tokens) == (GPU_TRAINING_TOKENS, GPU_SCORING_TOKENS)
+        assert budget.generation_rows == GPU_GENERATION_ROWS
     many = replace(spec, benchmark=replace(spec.benchmark, task=str(write_micro(Path(spec.benchmark.task).parent, sizes=SIZES))))
-    on_gpu, on_cpu = (workload(many, room).test for room in (H200.memory_budget, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS)))
+    on_gpu, on_cpu = (
+        workload(many, budget).test for budget in (H200.memory_budget, MemoryBudget(scoring_tokens=CPU_SCORING_TOKENS))
+    )
     assert on_gpu.passes == 1 < on_cpu.passes and on_gpu.tokens == on_cpu.tokens
     assert scoring_phase(size_of(spec.model, spec.recipe), on_gpu, H200).seconds < scoring_phase(SIZE, on_cpu, H200).seconds
 
@@ -331,7 +334,7 @@ def test_scoring_on_a_gpu_is_planned_with_passes_of_a_gpu(spec: RunSpec) -> None
 SIZES = {"train": 24, "validation": 8, "test": 200}
 
 
-# Which term binds.
+# The binding term.
 
 
 def model_of(billions: float, layers: int, width: int) -> ModelSize:
@@ -353,46 +356,49 @@ STEPS = 10_000
 ROWS = TrainingWork(
     tokens=STEPS * 8 * 200, labels=STEPS * 8 * 200, steps=STEPS, passes=STEPS, calls=STEPS * 8, pairs=STEPS * 8 * 20_100
 )
-"""Many steps of eight rows of 200 tokens."""
+"""Work of 10,000 steps with eight rows of 200 tokens."""
 LONG_ROWS = TrainingWork(tokens=10 * 65_536, labels=10 * 65_536, steps=10, passes=10, calls=10, pairs=10 * 65_536 * 65_537 // 2)
-"""Ten steps of one row of 65,536 tokens."""
+"""Work of ten steps with one row of 65,536 tokens."""
 ANSWERS = ScoringWork(
     tokens=0,
     decoding=DecodingWork(
         contexts=256 * 100, tokens=256 * 2_000, passes=1, steps=1_999, pairs=256 * 2_200_000, cached=256 * 2_200_000
     ),
 )
-"""256 answers of 2,000 tokens."""
+"""Work of 256 generated answers of 2,000 tokens."""
 
 
-def planned(size: ModelSize, training: TrainingWork, asked: ScoringWork | None = None) -> ModelPlan:
-    return model_plan("some", [load_of(size, training, asked)], H200)
+def planned(size: ModelSize, training: TrainingWork, scoring: ScoringWork | None = None) -> ModelPlan:
+    return model_plan("some", [load_of(size, training, scoring)], H200)
 
 
-def test_the_binding_term_changes_as_it_should() -> None:
+def test_the_binding_term_depends_on_model_size_and_workload() -> None:
     assert binding_term(planned(TINY, ROWS).phases)[0] == "training launches"
     assert binding_term(planned(LARGE, ROWS).phases)[0] == "training FLOPs"
     assert binding_term(planned(TINY, LONG_ROWS).phases)[0] == "fixed"
     assert planned(TINY, LONG_ROWS).phases["training"].bound_by == "attention"
-    written = planned(TINY, TrainingWork(tokens=1), ANSWERS)
-    assert written.decoding_steps == 1_999 and written.phases["decoding"].bound_by == "launches"
-    assert binding_term(planned(LARGE, ROWS, ANSWERS).phases)[0] == "training FLOPs"  # few answers beside much training
-    # Of a large model each step reads much: weights, and a cache of 256 rows.
+    decoding = planned(TINY, TrainingWork(tokens=1), ANSWERS)
+    assert decoding.decoding_steps == 1_999 and decoding.phases["decoding"].bound_by == "launches"
+    assert binding_term(planned(LARGE, ROWS, ANSWERS).phases)[0] == "training FLOPs"  # much more training than decoding
+    # With a large model, each decoding step reads many weights and a cache of 256 rows.
     assert binding_term(planned(LARGE, TrainingWork(tokens=1), ANSWERS).phases)[0] == "decoding steps"
     _, share = binding_term(planned(LARGE, ROWS).phases)
     seconds = planned(LARGE, ROWS).phases["training"].terms["FLOPs"]
     assert share == pytest.approx(seconds / (planned(LARGE, ROWS).hours * 3600))
 
 
-def test_large_figures_stay_within_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", "COLUMNS": "80"}.items():  # a terminal; a pipe gets wider tables
+def test_a_plan_with_large_numbers_is_at_most_80_columns_wide(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Simulate a terminal, because a pipe gets wider tables.
+    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", "COLUMNS": "80"}.items():
         monkeypatch.setenv(name, value)
-    much = replace(ROWS, steps=STEPS * 10_000, passes=STEPS * 10_000, calls=STEPS * 10_000, tokens=10**12)
-    models = (planned(LARGE, much, ANSWERS), planned(TINY, ROWS))
+    many_steps = replace(ROWS, steps=STEPS * 10_000, passes=STEPS * 10_000, calls=STEPS * 10_000, tokens=10**12)
+    models = (planned(LARGE, many_steps, ANSWERS), planned(TINY, ROWS))
     show_plan(Plan(hardware=H200, models=models, disk_bytes=0), workers=8)
     shown = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in shown if "for one worker" not in line) <= 80  # the terminal wraps that sentence
-    # Each row's cells are those of its phase, and its last word is what binds it.
+    # Each row shows the terms of its phase. Its last word is the binding term.
     start = shown.index("Time on h200, in hours")
     rows = [line.split() for line in shown[start:] if line.startswith("  ")]
     assert rows[0] == ["launches", "Python", "FLOPs", "attention", "steps", "fixed", "time", "bound", "by"]
@@ -404,12 +410,12 @@ def test_large_figures_stay_within_80_columns(capsys: pytest.CaptureFixture[str]
     assert any(line.startswith("All models: ") and "bound by training FLOPs (" in line for line in shown)
 
 
-def test_every_constant_of_a_gpu_says_where_it_comes_from() -> None:
+def test_every_constant_of_a_gpu_has_a_source_and_a_unit() -> None:
     constants = H200.constants()
     assert {one.name for one in constants if one.measured} == {"Python, scoring", "Python, decoding"}
     assert all(one.source and one.unit for one in constants)
     own = [one for one in vars(H200).values() if isinstance(one, Constant)]
-    assert len(constants) == len(own) + 2  # the traffic of the cache, and the workspace
+    assert len(constants) == len(own) + 2  # memory traffic of the cache, and the workspace
     assert {one.name for one in constants} - {one.name for one in H200.constants(decoding=False)} == {
         "decoding",
         "decoding steps",

@@ -1,4 +1,4 @@
-"""A file of a model or a benchmark that cannot be read costs the runs that need it, at once; the others go on."""
+"""If a file of a model or benchmark cannot be read, the runs that need it fail at the first attempt. Other runs finish."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lm_harmony.studies.study import Study
 from lm_harmony.studies.worker import RunExecutor
 
 UNREADABLE = Path("/proc/self/mem")
-"""An ordinary file for whoever asks, of which even root cannot read the first byte."""
+"""A regular file according to stat, but even root cannot read its first byte."""
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason=f"needs {UNREADABLE}")
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """Write two models and two benchmarks; a file of one of each cannot be read."""
+    """Write two models and two benchmarks. One model and one benchmark have a file that cannot be read."""
     models, benchmarks = ["models/llama", "models/gpt2"], ["parity.yaml", "threes.yaml"]
     path = write_world(tmp_path, models=models, benchmarks=benchmarks, seeds=[0], direct=False)
     for file in (tmp_path / "models" / "gpt2" / "vocab.json", tmp_path / "data" / "threes" / "test.jsonl"):
@@ -35,7 +35,7 @@ def study(tmp_path: Path) -> Study:
     return Study.read(path)
 
 
-def test_it_is_an_error_of_the_run_and_not_of_the_disk(study: Study) -> None:
+def test_an_unreadable_file_fails_the_runs_that_need_it(study: Study) -> None:
     executor = RunExecutor()
     results = {(Path(run.spec.model.name).name, Path(run.spec.benchmark.task).stem): executor.execute(run) for run in study.runs}
     kinds = {run: (str(result.outcome), result.kind) for run, result in results.items()}
@@ -52,8 +52,8 @@ def test_it_is_an_error_of_the_run_and_not_of_the_disk(study: Study) -> None:
 
 
 @contextmanager
-def closed(folder: Path) -> Iterator[None]:
-    """Let nobody open what lies below ``folder``; root, who may open all, becomes another user meanwhile."""
+def without_permissions(folder: Path) -> Iterator[None]:
+    """Remove the permissions of ``folder``. Root may read everything, so it becomes another user meanwhile."""
     folder.chmod(0)
     was_root = os.geteuid() == 0
     if was_root:
@@ -66,13 +66,13 @@ def closed(folder: Path) -> Iterator[None]:
         folder.chmod(0o755)
 
 
-def test_a_folder_that_may_not_be_opened_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_folder_without_read_permission(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     task = write_micro(folder)
     write_tiny_model(folder / "model")
     model, benchmark = ModelSpec(name=str(folder / "model")), BenchmarkSpec(task=str(task), data_dir=folder)
     assert model_sources(model) and len(task_sources(benchmark)) == 4  # negative control
-    with closed(folder):
+    with without_permissions(folder):
         with pytest.raises(ModelError, match=r"model cannot be read: Permission denied\. Make it readable"):
             model_sources(model)
         with pytest.raises(BenchmarkError, match=r"cannot be read: .*Permission denied"):

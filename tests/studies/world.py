@@ -1,4 +1,4 @@
-"""A small world to study: three models, four benchmarks, one study file."""
+"""Writes a small study: three models, four benchmarks and one study file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = {"epochs": 2, "learning_rate": 0.01, "lora": {"target_modules": ["all-l
 
 
 def write_world(folder: Path, **changes: object) -> Path:
-    """Write models, benchmarks and study.yaml below ``folder``; return the study file's path."""
+    """Write models, benchmarks and study.yaml below ``folder``. Return the path of the study file."""
     for model in MODELS:
         write_tiny_model(folder / "models" / model, model)
     for place, benchmark in enumerate(BENCHMARKS):

@@ -1,4 +1,4 @@
-"""A model's chat template: rendered with a fixed date, and named with its line when it fails. No torch."""
+"""Renders a model's chat template with a fixed date, and finds the line at which it fails. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a chat template raises: jinja's own errors, and Python's from the expressions in it."""
+"""Exceptions that a chat template raises: those of jinja, and those of Python from the expressions in the template."""
 _CODES = "aAbBcdDeFGhHIjklmMnpPrRSTuUVwWxXyYzZ"
-"""Letters of ``strftime``."""
+"""Format codes of ``strftime``."""
 _NUMBERS = "deHIjklmMSUVWyG"
-"""Letters that give numbers, of which ``%-d`` and its like drop the leading zeros."""
+"""Format codes that give numbers. With a hyphen (``%-d``), the leading zeros are dropped."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, day: str, generation_prompt: bool) -> str:
-    """Render messages as ``apply_chat_template`` does, with ``day`` in the place of today.
+    """Render messages as ``apply_chat_template`` does, with ``day`` as the current date.
 
-    A template asks for the date by the function ``strftime_now`` or by the variable ``date_string`` (Llama 3: "26 Jul 2024").
+    A template reads the date from the function ``strftime_now`` or from the variable ``date_string`` (Llama 3: "26 Jul 2024").
 
     Args:
-        tokenizer: whose template renders.
-        messages: each {"role", "content"}.
-        day: the date as YYYY-MM-DD.
-        generation_prompt: end with the opening of an answer; False: the last message is continued.
+        tokenizer: tokenizer with the chat template.
+        messages: mappings with the keys "role" and "content".
+        day: date that the template uses as the current date, as YYYY-MM-DD.
+        generation_prompt: if True, the text ends with the start of an assistant message. If False, the last message is continued.
 
     Raises:
-        jinja2.TemplateError: or another of ``FAILURES``; ``failed_line`` gives the template's line.
+        jinja2.TemplateError: or another exception of ``FAILURES``. ``failed_line`` gives the line in the template.
     """
     template, today, options = str(tokenizer.get_chat_template()), date.fromisoformat(day), dict[str, Any]()
     if "strftime_now" in template:
@@ -50,9 +50,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]
 
 
 def _with_date(template: str, today: date) -> str:
-    """Put a macro ``strftime_now`` on a line before the template: transformers lets no caller pass a function.
+    """Add a macro ``strftime_now`` on a line before the template, because transformers does not accept a function from callers.
 
-    Jinja takes the newline after a block away (transformers sets trim_blocks), so that the template's own text is unchanged.
+    Jinja removes the newline after a block (transformers sets trim_blocks), so the text of the template does not change.
     """
     values = {f"%-{code}": today.strftime(f"%{code}").strip().lstrip("0") or "0" for code in _NUMBERS}
     values |= {f"%{code}": today.strftime(f"%{code}") for code in _CODES}
@@ -61,18 +61,18 @@ def _with_date(template: str, today: date) -> str:
 
 
 def failed_line(error: Exception, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the line of the template, from 1, at which ``render`` failed; None where the error tells none."""
+    """Return the line of the template, from 1, at which ``render`` failed. None if the error does not tell it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in ("<template>", "<unknown>")]
     found = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else (lines or [None])[-1]
-    added = "strftime_now" in str(tokenizer.chat_template)  # the line of the macro
+    added = "strftime_now" in str(tokenizer.chat_template)  # the macro adds one line
     return None if found is None else max(1, found - added)
 
 
 def place_of_template(name: str) -> str:
-    """Return the file that holds the chat template of a model folder, or words that say whose it is.
+    """Return the path of the file with the chat template. For a hub id, return a text that names the model.
 
     Args:
-        name: the model's folder or hub id.
+        name: folder or hub id of the model.
     """
     for file in ("chat_template.jinja", "tokenizer_config.json"):
         if (Path(name) / file).is_file():

@@ -24,23 +24,23 @@ WRAPPERS = {
 }
 """Prefix of all tensor names -> the wrapper that adds it and what to save instead."""
 _OLD_BUFFERS = re.compile(r"(\.(attn|attention)(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|\.causal_mask)$")
-"""Tables that models computed and older versions of transformers saved with the weights."""
+"""Names of computed buffers that older versions of transformers saved with the weights."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "merges.txt")
 _ALSO_CAUSAL = ("gpt_neox_japanese",)
-"""Causal models whose configuration has is_decoder false."""
+"""Model types that are causal although their configuration has is_decoder false."""
 
 
 def refuse_adapter(name: str, revision: str) -> None:
-    """Refuse a PEFT adapter: transformers would load another base, or report on the adapter's tensors only.
+    """Raise for a PEFT adapter: transformers would load its base model, or report missing tensors of the adapter only.
 
     Args:
-        name: hub id or folder.
+        name: hub id or folder of the model.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ModelError: it has an adapter_config.json.
+        ModelError: the model has an adapter_config.json.
     """
-    if find_adapter_config_file(name, revision=revision) is not None:  # as from_pretrained looks for it
+    if find_adapter_config_file(name, revision=revision) is not None:  # from_pretrained calls the same function
         raise ModelError(
             f"model {name}: adapter_config.json lies beside config.json: a PEFT adapter, whose base would be loaded from "
             f"elsewhere. Merge it (merge_and_unload) and give the folder that save_pretrained writes."
@@ -48,11 +48,11 @@ def refuse_adapter(name: str, revision: str) -> None:
 
 
 def refuse_encoder(name: str, module: PreTrainedModel) -> None:
-    """Refuse a model each of whose tokens sees the later ones, such as BERT: its log-likelihoods are not those of a text.
+    """Raise for a model without causal attention, such as BERT: its token probabilities do not give the likelihood of a text.
 
     Args:
-        name: hub id or folder.
-        module: the model; its weights are not looked at.
+        name: hub id or folder of the model.
+        module: the model. Its weights are not read.
 
     Raises:
         ModelError: the configuration has is_decoder false, and no attention layer is causal.
@@ -67,27 +67,27 @@ def refuse_encoder(name: str, module: PreTrainedModel) -> None:
 
 
 def refuse_misfit(name: str, module: PreTrainedModel, report: Mapping[str, Collection[Any]]) -> None:
-    """Refuse a checkpoint whose tensors are not those of its configuration: what is missing would be random.
+    """Raise if the tensors of a checkpoint do not match its configuration: missing tensors would be initialized at random.
 
     Args:
-        name: hub id or folder.
+        name: hub id or folder of the model.
         module: the loaded model.
-        report: ``from_pretrained``'s loading info; tied weights and what the architecture ignores are not in it.
+        report: loading info of ``from_pretrained``. It lists neither tied weights nor tensors that the architecture ignores.
 
     Raises:
-        ModelError: a tensor is missing, unknown or of another size.
+        ModelError: a tensor is missing, is unknown, or has another shape.
     """
-    buffers = {buffer for buffer, _ in module.named_buffers()}  # not saved, but computed
+    buffers = {buffer for buffer, _ in module.named_buffers()}  # they are computed, so a checkpoint may hold or lack them
     missing = sorted(report["missing_keys"])
     unknown = sorted(key for key in report["unexpected_keys"] if key not in buffers and not _OLD_BUFFERS.search(key))
-    sizes = sorted((key, tuple(found), tuple(asked)) for key, found, asked in report["mismatched_keys"])
+    sizes = sorted((key, tuple(found), tuple(expected)) for key, found, expected in report["mismatched_keys"])
     faults = []
     if missing:
         faults.append(f"lacks {_listed(missing)}, which config.json asks for")
     if unknown:
         faults.append(f"holds {_listed(unknown)}, which config.json does not describe")
     if sizes:
-        texts = [f"{key} {_size(found)}, by config.json {_size(asked)}" for key, found, asked in sizes]
+        texts = [f"{key} {_size(found)}, by config.json {_size(expected)}" for key, found, expected in sizes]
         faults.append(f"has other sizes than config.json in {_listed(texts)}")
     if faults:
         raise ModelError(f"model {name}: the checkpoint {', and '.join(faults)}. {_remedy(module, missing, unknown)}")
@@ -114,17 +114,17 @@ def _remedy(module: PreTrainedModel, missing: Collection[str], unknown: Collecti
 
 
 def refuse_non_finite(name: str, module: PreTrainedModel) -> None:
-    """Refuse weights, and buffers that are saved with them, that hold NaN or infinity.
+    """Raise if weights, or buffers that are saved with them, contain NaN or infinity.
 
     Raises:
-        ModelError: some do; the message names them.
+        ModelError: a tensor contains NaN or infinity. The message names the tensors.
     """
     saved = module.state_dict()
     buffers = [(key, buffer) for key, buffer in module.named_buffers() if key in saved and not _OLD_BUFFERS.search(key)]
     weights = [(key, weight) for key, weight in (*module.named_parameters(), *buffers) if _is_checked(weight)]
     if not weights:
         return
-    # The smallest and the largest value are NaN or infinite if any is; no copy of the weights is made, the device is read once.
+    # If any value is NaN or infinite, so is the minimum or the maximum. This copies no weights and reads from the device once.
     ends = [torch.stack(torch.aminmax(weight.detach())).isfinite().all() for _, weight in weights]
     finite = torch.stack(ends).tolist()
     broken = [key for (key, _), fine in zip(weights, finite, strict=True) if not fine]
@@ -140,11 +140,11 @@ def _is_checked(weight: torch.Tensor) -> bool:
 
 
 def damaged_file(folder: Path, error: Exception) -> str | None:
-    """Return what is wrong with the first safetensors file of ``folder`` that cannot be opened; None: it is not that.
+    """Return a message about the first safetensors file of ``folder`` that cannot be opened, or None if all can be opened.
 
     Args:
-        folder: of the checkpoint.
-        error: what reading it raised.
+        folder: folder of the checkpoint.
+        error: exception from loading the checkpoint.
     """
     if not isinstance(error, SafetensorError):
         return None
@@ -167,16 +167,16 @@ def tokenizer_fault(name: str, folder: Path, error: Exception) -> str:
     """Return the message for a tokenizer that cannot be read."""
     if "trust_remote_code" in str(error):
         return f"model {name}: its tokenizer needs code from its own repository. If you trust it, add --trust_remote_code."
-    there = [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
-    if not there:
+    present = [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
+    if not present:
         return f"model {name}: {folder} holds no tokenizer file. Copy tokenizer.json (or tokenizer.model) of the model there."
     return (
-        f"model {name}: its tokenizer cannot be read from {folder} ({', '.join(there)}): {one_line(error)}. "
+        f"model {name}: its tokenizer cannot be read from {folder} ({', '.join(present)}): {one_line(error)}. "
         f"Copy these files from the original model again."
     )
 
 
 def one_line(error: Exception, most: int = 200) -> str:
-    """Return the text of a library's error on one line, cut after ``most`` characters and without a full stop."""
+    """Return the text of an exception on one line, truncated to ``most`` characters, without a final full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:most] + " ..." if len(text) > most else text.rstrip(".")

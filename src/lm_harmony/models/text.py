@@ -1,4 +1,4 @@
-"""Text -> token ids, exactly as lm_eval's HFLM makes them, for scoring and training alike. No torch."""
+"""Encodes text to token ids as lm_eval's HFLM does, for scoring and for training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 log = logging.getLogger(__name__)
 
 MOST_HELD = 4_000_000
-"""Number of cached token ids at which the cache is cleared: 16 MB of ids, plus their texts."""
+"""Number of cached token ids above which the cache is cleared. The ids take 16 MB; their texts take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPair:
-    """A context and its continuation as token ids; their concatenation is the text's encoding."""
+    """Token ids of a context and of its continuation. Concatenated, they are the encoding of the text."""
 
     context: tuple[int, ...]
-    """Ids of the context; never empty."""
+    """Token ids of the context. Never empty."""
     continuation: tuple[int, ...]
-    """Ids whose log-probabilities are scored."""
+    """Token ids whose log-probabilities are scored."""
 
 
 class TextEncoder:
-    """A tokenizer under lm_eval's rules (``lm_eval.models.huggingface.HFLM``, ``TemplateLM._encode_pair``).
+    """Tokenizer that follows lm_eval's rules (``lm_eval.models.huggingface.HFLM``, ``TemplateLM._encode_pair``).
 
-    One rule differs: an end-of-text token that the tokenizer appends by itself is left out. With it every context would end
-    before its answer begins, and every answer of one token would get the same score.
+    One rule differs: an end-of-text token that the tokenizer appends is removed. If it stayed, every context would end with
+    that token before the answer, and every answer of one token would get the same score.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-        """Wrap ``tokenizer``; ``name`` is the model's, for messages.
+        """Wrap ``tokenizer``. ``name`` is the name of the model, used in messages.
 
         Raises:
             ModelError: the tokenizer has no end-of-text token, which training appends to every text.
@@ -52,17 +52,18 @@ class TextEncoder:
         self.prefix_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.end_text = str(tokenizer.decode(self.end_id))
         self.appended: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(_appended_ids(tokenizer)))
-        """Tokens that the tokenizer appends to every text by itself; ``encode`` leaves them out."""
+        """Tokens that the tokenizer appends to every text. ``encode`` removes them."""
         self._prefix_text = str(tokenizer.decode(self.prefix_id))
-        self._without_system = False
+        self._warned_without_system = False
         self._known: dict[str, array[int]] = {}
         self._held = 0
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts with the special tokens that the tokenizer puts before them by itself, and none after them.
+        """Encode texts with the special tokens that the tokenizer adds at the start, and without those it adds at the end.
 
-        A text that begins with the BOS token as text (a rendered chat) gets none added: never a doubled BOS. What was encoded is
-        remembered: the validation of every epoch, the seeds of a study and the test after the direct score ask again.
+        A text that already begins with the text of the BOS token (a rendered chat) gets no second BOS token. Encodings are
+        cached, because the same texts are encoded in the validation of every epoch, for every seed of a study, and for the
+        test score after the direct score.
         """
         if self._held > MOST_HELD:
             self._known.clear()
@@ -71,7 +72,7 @@ class TextEncoder:
         for added in (True, False):
             group = [text for text in unknown if text.startswith(self._prefix_text) is not added]
             if group:
-                # verbose=False: texts longer than the model are cut later, on purpose.
+                # verbose=False: no warning about texts longer than the model's limit. They are truncated later.
                 batch = self.tokenizer(group, add_special_tokens=added, verbose=False)["input_ids"]
                 if added and self.appended:
                     batch = [ids[: -len(self.appended)] for ids in batch]
@@ -80,9 +81,9 @@ class TextEncoder:
         return [self._known[text].tolist() for text in texts]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
-        """Encode (context, continuation) texts; the boundary is where the context's own encoding ends.
+        """Encode (context, continuation) texts. The continuation starts after the number of tokens that the context has alone.
 
-        Trailing spaces of a context go to the continuation; an empty context becomes the BOS (or end-of-text) token.
+        Trailing spaces of a context move to the continuation. An empty context becomes the BOS (or end-of-text) token.
         """
         moved = []
         for context, continuation in pairs:
@@ -90,15 +91,16 @@ class TextEncoder:
             moved.append((bare, context[len(bare) :] + continuation) if context else ("", continuation))
         contexts = list(dict.fromkeys(context for context, _ in moved))
         context_ids = dict(zip(contexts, self.encode(contexts), strict=True))
-        whole_ids = self.encode([context + continuation for context, continuation in moved])
+        joined_ids = self.encode([context + continuation for context, continuation in moved])
         encoded = []
-        for (given, _), (context, continuation), whole in zip(pairs, moved, whole_ids, strict=True):
+        for (given, _), (context, continuation), joined in zip(pairs, moved, joined_ids, strict=True):
             if given == "":
                 encoded.append(self._after_prefix(continuation))
             else:
-                known = context_ids[context] or [self.prefix_id]  # a context of spaces alone leaves nothing to condition on
+                # A context of spaces alone is empty after the spaces move to the continuation.
+                nonempty = context_ids[context] or [self.prefix_id]
                 cut = len(context_ids[context])
-                encoded.append(EncodedPair(context=tuple(known), continuation=tuple(whole[cut:])))
+                encoded.append(EncodedPair(context=tuple(nonempty), continuation=tuple(joined[cut:])))
         return encoded
 
     def _after_prefix(self, text: str) -> EncodedPair:
@@ -110,26 +112,27 @@ class TextEncoder:
     def render_chat(
         self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, *, date: str = CHAT_TEMPLATE_DATE
     ) -> str:
-        """Render messages with the model's chat template; a template that knows no system role gets none (as lm_eval).
+        """Render messages with the model's chat template. Drops system messages if it refuses them (as lm_eval).
 
         Args:
-            messages: each {"role", "content"}.
-            add_generation_prompt: end with the opening of an answer; False: the last message is continued.
-            date: what the template takes for today, as YYYY-MM-DD.
+            messages: mappings with the keys "role" and "content".
+            add_generation_prompt: if True, the text ends with the start of an assistant message. If False, the last message
+                is continued.
+            date: date that the template uses as the current date, as YYYY-MM-DD.
 
         Raises:
-            ModelError: the tokenizer has no chat template, or one that fails; the text names its file and line.
+            ModelError: the tokenizer has no chat template, or the template fails. The message names its file and line.
         """
         self.require_chat_template()
         try:
             try:
                 return render(self.tokenizer, messages, day=date, generation_prompt=add_generation_prompt)
             except jinja2.TemplateError as error:
-                bare = [message for message in messages if message["role"] != "system"]
-                if len(bare) in (0, len(messages)):
+                without_system = [message for message in messages if message["role"] != "system"]
+                if len(without_system) in (0, len(messages)):
                     raise
-                text = render(self.tokenizer, bare, day=date, generation_prompt=add_generation_prompt)
-                self._say_without_system(error)
+                text = render(self.tokenizer, without_system, day=date, generation_prompt=add_generation_prompt)
+                self._warn_without_system(error)
                 return text
         except FAILURES as error:
             line = failed_line(error, self.tokenizer)
@@ -139,17 +142,17 @@ class TextEncoder:
                 f"or drop --dataset_param.apply_chat_template."
             ) from error
 
-    def _say_without_system(self, error: Exception) -> None:
-        if not self._without_system:
-            self._without_system = True
+    def _warn_without_system(self, error: Exception) -> None:
+        if not self._warned_without_system:
+            self._warned_without_system = True
             reason = _in_one_line(error)
             log.warning("model %s: its chat template takes no system message (%s); it is left out.", self.name, reason)
 
     def require_chat_template(self) -> None:
-        """Refuse a model without a chat template.
+        """Raise if the tokenizer has no chat template.
 
         Raises:
-            ModelError: it has none.
+            ModelError: the tokenizer has no chat template.
         """
         if self.tokenizer.chat_template is None:
             raise ModelError(
@@ -158,7 +161,7 @@ class TextEncoder:
             )
 
     def check_single_prefix(self, text: str) -> None:
-        """Stop a run whose texts would begin with two BOS tokens.
+        """Raise if the encoding of a text begins with two BOS tokens.
 
         Raises:
             ModelError: the encoding of ``text`` begins with the BOS token twice.
@@ -173,16 +176,17 @@ class TextEncoder:
 
 
 def _appended_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts after a text by itself (``add_eos_token``, a template post-processor)."""
+    """Return the token ids that the tokenizer appends to a text (``add_eos_token``, a template post-processor)."""
     special = set(tokenizer.all_special_ids)
-    # Texts of the tokenizer's own: a vocabulary of words may know no letter, and some tokenizers raise at what they do not know.
-    own = (str(tokenizer.decode([token])) for token in range(len(tokenizer)) if token not in special)
-    for text in itertools.islice(own, 100):
-        bare: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        if bare:
-            whole: list[int] = tokenizer.encode(text, add_special_tokens=True)
-            ends = [end for end in range(len(whole), 0, -1) if whole[max(0, end - len(bare)) : end] == bare]
-            return whole[ends[0] :] if ends else []
+    # The texts are decoded tokens: a vocabulary of words may hold no single letters, and some tokenizers raise at unknown text.
+    known_texts = (str(tokenizer.decode([token])) for token in range(len(tokenizer)) if token not in special)
+    for text in itertools.islice(known_texts, 100):
+        without_special: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        if without_special:
+            with_special: list[int] = tokenizer.encode(text, add_special_tokens=True)
+            size = len(without_special)
+            ends = [end for end in range(len(with_special), 0, -1) if with_special[max(0, end - size) : end] == without_special]
+            return with_special[ends[0] :] if ends else []
     return []
 
 

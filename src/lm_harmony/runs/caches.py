@@ -1,4 +1,7 @@
-"""Caches that runs of one process share: the loaded model, reused only if its weights are unchanged, and direct scores."""
+"""Caches that the runs of one process share: the loaded model and the direct scores.
+
+A loaded model is reused only if its weights have not changed.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A loaded model without an adapter, with its backend and sources."""
+    """Model without an adapter, with its backend and the sources that it was loaded from."""
 
     model: LanguageModel
-    """Model whose weights no run has trained."""
+    """Model with its pretrained weights."""
     backend: Backend
-    """Forward passes that the probe chose for the model."""
+    """Backend that ``choose_backend`` selected for the model."""
     checksum: str
     """Checksum of the weights when they were loaded."""
     sources: tuple[Source, ...]
@@ -39,8 +42,8 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What two runs must share to use the same loaded model."""
+class _ModelKey:
+    """Settings that two runs must share to use the same loaded model."""
 
     model: ModelSpec
     precision: Precision
@@ -51,16 +54,16 @@ class _Asked:
 
 
 class ModelCache:
-    """Holds the model of the last run, for the next run on the same model."""
+    """Cache that holds the model of the last run."""
 
     def __init__(self) -> None:
-        """Start empty; ``loads`` counts the models that were loaded."""
+        """Create an empty cache. ``loads`` counts the models that were loaded."""
         self.loads = 0
-        self._asked: _Asked | None = None
-        self._base: LoadedModel | None = None
+        self._key: _ModelKey | None = None
+        self._loaded: LoadedModel | None = None
 
     def chat_encoder(self, spec: RunSpec) -> TextEncoder | None:
-        """Return the text encoder if ``spec`` uses the chat template, else None; reads no weights.
+        """Return the text encoder if ``spec`` uses the chat template, else None. Reads no weights.
 
         Raises:
             ModelError: the device or model does not exist, or the tokenizer cannot be loaded or has no chat template.
@@ -70,40 +73,40 @@ class ModelCache:
         _, folder, _ = locate_model(spec.model.name, **options)
         if not spec.model.apply_chat_template:
             return None
-        same_model = self._asked is not None and self._asked.model == _without_chat(spec.model)
-        held = self._base if same_model and self._asked == _asked(spec) else None
-        text = load_text_encoder(spec.model.name, folder=folder, **options) if held is None else held.model.text
+        same_model = self._key is not None and self._key.model == _without_chat(spec.model)
+        cached = self._loaded if same_model and self._key == _model_key(spec) else None
+        text = load_text_encoder(spec.model.name, folder=folder, **options) if cached is None else cached.model.text
         text.require_chat_template()
         return text
 
     def get(self, spec: RunSpec) -> LoadedModel:
-        """Return the model of ``spec``; loads it unless it is held with unchanged weights.
+        """Return the model of ``spec``. Loads it unless the cache holds it with unchanged weights.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
-        asked = _asked(spec)
-        if self._base is not None and asked == self._asked and checksum(self._base.model.module) == self._base.checksum:
-            return self._base
-        if self._base is not None and asked == self._asked:
+        key = _model_key(spec)
+        if self._loaded is not None and key == self._key and checksum(self._loaded.model.module) == self._loaded.checksum:
+            return self._loaded
+        if self._loaded is not None and key == self._key:
             log.info("%s is loaded again: the last run changed its weights.", spec.model.name)
-        self._base = None  # frees the old weights before the new ones are read
-        self._base, self._asked = _load(asked), asked
+        self._loaded = None  # frees the old weights before the new weights are read
+        self._loaded, self._key = _load(key), key
         self.loads += 1
-        return self._base
+        return self._loaded
 
 
 @dataclass(frozen=True)
 class DirectScoreCache:
-    """Direct scores in a folder, as <id>/direct.json and <id>/samples_direct.jsonl."""
+    """Cache of direct scores in a folder, in the files <id>/direct.json and <id>/samples_direct.jsonl."""
 
     folder: Path
     """Folder of the cached scores."""
     remote: RemoteSync | None = None
-    """Results behind a URL; None: the folder alone."""
+    """Synchronization with the results at a URL. None: only the folder is used."""
 
     def get(self, name: str) -> Score | None:
-        """Return the score of the id ``name`` with its samples; None: not cached, or its files cannot be read."""
+        """Return the score with the id ``name`` and its samples, or None if it is not cached or its files cannot be read."""
         store = RunStore(self.folder / name, self.remote)
         store.pull()
         try:
@@ -114,7 +117,7 @@ class DirectScoreCache:
             return None
 
     def put(self, name: str, score: Score) -> None:
-        """Store a score; samples are written first, so that a score that is found has them."""
+        """Store a score. Samples are written first, so every stored score has its samples."""
         store = RunStore(self.folder / name, self.remote)
         store.folder.mkdir(parents=True, exist_ok=True)
         store.write_samples("direct", score.samples)
@@ -128,35 +131,36 @@ class RunCaches:
     model: ModelCache = field(default_factory=ModelCache)
     """Cache of the loaded model."""
     direct_scores: DirectScoreCache | None = None
-    """Cache of direct scores, for every seed and recipe; None: not shared."""
+    """Cache of direct scores, shared by all seeds and recipes. None: direct scores are not shared."""
 
 
 def checksum(module: torch.nn.Module) -> str:
-    """Return a digest of sums over the bits of every weight, which changes when a weight changes or two change places."""
+    """Return a digest of sums over the bits of every weight. It changes if a weight changes or two weights are swapped."""
     sums: list[list[int]] = []
     for tensor in module.state_dict().values():
         bits = tensor.detach().reshape(-1)
         if tensor.element_size() in _INTEGERS:
             bits = bits.view(_INTEGERS[tensor.element_size()])
         parts = [part.sum(dtype=torch.int64) for block in bits.split(_BLOCK) for part in (block, block[::2])]
-        sums.append(torch.stack(parts).tolist())  # read once a tensor: a GPU computes the sums of the next block meanwhile
+        sums.append(torch.stack(parts).tolist())  # one read per tensor, so a GPU does not wait after each block
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 _BLOCK = 1 << 22
-"""Weights summed at once: a sum in 64 bits makes a copy of them."""
+"""Number of weights in one sum. The block size limits the memory, because a 64-bit sum copies its input."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _asked(spec: RunSpec) -> _Asked:
+def _model_key(spec: RunSpec) -> _ModelKey:
     device = resolve_device(spec.execution.device)
-    return _Asked(
+    return _ModelKey(
         model=_without_chat(spec.model),
         precision=resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None),
         device=device,
         engine=spec.execution.engine,
         gradient_checkpointing=spec.execution.gradient_checkpointing,
-        sources=model_sources(spec.model),  # read before loading: what changes in between differs from the record
+        # Read before the weights: a file that changes during loading then differs from the record.
+        sources=model_sources(spec.model),
     )
 
 
@@ -164,17 +168,17 @@ def _without_chat(model: ModelSpec) -> ModelSpec:
     return replace(model, apply_chat_template=False, chat_template_date=None)
 
 
-def _load(asked: _Asked) -> LoadedModel:
+def _load(key: _ModelKey) -> LoadedModel:
     model = load_model(
-        asked.model.name,
-        revision=asked.model.revision,
-        dtype=asked.precision.weights,
-        autocast=asked.precision.autocast,
-        device=str(asked.device),
-        trust_remote_code=asked.model.trust_remote_code,
+        key.model.name,
+        revision=key.model.revision,
+        dtype=key.precision.weights,
+        autocast=key.precision.autocast,
+        device=str(key.device),
+        trust_remote_code=key.model.trust_remote_code,
     )
-    if asked.gradient_checkpointing:
+    if key.gradient_checkpointing:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    backend = choose_backend(model, asked.engine)
-    sources = with_commit(asked.sources, "model", model.revision)
+    backend = choose_backend(model, key.engine)
+    sources = with_commit(key.sources, "model", model.revision)
     return LoadedModel(model=model, backend=backend, checksum=checksum(model.module), sources=sources)
