@@ -33,7 +33,7 @@ CAUSE = "gave up after 3 attempts"
 def small_board(
     models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True, stderr: float = 0.01
 ) -> ScoreMatrix:
-    """Return a board with noisy scores, better for earlier models, more so after training."""
+    """Return a board with noisy scores. Earlier models are better, and the differences are larger after training."""
     random = np.random.default_rng(0)
     rows = []
     for place, model in enumerate(models):

@@ -1,6 +1,6 @@
 """The rules of docs/architecture.md: layers, sizes, words, the public API's types, and no side effects at import.
 
-Each rule is applied to the package, and to a small source that breaks it.
+Each rule is applied to the package, and to a small source that violates it.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def written(folder: Path, sources: dict[str, str]) -> rules.Package:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_package_keeps_the_rule(name: str) -> None:
+def test_the_package_follows_the_rule(name: str) -> None:
     assert RULES[name][0](PACKAGE) == []
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_source_that_breaks_the_rule_is_found(name: str, tmp_path: Path) -> None:
+def test_a_source_that_violates_the_rule_is_found(name: str, tmp_path: Path) -> None:
     rule, sources, violation = RULES[name]
     assert violation in rule(written(tmp_path, sources))
 
@@ -164,7 +164,7 @@ BOARD = sorted(name for name, module in PACKAGE.items() if module.layer in ("ana
 
 
 def loaded(modules: list[str], libraries: tuple[str, ...]) -> str:
-    """Import ``modules`` in a process of its own; return which of ``libraries`` were loaded, as a list in text."""
+    """Import ``modules`` in a separate process. Return those of ``libraries`` that were loaded, as the text of a list."""
     code = f"import sys, {', '.join(modules)}; print([name for name in {libraries!r} if name in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in processes of its own."""
+"""The command line as a user runs it, in separate processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lm_harmony.runs.store import RunStore
 
 
 def harmony(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``lm-harmony`` in a process of its own."""
+    """Run ``lm-harmony`` in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "lm_harmony.cli", *arguments],
         capture_output=True,
@@ -43,7 +43,7 @@ def status_of(*arguments: str) -> int:
     """Run the command line in this process and return its exit status."""
     try:
         return main(arguments)
-    except SystemExit as usage:  # tyro leaves so after naming a bad flag
+    except SystemExit as usage:  # tyro exits this way after an invalid flag
         return int(usage.code or 0)
 
 
@@ -58,13 +58,13 @@ def run_arguments(world: Path, *more: str) -> list[str]:
     return ["run", *[word for flag, value in flags.items() for word in (f"--{flag}", value)], *more]
 
 
-def test_help_names_the_commands() -> None:
+def test_the_help_lists_the_commands() -> None:
     done = harmony("--help")
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("run", "benchmarks", "models", "demo"))
 
 
-def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
+def test_a_closed_output_pipe_gives_no_traceback() -> None:
     """``lm-harmony run --help | head -1``: no traceback."""
     command = f"{sys.executable} -m lm_harmony.cli run --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
     assert "Exception ignored" not in done.stderr
 
 
-def test_the_catalogues_are_listed_whole() -> None:
+def test_the_catalogues_are_listed_completely() -> None:
     benchmarks, models = harmony("benchmarks", COLUMNS="40"), harmony("models", COLUMNS="40")
     assert "commonsense_qa" in benchmarks.stdout and "exact_match,remove_whitespace" in benchmarks.stdout
     assert "EleutherAI/pythia-70m-deduped" in models.stdout and "meta-llama/Meta-Llama-3-8B-Instruct" in models.stdout
@@ -115,7 +115,7 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
         (("--include_path", "nowhere"), 1, "include_path"),
     ],
 )
-def test_bad_input_is_one_line_with_its_remedy(
+def test_invalid_input_is_refused_in_one_line_with_a_remedy(
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_bad_input_is_one_line_with_its_remedy(
         ("--data_dir", "nowhere", "train.jsonl does not exist"),
     ],
 )
-def test_unknown_things_are_named(
+def test_unknown_names_are_reported(
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +160,7 @@ def test_unknown_things_are_named(
         main([*arguments, "--debug"])
 
 
-def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_the_uninterrupted(world: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_one(world: Path, tmp_path: Path) -> None:
     write_micro(tmp_path, sizes={"train": 160, "validation": 8, "test": 12})
     write_tiny_model(tmp_path / "model")
     arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--train_param.num_train_epochs", "6")

@@ -1,4 +1,4 @@
-"""Type checkers see the public names: a program that uses each passes ``mypy --strict``, and one that misuses them does not."""
+"""The public names are typed: a program that uses all of them passes ``mypy --strict``, and a misuse of one does not."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MISUSES = {
 
 
 def check(folder: Path, text: str) -> str:
-    """Return what ``mypy --strict`` says of a program."""
+    """Return the output of ``mypy --strict`` for a program."""
     (folder / "program.py").write_text(text, encoding="utf-8")
     said, failure, _ = mypy.run(["--config-file", str(ROOT / "pyproject.toml"), "--strict", str(folder / "program.py")])
     assert not failure, failure

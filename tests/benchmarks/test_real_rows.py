@@ -1,4 +1,4 @@
-"""Real rows of real benchmarks go through the same door as everything else."""
+"""Real rows of real benchmarks are loaded with the same code as all other rows."""
 
 from __future__ import annotations
 

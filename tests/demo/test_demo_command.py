@@ -1,4 +1,4 @@
-"""``lm-harmony demo --fast`` as a user meets it: interrupted in the middle, continued, and shown."""
+"""``lm-harmony demo --fast`` as a user runs it: interrupted, continued, and shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
 
 def interrupted(folder: Path) -> str:
-    """Begin the demo in ``folder``, press Ctrl-C once a run is finished, and return what it said."""
+    """Start the demo in ``folder``, press Ctrl-C after a run is finished, and return its output."""
     process = subprocess.Popen(COMMAND, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     results = folder / "results" / "demo"
     deadline = time.monotonic() + 300
@@ -51,7 +51,7 @@ def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> Non
     assert len(gains) == runs and sum(gains) / runs > 0.1
 
 
-def test_a_build_that_is_not_there_is_named(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_build_is_refused_by_name(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     assert main(["demo", "--build_dir", str(tmp_path / "nowhere"), "--results_dir", str(tmp_path / "results")]) == 1
     said = capsys.readouterr().err
     assert "nowhere" in said and "python -m lm_harmony.demo.build" in said and "Traceback" not in said

@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
     except ImportError:
         _without("playwright")
     with sync_playwright() as playwright:
-        # The sandbox needs a user that is not root, which a container may not have.
+        # The sandbox needs a user other than root. A container may have none.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -44,7 +44,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Open HTML from a file; fail at the end if a page sent a request or logged an error."""
+    """Open HTML from a file. At the end, fail if a page sent a request or logged an error."""
     contexts: list[Any] = []
     said: list[str] = []
 
