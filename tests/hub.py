@@ -134,10 +134,10 @@ def _resolve(repository: _Repository, path: str, fields: _Fields) -> _Answer:
 
 def _part(answer: _Answer, byte_range: str) -> _Answer:
     """Cut ``answer`` to the bytes of a Range header. Return all bytes if the header is empty or has another form."""
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
-    if asked is None or asked[0] == "bytes=-" or "Accept-Ranges" not in answer.headers:
+    parsed = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
+    if parsed is None or parsed[0] == "bytes=-" or "Accept-Ranges" not in answer.headers:
         return answer
-    (first, last), size = asked.groups(), len(answer.body)
+    (first, last), size = parsed.groups(), len(answer.body)
     start = int(first) if first else max(size - int(last), 0)
     stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:

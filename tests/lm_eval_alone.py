@@ -41,7 +41,7 @@ def lm_eval_requests(
     return documents
 
 
-def asked(example: Example) -> list[tuple[Any, ...]]:
+def request_arguments(example: Example) -> list[tuple[Any, ...]]:
     """Return the example's requests as the arguments of lm_eval's instances."""
     return [
         (request.continuation,)

@@ -137,7 +137,7 @@ def test_models_have_equal_names_if_and_only_if_their_weights_are_equal(rows: Da
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model": 3}, "model = int is not supported (allowed: a name, a folder"),
         ({"model": tiny_module()}, "Give (model, tokenizer)"),
@@ -159,12 +159,12 @@ def test_models_have_equal_names_if_and_only_if_their_weights_are_equal(rows: Da
         ({"benchmark": "arc_eazy"}, "Did you mean 'arc_easy'"),
     ],
 )
-def test_unusable_arguments_are_refused_in_one_line(change: dict[str, Any], said: str, rows: DatasetDict) -> None:
+def test_unusable_arguments_are_refused_in_one_line(change: dict[str, Any], message: str, rows: DatasetDict) -> None:
     config, given = {**CONFIG, **change.pop("config", {})}, change.pop("rows", rows)
     arguments = {"model": (tiny_module(), tiny_tokenizer()), "benchmark": (given, config), "recipe": RECIPE, **change}
     with pytest.raises(HarmonyError) as caught:
         evaluate(**arguments)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_fine_tune_yields_epochs_and_writes_adapters(world: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_name_published_selects_the_published_board() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["leaderboard"], "results is missing. Give a folder of runs or"),
         (["leaderboard", "nowhere"], "neither a folder nor"),
@@ -168,11 +168,11 @@ def test_the_name_published_selects_the_published_board() -> None:
     ],
 )
 def test_user_errors_give_a_remedy_and_no_traceback(
-    words: list[str], said: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    asked = [word.format(results=results, empty=empty) for word in words]
-    assert status_of(*asked) == 1
+    arguments = [word.format(results=results, empty=empty) for word in words]
+    assert status_of(*arguments) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("lm-harmony: ") and said in shown and "Traceback" not in shown
+    assert shown.startswith("lm-harmony: ") and message in shown and "Traceback" not in shown

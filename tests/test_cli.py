@@ -98,7 +98,7 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (("--train_param.learning_rat", "1e-4"), 2, "--train_param.learning_rate"),
         (("--train_param.learning_rate", "-1"), 1, "train_param.learning_rate must be a positive number, got -1.0"),
@@ -122,17 +122,17 @@ def test_invalid_input_is_refused_in_one_line_with_a_remedy(
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     status: int,
-    said: str,
+    message: str,
 ) -> None:
     task = ("--task_name", "micro") if "--include_path" in arguments else ()
     monkeypatch.chdir(world)
     assert status_of(*run_arguments(world, *task, "--results_dir", str(tmp_path / "results"), *arguments)) == status
-    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert message in (error := capsys.readouterr().err) and "Traceback" not in error
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "said"),
+    ("flag", "value", "message"),
     [
         ("--task_name", "arc_eazy", "Did you mean 'arc_easy'"),
         ("--task_name", "glue", "group"),
@@ -149,14 +149,14 @@ def test_unknown_names_are_reported(
     capsys: pytest.CaptureFixture[str],
     flag: str,
     value: str,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(world)
     arguments = run_arguments(world, "--results_dir", str(tmp_path / "results"), flag, value)
     assert status_of(*arguments) == 1
-    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert message in (error := capsys.readouterr().err) and "Traceback" not in error
     assert not (tmp_path / "results").exists()
-    with pytest.raises(HarmonyError, match=re.escape(said)):
+    with pytest.raises(HarmonyError, match=re.escape(message)):
         main([*arguments, "--debug"])
 
 
@@ -176,11 +176,11 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_o
     while not store.epochs() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "--resume_from_checkpoint" in said and "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume_from_checkpoint" in output and "Traceback" not in output
     assert store.epochs() and not store.is_finished()
     assert harmony(*arguments, "--resume_from_checkpoint", cwd=tmp_path).returncode == 0
-    whole = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
-    assert harmony(*whole, cwd=tmp_path).returncode == 0
+    uninterrupted = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
+    assert harmony(*uninterrupted, cwd=tmp_path).returncode == 0
     assert store.record() == RunStore(tmp_path / "whole" / "micro" / "model").record()

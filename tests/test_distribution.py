@@ -54,21 +54,21 @@ def test_the_wheel_works_in_a_new_virtual_environment(built: Path, tmp_path: Pat
     (site / "lent.pth").write_text(f"import sys; sys.path.append({lent!r})\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
-    def said(*command: str | Path) -> str:
+    def output_of(*command: str | Path) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = said(fresh / "python", "-c", "import lm_harmony; print(lm_harmony.__file__)")
+    where = output_of(fresh / "python", "-c", "import lm_harmony; print(lm_harmony.__file__)")
     assert Path(where.strip()).is_relative_to(site)
-    assert said(fresh / "lm-harmony", "--version").strip() == __version__
-    assert "Qwen/Qwen2.5-14B" in said(fresh / "lm-harmony", "leaderboard", "--published", "--format", "csv")
+    assert output_of(fresh / "lm-harmony", "--version").strip() == __version__
+    assert "Qwen/Qwen2.5-14B" in output_of(fresh / "lm-harmony", "leaderboard", "--published", "--format", "csv")
     folder = "import pathlib, lm_harmony.demo as demo; print(pathlib.Path(demo.__file__).parent)"
-    demo = Path(said(fresh / "python", "-c", folder).strip())
+    demo = Path(output_of(fresh / "python", "-c", folder).strip())
     rows, task = demo / "shipped" / "rows", demo / "tasks" / "micro_sums.yaml"
     caps = ("--dataset_param.max_num_train", "8", "--dataset_param.max_num_valid", "4", "--dataset_param.max_num_test", "4")
     model = ("--base_model", demo / "shipped" / "models" / "llama-1", "--train_param.num_train_epochs", "1")
-    said(fresh / "lm-harmony", "run", *model, "--task_name", task, "--data_dir", rows, *caps, "--device", "cpu")
+    output_of(fresh / "lm-harmony", "run", *model, "--task_name", task, "--data_dir", rows, *caps, "--device", "cpu")
     assert list((tmp_path / "results").rglob("record.json"))
 
 

@@ -110,7 +110,7 @@ def got(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ask(hub: LoopbackHub, method: str, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
+def send(hub: LoopbackHub, method: str, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
@@ -162,7 +162,7 @@ def test_the_environment_uses_only_this_hub(served: Served, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "part"),
+    ("byte_range", "status", "part"),
     [
         ("bytes=2-5", 206, slice(2, 6)),
         ("bytes=7-", 206, slice(7, None)),
@@ -172,14 +172,14 @@ def test_the_environment_uses_only_this_hub(served: Served, tmp_path: Path, monk
         ("lines=1-2", 200, slice(None)),
     ],
 )
-def test_range_selects_bytes_of_the_file(served: Served, asked: str, status: int, part: slice) -> None:
+def test_range_selects_bytes_of_the_file(served: Served, byte_range: str, status: int, part: slice) -> None:
     content = (served.model / "config.json").read_bytes()
-    response, body = ask(served.hub, "GET", f"/{PYTHIA}/resolve/main/config.json", Range=asked)
+    response, body = send(served.hub, "GET", f"/{PYTHIA}/resolve/main/config.json", Range=byte_range)
     assert (response.status, body) == (status, content[part])
 
 
 def test_head_returns_length_etag_and_commit_without_a_body(served: Served) -> None:
-    response, body = ask(served.hub, "HEAD", f"/{PYTHIA}/resolve/main/config.json")
+    response, body = send(served.hub, "HEAD", f"/{PYTHIA}/resolve/main/config.json")
     assert body == b""
     assert int(response.headers["Content-Length"]) == (served.model / "config.json").stat().st_size
     assert len(response.headers["ETag"].strip('"')) == len(response.headers["X-Repo-Commit"]) == 40

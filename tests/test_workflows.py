@@ -67,8 +67,8 @@ def test_jobs_call_only_targets_of_the_makefile(path: Path) -> None:
     targets = make_targets(path.read_text(encoding="utf-8"))
     assert targets
     for target in targets:
-        asked = ["make", "--dry-run", "--no-print-directory", target, "PYTHON=python3"]
-        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+        arguments = ["make", "--dry-run", "--no-print-directory", target, "PYTHON=python3"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 

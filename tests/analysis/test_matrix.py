@@ -60,7 +60,7 @@ def test_a_long_table_can_have_uncatalogued_benchmarks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("x.csv", "name,arc_easy\na,50\n", "needs the column 'model'"),
         ("x.csv", "model,arc_easy\n", "at least one line"),
@@ -104,8 +104,8 @@ def test_a_long_table_can_have_uncatalogued_benchmarks(tmp_path: Path) -> None:
         ("x.txt", "", "neither a folder nor a .csv or .json file"),
     ],
 )
-def test_bad_tables_are_refused_with_a_remedy(tmp_path: Path, name: str, text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
+def test_bad_tables_are_refused_with_a_remedy(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
         ScoreMatrix.read(_write(tmp_path / name, text))
 
 

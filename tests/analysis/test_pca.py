@@ -78,7 +78,7 @@ def test_tied_models_share_the_better_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         (random_table(1, 3), "two models and two benchmarks"),
         (random_table(3, 1), "two models and two benchmarks"),
@@ -86,8 +86,8 @@ def test_tied_models_share_the_better_rank() -> None:
         (random_table(3, 3) * np.nan, "two models and two benchmarks"),
     ],
 )
-def test_too_few_models_or_benchmarks_are_refused(table: pd.DataFrame, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_too_few_models_or_benchmarks_are_refused(table: pd.DataFrame, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         components(matrix_of(table))
 
 

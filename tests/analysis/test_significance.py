@@ -102,9 +102,9 @@ def test_distinguishable_pairs_are_counted() -> None:
 
 
 def test_tie_groups_start_at_significantly_worse_models() -> None:
-    beats = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
-    assert tie_groups(4, lambda leader: beats[leader]) == [1, 1, 2, 2]
-    assert tie_groups(0, lambda leader: beats[leader]) == []
+    significantly_better = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    assert tie_groups(4, lambda leader: significantly_better[leader]) == [1, 1, 2, 2]
+    assert tie_groups(0, lambda leader: significantly_better[leader]) == []
 
 
 def test_an_unknown_benchmark_is_refused() -> None:

@@ -109,9 +109,9 @@ def test_a_run_on_texts_without_spaces_writes_a_record(tmp_path: Path) -> None:
     with table.capture() as captured:
         table.print(result_table(record))
     assert "bits_per_byte" in captured.get() and "word_perplexity" not in captured.get()
-    asked = replace(spec, metric="word_perplexity,none")
+    requested = replace(spec, metric="word_perplexity,none")
     with pytest.raises(ScoreNotFinite, match=r"word_perplexity,none of corpus-river has no finite value .* bits_per_byte,none"):
-        train_before_test(asked, RunStore(tmp_path / "other"))
+        train_before_test(requested, RunStore(tmp_path / "other"))
 
 
 def test_a_complete_run_trains_on_the_corpus(corpus: Path, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_no_document_is_in_two_splits_and_the_order_of_the_file_does_not_matter(
     doubled = tmp_path / "doubled.txt"
     doubled.write_text("\n\n".join([*TEXTS[:9], *[TEXTS[0]] * 30]), encoding="utf-8")
     splits = make_splits(open_task(f"corpus:{doubled}"), caps=Caps(), seed=0, protocol="clean", chat=None)
-    learned, tested = ({example.continuation for example in part} for part in (splits.train, splits.test))
-    assert not learned & tested
+    trained_on, tested = ({example.continuation for example in part} for part in (splits.train, splits.test))
+    assert not trained_on & tested
 
 
 def test_a_folder_defines_its_own_splits(tmp_path: Path) -> None:
@@ -189,10 +189,10 @@ def test_a_missing_corpus_is_refused_before_any_work(tmp_path: Path) -> None:
 def test_windows_files_are_read_like_other_files(ending: str, tmp_path: Path) -> None:
     """A byte order mark and CR LF line ends change no document."""
     texts = [f"text {number}\nof two lines" for number in range(5)]
-    whole = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
+    content = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
     plain, windows = tmp_path / f"plain{ending}", tmp_path / f"windows{ending}"
-    plain.write_bytes(whole.encode())
-    windows.write_bytes(whole.replace("\n", "\r\n").encode("utf-8-sig"))
+    plain.write_bytes(content.encode())
+    windows.write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
     found = read_corpus(windows)
     assert {role: list(found[role]["text"]) for role in found} == {
         role: list(rows["text"]) for role, rows in read_corpus(plain).items()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from lm_eval.models.huggingface import HFLM
-from lm_eval_alone import asked, lm_eval_requests, lm_eval_task
+from lm_eval_alone import lm_eval_requests, lm_eval_task, request_arguments
 from rows import ROWS
 from task_files import examples, write_rows
 from tiny import tiny_model, tiny_module, tiny_tokenizer
@@ -100,13 +100,13 @@ def test_requests_equal_lm_evals(name: str, chat: bool, data_dir: Path, hflm: HF
     task = HarnessTask(find_task_file(name), data_dir)
     render, lm_evals = (tiny_model(chat=True).text.render_chat, hflm.apply_chat_template) if chat else (None, None)
     for role in ROWS[name]:
-        ours = [asked(example) for example in examples(task, role, render)]
+        ours = [request_arguments(example) for example in examples(task, role, render)]
         assert ours == lm_eval_requests(find_task_file(name), ROWS[name], role, lm_evals)
 
 
 def test_requests_differ_with_and_without_a_chat_template(data_dir: Path, hflm: HFLM) -> None:
     """Negative control of the test above: requests without a chat template differ from lm_eval's chat requests."""
-    plain = [asked(example) for example in examples(HarnessTask(find_task_file("nq_open"), data_dir), "validation")]
+    plain = [request_arguments(example) for example in examples(HarnessTask(find_task_file("nq_open"), data_dir), "validation")]
     assert plain != lm_eval_requests(find_task_file("nq_open"), ROWS["nq_open"], "validation", hflm.apply_chat_template)
 
 
@@ -117,7 +117,7 @@ def test_templates_without_a_system_role_render_as_in_lm_eval(name: str, data_di
     tokenizer.chat_template = NO_SYSTEM_ROLE
     lm_evals = HFLM(pretrained=tiny_module(), tokenizer=tokenizer, batch_size=1).apply_chat_template
     render = TextEncoder(tokenizer, name="no system role").render_chat
-    ours = [asked(example) for example in examples(HarnessTask(find_task_file(name), data_dir), "train", render)]
+    ours = [request_arguments(example) for example in examples(HarnessTask(find_task_file(name), data_dir), "train", render)]
     assert ours == lm_eval_requests(find_task_file(name), ROWS[name], "train", lm_evals)
     assert "Answer these questions" not in str(ours)
 

@@ -12,7 +12,7 @@ import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
-from lm_eval_alone import asked, lm_eval_requests
+from lm_eval_alone import lm_eval_requests, request_arguments
 from task_files import examples, own_task, write_task
 from tiny import tiny_model, tiny_module, tiny_tokenizer
 
@@ -39,7 +39,9 @@ def hflm() -> HFLM:
     return HFLM(pretrained=tiny_module(), tokenizer=tiny_tokenizer(chat=True), batch_size=1)
 
 
-def learned(tmp_path: Path, row: dict[str, Any], chat: Callable[..., str] | None = None, **fields: Any) -> tuple[str, str | None]:
+def training_text(
+    tmp_path: Path, row: dict[str, Any], chat: Callable[..., str] | None = None, **fields: Any
+) -> tuple[str, str | None]:
     task = own_task(tmp_path, {"train": [row], "test": [row]}, **fields)
     [example] = examples(task, "train", chat)
     return example.context, example.continuation
@@ -51,7 +53,7 @@ def learned(tmp_path: Path, row: dict[str, Any], chat: Callable[..., str] | None
 )
 def test_integer_and_string_targets_select_the_same_choice(tmp_path: Path, target: str | int, value: Any) -> None:
     """A target is an index, a choice's text, a column or a template. The first of several right choices is trained on."""
-    assert learned(tmp_path, {"q": "The sky?", "a": value}, doc_to_target=target, **CHOICE) == ("The sky?", " blue")
+    assert training_text(tmp_path, {"q": "The sky?", "a": value}, doc_to_target=target, **CHOICE) == ("The sky?", " blue")
 
 
 @pytest.mark.parametrize("value", [3, -1, "pink", "1", [], [7]])
@@ -76,9 +78,9 @@ def test_the_description_comes_first_and_can_use_the_row(tmp_path: Path) -> None
     """A description is rendered with the row and begins the context. With a chat template it is the system message."""
     row, fields = {"q": "The sky?", "a": 1, "topic": "colours"}, {**CHOICE, "doc_to_target": "a"}
     description = "About {{topic}}.\n\n"
-    assert learned(tmp_path, row, description=description, **fields) == ("About colours.\n\nThe sky?", " blue")
+    assert training_text(tmp_path, row, description=description, **fields) == ("About colours.\n\nThe sky?", " blue")
     chat = tiny_model(chat=True).text.render_chat
-    assert learned(tmp_path, row, chat, description=description, **fields) == (
+    assert training_text(tmp_path, row, chat, description=description, **fields) == (
         "<|sys|>About colours.\n\n\n<|user|>The sky?\n<|assistant|>",
         "blue",
     )
@@ -89,7 +91,7 @@ def test_the_target_delimiter_precedes_the_answer(tmp_path: Path, delimiter: str
     """The task's delimiter is part of the continuation."""
     row = {"q": "The sky?", "a": "blue"}
     for fields in (WRITTEN, {**CHOICE, "doc_to_target": "a"}):
-        assert learned(tmp_path, row, target_delimiter=delimiter, **fields) == ("The sky?", f"{delimiter}blue")
+        assert training_text(tmp_path, row, target_delimiter=delimiter, **fields) == ("The sky?", f"{delimiter}blue")
 
 
 @pytest.mark.parametrize("kind", ["choice", "written"])
@@ -102,13 +104,15 @@ def test_gen_prefix_is_part_of_the_context(tmp_path: Path, kind: str, prefix: st
     task = own_task(tmp_path, {"train": [row], "test": [row]}, **fields)
     render, lm_evals = (tiny_model(chat=True).text.render_chat, hflm.apply_chat_template) if chat else (None, None)
     [example] = examples(task, "train", render)
-    assert [asked(example)] == lm_eval_requests(tmp_path / "own.yaml", {"train": [row], "test": [row]}, "train", lm_evals)
+    assert [request_arguments(example)] == lm_eval_requests(
+        tmp_path / "own.yaml", {"train": [row], "test": [row]}, "train", lm_evals
+    )
     shown = "It is " if prefix in ("It is ", "s") else "It is"
     assert example.context == (f"<|user|>The sky?\n<|assistant|>{shown}" if chat else f"The sky? {shown}")
     if kind == "written":
         assert f"{example.context}{example.continuation}".endswith("It is blue")
     else:
-        assert asked(example)[1] == (example.context, example.continuation)
+        assert request_arguments(example)[1] == (example.context, example.continuation)
 
 
 def test_data_that_lm_eval_loads_is_rendered_like_given_rows(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ GOOD = '{"q": "Grass, 2024-05-01?", "a": 2}\n'
 
 
 @pytest.mark.parametrize(
-    ("train", "said"),
+    ("train", "expected"),
     [
         (GOOD + '{"q": "The sky?", "a": \n', r"train\.jsonl line 2, column 24: not JSON"),
         (GOOD + '{"q": "The sky?", "a": 2.5}\n', r"train\.jsonl line 2, column 'a': float where line 1 has int"),
@@ -154,9 +158,9 @@ GOOD = '{"q": "Grass, 2024-05-01?", "a": 2}\n'
         ("", r"train\.jsonl has no rows"),
     ],
 )
-def test_json_files_that_a_task_names_follow_the_rules_of_given_rows(tmp_path: Path, train: str, said: str) -> None:
+def test_json_files_that_a_task_names_follow_the_rules_of_given_rows(tmp_path: Path, train: str, expected: str) -> None:
     """A file that `datasets` would change on reading is refused with its line."""
-    with pytest.raises(BenchmarkError, match=said):
+    with pytest.raises(BenchmarkError, match=expected):
         HarnessTask(task_on_files(tmp_path, train=train, test=GOOD))
     assert HarnessTask(task_on_files(tmp_path, train=GOOD + GOOD, test=GOOD)).documents("train").num_rows == 2
 
@@ -174,7 +178,7 @@ def test_dates_in_a_json_file_that_a_task_names_are_rendered_as_lm_eval_does(tmp
     task = ConfigurableTask(config={**load_yaml(path), "num_fewshot": 0})
     task.build_all_requests()
     [example] = examples(HarnessTask(path), "test")
-    assert asked(example) == [instance.args for instance in task.instances]
+    assert request_arguments(example) == [instance.args for instance in task.instances]
     assert example.context == "2024-05-02 00:00:00"
     write = tmp_path / "own"
     write.mkdir()
@@ -184,7 +188,7 @@ def test_dates_in_a_json_file_that_a_task_names_are_rendered_as_lm_eval_does(tmp
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix", "train", "said"),
+    ("kind", "suffix", "train", "expected"),
     [
         ("csv", "csv", "q,a\nGrass?,2\nThe sky?,1,7\n", r"Expected 2 fields in line 3, saw 3"),
         ("parquet", "parquet", "q,a\n", r"[Pp]arquet"),
@@ -192,7 +196,7 @@ def test_dates_in_a_json_file_that_a_task_names_are_rendered_as_lm_eval_does(tmp
     ],
 )
 def test_other_unreadable_files_that_a_task_names_are_refused_with_the_cause(
-    tmp_path: Path, kind: str, suffix: str, train: str, said: str
+    tmp_path: Path, kind: str, suffix: str, train: str, expected: str
 ) -> None:
     """The message gives the cause and not the wrapper error of `datasets`. It does not mention the hub for a file on disk."""
     path = task_on_files(tmp_path, kind, suffix, train=train, test=train)
@@ -200,7 +204,7 @@ def test_other_unreadable_files_that_a_task_names_are_refused_with_the_cause(
         HarnessTask(path)
     message = str(caught.value)
     assert message.startswith(f"benchmark own: its rows in {tmp_path}/train.{suffix}, {tmp_path}/test.{suffix} cannot be read: ")
-    assert re.search(said, message.partition("cannot be read: ")[2])
+    assert re.search(expected, message.partition("cannot be read: ")[2])
     assert "\n" not in message and "hub" not in message and "Correct these files" in message
 
 

@@ -68,7 +68,7 @@ def test_unsupported_tasks_of_lm_eval_are_refused(tmp_path: Path, name: str, rea
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("task: [a, b]\n", "`task` must be the name of one task, got ['a', 'b']"),
         ("group: g\ntask:\n  - a\n", "`task` must be the name of one task, got ['a']"),
@@ -82,13 +82,13 @@ def test_unsupported_tasks_of_lm_eval_are_refused(tmp_path: Path, name: str, rea
         (SPLITS + "output_type: rhyme\n", "rhyme"),
     ],
 )
-def test_files_that_define_no_task_are_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+def test_files_that_define_no_task_are_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
     """A YAML file that is malformed, or does not define exactly one task, is refused by its path or name."""
     path = tmp_path / "own.yaml"
     path.write_text(text, encoding="utf-8")
     write_rows(tmp_path / "own", GOOD)
     message = refusal(path, tmp_path)
-    assert said in message
+    assert expected in message
     assert str(path) in message or "benchmark own" in message
 
 

@@ -141,14 +141,14 @@ def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...],
     published = split(task, "published", seed, caps)
     assert [questions(published.train), questions(published.validation), questions(published.test)] == [train, validation, test]
     assert published.dropped_from_train == published.dropped_from_validation == 0
-    learned, kept = expected_clean(train, validation, test)
-    if not learned or not kept:
+    trained_on, kept = expected_clean(train, validation, test)
+    if not trained_on or not kept:
         with pytest.raises(BenchmarkError, match="split has no rows"):
             split(task, "clean", seed, caps)
         return
     clean = split(task, "clean", seed, caps)
-    assert [questions(clean.train), questions(clean.validation), questions(clean.test)] == [learned, kept, test]
-    dropped = (len(train) - len(learned), len(validation) - len(kept))
+    assert [questions(clean.train), questions(clean.validation), questions(clean.test)] == [trained_on, kept, test]
+    dropped = (len(train) - len(trained_on), len(validation) - len(kept))
     assert (clean.dropped_from_train, clean.dropped_from_validation) == dropped
 
 
@@ -309,10 +309,10 @@ def test_caps_must_be_positive(name: str) -> None:
     assert (Caps().train, Caps().validation, Caps().test) == (50_000, 1_000, 10_000)
 
 
-@pytest.mark.parametrize(("protocol", "learned"), [("clean", " 12"), ("published", " 12 twelve a dozen")])
-def test_only_the_published_protocol_trains_on_all_aliases(protocol: SplitProtocol, learned: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("protocol", "trained_on"), [("clean", " 12"), ("published", " 12 twelve a dozen")])
+def test_only_the_published_protocol_trains_on_all_aliases(protocol: SplitProtocol, trained_on: str, tmp_path: Path) -> None:
     """ "published" trains on all aliases joined by spaces. "clean" trains on the first."""
     train = [{**ROWS["nq_open"]["train"][1], "question": f"question {number}"} for number in range(5)]
     write_rows(tmp_path / "nq_open", {"train": train, "validation": ROWS["nq_open"]["validation"]})
     splits = split(HarnessTask(find_task_file("nq_open"), tmp_path), protocol)
-    assert {example.continuation for example in splits.train} == {learned}
+    assert {example.continuation for example in splits.train} == {trained_on}

@@ -75,5 +75,5 @@ def test_the_package_has_eight_models_that_load() -> None:
         assert (SHIPPED / "models" / member.name / "README.md").read_text().count(member.name) > 0
         assert model.max_length == 128
     assert sizes == sorted(sizes) and sizes[0] > 1e5 and sizes[-1] < 3e6
-    said = [json.loads(line) for line in (SHIPPED / "build.log").read_text().splitlines()][1:]
-    assert [model["parameters"] for model in said] == sizes
+    logged = [json.loads(line) for line in (SHIPPED / "build.log").read_text().splitlines()][1:]
+    assert [model["parameters"] for model in logged] == sizes

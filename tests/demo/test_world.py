@@ -69,11 +69,11 @@ def test_the_halves_are_disjoint_and_complete(world: World, kind: str) -> None:
 def test_splits_share_no_question_and_are_loaded_like_other_benchmarks(task: str, opened: Callable[[str], HarnessTask]) -> None:
     loaded = opened(task)
     examples = {role: rendered(loaded, role) for role in ROLES}
-    asked = {role: {example.request_texts for example in examples[role]} for role in ROLES}
+    questions = {role: {example.request_texts for example in examples[role]} for role in ROLES}
     for role in ROLES:
-        assert len(examples[role]) == len(asked[role]) == SIZES[role]
+        assert len(examples[role]) == len(questions[role]) == SIZES[role]
         assert all(example.continuation is not None and example.continuation.startswith(" ") for example in examples[role])
-    assert not any(asked[one] & asked[other] for one, other in itertools.combinations(ROLES, 2))
+    assert not any(questions[one] & questions[other] for one, other in itertools.combinations(ROLES, 2))
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)

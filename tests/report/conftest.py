@@ -46,7 +46,7 @@ def chromium() -> Iterator[Any]:
 def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     """Open HTML from a file. At the end, fail if a page sent a request or logged an error."""
     contexts: list[Any] = []
-    said: list[str] = []
+    problems: list[str] = []
 
     def opened(text: str, *, state: str = "", watched: bool = True, **context: Any) -> Opened:
         path = tmp_path / "board.html"
@@ -54,9 +54,9 @@ def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         contexts.append(chromium.new_context(**{"viewport": {"width": 1400, "height": 560}, **context}))
         page = contexts[-1].new_page()
         if watched:
-            page.on("console", lambda message: said.append(f"console: {message.text}"))
-            page.on("pageerror", lambda error: said.append(f"error: {error}"))
-            page.on("request", lambda request: said.append(f"request: {request.url}") if _asks(request.url, path) else None)
+            page.on("console", lambda message: problems.append(f"console: {message.text}"))
+            page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+            page.on("request", lambda request: problems.append(f"request: {request.url}") if _asks(request.url, path) else None)
         page.goto(f"{path.as_uri()}{state}")
         page.wait_for_selector("html[data-ready]")
         return page
@@ -64,7 +64,7 @@ def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     yield opened
     for context in contexts:
         context.close()
-    assert not said
+    assert not problems
 
 
 def _asks(url: str, path: Path) -> bool:

@@ -112,8 +112,8 @@ def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[
     """PC1 of selected benchmarks agrees with lm_harmony.analysis."""
     chosen = matrix.subset(benchmarks=tasks)
     values = chosen.scores(preparation).values  # type: ignore[arg-type]
-    whole = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
-    return dict(components(whole, preparation).pc1)  # type: ignore[arg-type]
+    complete = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
+    return dict(components(complete, preparation).pc1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("preparation", ["trained", "direct"])
@@ -238,10 +238,10 @@ def test_standard_errors_and_causes_on_hover(open_board: Open) -> None:
     page = open_board(DATA)
     row, task = MATRIX.model_names.index("local/mine"), MATRIX.benchmark_names.index("mnli")
     page.locator(f'[data-cell="{row} {task}"]').hover()
-    said = page.locator("#hint").inner_text()
+    hint = page.locator("#hint").inner_text()
     for preparation in ("trained", "direct"):
         value = MATRIX.scores(preparation).values.loc["local/mine", "mnli"] * 100
-        assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in said
+        assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in hint
     page.locator(f'[data-cell="{MODELS.index(GAP[0])} {MATRIX.benchmark_names.index(GAP[1])}"]').hover()
     assert f"trained: {CAUSE}" in page.locator("#hint").inner_text()
 
