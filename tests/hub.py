@@ -235,7 +235,7 @@ class LoopbackHub:
         self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served}, before)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.requests, self.slow = self._server.requests, self._server.slow
-        """Each request so far as "METHOD path": the path unquoted and without its query."""
+        """Requests received so far, each as "METHOD path". The path is unquoted and has no query."""
 
     def __enter__(self) -> LoopbackHub:
         self._thread.start()

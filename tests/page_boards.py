@@ -21,13 +21,13 @@ MODELS = (
     "openai-community/gpt2",
     "local/mine",
 )
-"""Nine catalogued models, best first, and one that is not catalogued."""
+"""Nine catalogued models, from best to worst, and one that is not catalogued."""
 TASKS = ("mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki")
 """Four benchmarks and a text corpus, where lower is better."""
 GAP = ("openai-community/gpt2", "gsm8k")
 """Model and benchmark whose trained score is missing."""
 CAUSE = "gave up after 3 attempts"
-"""Cause of that gap."""
+"""Cause of the gap, as the page shows it."""
 
 
 def small_board(

@@ -66,7 +66,7 @@ def deepest(folder: Path, fields: Mapping[str, Any], *more: str) -> dict[str, li
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])
-@pytest.mark.parametrize("fields", [PARITY, WRITTEN], ids=["log-likelihoods", "answers"])
+@pytest.mark.parametrize("fields", [PARITY, WRITTEN], ids=["log-likelihoods", "generated answers"])
 def test_few_functions_are_called_between_the_command_and_the_forward_pass(
     engine: str, fields: Mapping[str, Any], tmp_path: Path
 ) -> None:

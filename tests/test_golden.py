@@ -11,9 +11,9 @@ import pytest
 from golden_study import GOLDEN, boards, command, differences, file_names, flags, formats, kernels, records, write_study
 
 KERNELS = 1e-4
-"""Largest relative difference of a number that other kernels than those of the golden files compute."""
+"""Largest relative difference of a number computed with other kernels than those of the golden files."""
 LIBRARIES = 1e-9
-"""The same of a board's number, which NumPy and SciPy compute from equal records."""
+"""Largest relative difference of a number on a board, which NumPy and SciPy compute from equal records."""
 
 
 def golden(name: str) -> Any:

@@ -29,7 +29,7 @@ STUDY = {
     "data_dir": "data",
     "execution": {"device": "cpu"},
 }
-"""A study that replaces those of the guides, which take days."""
+"""A study file that replaces those of the guides, because these take days."""
 NAMES = {
     "results A B": "results my/model models/third",
     "results/ A B": "results my/model models/third",
@@ -38,7 +38,7 @@ NAMES = {
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
 }
-"""Replacements: names of the reader's own files, a flag that waits, and commands that have tests of their own."""
+"""Replacements for names of the reader's own files, a flag that waits, and commands with other tests."""
 GUIDES = {
     "README.md": 14,
     "docs/quickstart.md": 5,
@@ -58,7 +58,7 @@ SMALL = {
     "_tokens 128": "_tokens 16",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
 }
-"""Replacements that make a measurement small."""
+"""Replacements that shorten a measurement."""
 VARIED = {"gsm8k": "question", "nq_open": "question", "mnli": "premise", "sst2": "sentence", "cola": "sentence"}
 """Tasks of the measurements -> the column that is changed to make more rows."""
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

@@ -16,7 +16,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.name != "config.yml"]
 INPUTS = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
-"""Types of form elements that GitHub knows."""
+"""Types of form elements that GitHub supports."""
 
 
 def load(path: Path) -> dict[Any, Any]:

@@ -17,7 +17,7 @@ from lm_harmony.demo.texts import BENCHMARKS, TASKS
 from lm_harmony.models.loading import load_model
 
 LIMIT = 12e6
-"""Bytes that everything shipped may take."""
+"""Largest allowed size in bytes of the demo files in the package."""
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ REQUIRED = "LM_HARMONY_NEEDS_BROWSER"
 """Environment variable that makes a missing browser a failure instead of a skip, for continuous integration."""
 
 Opened = Any
-"""A page of Playwright; typed as Any because Playwright is optional."""
+"""A page of Playwright. The type is Any because Playwright is optional."""
 
 
 def _without(what: str) -> None:

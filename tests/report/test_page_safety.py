@@ -32,7 +32,7 @@ DATA = page_data(small_board(HOSTILE, (*TASKS[:4], TASK)))
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
-@pytest.mark.parametrize("protected", [True, False], ids=["with policy", "without"])
+@pytest.mark.parametrize("protected", [True, False], ids=["with policy", "without policy"])
 def test_names_with_markup_are_shown_as_text(open_text: Open, column: Column, protected: bool) -> None:
     text = page_text(DATA)
     page = open_text(text if protected else POLICY.sub("", text))
