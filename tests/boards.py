@@ -1,4 +1,4 @@
-"""Small matrices, and folders of records as runs leave them, for the tests of the board."""
+"""Small matrices, and folders of records as runs write them, for the tests of the board."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def matrix_of(
     stderr: float | None = None,
     lower: Sequence[str] = (),
 ) -> ScoreMatrix:
-    """Return a matrix of these tables (models x benchmarks; NaN: a gap); ``lower``: benchmarks where lower is better."""
+    """Return a matrix of these tables (models x benchmarks, NaN is a gap). In ``lower`` benchmarks, lower is better."""
     tables: dict[Preparation, pd.DataFrame | None] = {"trained": trained, "direct": direct}
     rows = [
         ScoreRow(
@@ -72,7 +72,7 @@ def write_run(
     versions: Mapping[str, str] = {},
     sources: tuple[Source, ...] | None = (),
 ) -> RunStore:
-    """Write a finished run's record, and its samples if ``outcomes`` of its questions are given."""
+    """Write the record of a finished run. Write its samples too if ``outcomes`` of its questions are given."""
 
     def score(value: float | None) -> Score | None:
         return None if value is None else Score(metrics={metric: value}, stderrs={metric: stderr}, documents=100)

@@ -1,4 +1,4 @@
-"""What every test session says about itself, and the hub that several of its files ask."""
+"""The header of every test session, and the loopback hub that several test files share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from shared import DATA
 from tiny import write_tiny_model
 
 _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
-os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache stays as it is
+os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache is not changed
 
 
 def pytest_report_header() -> list[str]:
-    """Say which lm_eval is tested, and whether the tests on real rows run or are skipped."""
+    """Return the version of the tested lm_eval, and whether the tests on real rows run or are skipped."""
     rows = "present, their tests run" if DATA.is_dir() else "absent, their tests skip"
     return [f"lm_eval {version('lm_eval')}", f"real benchmark rows in ../shared/data: {rows}"]
 

@@ -30,7 +30,7 @@ _ARC_SCHEMA = pa.schema({"id": pa.string(), "question": pa.string(), "choices": 
 
 
 def write_arc_dataset(folder: Path, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Write ``rows`` by split as the hub's allenai/ai2_arc lays out ARC-Easy: a parquet file a split, and the card."""
+    """Write ``rows`` in the layout of ARC-Easy in allenai/ai2_arc: the card, and one parquet file for each split."""
     (folder / "ARC-Easy").mkdir(parents=True)
     for split, split_rows in rows.items():
         table = pa.Table.from_pylist(split_rows, schema=_ARC_SCHEMA)
@@ -42,7 +42,7 @@ def write_arc_dataset(folder: Path, rows: Mapping[str, list[dict[str, Any]]]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """A whole response; for HEAD the body is left out and its length still told."""
+    """A complete response. For HEAD, the body is omitted but its length is still sent."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _Repository:
 
     @cached_property
     def commit(self) -> str:
-        """The digest of paths and contents, so that the clients' caches never mix two contents up."""
+        """Digest of paths and contents, so that the clients' caches never confuse two contents."""
         return _digest(repr(sorted((path, _blob_id(content)) for path, content in self.files.items())).encode())
 
     @cached_property
@@ -82,7 +82,7 @@ def _digest(content: bytes) -> str:
 
 
 def _blob_id(content: bytes) -> str:
-    """Git's id of a file, which the hub tells both in listings and as the ETag."""
+    """Git's blob id of a file, which the hub sends in listings and as the ETag."""
     return _digest(b"blob %d\0" % len(content) + content)
 
 
@@ -98,7 +98,7 @@ def _json(value: object) -> _Answer:
 
 
 def _missing(code: str = "", headers: Mapping[str, str] | None = None) -> _Answer:
-    """Answer 404; the clients tell by ``code`` which of their exceptions to raise."""
+    """Answer 404. From ``code`` the clients select the exception that they raise."""
     return _Answer(status=404, headers={**(headers or {}), "X-Error-Code": code} if code else {})
 
 
@@ -124,7 +124,7 @@ def _paths_info(repository: _Repository, path: str, fields: _Fields) -> _Answer:
 
 
 def _resolve(repository: _Repository, path: str, fields: _Fields) -> _Answer:
-    # Told with a missing file too: from it huggingface_hub learns in which commit the file is missing.
+    # Sent for a missing file too: huggingface_hub reads from it the commit in which the file is missing.
     headers = {"X-Repo-Commit": repository.commit}
     content = repository.files.get(path)
     if content is None:
@@ -133,11 +133,11 @@ def _resolve(repository: _Repository, path: str, fields: _Fields) -> _Answer:
 
 
 def _part(answer: _Answer, byte_range: str) -> _Answer:
-    """Cut ``answer`` to what a Range header names; leave it whole where that is empty or of another form."""
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
-    if asked is None or asked[0] == "bytes=-" or "Accept-Ranges" not in answer.headers:
+    """Cut ``answer`` to the bytes of a Range header. Return all bytes if the header is empty or has another form."""
+    parsed = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
+    if parsed is None or parsed[0] == "bytes=-" or "Accept-Ranges" not in answer.headers:
         return answer
-    (first, last), size = asked.groups(), len(answer.body)
+    (first, last), size = parsed.groups(), len(answer.body)
     start = int(first) if first else max(size - int(last), 0)
     stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
@@ -147,9 +147,9 @@ def _part(answer: _Answer, byte_range: str) -> _Answer:
 
 
 class _HubServer(ThreadingHTTPServer):
-    """The listening socket with what it serves and a record of what it was asked."""
+    """The listening socket, its repositories, and a log of the requests it received."""
 
-    # `datasets` opens many connections at once; one that finds the queue full waits a second to try again.
+    # `datasets` opens many connections at once. If the queue is full, a connection is retried after a second.
     request_queue_size = 64
 
     def __init__(
@@ -162,7 +162,7 @@ class _HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _HubRequests)
 
     def answer(self, segments: list[str], fields: _Fields) -> _Answer:
-        """Answer what the path names: /api/KIND/REPOSITORY/... or, for files, [/datasets]/REPOSITORY/resolve/..."""
+        """Answer requests for /api/KIND/REPOSITORY/... and, for files, [/datasets]/REPOSITORY/resolve/..."""
         endpoints = {"resolve": _resolve}
         match segments:
             case ["api", "models" | "datasets" as kind, *rest]:
@@ -193,7 +193,7 @@ class _HubRequests(BaseHTTPRequestHandler):
 
     server: _HubServer
     protocol_version = "HTTP/1.1"
-    # Headers and body are two small writes; the second would wait for the first to be acknowledged.
+    # Headers and body are two small writes. With Nagle's algorithm, the second waits for the acknowledgement of the first.
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
@@ -202,7 +202,7 @@ class _HubRequests(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {unquote(url.path)}")
         if any(name in url.path for name in self.server.slow):
             self.server.ended.wait()
-        # Unquoted one by one, for a revision may hold a quoted slash.
+        # Segments are unquoted separately, because a revision can contain a quoted slash.
         segments = [unquote(segment) for segment in url.path.strip("/").split("/")]
         fields = {**parse_qs(url.query), **parse_qs(body)}
         answer = _part(self.server.answer(segments, fields), self.headers.get("Range", ""))
@@ -216,14 +216,14 @@ class _HubRequests(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay silent: ``LoopbackHub.requests`` is the log."""
+        """Print nothing. ``LoopbackHub.requests`` is the log."""
 
 
 class LoopbackHub:
     """Folders served as hub repositories, by repository id, for as long as the ``with`` block lasts.
 
-    The folders are read once, here: write them first and leave them alone. ``earlier`` holds folders of repositories as they
-    were one commit before; a request whose path holds one of ``slow`` is answered when the block ends.
+    The folders are read once, in ``__init__``. Later changes are ignored. ``earlier`` holds folders of repositories as they
+    were one commit before. A request whose path contains one of ``slow`` is answered when the block ends.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class LoopbackHub:
         self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served}, before)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.requests, self.slow = self._server.requests, self._server.slow
-        """Each request so far as "METHOD path": the path unquoted and without its query."""
+        """Requests received so far, each as "METHOD path". The path is unquoted and has no query."""
 
     def __enter__(self) -> LoopbackHub:
         self._thread.start()
@@ -252,8 +252,8 @@ class LoopbackHub:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Make the environment of a process whose clients know this hub alone and keep everything under ``cache``."""
-        # What the machine sets (offline mode, tokens, other caches, a proxy) would lead the clients elsewhere.
+        """Return the environment of a process whose clients use only this hub and store everything under ``cache``."""
+        # Settings of the machine (offline mode, tokens, other caches, a proxy) would make the clients use other addresses.
         foreign = re.compile(r"(HF_|HUGGING|TRANSFORMERS_).*|.*_proxy", re.IGNORECASE)
         return {
             **{name: value for name, value in os.environ.items() if not foreign.fullmatch(name)},
@@ -261,6 +261,6 @@ class LoopbackHub:
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            # `datasets` counts a download by a request to a fixed address on the internet.
+            # `datasets` counts downloads with a request to a fixed address on the internet.
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         }

@@ -19,9 +19,9 @@ SPLIT_FIELDS = {"train": "training_split", "validation": "validation_split", "te
 
 
 def lm_eval_task(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], **fields: Any) -> ConfigurableTask:
-    """Build the zero-shot task of a YAML file on rows in memory; ``fields`` replace fields of the file."""
+    """Build the zero-shot task of a YAML file on rows in memory. ``fields`` replaces fields of the file."""
     config = {**load_yaml(path), "num_fewshot": 0, **fields}
-    for key in ("tag", "group", "task_list"):  # lm_eval's factory takes these out too
+    for key in ("tag", "group", "task_list"):  # lm_eval's factory removes these too
         config.pop(key, None)
     splits = DatasetDict(
         {config[field]: Dataset.from_list(list(rows[role])) for role, field in reversed(SPLIT_FIELDS.items()) if role in rows}
@@ -41,7 +41,7 @@ def lm_eval_requests(
     return documents
 
 
-def asked(example: Example) -> list[tuple[Any, ...]]:
+def request_arguments(example: Example) -> list[tuple[Any, ...]]:
     """Return the example's requests as the arguments of lm_eval's instances."""
     return [
         (request.continuation,)
@@ -52,7 +52,7 @@ def asked(example: Example) -> list[tuple[Any, ...]]:
 
 
 class RepliesLM(LM):
-    """A model of lm_eval whose replies a function of our requests gives, so that both sides score the same replies."""
+    """An lm_eval model with the replies of a function of our requests, so that both sides score the same replies."""
 
     def __init__(self, answer: Callable[[Sequence[Request]], list[Reply]], chat: Callable[..., str] | None = None) -> None:
         super().__init__()

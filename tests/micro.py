@@ -27,7 +27,7 @@ SIZES = {"train": 24, "validation": 8, "test": 12}
 
 
 def write_micro(folder: Path, *, sizes: dict[str, int] | None = None) -> Path:
-    """Write micro.yaml and micro/{train,validation,test}.jsonl below ``folder``; return the YAML's path."""
+    """Write micro.yaml and micro/{train,validation,test}.jsonl below ``folder``. Return the path of the YAML file."""
     rows = folder / "micro"
     rows.mkdir(parents=True, exist_ok=True)
     number = 0

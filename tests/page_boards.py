@@ -21,19 +21,19 @@ MODELS = (
     "openai-community/gpt2",
     "local/mine",
 )
-"""Nine catalogued models, best first, and one that is not catalogued."""
+"""Nine catalogued models, from best to worst, and one that is not catalogued."""
 TASKS = ("mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki")
 """Four benchmarks and a text corpus, where lower is better."""
 GAP = ("openai-community/gpt2", "gsm8k")
 """Model and benchmark whose trained score is missing."""
 CAUSE = "gave up after 3 attempts"
-"""Cause of that gap."""
+"""Cause of the gap, as the page shows it."""
 
 
 def small_board(
     models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True, stderr: float = 0.01
 ) -> ScoreMatrix:
-    """Return a board with noisy scores, better for earlier models, more so after training."""
+    """Return a board with noisy scores. Earlier models are better, and the differences are larger after training."""
     random = np.random.default_rng(0)
     rows = []
     for place, model in enumerate(models):

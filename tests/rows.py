@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """Invented rows of the 24 catalogued benchmarks, each in the row schema that the hub's data set has and lm_eval's task expects.
 
-Three training rows and two of every other role, with different answers. Some hold what real rows hold and programs trip over:
+Three training rows and two of every other role, with different answers. Some hold difficult values that real rows also hold:
 letters beyond ASCII, apostrophes, a space at either end, two spaces, an empty or missing field, unusual choice labels or counts.
 """
 

@@ -1,4 +1,4 @@
-"""Where real rows and a real model are, for tests that use them; both are optional."""
+"""Paths of real rows and of a real model, for the tests that use them. Both are optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks on disk as users write them: a task's YAML file, and its rows as one JSONL file a split."""
+"""Benchmarks on disk as users write them: a task's YAML file, and one JSONL file of rows for each split."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_rows(folder: Path, rows: RowsByRole) -> None:
 
 
 def write_task(folder: Path, rows: RowsByRole, *, name: str = "own", **fields: Any) -> Path:
-    """Write <name>.yaml, whose splits are the roles of ``rows``, and <name>/{role}.jsonl; return the YAML's path.
+    """Write <name>.yaml, whose splits are the roles of ``rows``, and <name>/{role}.jsonl. Return the path of the YAML file.
 
     A field of None is left out.
     """

@@ -1,4 +1,4 @@
-"""The public names as a Python program meets them: typed, lazy, and the same numbers as the command line."""
+"""The public names as a Python program uses them: typed, lazy, and with the same numbers as the command line."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def rows(world: Path) -> DatasetDict:
 
 @pytest.fixture(scope="module")
 def from_files(world: Path) -> RunRecord:
-    """A record of the same run with everything named by file."""
+    """Return the record of the same run with all inputs given as files."""
     return evaluate(world / "model", BenchmarkSpec(task=str(world / "micro.yaml"), data_dir=world), RECIPE)
 
 
 def observable(module: torch.nn.Module) -> dict[str, Any]:
-    """Return all that a caller could find changed: weights, gradients, modes, hooks, attributes and configuration."""
+    """Return all state of a model that a caller can observe: weights, gradients, modes, hooks, attributes and configuration."""
     state: dict[str, Any] = {name: tensor.tolist() for name, tensor in module.state_dict().items()}
     for name, weight in module.named_parameters():
         state[f"{name} gradient"] = (weight.requires_grad, None if weight.grad is None else weight.grad.tolist())
@@ -59,8 +59,8 @@ def observable(module: torch.nn.Module) -> dict[str, Any]:
     return {**state, "config": module.config.to_dict(), "generation": module.generation_config.to_dict()}  # type: ignore[union-attr, operator]
 
 
-def test_a_change_of_the_model_is_seen() -> None:
-    """The negative control of the tests below."""
+def test_a_change_of_the_model_is_detected() -> None:
+    """Negative control of the tests below."""
     module = tiny_module()
     before = observable(module)
     module.get_input_embeddings().register_forward_hook(lambda *_: None)
@@ -77,7 +77,7 @@ def test_a_change_of_the_model_is_seen() -> None:
 
 
 @pytest.mark.parametrize(("architecture", "lora"), [("llama", True), ("gpt2", True), ("llama", False)])
-def test_a_loaded_model_scores_as_from_its_folder_and_comes_back_unchanged(
+def test_a_loaded_model_scores_as_from_its_folder_and_stays_unchanged(
     world: Path, rows: DatasetDict, from_files: RunRecord, architecture: str, lora: bool
 ) -> None:
     module, tokenizer = tiny_module(architecture), tiny_tokenizer()
@@ -100,7 +100,7 @@ def test_the_training_changes_scores(from_files: RunRecord) -> None:
     assert [dict(one) for one in from_files.direct.samples] != [dict(one) for one in from_files.trained.samples]
 
 
-def test_without_a_results_folder_nothing_is_left(rows: DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_results_folder_no_files_remain(rows: DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "scratch").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -110,7 +110,7 @@ def test_without_a_results_folder_nothing_is_left(rows: DatasetDict, tmp_path: P
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_finished_run_is_returned_and_a_board_reads_it(rows: DatasetDict, tmp_path: Path) -> None:
+def test_a_finished_run_is_returned_and_can_be_read_by_a_board(rows: DatasetDict, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1)
     first = evaluate(tiny_model(), (rows, CONFIG), recipe, results_dir=tmp_path, direct=False)
     (file,) = tmp_path.rglob("record.json")
@@ -124,7 +124,7 @@ def test_a_finished_run_is_returned_and_a_board_reads_it(rows: DatasetDict, tmp_
     assert len(ScoreMatrix.read(tmp_path).models) == 2
 
 
-def test_changed_weights_have_another_name_and_the_same_weights_the_same(rows: DatasetDict) -> None:
+def test_models_have_equal_names_if_and_only_if_their_weights_are_equal(rows: DatasetDict) -> None:
     names = []
     for change in (0.0, 0.0, 1e-7):
         module = tiny_module()
@@ -137,7 +137,7 @@ def test_changed_weights_have_another_name_and_the_same_weights_the_same(rows: D
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model": 3}, "model = int is not supported (allowed: a name, a folder"),
         ({"model": tiny_module()}, "Give (model, tokenizer)"),
@@ -159,12 +159,12 @@ def test_changed_weights_have_another_name_and_the_same_weights_the_same(rows: D
         ({"benchmark": "arc_eazy"}, "Did you mean 'arc_easy'"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(change: dict[str, Any], said: str, rows: DatasetDict) -> None:
+def test_unusable_arguments_are_refused_in_one_line(change: dict[str, Any], message: str, rows: DatasetDict) -> None:
     config, given = {**CONFIG, **change.pop("config", {})}, change.pop("rows", rows)
     arguments = {"model": (tiny_module(), tiny_tokenizer()), "benchmark": (given, config), "recipe": RECIPE, **change}
     with pytest.raises(HarmonyError) as caught:
         evaluate(**arguments)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_fine_tune_yields_epochs_and_writes_adapters(world: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_fine_tune_yields_epochs_and_writes_adapters(world: Path, tmp_path: Path
         assert torch.allclose(adapted(input_ids=ids).logits, logits[2], atol=1e-5)
 
 
-def test_fine_tune_without_lora_trains_the_model_itself() -> None:
+def test_fine_tune_without_lora_trains_the_given_model() -> None:
     module = tiny_module()
     before = module.lm_head.weight.detach().clone()  # type: ignore[union-attr, operator]
     recipe = Recipe(epochs=1, lora=None, learning_rate=1e-3)
@@ -191,7 +191,7 @@ def test_fine_tune_without_lora_trains_the_model_itself() -> None:
     assert not torch.equal(module.lm_head.weight, before)  # type: ignore[union-attr, arg-type]
 
 
-def test_import_costs_no_torch_and_every_name_is_found() -> None:
+def test_the_import_does_not_load_torch_and_every_name_is_found() -> None:
     code = (
         "import sys, lm_harmony; assert set(lm_harmony.__all__) <= set(dir(lm_harmony));"
         "heavy = [name for name in ('torch', 'transformers', 'numpy', 'pandas') if name in sys.modules]; assert not heavy, heavy;"

@@ -1,6 +1,6 @@
 """The rules of docs/architecture.md: layers, sizes, words, the public API's types, and no side effects at import.
 
-Each rule is applied to the package, and to a small source that breaks it.
+Each rule is applied to the package, and to a small source that violates it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ COMMANDS = {
 }
 """Modules without an importer: the console script, those for ``python -m``, and the experimental one of docs/api.md."""
 HARNESS = ("lm_harmony.benchmarks.harness", "lm_harmony.lm_eval_model")
-"""Where lm_eval may be imported."""
+"""Modules that may import lm_eval."""
 LAZY_LAYERS = {"", "cli"}
-"""Layers with imports inside functions: these keep ``import lm_harmony`` and the start of a command short."""
+"""Layers that may import inside functions, so that ``import lm_harmony`` and commands start fast."""
 OPTIONAL = {"matplotlib", "seaborn", "plotly", "itables", "ray", "s3fs", "lm_harmony.studies.ray_pool"}
 """Libraries of the extras, and the module that only ``--ray`` needs. They are imported where they are used."""
 PUBLIC = {
@@ -112,7 +112,7 @@ RULES: dict[str, tuple[Rule, dict[str, str], str]] = {
         "engine/new.py: has 0 lines in the map",
     ),
 }
-"""Rule -> (function, sources that break it, the violation that must be found)."""
+"""Rule -> (function, sources that violate it, the violation that must be found)."""
 
 
 def written(folder: Path, sources: dict[str, str]) -> rules.Package:
@@ -123,12 +123,12 @@ def written(folder: Path, sources: dict[str, str]) -> rules.Package:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_package_keeps_the_rule(name: str) -> None:
+def test_the_package_follows_the_rule(name: str) -> None:
     assert RULES[name][0](PACKAGE) == []
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_source_that_breaks_the_rule_is_found(name: str, tmp_path: Path) -> None:
+def test_a_source_that_violates_the_rule_is_found(name: str, tmp_path: Path) -> None:
     rule, sources, violation = RULES[name]
     assert violation in rule(written(tmp_path, sources))
 
@@ -160,11 +160,11 @@ LIGHT_MODULES: dict[str, tuple[str, ...]] = {
 }
 """Module -> libraries that importing it must not load."""
 BOARD = sorted(name for name, module in PACKAGE.items() if module.layer in ("analysis", "report"))
-"""Modules behind a board, which is built from a folder of records without torch, transformers or lm_eval."""
+"""Modules that build a board from a folder of records. They need no torch, transformers or lm_eval."""
 
 
 def loaded(modules: list[str], libraries: tuple[str, ...]) -> str:
-    """Import ``modules`` in a process of its own; return which of ``libraries`` were loaded, as a list in text."""
+    """Import ``modules`` in a separate process. Return those of ``libraries`` that were loaded, as the text of a list."""
     code = f"import sys, {', '.join(modules)}; print([name for name in {libraries!r} if name in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -197,7 +197,7 @@ for name in sys.argv[1:]:
 after = callables()
 print(sorted(set(environment.items()) ^ set(os.environ.items())), [key for key in before if after.get(key) is not before[key]])
 """
-"""Import the modules of the command line after the libraries; print what changed in the environment and in the libraries."""
+"""Import the libraries, then the modules of the command line. Print all changes of the environment and the libraries."""
 
 
 def side_effects(modules: list[str], folder: Path) -> str:

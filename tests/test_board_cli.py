@@ -1,4 +1,4 @@
-"""leaderboard, analyze, compare and place as a user meets them."""
+"""The commands leaderboard, analyze, compare and place as a user runs them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_analyze_writes_tables_and_figures(results: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "plain/figures").exists()
 
 
-def test_without_the_extra_analyze_says_what_to_install(results: Path, tmp_path: Path) -> None:
+def test_without_the_extra_analyze_names_the_package_to_install(results: Path, tmp_path: Path) -> None:
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib/__init__.py").write_text("raise ModuleNotFoundError(name='matplotlib')", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -80,7 +80,7 @@ def test_compare_pairs_outcomes(results: Path) -> None:
     assert done.returncode == 0 and "mcnemar (60)" in done.stdout and "first: local/d, second: local/a" in done.stdout
 
 
-def test_runs_as_they_are_left_can_be_compared(tmp_path: Path) -> None:
+def test_folders_of_finished_runs_can_be_compared(tmp_path: Path) -> None:
     task = write_micro(tmp_path)
     for seed in (1, 2):
         write_tiny_model(tmp_path / f"model{seed}", seed=seed)
@@ -95,7 +95,7 @@ def test_runs_as_they_are_left_can_be_compared(tmp_path: Path) -> None:
     assert "model1" in board.stdout and "no PC1" in board.stdout
 
 
-def test_a_damaged_record_is_told_beside_the_board(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_with_the_board(tmp_path: Path) -> None:
     for number, model in enumerate(("local/a", "local/b", "local/c")):
         for task in TASKS:
             store = write_run(tmp_path, model=model, task=task, trained=0.3 + 0.1 * number + 0.01 * len(task))
@@ -136,20 +136,20 @@ def test_a_score_out_of_its_range_is_refused_with_its_line(tmp_path: Path) -> No
     assert "scores.csv, line 3, column arc_easy: a score of acc_norm,none is from 0 to 100 percent (got 150)" in done.stderr
 
 
-def test_place_predicts_and_suggests(results: Path) -> None:
+def test_place_predicts_a_rank_and_selects_benchmarks(results: Path) -> None:
     done = harmony("place", str(results), "--model", "local/d", "--suggest", "2")
     assert "predicted from piqa, sciq, arc_easy" in done.stdout and "Kendall's tau" in done.stdout
     assert "suggested: anli_r1, arc_easy (already measured): tau 0.936" in done.stdout
     assert harmony("place", "--suggest", "1").returncode == 0
 
 
-def test_published_stands_for_the_published_board() -> None:
+def test_the_name_published_selects_the_published_board() -> None:
     done = harmony("place", "published", "--model", "google/gemma-2-2b")
     assert "rank 31 (" in done.stdout and "computed from all its benchmarks" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["leaderboard"], "results is missing. Give a folder of runs or"),
         (["leaderboard", "nowhere"], "neither a folder nor"),
@@ -167,12 +167,12 @@ def test_published_stands_for_the_published_board() -> None:
         (["place", "--suggest", "9"], "between 1 and 6 (got 9)"),
     ],
 )
-def test_mistakes_end_with_a_remedy_and_no_traceback(
-    words: list[str], said: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_user_errors_give_a_remedy_and_no_traceback(
+    words: list[str], message: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    asked = [word.format(results=results, empty=empty) for word in words]
-    assert status_of(*asked) == 1
+    arguments = [word.format(results=results, empty=empty) for word in words]
+    assert status_of(*arguments) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("lm-harmony: ") and said in shown and "Traceback" not in shown
+    assert shown.startswith("lm-harmony: ") and message in shown and "Traceback" not in shown

@@ -1,4 +1,4 @@
-"""Few of our own functions lie between the command and the model's forward pass: at most 6 in training and 8 in scoring."""
+"""Between the command and the forward pass, at most 6 of our own functions are called in training and 8 in scoring."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def own_frames() -> list[str]:
 
 
 def deepest(folder: Path, fields: Mapping[str, Any], *more: str) -> dict[str, list[str]]:
-    """Run a benchmark on a tiny model; return the deepest stacks of our functions in training and in scoring."""
+    """Run a benchmark on a tiny model. Return the deepest stacks of our functions in training and in scoring."""
     model = write_tiny_model(folder / "model")
     task = write_task(folder, {"train": numbers(8), "validation": numbers(4, 20), "test": numbers(4, 40)}, **fields)
     found: dict[str, list[str]] = {"training": [], "scoring": []}
@@ -66,8 +66,8 @@ def deepest(folder: Path, fields: Mapping[str, Any], *more: str) -> dict[str, li
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])
-@pytest.mark.parametrize("fields", [PARITY, WRITTEN], ids=["log-likelihoods", "answers"])
-def test_few_functions_lie_between_the_command_and_the_forward_pass(
+@pytest.mark.parametrize("fields", [PARITY, WRITTEN], ids=["log-likelihoods", "generated answers"])
+def test_few_functions_are_called_between_the_command_and_the_forward_pass(
     engine: str, fields: Mapping[str, Any], tmp_path: Path
 ) -> None:
     found = deepest(tmp_path, fields, "--engine", engine)
@@ -75,7 +75,7 @@ def test_few_functions_lie_between_the_command_and_the_forward_pass(
     assert 2 < len(found["scoring"]) <= 8, found["scoring"]
 
 
-def test_one_function_more_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_function_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a wrapper of the package around the forward pass of training."""
     before = deepest(tmp_path / "before", PARITY)["training"]
     scope = {"__name__": "lm_harmony.engine.wrapper", "packed_logprobs": packed_logprobs}

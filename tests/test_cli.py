@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in processes of its own."""
+"""The command line as a user runs it, in separate processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lm_harmony.runs.store import RunStore
 
 
 def harmony(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``lm-harmony`` in a process of its own."""
+    """Run ``lm-harmony`` in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "lm_harmony.cli", *arguments],
         capture_output=True,
@@ -43,7 +43,7 @@ def status_of(*arguments: str) -> int:
     """Run the command line in this process and return its exit status."""
     try:
         return main(arguments)
-    except SystemExit as usage:  # tyro leaves so after naming a bad flag
+    except SystemExit as usage:  # tyro exits this way after an invalid flag
         return int(usage.code or 0)
 
 
@@ -58,13 +58,13 @@ def run_arguments(world: Path, *more: str) -> list[str]:
     return ["run", *[word for flag, value in flags.items() for word in (f"--{flag}", value)], *more]
 
 
-def test_help_names_the_commands() -> None:
+def test_the_help_lists_the_commands() -> None:
     done = harmony("--help")
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("run", "benchmarks", "models", "demo"))
 
 
-def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
+def test_a_closed_output_pipe_gives_no_traceback() -> None:
     """``lm-harmony run --help | head -1``: no traceback."""
     command = f"{sys.executable} -m lm_harmony.cli run --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
     assert "Exception ignored" not in done.stderr
 
 
-def test_the_catalogues_are_listed_whole() -> None:
+def test_the_catalogues_are_listed_completely() -> None:
     benchmarks, models = harmony("benchmarks", COLUMNS="40"), harmony("models", COLUMNS="40")
     assert "commonsense_qa" in benchmarks.stdout and "exact_match,remove_whitespace" in benchmarks.stdout
     assert "EleutherAI/pythia-70m-deduped" in models.stdout and "meta-llama/Meta-Llama-3-8B-Instruct" in models.stdout
@@ -98,7 +98,7 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (("--train_param.learning_rat", "1e-4"), 2, "--train_param.learning_rate"),
         (("--train_param.learning_rate", "-1"), 1, "train_param.learning_rate must be a positive number, got -1.0"),
@@ -115,24 +115,24 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
         (("--include_path", "nowhere"), 1, "include_path"),
     ],
 )
-def test_bad_input_is_one_line_with_its_remedy(
+def test_invalid_input_is_refused_in_one_line_with_a_remedy(
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     status: int,
-    said: str,
+    message: str,
 ) -> None:
     task = ("--task_name", "micro") if "--include_path" in arguments else ()
     monkeypatch.chdir(world)
     assert status_of(*run_arguments(world, *task, "--results_dir", str(tmp_path / "results"), *arguments)) == status
-    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert message in (error := capsys.readouterr().err) and "Traceback" not in error
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "said"),
+    ("flag", "value", "message"),
     [
         ("--task_name", "arc_eazy", "Did you mean 'arc_easy'"),
         ("--task_name", "glue", "group"),
@@ -142,25 +142,25 @@ def test_bad_input_is_one_line_with_its_remedy(
         ("--data_dir", "nowhere", "train.jsonl does not exist"),
     ],
 )
-def test_unknown_things_are_named(
+def test_unknown_names_are_reported(
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     flag: str,
     value: str,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(world)
     arguments = run_arguments(world, "--results_dir", str(tmp_path / "results"), flag, value)
     assert status_of(*arguments) == 1
-    assert said in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert message in (error := capsys.readouterr().err) and "Traceback" not in error
     assert not (tmp_path / "results").exists()
-    with pytest.raises(HarmonyError, match=re.escape(said)):
+    with pytest.raises(HarmonyError, match=re.escape(message)):
         main([*arguments, "--debug"])
 
 
-def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_the_uninterrupted(world: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_one(world: Path, tmp_path: Path) -> None:
     write_micro(tmp_path, sizes={"train": 160, "validation": 8, "test": 12})
     write_tiny_model(tmp_path / "model")
     arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--train_param.num_train_epochs", "6")
@@ -176,11 +176,11 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_the_uninterrupted(
     while not store.epochs() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "--resume_from_checkpoint" in said and "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume_from_checkpoint" in output and "Traceback" not in output
     assert store.epochs() and not store.is_finished()
     assert harmony(*arguments, "--resume_from_checkpoint", cwd=tmp_path).returncode == 0
-    whole = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
-    assert harmony(*whole, cwd=tmp_path).returncode == 0
+    uninterrupted = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
+    assert harmony(*uninterrupted, cwd=tmp_path).returncode == 0
     assert store.record() == RunStore(tmp_path / "whole" / "micro" / "model").record()

@@ -1,4 +1,4 @@
-"""What people install: a wheel and an sdist that hold what the program needs, and a wheel that works apart from this checkout."""
+"""The wheel and the sdist hold all files that the program needs, and the wheel works outside this checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build both from what git tracks, so that no leftover of this checkout gets in."""
+    """Build both from the files that git tracks, so that they contain no untracked file of this checkout."""
     folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     source.mkdir()
@@ -44,31 +44,31 @@ def test_the_wheel_and_the_sdist_hold_everything(built: Path) -> None:
     assert {*tracked, "pyproject.toml", "LICENSE", "README.md"} <= inside
 
 
-def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_in_a_new_virtual_environment(built: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "fresh", with_pip=True)
     fresh = tmp_path / "fresh" / "bin"
     subprocess.run([fresh / "pip", "install", "--quiet", "--no-deps", *built.glob("*.whl")], check=True)
-    # The packages it needs are gigabytes: they are lent from this environment, behind the fresh one's own.
+    # The dependencies take gigabytes, so they are imported from this environment, after the packages of the new one.
     lent = next(path for path in sys.path if path.endswith("site-packages"))
     (site,) = (tmp_path / "fresh" / "lib").glob("python*/site-packages")
     (site / "lent.pth").write_text(f"import sys; sys.path.append({lent!r})\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
-    def said(*command: str | Path) -> str:
+    def output_of(*command: str | Path) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = said(fresh / "python", "-c", "import lm_harmony; print(lm_harmony.__file__)")
+    where = output_of(fresh / "python", "-c", "import lm_harmony; print(lm_harmony.__file__)")
     assert Path(where.strip()).is_relative_to(site)
-    assert said(fresh / "lm-harmony", "--version").strip() == __version__
-    assert "Qwen/Qwen2.5-14B" in said(fresh / "lm-harmony", "leaderboard", "--published", "--format", "csv")
+    assert output_of(fresh / "lm-harmony", "--version").strip() == __version__
+    assert "Qwen/Qwen2.5-14B" in output_of(fresh / "lm-harmony", "leaderboard", "--published", "--format", "csv")
     folder = "import pathlib, lm_harmony.demo as demo; print(pathlib.Path(demo.__file__).parent)"
-    demo = Path(said(fresh / "python", "-c", folder).strip())
+    demo = Path(output_of(fresh / "python", "-c", folder).strip())
     rows, task = demo / "shipped" / "rows", demo / "tasks" / "micro_sums.yaml"
     caps = ("--dataset_param.max_num_train", "8", "--dataset_param.max_num_valid", "4", "--dataset_param.max_num_test", "4")
     model = ("--base_model", demo / "shipped" / "models" / "llama-1", "--train_param.num_train_epochs", "1")
-    said(fresh / "lm-harmony", "run", *model, "--task_name", task, "--data_dir", rows, *caps, "--device", "cpu")
+    output_of(fresh / "lm-harmony", "run", *model, "--task_name", task, "--data_dir", rows, *caps, "--device", "cpu")
     assert list((tmp_path / "results").rglob("record.json"))
 
 
@@ -79,5 +79,5 @@ def test_the_citation_names_the_paper_and_this_version() -> None:
     assert "2507.05195" in citation["preferred-citation"]["url"]
 
 
-def test_the_changelog_speaks_of_this_version() -> None:
+def test_the_changelog_has_an_entry_for_this_version() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

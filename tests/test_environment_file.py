@@ -1,4 +1,4 @@
-"""The files that say what to install agree: pyproject.toml, environment.yml (conda) and constraints.txt (pins)."""
+"""The files that list dependencies agree: pyproject.toml, environment.yml (conda) and constraints.txt (pins)."""
 
 import tomllib
 from pathlib import Path
@@ -26,13 +26,13 @@ def test_conda_environment_has_the_core_dependencies_of_pyproject() -> None:
     assert from_pip == PROJECT["dependencies"]
 
 
-def test_conda_environment_is_named_after_the_project_and_brings_a_python_it_accepts() -> None:
+def test_the_conda_environment_has_the_name_of_the_project_and_a_supported_python() -> None:
     assert CONDA["name"] == PROJECT["name"]
     [python] = [entry for entry in CONDA["dependencies"] if isinstance(entry, str) and entry.startswith("python=")]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
 
 
 @pytest.mark.parametrize("dependency", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
-def test_pinned_version_satisfies_pyproject(dependency: str) -> None:
+def test_the_pinned_version_satisfies_pyproject(dependency: str) -> None:
     requirement = Requirement(dependency)
     assert requirement.specifier.contains(pinned_versions()[canonicalize_name(requirement.name)])

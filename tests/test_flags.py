@@ -1,4 +1,4 @@
-"""The reference command line is frozen: its flags, their defaults, and what each becomes."""
+"""The reference command line is frozen: its flags, their defaults, and the field that each flag sets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_table_sets_every_field_of_a_specification_once() -> None:
 
 
 def test_every_flag_is_used() -> None:
-    """Each changes the specification, is built in, is refused, or belongs to the command itself."""
+    """Each flag changes the specification, has a built-in value, is refused, or controls the command itself."""
     command = {"exp_name", "results_dir", "only_evaluate", "resume_from_checkpoint", "overwrite", "debug"}
     used = {source for source in FIELDS.values() if isinstance(source, str)} | {*BUILT_IN, *_PROTOCOL, *command}
     for source in FIELDS.values():
@@ -92,7 +92,7 @@ def test_the_reference_command_is_the_published_recipe() -> None:
     assert spec.direct and spec.test and spec.test_curve and not spec.execution.use_git and spec.seed == 0
 
 
-def test_the_published_recipe_is_the_papers() -> None:
+def test_the_published_recipe_equals_the_papers() -> None:
     assert PUBLISHED.lora == Lora(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=())
     paper = {
         "epochs": 5, "learning_rate": 2e-5, "batch_size": 8, "max_length": 1024, "adam_beta1": 0.9, "adam_beta2": 0.999,
@@ -102,7 +102,7 @@ def test_the_published_recipe_is_the_papers() -> None:
     assert {name: getattr(PUBLISHED, name) for name in paper} == paper
 
 
-def test_every_flag_that_decides_a_number_reaches_the_recipe() -> None:
+def test_every_flag_that_affects_a_number_is_in_the_recipe() -> None:
     plain = spec_of("--base_model m --task_name t")
     for flag, value, field, expected in (
         ("train_param.learning_rate", "1e-3", "learning_rate", 1e-3),
@@ -133,8 +133,8 @@ def test_every_flag_that_decides_a_number_reaches_the_recipe() -> None:
     assert lora == Lora(r=4, target_modules=("q_proj", "v_proj"))
 
 
-def test_the_date_of_chat_templates_is_part_of_what_is_asked() -> None:
-    """It reaches the specification, is checked, and is refused where it would have no effect."""
+def test_the_date_of_chat_templates_is_part_of_the_specification() -> None:
+    """The date is in the specification and is validated. It is refused if it would have no effect."""
     command = "--base_model m --task_name t"
     assert spec_of(command).model.chat_template_date == "2024-07-26"
     chat = command + " --dataset_param.apply_chat_template"
@@ -147,7 +147,7 @@ def test_the_date_of_chat_templates_is_part_of_what_is_asked() -> None:
         spec_of(command + " --dataset_param.chat_template_date 2026-01-05")
 
 
-def test_flags_that_are_built_in_say_so_when_given() -> None:
+def test_a_message_says_that_a_given_flag_is_built_in() -> None:
     arguments = ["--train_param.packing", "--train_param.no-auto_find_batch_size", "--train_param.save_safetensors"]
     lines = built_in_lines(given_flags(arguments))
     assert [line.split(" has no effect: ")[0] for line in lines] == [
@@ -158,7 +158,7 @@ def test_flags_that_are_built_in_say_so_when_given() -> None:
     assert built_in_lines(given_flags(["--base_model", "m"])) == []
 
 
-def test_one_seed_governs_everything() -> None:
+def test_one_seed_sets_all_seeds() -> None:
     assert spec_of("--base_model m --task_name t --train_param.seed 3").seed == 3
     assert spec_of("--base_model m --task_name t --random_seed 3").seed == 3
     assert spec_of("--base_model m --task_name t --random_seed 3 --train_param.seed 3").seed == 3
@@ -166,13 +166,13 @@ def test_one_seed_governs_everything() -> None:
         spec_of("--base_model m --task_name t --random_seed 3 --train_param.seed 4")
 
 
-def test_the_smaller_evaluation_batch_counts() -> None:
+def test_the_smaller_evaluation_batch_is_used() -> None:
     command = "--base_model m --task_name t --train_param.per_device_eval_batch_size 16"
     assert spec_of(command).execution.eval_batch_size == 16
     assert spec_of(command + " --eval_max_batch_size 4").execution.eval_batch_size == 4
 
 
-def test_a_specification_survives_yaml_and_pickle() -> None:
+def test_a_specification_is_unchanged_by_yaml_and_pickle() -> None:
     import pickle
 
     import yaml
@@ -188,7 +188,7 @@ def test_a_folder_given_as_text_is_refused_by_its_field() -> None:
     assert BenchmarkSpec(task="rte", data_dir=Path("rows")).data_dir == Path("rows")
 
 
-def test_a_recipe_from_a_file_names_an_unknown_field() -> None:
+def test_an_unknown_field_of_a_recipe_file_is_named() -> None:
     with pytest.raises(UsageError, match="Did you mean 'learning_rate'"):
         Recipe.from_dict({"learnin_rate": 1.0})
     with pytest.raises(UsageError, match="must be one of"):

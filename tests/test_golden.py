@@ -1,4 +1,4 @@
-"""What a release must not change by accident: numbers of a fixed study, boards of its records, flags, file names, formats."""
+"""A release must not change these by accident: numbers of a fixed study, its boards, flags, file names and formats."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from golden_study import GOLDEN, boards, command, differences, file_names, flags, formats, kernels, records, write_study
 
 KERNELS = 1e-4
-"""Largest relative difference of a number that other kernels than those of the golden files compute."""
+"""Largest relative difference of a number computed with other kernels than those of the golden files."""
 LIBRARIES = 1e-9
-"""The same of a board's number, which NumPy and SciPy compute from equal records."""
+"""Largest relative difference of a number on a board, which NumPy and SciPy compute from equal records."""
 
 
 def golden(name: str) -> Any:
@@ -27,30 +27,30 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_records_of_the_study_are_those_of_the_golden_files(study: Path) -> None:
-    """To the last digit where the same kernels compute; nearly so on another processor."""
+def test_the_records_of_the_study_equal_the_golden_files(study: Path) -> None:
+    """Equal to the last digit with the same kernels, and within a tolerance on another processor."""
     allowed = 0.0 if kernels() == golden("kernels") else KERNELS
     assert list(differences(records(study), golden("records"), allowed=allowed)) == []
 
 
-def test_files_and_formats_are_those_of_the_golden_files(study: Path) -> None:
+def test_files_and_formats_equal_the_golden_files(study: Path) -> None:
     assert file_names(study) == golden("files")
     assert formats(study) == golden("formats")
 
 
-def test_the_boards_of_records_written_before_are_those_of_the_golden_files(tmp_path: Path) -> None:
-    """The records are files of format 1 as the golden run left them."""
+def test_the_boards_of_earlier_records_equal_the_golden_files(tmp_path: Path) -> None:
+    """The records are files of format 1, as written by the golden run."""
     made = boards(GOLDEN / "runs", tmp_path)
     kept = {path.relative_to(GOLDEN / "boards").as_posix(): path.read_text("utf-8") for path in (GOLDEN / "boards").rglob("*.*")}
     assert sorted(made) == sorted(kept)
     assert list(differences(made, {name: kept[name] for name in made}, allowed=LIBRARIES)) == []
 
 
-def test_every_command_has_its_flags() -> None:
+def test_the_flags_of_every_command_equal_the_golden_file() -> None:
     assert flags() == golden("flags")
 
 
-def test_a_changed_digit_is_seen() -> None:
+def test_a_changed_digit_is_detected() -> None:
     known = golden("records")
     changed = json.loads(json.dumps(known))
     name = next(name for name in changed if name.startswith("fives/llama/seed0"))

@@ -32,7 +32,7 @@ ROWS = {
     ]
     for split in ("train", "validation", "test")
 }
-# One process for all clients: it takes seconds to import them.
+# One process for all clients, because importing them takes seconds.
 CLIENTS = f"""
 import json, torch
 from datasets import load_dataset
@@ -72,7 +72,7 @@ print(json.dumps({{
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The running hub and the folder of the model that it serves."""
+    """A running hub and the folder of the model that it serves."""
 
     hub: LoopbackHub
     model: Path
@@ -103,14 +103,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def got(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the clients got from the hub, in a process of their own."""
+    """Return what the clients received from the hub in a separate process."""
     environment = served.hub.environment(tmp_path_factory.mktemp("home") / "cache")
     done = subprocess.run([sys.executable, "-c", CLIENTS], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ask(hub: LoopbackHub, method: str, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
+def send(hub: LoopbackHub, method: str, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
@@ -119,14 +119,14 @@ def ask(hub: LoopbackHub, method: str, path: str, **headers: str) -> tuple[HTTPR
     return response, body
 
 
-def test_load_dataset_gives_the_served_rows_back(got: dict[str, Any]) -> None:
+def test_load_dataset_returns_the_served_rows(got: dict[str, Any]) -> None:
     assert got["rows"] == ROWS
     assert got["files"] == ["ARC-Easy/" + f"{split}-00000-of-00001.parquet" for split in sorted(ROWS)] + ["README.md"]
     assert got["tree"] == ["ARC-Easy", "README.md"]
     assert got["some"] == ["ARC-Easy"]
 
 
-def test_from_pretrained_gives_the_served_model_and_tokenizer(got: dict[str, Any], served: Served) -> None:
+def test_from_pretrained_returns_the_served_model_and_tokenizer(got: dict[str, Any], served: Served) -> None:
     assert got["class"] == "GPTNeoXForCausalLM"
     assert got["ids"] == PreTrainedTokenizerFast.from_pretrained(served.model)(SENTENCE).input_ids
     with torch.no_grad():
@@ -145,13 +145,13 @@ def test_unknown_names_raise_the_clients_own_errors(got: dict[str, Any]) -> None
 
 
 @pytest.mark.usefixtures("got")
-def test_requests_name_what_was_asked(served: Served) -> None:
+def test_the_log_holds_the_method_and_path_of_every_request(served: Served) -> None:
     assert f"HEAD /datasets/{ARC}/resolve/main/README.md" in served.hub.requests
     assert f"GET /api/models/{PYTHIA}/revision/refs/pr/1" in served.hub.requests
     assert any(request.endswith("/model.safetensors") for request in served.hub.requests)
 
 
-def test_environment_knows_this_hub_alone(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_uses_only_this_hub(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "HF_DATASETS_CACHE", "https_proxy")
     for name in (*foreign, "HF_ENDPOINT", "UNRELATED"):
         monkeypatch.setenv(name, "1")
@@ -162,7 +162,7 @@ def test_environment_knows_this_hub_alone(served: Served, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "part"),
+    ("byte_range", "status", "part"),
     [
         ("bytes=2-5", 206, slice(2, 6)),
         ("bytes=7-", 206, slice(7, None)),
@@ -172,14 +172,14 @@ def test_environment_knows_this_hub_alone(served: Served, tmp_path: Path, monkey
         ("lines=1-2", 200, slice(None)),
     ],
 )
-def test_range_selects_bytes_of_the_file(served: Served, asked: str, status: int, part: slice) -> None:
+def test_range_selects_bytes_of_the_file(served: Served, byte_range: str, status: int, part: slice) -> None:
     content = (served.model / "config.json").read_bytes()
-    response, body = ask(served.hub, "GET", f"/{PYTHIA}/resolve/main/config.json", Range=asked)
+    response, body = send(served.hub, "GET", f"/{PYTHIA}/resolve/main/config.json", Range=byte_range)
     assert (response.status, body) == (status, content[part])
 
 
-def test_head_tells_length_etag_and_commit_without_a_body(served: Served) -> None:
-    response, body = ask(served.hub, "HEAD", f"/{PYTHIA}/resolve/main/config.json")
+def test_head_returns_length_etag_and_commit_without_a_body(served: Served) -> None:
+    response, body = send(served.hub, "HEAD", f"/{PYTHIA}/resolve/main/config.json")
     assert body == b""
     assert int(response.headers["Content-Length"]) == (served.model / "config.json").stat().st_size
     assert len(response.headers["ETag"].strip('"')) == len(response.headers["X-Repo-Commit"]) == 40

@@ -1,4 +1,4 @@
-"""lm_eval finds the engine as its model ``lm_harmony``, and reaches the scores of its own HFLM."""
+"""lm_eval finds the engine as its model ``lm_harmony``. The scores equal those of lm_eval's own HFLM."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results_of(world: Path, model: str, args: str, **options: Any) -> dict[str, Any]:
-    """Return metric -> value of all tasks, and the log-likelihoods and texts behind them, by ``simple_evaluate``."""
+    """Return metric -> value of all tasks from ``simple_evaluate``, and the log-likelihoods and texts of the replies."""
     manager = TaskManager(include_path=str(world / "tasks"), include_defaults=False)
     found = simple_evaluate(
         model=model, model_args=args, tasks=list(TASKS), task_manager=manager, device="cpu", bootstrap_iters=0, **options
@@ -87,8 +87,8 @@ def _numbers(value: Any) -> list[float]:
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("engine", ["auto", "plain"])
-def test_simple_evaluate_reaches_the_scores_of_hflm(world: Path, engine: str, chat: bool) -> None:
-    """The three request types, with packed and with padded batches, as plain text and as a chat."""
+def test_simple_evaluate_gives_the_scores_of_hflm(world: Path, engine: str, chat: bool) -> None:
+    """The three request types, with packed and padded batches, with and without a chat template."""
     args = f"pretrained={world / 'model0'},dtype=float32"
     options = {"apply_chat_template": chat, "batch_size": 2}
     ours = results_of(world, "lm_harmony", f"{args},engine={engine}", **options)
@@ -99,8 +99,8 @@ def test_simple_evaluate_reaches_the_scores_of_hflm(world: Path, engine: str, ch
     assert len(ours["numbers"]) > len(ROWS) * 4
 
 
-def test_an_adapter_is_applied_as_by_hflm(world: Path) -> None:
-    """``peft=`` loads an adapter; without it, or with another model, the log-likelihoods are others."""
+def test_an_adapter_is_applied_as_in_hflm(world: Path) -> None:
+    """``peft=`` loads an adapter. Without it, or with another model, the log-likelihoods differ."""
     args = f"pretrained={world / 'model0'},dtype=float32"
     ours = results_of(world, "lm_harmony", f"{args},peft={world / 'adapter'}")
     theirs = results_of(world, "hf", f"{args},peft={world / 'adapter'}")
@@ -110,7 +110,7 @@ def test_an_adapter_is_applied_as_by_hflm(world: Path) -> None:
 
 
 def test_the_command_line_of_lm_eval_knows_the_model(world: Path, tmp_path: Path) -> None:
-    """``python -m lm_harmony.lm_eval_model`` is lm_eval's command; lm_eval alone does not know the model."""
+    """``python -m lm_harmony.lm_eval_model`` is lm_eval's command with our model. lm_eval alone does not know the model."""
     arguments = ["--model", "lm_harmony", "--model_args", f"pretrained={world / 'model0'}", "--device", "cpu"]
     arguments += ["--tasks", str(world / "tasks" / "choice.yaml"), "--output_path", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "lm_harmony.lm_eval_model", *arguments], capture_output=True, text=True)
@@ -148,7 +148,7 @@ def test_other_arguments_are_refused(world: Path, fields: dict[str, Any], messag
 
 
 def test_chat_templates_distinguish_models_in_the_request_cache(world: Path) -> None:
-    """lm_eval's request cache is keyed by the template; a template by name, or of a model without one, is refused."""
+    """lm_eval's request cache is keyed by the template. A template's name is refused, and so is a model without a template."""
     first, second = (HarmonyLM(str(world / f"model{seed}"), engine="plain") for seed in (0, 1))
     assert first.tokenizer_name == second.tokenizer_name
     second.scorer.model.text.tokenizer.chat_template = "{{ messages[0]['content'] }}"
@@ -162,7 +162,7 @@ def test_chat_templates_distinguish_models_in_the_request_cache(world: Path) -> 
 
 
 def test_the_class_is_the_registered_one(world: Path) -> None:
-    """``get_model`` returns it, and a single request is answered with lm_eval's types."""
+    """``get_model`` returns the class. The reply to a single request has lm_eval's types."""
     assert get_model("lm_harmony") is HarmonyLM
     model = get_model("lm_harmony").create_from_arg_string(f"pretrained={world / 'model0'}", {"device": "cpu", "batch_size": "1"})
     [(nats, greedy)] = model.loglikelihood([Instance("loglikelihood", {}, ("a", " b"), 0, ("task", 0, 1))])
@@ -172,7 +172,7 @@ def test_the_class_is_the_registered_one(world: Path) -> None:
 
 
 def test_the_installed_lm_eval_is_one_that_pyproject_allows() -> None:
-    """The test session's header names the version; the versions before and after the range are refused."""
+    """The header of the test session has the version. The versions before and after the allowed range are refused."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     [allowed] = [one.specifier for one in map(Requirement, project["dependencies"]) if one.name == "lm_eval"]
     assert allowed.contains(version("lm_eval"))

@@ -1,4 +1,4 @@
-"""Type checkers see the public names: a program that uses each passes ``mypy --strict``, and one that misuses them does not."""
+"""The public names are typed: a program that uses all of them passes ``mypy --strict``, and a misuse of one does not."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ MISUSES = {
 
 
 def check(folder: Path, text: str) -> str:
-    """Return what ``mypy --strict`` says of a program."""
+    """Return the output of ``mypy --strict`` for a program."""
     (folder / "program.py").write_text(text, encoding="utf-8")
-    said, failure, _ = mypy.run(["--config-file", str(ROOT / "pyproject.toml"), "--strict", str(folder / "program.py")])
+    output, failure, _ = mypy.run(["--config-file", str(ROOT / "pyproject.toml"), "--strict", str(folder / "program.py")])
     assert not failure, failure
-    return said
+    return output
 
 
 def test_a_program_that_uses_every_name_passes_and_every_misuse_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert check(tmp_path, PROGRAM).startswith("Success")
     start = PROGRAM.index("recipe = Recipe")
-    said = check(tmp_path, "\n".join(["import lm_harmony", PROGRAM[:start], *MISUSES]) + "\n").splitlines()
+    output = check(tmp_path, "\n".join(["import lm_harmony", PROGRAM[:start], *MISUSES]) + "\n").splitlines()
     first = PROGRAM[:start].count("\n") + 3
     for line, code in enumerate(MISUSES.values(), start=first):
-        assert [one for one in said if f"program.py:{line}: error:" in one and f"[{code}]" in one], (line, said)
+        assert [one for one in output if f"program.py:{line}: error:" in one and f"[{code}]" in one], (line, output)
 
 
 def test_the_program_uses_every_name() -> None:

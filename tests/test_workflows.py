@@ -16,7 +16,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.name != "config.yml"]
 INPUTS = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
-"""Types of form elements that GitHub knows."""
+"""Types of form elements that GitHub supports."""
 
 
 def load(path: Path) -> dict[Any, Any]:
@@ -31,7 +31,7 @@ def triggers(workflow: dict[Any, Any]) -> dict[str, Any]:
 
 
 def make_targets(text: str) -> list[str]:
-    """Return the targets of all calls of make in ``text``, in order."""
+    """Return the targets of all calls of make in ``text``, in their order."""
     return re.findall(r"^\s*(?:- run: )?make ([\w-]+)", text, flags=re.MULTILINE)
 
 
@@ -63,12 +63,12 @@ def test_the_tests_run_on_the_python_versions_of_the_classifiers() -> None:
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
-def test_jobs_call_targets_of_the_makefile(path: Path) -> None:
+def test_jobs_call_only_targets_of_the_makefile(path: Path) -> None:
     targets = make_targets(path.read_text(encoding="utf-8"))
     assert targets
     for target in targets:
-        asked = ["make", "--dry-run", "--no-print-directory", target, "PYTHON=python3"]
-        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+        arguments = ["make", "--dry-run", "--no-print-directory", target, "PYTHON=python3"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 
@@ -83,13 +83,13 @@ def test_the_local_check_covers_lint_types_and_tests() -> None:
     assert {"lint", "types", "test"} <= set(local) <= set(remote)
 
 
-def test_every_target_of_the_makefile_is_explained() -> None:
+def test_every_target_of_the_makefile_has_an_explanation() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: help (.*)$", text, flags=re.MULTILINE)
     assert re.findall(r"^#   make ([\w-]+)", text, flags=re.MULTILINE) == phony.split()
 
 
-def test_publishing_needs_a_tag_and_no_secret() -> None:
+def test_publishing_requires_a_tag_and_no_secret() -> None:
     path = ROOT / ".github" / "workflows" / "publish.yml"
     text, workflow = path.read_text(encoding="utf-8"), load(path)
     assert triggers(workflow) == {"push": {"tags": ["v*"]}}
@@ -100,7 +100,7 @@ def test_publishing_needs_a_tag_and_no_secret() -> None:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_an_issue_template_is_a_form_of_github(path: Path) -> None:
+def test_an_issue_template_is_a_valid_github_form(path: Path) -> None:
     form = load(path)
     assert form["name"] and form["description"] and form["body"]
     identifiers = [item["id"] for item in form["body"] if item["type"] != "markdown"]
@@ -119,8 +119,8 @@ def test_pre_commit_runs_the_pinned_ruff_without_the_environment() -> None:
     assert all(repo["repo"].startswith("https://github.com/") for repo in config["repos"])
 
 
-def test_the_license_is_the_one_that_is_declared() -> None:
+def test_the_license_file_is_the_declared_license() -> None:
     license_name = (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
     assert license_name == f"{PROJECT['license']} License"
-    # An SPDX expression replaces the classifier, and setuptools refuses both together.
+    # An SPDX expression replaces the classifier. setuptools refuses both together.
     assert not [classifier for classifier in PROJECT["classifiers"] if classifier.startswith("License")]

@@ -22,7 +22,7 @@ tables = arrays.arrays(float, st.tuples(st.integers(2, 12), st.just(3)), element
 
 @settings(max_examples=150, deadline=None)
 @given(tables)
-def test_tau_is_scipys_with_ties_and_gaps(values: np.ndarray) -> None:
+def test_tau_equals_scipys_with_ties_and_gaps(values: np.ndarray) -> None:
     table = pd.DataFrame(values, columns=list("abc"))
     tau = rank_agreement(table, table).tau
     for left in "abc":
@@ -32,7 +32,7 @@ def test_tau_is_scipys_with_ties_and_gaps(values: np.ndarray) -> None:
             assert tau.loc[left, right] == pytest.approx(expected, nan_ok=True)
 
 
-def test_pearson_is_scipys_on_shared_models() -> None:
+def test_pearson_equals_scipys_on_shared_models() -> None:
     table = random_table(9, 3)
     table.iloc[0, 0] = table.iloc[3, 1] = np.nan
     found = agreement(matrix_of(table))
@@ -43,7 +43,7 @@ def test_pearson_is_scipys_on_shared_models() -> None:
 
 def test_decision_accuracy_by_hand() -> None:
     table = pd.DataFrame({"a": [1.0, 2, 3, 3], "b": [1.0, 3, 2, 4]}, index=list("wxyz"))
-    # Pairs told apart by both: wx, wy, wz alike, xy unlike, xz alike; yz is tied in a.
+    # Pairs without a tie in both: wx, wy, wz and xz agree, xy disagrees. yz is tied in a.
     assert agreement(matrix_of(table)).decision.loc["a", "b"] == pytest.approx(4 / 5)
 
 
@@ -79,13 +79,13 @@ def test_the_order_of_models_and_benchmarks_changes_nothing(seed: int, rows: lis
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000))
-def test_a_monotone_change_of_one_benchmark_leaves_tau_alone(seed: int) -> None:
+def test_a_monotone_change_of_one_benchmark_does_not_change_tau(seed: int) -> None:
     table = random_table(8, 3, seed)
     changed = table.assign(b1=np.exp(3 * table["b1"]) - 7)
     pd.testing.assert_frame_equal(agreement(matrix_of(table)).tau, agreement(matrix_of(changed)).tau)
 
 
-def test_a_flipped_sign_convention_is_caught() -> None:
+def test_a_wrong_sign_convention_is_detected() -> None:
     table = random_table(8, 3)
     errors = table.assign(b1=-table["b1"])  # b1 as an error rate
     right, wrong = matrix_of(errors, lower=["b1"]), matrix_of(errors)
@@ -114,7 +114,7 @@ def test_groups_of_models() -> None:
     )
 
 
-def test_kendall_is_scipys() -> None:
+def test_kendall_equals_scipys() -> None:
     table = random_table(10, 2).round(1)
     assert kendall(table["b0"], table["b1"]) == pytest.approx(stats.kendalltau(table["b0"], table["b1"]).statistic)
 

@@ -1,4 +1,4 @@
-"""The bootstrap of PC1: exact without noise, analytic with little noise, wider with resampled benchmarks."""
+"""The bootstrap of PC1: exact without noise, close to the analytic error with little noise, wider with resampled benchmarks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_without_resampling_the_interval_is_a_point() -> None:
     assert np.allclose(table["pc1"], components(matrix).pc1[table.index])
 
 
-def test_a_weight_is_a_number_of_copies() -> None:
+def test_a_weight_equals_that_number_of_copies() -> None:
     table = random_table(9, 3)
     copies = table[["b0", "b2", "b2"]].set_axis(["x", "y", "z"], axis=1)
     weighted = _weighted_pc1(table.to_numpy()[None], np.array([[1.0, 0.0, 2.0]]))[0]
     assert np.allclose(weighted, components(matrix_of(copies)).pc1)
 
 
-def test_a_little_noise_moves_pc1_as_its_loadings_say() -> None:
+def test_little_noise_gives_the_standard_error_that_the_loadings_predict() -> None:
     table, stderr = random_table(60, 6), 0.01
     matrix = matrix_of(table, stderr=stderr)
     reference = fit_reference(matrix)

@@ -1,4 +1,4 @@
-"""Perplexity against benchmarks, where lower bits per byte are better, and PC1 against model size."""
+"""Correlations of bits per byte (lower is better) with benchmarks, and of PC1 with model size."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_matrix_without_corpora_is_refused() -> None:
         perplexity_agreement(matrix_of(random_table(4, 2)))
 
 
-def test_compute_is_six_parameters_tokens() -> None:
+def test_compute_is_six_times_parameters_times_tokens() -> None:
     assert ModelMetadata(name="x", params_b=2, pretraining_tokens_b=300).compute == pytest.approx(3.6e21)
     assert ModelMetadata(name="x", params_b=2).compute is None
 

@@ -15,7 +15,7 @@ from lm_harmony.analysis.summary import analyze_matrix
 from lm_harmony.errors import UsageError
 
 
-def test_the_published_board_is_as_published() -> None:
+def test_the_published_board_has_the_published_values() -> None:
     board = published_board()
     places = published_ranks()
     assert [row.rank for row in board.rows] == list(range(1, 62))
@@ -23,7 +23,7 @@ def test_the_published_board_is_as_published() -> None:
     assert board.explained == pytest.approx(0.8546, abs=1e-4) and "standard errors are not known for cola" in board.notes[0]
 
 
-def test_new_models_are_placed_and_change_no_published_one(tmp_path: Path) -> None:
+def test_new_models_are_placed_and_do_not_change_published_models(tmp_path: Path) -> None:
     write_run(tmp_path, model="mine/few", trained=0.89)
     write_run(tmp_path, model="mine/other", task="corpus:w", metric="bits_per_byte,none", higher=False)
     write_run(tmp_path, model="openai-community/gpt2", trained=0.44)
@@ -52,7 +52,7 @@ def test_a_board_too_small_for_pc1_states_the_reason() -> None:
     assert board.reference.startswith("no PC1: components") and [row.model for row in board.rows] == ["m0"]
 
 
-def test_missing_preparations_are_refused_with_the_other_one() -> None:
+def test_a_missing_preparation_is_refused_and_the_other_one_suggested() -> None:
     with pytest.raises(UsageError, match=r"no direct scores.*--preparation trained"):
         own_board(matrix_of(random_table(3, 3)), "direct")
     with pytest.raises(UsageError, match="no trained scores"):

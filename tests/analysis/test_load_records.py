@@ -59,7 +59,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
         ScoreMatrix.from_records(tmp_path)
 
 
-def test_models_trained_by_different_recipes_are_ranked_with_a_note(tmp_path: Path) -> None:
+def test_models_trained_with_different_recipes_are_ranked_with_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, model="a")
     assert ScoreMatrix.from_records(tmp_path).notes == ()
     write_run(tmp_path, model="b", recipe=replace(PUBLISHED, epochs=1))
@@ -114,7 +114,7 @@ def test_a_model_is_averaged_only_over_its_own_seeds(tmp_path: Path) -> None:
 
 
 def rewritten(**changes: Any) -> Callable[[str], bytes]:
-    """Return a function that changes values in the text of a record; double underscores separate nested keys."""
+    """Return a function that changes values in the text of a record. Double underscores separate nested keys."""
 
     def rewrite(text: str) -> bytes:
         record = json.loads(text)
@@ -159,8 +159,8 @@ def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path, damage: str
     assert matrix.notes[0] in board.notes and {row.model for row in board.rows} == {"a", "b", "c"}
 
 
-def test_a_foreign_record_above_the_runs_hides_none_of_them(tmp_path: Path) -> None:
-    """A record.json in the results folder itself, and one beside a model's runs, are named; the runs below are read."""
+def test_a_foreign_record_in_a_parent_folder_hides_no_run(tmp_path: Path) -> None:
+    """A record.json in the results folder, and one beside a model's runs, are named. The runs in subfolders are read."""
     write_run(tmp_path, model="a", name="arc_easy/a")
     for folder in (tmp_path, tmp_path / "arc_easy"):
         (folder / "record.json").write_text('{"track": 1}', encoding="utf-8")
@@ -191,7 +191,7 @@ def test_a_damaged_failure_and_a_damaged_config_are_named(tmp_path: Path) -> Non
     assert gap.model == "b" and "failure.json cannot be read" in gap.cause and matrix.notes == (f"left out: {gap.cause}",)
 
 
-def test_where_no_record_can_be_read_the_first_is_named(tmp_path: Path) -> None:
+def test_if_no_record_can_be_read_the_first_is_named(tmp_path: Path) -> None:
     for model in ("a", "b"):
         (write_run(tmp_path, model=model).folder / "record.json").write_text("{", encoding="utf-8")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""ScoreMatrix: layouts, gaps, subsets, refusals."""
+"""ScoreMatrix: layouts, gaps, subsets and error messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_papers_layout_is_read_with_its_gaps(tmp_path: Path) -> None:
     [corpus] = matrix.perplexities().benchmarks
     assert corpus.task == "wiki_2025" and not corpus.higher_is_better
     assert matrix.oriented("trained").loc["gpt2", "wiki_2025"] == -1.3
-    assert matrix.models[1].family == "Gemma" and matrix.models[0].family is None  # "gpt2" alone is no hub name of the board
+    assert matrix.models[1].family == "Gemma" and matrix.models[0].family is None  # "gpt2" is not a hub name on the board
 
 
 def test_a_wide_table_is_in_percent_and_keeps_its_gaps(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_wide_table_is_in_percent_and_keeps_its_gaps(tmp_path: Path) -> None:
     assert matrix.benchmark_names == ("arc_easy", "corpus:mine.txt") and not matrix.has("direct")
 
 
-def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
+def test_a_long_table_can_have_uncatalogued_benchmarks(tmp_path: Path) -> None:
     table = "model,benchmark,preparation,score,stderr,count,metric,higher_is_better\na,mine,direct,3.5,0.5,10,error,false\n"
     matrix = ScoreMatrix.read(_write(tmp_path / "long.csv", table))
     assert matrix.direct.values.loc["a", "mine"] == 3.5 and matrix.direct.counts.loc["a", "mine"] == 10
@@ -60,7 +60,7 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("x.csv", "name,arc_easy\na,50\n", "needs the column 'model'"),
         ("x.csv", "model,arc_easy\n", "at least one line"),
@@ -104,8 +104,8 @@ def test_a_long_table_names_what_is_not_catalogued(tmp_path: Path) -> None:
         ("x.txt", "", "neither a folder nor a .csv or .json file"),
     ],
 )
-def test_bad_tables_are_refused_with_a_remedy(tmp_path: Path, name: str, text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
+def test_bad_tables_are_refused_with_a_remedy(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
         ScoreMatrix.read(_write(tmp_path / name, text))
 
 
@@ -117,7 +117,7 @@ def test_unknown_names_get_the_nearest_match() -> None:
         ScoreMatrix.published().subset(models=["google/gemma-2-9b-instruct"])
 
 
-def test_a_benchmark_of_two_metrics_is_refused() -> None:
+def test_a_benchmark_with_two_metrics_is_refused() -> None:
     rows = tuple(
         ScoreRow(model=m, benchmark="arc_easy", preparation="trained", value=0.5, metric=m, higher_is_better=True) for m in "ab"
     )
@@ -125,12 +125,12 @@ def test_a_benchmark_of_two_metrics_is_refused() -> None:
         ScoreMatrix.from_rows(ScoreRows(source="here", rows=rows))
 
 
-def test_the_complete_part_says_what_it_left_out() -> None:
+def test_the_complete_part_reports_what_it_leaves_out() -> None:
     table = random_table(4, 3)
     table.loc["m1", "b2"] = np.nan
     table["b0"] = np.nan
     part, basis = matrix_of(table).complete()
-    # b2 lacks one of four, m1 one of two: m1 goes.
+    # b2 lacks one of four scores and m1 one of two, so m1 is dropped.
     assert basis.dropped_benchmarks == ("b0",) and basis.dropped_models == ("m1",)
     assert part.benchmark_names == ("b1", "b2") and "left out because of gaps: m1, b0" in str(basis)
 
@@ -140,7 +140,7 @@ def test_the_complete_part_says_what_it_left_out() -> None:
     arrays.arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0.0, 1.0, np.nan])),
     st.randoms(use_true_random=False),
 )
-def test_the_complete_part_has_no_gaps_whatever_the_order(values: np.ndarray, random: object) -> None:
+def test_the_complete_part_has_no_gaps_for_any_order(values: np.ndarray, random: object) -> None:
     table = pd.DataFrame(values, index=[f"m{i}" for i in range(len(values))], columns=[f"b{i}" for i in range(values.shape[1])])
     rows, columns = list(table.index), list(table.columns)
     part, basis = matrix_of(table).complete()
@@ -151,7 +151,7 @@ def test_the_complete_part_has_no_gaps_whatever_the_order(values: np.ndarray, ra
     assert set(other.models) == set(basis.models) and set(other.benchmarks) == set(basis.benchmarks)
 
 
-def test_a_model_in_a_folder_is_known_by_the_end_of_its_path() -> None:
+def test_a_model_in_a_folder_is_identified_by_the_end_of_its_path() -> None:
     names = ["/home/me/my/model", "/home/you/your/model", "org/model-7b"]
     matrix = matrix_of(pd.DataFrame({"arc_easy": [0.5, 0.6, 0.7], "sciq": [0.4, 0.8, 0.7]}, index=names))
     assert matrix.find_model("my/model") == "/home/me/my/model"
@@ -189,7 +189,7 @@ def test_the_catalogued_direction_is_not_used_for_another_metric(tmp_path: Path)
     assert found == {"acc_norm,none": True, "word_perplexity,none": False}
 
 
-def test_known_directions_are_lm_evals() -> None:
+def test_known_directions_equal_lm_evals() -> None:
     from lm_eval.api.registry import is_higher_better
 
     assert {name: facts.higher_is_better for name, facts in METRICS.items()} == {name: is_higher_better(name) for name in METRICS}

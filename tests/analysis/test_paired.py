@@ -24,7 +24,7 @@ def _compare_on(results: Path) -> PairedTest:
 
 
 def test_mcnemar_is_a_binomial_test() -> None:
-    # 8 questions only the first answers, 2 only the second: 2 P(X <= 2 | 10, 1/2) = 112 / 1024
+    # Only the first model is right on 8 questions, only the second on 2: 2 P(X <= 2 | 10, 1/2) = 112 / 1024.
     assert mcnemar(8, 2) == pytest.approx(112 / 1024)
     assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0
 
@@ -48,10 +48,10 @@ def test_graded_outcomes_get_a_paired_bootstrap(tmp_path: Path) -> None:
     test = _compare_on(tmp_path)
     assert test.test == "paired bootstrap" and test.p is not None and test.p < 0.01
     unpaired = 2 * stats.norm.sf(abs(test.difference) / math.hypot(0.07, 0.07))
-    assert unpaired > 0.05  # what pairing gains
+    assert unpaired > 0.05  # pairing reduces the standard error
 
 
-def test_the_bootstraps_standard_error_is_the_analytic_one() -> None:
+def test_the_standard_error_of_the_bootstrap_is_close_to_the_analytic_one() -> None:
     random = np.random.default_rng(1)
     x, y = random.normal(size=300), random.normal(size=300)
     first, second = (
@@ -62,7 +62,7 @@ def test_the_bootstraps_standard_error_is_the_analytic_one() -> None:
     assert drawn.mean() == pytest.approx((x - y).mean(), abs=0.02)
 
 
-def test_matthews_correlation_is_scikit_learns(tmp_path: Path) -> None:
+def test_matthews_correlation_equals_scikit_learns(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     truth = random.integers(2, size=80)
     pairs = {}
@@ -77,7 +77,7 @@ def test_matthews_correlation_is_scikit_learns(tmp_path: Path) -> None:
     assert score_of("mcc", np.array([10.0, 0, 0, 0])) == 0  # one class only: scikit-learn's convention
 
 
-def test_bits_per_byte_are_a_ratio_of_sums_where_lower_is_better(tmp_path: Path) -> None:
+def test_bits_per_byte_are_a_ratio_of_sums_and_lower_is_better(tmp_path: Path) -> None:
     texts = {"a": [[-70.0, 100], [-20.0, 40], [-30.0, 50]], "b": [[-90.0, 100], [-30.0, 40], [-45.0, 50]]}
     for model, outcomes in texts.items():
         nats, size = (sum(column) for column in zip(*outcomes, strict=True))
@@ -91,7 +91,7 @@ def test_bits_per_byte_are_a_ratio_of_sums_where_lower_is_better(tmp_path: Path)
     assert test.test == "paired bootstrap" and test.difference > 0  # a needs fewer bits
 
 
-def test_without_outcomes_the_test_is_z(tmp_path: Path) -> None:
+def test_without_outcomes_a_z_test_is_used(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", trained=0.9, stderr=0.03)
     write_run(tmp_path, model="b", trained=0.8, stderr=0.04)
     test = _compare_on(tmp_path)
@@ -105,7 +105,7 @@ def test_different_questions_are_not_paired(tmp_path: Path) -> None:
     assert test.test == "z" and test.note == "the two models have different test questions"
 
 
-def test_recurring_questions_are_kept_apart(tmp_path: Path) -> None:
+def test_recurring_questions_are_kept_separate(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps({"doc_hash": "h", "filter": "none", "acc": v}) + "\n" for v in (1.0, 0.0)))
     found = read_outcomes([file], "acc,none")
@@ -121,7 +121,7 @@ def test_seeds_are_averaged_by_question(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"doc_hash": ', "[]\n", "\udcff"], ids=["cut off", "a list", "no text"])
-def test_damaged_samples_are_named_and_only_pairing_is_lost(tmp_path: Path, text: str) -> None:
+def test_damaged_samples_are_named_and_the_test_is_unpaired(tmp_path: Path, text: str) -> None:
     for model in "ab":
         store = write_run(tmp_path, model=model, outcomes=[1.0, 0.0])
     file = store.folder / "samples_test.jsonl"

@@ -16,7 +16,7 @@ from lm_harmony.analysis.pca import components, fit_reference
 from lm_harmony.errors import UsageError
 
 
-def test_components_are_scikit_learns() -> None:
+def test_components_equal_scikit_learns() -> None:
     table = random_table(20, 5)
     fitted = components(matrix_of(table))
     pca = PCA().fit(StandardScaler().fit_transform(table))
@@ -26,14 +26,14 @@ def test_components_are_scikit_learns() -> None:
     assert np.allclose(np.abs(fitted.pc1), np.abs(expected))
 
 
-def test_better_is_higher_also_where_lower_scores_are_better() -> None:
+def test_better_models_have_higher_pc1_also_if_lower_scores_are_better() -> None:
     table = random_table(12, 4)
     ability = table.mean(axis=1)
     errors = table.assign(b0=-table["b0"], b1=-table["b1"], b2=-table["b2"])  # three of four are error rates
     fitted = components(matrix_of(errors, lower=["b0", "b1", "b2"]))
     assert fitted.pc1.corr(ability) > 0.9
     assert np.allclose(fitted.pc1, components(matrix_of(table)).pc1)
-    flipped = components(matrix_of(errors))  # the convention turned round: caught by the correlation
+    flipped = components(matrix_of(errors))  # with the opposite sign convention, the correlation is negative
     assert flipped.pc1.corr(ability) < 0.9
 
 
@@ -54,7 +54,7 @@ def test_the_unit_of_a_benchmark_changes_nothing(seed: int, scale: float, shift:
     assert np.allclose(components(matrix_of(table)).pc1, components(matrix_of(changed)).pc1)
 
 
-def test_a_new_model_changes_no_other() -> None:
+def test_a_new_model_changes_no_other_model() -> None:
     published = ScoreMatrix.published()
     reference = fit_reference(published)
     new = published.oriented("trained").iloc[[3]] - 0.1
@@ -72,13 +72,13 @@ def test_a_model_that_lacks_a_benchmark_has_no_projection() -> None:
     assert reference.project(scores.drop(columns="b1")).isna().all()
 
 
-def test_ties_share_the_better_rank() -> None:
+def test_tied_models_share_the_better_rank() -> None:
     table = pd.DataFrame({"a": [3.0, 2, 2, 1], "b": [3.0, 2, 2, 1]}, index=list("wxyz"))
     assert list(components(matrix_of(table)).ranks) == [1, 2, 2, 4]
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         (random_table(1, 3), "two models and two benchmarks"),
         (random_table(3, 1), "two models and two benchmarks"),
@@ -86,8 +86,8 @@ def test_ties_share_the_better_rank() -> None:
         (random_table(3, 3) * np.nan, "two models and two benchmarks"),
     ],
 )
-def test_too_little_is_refused(table: pd.DataFrame, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_too_few_models_or_benchmarks_are_refused(table: pd.DataFrame, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         components(matrix_of(table))
 
 

@@ -34,7 +34,7 @@ def _scikit_learn(board: PlacementBoard, tasks: list[str], penalty: float) -> np
 def test_two_benchmarks_place_as_expected(board: PlacementBoard) -> None:
     found = validate(board, PAIR)
     expected = _scikit_learn(board, PAIR, found.penalty)
-    # Ridge's intercept is free in both; scikit-learn centres, which is the same.
+    # The intercept is not penalized in either. scikit-learn centres the data, which is equivalent.
     assert np.allclose(found.predicted, expected)
     assert found.tau == pytest.approx(stats.kendalltau(expected, board.pc1).statistic)
     assert 0.93 < found.tau < 0.94 and found.rmse < 50
@@ -65,12 +65,12 @@ def test_a_model_with_every_benchmark_is_computed_not_predicted(board: Placement
     assert exact.low == exact.high == exact.pc1
 
 
-def test_a_published_model_is_left_out_of_what_places_it(board: PlacementBoard) -> None:
+def test_a_published_model_is_left_out_of_the_fit_that_places_it(board: PlacementBoard) -> None:
     name = "EleutherAI/pythia-70m-deduped"
     scores = ScoreMatrix.published().oriented("trained").loc[name, PAIR]
     itself, renamed = (place(board, known, scores, scores * np.nan) for known in (name, "new"))
     assert itself.pc1 != renamed.pc1 and itself.of == 60 and renamed.of == 61
-    assert itself.outside == ("anli_r1", "arc_easy") and renamed.outside == ()  # it is the weakest of all there
+    assert itself.outside == ("anli_r1", "arc_easy") and renamed.outside == ()  # it is the weakest model on the board
 
 
 def test_few_test_questions_widen_the_interval(board: PlacementBoard) -> None:
@@ -81,7 +81,7 @@ def test_few_test_questions_widen_the_interval(board: PlacementBoard) -> None:
     assert coarse.rank_low <= usual.rank_low <= usual.rank <= usual.rank_high <= coarse.rank_high
 
 
-def test_what_cannot_be_placed_is_refused(board: PlacementBoard) -> None:
+def test_models_that_cannot_be_placed_are_refused(board: PlacementBoard) -> None:
     nothing = pd.Series({"corpus:w": 1.0})
     with pytest.raises(UsageError, match="has no trained score on any benchmark"):
         place(board, "new", nothing, nothing)
@@ -102,7 +102,7 @@ def test_the_selection_is_the_best_of_all_subsets(board: PlacementBoard, count: 
     assert found.cheapest.train_rows <= found.chosen.train_rows
 
 
-def test_a_wide_tolerance_takes_the_cheapest(board: PlacementBoard) -> None:
+def test_a_wide_tolerance_selects_the_cheapest_benchmarks(board: PlacementBoard) -> None:
     found = select_benchmarks(board, 2, tolerance=2.0)
     assert found.chosen == found.cheapest and set(found.cheapest.benchmarks) == {"arc_easy", "arc_challenge"}
 

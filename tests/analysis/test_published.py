@@ -1,4 +1,4 @@
-"""The board that ships with the package reproduces the published one."""
+"""The board in the package reproduces the published one."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def _percent() -> pd.DataFrame:
     return pd.DataFrame([{task: float(row[task]) for task in BENCHMARKS} for row in rows], index=[row["model"] for row in rows])
 
 
-def test_it_has_the_catalogued_models_and_benchmarks_without_gaps(published: ScoreMatrix) -> None:
+def test_the_board_has_the_catalogued_models_and_benchmarks_without_gaps(published: ScoreMatrix) -> None:
     assert set(published.model_names) == set(MODELS)
     assert published.benchmark_names == tuple(BENCHMARKS)
     assert published.gaps("trained") == () and not published.has("direct")
 
 
-def test_pc1_ranks_and_explained_variance_are_the_published_ones(published: ScoreMatrix) -> None:
+def test_pc1_ranks_and_explained_variance_equal_the_published_values(published: ScoreMatrix) -> None:
     fitted, places = components(published), published_ranks()
-    assert max(abs(fitted.pc1[model] - place.pc1) for model, place in places.items()) < 0.01  # a tolerance of 0.6 would do
+    assert max(abs(fitted.pc1[model] - place.pc1) for model, place in places.items()) < 0.01  # a tolerance of 0.6 would be enough
     assert {model: int(fitted.ranks[model]) for model in places} == {model: place.rank for model, place in places.items()}
     assert fitted.explained[0] == pytest.approx(0.855, abs=0.0005)
 
 
-def test_two_decimals_alone_would_swap_two_published_ranks() -> None:
+def test_scores_of_two_decimals_would_swap_two_published_ranks() -> None:
     values = _percent()
     standard = ((values - values.mean()) / values.std(ddof=0)).to_numpy()
     left, sizes, right = np.linalg.svd(standard, full_matrices=False)
@@ -56,7 +56,7 @@ def test_two_decimals_alone_would_swap_two_published_ranks() -> None:
     assert swapped == ["01-ai/Yi-1.5-6B", "01-ai/Yi-1.5-6B-Chat"]
 
 
-def test_every_published_accuracy_is_a_whole_number_of_test_questions() -> None:
+def test_every_published_accuracy_is_an_integer_number_of_test_questions() -> None:
     for task, column in _percent().items():
         rows = TEST_ROWS[str(task)]
         if task != "cola":
@@ -108,7 +108,7 @@ def test_the_papers_standard_errors_are_binomial_with_the_same_test_rows() -> No
 
 
 @needs_reference
-def test_the_papers_matrix_gives_the_papers_figures() -> None:
+def test_the_papers_matrix_gives_the_papers_values() -> None:
     from lm_harmony.analysis.agreement import agreement_change
     from lm_harmony.analysis.correlations import perplexity_agreement
 

@@ -1,4 +1,4 @@
-"""Tests, rank ranges and tie groups against scipy and by hand."""
+"""Tests, rank ranges and tie groups, compared with scipy and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one(scores: dict[str, float], *, stderr: float | None = 0.01, lower: bool =
 
 
 def test_holm_by_hand() -> None:
-    # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, made monotone: .02 .03 .06 .06
+    # Sorted: .005 .01 .03 .04. Times 4 3 2 1: .02 .03 .06 .04. Made monotone: .02 .03 .06 .06.
     assert np.allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     assert np.allclose(holm(np.array([0.5, np.nan, 0.9])), [1.0, np.nan, 1.0], equal_nan=True)
     assert holm(np.array([])).size == 0
@@ -40,19 +40,19 @@ def test_pairwise_tests_are_z_tests() -> None:
     found = pairwise_tests(_one({"x": 0.7, "y": 0.67, "z": 0.5}), "b")
     assert found.difference.loc["x", "y"] == pytest.approx(0.03)
     assert found.p.loc["x", "y"] == pytest.approx(2 * stats.norm.sf(0.03 / np.hypot(0.01, 0.01)))
-    # Of three p-values x-y is the largest: Holm leaves it as it is.
+    # x-y has the largest of three p-values, which Holm does not change.
     assert found.holm.loc["x", "y"] == found.holm.loc["y", "x"] == pytest.approx(found.p.loc["x", "y"])
 
 
 def test_rank_ranges_by_hand() -> None:
-    # 1.96 * sqrt(2) * 0.01 = 0.0277: a-b and b-c cannot be told apart, a-c can, d is below all.
+    # 1.96 * sqrt(2) * 0.01 = 0.0277: a-b and b-c are not distinguishable, a-c is, and d is below all.
     table = rank_ranges(_one({"c": 0.66, "a": 0.70, "d": 0.5, "b": 0.68}), "b").table
     assert list(table.index) == ["a", "b", "c", "d"] and list(table["rank"]) == [1, 2, 3, 4]
     assert list(zip(table["low"], table["high"], strict=True)) == [(1, 2), (1, 3), (2, 3), (4, 4)]
     assert list(table["group"]) == [1, 1, 2, 3]
 
 
-def test_the_direction_of_the_metric_counts() -> None:
+def test_rank_ranges_use_the_direction_of_the_metric() -> None:
     scores = {"a": 1.0, "b": 0.5}
     assert list(rank_ranges(_one(scores), "b").table.index) == ["a", "b"]
     turned = rank_ranges(_one(scores, lower=True), "b").table
@@ -66,7 +66,7 @@ def test_correction_widens_ranges() -> None:
     assert wider.all() and not corrected.equals(plain)
 
 
-def test_without_standard_errors_there_are_ranks_only() -> None:
+def test_without_standard_errors_only_ranks_are_given() -> None:
     found = rank_ranges(_one({"a": 0.9, "b": 0.1}, stderr=None), "b")
     assert found.without_stderr == ("a", "b") and found.table[["low", "high", "group"]].isna().all(axis=None)
     assert list(found.table["rank"]) == [1, 2]
@@ -96,15 +96,15 @@ def test_ranges_contain_the_rank_in_any_order(scores: list[int], random: object)
 
 def test_distinguishable_pairs_are_counted() -> None:
     table = distinguishable_pairs(_one({"a": 0.70, "b": 0.68, "c": 0.66, "d": 0.5}))
-    # Beyond 0.0277: a-c and the three with d; c is 2.83 standard errors behind a, p = 0.0047, times 3 after Holm.
+    # Beyond 0.0277: a-c and the three pairs with d. c is 2.83 standard errors behind a: p = 0.0047, times 3 after Holm.
     assert list(table.loc["b"]) == [4, 6, pytest.approx(4 / 6), pytest.approx(4 / 6)]
     assert np.isnan(distinguishable_pairs(_one({"a": 0.7, "b": 0.5}, stderr=None)).loc["b", "plain"])
 
 
 def test_tie_groups_start_at_significantly_worse_models() -> None:
-    beats = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
-    assert tie_groups(4, lambda leader: beats[leader]) == [1, 1, 2, 2]
-    assert tie_groups(0, lambda leader: beats[leader]) == []
+    significantly_better = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    assert tie_groups(4, lambda leader: significantly_better[leader]) == [1, 1, 2, 2]
+    assert tie_groups(0, lambda leader: significantly_better[leader]) == []
 
 
 def test_an_unknown_benchmark_is_refused() -> None:

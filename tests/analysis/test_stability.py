@@ -41,5 +41,5 @@ def test_seeds_are_compared_if_the_source_has_them(tmp_path: Path) -> None:
 
 def test_what_cannot_be_dropped_is_noted() -> None:
     found = stability(matrix_of(random_table(5, 2)))
-    assert len(found.changes) == 0  # one benchmark left has no components, no family is known
+    assert len(found.changes) == 0  # one remaining benchmark has no components, and no family is known
     assert sum(note.startswith("benchmark b") for note in found.notes) == 2 and any("seeds:" in note for note in found.notes)

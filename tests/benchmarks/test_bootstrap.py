@@ -1,4 +1,4 @@
-"""Standard errors by bootstrap: the values that lm_eval's own aggregations give on the same draws."""
+"""Standard errors by bootstrap: equal to those of lm_eval's own aggregations on the same draws."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def pairs(count: int, labels: int, seed: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("count", "labels"), [(40, 2), (97, 3), (3, 2)])
-def test_mcc_from_counts_is_that_of_scikit_learn(count: int, labels: int) -> None:
-    """To the last digit, with draws of one label alone among them (3 documents)."""
+def test_mcc_from_counts_equals_scikit_learns(count: int, labels: int) -> None:
+    """Values are equal to the last digit. With 3 documents, some draws contain only one label."""
     drawn = [pairs(count, labels, seed) for seed in range(40)]
     expected = [matthews_corrcoef(items) for items in drawn]
     assert [matthews_from_counts(items) for items in drawn] == expected
     assert [matthews_from_counts(items[1:]) for items in drawn] != expected
 
 
-def test_the_error_of_mcc_is_that_of_lm_evals_aggregation_on_the_same_draws() -> None:
+def test_the_standard_error_of_mcc_equals_lm_evals_on_the_same_draws() -> None:
     items = pairs(20, 2, seed=1)
     assert standard_error(matthews_corrcoef, items) == standard_error(lambda drawn: float(matthews_corrcoef(drawn)), items)
 
 
-def test_a_mean_has_its_closed_form_and_one_document_has_no_error() -> None:
+def test_the_standard_error_of_a_mean_is_the_closed_form_and_undefined_for_one_document() -> None:
     assert standard_error(mean, [0.0, 1.0, 1.0]) == mean_stderr([0.0, 1.0, 1.0])
     assert standard_error(mean, [1.0]) is None

@@ -1,4 +1,4 @@
-"""The catalogue repeats facts of lm_eval's task files, and ROWS their row schemas; both are held to those files."""
+"""The catalogue repeats metadata of lm_eval's task files, and ROWS their row schemas. Both must agree with those files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ each_choosing_benchmark = pytest.mark.parametrize(
 
 
 def split_names(config: dict[str, Any]) -> dict[str, str]:
-    """Return role -> split name of the roles that have a split of their own, the first role of a shared split."""
+    """Return role -> split name. If several roles share a split, only the first of them is returned."""
     names: dict[str, str] = {}
     for role, field in SPLIT_FIELDS.items():
         if config.get(field) and config[field] not in names.values():
@@ -37,7 +37,7 @@ def split_names(config: dict[str, Any]) -> dict[str, str]:
 def build(info: BenchmarkInfo) -> ConfigurableTask:
     """Build lm_eval's own task over ROWS."""
     config = load_yaml(TASKS_FOLDER / info.path)
-    for key in ("tag", "group", "task_list"):  # lm_eval's factory takes these out too
+    for key in ("tag", "group", "task_list"):  # lm_eval's factory removes these too
         config.pop(key, None)
     rows = DatasetDict({split: Dataset.from_list(ROWS[info.task][role]) for role, split in split_names(config).items()})
     return ConfigurableTask(config={**config, "custom_dataset": lambda **_: rows, "dataset_kwargs": None})
@@ -49,7 +49,7 @@ def documents(task: ConfigurableTask) -> dict[str, list[Row]]:
 
 
 def right_choice(task: ConfigurableTask, document: Row) -> int:
-    """Return the position of the right answer by lm_eval's rule: an index, or the text of one of the choices."""
+    """Return the position of the right answer. As in lm_eval, the target is an index or the text of a choice."""
     gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     return gold if isinstance(gold, int) else task.doc_to_choice(document).index(gold)
 
@@ -73,7 +73,7 @@ def test_titles_are_distinct_and_categories_are_those_of_the_board() -> None:
     }
 
 
-def test_find_knows_exact_task_names_only() -> None:
+def test_find_accepts_exact_task_names_only() -> None:
     assert find("gsm8k") is BENCHMARKS["gsm8k"]
     assert find("GSM8K") is None
 
@@ -129,7 +129,7 @@ def test_right_answers_differ_within_each_role(info: BenchmarkInfo) -> None:
     task = build(info)
     for role, read in documents(task).items():
         positions = {right_choice(task, document) for document in read}
-        assert len(positions) > 1 or info.task == "sciq", role  # sciq's right answer is its last choice, always
+        assert len(positions) > 1 or info.task == "sciq", role  # sciq's right answer is always its last choice
 
 
 @each_choosing_benchmark
@@ -140,7 +140,7 @@ def test_chance_is_one_over_the_choices_of_a_scored_row(info: BenchmarkInfo) -> 
         assert info.chance == pytest.approx(1 / len(task.doc_to_choice(document)), abs=1e-6)
 
 
-def test_chance_is_zero_for_correlation_and_written_answers() -> None:
+def test_chance_is_zero_for_correlation_and_generated_answers() -> None:
     others = {info.task: info.chance for info in BENCHMARKS.values() if not info.metric.startswith("acc")}
     assert others == {"nq_open": 0, "cola": 0, "gsm8k": 0}
 

@@ -1,4 +1,4 @@
-"""A corpus is scored as lm_eval scores whole texts, and cut so that no document is learned and tested."""
+"""A corpus is scored with lm_eval's rolling log-likelihood. No document is in both the train and the test split."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_bits_per_byte_are_lm_evals(corpus: Path, bos: bool) -> None:
-    """Long texts take several windows of the tiny model; letters of several bytes tell bytes from characters."""
+def test_bits_per_byte_equal_lm_evals(corpus: Path, bos: bool) -> None:
+    """Long texts need several windows of the tiny model. Letters of several bytes distinguish bytes from characters."""
     model = tiny_model(bos=bos)
     task = open_task(f"corpus:{corpus}")
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
@@ -70,7 +70,7 @@ WITHOUT_SPACES = {
 
 @pytest.mark.parametrize("language", WITHOUT_SPACES)
 def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) -> None:
-    """A document is one "word": e to its nats is beyond a float. lm_eval ends there; bits per byte follow their definition."""
+    """Each document is one "word", so its word perplexity overflows a float. lm_eval fails there. Bits per byte are finite."""
     texts = [WITHOUT_SPACES[language] * 2 + str(number) for number in range(12)]
     path = tmp_path / f"{language}.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
@@ -92,7 +92,7 @@ def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) 
         assert ours.metrics[metric] == pytest.approx(theirs["results"]["corpus"][metric], rel=1e-4)
 
 
-def test_a_run_over_texts_without_spaces_ends_with_a_record(tmp_path: Path) -> None:
+def test_a_run_on_texts_without_spaces_writes_a_record(tmp_path: Path) -> None:
     path = tmp_path / "river.jsonl"
     texts = [WITHOUT_SPACES["japanese"] + str(number) for number in range(12)]
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
@@ -109,12 +109,12 @@ def test_a_run_over_texts_without_spaces_ends_with_a_record(tmp_path: Path) -> N
     with table.capture() as captured:
         table.print(result_table(record))
     assert "bits_per_byte" in captured.get() and "word_perplexity" not in captured.get()
-    asked = replace(spec, metric="word_perplexity,none")
+    requested = replace(spec, metric="word_perplexity,none")
     with pytest.raises(ScoreNotFinite, match=r"word_perplexity,none of corpus-river has no finite value .* bits_per_byte,none"):
-        train_before_test(asked, RunStore(tmp_path / "other"))
+        train_before_test(requested, RunStore(tmp_path / "other"))
 
 
-def test_a_whole_run_learns_the_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_a_complete_run_trains_on_the_corpus(corpus: Path, tmp_path: Path) -> None:
     spec = RunSpec(
         model=ModelSpec(name=str(write_tiny_model(tmp_path / "model"))),
         benchmark=BenchmarkSpec(task=f"corpus:{corpus}"),
@@ -129,7 +129,7 @@ def test_a_whole_run_learns_the_corpus(corpus: Path, tmp_path: Path) -> None:
     assert (record.data.train, record.data.validation, record.data.test) == (32, 4, 4)
 
 
-def test_no_document_is_in_two_splits_and_the_order_of_the_file_is_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_no_document_is_in_two_splits_and_the_order_of_the_file_does_not_matter(corpus: Path, tmp_path: Path) -> None:
     first = {role: rows["text"] for role, rows in read_corpus(corpus).items()}
     assert sorted(text for texts in first.values() for text in texts) == sorted(TEXTS)
     turned = tmp_path / "turned.txt"
@@ -138,11 +138,11 @@ def test_no_document_is_in_two_splits_and_the_order_of_the_file_is_nothing(corpu
     doubled = tmp_path / "doubled.txt"
     doubled.write_text("\n\n".join([*TEXTS[:9], *[TEXTS[0]] * 30]), encoding="utf-8")
     splits = make_splits(open_task(f"corpus:{doubled}"), caps=Caps(), seed=0, protocol="clean", chat=None)
-    learned, tested = ({example.continuation for example in part} for part in (splits.train, splits.test))
-    assert not learned & tested
+    trained_on, tested = ({example.continuation for example in part} for part in (splits.train, splits.test))
+    assert not trained_on & tested
 
 
-def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
+def test_a_folder_defines_its_own_splits(tmp_path: Path) -> None:
     for role, texts in (("train", TEXTS[:5]), ("validation", TEXTS[5:7]), ("test", TEXTS[7:9])):
         (tmp_path / f"{role}.txt").write_text("\n\n".join(texts), encoding="utf-8")
     assert list(read_corpus(tmp_path)["validation"]["text"]) == TEXTS[5:7]
@@ -164,7 +164,7 @@ def test_a_folder_brings_its_own_splits(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"', "line 1"),
     ],
 )
-def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_invalid_corpora_are_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BenchmarkError) as raised:
@@ -172,8 +172,8 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, content: bytes 
     assert message in str(raised.value)
 
 
-def test_a_missing_corpus_ends_a_run_before_any_work(tmp_path: Path) -> None:
-    """The model does not exist either: nothing of it is looked at, and the run's folder is not made."""
+def test_a_missing_corpus_is_refused_before_any_work(tmp_path: Path) -> None:
+    """The model does not exist either. It is not looked up, and the run's folder is not created."""
     spec = RunSpec(
         model=ModelSpec(name=str(tmp_path / "no-model")), benchmark=BenchmarkSpec(task=f"corpus:{tmp_path / 'none.txt'}")
     )
@@ -186,13 +186,13 @@ def test_a_missing_corpus_ends_a_run_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_windows_files_are_read_as_others(ending: str, tmp_path: Path) -> None:
-    """A byte order mark and CR LF change no document."""
+def test_windows_files_are_read_like_other_files(ending: str, tmp_path: Path) -> None:
+    """A byte order mark and CR LF line ends change no document."""
     texts = [f"text {number}\nof two lines" for number in range(5)]
-    whole = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
+    content = "\n\n".join(texts) if ending == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)
     plain, windows = tmp_path / f"plain{ending}", tmp_path / f"windows{ending}"
-    plain.write_bytes(whole.encode())
-    windows.write_bytes(whole.replace("\n", "\r\n").encode("utf-8-sig"))
+    plain.write_bytes(content.encode())
+    windows.write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
     found = read_corpus(windows)
     assert {role: list(found[role]["text"]) for role in found} == {
         role: list(rows["text"]) for role, rows in read_corpus(plain).items()
@@ -201,7 +201,7 @@ def test_windows_files_are_read_as_others(ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "null"), (3, "int")])
-def test_a_text_that_is_no_string_is_named_with_its_line(value: object, kind: str, tmp_path: Path) -> None:
+def test_a_text_that_is_not_a_string_is_refused_with_its_line(value: object, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     rows = [{"text": value}, {"text": None}] if kind == "int" else [{"text": "a"}, {"text": value}]
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")

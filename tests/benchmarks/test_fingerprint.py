@@ -1,4 +1,4 @@
-"""The fingerprint of a run's data changes with every character that is learned, asked or counted, and with nothing else."""
+"""The fingerprint of a run's data changes with every trained, requested or scored character, and with nothing else."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fingerprint(folder: Path, rows: dict[str, list[Row]], protocol: SplitProtoco
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_fingerprint_changes_with_any_letter_of_any_row(data: st.DataObject, tmp_path: Path) -> None:
-    """One other character in one question of one split, or one other label, is other data."""
+def test_fingerprint_changes_with_any_character_of_any_row(data: st.DataObject, tmp_path: Path) -> None:
+    """Changing one character of a question, or one label, in any split changes the fingerprint."""
     rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
     before = fingerprint(tmp_path, rows)
     role = data.draw(st.sampled_from(sorted(rows)))
@@ -39,8 +39,8 @@ def test_fingerprint_changes_with_any_letter_of_any_row(data: st.DataObject, tmp
     assert fingerprint(tmp_path, rows) != before
 
 
-def test_fingerprint_stays_where_no_text_changes(tmp_path: Path) -> None:
-    """Layout of the files, columns that the task does not read, and the protocol where nothing recurs change nothing."""
+def test_fingerprint_is_unchanged_if_no_text_changes(tmp_path: Path) -> None:
+    """File layout and unused columns have no effect. Neither has the protocol, if no question recurs."""
     rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
     before = fingerprint(tmp_path, rows)
     turned = {role: [dict(reversed({**row, "note": "other", "new": 1}.items())) for row in some] for role, some in rows.items()}
@@ -50,8 +50,8 @@ def test_fingerprint_stays_where_no_text_changes(tmp_path: Path) -> None:
     assert int(before, 16) >= 0
 
 
-def test_fingerprint_tells_order_splits_and_template(tmp_path: Path) -> None:
-    """Rows in another order, in another split, or under another template are other data."""
+def test_fingerprint_depends_on_row_order_splits_and_template(tmp_path: Path) -> None:
+    """The fingerprint changes if rows are in another order or split, or are rendered with another template."""
     rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
     moved = {**rows, "train": numbers(5), "validation": [*numbers(1, 5), *numbers(3, 10)]}
     swapped = {**rows, "train": [*numbers(4), *reversed(numbers(2, 4))]}
@@ -63,8 +63,8 @@ def test_fingerprint_tells_order_splits_and_template(tmp_path: Path) -> None:
     assert len(set(found)) == 5
 
 
-def test_fingerprint_tells_wrong_choices(tmp_path: Path) -> None:
-    """A wrong choice is not learned, and still decides what is scored."""
+def test_fingerprint_depends_on_wrong_choices(tmp_path: Path) -> None:
+    """A wrong choice is not trained on, but it is scored."""
     found = []
     for wrong in ("even", "Even"):
         rows = {
@@ -74,15 +74,15 @@ def test_fingerprint_tells_wrong_choices(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
-def test_fingerprint_tells_how_an_answer_is_written(tmp_path: Path) -> None:
-    """The delimiter of a written answer is learned, and stands in no request."""
+def test_fingerprint_depends_on_the_delimiter_of_a_generated_answer(tmp_path: Path) -> None:
+    """The delimiter before a generated answer is trained on, but it is in no request."""
     rows = {role: [{**row, "label": "odd"} for row in numbers(3, first)] for role, first in FIRSTS.items()}
     written = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": [{"metric": "exact_match"}]}
     assert fingerprint(tmp_path, rows, **written) != fingerprint(tmp_path, rows, target_delimiter="\n", **written)
 
 
-def test_fingerprint_tells_what_counts_as_right(tmp_path: Path) -> None:
-    """A second right answer of a test row is not learned, and still decides the score: the data is other data."""
+def test_fingerprint_depends_on_the_right_answers(tmp_path: Path) -> None:
+    """A second right answer of a test row is not trained on, but it changes the score."""
     rows = {role: [dict(row) for row in some] for role, some in ROWS["nq_open"].items()}
     rows["train"] = [{**rows["train"][0], "question": f"question {number}"} for number in range(5)]
     found = []

@@ -1,4 +1,4 @@
-"""The text that training learns is the text that scoring asks, and both are lm_eval's."""
+"""Training and scoring use the same text, and it is lm_eval's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from lm_eval.models.huggingface import HFLM
-from lm_eval_alone import asked, lm_eval_requests, lm_eval_task
+from lm_eval_alone import lm_eval_requests, lm_eval_task, request_arguments
 from rows import ROWS
 from task_files import examples, write_rows
 from tiny import tiny_model, tiny_module, tiny_tokenizer
@@ -40,9 +40,9 @@ def hflm() -> HFLM:
 
 
 def right_text(task: Any, document: Mapping[str, Any], aliases: str) -> tuple[str, str]:
-    """Write context and right answer from the task's own fields, without its requests."""
+    """Return context and right answer, built from the task's own fields and not from its requests."""
     delimiter, description = task.config.target_delimiter, task.config.description
-    if task.multiple_input:  # winogrande: the options are in the context, the rest of the sentence follows
+    if task.multiple_input:  # winogrande: the options are in the context. The rest of the sentence follows.
         right = task.doc_to_choice(document)[task.doc_to_text(document)]
         return description + right, delimiter + task.doc_to_target(document)
     target = task.doc_to_target(document)
@@ -55,8 +55,8 @@ def right_text(task: Any, document: Mapping[str, Any], aliases: str) -> tuple[st
 
 @pytest.mark.parametrize("aliases", ["first", "joined"])
 @pytest.mark.parametrize("name", ROWS)
-def test_training_text_is_the_right_answers_text(name: str, aliases: str, data_dir: Path) -> None:
-    """What is learned is the task's context, delimiter and right answer, written anew here from the task's fields."""
+def test_training_text_is_the_context_with_the_right_answer(name: str, aliases: str, data_dir: Path) -> None:
+    """The training text is the context, the delimiter and the right answer, rebuilt here from the task's fields."""
     task, lm_evals = HarnessTask(find_task_file(name), data_dir), lm_eval_task(find_task_file(name), ROWS[name])
     for role in ROWS[name]:
         for example in examples(task, role, aliases=aliases):
@@ -64,8 +64,8 @@ def test_training_text_is_the_right_answers_text(name: str, aliases: str, data_d
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_examples_carry_their_row_and_target(name: str, data_dir: Path) -> None:
-    """An example holds the row as lm_eval preprocesses it, its number, and all that counts as right."""
+def test_examples_hold_their_row_and_target(name: str, data_dir: Path) -> None:
+    """An example holds the row as lm_eval preprocesses it, the row number, and all right answers."""
     task, lm_evals = HarnessTask(find_task_file(name), data_dir), lm_eval_task(find_task_file(name), ROWS[name])
     documents = list(lm_evals.training_docs())
     found = examples(task, "train")
@@ -76,7 +76,7 @@ def test_examples_carry_their_row_and_target(name: str, data_dir: Path) -> None:
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", ROWS)
 def test_training_text_is_a_scored_text(name: str, chat: bool, data_dir: Path) -> None:
-    """Of the texts that scoring compares exactly one is the learned one; of a written answer the context is."""
+    """Exactly one of the scored texts is the training text. For generated answers, the contexts are equal."""
     task, lm_evals = HarnessTask(find_task_file(name), data_dir), lm_eval_task(find_task_file(name), ROWS[name])
     render = tiny_model(chat=True).text.render_chat if chat else None
     for role in ROWS[name]:
@@ -95,29 +95,29 @@ def test_training_text_is_a_scored_text(name: str, chat: bool, data_dir: Path) -
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", ROWS)
-def test_requests_are_lm_evals(name: str, chat: bool, data_dir: Path, hflm: HFLM) -> None:
-    """Every request is the one that lm_eval builds, with the chat template of lm_eval's own Hugging Face model too."""
+def test_requests_equal_lm_evals(name: str, chat: bool, data_dir: Path, hflm: HFLM) -> None:
+    """Every request equals the one that lm_eval builds, also with the chat template of lm_eval's own HFLM."""
     task = HarnessTask(find_task_file(name), data_dir)
     render, lm_evals = (tiny_model(chat=True).text.render_chat, hflm.apply_chat_template) if chat else (None, None)
     for role in ROWS[name]:
-        ours = [asked(example) for example in examples(task, role, render)]
+        ours = [request_arguments(example) for example in examples(task, role, render)]
         assert ours == lm_eval_requests(find_task_file(name), ROWS[name], role, lm_evals)
 
 
 def test_requests_differ_with_and_without_a_chat_template(data_dir: Path, hflm: HFLM) -> None:
-    """The comparison above can fail: plain requests are not lm_eval's chat requests."""
-    plain = [asked(example) for example in examples(HarnessTask(find_task_file("nq_open"), data_dir), "validation")]
+    """Negative control of the test above: requests without a chat template differ from lm_eval's chat requests."""
+    plain = [request_arguments(example) for example in examples(HarnessTask(find_task_file("nq_open"), data_dir), "validation")]
     assert plain != lm_eval_requests(find_task_file("nq_open"), ROWS["nq_open"], "validation", hflm.apply_chat_template)
 
 
 @pytest.mark.parametrize("name", ["nq_open", "gsm8k", "winogrande"])
 def test_templates_without_a_system_role_render_as_in_lm_eval(name: str, data_dir: Path) -> None:
-    """A template that refuses the system message (nq_open has a description) loses it, as in lm_eval."""
+    """If a template refuses the system message (nq_open has a description), it is rendered without one, as in lm_eval."""
     tokenizer = copy.deepcopy(tiny_tokenizer(chat=True))
     tokenizer.chat_template = NO_SYSTEM_ROLE
     lm_evals = HFLM(pretrained=tiny_module(), tokenizer=tokenizer, batch_size=1).apply_chat_template
     render = TextEncoder(tokenizer, name="no system role").render_chat
-    ours = [asked(example) for example in examples(HarnessTask(find_task_file(name), data_dir), "train", render)]
+    ours = [request_arguments(example) for example in examples(HarnessTask(find_task_file(name), data_dir), "train", render)]
     assert ours == lm_eval_requests(find_task_file(name), ROWS[name], "train", lm_evals)
     assert "Answer these questions" not in str(ours)
 
@@ -133,14 +133,14 @@ def test_templates_without_a_system_role_render_as_in_lm_eval(name: str, data_di
         ("sst2", "first", "two hours of wet cardboard \nQuestion: Is this sentence positive or negative?\nAnswer:| negative"),
     ],
 )
-def test_second_training_row_reads(name: str, aliases: str, text: str, data_dir: Path) -> None:
-    """The learned text as a person would write it down from the task's file (| where the answer begins)."""
+def test_the_second_training_row_has_the_expected_text(name: str, aliases: str, text: str, data_dir: Path) -> None:
+    """The expected training texts are written by hand from the task's file. A | marks the start of the answer."""
     example = examples(HarnessTask(find_task_file(name), data_dir), "train", aliases=aliases)[1]
     assert f"{example.context}|{example.continuation}" == text
 
 
 def test_another_label_gives_another_training_text(tmp_path: Path, data_dir: Path) -> None:
-    """The learned answer follows the row's label, not the place of a choice."""
+    """The trained answer depends on the row's label, not on the position of a choice."""
     changed = [{**row, "label": (row["label"] + 1) % 3} for row in ROWS["mnli"]["train"]]
     write_rows(tmp_path / "mnli", {**ROWS["mnli"], "train": changed})
     before, after = (examples(HarnessTask(find_task_file("mnli"), folder), "train") for folder in (data_dir, tmp_path))

@@ -1,4 +1,4 @@
-"""What cannot be fine-tuned or scored is refused by name, with the reason and what to do."""
+"""Tasks and rows that cannot be used for fine-tuning or scoring are refused by name, with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def refusal(path: Path, data_dir: Path | None) -> str:
     return str(caught.value)
 
 
-def test_the_task_of_these_tests_is_fit(tmp_path: Path) -> None:
-    """What the tests below break is whole before."""
+def test_the_unchanged_task_of_these_tests_is_accepted(tmp_path: Path) -> None:
+    """Negative control: the task that the tests below damage is valid."""
     task = own_task(tmp_path, GOOD, **PARITY)
     assert task.split_names == {"train": "train", "test": "test"}
     assert task.documents("train").to_list() == GOOD["train"]
@@ -44,7 +44,7 @@ def test_the_task_of_these_tests_is_fit(tmp_path: Path) -> None:
         ({"repeats": 8}, "repeats: 8 is not supported"),
     ],
 )
-def test_unfit_tasks_are_refused_with_the_reason(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+def test_unsupported_tasks_are_refused_with_the_reason(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
     """A task that train-before-test cannot use is refused before any data is read."""
     path = write_task(tmp_path, GOOD, **PARITY, **fields)
     message = refusal(path, tmp_path / "no data here")
@@ -62,13 +62,13 @@ def test_unfit_tasks_are_refused_with_the_reason(tmp_path: Path, fields: dict[st
         ("mmmu_val_art", "images"),
     ],
 )
-def test_tasks_of_lm_eval_that_are_unfit(tmp_path: Path, name: str, reason: str) -> None:
-    """Real tasks: a Python class, no training split, executed code, images."""
+def test_unsupported_tasks_of_lm_eval_are_refused(tmp_path: Path, name: str, reason: str) -> None:
+    """Real tasks that use a Python class, no training split, executed code or images."""
     assert reason in refusal(find_task_file(name), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("task: [a, b]\n", "`task` must be the name of one task, got ['a', 'b']"),
         ("group: g\ntask:\n  - a\n", "`task` must be the name of one task, got ['a']"),
@@ -82,17 +82,17 @@ def test_tasks_of_lm_eval_that_are_unfit(tmp_path: Path, name: str, reason: str)
         (SPLITS + "output_type: rhyme\n", "rhyme"),
     ],
 )
-def test_files_that_are_no_task_are_named(tmp_path: Path, text: str, said: str) -> None:
-    """A YAML file that is malformed, or defines no single task, is refused by its path or name."""
+def test_files_that_define_no_task_are_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+    """A YAML file that is malformed, or does not define exactly one task, is refused by its path or name."""
     path = tmp_path / "own.yaml"
     path.write_text(text, encoding="utf-8")
     write_rows(tmp_path / "own", GOOD)
     message = refusal(path, tmp_path)
-    assert said in message
+    assert expected in message
     assert str(path) in message or "benchmark own" in message
 
 
-def test_code_of_a_task_that_fails_is_named(tmp_path: Path) -> None:
+def test_a_task_whose_code_fails_is_refused_with_the_reason(tmp_path: Path) -> None:
     """A task's own Python file that cannot be imported is refused with its reason."""
     (tmp_path / "own_code.py").write_text("import no_such_module_anywhere\n", encoding="utf-8")
     path = tmp_path / "own.yaml"
@@ -101,8 +101,8 @@ def test_code_of_a_task_that_fails_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unsafe", [True, False])
-def test_code_of_an_unfit_task_is_never_run(tmp_path: Path, unsafe: bool) -> None:
-    """Importing the code of a task that is refused anyway could download or fail; a fit task's is imported."""
+def test_code_of_an_unsupported_task_is_never_run(tmp_path: Path, unsafe: bool) -> None:
+    """Code of a refused task is not imported, because it could download data or fail. Code of a supported task is imported."""
     code = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef f(docs):\n    return docs\n"
     (tmp_path / "own_code.py").write_text(code, encoding="utf-8")
     path = tmp_path / "own.yaml"
@@ -112,8 +112,8 @@ def test_code_of_an_unfit_task_is_never_run(tmp_path: Path, unsafe: bool) -> Non
 
 
 @pytest.mark.parametrize("metadata", [{"version": 2.0}, {"folder": "x", "declared": "y"}])
-def test_metadata_of_a_task_does_not_meet_its_files(tmp_path: Path, metadata: dict[str, Any]) -> None:
-    """lm_eval hands a task's metadata to whoever makes its data; local files do not care."""
+def test_metadata_of_a_task_is_not_used_for_local_files(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    """lm_eval passes a task's metadata to the loader of its data. Local files ignore it."""
     assert own_task(tmp_path, GOOD, metadata=metadata, **PARITY).documents("train").to_list() == GOOD["train"]
 
 
@@ -123,8 +123,8 @@ def example_refusal(task: HarnessTask, document: Row) -> str:
     return str(caught.value)
 
 
-def test_row_without_a_column_is_named(tmp_path: Path) -> None:
-    """A row that lacks what a template reads is named with its number, the column and the columns there are."""
+def test_a_row_without_a_column_is_refused_by_number(tmp_path: Path) -> None:
+    """If a row lacks a column of the template, the message names the row number, the column and the existing columns."""
     task = own_task(tmp_path, GOOD, **PARITY)
     message = example_refusal(task, {"quastion": "a", "label": 0})
     assert message.startswith("benchmark own, row 7: 'question' is undefined (columns: quastion, label)")
@@ -135,7 +135,7 @@ HINT = "{{question}}{% if hint %} Hint: {{hint}}{% endif %}"
 
 
 def null_refusal(folder: Path, role: str, rows: dict[str, list[Row]], **fields: Any) -> str | None:
-    """Return what is said of the third row of a role, or None where it renders."""
+    """Return the error message for the third row of a role, or None if it can be rendered."""
     task = own_task(folder, rows, **{**PARITY, **fields})
     try:
         task.example(2, task.documents(role)[2], chat=None, aliases="first", split=role)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def hinted(**third: Any) -> dict[str, list[Row]]:
 def test_a_null_that_would_be_printed_is_refused_with_its_line(
     role: str, fields: dict[str, Any], third: Row, column: str | None, tmp_path: Path
 ) -> None:
-    """A null that a question or a choice would show as "None" is refused; a template that handles null is not."""
+    """A null that would be rendered as "None" in a question or choice is refused. A template that handles null is accepted."""
     message = null_refusal(tmp_path, role, hinted(**third), **fields)
     if column is None:
         assert message is None
@@ -192,8 +192,8 @@ def drop_first(docs):
 
 
 @pytest.mark.parametrize(("function", "line"), [("keep_all", " line 3"), ("drop_first", "")])
-def test_the_line_is_given_only_where_it_is_known(function: str, line: str, tmp_path: Path) -> None:
-    """A task's own processing may move rows: then the file is named without a line."""
+def test_the_line_is_given_only_if_it_is_known(function: str, line: str, tmp_path: Path) -> None:
+    """If a task's own processing moves rows, the file is named without a line."""
     (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
     rows = hinted(hint=None)
     rows["train"][3]["hint"] = None
@@ -209,7 +209,7 @@ def test_the_line_is_given_only_where_it_is_known(function: str, line: str, tmp_
 
 @pytest.mark.parametrize(("function", "refused"), [("print_hint", True), ("ask_for_hint", False)])
 def test_a_null_that_a_tasks_processing_prints_is_refused(function: str, refused: bool, tmp_path: Path) -> None:
-    """Python code that formats a null makes "None" of it; code that asks for a value first does not."""
+    """Python code that formats a null as "None" is refused. Code that checks for null first is accepted."""
     (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
     path = write_task(tmp_path, hinted(hint=None), **PARITY)
     path.write_text(path.read_text() + f"process_docs: !function own_code.{function}\n", encoding="utf-8")
@@ -225,8 +225,8 @@ def test_a_null_that_a_tasks_processing_prints_is_refused(function: str, refused
 
 
 @pytest.mark.parametrize("role", ["train", "test"])
-def test_a_row_that_a_tasks_own_code_cannot_take_is_named_with_its_line(role: str, tmp_path: Path) -> None:
-    """lm_eval processes all rows at once; the one with the null is found and named."""
+def test_a_row_that_a_tasks_own_code_cannot_process_is_named_with_its_line(role: str, tmp_path: Path) -> None:
+    """lm_eval processes all rows at once. The row with the null is still found and named."""
     (tmp_path / "own_code.py").write_text(PROCESSING, encoding="utf-8")
     rows = hinted()
     path = write_task(tmp_path, rows, **PARITY)
@@ -245,7 +245,7 @@ def render_first(task: HarnessTask) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_of_another_schema_are_refused(name: str, tmp_path: Path) -> None:
-    """Every catalogued task refuses rows whose columns are renamed, in train as in test, with task and columns named."""
+    """Every catalogued task refuses rows with renamed columns, in train and test. The message names task and columns."""
     strange = [{"x" + column: value for column, value in row.items()} for row in ROWS[name]["train"]]
     scored = "test" if "test" in ROWS[name] else "validation"
     write_rows(tmp_path / name, {**ROWS[name], "train": strange})
@@ -257,8 +257,8 @@ def test_rows_of_another_schema_are_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [("question", None), ("label", {"a": 1}), ("label", 1.5)])
-def test_values_that_no_template_takes(tmp_path: Path, column: str, value: Any) -> None:
-    """A value of a wrong type is refused or has no answer; it never becomes a text to learn."""
+def test_values_of_a_wrong_type_are_refused_or_have_no_continuation(tmp_path: Path, column: str, value: Any) -> None:
+    """A value of a wrong type never becomes part of a training text."""
     fields = {**PARITY, "doc_to_text": "question"}
     task = own_task(tmp_path, GOOD, **fields)
     document = {**copy.deepcopy(GOOD["train"][0]), column: value}

@@ -1,4 +1,4 @@
-"""Equal replies give lm_eval's scores, samples and standard errors."""
+"""With equal replies, scores, samples and standard errors equal lm_eval's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OWN_TASKS = {"wiki": WIKI, "last_word": LAST_WORD, "every_choice_metric": EVERY_
 
 
 def scored_rows(name: str) -> list[Row]:
-    """Return what is scored: all rows of ROWS, more where a metric needs them, and rows of the tasks written here."""
+    """Return the scored rows: those of ROWS, more if a metric needs them, or those of a task defined in this file."""
     if name in OWN_TASKS:
         column = "page" if name == "wiki" else "text"
         return [{column: text, "label": place % 3} for place, text in enumerate(TEXTS)]
@@ -103,23 +103,23 @@ def assert_equal_to_lm_eval(task: HarnessTask, lm_evals: Any, answer: Answer, ch
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OWN_TASKS])
-def test_scores_and_samples_are_lm_evals(name: str, tmp_path: Path) -> None:
-    """A tiny model's replies give lm_eval's metrics to the last digit, and its sample dicts, hashes and all."""
+def test_scores_and_samples_equal_lm_evals(name: str, tmp_path: Path) -> None:
+    """On a tiny model's replies, metrics equal lm_eval's to the last digit, and so do the sample dicts with their hashes."""
     answer = Scorer(model=tiny_model(), max_new_tokens=8).reply
     score = assert_equal_to_lm_eval(*scored_task(tmp_path, name), answer)
     assert all(isinstance(value, float) for value in score.metrics.values())
 
 
 @pytest.mark.parametrize("name", ["nq_open", "winogrande", "arc_easy", "wiki"])
-def test_scores_under_a_chat_template_are_lm_evals(name: str, tmp_path: Path) -> None:
-    """lm_eval runs a model with apply_chat_template, and reaches the same scores."""
+def test_scores_with_a_chat_template_equal_lm_evals(name: str, tmp_path: Path) -> None:
+    """The scores equal those of lm_eval with apply_chat_template."""
     model = tiny_model(chat=True)
     answer = Scorer(model=model, max_new_tokens=8).reply
     assert_equal_to_lm_eval(*scored_task(tmp_path, name), answer, model.text.render_chat)
 
 
-def test_another_model_gets_another_score(tmp_path: Path) -> None:
-    """The comparison above can fail: another model's replies give other metrics and samples."""
+def test_another_model_gets_other_scores(tmp_path: Path) -> None:
+    """Negative control of the tests above: another model's replies give other metrics and samples."""
     task, _ = scored_task(tmp_path, "wiki")
     scores = [our_score(task, Scorer(model=tiny_model(seed=seed)).reply) for seed in (0, 1)]
     assert scores[0].metrics.keys() == scores[1].metrics.keys()
@@ -142,17 +142,17 @@ def test_another_model_gets_another_score(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_written_answers_are_filtered_and_counted_as_by_lm_eval(
+def test_generated_answers_are_filtered_and_scored_as_in_lm_eval(
     name: str, written: list[str], metrics: dict[str, float], tmp_path: Path
 ) -> None:
-    """Filters and multiple right answers: known replies reach the known score, here and in lm_eval."""
+    """With filters and several right answers, known replies give the known score, here and in lm_eval."""
     score = assert_equal_to_lm_eval(*scored_task(tmp_path, name), lambda requests: list(written[: len(requests)]))
     assert score.metrics == metrics
 
 
 @pytest.mark.parametrize("name", ["cola", "mrpc", "openbookqa", "every_choice_metric"])
-def test_ties_and_extremes_are_counted_as_by_lm_eval(name: str, tmp_path: Path) -> None:
-    """Equal log-likelihoods, zeros and minus infinity are decided as lm_eval decides."""
+def test_ties_and_extremes_are_scored_as_in_lm_eval(name: str, tmp_path: Path) -> None:
+    """Equal log-likelihoods, zeros and minus infinity give the same scores as in lm_eval."""
 
     def answer(requests: Sequence[Request]) -> list[Reply]:
         draw = random.Random(1)
@@ -162,13 +162,13 @@ def test_ties_and_extremes_are_counted_as_by_lm_eval(name: str, tmp_path: Path) 
 
 
 def random_choices(requests: Sequence[Request]) -> list[Reply]:
-    """Reply at random, with " no" a little less likely."""
+    """Return random replies in which " no" is slightly less likely."""
     draw = random.Random(2)
     return [(-draw.random() - (0.3 if request.continuation == " no" else 0.0), False) for request in requests]
 
 
-def test_standard_error_of_a_mean_is_lm_evals(tmp_path: Path) -> None:
-    """acc and acc_norm get lm_eval's closed form."""
+def test_standard_error_of_a_mean_equals_lm_evals(tmp_path: Path) -> None:
+    """The standard errors of acc and acc_norm are lm_eval's closed form."""
     task, lm_evals = scored_task(tmp_path, "openbookqa")
     score = our_score(task, random_choices, errors=True)
     results = evaluate(lm=RepliesLM(random_choices), task_dict={"openbookqa": lm_evals}, bootstrap_iters=1)["results"]
@@ -177,14 +177,14 @@ def test_standard_error_of_a_mean_is_lm_evals(tmp_path: Path) -> None:
 
 
 def matthews(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Write Matthews' correlation of each row of draws from its definition."""
+    """Return Matthews' correlation of each row of draws, computed from its definition."""
     numerator = (gold * predicted).mean(1) - gold.mean(1) * predicted.mean(1)
     spread = gold.std(1) * predicted.std(1)
     return np.where(spread == 0, 0.0, numerator / np.where(spread == 0, 1.0, spread))
 
 
-def test_standard_error_of_a_correlation_is_its_bootstrap(tmp_path: Path) -> None:
-    """mcc's standard error is the same at every call, and near that of another bootstrap with another generator."""
+def test_standard_error_of_a_correlation_is_a_bootstrap(tmp_path: Path) -> None:
+    """mcc's standard error is the same at every call, and close to that of another bootstrap with another generator."""
     task, _ = scored_task(tmp_path, "cola")
     score, again = (our_score(task, random_choices, errors=True) for _ in range(2))
     assert score == again
@@ -198,8 +198,8 @@ def test_standard_error_of_a_correlation_is_its_bootstrap(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn, of one document
-def test_standard_errors_and_samples_are_made_on_demand(tmp_path: Path) -> None:
-    """Validation asks for neither: no bootstrap, no samples, the same metrics."""
+def test_standard_errors_and_samples_are_computed_on_request(tmp_path: Path) -> None:
+    """Validation requests neither of them: no bootstrap, no samples, the same metrics."""
     task, _ = scored_task(tmp_path, "cola")
     example = task.example(0, task.documents("train")[0], chat=None, aliases="first")
     replies: list[Reply] = [(-1.0, False), (-2.0, False)]
@@ -207,20 +207,20 @@ def test_standard_errors_and_samples_are_made_on_demand(tmp_path: Path) -> None:
     assert bare.stderrs == {"mcc,none": None}
     assert bare.samples == ()
     alone = task.score([example], [replies], errors=True, samples=False)
-    assert alone.stderrs == {"mcc,none": None}  # one document has no spread
+    assert alone.stderrs == {"mcc,none": None}  # the standard deviation of one document is undefined
     assert from_plain(Score, to_plain(bare)) == bare
 
 
 def test_every_request_needs_a_reply(tmp_path: Path) -> None:
-    """A reply too few is our own mistake and stops at once."""
+    """A missing reply is an error in our own code, so it raises an exception."""
     task, _ = scored_task(tmp_path, "cola")
     example = task.example(0, task.documents("train")[0], chat=None, aliases="first")
     with pytest.raises(ValueError, match="zip"):
         task.score([example], [[(-1.0, False)]], errors=False, samples=False)
 
 
-def test_described_task_names_version_and_fields(tmp_path: Path) -> None:
-    """A record says which version and fields of the task were scored, as plain values and without data."""
+def test_the_description_of_a_task_has_its_version_and_fields(tmp_path: Path) -> None:
+    """A record holds the version and fields of the scored task, as plain values and without data."""
     task, lm_evals = scored_task(tmp_path, "cola")
     described, config = task.lm_eval_config(), lm_evals.dump_config()
     assert described["version"] == lm_evals.VERSION

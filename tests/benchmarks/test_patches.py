@@ -1,4 +1,4 @@
-"""lm_eval and `datasets` are the same after an import of ours, after a task was opened, and after its rows were scored."""
+"""Importing our package, opening a task and scoring its rows leave lm_eval and `datasets` unpatched."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def process(documents):
 
 
 def library_state() -> dict[str, Any]:
-    """Return what a replacement would change: every function and class of lm_eval and `datasets`, and their switches."""
+    """Return everything a patch could change: the functions, classes and flags of lm_eval and `datasets`."""
     return dict(_state()) | {"caching": datasets.is_caching_enabled()}
 
 
@@ -52,13 +52,13 @@ def _state() -> Iterator[tuple[str, Any]]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the names whose value is another object; names of modules that were imported meanwhile are new and do not count."""
+    """Return the names whose value is another object. Names of modules imported in the meantime are ignored."""
     instance = {key for key in after if key.startswith("env.")}
     return sorted(key for key in before.keys() | instance if before.get(key) is not after.get(key))
 
 
-def test_an_import_replaces_nothing() -> None:
-    """The first import of ours in a process leaves every function and class of the two libraries in place."""
+def test_importing_the_package_patches_nothing() -> None:
+    """The first import of our package in a process replaces no function or class of the two libraries."""
     probe = (
         "import sys, inspect, datasets, datasets.data_files, lm_eval.api.task, lm_eval.evaluator, lm_eval.tasks\n"
         "from collections.abc import Iterator\nfrom typing import Any\nfrom lm_eval import utils as lm_eval_utils\n"
@@ -75,7 +75,7 @@ def test_an_import_replaces_nothing() -> None:
 
 
 def write_functions_task(folder: Path) -> Path:
-    """Write a task whose rows a function of its own generates, maps and shuffles, and a second function processes."""
+    """Write a task with a function that generates, maps and shuffles its rows, and a second one that processes them."""
     path = write_task(folder, {"train": [], "test": []}, **PARITY, dataset_path=None)
     (folder / "loader.py").write_text(LOADER, encoding="utf-8")
     tags = "custom_dataset: !function loader.load\nprocess_docs: !function loader.process\n"
@@ -84,8 +84,8 @@ def write_functions_task(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["functions", "json", "folder"])
-def test_opening_rendering_and_scoring_replace_nothing(kind: str, tmp_path: Path) -> None:
-    """Every replacement is undone: after rows are loaded, after they are rendered, and after replies are scored."""
+def test_opening_rendering_and_scoring_leave_no_patches(kind: str, tmp_path: Path) -> None:
+    """Every patch is removed after rows are loaded, after they are rendered, and after replies are scored."""
     rows = {"train": numbers(4), "test": numbers(4, 4)}
     if kind == "functions":
         path = write_functions_task(tmp_path)
@@ -105,8 +105,8 @@ def test_opening_rendering_and_scoring_replace_nothing(kind: str, tmp_path: Path
     assert changed(before, library_state()) == []
 
 
-def test_a_replacement_is_seen() -> None:
-    """The comparison above can fail: inside their blocks the replacements are found, and an error in a block undoes them too."""
+def test_a_patch_is_detected() -> None:
+    """Negative control: patches are found inside their `with` blocks. They are also removed after an exception."""
     before = library_state()
     with templates_compiled_once():
         assert changed(before, library_state()) == ["env.from_string"]
@@ -122,7 +122,7 @@ def test_a_replacement_is_seen() -> None:
 
 
 def test_rows_that_a_function_shuffled_keep_their_order(tmp_path: Path) -> None:
-    """A data set that is put into memory keeps the selection and the order that the task's function gave it."""
+    """A data set that is copied to memory keeps the selection and order that the task's function gave it."""
     task = HarnessTask(write_functions_task(tmp_path))
     expected = datasets.Dataset.from_dict({"number": list(range(8))}).shuffle(seed=0)["number"]
     questions = [row["question"] for role in ("train", "test") for row in task.documents(role)]  # type: ignore[arg-type]

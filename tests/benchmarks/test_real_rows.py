@@ -1,4 +1,4 @@
-"""Real rows of real benchmarks go through the same door as everything else."""
+"""Real rows of real benchmarks are loaded with the same code as all other rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_real_rows_split_cleanly_and_render_as_they_are_scored(task: str) -> Non
         return
     harness = HarnessTask(find_task_file(task), DATA)
     splits = make_splits(harness, caps=Caps(train=200, validation=50, test=50), seed=0, protocol="clean", chat=None)
-    learned = {example.request_texts for example in splits.train}
-    assert not learned & {example.request_texts for example in (*splits.validation, *splits.test)}
+    trained_on = {example.request_texts for example in splits.train}
+    assert not trained_on & {example.request_texts for example in (*splits.validation, *splits.test)}
     for example in splits.train:
         assert example.continuation
         scored = {request.context + request.continuation for request in example.requests}

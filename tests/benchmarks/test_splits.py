@@ -1,4 +1,4 @@
-"""Splits follow the published rule to the row, and under "clean" no scored question is learned."""
+"""Splits contain exactly the rows of the published rule. With "clean", no scored question is trained on."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def questions(examples: Sequence[Example]) -> list[str]:
 
 
 def cap(rows: np.ndarray, most: int, seed: int) -> list[int]:
-    """Keep the first ``most`` of a fresh permutation; fewer rows stay, in their order."""
+    """Keep the first ``most`` rows of a new permutation. If there are not more, keep all rows in their order."""
     return list(rows if len(rows) <= most else rows[np.random.RandomState(seed).permutation(len(rows))[:most]])
 
 
 def published_rows(sizes: dict[str, int], caps: Caps, seed: int) -> tuple[list[int], list[int], list[int]]:
-    """Write the published rule down once more."""
+    """Return the rows of the published rule, implemented a second time."""
     if len(sizes) == 3:
         train, validation, test = (np.arange(sizes[role]) for role in ROLES)
     else:
@@ -70,11 +70,11 @@ CAPS = st.builds(Caps, train=st.integers(1, 60), validation=st.integers(1, 12), 
 
 @few
 @given(kind=st.sampled_from(sorted(OWN_SPLITS)), sizes=SIZES, caps=CAPS, seed=st.integers(0, 2**32 - 1))
-def test_rows_are_those_of_the_published_rule(kind: str, sizes: tuple[int, ...], caps: Caps, seed: int, tmp_path: Path) -> None:
-    """Own splits where there are three, else 80/20 of a seeded permutation; then caps: row by row, in order, for any size."""
+def test_splits_follow_the_published_rule(kind: str, sizes: tuple[int, ...], caps: Caps, seed: int, tmp_path: Path) -> None:
+    """Tasks with three splits keep them. Otherwise a seeded permutation is split 80/20. Caps are applied after that."""
     task = sized_task(tmp_path, sizes, kind)
     expected = published_rows(sizes_of(kind, sizes), caps, seed)
-    for protocol in PROTOCOLS:  # with distinct questions the two protocols agree
+    for protocol in PROTOCOLS:  # With distinct questions the two protocols agree.
         splits = split(task, protocol, seed, caps)
         assert (rows_of(splits.train), rows_of(splits.validation), rows_of(splits.test)) == expected
         assert splits.carved == (kind != "three")
@@ -82,7 +82,7 @@ def test_rows_are_those_of_the_published_rule(kind: str, sizes: tuple[int, ...],
 
 
 def test_published_rule_in_numbers(tmp_path: Path) -> None:
-    """The rule with seed 0 on ten and three rows, as NumPy's legacy generator has given it since 2011."""
+    """Expected rows for seed 0 on ten and three rows, from NumPy's legacy generator, which is stable since 2011."""
     splits = split(sized_task(tmp_path, (10, 3), "no validation"))
     assert (rows_of(splits.train), rows_of(splits.validation)) == ([2, 8, 4, 9, 1, 6, 7, 3], [0, 5])
     assert rows_of(splits.test) == [0, 1, 2]
@@ -90,8 +90,8 @@ def test_published_rule_in_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(OWN_SPLITS))
-def test_a_row_is_the_document_at_its_place(kind: str, tmp_path: Path) -> None:
-    """An example's row number leads back to its document in the split that it came from."""
+def test_a_row_number_is_the_position_of_its_document(kind: str, tmp_path: Path) -> None:
+    """An example's row number is the index of its document in the split it comes from."""
     task = sized_task(tmp_path, (20, 5, 5), kind)
     splits = split(task, caps=Caps(train=9, validation=3, test=4), seed=5)
     source = "validation" if kind == "three" else "train"
@@ -101,8 +101,8 @@ def test_a_row_is_the_document_at_its_place(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no validation", "no test"])
-def test_seed_decides_the_cut(kind: str, tmp_path: Path) -> None:
-    """Equal seeds give equal splits, another seed another cut of the same rows; the test rows stay."""
+def test_the_seed_determines_the_split(kind: str, tmp_path: Path) -> None:
+    """Equal seeds give equal splits. Another seed splits the same rows differently. The test rows are unchanged."""
     task = sized_task(tmp_path, (40, 10), kind)
     first, again, other = split(task, seed=1), split(task, seed=1), split(task, seed=2)
     assert first == again
@@ -112,8 +112,8 @@ def test_seed_decides_the_cut(kind: str, tmp_path: Path) -> None:
     assert first.test == other.test
 
 
-def test_seed_does_not_touch_own_splits_under_their_caps(tmp_path: Path) -> None:
-    """Three splits of the task's own are taken whole and in order, whatever the seed."""
+def test_the_seed_does_not_change_own_splits_below_their_caps(tmp_path: Path) -> None:
+    """If the task has three splits, all their rows are used in order, for any seed."""
     task = sized_task(tmp_path, (12, 4, 5))
     assert split(task, seed=1) == split(task, seed=2)
     assert rows_of(split(task, seed=1).train) == list(range(12))
@@ -131,7 +131,7 @@ def expected_clean(train: list[str], validation: list[str], test: list[str]) -> 
 @few
 @given(kind=st.sampled_from(sorted(OWN_SPLITS)), drawn=RECURRING, caps=CAPS, seed=st.integers(0, 9))
 def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...], caps: Caps, seed: int, tmp_path: Path) -> None:
-    """Whatever recurs, "clean" learns no question of validation or test, chooses by none of test, and counts what it drops."""
+    """ "clean" removes test questions from train and validation, and validation questions from train. It counts them."""
     rows = {role: [numbers(1, number)[0] for number in some] for role, some in zip(OWN_SPLITS[kind], drawn, strict=False)}
     task = own_task(tmp_path, rows, **PARITY)
     sizes = {role: len(some) for role, some in rows.items()}
@@ -141,19 +141,19 @@ def test_clean_splits_share_no_question(kind: str, drawn: tuple[list[int], ...],
     published = split(task, "published", seed, caps)
     assert [questions(published.train), questions(published.validation), questions(published.test)] == [train, validation, test]
     assert published.dropped_from_train == published.dropped_from_validation == 0
-    learned, kept = expected_clean(train, validation, test)
-    if not learned or not kept:
+    trained_on, kept = expected_clean(train, validation, test)
+    if not trained_on or not kept:
         with pytest.raises(BenchmarkError, match="split has no rows"):
             split(task, "clean", seed, caps)
         return
     clean = split(task, "clean", seed, caps)
-    assert [questions(clean.train), questions(clean.validation), questions(clean.test)] == [learned, kept, test]
-    dropped = (len(train) - len(learned), len(validation) - len(kept))
+    assert [questions(clean.train), questions(clean.validation), questions(clean.test)] == [trained_on, kept, test]
+    dropped = (len(train) - len(trained_on), len(validation) - len(kept))
     assert (clean.dropped_from_train, clean.dropped_from_validation) == dropped
 
 
-def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A question with another label or note is the same question; one with another letter is not. The user is told."""
+def test_recurring_questions_are_found_whatever_their_label_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Label and notes do not distinguish questions. One different character does. A message reports what was dropped."""
     rows = {"train": numbers(6), "validation": numbers(3, 10), "test": numbers(3, 20)}
     same, other, third = rows["test"]
     rows["train"] += [{**same, "label": 1 - same["label"], "note": "x"}, {**other, "question": other["question"] + " "}]
@@ -170,7 +170,7 @@ def test_what_recurs_is_the_question_whatever_its_label_and_notes(tmp_path: Path
 
 @pytest.mark.parametrize("label", [7, -1, None])
 def test_training_rows_without_a_usable_answer_are_counted(label: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A label that is no choice cannot be learned from: the row leaves train, and the user is told."""
+    """Rows whose label is not a choice are removed from train, and a message reports it."""
     rows = {role: numbers(4, first) for role, first in zip(ROLES, (0, 10, 20), strict=True)}
     rows["train"].append({"question": "train?", "label": label, "note": "n"})
     task = own_task(tmp_path, rows, **PARITY)
@@ -229,10 +229,10 @@ def written(count: int, first: int) -> list[dict[str, Any]]:
     ],
 )
 @pytest.mark.parametrize("role", ["validation", "test"])
-def test_scored_rows_without_a_label_refuse(
+def test_scored_rows_without_a_label_are_refused(
     role: str, fields: dict[str, Any], bad: dict[str, Any], protocol: SplitProtocol, tmp_path: Path
 ) -> None:
-    """Hidden labels would count every answer as wrong: such a split is refused, with the first row's file and line."""
+    """With hidden labels every answer would be wrong. Such a split is refused with file and line of its first row."""
     make = numbers if "label" in fields["doc_to_target"] else written
     rows = {name: make(4, first) for name, first in zip(ROLES, (0, 10, 20), strict=True)}
     assert split(own_task(tmp_path, rows, **fields), protocol).without_answer == 0
@@ -244,8 +244,8 @@ def test_scored_rows_without_a_label_refuse(
     assert f"the first is {role} row 2 ({tmp_path / 'own' / role}.jsonl line 3)." in message
 
 
-def test_validation_rows_cut_from_train_are_counted_as_training_rows(tmp_path: Path) -> None:
-    """Where validation comes out of the training rows, those without an answer leave it and are counted."""
+def test_unusable_validation_rows_from_train_are_counted_as_training_rows(tmp_path: Path) -> None:
+    """If validation is split from the training rows, rows without an answer are removed from it and counted."""
     rows = {"train": numbers(20), "test": numbers(4, 50)}
     for row in (0, 5, 13):
         rows["train"][row]["label"] = -1
@@ -262,8 +262,8 @@ def medmcqa(folder: Path, validation: int) -> HarnessTask:
     return HarnessTask(find_task_file("medmcqa"), folder)
 
 
-def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its validation split is its test split: "published" keeps that and warns, "clean" cuts validation from train."""
+def test_medmcqa_validates_on_test_rows_only_with_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its validation split is its test split. "published" keeps that with a warning. "clean" splits validation from train."""
     task, caps = medmcqa(tmp_path, 9), Caps(validation=3)
     published = split(task, "published", caps=caps)
     assert rows_of(published.train) == list(range(20))
@@ -288,13 +288,13 @@ def test_medmcqa_chooses_on_test_rows_only_as_published(tmp_path: Path, caplog: 
     [((4, 3), "no validation", "validation"), ((1, 3), "no test", "train")],
 )
 def test_empty_splits_are_refused(sizes: tuple[int, ...], kind: str, role: str, tmp_path: Path) -> None:
-    """Too few rows to cut leave a split empty; the split is named."""
+    """Too few rows leave a split empty. The message names the split."""
     with pytest.raises(BenchmarkError, match=f"benchmark own: the {role} split has no rows"):
         split(sized_task(tmp_path, sizes, kind))
 
 
-def test_a_split_that_only_recurs_is_refused_under_clean_only(tmp_path: Path) -> None:
-    """Where every validation row is a test row nothing is left to choose by; the published protocol is named as a way out."""
+def test_a_split_of_recurring_questions_is_refused_with_clean_only(tmp_path: Path) -> None:
+    """If every validation row is a test row, validation is empty. The message names the published protocol as a remedy."""
     task = own_task(tmp_path, {"train": numbers(5), "validation": numbers(2, 10), "test": numbers(2, 10)}, **PARITY)
     with pytest.raises(BenchmarkError, match=r"the validation split has no rows.*--split_protocol published"):
         split(task)
@@ -303,16 +303,16 @@ def test_a_split_that_only_recurs_is_refused_under_clean_only(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_caps_must_be_positive(name: str) -> None:
-    """A cap of nothing is refused with its flag."""
+    """A cap of zero is refused with its flag."""
     with pytest.raises(UsageError, match=r"dataset_param\.max_num_(train|valid|test) must be at least 1, got 0"):
         Caps(**{name: 0})
     assert (Caps().train, Caps().validation, Caps().test) == (50_000, 1_000, 10_000)
 
 
-@pytest.mark.parametrize(("protocol", "learned"), [("clean", " 12"), ("published", " 12 twelve a dozen")])
-def test_published_learns_all_aliases(protocol: SplitProtocol, learned: str, tmp_path: Path) -> None:
-    """Of several right answers the published runs learned all, joined by spaces; clean learns the first."""
+@pytest.mark.parametrize(("protocol", "trained_on"), [("clean", " 12"), ("published", " 12 twelve a dozen")])
+def test_only_the_published_protocol_trains_on_all_aliases(protocol: SplitProtocol, trained_on: str, tmp_path: Path) -> None:
+    """ "published" trains on all aliases joined by spaces. "clean" trains on the first."""
     train = [{**ROWS["nq_open"]["train"][1], "question": f"question {number}"} for number in range(5)]
     write_rows(tmp_path / "nq_open", {"train": train, "validation": ROWS["nq_open"]["validation"]})
     splits = split(HarnessTask(find_task_file("nq_open"), tmp_path), protocol)
-    assert {example.continuation for example in splits.train} == {learned}
+    assert {example.continuation for example in splits.train} == {trained_on}

@@ -1,4 +1,4 @@
-"""A task's file is found by name as lm_eval finds it, without lm_eval's task index."""
+"""A task's file is found by name, as in lm_eval, but without building lm_eval's task index."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def refusal(name: str, include_path: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_catalogued_tasks_are_where_the_catalogue_says(name: str) -> None:
-    """A catalogued name needs no search and gives the file that defines that very task."""
+def test_catalogued_tasks_are_at_the_path_of_the_catalogue(name: str) -> None:
+    """A catalogued name needs no search. The file at its path defines the task of that name."""
     path = find_task_file(name)
     assert path == lm_eval_tasks_folder() / BENCHMARKS[name].path
     assert load_yaml(path, resolve_func=False)["task"] == name
@@ -45,27 +45,27 @@ def test_catalogued_tasks_are_where_the_catalogue_says(name: str) -> None:
         "mmlu_pro_biology",  # task: "mmlu_pro_biology"
     ],
 )
-def test_other_tasks_are_searched_for(name: str) -> None:
-    """Any task of lm_eval is found, however its file writes the name."""
+def test_other_tasks_are_found_by_search(name: str) -> None:
+    """Any task of lm_eval is found, in whatever form its file gives the name."""
     assert name not in BENCHMARKS
     assert load_yaml(find_task_file(name), resolve_func=False)["task"] == name
 
 
-def test_yaml_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that ends in .yaml or .yml is a file, also relative to the working folder."""
+def test_a_yaml_path_is_used_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that ends in .yaml or .yml is the path of a file. It may be relative to the working directory."""
     path = write_task(tmp_path, RIVAL_ROWS, **PARITY)
     short = path.rename(tmp_path / "own.yml")
     monkeypatch.chdir(tmp_path)
     assert find_task_file(str(short)) == find_task_file("own.yml") == short
 
 
-def test_missing_yaml_file_is_named() -> None:
-    """A YAML path without a file is refused by that path."""
+def test_a_missing_yaml_file_is_refused_by_name() -> None:
+    """If the YAML file does not exist, the message names its path."""
     assert "the file nowhere/own.yaml does not exist" in refusal("nowhere/own.yaml")
 
 
 def test_include_path_comes_first(tmp_path: Path) -> None:
-    """The user's own sst2 hides the catalogued and lm_eval's; other names still lead to lm_eval."""
+    """The user's own sst2 takes precedence over the catalogue and lm_eval. Other names are still found in lm_eval."""
     own = write_task(tmp_path / "deep", RIVAL_ROWS, name="sst2", **PARITY)
     assert find_task_file("sst2", tmp_path) == own
     assert find_task_file("sst2") == lm_eval_tasks_folder() / BENCHMARKS["sst2"].path
@@ -74,7 +74,7 @@ def test_include_path_comes_first(tmp_path: Path) -> None:
 
 
 def test_task_files_written_later_are_found(tmp_path: Path) -> None:
-    """The user's folder is read at every look-up: a session that adds a task goes on."""
+    """The user's folder is read at every look-up, so tasks can be added while a Python session is running."""
     assert "no task 'own'" in refusal("own", tmp_path)
     path = write_task(tmp_path, RIVAL_ROWS, **PARITY)
     assert find_task_file("own", tmp_path) == path
@@ -82,7 +82,7 @@ def test_task_files_written_later_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "nothing"])
 def test_include_path_must_be_a_folder(tmp_path: Path, kind: str) -> None:
-    """A file or nothing in place of the folder is named."""
+    """If include_path is a file or does not exist, the message names it."""
     place = tmp_path / "tasks"
     if kind == "file":
         place.write_text("", encoding="utf-8")
@@ -93,16 +93,16 @@ def test_include_path_must_be_a_folder(tmp_path: Path, kind: str) -> None:
     ("name", "nearest"),
     [("hellaswg", "'hellaswag'"), ("arc_chalenge", "'arc_challenge'"), ("copaa", "'copa'"), ("own_parityy", "'own_parity'")],
 )
-def test_unknown_names_get_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
-    """A slip of the pen is answered with the catalogued, the user's or lm_eval's nearest name."""
+def test_the_message_for_an_unknown_name_suggests_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
+    """For a misspelled name, the message suggests the nearest name of the catalogue, the user or lm_eval."""
     write_task(tmp_path, RIVAL_ROWS, name="own_parity", **PARITY)
     message = refusal(name, tmp_path)
     assert f"lm_eval has no task {name!r}. Did you mean" in message
     assert nearest in message
 
 
-def test_names_near_to_nothing_get_no_guess() -> None:
-    """A name like no other is refused without a guess."""
+def test_names_unlike_any_other_get_no_suggestion() -> None:
+    """A name that is not similar to any other is refused without a suggestion."""
     message = refusal("qqqqzzzz0000")
     assert "lm_eval has no task 'qqqqzzzz0000'. `lm-harmony benchmarks`" in message
 
@@ -118,7 +118,7 @@ def test_names_near_to_nothing_get_no_guess() -> None:
     ],
 )
 def test_groups_and_tags_are_refused_as_such(name: str) -> None:
-    """The name of several tasks is not said to be unknown."""
+    """The message does not say that the name of a group of tasks is unknown."""
     message = refusal(name)
     assert f"{name!r} is a group of lm_eval tasks" in message
     assert "no task" not in message
@@ -126,9 +126,9 @@ def test_groups_and_tags_are_refused_as_such(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "searches"), [("gsm8k", False), ("copa", True)])
 def test_lm_evals_task_index_is_never_built(tmp_path: Path, name: str, searches: bool) -> None:
-    """Finding and loading a catalogued task opens a handful of lm_eval's 14,000 task files; only other names are searched for.
+    """Loading a catalogued task opens only a few of lm_eval's 14,000 task files. Only other names need a search.
 
-    lm_eval.tasks imports its manager on its own; what costs time is the manager's index, which opens them all.
+    lm_eval.tasks always imports its manager. The slow part is the manager's index, which opens all task files.
     """
     rows = {role: items for role, items in ROWS["gsm8k"].items()}
     if searches:

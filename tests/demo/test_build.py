@@ -1,4 +1,4 @@
-"""Building the demo: a tiny build end to end, twice, to the bit; and what ships with the package."""
+"""Building the demo: a tiny build is bitwise reproducible. Also the models and rows that are part of the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lm_harmony.demo.texts import BENCHMARKS, TASKS
 from lm_harmony.models.loading import load_model
 
 LIMIT = 12e6
-"""Bytes that everything shipped may take."""
+"""Largest allowed size in bytes of the demo files in the package."""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_build_is_repeated_to_the_bit(built: Path, tmp_path: Path) -> None:
+def test_a_build_is_bitwise_reproducible(built: Path, tmp_path: Path) -> None:
     build(Flags(out=tmp_path, share=0.01, only=("llama-1", "neox-1"), workers=1))
     assert digests(built) == digests(tmp_path)
     build(Flags(out=tmp_path / "other", seed=1, share=0.01, only=("llama-1",)))
@@ -40,7 +40,7 @@ def test_a_build_is_repeated_to_the_bit(built: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "other")[weights] != digests(built)[weights]
 
 
-def test_a_build_says_what_it_did(built: Path) -> None:
+def test_a_build_reports_its_steps(built: Path) -> None:
     first, *models = [json.loads(line) for line in (built / "build.log").read_text().splitlines()]
     assert first["seed"] == 0 and first["share"] == 0.01
     assert [model["name"] for model in models] == ["llama-1", "neox-1"]
@@ -51,7 +51,7 @@ def test_a_build_says_what_it_did(built: Path) -> None:
     assert f"{plain['parameters']:,} parameters" in (built / "models" / "neox-1" / "README.md").read_text()
 
 
-def test_the_vocabulary_knows_every_word_of_every_row(built: Path) -> None:
+def test_the_vocabulary_has_every_word_of_every_row(built: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built / "models" / "llama-1")
     assert 300 <= len(tokenizer) <= 500
     for task in BENCHMARKS:
@@ -65,7 +65,7 @@ def test_the_vocabulary_knows_every_word_of_every_row(built: Path) -> None:
                     assert not text or tokenizer.decode(ids).strip() == text.strip()
 
 
-def test_eight_models_ship_and_load() -> None:
+def test_the_package_has_eight_models_that_load() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < LIMIT
     assert sorted(folder.name for folder in (SHIPPED / "models").iterdir()) == sorted(MODELS)
     sizes = []
@@ -75,5 +75,5 @@ def test_eight_models_ship_and_load() -> None:
         assert (SHIPPED / "models" / member.name / "README.md").read_text().count(member.name) > 0
         assert model.max_length == 128
     assert sizes == sorted(sizes) and sizes[0] > 1e5 and sizes[-1] < 3e6
-    said = [json.loads(line) for line in (SHIPPED / "build.log").read_text().splitlines()][1:]
-    assert [model["parameters"] for model in said] == sizes
+    logged = [json.loads(line) for line in (SHIPPED / "build.log").read_text().splitlines()][1:]
+    assert [model["parameters"] for model in logged] == sizes

@@ -1,4 +1,4 @@
-"""``lm-harmony demo --fast`` as a user meets it: interrupted in the middle, continued, and shown."""
+"""``lm-harmony demo --fast`` as a user runs it: interrupted, continued, and shown."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
 
 def interrupted(folder: Path) -> str:
-    """Begin the demo in ``folder``, press Ctrl-C once a run is finished, and return what it said."""
+    """Start the demo in ``folder``, press Ctrl-C after a run is finished, and return its output."""
     process = subprocess.Popen(COMMAND, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     results = folder / "results" / "demo"
     deadline = time.monotonic() + 300
     while not list(results.rglob("record.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    return said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    return output
 
 
 def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> None:
-    said = interrupted(tmp_path)
-    assert "stopped by Ctrl-C" in said and "Repeat the command" in said and "Traceback" not in said
+    output = interrupted(tmp_path)
+    assert "stopped by Ctrl-C" in output and "Repeat the command" in output and "Traceback" not in output
     results = tmp_path / "results" / "demo"
     kept = {path: path.read_bytes() for path in results.rglob("record.json")}
     runs = len(FAST_MODELS) * len(FAST_BENCHMARKS)
@@ -51,7 +51,7 @@ def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> Non
     assert len(gains) == runs and sum(gains) / runs > 0.1
 
 
-def test_a_build_that_is_not_there_is_named(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_build_is_refused_by_name(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     assert main(["demo", "--build_dir", str(tmp_path / "nowhere"), "--results_dir", str(tmp_path / "results")]) == 1
-    said = capsys.readouterr().err
-    assert "nowhere" in said and "python -m lm_harmony.demo.build" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "nowhere" in output and "python -m lm_harmony.demo.build" in output and "Traceback" not in output

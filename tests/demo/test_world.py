@@ -1,4 +1,4 @@
-"""The demo's world and questions: everything follows from the seed, and nothing that is tested was told beforehand."""
+"""The demo's world and questions depend only on the seed. No exposure text contains a test question."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rendered(task: HarnessTask, role: str) -> list[Example]:
     return [task.example(number, row, chat=None, aliases="first") for number, row in enumerate(documents)]
 
 
-def test_a_world_and_its_texts_follow_from_the_seed(world: World) -> None:
+def test_the_seed_determines_a_world_and_its_texts(world: World) -> None:
     again = make_world(0)
     assert again == world and make_world(1) != world
     first, second = (list(itertools.islice(plain_texts(one, random.Random(3)), 200)) for one in (world, again))
@@ -52,28 +52,28 @@ def test_the_shipped_rows_are_those_of_seed_0(world: World, tmp_path: Path) -> N
         assert (SHIPPED / "rows" / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
-def test_what_is_frequent_is_drawn_often() -> None:
+def test_frequent_items_are_drawn_more_often() -> None:
     draw = random.Random(0)
     drawn = [often(draw, range(100)) for _ in range(5_000)]
     assert drawn.count(0) > 2 * drawn.count(9) > 4 * drawn.count(90) > 0
 
 
 @pytest.mark.parametrize("kind", ["animals", "kinds", "praise", "blame", "things", "problems"])
-def test_the_halves_share_nothing_and_leave_nothing_out(world: World, kind: str) -> None:
+def test_the_halves_are_disjoint_and_complete(world: World, kind: str) -> None:
     taught, asked = (set(getattr(world.half(half), kind)) for half in ("taught", "asked"))  # type: ignore[arg-type]
     assert not taught & asked and taught | asked == set(getattr(world, kind))
     assert abs(len(taught) - len(asked)) <= 1
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
-def test_splits_share_no_question_and_are_read_as_every_benchmark_is(task: str, opened: Callable[[str], HarnessTask]) -> None:
+def test_splits_share_no_question_and_are_loaded_like_other_benchmarks(task: str, opened: Callable[[str], HarnessTask]) -> None:
     loaded = opened(task)
     examples = {role: rendered(loaded, role) for role in ROLES}
-    asked = {role: {example.request_texts for example in examples[role]} for role in ROLES}
+    questions = {role: {example.request_texts for example in examples[role]} for role in ROLES}
     for role in ROLES:
-        assert len(examples[role]) == len(asked[role]) == SIZES[role]
+        assert len(examples[role]) == len(questions[role]) == SIZES[role]
         assert all(example.continuation is not None and example.continuation.startswith(" ") for example in examples[role])
-    assert not any(asked[one] & asked[other] for one, other in itertools.combinations(ROLES, 2))
+    assert not any(questions[one] & questions[other] for one, other in itertools.combinations(ROLES, 2))
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
@@ -85,24 +85,24 @@ def test_no_exposure_text_is_a_row_that_is_scored(world: World, task: str, opene
     assert not [text for text in seen if text.startswith(tuple(contexts))]
 
 
-def test_rows_of_a_half_come_once_and_end(world: World) -> None:
+def test_each_row_of_a_half_is_generated_once(world: World) -> None:
     rows = [repr(row) for row in rows_of("micro_sums", world, "taught", random.Random(0))]
     assert len(rows) == len(set(rows)) == len(world.half("taught").problems)
 
 
-def test_labels_are_balanced_enough_that_guessing_shows(world: World) -> None:
+def test_labels_are_balanced_so_that_guessing_is_visible(world: World) -> None:
     for task in ("micro_reviews", "micro_entails", "micro_grammar"):
         labels = [row["label"] for row in splits_of(task, world, 0)["test"]]
         assert 0.4 < sum(labels) / len(labels) < 0.6
 
 
-def test_plain_text_holds_no_format(world: World) -> None:
+def test_plain_text_contains_no_question_format(world: World) -> None:
     read = " ".join(itertools.islice(plain_texts(world, random.Random(0)), 3_000)).split()
     for word in ("review", "verdict", "premise", "claim", "follows", "subject", "profile", "gap", "solve", "acceptable"):
         assert word not in read
 
 
-def test_half_of_the_models_are_exposed_each_format_to_two() -> None:
+def test_half_of_the_models_are_exposed_with_two_models_for_each_format() -> None:
     assert tuple(member.name for member in MEMBERS) == MODELS
     exposed = [member.exposed for member in MEMBERS]
     assert sum(bool(tasks) for tasks in exposed) == 4

@@ -17,7 +17,7 @@ REQUIRED = "LM_HARMONY_NEEDS_BROWSER"
 """Environment variable that makes a missing browser a failure instead of a skip, for continuous integration."""
 
 Opened = Any
-"""A page of Playwright; typed as Any because Playwright is optional."""
+"""A page of Playwright. The type is Any because Playwright is optional."""
 
 
 def _without(what: str) -> None:
@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
     except ImportError:
         _without("playwright")
     with sync_playwright() as playwright:
-        # The sandbox needs a user that is not root, which a container may not have.
+        # The sandbox needs a user other than root. A container may have none.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -44,9 +44,9 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Open HTML from a file; fail at the end if a page sent a request or logged an error."""
+    """Open HTML from a file. At the end, fail if a page sent a request or logged an error."""
     contexts: list[Any] = []
-    said: list[str] = []
+    problems: list[str] = []
 
     def opened(text: str, *, state: str = "", watched: bool = True, **context: Any) -> Opened:
         path = tmp_path / "board.html"
@@ -54,9 +54,9 @@ def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         contexts.append(chromium.new_context(**{"viewport": {"width": 1400, "height": 560}, **context}))
         page = contexts[-1].new_page()
         if watched:
-            page.on("console", lambda message: said.append(f"console: {message.text}"))
-            page.on("pageerror", lambda error: said.append(f"error: {error}"))
-            page.on("request", lambda request: said.append(f"request: {request.url}") if _asks(request.url, path) else None)
+            page.on("console", lambda message: problems.append(f"console: {message.text}"))
+            page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+            page.on("request", lambda request: problems.append(f"request: {request.url}") if _asks(request.url, path) else None)
         page.goto(f"{path.as_uri()}{state}")
         page.wait_for_selector("html[data-ready]")
         return page
@@ -64,7 +64,7 @@ def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     yield opened
     for context in contexts:
         context.close()
-    assert not said
+    assert not problems
 
 
 def _asks(url: str, path: Path) -> bool:

@@ -67,7 +67,7 @@ def test_bars_and_screes_show_their_values(board: ScoreMatrix) -> None:
     assert any("trained perplexity" in text for text in _texts(perplexity_bars(perplexity_agreement(board))))
 
 
-def test_pc1_against_size_leaves_out_what_is_not_known(board: ScoreMatrix) -> None:
+def test_pc1_against_size_leaves_out_models_of_unknown_size(board: ScoreMatrix) -> None:
     fitted = components(board.downstream())
     found = scaling(board, fitted)
     figure = pc1_against_size(found, size="params_b")
@@ -76,7 +76,7 @@ def test_pc1_against_size_leaves_out_what_is_not_known(board: ScoreMatrix) -> No
     assert figure.get_size_inches()[0] == COLUMN
 
 
-def test_a_bump_chart_has_ranks_with_their_ranges() -> None:
+def test_a_bump_chart_shows_ranks_with_their_ranges() -> None:
     table = pd.DataFrame({"a": [0.9, 0.89, 0.5], "b": [0.3, 0.6, 0.4]}, index=["x/one", "x/two", "x/three"])
     matrix = matrix_of(table, stderr=0.01)
     texts = _texts(bump(rank_ranges(matrix, "a"), rank_ranges(matrix, "b"), ("A", "B")))
@@ -115,7 +115,7 @@ def test_all_figures_are_drawn_and_the_callers_style_is_unchanged(tmp_path: Path
         assert head.startswith(b"%PDF") if path.suffix == ".pdf" else head == b"\x89PNG\r\n\x1a\n"
 
 
-def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
+def test_names_are_never_parsed_as_markup(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "a/$\\frac{1$", "b_{x", "modèle"]
     table = random_table(4, 2).set_axis(names, axis=0)
     matrix = matrix_of(table, stderr=0.1)

@@ -1,4 +1,4 @@
-"""The page as a file: self-contained, small, and safe for any name; and the command that writes it."""
+"""The page as a file: self-contained, small, and safe for any name. Also the command that writes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATA = page_data(small_board())
 
 
 @given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_json_means_the_same_and_cannot_end_its_element(values: Any) -> None:
+def test_json_keeps_its_values_and_cannot_close_its_element(values: Any) -> None:
     text = json_for_html(values)
     assert json.loads(text) == values
     assert text.isascii() and not set(text) & set("<>&")
@@ -44,10 +44,10 @@ def parts(text: str) -> dict[str, str]:
     return dict(re.findall(r'<script type="[^"]*" id="(\w+)">([^<]*)</script>', text))
 
 
-def test_page_is_closed_and_small() -> None:
+def test_the_page_is_self_contained_and_small() -> None:
     text = page_text(page_data(None, published=True))
     assert len(text.encode()) < 6_000_000
-    # Outside the packed libraries no address is named and nothing is loaded.
+    # Outside the bundled libraries, the page contains no URL and loads nothing.
     own = re.sub(r'<script type="text/plain"[^<]*</script>', "", text)
     assert not re.search(r"https?://|<link[^>]+href=\"(?!data:)|\bsrc=|@import|url\(", own)
     assert "{{" not in own.replace("${{", "")
@@ -69,7 +69,7 @@ def test_equal_boards_give_equal_pages() -> None:
     assert page_text(page_data(small_board())) == page_text(DATA)
 
 
-def test_placeholders_in_names_stay_as_they_are() -> None:
+def test_placeholders_in_names_are_not_replaced() -> None:
     data = page_data(small_board(("{{plotly}}", "{{data}}", "b")))
     assert [model["name"] for model in json.loads(parts(page_text(data))["data"])["models"]] == ["{{plotly}}", "{{data}}", "b"]
 
@@ -92,7 +92,7 @@ def test_data_agrees_with_analysis() -> None:
 
 
 @pytest.mark.parametrize("models", [1, 2])
-def test_tiny_boards_have_a_page_too(models: int) -> None:
+def test_very_small_boards_have_a_page(models: int) -> None:
     data = page_data(small_board(MODELS[:models], ("mnli",)))
     assert data["views"]["trained"]["components"] is None
     assert "no PC1" in data["reference"]
@@ -116,7 +116,7 @@ def test_page_is_written_atomically(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["missing/board.html", "."])
-def test_bad_places_are_named(tmp_path: Path, place: str) -> None:
+def test_paths_that_cannot_be_written_are_named(tmp_path: Path, place: str) -> None:
     with pytest.raises(UsageError, match="Name a file in an existing folder"):
         write_page(DATA, tmp_path / place)
 
@@ -146,8 +146,8 @@ def test_command_reads_tables_and_names_missing_scores(tmp_path: Path, capsys: p
     assert not (tmp_path / "x.html").exists()
 
 
-def test_without_its_libraries_the_page_names_the_pip_line(tmp_path: Path) -> None:
-    # A process in which plotly cannot be found, as where the extra was not installed.
+def test_without_plotly_the_message_gives_the_pip_command(tmp_path: Path) -> None:
+    # A process in which plotly cannot be imported, as if the extra were not installed.
     code = (
         "import sys; from importlib.machinery import PathFinder; found = PathFinder.find_spec\n"
         "PathFinder.find_spec = staticmethod(lambda name, *more: None if name == 'plotly' else found(name, *more))\n"
@@ -159,7 +159,7 @@ def test_without_its_libraries_the_page_names_the_pip_line(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_page_needs_no_engine(tmp_path: Path) -> None:
+def test_the_page_imports_no_engine(tmp_path: Path) -> None:
     code = (
         "import sys; from lm_harmony.cli.main import main; main(['page', '--published', '-o', sys.argv[1]])\n"
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib') if name in sys.modules])"

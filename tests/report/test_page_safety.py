@@ -32,8 +32,8 @@ DATA = page_data(small_board(HOSTILE, (*TASKS[:4], TASK)))
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
-@pytest.mark.parametrize("protected", [True, False], ids=["with policy", "without"])
-def test_hostile_names_show_as_text(open_text: Open, column: Column, protected: bool) -> None:
+@pytest.mark.parametrize("protected", [True, False], ids=["with policy", "without policy"])
+def test_names_with_markup_are_shown_as_text(open_text: Open, column: Column, protected: bool) -> None:
     text = page_text(DATA)
     page = open_text(text if protected else POLICY.sub("", text))
     dialogs: list[str] = []
@@ -44,12 +44,12 @@ def test_hostile_names_show_as_text(open_text: Open, column: Column, protected: 
     assert not dialogs
     assert page.evaluate("document.querySelectorAll('img, b.name, main script').length") == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    # Plotly's texts too.
+    # Texts in Plotly charts are included.
     assert "<b>bold<b> %{x} $y$ ${z}" in page.locator("#chart-bump").inner_text()
 
 
 def everywhere(page: Any) -> None:
-    """Show every name in every place that shows names: table, pins, hints, menus, charts, search, downloads, address."""
+    """Show the names everywhere: in table, pins, tooltips, menus, charts, search, downloads and URL."""
     for model in HOSTILE:
         page.get_by_label(f"Pin {model}", exact=True).first.click()
     page.evaluate("(task) => harmonyBoard.page.set({columns: ['mnli', 'cola', task], view: 'gain', search: '<'})", TASK)
@@ -65,7 +65,7 @@ def everywhere(page: Any) -> None:
     assert page.locator("#compare thead th").all_inner_texts()[1:] != []
 
 
-def test_negative_control_markup_in_names_would_be_seen(open_text: Open) -> None:
+def test_negative_control_markup_in_names_would_be_detected(open_text: Open) -> None:
     """The same page without its policy, and with a cell that interprets text as HTML, runs the injected script."""
     broken = POLICY.sub("", page_text(DATA)).replace("made.textContent = text", "made.innerHTML = text")
     page = open_text(broken, watched=False)

@@ -31,12 +31,12 @@ def head(page: Any, title: str) -> Any:
 
 
 def sort_by(page: Any, title: str, direction: str) -> None:
-    """Click a head and wait until the table is sorted, which is a moment later."""
+    """Click a column header and wait until the table is sorted. Sorting is asynchronous."""
     head(page, title).click()
     page.wait_for_selector(f'#board thead th[aria-sort="{direction}"]:has-text("{title}")')
 
 
-def test_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> None:
+def test_the_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> None:
     page = open_board(DATA)
     expected = components(MATRIX.downstream()).pc1.sort_values(ascending=False)
     ranked = list(expected.index)
@@ -50,14 +50,14 @@ def test_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> N
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "mnli", "corpus:wiki"])
-def test_sorting_puts_blanks_last_both_ways(open_board: Open, column: Column, task: str) -> None:
+def test_sorting_puts_blanks_last_in_both_directions(open_board: Open, column: Column, task: str) -> None:
     page = open_board(DATA)
-    if task == "corpus:wiki":  # a text corpus takes no part in PC1, so it is not chosen at first
+    if task == "corpus:wiki":  # a text corpus is not part of PC1, so it is not selected at first
         page.evaluate("harmonyBoard.page.set({columns: ['gsm8k', 'corpus:wiki']})")
     for times, better_first in ((1, True), (2, False)):
         page.locator(f'th[data-task="{task}"]').click()
         descending = better_first != (task == "corpus:wiki")
-        # The library sorts a moment after the click.
+        # The library sorts asynchronously after the click.
         page.wait_for_selector(f'th[data-task="{task}"][aria-sort="{"descending" if descending else "ascending"}"]')
         shown = numbers(column(page, task))
         known = [value for value in shown if value is not None]
@@ -75,7 +75,7 @@ def test_names_sort_by_alphabet_and_numbers_in_them_by_size(open_board: Open, co
     assert column(page, "model") == [name for _, name in sorted(zip(numbers_as_numbers, MODELS, strict=True))]
 
 
-def test_search_takes_every_word(open_board: Open, column: Column) -> None:
+def test_search_matches_every_word(open_board: Open, column: Column) -> None:
     page = open_board(DATA)
     page.get_by_label("Search models").fill("qwen 7b")
     assert column(page, "model") == ["Qwen/Qwen2.5-7B-Instruct"]
@@ -100,7 +100,7 @@ def test_filters_by_family_kind_and_size(open_board: Open, column: Column) -> No
     assert sorted(column(page, "model")) == ["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-14B", "google/gemma-2-9b"]
     choose("Size", "1 to 3 B")
     assert column(page, "model") == ["Qwen/Qwen2.5-1.5B"]
-    # Ranks are those on the board, not among what is left.
+    # Ranks are those on the board, not those among the filtered models.
     assert column(page, "rank") != ["1"]
     page.get_by_role("button", name="Reset").click()
     assert len(column(page, "model")) == len(MODELS)
@@ -112,8 +112,8 @@ def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[
     """PC1 of selected benchmarks agrees with lm_harmony.analysis."""
     chosen = matrix.subset(benchmarks=tasks)
     values = chosen.scores(preparation).values  # type: ignore[arg-type]
-    whole = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
-    return dict(components(whole, preparation).pc1)  # type: ignore[arg-type]
+    complete = chosen.subset(models=[name for name in chosen.model_names if not values.loc[name].isna().any()])
+    return dict(components(complete, preparation).pc1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("preparation", ["trained", "direct"])
@@ -158,7 +158,7 @@ def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> N
         np.testing.assert_allclose(derived["loadings"], chosen.loadings[1], atol=1e-9)
 
 
-def test_new_models_are_projected_and_change_no_published_one(open_board: Open, column: Column) -> None:
+def test_new_models_are_projected_and_do_not_change_published_models(open_board: Open, column: Column) -> None:
     published, new_models = ScoreMatrix.published(), small_board()
     data = page_data(new_models, published=True)
     page = open_board(data)
@@ -185,7 +185,7 @@ def test_too_few_benchmarks_are_explained(open_board: Open, column: Column, colu
     assert set(column(page, "pc1")) == {""}
 
 
-def test_direct_trained_gain(open_board: Open, column: Column) -> None:
+def test_direct_scores_trained_scores_and_gains_can_be_shown(open_board: Open, column: Column) -> None:
     page = open_board(DATA)
     names = column(page, "model")
     trained = dict(zip(names, numbers(column(page, "mnli")), strict=True))
@@ -201,7 +201,7 @@ def test_direct_trained_gain(open_board: Open, column: Column) -> None:
     page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'corpus:wiki']})")
     before, after = (MATRIX.scores(name).values["corpus:wiki"] for name in ("direct", "trained"))
     shown = dict(zip(column(page, "model"), numbers(column(page, "corpus:wiki")), strict=True))
-    # Fewer bits are a gain.
+    # A decrease in bits per byte is a gain.
     assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
 
 
@@ -238,16 +238,16 @@ def test_standard_errors_and_causes_on_hover(open_board: Open) -> None:
     page = open_board(DATA)
     row, task = MATRIX.model_names.index("local/mine"), MATRIX.benchmark_names.index("mnli")
     page.locator(f'[data-cell="{row} {task}"]').hover()
-    said = page.locator("#hint").inner_text()
+    hint = page.locator("#hint").inner_text()
     for preparation in ("trained", "direct"):
         value = MATRIX.scores(preparation).values.loc["local/mine", "mnli"] * 100
-        assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in said
+        assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in hint
     page.locator(f'[data-cell="{MODELS.index(GAP[0])} {MATRIX.benchmark_names.index(GAP[1])}"]').hover()
     assert f"trained: {CAUSE}" in page.locator("#hint").inner_text()
 
 
-def test_tie_groups_of_the_sorted_column_are_marked(open_board: Open) -> None:
-    # Errors so large that several models share a group.
+def test_tie_groups_are_marked_in_the_sorted_column(open_board: Open) -> None:
+    # Standard errors so large that several models share a group.
     data = page_data(small_board(stderr=0.05))
     page = open_board(data)
     sort_by(page, "MNLI", "descending")
@@ -268,7 +268,7 @@ def test_tie_groups_of_the_sorted_column_are_marked(open_board: Open) -> None:
     assert {place for place in bold if place.endswith(f" {at}")} == tied
 
 
-def test_everything_is_reached_by_keys(open_board: Open, column: Column) -> None:
+def test_every_control_can_be_reached_with_the_keyboard(open_board: Open, column: Column) -> None:
     page = open_board(DATA)
     reached = []
     for _ in range(60):
@@ -287,7 +287,7 @@ def test_everything_is_reached_by_keys(open_board: Open, column: Column) -> None
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    # A score's errors are told to the keyboard as to the mouse.
+    # The standard error of a score is shown on keyboard focus as on hover.
     assert "±" in page.locator("#hint").inner_text()
     page.keyboard.press("Escape")
     assert page.locator("#hint").is_hidden()

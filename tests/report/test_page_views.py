@@ -1,4 +1,4 @@
-"""Charts, downloads, the address, themes and a phone, in a real browser."""
+"""Charts, downloads, the URL, themes and narrow screens, in a real browser."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_charts_agree_with_analysis(open_board: Open) -> None:
     known = {(model["params"], value) for model, value in zip(DATA["models"], pc1, strict=True) if model["params"] and value}
     assert sized == known
     assert "1 of unknown size left out" in note(page, "size")
-    # The gap leaves a model without a rank after training, so without a line.
+    # Because of the gap, one model has no rank after training and no line.
     assert len(traces(page, "bump")) == len(MODELS) - 1
 
 
@@ -94,7 +94,7 @@ def downloaded(page: Any, what: str) -> tuple[str, str]:
     return started.value.suggested_filename, Path(started.value.path()).read_text(encoding="utf-8")
 
 
-def test_table_downloads_as_csv_that_reads_back(open_board: Open, tmp_path: Path) -> None:
+def test_the_table_downloads_as_csv_that_can_be_read_again(open_board: Open, tmp_path: Path) -> None:
     page = open_board(DATA)
     page.get_by_label("Search models").fill("qwen")
     page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'gsm8k', 'cola']})")
@@ -116,12 +116,12 @@ def test_table_downloads_as_csv_that_reads_back(open_board: Open, tmp_path: Path
     page.get_by_role("radio", name="Gain").check(force=True)
     _, gains = downloaded(page, "Table as CSV")
     (tmp_path / "again.csv").write_text(gains, encoding="utf-8")
-    # Gains are no scores, and nothing reads them as such.
+    # Gains are not scores, and a file of gains is not read as scores.
     with pytest.raises(UsageError):
         ScoreMatrix.from_csv(tmp_path / "again.csv")
 
 
-def test_all_scores_download_as_csv_that_reads_back(open_board: Open, tmp_path: Path) -> None:
+def test_all_scores_download_as_csv_that_can_be_read_again(open_board: Open, tmp_path: Path) -> None:
     page = open_board(DATA)
     _, text = downloaded(page, "Scores as CSV")
     (tmp_path / "again.csv").write_text(text, encoding="utf-8")
@@ -133,7 +133,7 @@ def test_all_scores_download_as_csv_that_reads_back(open_board: Open, tmp_path: 
             np.testing.assert_allclose(left, right, atol=1e-12)
 
 
-def test_table_downloads_as_json(open_board: Open) -> None:
+def test_the_table_downloads_as_json(open_board: Open) -> None:
     page = open_board(DATA)
     name, text = downloaded(page, "Table as JSON")
     found = json.loads(text)
@@ -145,7 +145,7 @@ def test_table_downloads_as_json(open_board: Open) -> None:
     assert next(model for model in found["models"] if model["model"] == GAP[0])["scores"]["gsm8k"]["trained"]["score"] is None
 
 
-def test_formulas_are_disarmed_in_csv(open_board: Open) -> None:
+def test_formulas_are_escaped_in_csv(open_board: Open) -> None:
     page = open_board(page_data(small_board(("=1+1", '@x"y', "plain"))))
     _, text = downloaded(page, "Table as CSV")
     assert {row[0] for row in csv.reader(io.StringIO(text))} == {"model", "'=1+1", "'@x\"y", "plain"}
@@ -166,7 +166,7 @@ STATE = {
 }
 
 
-def test_the_address_holds_the_whole_state(open_board: Open) -> None:
+def test_the_url_holds_the_complete_state(open_board: Open) -> None:
     page = open_board(DATA)
     assert "#" not in page.url
     page.evaluate("(state) => harmonyBoard.page.set(state)", STATE)
@@ -177,7 +177,7 @@ def test_the_address_holds_the_whole_state(open_board: Open) -> None:
     assert {key: state[key] for key in STATE} == STATE
     assert again.locator("#board").inner_text() == shown
     assert again.get_by_label("Search models").input_value() == "e b"
-    # Going to another state in an open page works too; so does going back to none.
+    # The state of an open page can also be changed and be removed.
     again.evaluate("location.hash = '#sort=cola:asc'")
     again.wait_for_selector('th[data-task="cola"][aria-sort="ascending"]')
     again.get_by_role("button", name="Reset").click()
@@ -185,7 +185,7 @@ def test_the_address_holds_the_whole_state(open_board: Open) -> None:
     assert "#" not in again.url
 
 
-def test_what_an_address_cannot_mean_is_left_out(open_board: Open, column: Column) -> None:
+def test_invalid_parts_of_the_url_are_ignored(open_board: Open, column: Column) -> None:
     page = open_board(
         DATA, state="#view=future&sort=nothing:up&family=None&column=mnli&column=zzz&pin=%3Cb%3E&page=-3&theme=pink&bump=x"
     )
@@ -209,7 +209,7 @@ def test_themes(open_board: Open, scheme: str, label: str) -> None:
     assert (brightness() > 600) == (scheme == "dark")
     assert f"theme={label.lower()}" in page.url
     drawn(page, "scree")
-    # Charts are drawn in the ink of the theme.
+    # Charts use the text colour of the theme.
     ink = page.evaluate("document.querySelector('#chart-scree .plot').layout.font.color")
     assert ink == page.evaluate("getComputedStyle(document.body).color")
 
@@ -222,13 +222,13 @@ def test_narrow_screens(open_board: Open, width: int) -> None:
         return page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
     assert not overflows()
-    # Names and ranks stay in view while the scores are scrolled, and half of the width is left for scores.
+    # Names and ranks stay visible while the scores are scrolled. Half of the width is left for scores.
     page.locator("#board-region").evaluate("(region) => { region.scrollLeft = 400; }")
     name, frame = (page.locator(selector).first.bounding_box() for selector in ("#board tbody td.model", "#board-region"))
     assert frame["x"] <= name["x"] and name["x"] + name["width"] <= frame["x"] + frame["width"] * 0.62
     for menu in ("Family", "Kind", "Size", "Benchmarks", "Download"):
         page.locator("summary", has_text=menu).click()
-        # A sheet is moved into view a moment after it opens.
+        # A sheet is scrolled into view asynchronously after it opens.
         page.wait_for_function(
             """() => {
                 const { left, right } = document.querySelector("details[open] .sheet").getBoundingClientRect();

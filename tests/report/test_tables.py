@@ -1,4 +1,4 @@
-"""Boards as text: files can be read again, names are escaped, scores are in the metric's unit."""
+"""Boards as text: files can be read again, names are escaped, and scores are in the metric's unit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _printed(table: object, width: int = 400) -> str:
 
 
 @pytest.mark.parametrize("preparation", ["trained", "direct"])
-def test_csv_is_read_again_with_scores_and_gaps(tmp_path: Path, preparation: str) -> None:
+def test_csv_can_be_read_again_with_scores_and_gaps(tmp_path: Path, preparation: str) -> None:
     matrix = small_board()
     path = tmp_path / "board.csv"
     path.write_text(board_csv(own_board(matrix, preparation)), encoding="utf-8")  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def test_csv_is_read_again_with_scores_and_gaps(tmp_path: Path, preparation: str
     assert np.allclose(again.scores(preparation).values, before, atol=1e-6, equal_nan=True)  # type: ignore[arg-type]
 
 
-def test_the_published_board_survives_csv(tmp_path: Path) -> None:
+def test_the_published_board_is_unchanged_by_writing_and_reading_csv(tmp_path: Path) -> None:
     path = tmp_path / "board.csv"
     path.write_text(board_csv(published_board()), encoding="utf-8")
     fitted = own_board(ScoreMatrix.from_csv(path))
@@ -61,7 +61,7 @@ def test_markdown_escapes_names() -> None:
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
-def test_a_terminal_table_says_what_does_not_fit_and_takes_no_markup_from_names() -> None:
+def test_a_terminal_table_reports_hidden_columns_and_ignores_markup_in_names() -> None:
     board = own_board(matrix_of(random_table(3, 9).set_axis(["[red]m[/red]", "n", "o"], axis=0)))
     narrow = _printed(board_table(board, 80), 80)
     assert "of 9 benchmarks do not fit" in narrow and "[red]m[/red]" in narrow
@@ -90,10 +90,10 @@ def scores_of(metric: str, *values: float) -> ScoreMatrix:
         ("chrf,none", 24.6215, "24.62", 1),  # 0 to 100
         ("brier_score,none", 0.61234, "0.6123", 1),  # 0 to 2
         ("word_perplexity,none", 12.345, "12.35", 1),
-        ("rouge_l,none", 31.5, "31.50", 1),  # range not known, but not a fraction
+        ("rouge_l,none", 31.5, "31.50", 1),  # range is not known, but is not a fraction
         ("acc,none", 0.2462, "24.62", 100),
         ("mcc,none", -0.25, "-25.00", 100),
-        ("own_accuracy,none", 0.5, "50.00", 100),  # range not known, and may be a fraction
+        ("own_accuracy,none", 0.5, "50.00", 100),  # range is not known, and may be a fraction
     ],
 )
 def test_only_fractions_are_shown_in_percent(metric: str, score: float, shown: str, factor: int) -> None:
@@ -118,7 +118,7 @@ def test_a_comparison_is_laid_out_in_the_metrics_units() -> None:
     assert "91.03" in text and "+7.65 ± 1.07" in text and "<0.0001 *" in text
 
 
-def test_tables_are_written_and_read_again(tmp_path: Path) -> None:
+def test_tables_can_be_written_and_read_again(tmp_path: Path) -> None:
     made = analyze_matrix(small_board())
     written = write_tables(made, tmp_path)
     assert all(path.is_file() for path in written) and (tmp_path / "summary.md").read_text().startswith("# a small board")
