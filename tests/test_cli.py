@@ -84,7 +84,7 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
         *run_arguments(world, "--eval_before_train", "--results_dir", str(tmp_path), "--train_param.packing"), cwd=world
     )
     assert done.returncode == 0, done.stderr
-    assert "--train_param.packing has no effect: batches are laid out by the engine" in done.stderr
+    assert "--train_param.packing has no effect: the engine packs sequences by itself" in done.stderr
     assert done.stderr.count("epoch 1: loss") == done.stderr.count("epoch 2: loss") == 1 and " of 2 chosen" in done.stderr
     assert "direct" in done.stdout and "train-before-test" in done.stdout and "acc_norm,none" in done.stdout
     record = RunStore(tmp_path / "micro" / "model").record()

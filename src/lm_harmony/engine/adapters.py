@@ -172,6 +172,6 @@ def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: Pef
         return beside
     except ValueError as error:
         raise ModelError(
-            f"model {model.name}: no adapter can be attached: {error} "
+            f"model {model.name}: no adapter can be attached: {str(error).rstrip('.')}. "
             f"Set --peft_config.target_modules to names of its modules, or to all-linear."
         ) from error
