@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Column, Table
 
-from lm_harmony.cli.console import say, show_table
+from lm_harmony.cli.console import say
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
@@ -25,14 +26,15 @@ FIXED = "fixed: loading models, reading rows, writing files."
 def show_plan(plan: Plan, workers: int) -> None:
     """Print the work, the time by phase and term, and the constants of a study, for each model and in total."""
     if plan.models:
-        show_table(_work(plan))
-        say(*_times(plan))
-        show_table(_constants(plan.hardware, decoding="decoding" in plan.phases))
+        console = Console()  # wraps to the width of the terminal, or of COLUMNS in a pipe
+        console.print(_work(plan))
+        console.print(*_times(plan), sep="\n", markup=False, highlight=False)
+        console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
     runs = sum(model.runs for model in plan.models)
     total = f"{runs} runs, {_time(plan.hours)} for one worker"
     if workers > 1:
         total += f", {_time(plan.hours / workers)} for {workers} (if no worker is idle)"
-    say(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.")
+    Console().print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", markup=False, highlight=False)
     say(*(f"not counted: {run}: {cause}" for run, cause in plan.missing.items()))
 
 
