@@ -369,9 +369,7 @@ def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
     model = tiny_model()
     before = logits(model.module)
     with (
-        pytest.raises(
-            ModelError, match=r"tiny-llama.*c_attn.*--peft_config.target_modules to names of its .*, or to all-linear"
-        ),
+        pytest.raises(ModelError, match=r"tiny-llama.*c_attn.*--peft_config.target_modules to names of its .*, or to all-linear"),
         trainable(model, with_lora(Lora(target_modules=("c_attn",))), seed=0),
     ):
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -17,10 +17,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from lm_eval_alone import RepliesLM
 from tiny import ARCHITECTURES, MAX_LENGTH, TEXTS, tiny_model, tiny_tokenizer
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lm_harmony.benchmarks.types import Reply, Request
 from lm_harmony.engine.backends import PACKED, PADDED, Backend
+from lm_harmony.engine.continuous_batching import decode_greedily
 from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import BenchmarkError, ScoreNotFinite
@@ -364,6 +366,35 @@ def test_answers_do_not_change_when_memory_runs_out(out_of_memory: Callable[...,
     assert_same(Scorer(model=model, batch_size=8).reply(mixed_requests()), expected)
     # For each of the three kinds the batch is halved at most twice. The smaller size is then kept.
     assert 3 <= len([rows for rows in calls if rows > 2]) <= 6
+
+
+class MemoryRunsOutWhenCachesAreJoined(TorchFunctionMode):
+    """Fails the first concatenation of two key-value caches along the batch; transformers extends a cache along its tokens."""
+
+    failed = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        rows_are_joined = function is torch.cat and not kwargs and len(args) == 1 and args[0][0].dim() == 4
+        if rows_are_joined and not self.failed:
+            self.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_answer_is_lost_when_memory_runs_out_while_rows_enter_a_running_batch() -> None:
+    model, contexts = tiny_model(), [tuple(range(1, 4 + place)) for place in range(9)]
+
+    def answers() -> dict[int, tuple[int, ...]]:
+        ends = partial(map, lambda written: len(written) > written[0] % 5)  # rows end at different steps, so others enter
+        rows = decode_greedily(model, contexts, batch_size=4, max_new_tokens=8, is_finished=lambda rows: list(ends(rows)))
+        return {row.place: row.written for row in rows}
+
+    with torch.no_grad():
+        expected = answers()
+        with MemoryRunsOutWhenCachesAreJoined() as memory:
+            found = answers()
+    assert memory.failed == 1
+    assert found == expected and sorted(found) == list(range(len(contexts)))
 
 
 @pytest.mark.parametrize(
