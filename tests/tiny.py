@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,16 @@ UNPACKABLE = ("bloom", "falcon", "mamba")
 """Architectures without support for packed rows. They use ALiBi positions or a recurrent state."""
 
 
-@cache
 def tiny_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer. With ``bos`` it adds <|bos|> before every text, as Llama's does."""
+    """Make a byte-level BPE tokenizer. With ``bos`` it adds <|bos|> before every text, as Llama's does.
+
+    Each call returns an object of its own, because lm_eval's HFLM and transformers change the padding side of a tokenizer.
+    """
+    return deepcopy(_trained_tokenizer(bos=bos, chat=chat))
+
+
+@cache
+def _trained_tokenizer(*, bos: bool, chat: bool) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
