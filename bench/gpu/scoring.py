@@ -15,10 +15,10 @@ from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
 from bench.gpu.rows import Bench
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.packed_attention import blocks_of_row
-from lm_harmony.engine.prefix_tree import prefix_tree_row
+from lm_harmony.engine.layout import prefix_tree_layout
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.scoring import Scorer
-from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.engine.sequences import TokenSequence, to_device
 from lm_harmony.models.loading import LanguageModel
 
 PADDED_SEQUENCES = 32
@@ -78,26 +78,26 @@ def _layout(bench: Bench, model: LanguageModel, batches: list[Sequence[TokenSequ
     """Return the time of the layout, which is a part of ``_score_all``, and its counts.
 
     Returns:
-        layout_s is the time of making prefix trees in Python. masks_s is the time of making attention masks on the device.
-        trees is the number of trees, and masked of those with a mask. tokens is the number of computed tokens, and places of
-        those with a label.
+        layout_s is the time of making prefix trees. masks_s is the time of making attention masks on the device.
+        trees is the number of trees, and masked of attention calls with a mask. tokens is the number of computed tokens, and
+        places of those with a label.
     """
     started = time.perf_counter()
-    rows = [prefix_tree_row(batch) for batch in batches]
+    layouts = [prefix_tree_layout(batch) for batch in batches]
     layout = time.perf_counter()
     masked = 0
-    for row in rows:
-        masks = [segment.mask(None, model.module.dtype) for segment in blocks_of_row(row, bench.device)]
-        masked += sum(mask is not None for mask in masks)
-        del masks
+    for one in layouts:
+        attention = PackedAttention(one)
+        attention.place(to_device(bench.device, *attention.arrays))
+        masked += sum(mask is not None for mask in attention.masks(None, model.module.dtype))
     wait(bench.device)
     return {
         "layout_s": layout - started,
         "masks_s": time.perf_counter() - layout,
-        "trees": sum(len(row.trees) for row in rows),
+        "trees": sum(len(one.starts_S) for one in layouts),
         "masked": masked,
-        "tokens": sum(row.tokens for row in rows),
-        "places": sum(len({label.source for labels in row.labels for label in labels}) for row in rows),
+        "tokens": sum(one.tokens for one in layouts),
+        "places": sum(len(set(one.sources_L.tolist())) for one in layouts),
     }
 
 

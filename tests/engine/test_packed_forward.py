@@ -6,11 +6,12 @@ import copy
 import logging
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,15 +23,15 @@ from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.demo.study import SHIPPED
-from lm_harmony.engine import forward as forward_passes
-from lm_harmony.engine import packed_attention as attention
+from lm_harmony.engine import backends
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, LabelLogprobs, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation import generate
+from lm_harmony.engine.layout import Layout, concatenated_layout
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.prefix_tree import PackedRow, PrefixTree, end_by_tokens, prefix_tree_row
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
@@ -191,17 +192,17 @@ def test_gradient_checkpointing_works_with_packed_rows_and_saves_memory(architec
 def test_a_wrong_attention_mask_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: one token attends to one token of another branch."""
     module = model_of("llama").module
-    original = attention.AttentionBlock._attends
+    original = PackedAttention._attends
 
-    def wrong(self: attention.AttentionBlock, window: int | None) -> torch.Tensor | None:
-        attends = original(self, window)
-        if attends is not None and not attends[-1].all():
-            attends[-1, int((~attends[-1]).nonzero()[0])] = True
+    def wrong(self: PackedAttention, index: int, window: int | None) -> torch.Tensor:
+        attends = original(self, index, window)
+        last = attends[0, -1]  # the first tree is the longest, so its last token is no padding
+        last[int((~last).nonzero()[0])] = True
         return attends
 
     with torch.no_grad():
         expected = padded_logprobs(module, questions())
-        monkeypatch.setattr(attention.AttentionBlock, "_attends", wrong)
+        monkeypatch.setattr(PackedAttention, "_attends", wrong)
         assert difference(prefix_tree_logprobs(module, questions()), expected) > 1e-4
 
 
@@ -241,12 +242,13 @@ def test_the_probe_detects_a_missing_sequence_boundary(dtype: str, monkeypatch: 
     model = load_model(str(SHIPPED / "models" / "llama-1"), dtype=dtype)
     assert choose_backend(model).packed
 
-    def without_boundaries(row: PackedRow, device: torch.device) -> list[attention.AttentionBlock]:
-        ids = (*row.shared_prefix, *(token for tree in row.trees for token in tree.ids))
-        all_in_one = PrefixTree(ids=ids, depths=tuple(range(len(ids))), parents=tuple(range(-1, len(ids) - 1)))
-        return [attention.AttentionBlock(all_in_one, start=0, prefix_tokens=0, device=device)]
+    def without_boundaries(sequences: Sequence[TokenSequence]) -> Layout:
+        layout = concatenated_layout(sequences)
+        whole = np.full_like(layout.ends_N, layout.tokens)
+        return replace(layout, starts_S=layout.starts_S[:1], ends_N=whole)
 
-    monkeypatch.setattr(forward_passes, "blocks_of_row", without_boundaries)
+    without = partial(packed_logprobs, arrange=without_boundaries)
+    monkeypatch.setattr(backends, "packed_logprobs", without)
     assert choose_backend(model) is PADDED
 
 
@@ -267,31 +269,6 @@ def test_replies_do_not_depend_on_the_backend(architecture: str) -> None:
     chosen = Scorer(model=model, backend=choose_backend(model)).reply(requests)
     for reply, other in zip(expected, chosen, strict=True):
         assert other == pytest.approx(reply, abs=1e-4)
-
-
-@settings(max_examples=100, deadline=None)
-@given(sequences=prefix_trees())
-def test_each_shared_prefix_is_computed_once(sequences: list[TokenSequence]) -> None:
-    """No tree has duplicate nodes. All label sources are in the row. The row has at most the tokens of all distinct sequences."""
-    row = prefix_tree_row(sequences)
-    for tree in row.trees:
-        assert len(set(zip(tree.parents, tree.ids, strict=True))) == len(tree.ids)
-        assert all(parent < node for node, parent in enumerate(tree.parents))
-    assert row.tokens <= sum(len(sequence.ids) - 1 for sequence in set(sequences))
-    assert all(0 <= label.source < row.tokens for labels in row.labels for label in labels)
-
-
-@settings(max_examples=100, deadline=None)
-@given(sequences=prefix_trees(), size=st.integers(1, 200))
-def test_batches_by_tokens_contain_every_sequence_once(sequences: list[TokenSequence], size: int) -> None:
-    ordered = sorted(sequences, key=lambda sequence: sequence.ids)
-    start, ends = 0, []
-    while start < len(ordered):
-        end = end_by_tokens(ordered, start, size)
-        assert end > start
-        ends.append(end)
-        start = end
-    assert ends[-1] == len(ordered)
 
 
 def test_out_of_memory_halves_the_row(monkeypatch: pytest.MonkeyPatch) -> None:

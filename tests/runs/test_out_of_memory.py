@@ -136,7 +136,7 @@ def test_out_of_memory_while_choosing_a_backend_is_raised(spec: RunSpec, tmp_pat
         model = load_model(spec.model.name, device="cpu")
 
         def refuse(_: torch.nn.Module, args: Any, options: dict[str, Any], error: Exception = error) -> None:
-            if "attention_blocks" in options:
+            if "packed_row" in options:
                 raise error
 
         model.module.model.register_forward_pre_hook(refuse, with_kwargs=True)

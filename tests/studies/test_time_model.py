@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from micro import write_micro
-from tiny import tiny_model, write_tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from operators import Operators, deep_model, training_step
+from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.cli.plan import show_plan
@@ -21,6 +17,8 @@ from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED
 from lm_harmony.engine.continuous_batching import decode_greedily
 from lm_harmony.engine.forward import prefix_tree_logprobs
+from lm_harmony.engine.layout import concatenated_layout
+from lm_harmony.engine.length_groups import MAX_GROUPS
 from lm_harmony.engine.memory import (
     CPU_SCORING_TOKENS,
     GPU_GENERATION_ROWS,
@@ -28,12 +26,11 @@ from lm_harmony.engine.memory import (
     GPU_TRAINING_TOKENS,
     MemoryBudget,
 )
-from lm_harmony.engine.packed_attention import blocks_of_row
-from lm_harmony.engine.prefix_tree import concatenated_row
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import TrainState
-from lm_harmony.engine.training import _backward
+from lm_harmony.engine.training import _backward, micro_batches
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.setup import set_up_run
@@ -100,10 +97,10 @@ def test_operator_counts_equal_the_values_computed_by_hand() -> None:
     assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
     # Without an adapter, each layer has 22 more operators.
     assert training_operators(replace(SIZE, adapted=0), TrainingWork(passes=1)) == 31 + 2 * 126
-    # 2 passes of (33 + 2 layers of 38), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
+    # 2 passes of (33 + 2 layers of 42), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
     scoring = ScoringWork(tokens=0, passes=2, calls=7, masks=3)
-    assert scoring_operators(SIZE, scoring) == 2 * (33 + 76) + 14 + 3 * (10 + 4)
-    assert scoring_operators(replace(SIZE, key_width=8), scoring) == 2 * (33 + 76) + 14 + 3 * 10
+    assert scoring_operators(SIZE, scoring) == 2 * (33 + 84) + 14 + 3 * (10 + 4)
+    assert scoring_operators(replace(SIZE, key_width=8), scoring) == 2 * (33 + 84) + 14 + 3 * 10
     # 1 pass over contexts and 9 steps of (39 + 2 layers of 43).
     assert decoding_operators(SIZE, DecodingWork(passes=1, steps=9)) == 10 * (39 + 86)
 
@@ -122,7 +119,7 @@ def test_training_seconds_equal_the_values_computed_by_hand() -> None:
 
 def test_scoring_seconds_equal_the_values_computed_by_hand() -> None:
     phase = scoring_phase(SIZE, ScoringWork(tokens=50, computed=20, predicted=7, passes=2, calls=7, masks=3, pairs=30), H200)
-    launches = (2 * 109 + 14 + 42) * 1.25 * 9e-6
+    launches = (2 * 117 + 14 + 42) * 1.25 * 9e-6
     assert phase.terms == pytest.approx(
         {
             "launches": launches,
@@ -174,55 +171,10 @@ def test_measured_rates_include_launches_attention_and_python() -> None:
 
 # Counts compared with the engine.
 
-FREE = {"detach", "empty", "empty_like", "lift_fresh", "_unsafe_view", "_local_scalar_dense", "_record_function_enter_new"}
-"""Operators that launch no kernel."""
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that would launch a kernel: all except views and allocations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = Counter[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
-        name = func.overloadpacket.__name__
-        if not views and name not in FREE:
-            self.seen[name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def attention_calls(self) -> int:
-        return sum(count for name, count in self.seen.items() if name.endswith("attention_for_cpu"))
-
-
-def deep_model(architecture: str = "llama", layers: int = 6) -> LanguageModel:
-    """Return a tiny model of several layers in bfloat16."""
-    model = tiny_model(architecture)
-    config = copy.deepcopy(model.module.config)
-    config.num_hidden_layers = layers
-    return replace(model, module=AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
-
 
 def size_in_memory(model: LanguageModel, adapted: int) -> ModelSize:
     """Return a model size with the layers and adapters of ``model``."""
     return replace(SIZE, layers=model.module.config.num_hidden_layers, adapted=adapted, key_width=8)
-
-
-def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> Counter[str]:
-    """Count the operators of the second training step. The first step also creates the optimizer state."""
-    sequences = [TokenSequence(ids=tuple(range(5, 6 + length)), first_label=1, row=length) for length in lengths]
-    with trainable(model, replace(recipe, batch_size=len(lengths), epochs=2), seed=0) as trainee:
-        trainee.module.train()
-        state = TrainState(trainee, sequences, replace(recipe, batch_size=len(lengths), epochs=2), seed=0)
-        for _ in range(2):
-            state.begin_epoch()
-            state.batch = sequences
-            with PACKED.active(model.module), Operators() as operators:
-                state.advance(_backward(state, len(lengths), PACKED)[0])
-    counted: Counter[str] = operators.seen
-    return counted
 
 
 @pytest.mark.parametrize("lengths", [[20, 21, 22, 23, 24, 25, 26, 27], [20] * 8], ids=["eight lengths", "one length"])
@@ -231,7 +183,7 @@ def test_planned_operators_of_a_training_step_are_within_10_percent(lengths: lis
     recipe, linear = {"q, v": (Recipe(), 2), "all linear": (ALL_LINEAR, 7), "all weights": (Recipe(lora=None), 0)}[adapted]
     model = deep_model()
     counted = training_step(model, recipe, lengths).total()
-    training = TrainingWork(steps=1, passes=1, calls=len(set(lengths)))
+    training = TrainingWork(steps=1, passes=1, calls=min(MAX_GROUPS, len(set(lengths))))
     assert training_operators(size_in_memory(model, 6 * linear), training) == pytest.approx(counted, rel=0.1)
 
 
@@ -253,8 +205,8 @@ def test_planned_operators_of_a_scoring_pass_are_within_10_percent(branches: int
     ]
     with torch.no_grad(), PACKED.active(model.module), Operators() as operators:
         prefix_tree_logprobs(model.module, texts)
-    scoring = ScoringWork(tokens=0, passes=1, calls=8, masks=8 if branches > 1 else 0)
-    assert operators.attention_calls == 8 * 6
+    scoring = ScoringWork(tokens=0, passes=1, calls=MAX_GROUPS, masks=MAX_GROUPS if branches > 1 else 0)
+    assert operators.attention_calls == MAX_GROUPS * 6
     assert scoring_operators(size_in_memory(model, 12), scoring) == pytest.approx(operators.seen.total(), rel=0.1)
 
 
@@ -308,14 +260,15 @@ def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> No
                 with backend.active(run.model.module), Operators() as operators:
                     losses, _ = _backward(state, spec.execution.micro_batch, backend)
                 passed, calls = passed + len(losses), calls + operators.attention_calls // 2
-                lengths = [len(one.ids) - 1 for one in state.batch]
-                pairs += sum(sum(range(1, length + 1)) for length in lengths)
+                size, budget = spec.execution.micro_batch, backend.memory_budget.training_tokens
+                for start, stop in micro_batches(state.batch, size, budget, state.regimes):
+                    groups = PackedAttention(concatenated_layout(state.batch[start:stop])).groups
+                    pairs += sum(group.segments * sum(range(1, group.longest + 1)) for group in groups)
                 state.advance(losses)
     assert (load.training.passes, load.training.calls, load.training.pairs) == (passed, calls, pairs)
     assert load.training.passes > load.training.steps == 5
     unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
-    # Only adjacent sequences of equal length share a call.
-    assert len(blocks_of_row(concatenated_row(unequal), torch.device("cpu"))) == 3
+    assert [group.slots for group in PackedAttention(concatenated_layout(unequal)).groups] == [12, 5]
 
 
 def test_the_gpu_plan_uses_the_memory_budget_of_a_gpu(spec: RunSpec) -> None:

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation_settings import GenerationSettings
+from lm_harmony.engine.layout import end_by_tokens
 from lm_harmony.engine.memory import MemoryBudget, memory_budget, recompute_pays
 from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
 from lm_harmony.engine.packed_attention import packed_attention
-from lm_harmony.engine.prefix_tree import end_by_tokens
 from lm_harmony.engine.rope import reset_dynamic_rope
 from lm_harmony.engine.sequences import TokenSequence, end_by_sequences
 from lm_harmony.models.device import is_out_of_memory

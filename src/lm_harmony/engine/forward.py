@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.layout import Layout, concatenated_layout, prefix_tree_layout
 from lm_harmony.engine.lm_head import lm_head_logprobs, lm_head_of
-from lm_harmony.engine.packed_attention import blocks_of_row, packed_attention
-from lm_harmony.engine.prefix_tree import PackedRow, concatenated_row, prefix_tree_row
+from lm_harmony.engine.packed_attention import PackedAttention, packed_attention
 from lm_harmony.engine.recompute import recompute_activations
 from lm_harmony.engine.sequences import TokenSequence, to_device
 
@@ -74,7 +74,7 @@ def packed_logprobs(
     module: PreTrainedModel,
     sequences: Sequence[TokenSequence],
     *,
-    layout: Callable[[Sequence[TokenSequence]], PackedRow] = concatenated_row,
+    arrange: Callable[[Sequence[TokenSequence]], Layout] = concatenated_layout,
     recompute: bool = False,
 ) -> LabelLogprobs:
     """Run ``module`` over one row without padding and return the log-probability of every label.
@@ -82,35 +82,28 @@ def packed_logprobs(
     Args:
         module: a model whose attention layers pass keyword arguments on to the attention function.
         sequences: the sequences of one forward pass.
-        layout: sequences -> row. The default shares nothing, as training needs (each copy has its own dropout).
+        arrange: sequences -> layout of the row. The default shares nothing, as training needs (each copy has its own dropout).
         recompute: keep fewer activations for the backward pass, see ``recompute.recompute_activations``.
     """
-    row, device = layout(sequences), next(module.parameters()).device
-    labels = [label for labels in row.labels for label in labels]
-    sources_L = np.array([label.source for label in labels])
+    layout, device = arrange(sequences), next(module.parameters()).device
+    attention = PackedAttention(layout)
     # The output layer computes each position once and takes the labels in the order of their positions.
-    order_L = sources_L.argsort(kind="stable")
-    sources_U, rows_L = np.unique(sources_L[order_L], return_inverse=True)
-    ids_N, positions_N, chosen_U, tokens_L, head_rows_L, back_L = to_device(
-        device,
-        [*row.shared_prefix, *(token for tree in row.trees for token in tree.ids)],
-        [*range(len(row.shared_prefix)), *(depth for tree in row.trees for depth in tree.depths)],
-        sources_U,
-        np.array([label.token for label in labels])[order_L],
-        rows_L,
-        order_L.argsort(),
+    order_L = layout.sources_L.argsort(kind="stable")
+    sources_U, rows_L = np.unique(layout.sources_L[order_L], return_inverse=True)
+    head = (sources_U, layout.labels_L[order_L], rows_L, order_L.argsort())
+    ids_N, positions_N, chosen_U, labels_L, head_rows_L, back_L, *indices = to_device(
+        device, layout.ids_N, layout.positions_N, *head, *attention.arrays
     )
-    body, blocks = getattr(module, module.base_model_prefix), blocks_of_row(row, device)
+    attention.place(indices)
+    body = getattr(module, module.base_model_prefix)
     with packed_attention(module), recompute_activations() if recompute else nullcontext():
         # use_cache must be off: with a cache, transformers would prepare masks for a row that is continued later.
         hidden_NxD = body(
-            input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, attention_blocks=blocks
-        ).last_hidden_state[0]
-    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_NxD[chosen_U], head_rows_L, tokens_L, rows_L)
-    return LabelLogprobs(
-        logprobs_L=logprobs_L[back_L], greedy_L=greedy_L[back_L], counts=tuple(len(labels) for labels in row.labels)
-    )
+            input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, packed_row=attention
+        ).last_hidden_state.squeeze(0)
+    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_NxD[chosen_U], head_rows_L, labels_L, rows_L)
+    return LabelLogprobs(logprobs_L=logprobs_L[back_L], greedy_L=greedy_L[back_L], counts=layout.counts)
 
 
-prefix_tree_logprobs: Forward = partial(packed_logprobs, layout=prefix_tree_row)
+prefix_tree_logprobs: Forward = partial(packed_logprobs, arrange=prefix_tree_layout)
 """``packed_logprobs`` with every shared beginning computed once, for scoring."""

@@ -16,20 +16,20 @@ TRAINING_ADAPTED = 21
 TRAINING_ALL_WEIGHTS = 22
 """Operators of one layer for the gradients of its own weights, where all weights are trained."""
 TRAINING_CALL = 2
-"""Operators of one attention call in one layer, forward and backward. Adjacent sequences of equal length share a call."""
+"""Operators of one attention call in one layer, forward and backward. Sequences of similar length share a call."""
 TRAINING_PASS = 31
 """Operators of a forward and backward pass outside its layers: input, embedding, output layer, loss."""
 TRAINING_STEP = 12
 """Operators of an optimizer step: norm and clipping of the gradient, AdamW."""
 
-SCORING_LAYER = 38
+SCORING_LAYER = 42
 """Operators of one layer in a forward pass of scoring, without its attention calls."""
 SCORING_CALL = 1
-"""Operators of one attention call in one layer. Each prefix tree is a call; chains of equal length share one."""
+"""Operators of one attention call in one layer. Prefix trees of similar length share a call."""
 SCORING_REPEAT = 2
 """Operators that repeat keys and values for one attention call with a mask in one layer, where heads are grouped."""
 SCORING_MASK = 10
-"""Operators that build the mask of one prefix tree, once for all layers."""
+"""Operators that build the mask of one attention call, once for all layers."""
 SCORING_PASS = 33
 """Operators of a forward pass of scoring outside its layers."""
 
@@ -79,9 +79,9 @@ class TrainingWork:
     passes: int = 0
     """Number of forward and backward passes."""
     calls: int = 0
-    """Attention calls of one layer: one for each group of adjacent sequences of equal length in a pass."""
+    """Attention calls of one layer: one for each group of sequences of similar length in a pass, at most three."""
     pairs: int = 0
-    """Pairs of a query and a key that attention multiplies in one layer: S(S+1)/2 in a sequence of S tokens."""
+    """Pairs of a query and a key that attention multiplies in one layer: S(S+1)/2 in a sequence padded to S tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class ScoringWork:
     calls: int = 0
     """Attention calls of one layer in these passes."""
     masks: int = 0
-    """Attention calls that need a mask: prefix trees with branches, and trees after a shared prefix."""
+    """Attention calls that need a mask: groups of trees with branches, and groups after a shared prefix."""
     pairs: int = 0
     """Pairs of a query and a key that attention multiplies in one layer, masked ones included."""
     decoding: DecodingWork = DecodingWork()

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby
 
-import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
@@ -16,9 +14,9 @@ from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.types import Example, Request
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.generation_settings import GenerationSettings
+from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_tree_layout
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.engine.packed_attention import blocks_of_row
-from lm_harmony.engine.prefix_tree import end_by_tokens, prefix_tree_row
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
 from lm_harmony.engine.train_state import epoch_order
@@ -108,11 +106,12 @@ def _training_work(
         batch = [sequences[place] for place in regimes.order(sequences, order[start : start + batch_size])]
         labels += sum(len(one.ids) - one.first_label for one in batch)
         for first, stop in micro_batches(batch, spec.execution.micro_batch, budget.training_tokens, regimes):
-            lengths = [len(one.ids) - 1 for one in batch[first:stop]]
+            layout = concatenated_layout(batch[first:stop])
+            groups = PackedAttention(layout).groups
             passed += 1
-            tokens += sum(lengths)
-            calls += sum(1 for _ in groupby(lengths))
-            pairs += sum(length * (length + 1) // 2 for length in lengths)
+            tokens += layout.tokens
+            calls += len(groups)
+            pairs += sum(group.pairs for group in groups)
     return TrainingWork(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
 
 
@@ -135,17 +134,16 @@ def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Rec
     computed = predicted = passed = calls = masks = multiplied = start = 0
     while start < len(ordered):
         end = end_of_batch(ordered, start, budget.scoring_tokens)
-        row = prefix_tree_row(ordered[start:end])
-        computed += row.tokens
-        predicted += len({label.source for labels in row.labels for label in labels})
+        layout = prefix_tree_layout(ordered[start:end])
+        groups = PackedAttention(layout).groups
+        computed += layout.tokens
+        predicted += len(set(layout.sources_L.tolist()))
         passed += 1
-        for segment in blocks_of_row(row, torch.device("cpu")):
-            calls += 1
-            if segment.is_chain and not segment.prefix_tokens:  # causal attention does not multiply masked pairs
-                multiplied += segment.copies * segment.size * (segment.size + 1) // 2
-            else:
-                masks += 1
-                multiplied += segment.size * (segment.prefix_tokens + segment.size)
+        calls += len(groups)
+        masks += sum(group.masked(None) for group in groups)
+        multiplied += sum(group.pairs for group in groups)
+        if layout.prefix:  # every other group also attends to the shared prefix
+            multiplied += layout.prefix * sum(group.slots for group in groups[1:])
         start = end
     return ScoringWork(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,

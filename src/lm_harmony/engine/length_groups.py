@@ -1,0 +1,113 @@
+"""Groups of segments of similar length, padded to the longest one of each group, for attention. NumPy only.
+
+Shapes: N tokens of the row, S segments, G segments of a group, M tokens of its longest segment, Q slots of all groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from lm_harmony.engine.layout import Integers, Layout
+
+MAX_GROUPS = 3
+"""Largest number of calls of scaled_dot_product_attention in a layer."""
+GATHER_COST = 128
+"""Cost of a slot apart from attention, in multiples of the cost of one key for one query. An estimate that balances the copies of
+queries, keys and values against the products with padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthGroup:
+    """Segments of similar length, padded to the longest one."""
+
+    segments: int
+    """Number of segments, G."""
+    longest: int
+    """Slots of each segment, M."""
+    deepest: int
+    """Largest position of a token of the group."""
+    causal: bool
+    """Whether attention is plain causal attention: every segment is a single sequence, and there is no shared prefix."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, G x M."""
+        return self.segments * self.longest
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of a query and a key of the segments that the kernel multiplies; plain causal attention skips half."""
+        return self.segments * self.longest * (self.longest + 1) // 2 if self.causal else self.slots * self.longest
+
+    def masked(self, window: int | None) -> bool:
+        """Tell whether attention needs a mask, for layers with a sliding window of so many tokens or None."""
+        return not self.causal or (window is not None and self.deepest >= window)
+
+
+def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
+    """Group the segments of a row by their lengths.
+
+    Returns:
+        The groups; the row index of the token in each slot; the slot of each token; the end of each slot's subtree, counted from
+        the first slot of its segment.
+    """
+    starts_S, sizes_S, chains_S = _with_prefix(layout)
+    own = int(layout.prefix > 0)  # the shared prefix is a group of its own
+    members = [np.arange(own)] if own else []
+    members += [own + part for part in length_groups(sizes_S[own:], most=MAX_GROUPS - own)]
+    groups, slots, ends, back_N, start = [], [], [], np.empty(layout.tokens, dtype=np.int64), 0
+    for number, part in enumerate(members):
+        sizes, longest = sizes_S[part], int(sizes_S[part].max())
+        places_M = np.arange(longest)
+        # Padding repeats the last token of its own segment: its values are finite, and no other token attends to it.
+        slots_GxM = starts_S[part, None] + np.minimum(places_M, sizes[:, None] - 1)
+        is_token_GxM = places_M < sizes[:, None]
+        back_N[slots_GxM[is_token_GxM]] = start + np.flatnonzero(is_token_GxM)
+        ends.append(np.where(is_token_GxM, layout.ends_N[slots_GxM] - starts_S[part, None], longest).ravel())
+        slots.append(slots_GxM.ravel())
+        causal = bool(chains_S[part].all()) and (not layout.prefix or number == 0)
+        deepest = int(layout.positions_N[slots_GxM].max())
+        groups.append(LengthGroup(segments=len(part), longest=longest, deepest=deepest, causal=causal))
+        start += groups[-1].slots
+    return tuple(groups), np.concatenate(slots), back_N, np.concatenate(ends)
+
+
+def length_groups(sizes_S: Integers, *, most: int) -> list[Integers]:
+    """Return the segments of each of at most ``most`` groups, by length, with the least cost of all padded groups.
+
+    The best first groups of every number are known for each length, so adding one group is a minimum over the places of a cut.
+    """
+    lengths, counts = np.unique(sizes_S, return_counts=True)
+    # cost[i, j] of one group of the lengths i to j
+    totals = np.concatenate([[0], counts.cumsum()])
+    members = totals[None, 1:] - totals[:-1, None]
+    cost = np.where(members > 0, members * lengths * (lengths + GATHER_COST), np.iinfo(np.int64).max // 4)
+    best, cuts = cost[0], []
+    for _ in range(min(most, len(lengths)) - 1):
+        added = np.concatenate([[0], best[:-1]])[:, None] + cost
+        cuts.append(added.argmin(axis=0))
+        best = added.min(axis=0)
+    stops, last = [len(lengths)], len(lengths) - 1
+    for cut in reversed(cuts):
+        if last < 0:
+            break
+        stops.append(int(cut[last]))
+        last = stops[-1] - 1
+    bounds = [0, *sorted(stop for stop in set(stops) if stop)]
+    place_S = np.searchsorted(lengths, sizes_S)
+    return [np.flatnonzero((low <= place_S) & (place_S < high)) for low, high in pairwise(bounds)]
+
+
+def _with_prefix(layout: Layout) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
+    """Return (first token, size, whether it is a chain) of each segment; the shared prefix is the first segment, if any."""
+    if not layout.prefix:
+        return layout.starts_S, layout.segment_sizes, layout.chains
+    return (
+        np.concatenate([[0], layout.starts_S]),
+        np.concatenate([[layout.prefix], layout.segment_sizes]),
+        np.concatenate([[True], layout.chains]),
+    )
