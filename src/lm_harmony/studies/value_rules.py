@@ -11,9 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import date
 from textwrap import dedent
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationInfo,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
 from lm_harmony.errors import UsageError, check_flag, check_integer, check_number
@@ -91,7 +102,32 @@ Seed = Annotated[
 
 
 class StudyMapping(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    """A mapping of study.yaml. The docstrings under its fields are their descriptions in the JSON Schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    documented_in: ClassVar[type | None] = None
+    """The class whose docstrings describe the fields; None: the model itself."""
+
+    # pydantic's use_attribute_docstrings reads the source of each class while the module is imported, which takes two seconds.
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        shown = handler(schema)
+        properties = handler.resolve_ref_schema(shown)["properties"]
+        docs = _field_docstrings(cls.documented_in or cls)
+        for name in properties:
+            properties[name]["description"] = docs[name]
+        return shown
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """Return the docstring under each field of a class, in one line."""
+    body = ast.parse(dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        ast.unparse(statement.target): " ".join(str(ast.literal_eval(text.value)).split())
+        for statement, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 def _overrides(kind: type, check: Callable[[str, Any], object], defaults: Mapping[str, Any], **hints: Any) -> type[BaseModel]:
@@ -103,18 +139,12 @@ def _overrides(kind: type, check: Callable[[str, Any], object], defaults: Mappin
         defaults: what the JSON Schema shows as default of each field.
         hints: the fields that can be set, with their types.
     """
-    body = ast.parse(dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {
-        ast.unparse(statement.target): str(ast.literal_eval(text.value))
-        for statement, text in zip(body.body, body.body[1:], strict=False)
-        if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
     known: dict[str, Any] = {
-        name: (Annotated[Any, rule(check, hint)], Field(default=defaults[name], description=" ".join(docs[name].split())))
-        for name, hint in hints.items()
+        name: (Annotated[Any, rule(check, hint)], Field(default=defaults[name])) for name, hint in hints.items()
     }
-    return create_model(kind.__name__, __base__=StudyMapping, __doc__=kind.__doc__, **known)
+    model = create_model(kind.__name__, __base__=StudyMapping, __doc__=kind.__doc__, **known)
+    model.documented_in = kind
+    return model
 
 
 def only_given(model: type[BaseModel]) -> PlainValidator:
