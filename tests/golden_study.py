@@ -226,7 +226,7 @@ def boards(results: Path, out: Path) -> dict[str, str]:
 def _without_words(values: Any) -> Any:
     """Return values without sentences for people: a sentence may be written better."""
     if isinstance(values, dict):
-        return {key: _without_words(value) for key, value in values.items() if key not in ("version", "written")}
+        return {key: _without_words(value) for key, value in values.items() if key != "version"}
     if isinstance(values, list):
         return [_without_words(value) for value in values]
     if isinstance(values, str):

@@ -105,7 +105,7 @@ def test_only_fractions_are_shown_in_percent(metric: str, score: float, shown: s
         _printed(comparison_table(compare(matrix, "m0", "m1"), {"own": board.benchmarks[0]})),
     ]
     assert all(shown in text for text in texts)
-    assert page_data(matrix)["benchmarks"][0]["written"] == {"factor": factor}
+    assert page_data(matrix)["benchmarks"][0]["factor"] == factor
     held = json.loads(board_json(board))
     assert held["rows"][0]["scores"]["own"] == score and "percent" not in held["benchmarks"][0]
     assert f"{100 * score:.6g}" in board_csv(board)  # the wide layout is in percent, whatever the metric

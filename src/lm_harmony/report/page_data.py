@@ -84,8 +84,8 @@ def _benchmark(benchmark: BenchmarkMetadata) -> dict[str, Any]:
         "counts": not benchmark.is_perplexity,
         # The factor of the wide CSV layout: percent, except for text corpora.
         "scale": 1 if benchmark.is_perplexity else 100,
-        # How the page writes a score: the factor, and the decimals in the table.
-        "written": {"factor": benchmark.shown_factor},
+        # How the page shows a score: the factor, and the decimals in the table.
+        "factor": benchmark.shown_factor,
         "digits": benchmark.shown_decimals - 1,
     }
 

@@ -48,13 +48,13 @@ const compareRow = (page, models, j) => {
     if (values[k] === null) return element("td", { class: "gap", text: "·" });
     const stderr = stderrOf(view, index, j);
     return element("td", { class: values[k] === best ? "best" : "", text: shownScore(benchmark, values[k], view) },
-      stderr === null ? null : element("small", { text: ` ± ${fixed(stderr * benchmark.written.factor, benchmark.digits)}` }));
+      stderr === null ? null : element("small", { text: ` ± ${fixed(stderr * benchmark.factor, benchmark.digits)}` }));
   });
   return element("tr", {}, element("th", { scope: "row", text: benchmark.title }), ...cells, ...(models.length === 2 ? [differenceCell(page, models, j)] : []));
 };
 
 const shownScore = (benchmark, value, view) =>
-  (view === "gain" ? signed : fixed)(value * benchmark.written.factor, benchmark.digits);
+  (view === "gain" ? signed : fixed)(value * benchmark.factor, benchmark.digits);
 
 const differenceCell = (page, models, j) => {
   const benchmark = board.benchmarks[j];
@@ -64,5 +64,5 @@ const differenceCell = (page, models, j) => {
   const errors = models.map(({ index }) => stderrOf(view, index, j));
   const sure = errors.every((error) => error !== null) && Math.abs(a - b) > 1.96 * Math.hypot(...errors);
   return element("td", { class: sure ? "sure" : "", title: sure ? "more than 1.96 standard errors" : null,
-    text: signed((a - b) * benchmark.written.factor, benchmark.digits) });
+    text: signed((a - b) * benchmark.factor, benchmark.digits) });
 };

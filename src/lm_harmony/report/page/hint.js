@@ -59,17 +59,17 @@ const hintLines = (page, i, j) => {
     const stderr = held.stderrs?.[i][j] ?? null;
     // One digit more than in the table, so that standard errors have enough digits.
     const digits = benchmark.digits + 1;
-    const error = stderr === null ? ", standard error unknown" : ` ± ${fixed(stderr * benchmark.written.factor, digits)}`;
+    const error = stderr === null ? ", standard error unknown" : ` ± ${fixed(stderr * benchmark.factor, digits)}`;
     const count = held.counts?.[i][j] ?? null;
     const of = count === null ? "" : ` of ${counted(count, "example")}`;
-    lines.push(element("span", { text: value === null ? `${view}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${view} ${fixed(value * benchmark.written.factor, digits)}${error}${of}` }));
+    lines.push(element("span", { text: value === null ? `${view}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${view} ${fixed(value * benchmark.factor, digits)}${error}${of}` }));
     if (value !== null && view === page.derived.view && held.rank_low) {
       const [low, high] = [held.rank_low[i][j], held.rank_high[i][j]];
       if (low !== null) lines.push(element("span", { text: low === high ? `rank ${low}` : `rank between ${low} and ${high}` }));
     }
   }
   const gain = board.has("gain") ? scoresOfGain(i, j) : null;
-  if (gain !== null) lines.push(element("span", { text: `gain ${signed(gain * benchmark.written.factor, benchmark.digits + 1)}` }));
+  if (gain !== null) lines.push(element("span", { text: `gain ${signed(gain * benchmark.factor, benchmark.digits + 1)}` }));
   return lines;
 };
 

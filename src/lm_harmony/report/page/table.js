@@ -110,7 +110,7 @@ const scoreCell = (page, i, j, value) => {
   const benchmark = board.benchmarks[j];
   if (value === null) return element("span", { class: "cell gap", "data-cell": `${i} ${j}`, text: "·" });
   const gain = page.derived.view === "gain";
-  const text = gain ? signed(value * benchmark.written.factor, benchmark.digits) : fixed(value * benchmark.written.factor, benchmark.digits);
+  const text = gain ? signed(value * benchmark.factor, benchmark.digits) : fixed(value * benchmark.factor, benchmark.digits);
   const made = element("span", { class: "cell", "data-cell": `${i} ${j}`, text });
   const extent = page.extents[j];
   if (gain) {
