@@ -31,10 +31,19 @@ SMALL = {"models": ["models/llama"], "benchmarks": ["parity.yaml", "threes.yaml"
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as endpoint_url:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint_url, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint_url, "LM_HARMONY_CACHE_DIR": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
         remote_of.cache_clear()  # removes the connection to the server of the previous test
         yield endpoint_url
+
+
+def test_the_working_copy_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "general"))
+    monkeypatch.setenv("LM_HARMONY_CACHE_DIR", str(tmp_path / "own"))
+    assert RemoteSync(URL).folder.parent == tmp_path / "own"
+    assert RemoteSync(f"{URL}2").folder != RemoteSync(URL).folder
+    monkeypatch.delenv("LM_HARMONY_CACHE_DIR")
+    assert RemoteSync(URL).folder.parent == tmp_path / "general" / "lm-harmony"
 
 
 def test_a_study_on_s3_gives_the_same_records_as_in_a_folder(endpoint: str, tmp_path: Path) -> None:

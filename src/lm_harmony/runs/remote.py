@@ -8,7 +8,6 @@ the current epoch is lost.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import fsspec
 
 from lm_harmony.errors import MissingExtra, StoreError, UsageError
+from lm_harmony.runs.file_hashes import cache_folder
 from lm_harmony.runs.files import new_file
 
 LAST = ("epochs.jsonl", "failure.json", "record.json")
@@ -44,9 +44,8 @@ class RemoteSync:
 
     @cached_property
     def folder(self) -> Path:
-        """Path of the working copy, in the user's cache folder."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "lm-harmony" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        """Path of the working copy, in the user's cache folder (``cache_folder``)."""
+        return cache_folder() / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
     @cached_property
     def filesystem(self) -> Any:
