@@ -42,10 +42,15 @@ def spec(tmp_path: Path) -> RunSpec:
     )
 
 
-@pytest.mark.parametrize("change", ["unchanged", "completion only", "max steps", "chat", "all weights"])
+@pytest.mark.parametrize("change", ["unchanged", "completion only", "max steps", "chat", "all weights", "corpus"])
 def test_tokens_are_predicted_exactly(spec: RunSpec, tmp_path: Path, change: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    for role, texts in (("train", 12), ("validation", 3), ("test", 12)):  # the test texts need one, two or three windows
+        lines = "\n\n".join(f"{role} {place}: " + "the quick brown fox; " * (8 * (place % 3 + 1)) for place in range(texts))
+        (tmp_path / "corpus" / f"{role}.txt").write_text(lines)
     changed = {
         "unchanged": spec,
+        "corpus": replace(spec, benchmark=BenchmarkSpec(task=f"corpus:{tmp_path / 'corpus'}")),
         "completion only": replace(spec, recipe=replace(RECIPE, completion_only=True, batch_size=5)),
         "max steps": replace(spec, recipe=replace(RECIPE, max_steps=6)),
         "chat": replace(spec, model=replace(spec.model, apply_chat_template=True)),

@@ -18,7 +18,7 @@ from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
-from lm_harmony.engine.sequences import TokenSequence, cut_to_length, rolling_windows, training_sequences
+from lm_harmony.engine.sequences import TokenSequence, scoring_sequences, training_sequences
 from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import micro_batches
 from lm_harmony.models.checkpoint import meta_module
@@ -118,14 +118,7 @@ def _training_work(
 def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, budget: MemoryBudget) -> ScoringWork:
     """Return the work of scoring ``examples``, with requests encoded and arranged as ``Scorer`` does it."""
     requests = [request for example in examples for request in example.requests]
-    chosen = [request for request in requests if request.kind == "loglikelihood"]
-    pairs = model.text.encode_pairs([(one.context, one.continuation) for one in chosen])
-    named = zip(pairs, chosen, strict=True)
-    sequences = [cut_to_length(pair, model.max_length, document=one.location) for pair, one in named]
-    for request in requests:
-        if request.kind == "loglikelihood_rolling":
-            ids = model.text.encode([request.continuation])[0]
-            sequences += rolling_windows(ids, model.text.prefix_id, model.max_length)
+    sequences, _ = scoring_sequences(model, [request for request in requests if request.kind != "generate_until"])
     contexts, written = _decoding_work(model, [one for one in requests if one.kind == "generate_until"], recipe, budget)
     regimes = regimes_of(model.module)
     by_beginning = sorted(range(len(sequences)), key=lambda place: sequences[place].ids)
