@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lm_harmony.benchmarks.types import Request
-from lm_harmony.engine import packed_attention as attention
+from lm_harmony.engine import attention_kernels as attention
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.forward import prefix_tree_logprobs

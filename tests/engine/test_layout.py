@@ -75,7 +75,7 @@ def attended(layout: Layout, window: int | None) -> dict[int, set[int]]:
     seen: dict[int, set[int]] = {}
     start = 0
     for number, group in enumerate(attention.groups):
-        mask = attention._mask(number, window, torch.float32)
+        mask = attention.masks(window, torch.float32)[number]
         prefix = 0 if layout.prefix and number == 0 else layout.prefix
         causal = torch.full((group.longest, group.longest), -torch.inf).triu(1)
         allowed = (causal if mask is None else mask[:, 0]).expand(group.segments, -1, -1) == 0

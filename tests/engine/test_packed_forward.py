@@ -194,8 +194,8 @@ def test_a_wrong_attention_mask_is_detected(monkeypatch: pytest.MonkeyPatch) -> 
     module = model_of("llama").module
     original = PackedAttention._attends
 
-    def wrong(self: PackedAttention, index: int, window: int | None) -> torch.Tensor:
-        attends = original(self, index, window)
+    def wrong(self: PackedAttention, index: int, window: int | None, prefix: int) -> torch.Tensor:
+        attends = original(self, index, window, prefix)
         last = attends[0, -1]  # the first tree is the longest, so its last token is no padding
         last[int((~last).nonzero()[0])] = True
         return attends

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS
+from lm_harmony.engine.attention_probe import choose_kernels
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation_settings import GenerationSettings
@@ -117,11 +119,15 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
     # oneDNN's float32 operator does not support autocast.
     onednn = probe_onednn(model.module) if model.autocast is None else OneDnnLinear()
     recompute = recompute_pays(model.module)
+    kernels = choose_kernels(model) if model.device.type == "cuda" else DEFAULT_KERNELS
     if model.device.type == "cpu":
         log.info("linear layers that use oneDNN (where it is faster on this machine): %s", onednn)
+    elif model.device.type == "cuda":
+        log.info("attention kernels (where they are faster on this machine): %s", kernels)
     return replace(
         PACKED,
-        train_forward=partial(packed_logprobs, recompute=recompute),
+        train_forward=partial(packed_logprobs, recompute=recompute, kernels=kernels),
+        score_forward=partial(prefix_tree_logprobs, kernels=kernels),
         continuous_batching=_generates_exactly(model, allowed),
         memory_budget=memory_budget(model.module),
         onednn=onednn,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels
 from lm_harmony.engine.layout import Layout, concatenated_layout, prefix_tree_layout
 from lm_harmony.engine.lm_head import lm_head_logprobs, lm_head_of
 from lm_harmony.engine.packed_attention import PackedAttention, packed_attention
@@ -76,6 +77,7 @@ def packed_logprobs(
     *,
     arrange: Callable[[Sequence[TokenSequence]], Layout] = concatenated_layout,
     recompute: bool = False,
+    kernels: AttentionKernels = DEFAULT_KERNELS,
 ) -> LabelLogprobs:
     """Run ``module`` over one row without padding and return the log-probability of every label.
 
@@ -84,9 +86,10 @@ def packed_logprobs(
         sequences: the sequences of one forward pass.
         arrange: sequences -> layout of the row. The default shares nothing, as training needs (each copy has its own dropout).
         recompute: keep fewer activations for the backward pass, see ``recompute.recompute_activations``.
+        kernels: which kernels compute attention.
     """
     layout, device = arrange(sequences), next(module.parameters()).device
-    attention = PackedAttention(layout)
+    attention = PackedAttention(layout, kernels)
     # The output layer computes each position once and takes the labels in the order of their positions.
     order_L = layout.sources_L.argsort(kind="stable")
     sources_U, rows_L = np.unique(layout.sources_L[order_L], return_inverse=True)
@@ -105,5 +108,5 @@ def packed_logprobs(
     return LabelLogprobs(logprobs_L=logprobs_L[back_L], greedy_L=greedy_L[back_L], counts=layout.counts)
 
 
-prefix_tree_logprobs: Forward = partial(packed_logprobs, arrange=prefix_tree_layout)
+prefix_tree_logprobs = partial(packed_logprobs, arrange=prefix_tree_layout)
 """``packed_logprobs`` with every shared beginning computed once, for scoring."""

@@ -30,22 +30,23 @@ class LengthGroup:
     """Slots of each segment, M."""
     deepest: int
     """Largest position of a token of the group."""
-    causal: bool
-    """Whether attention is plain causal attention: every segment is a single sequence, and there is no shared prefix."""
+    chains: bool
+    """Whether every segment is a single sequence. Then attention inside the segments is plain causal attention."""
 
     @property
     def slots(self) -> int:
         """Number of slots, G x M."""
         return self.segments * self.longest
 
-    @property
-    def pairs(self) -> int:
-        """Number of pairs of a query and a key of the segments that the kernel multiplies; plain causal attention skips half."""
-        return self.segments * self.longest * (self.longest + 1) // 2 if self.causal else self.slots * self.longest
+    def pairs(self, prefix: int) -> int:
+        """Return the number of pairs of a query and a key that attention multiplies; plain causal attention skips half.
 
-    def masked(self, window: int | None) -> bool:
-        """Tell whether attention needs a mask, for layers with a sliding window of so many tokens or None."""
-        return not self.causal or (window is not None and self.deepest >= window)
+        Args:
+            prefix: tokens of the shared prefix to which the group attends.
+        """
+        if self.chains and not prefix:
+            return self.segments * self.longest * (self.longest + 1) // 2
+        return self.slots * (prefix + self.longest)
 
 
 def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
@@ -60,7 +61,7 @@ def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, I
     members = [np.arange(own)] if own else []
     members += [own + part for part in length_groups(sizes_S[own:], most=MAX_GROUPS - own)]
     groups, slots, ends, back_N, start = [], [], [], np.empty(layout.tokens, dtype=np.int64), 0
-    for number, part in enumerate(members):
+    for part in members:
         sizes, longest = sizes_S[part], int(sizes_S[part].max())
         places_M = np.arange(longest)
         # Padding repeats the last token of its own segment: its values are finite, and no other token attends to it.
@@ -69,9 +70,8 @@ def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, I
         back_N[slots_GxM[is_token_GxM]] = start + np.flatnonzero(is_token_GxM)
         ends.append(np.where(is_token_GxM, layout.ends_N[slots_GxM] - starts_S[part, None], longest).ravel())
         slots.append(slots_GxM.ravel())
-        causal = bool(chains_S[part].all()) and (not layout.prefix or number == 0)
         deepest = int(layout.positions_N[slots_GxM].max())
-        groups.append(LengthGroup(segments=len(part), longest=longest, deepest=deepest, causal=causal))
+        groups.append(LengthGroup(segments=len(part), longest=longest, deepest=deepest, chains=bool(chains_S[part].all())))
         start += groups[-1].slots
     return tuple(groups), np.concatenate(slots), back_N, np.concatenate(ends)
 

@@ -20,9 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from lm_harmony.engine.attention_kernels import (
+    DEFAULT_KERNELS,
+    AttentionKernels,
+    attention,
+    attention_with_sums,
+    from_slots,
+    merged_attention,
+    softcapped_attention,
+    to_slots,
+    varlen_attention,
+)
 from lm_harmony.engine.layout import Integers, Layout
 from lm_harmony.engine.length_groups import group_segments
 
@@ -30,22 +40,29 @@ NAME = "lm_harmony_packed"
 """Name of the attention function in transformers."""
 
 
+_Groups = Sequence[torch.Tensor]
+"""Queries, keys or values of each group, G x H x M x D."""
+
+
 class PackedAttention:
     """How the tokens of one packed row attend to each other: the groups, and the index tensors on the device of the model."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, kernels: AttentionKernels = DEFAULT_KERNELS) -> None:
         """Group the segments of ``layout``. Before the first layer, ``place`` must receive ``arrays`` on the device."""
-        self.prefix = layout.prefix
+        self.prefix, self._kernels = layout.prefix, kernels
         self.groups, slots_Q, back_N, ends_Q = group_segments(layout)
         in_order = len(slots_Q) == layout.tokens and bool((slots_Q == np.arange(layout.tokens)).all())
         self._gathers = not in_order
-        self.arrays: tuple[Integers, ...] = (slots_Q, back_N, ends_Q, layout.positions_N[slots_Q])
+        self._plain = layout.prefix == 0 and bool(layout.chains.all())
+        bounds = np.append(layout.starts_S, layout.tokens)
+        self.arrays: tuple[Integers, ...] = (slots_Q, back_N, ends_Q, layout.positions_N[slots_Q], bounds)
         """Integer arrays that the model's device needs, to be copied together with the token ids."""
-        self._masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor | None] = {}
+        self._masks: dict[tuple[int, int | None, torch.dtype, bool], torch.Tensor | None] = {}
 
     def place(self, tensors: Sequence[torch.Tensor]) -> None:
         """Take ``arrays`` as tensors on the device of the model."""
-        self._slots_Q, self._back_N, self._ends_Q, self._positions_Q = tensors
+        self._slots_Q, self._back_N, self._ends_Q, self._positions_Q, bounds = tensors
+        self._bounds = bounds.int() if self._kernels.varlen else bounds
 
     def attend(
         self,
@@ -59,35 +76,87 @@ class PackedAttention:
         softcap: float | None,
     ) -> torch.Tensor:
         """Return 1 x N x H x D from the query 1 x H x N x D and the key and value 1 x K x N x D of a layer."""
+        if self._kernels.varlen and self._plain and softcap is None and not dropout:
+            q_NxHxD, k_NxKxD, v_NxKxD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+            longest = max(group.longest for group in self.groups)
+            return varlen_attention(q_NxHxD, k_NxKxD, v_NxKxD, self._bounds, longest=longest, window=window, scale=scale)[None]
         q, k, v = (self._padded(tensor) for tensor in (query, key, value))
-        masks = self.masks(window, value.dtype)  # under autocast, the value has the type in which attention is computed
-        parts, prefix_k, prefix_v = [], None, None
-        for group_q, group_k, group_v, mask in zip(q, k, v, masks, strict=True):
-            if prefix_k is not None and prefix_v is not None:
-                copies = len(group_k)
-                group_k = torch.cat([prefix_k.expand(copies, -1, -1, -1), group_k], dim=2)
-                group_v = torch.cat([prefix_v.expand(copies, -1, -1, -1), group_v], dim=2)
-            elif self.prefix:
-                prefix_k, prefix_v = group_k, group_v
-            if softcap is None:
-                found = _attention(group_q, group_k, group_v, mask, scale=scale, dropout=dropout)
-            else:
-                found = _softcapped(group_q, group_k, group_v, mask, scale, softcap)
-            parts.append(found.transpose(1, 2).flatten(0, 1))
-        joined_QxHxD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.prefix and self._kernels.merged_prefix and softcap is None and not self._narrow(window):
+            parts = self._merged(q, k, v, scale)
+        else:
+            parts = self._masked(q, k, v, window, softcap, scale=scale, dropout=dropout)
+        rows = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+        joined_QxHxD = rows[0] if len(rows) == 1 else torch.cat(rows)
         if self._gathers:
-            joined_QxHxD = _FromSlots.apply(joined_QxHxD, self._back_N)  # type: ignore[no-untyped-call]
+            joined_QxHxD = from_slots(joined_QxHxD, self._back_N)
         return joined_QxHxD[None]
 
-    def masks(self, window: int | None, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        """Return the mask of every group, see ``_mask``."""
-        return [self._mask(index, window, dtype) for index in range(len(self.groups))]
+    def _narrow(self, window: int | None) -> bool:
+        """Tell whether a sliding window hides any token from another one of its segment."""
+        return window is not None and any(group.deepest >= window for group in self.groups)
+
+    def _masked(
+        self,
+        q: _Groups,
+        k: _Groups,
+        v: _Groups,
+        window: int | None,
+        softcap: float | None,
+        *,
+        scale: float | None,
+        dropout: float,
+    ) -> list[torch.Tensor]:
+        """Return the attention of each group, with the keys of the shared prefix before those of each segment."""
+        masks = self.masks(window, v[0].dtype)  # under autocast, the value has the type in which attention is computed
+        parts = []
+        for index, (group_q, group_k, group_v, mask) in enumerate(zip(q, k, v, masks, strict=True)):
+            if self.prefix and index:
+                copies = len(group_k)
+                group_k = torch.cat([k[0].expand(copies, -1, -1, -1), group_k], dim=2)
+                group_v = torch.cat([v[0].expand(copies, -1, -1, -1), group_v], dim=2)
+            if softcap is None:
+                parts.append(attention(group_q, group_k, group_v, mask, scale=scale, dropout=dropout))
+            else:
+                parts.append(softcapped_attention(group_q, group_k, group_v, mask, scale=scale, softcap=softcap))
+        return parts
+
+    def _merged(self, q: _Groups, k: _Groups, v: _Groups, scale: float | None) -> list[torch.Tensor]:
+        """Return the attention of each group from that to the shared prefix, which is not copied, and that to its segments."""
+        parts = [attention(q[0], k[0], v[0], None, scale=scale, dropout=0.0)]
+        masks = self.masks(None, v[0].dtype, prefix=False)
+        for group_q, group_k, group_v, mask in zip(q[1:], k[1:], v[1:], masks[1:], strict=True):
+            own, own_sums = attention_with_sums(group_q, group_k, group_v, mask, causal=mask is None, scale=scale)
+            # All queries of the group are one segment here: heads x (segments x slots).
+            as_one = group_q.transpose(0, 1).flatten(1, 2)[None]
+            before, before_sums = attention_with_sums(as_one, k[0], v[0], None, causal=False, scale=scale)
+            shape = own.shape[0], own.shape[2]
+            before, before_sums = (part[0].unflatten(1, shape).transpose(0, 1) for part in (before, before_sums))
+            parts.append(merged_attention(own, own_sums, before, before_sums))
+        return parts
+
+    def masks(self, window: int | None, dtype: torch.dtype, *, prefix: bool = True) -> list[torch.Tensor | None]:
+        """Return for each group the mask G x 1 x M x (P + M) that is added to attention scores; None for plain causal attention.
+
+        A mask is made once for each type: PyTorch would convert a boolean mask into this one in every layer.
+
+        Args:
+            window: sliding window in tokens, including the token itself; None for no window.
+            dtype: type in which attention is computed.
+            prefix: whether the keys of the shared prefix come before those of each segment.
+        """
+        for index, group in enumerate(self.groups):
+            if (index, window, dtype, prefix) in self._masks:
+                continue
+            before = self.prefix if prefix and index else 0
+            needed = bool(before) or not group.chains or (window is not None and group.deepest >= window)
+            self._masks[index, window, dtype, prefix] = self._mask(index, window, dtype, before) if needed else None
+        return [self._masks[index, window, dtype, prefix] for index in range(len(self.groups))]
 
     def _padded(self, tensor_1xHxNxD: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens of each group as G x H x M x D."""
         rows_NxHxD = tensor_1xHxNxD.squeeze(0).transpose(0, 1)
         if self._gathers:
-            rows_NxHxD = _ToSlots.apply(rows_NxHxD, self._slots_Q, self._back_N)  # type: ignore[no-untyped-call]
+            rows_NxHxD = to_slots(rows_NxHxD, self._slots_Q, self._back_N)
         # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
         sizes = [group.slots for group in self.groups]
         parts = (rows_NxHxD,) if len(sizes) == 1 else rows_NxHxD.split(sizes)
@@ -96,94 +165,30 @@ class PackedAttention:
             for group, part in zip(self.groups, parts, strict=True)
         ]
 
-    def _mask(self, index: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return the mask G x 1 x M x (P + M) that is added to attention scores; None if attention is plain causal attention.
+    def _mask(self, index: int, window: int | None, dtype: torch.dtype, prefix: int) -> torch.Tensor:
+        """Return the mask of one group, computed on the device."""
+        attends = self._attends(index, window, prefix)
+        # The kernels of a GPU need rows that begin at multiples of 16 bytes.
+        width = -(-attends.shape[2] // 8) * 8
+        added = torch.zeros(*attends.shape[:2], width, dtype=dtype, device=attends.device)[..., : attends.shape[2]]
+        return added.masked_fill_(~attends, -torch.inf)[:, None]
 
-        It is made once for each type: PyTorch would convert a boolean mask into this one in every layer.
-        """
-        if not self.groups[index].masked(window):
-            return None
-        if (index, window, dtype) not in self._masks:
-            attends = self._attends(index, window)
-            added = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
-            self._masks[index, window, dtype] = added.masked_fill_(~attends, -torch.inf)[:, None]
-        return self._masks[index, window, dtype]
-
-    def _attends(self, index: int, window: int | None) -> torch.Tensor:
-        """Return the boolean mask G x M x (P + M) of the tokens that each token attends to, computed on the device."""
+    def _attends(self, index: int, window: int | None, prefix: int) -> torch.Tensor:
+        """Return the boolean mask G x M x (P + M) of the tokens that each token attends to."""
         group, start = self.groups[index], sum(group.slots for group in self.groups[:index])
         shape, stop = (group.segments, group.longest), start + group.slots
         ends_GxM, positions_GxM = (all_Q[start:stop].view(shape) for all_Q in (self._ends_Q, self._positions_Q))
         slots_M = torch.arange(group.longest, device=ends_GxM.device)
-        prefix = 0 if self.prefix and index == 0 else self.prefix
         attends = (slots_M[:, None] >= slots_M) & (slots_M[:, None] < ends_GxM[:, None, :])
         if prefix:
             attends = torch.cat([attends.new_ones(*shape, prefix), attends], dim=2)
         if window is not None and group.deepest >= window:
             keys_GxT = positions_GxM
             if prefix:
-                keys_GxT = torch.cat([slots_M.new_ones(prefix).cumsum(0).expand(group.segments, -1) - 1, keys_GxT], dim=1)
+                before_GxP = torch.arange(prefix, device=ends_GxM.device).expand(group.segments, -1)
+                keys_GxT = torch.cat([before_GxP, keys_GxT], dim=1)
             attends &= positions_GxM[:, :, None] - keys_GxT[:, None, :] < window
         return attends
-
-
-class _ToSlots(torch.autograd.Function):
-    """Gather tokens into padded slots. The gradient of padding is zero, so each token takes that of its own slot."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_NxHxD: torch.Tensor, slots_Q: torch.Tensor, back_N: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(back_N)
-        return rows_NxHxD.index_select(0, slots_Q)
-
-    @staticmethod
-    def backward(ctx: Any, grad_QxHxD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (back_N,) = ctx.saved_tensors
-        return grad_QxHxD.index_select(0, back_N), None, None
-
-
-class _FromSlots(torch.autograd.Function):
-    """Gather tokens back from padded slots. A copy, unlike the sum of PyTorch's own backward pass, is deterministic on a GPU."""
-
-    @staticmethod
-    def forward(ctx: Any, padded_QxHxD: torch.Tensor, back_N: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(back_N)
-        ctx.slots = len(padded_QxHxD)
-        return padded_QxHxD.index_select(0, back_N)
-
-    @staticmethod
-    def backward(ctx: Any, grad_NxHxD: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (back_N,) = ctx.saved_tensors
-        padded_QxHxD = grad_NxHxD.new_zeros(ctx.slots, *grad_NxHxD.shape[1:])
-        return padded_QxHxD.index_copy_(0, back_N, grad_NxHxD), None
-
-
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, *, scale: float | None, dropout: float
-) -> torch.Tensor:
-    """Compute attention of a group with PyTorch's fused kernels."""
-    grouped = k.shape[1] != q.shape[1]
-    if grouped and q.device.type != "cpu" and (mask is not None or v.dtype.itemsize > 2):
-        # On a GPU only the flash kernel supports grouped heads, and only without a mask and in half precision. Otherwise
-        # PyTorch 2.11 to 2.13 would write the attention scores of all heads to memory.
-        repeat, grouped = q.shape[1] // k.shape[1], False
-        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-    return scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
-    )
-
-
-def _softcapped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float | None, softcap: float
-) -> torch.Tensor:
-    """Compute attention with scores soft-capped to (-softcap, softcap), which no fused kernel supports (gemma2)."""
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
-    if mask is None:
-        mask = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
-    weights = (scores + mask).softmax(dim=-1, dtype=torch.float32)
-    return weights.to(v.dtype) @ v
 
 
 @contextmanager

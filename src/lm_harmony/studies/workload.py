@@ -111,7 +111,7 @@ def _training_work(
             passed += 1
             tokens += layout.tokens
             calls += len(groups)
-            pairs += sum(group.pairs for group in groups)
+            pairs += sum(group.pairs(0) for group in groups)
     return TrainingWork(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
 
 
@@ -133,10 +133,9 @@ def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Rec
         predicted += len(set(layout.sources_L.tolist()))
         passed += 1
         calls += len(groups)
-        masks += sum(group.masked(None) for group in groups)
-        multiplied += sum(group.pairs for group in groups)
-        if layout.prefix:  # every other group also attends to the shared prefix
-            multiplied += layout.prefix * sum(group.slots for group in groups[1:])
+        prefixes = [layout.prefix if index else 0 for index in range(len(groups))]
+        masks += sum(bool(prefix) or not group.chains for group, prefix in zip(groups, prefixes, strict=True))
+        multiplied += sum(group.pairs(prefix) for group, prefix in zip(groups, prefixes, strict=True))
         start = end
     return ScoringWork(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,

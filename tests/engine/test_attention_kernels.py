@@ -1,0 +1,118 @@
+"""Attention kernels that a GPU may use give the results of the default, and the probe takes only exact and faster ones."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tiny import PACKABLE, VOCABULARY, tiny_model
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
+
+from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels, varlen_attention
+from lm_harmony.engine.attention_probe import choose_kernels, fastest
+from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.recipe import Lora, Recipe
+
+RECIPE = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
+MERGED, VARLEN = AttentionKernels(merged_prefix=True), AttentionKernels(varlen=True)
+
+
+def few_shot(*, branches: int) -> list[TokenSequence]:
+    """Return questions of several lengths after the same 40 tokens, with some answers each."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda size: tuple(torch.randint(2, VOCABULARY, (size,), generator=generator).tolist())  # noqa: E731
+    examples = draw(40)
+    contexts = [(*examples, *draw(6 + 3 * number)) for number in range(7)]
+    return [TokenSequence(ids=(*ids, *draw(3)), first_label=len(ids)) for ids in contexts for _ in range(branches)]
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_a_merged_prefix_gives_the_scores_of_a_mask(architecture: str, branches: int) -> None:
+    module = tiny_model(architecture).module
+    with torch.no_grad():
+        expected, found = (
+            prefix_tree_logprobs(module, few_shot(branches=branches), kernels=one) for one in (AttentionKernels(), MERGED)
+        )
+    assert (found.logprobs_L - expected.logprobs_L).abs().max() < 2e-5
+
+
+def test_a_merged_prefix_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the comparison: a wrong merge changes the scores."""
+    module = tiny_model().module
+    with torch.no_grad():
+        expected = prefix_tree_logprobs(module, few_shot(branches=3)).logprobs_L
+        monkeypatch.setattr("lm_harmony.engine.packed_attention.merged_attention", lambda one, _, __, ___: one)
+        found = prefix_tree_logprobs(module, few_shot(branches=3), kernels=MERGED).logprobs_L
+    assert (found - expected).abs().max() > 1e-3
+
+
+def by_definition(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, keys: torch.Tensor, *_: int, **options: Any
+) -> torch.Tensor:
+    """Compute varlen_attn sequence by sequence; PyTorch has no kernel of it for a CPU."""
+    assert bounds.dtype == torch.int32 and torch.equal(bounds, keys) and options["window_size"][1] == 0
+    parts = []
+    for start, stop in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        places = torch.arange(stop - start)
+        behind = places[:, None] - places
+        left = options["window_size"][0]
+        allowed = (behind >= 0) & ((behind <= left) if left >= 0 else True)
+        tensors = [tensor[start:stop].transpose(0, 1)[None] for tensor in (q, k, v)]
+        grouped = options.get("enable_gqa", False)
+        parts.append(scaled_dot_product_attention(*tensors, attn_mask=allowed, scale=options["scale"], enable_gqa=grouped))
+    return torch.cat([part[0].transpose(0, 1) for part in parts])
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_varlen_attention_gets_the_sequences_windows_and_scale(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", by_definition)
+    gradients = []
+    for kernels in (DEFAULT_KERNELS, VARLEN):
+        with trainable(tiny_model(architecture), RECIPE, seed=0) as trainee:
+            found = packed_logprobs(trainee.model.module, few_shot(branches=1), kernels=kernels).logprobs_L
+            found.sum().backward()
+            gradients.append([found.detach(), *(weight.grad for weight in trainee.trained_parameters().values())])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-6
+
+
+def test_varlen_attention_has_the_shapes_of_pytorch() -> None:
+    """PyTorch's own operator accepts the arguments; on device ``meta`` it computes shapes only."""
+    q, k, v = (torch.empty(20, heads, 16, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
+    bounds = torch.tensor([0, 8, 20], dtype=torch.int32, device="meta")
+    found = varlen_attention(q, k, v, bounds, longest=12, window=None, scale=None)
+    assert found.shape == q.shape
+    found.sum().backward()
+    assert k.grad is not None and k.grad.shape == k.shape
+
+
+def test_the_probe_takes_a_kernel_only_if_it_is_exact_and_faster() -> None:
+    default, other = DEFAULT_KERNELS, MERGED
+
+    def result(seconds: float, value: float) -> torch.Tensor:
+        time.sleep(seconds)
+        return torch.tensor([1.0, value])
+
+    def unsupported() -> torch.Tensor:
+        raise NotImplementedError("no kernel")
+
+    slow = partial(result, 0.02, 2.0)
+    assert fastest({default: slow, other: partial(result, 0.0, 2.0)}) == other
+    assert fastest({default: slow, other: partial(result, 0.03, 2.0)}) == default
+    assert fastest({default: slow, other: partial(result, 0.0, 2.2)}) == default
+    assert fastest({default: slow, other: unsupported}) == default
+
+
+def test_the_probe_runs_on_a_model_and_leaves_it_unchanged() -> None:
+    model = tiny_model()
+    weight = model.module.get_input_embeddings().weight
+    before = weight.requires_grad, weight.detach().clone()
+    assert not choose_kernels(model).varlen  # a CPU has no kernel for it
+    assert weight.requires_grad == before[0] and torch.equal(weight, before[1]) and weight.grad is None
