@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,32 @@ from bench.gpu.models import SHIPPED, one_shape
 from bench.gpu.rows import Bench
 from bench.gpu.training import train_row
 from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.attention_kernels import AttentionKernels
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.memory import memory_budget
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.loading import LanguageModel, load_model
 
 Make = Callable[[LanguageModel], Backend]
-CANDIDATES: dict[str, Make] = {}
-"""Name of a new backend -> function that makes it for a model. Step 8 compares it with the CPU and then times it."""
+
+
+def _with_kernels(kernels: AttentionKernels, model: LanguageModel) -> Backend:
+    """Return the packed backend with the given attention kernels, whatever the probe of the engine says."""
+    return replace(
+        PACKED,
+        train_forward=partial(packed_logprobs, kernels=kernels),
+        score_forward=partial(prefix_tree_logprobs, kernels=kernels),
+        memory_budget=memory_budget(model.module),
+    )
+
+
+CANDIDATES: dict[str, Make] = {
+    name: partial(_with_kernels, kernels)
+    for name, kernels in {"varlen": AttentionKernels(varlen=True), "merged prefix": AttentionKernels(merged_prefix=True)}.items()
+} | {"compiled": partial(choose_backend, engine="compiled")}
+"""Name of a new backend, which needs CUDA -> function that makes it for a model. Step 8 compares it with the CPU and times it."""
 KNOWN: dict[str, Make] = {"auto": choose_backend}
 """Backends of step 1."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -157,11 +176,12 @@ def _distance(found: Numbers, reference: Numbers) -> dict[str, Any]:
     }
 
 
-def new_backends(bench: Bench, candidates: Mapping[str, Make] = CANDIDATES) -> None:
+def new_backends(bench: Bench, candidates: Mapping[str, Make] | None = None) -> None:
     """Compare each candidate with the CPU. Then time its LoRA steps on the shapes of step 3."""
-    if not candidates:
-        bench.rows.write("new backends", found="none is registered in bench/gpu/exactness.py")
+    if candidates is None and bench.device.type != "cuda":
+        bench.rows.write("new backends", found=f"{', '.join(CANDIDATES)} need CUDA")
         return
+    candidates = CANDIDATES if candidates is None else candidates
     models = [SHIPPED / "models" / name for name in (bench.sizes.demo_models[-1],)]
     with tempfile.TemporaryDirectory() as folder:
         for path in [_write_grouped(Path(folder) / "random, grouped heads"), *models]:

@@ -15,8 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels, varlen_attention
 from lm_harmony.engine.attention_probe import choose_kernels, fastest
+from lm_harmony.engine.backends import choose_backend
+from lm_harmony.engine.compiled_layers import compiled_layers, decoder_layers
 from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.sequences import TokenSequence
+from lm_harmony.errors import ModelError
 from lm_harmony.recipe import Lora, Recipe
 
 RECIPE = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.0))
@@ -116,3 +120,35 @@ def test_the_probe_runs_on_a_model_and_leaves_it_unchanged() -> None:
     before = weight.requires_grad, weight.detach().clone()
     assert not choose_kernels(model).varlen  # a CPU has no kernel for it
     assert weight.requires_grad == before[0] and torch.equal(weight, before[1]) and weight.grad is None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_neox"])
+def test_compiled_layers_have_no_graph_break_and_the_same_results(architecture: str) -> None:
+    """The graphs are captured whole, for any number of tokens, and run without a compiler, which takes minutes on a CPU."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with trainable(tiny_model(architecture), RECIPE, seed=0) as trainee:
+        module, found = trainee.model.module, []
+        sizes = [few_shot(branches=2)[start:] for start in (0, 2, 4, 6)]  # PyTorch compiles again for a group of one sequence
+        expected = [packed_logprobs(module, sequences).logprobs_L for sequences in sizes]
+        with packed_attention(module), compiled_layers(module, backend=keep):
+            for number, sequences in enumerate(sizes):
+                found.append(packed_logprobs(module, sequences).logprobs_L)
+                found[-1].sum().backward()
+                if number == 1:
+                    captured = len(graphs)
+        layers = len(decoder_layers(module))
+    assert layers == 2 and layers <= captured == len(graphs) <= 2 * layers, "new numbers of tokens must not compile again"
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() < 1e-6
+    assert all(layer._compiled_call_impl is None for layer in decoder_layers(module))
+
+
+def test_compiled_layers_are_refused_on_a_cpu() -> None:
+    with pytest.raises(ModelError, match="engine compiled needs a CUDA device, and the model is on cpu"):
+        choose_backend(tiny_model(), "compiled")

@@ -160,7 +160,8 @@ class RunFlags:
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, mps or auto."""
     engine: str = "auto"
-    """auto: packed rows if a comparison with padded batches finds them exact for the model; plain: padded batches."""
+    """auto: packed rows if a comparison with padded batches finds them exact for the model; plain: padded batches; compiled: auto
+    with layers compiled by torch.compile, on CUDA only."""
     revision: str = "main"
     """Branch, tag or commit of the model on the hub."""
     trust_remote_code: bool = False

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS
 from lm_harmony.engine.attention_probe import choose_kernels
+from lm_harmony.engine.compiled_layers import compiled_layers
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation_settings import GenerationSettings
@@ -23,6 +24,7 @@ from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_oned
 from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.rope import reset_dynamic_rope
 from lm_harmony.engine.sequences import TokenSequence, end_by_sequences
+from lm_harmony.errors import ModelError
 from lm_harmony.models.device import is_out_of_memory
 from lm_harmony.models.loading import LanguageModel
 
@@ -58,6 +60,8 @@ class Backend:
     """Linear layers that use oneDNN, on a CPU where a probe found it faster."""
     recompute: bool = False
     """Whether training recomputes activations, on a CPU where that saves a notable share of memory."""
+    compiled: bool = False
+    """Whether the decoder layers are compiled, on request and on CUDA only."""
 
     @contextmanager
     def active(self, module: PreTrainedModel) -> Iterator[None]:
@@ -70,12 +74,15 @@ class Backend:
             stack.enter_context(reset_dynamic_rope(module))
             if self.packed:
                 stack.enter_context(packed_attention(module))
+            if self.compiled:
+                stack.enter_context(compiled_layers(module))
             yield
 
     def describe(self) -> dict[str, Any]:
         """Return the choices under their names in record.json."""
         onednn, recompute = str(self.onednn), self.recompute
-        return {"fast": self.packed, "writes": self.continuous_batching, "onednn": onednn, "recompute": recompute}
+        found = {"fast": self.packed, "writes": self.continuous_batching, "onednn": onednn, "recompute": recompute}
+        return found | ({"compiled": True} if self.compiled else {})
 
     def scoring_order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences should be scored."""
@@ -100,8 +107,16 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
 
     Args:
         model: the model in evaluation mode.
-        engine: "auto", or "plain" for padded batches.
+        engine: "auto"; "compiled" for the same with compiled decoder layers; or "plain" for padded batches.
+
+    Raises:
+        ModelError: the engine is "compiled" and the model is not on a CUDA device.
     """
+    if engine == "compiled" and model.device.type != "cuda":
+        raise ModelError(
+            f"engine compiled needs a CUDA device, and the model is on {model.device}. Compiling gained nothing on a CPU: use "
+            f"--engine auto."
+        )
     if engine == "plain":
         return PADDED
     sequences = _probe_sequences(model)
@@ -132,7 +147,17 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
         memory_budget=memory_budget(model.module),
         onednn=onednn,
         recompute=recompute,
+        compiled=engine == "compiled" and _compiles_exactly(model, sequences, padded, allowed),
     )
+
+
+def _compiles_exactly(model: LanguageModel, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float) -> bool:
+    """Tell whether compiled layers give the log-probabilities of padded batches."""
+    with torch.no_grad(), replace(PACKED, compiled=True).active(model.module):
+        reason = _inexact(model, packed_logprobs, sequences, expected_L, allowed)
+    if reason:
+        log.warning("compiled layers are not exact for %s (%s): they are not used.", model.module.config.model_type, reason)
+    return not reason
 
 
 def _inexact(

@@ -15,8 +15,9 @@ from lm_harmony.runs.files import from_plain, to_plain
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
-ENGINES = ("auto", "plain")
-"""Values of --engine: auto (packed rows where a probe finds them exact) and plain (padded batches)."""
+ENGINES = ("auto", "plain", "compiled")
+"""Values of --engine: auto (packed rows where a probe finds them exact), plain (padded batches), and compiled (auto with compiled
+layers, on CUDA only)."""
 LARGEST_SEED = 2**32 - 1
 """Largest seed of NumPy's legacy generator, which defines the published splits."""
 
@@ -88,7 +89,7 @@ class Execution:
     device: str = "auto"
     """Device of the model: cpu, cuda, cuda:1, mps or auto."""
     engine: str = "auto"
-    """auto: packed rows where a probe finds them exact; plain: padded batches only."""
+    """auto: packed rows where a probe finds them exact; plain: padded batches; compiled: auto with compiled layers, on CUDA."""
     micro_batch: int = 8
     """Largest number of training sequences in one forward pass."""
     eval_batch_size: int = 8
