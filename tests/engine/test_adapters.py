@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 from typing import Any, NoReturn
 
-import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -379,19 +378,17 @@ def test_unknown_modules_are_a_model_error_with_its_remedy() -> None:
         assert adapted(trainee) == {"q_proj", "v_proj"}
 
 
-def test_an_architecture_without_default_modules_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If PEFT has no default modules for an architecture, target_modules must be set. all-linear works."""
-    known = peft.tuners.lora.model.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    monkeypatch.delitem(known, "llama")
-    model = tiny_model()
+def test_an_architecture_without_attention_projections_is_a_model_error_with_its_remedy() -> None:
+    """Mamba has no attention, so target_modules must be set."""
+    model = tiny_model("mamba")
     with (
         pytest.raises(ModelError, match=r"target_modules.*names of its modules, or to all-linear"),
         trainable(model, RECIPE, seed=0),
     ):
         pass
     assert_bare(model)
-    with trainable(model, with_lora(VARIANTS["all-linear"]), seed=0) as trainee:
-        assert len(adapted(trainee)) == 7
+    with trainable(model, with_lora(Lora(target_modules=("in_proj", "x_proj"))), seed=0) as trainee:
+        assert adapted(trainee) == {"in_proj", "x_proj"}
 
 
 def test_the_comparisons_detect_small_changes() -> None:

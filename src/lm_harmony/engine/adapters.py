@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.dropout import DropoutState, seed_dropout
+from lm_harmony.engine.lora_targets import ALL_LINEAR, lora_targets
 from lm_harmony.errors import DamagedFile, ModelError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
@@ -122,7 +123,7 @@ def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Tr
     The initial adapter depends on ``seed`` only. The caller's random state does not change.
 
     Raises:
-        ModelError: PEFT does not know which modules of the architecture to adapt.
+        ModelError: no adapter can be attached to the architecture, or to the modules that the recipe names.
     """
     if recipe.lora is None:
         weights = list(model.module.parameters())
@@ -159,18 +160,19 @@ def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: Pef
         beside: PEFT model of the adapters that ``model`` has already; None if it has none.
 
     Raises:
-        ModelError: PEFT does not know which modules of the architecture to adapt.
+        ModelError: no adapter can be attached to the architecture, or to the modules that the recipe names.
     """
     options = asdict(lora)
-    targets = options.pop("target_modules")
-    chosen = "all-linear" if targets == ("all-linear",) else list(targets) or None
+    options.pop("target_modules")
+    targets = lora_targets(model, lora)
+    chosen = "all-linear" if targets == ALL_LINEAR else list(targets)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=chosen, **options)
     try:
         if beside is None:
             return get_peft_model(model.module, config, adapter_name=adapter)
         beside.add_adapter(adapter, config)
         return beside
-    except ValueError as error:
+    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"model {model.name}: no adapter can be attached: {str(error).rstrip('.')}. "
             f"Set --peft_config.target_modules to names of its modules, or to all-linear."

@@ -82,7 +82,7 @@ class Backend:
         """Return the choices under their names in record.json."""
         onednn, recompute = str(self.onednn), self.recompute
         found = {"fast": self.packed, "writes": self.continuous_batching, "onednn": onednn, "recompute": recompute}
-        return found | ({"compiled": True} if self.compiled else {})
+        return {**found, "compiled": True} if self.compiled else found
 
     def scoring_order(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Return the order in which sequences should be scored."""
@@ -103,7 +103,7 @@ PACKED = Backend(train_forward=packed_logprobs, score_forward=prefix_tree_logpro
 
 
 def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
-    """Return the fastest backend that is exact on this model, found by comparing it with padded batches.
+    """Return the fastest backend that is exact on this model, by comparison with padded batches.
 
     Args:
         model: the model in evaluation mode.
@@ -121,7 +121,7 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
         return PADDED
     sequences = _probe_sequences(model)
     with torch.no_grad():
-        padded = padded_logprobs(model.module, sequences).logprobs_L
+        padded = _expected(model, sequences)
         alone = padded_logprobs(model.module, sequences[-1:]).logprobs_L
         noise = float((padded[-len(alone) :] - alone).abs().max())
         allowed = max(TOLERANCE, ROUNDING_STEPS * torch.finfo(model.module.dtype).eps) + 4 * noise
@@ -158,6 +158,23 @@ def _compiles_exactly(model: LanguageModel, sequences: Sequence[TokenSequence], 
     if reason:
         log.warning("compiled layers are not exact for %s (%s): they are not used.", model.module.config.model_type, reason)
     return not reason
+
+
+def _expected(model: LanguageModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """Return the log-probabilities of padded batches.
+
+    Raises:
+        ModelError: the model cannot compute them.
+    """
+    try:
+        return padded_logprobs(model.module, sequences).logprobs_L
+    except PROBE_FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        fault = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ModelError(
+            f"model {model.name}: its forward pass fails ({fault}). Use another version of transformers, or another model."
+        ) from error
 
 
 def _inexact(

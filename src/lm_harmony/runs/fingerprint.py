@@ -90,7 +90,13 @@ class RequestFingerprints:
 
 
 def request_fingerprints(
-    spec: RunSpec, splits: Splits, sequences: Sequence[TokenSequence], *, counting: Mapping[str, Any], longest: int
+    spec: RunSpec,
+    splits: Splits,
+    sequences: Sequence[TokenSequence],
+    *,
+    counting: Mapping[str, Any],
+    longest: int,
+    targets: Sequence[str] = (),
 ) -> RequestFingerprints:
     """Return the fingerprints of a run.
 
@@ -100,9 +106,12 @@ def request_fingerprints(
         sequences: training rows as token ids.
         counting: ``harness.provenance.scoring_rules`` of its task.
         longest: the model's longest input in tokens, to which requests are cut.
+        targets: names of the adapted modules where neither the recipe nor PEFT names them.
     """
     limits = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}
     trained = {"caps": asdict(spec.benchmark.caps), "max_length": spec.recipe.max_length, "tokens": _tokens(sequences)}
+    if targets:  # the recipe says all others
+        trained["targets"] = list(targets)
     return RequestFingerprints(
         run=fingerprint([splits.fingerprint(), counting, limits, trained]),
         test=fingerprint([fingerprint_of(splits.test), _rows(splits.test), counting, limits]),

@@ -227,7 +227,8 @@ def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
 def _environment(run: RunSetup) -> Environment:
     """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    return {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
+    found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
+    return {**found, "lora_targets": run.derived_targets} if run.derived_targets else found
 
 
 def _data(run: RunSetup) -> DataRecord:

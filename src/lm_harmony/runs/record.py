@@ -113,6 +113,8 @@ class Environment(TypedDict, total=False):
     """Number formats of weights and matrix products."""
     engine: Mapping[str, Any]
     """Forward passes that the probe chose."""
+    lora_targets: tuple[str, ...]
+    """Names of the adapted modules where neither the recipe nor PEFT names them."""
 
 
 @dataclass(frozen=True, kw_only=True)

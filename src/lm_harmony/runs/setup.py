@@ -15,11 +15,12 @@ from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_place
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
 from lm_harmony.benchmarks.types import Example, MetricKey, Score
+from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 from lm_harmony.runs.caches import LoadedModel, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
 from lm_harmony.runs.memory_errors import memory_errors
@@ -51,6 +52,8 @@ class RunSetup:
     """Files and hub commits that the run reads."""
     fingerprints: RequestFingerprints
     """Fingerprints of the requests and of the training tokens."""
+    derived_targets: tuple[str, ...]
+    """Names of the adapted modules where neither the recipe nor PEFT names them; else empty."""
 
     @property
     def model(self) -> LanguageModel:
@@ -95,9 +98,9 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     Raises:
         UsageError: the task or the metric is unknown, or no one says whether a higher metric is better.
         BenchmarkError: the benchmark has no training split, or its rows cannot be loaded or do not fit into the model.
-        ModelError: the model cannot be loaded, or lacks the chat template that ``spec`` asks for.
+        ModelError: the model cannot be loaded, lacks the chat template that ``spec`` asks for, or cannot get the adapter.
     """
-    benchmark = spec.benchmark
+    benchmark, recipe = spec.benchmark, spec.recipe
     found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
     unload_modules([*code, *IMPORTED_MODULES])
@@ -116,9 +119,8 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
         raise ModelError(f"model {spec.model.name}: its chat template changed while the rows were rendered. Repeat the command.")
     model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
-    sequences = training_sequences(
-        model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
-    )
+    targets = _derived_targets(model, recipe.lora)
+    sequences = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
     run = RunSetup(
         spec=spec,
         task=task,
@@ -132,10 +134,27 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
             *sources_opened_by_code(found, opened | opened_later),
             *loaded.sources,
         ),
-        fingerprints=request_fingerprints(spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length),
+        fingerprints=request_fingerprints(
+            spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length, targets=targets
+        ),
+        derived_targets=targets,
     )
     _log_summary(run)
     return run
+
+
+def _derived_targets(model: LanguageModel, lora: Lora | None) -> tuple[str, ...]:
+    """Return the derived names of the modules to adapt, and log them; refuse a model that cannot be adapted before any work."""
+    targets = () if lora is None else lora_targets(model, lora)
+    if lora is None or not are_derived(model.module, lora):
+        return ()
+    log.info(
+        "model %s: PEFT has no default for %s; the adapter changes %s.",
+        model.name,
+        model.module.config.model_type,
+        " ".join(targets),
+    )
+    return targets
 
 
 def _scorer(spec: RunSpec, loaded: LoadedModel) -> Scorer:
