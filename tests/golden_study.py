@@ -30,6 +30,7 @@ COMMANDS = (
     "status",
     "leaderboard",
     "analyze",
+    "audit",
     "compare",
     "place",
     "page",

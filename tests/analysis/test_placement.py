@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import fit_reference
 from lm_harmony.analysis.placement import place, published_placement
 from lm_harmony.analysis.placement_regression import LeaveOneFamilyOutRidge, PlacementBoard, placement_board, validate
+from lm_harmony.analysis.training_noise import NO_NOISE
 from lm_harmony.errors import UsageError
 
 PAIR = ["arc_easy", "anli_r1"]
@@ -61,8 +64,9 @@ def test_a_model_with_every_benchmark_is_computed_not_predicted(board: Placement
     placed = place(board, name, published.oriented("trained").loc[name], published.trained.stderrs.loc[name])
     assert placed.missing == () and placed.pc1 == pytest.approx(board.pc1[name])
     assert placed.low < placed.pc1 < placed.high and placed.rank == 31 and placed.of == 60
-    exact = place(board, name, published.oriented("trained").loc[name], published.trained.stderrs.loc[name] * np.nan)
-    assert exact.low == exact.high == exact.pc1
+    scores = published.oriented("trained").loc[name]
+    exact = place(replace(board, noise=NO_NOISE), name, scores, scores * np.nan)
+    assert exact.low == exact.high == exact.pc1 == placed.pc1
 
 
 def test_a_published_model_is_left_out_of_the_fit_that_places_it(board: PlacementBoard) -> None:

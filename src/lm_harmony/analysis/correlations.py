@@ -11,7 +11,7 @@ from scipy import stats
 from lm_harmony.analysis.agreement import rank_agreement
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import Components
-from lm_harmony.analysis.score_rows import Preparation
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.errors import UsageError
 
 COMPARISONS: tuple[tuple[Preparation, Preparation], ...] = (("direct", "direct"), ("trained", "trained"), ("direct", "trained"))
@@ -50,11 +50,18 @@ class PerplexityAgreement:
     """Models of the group that were left out because a corpus is missing."""
     tau: pd.DataFrame
     """Kendall's tau-b, corpora x benchmarks; NaN where all models are tied on one of the two."""
+    pearson: pd.DataFrame
+    """Pearson's correlation of the oriented scores, corpora x benchmarks; NaN where all models have one value."""
 
     @property
     def mean_tau(self) -> float:
         """Mean of tau over corpora and benchmarks."""
         return float(np.nanmean(self.tau.to_numpy()))
+
+    @property
+    def mean_pearson(self) -> float:
+        """Mean of Pearson's correlation over corpora and benchmarks."""
+        return float(np.nanmean(self.pearson.to_numpy()))
 
 
 def scaling(matrix: ScoreMatrix, fitted: Components) -> Scaling:
@@ -120,6 +127,23 @@ def perplexity_agreement(matrix: ScoreMatrix) -> tuple[PerplexityAgreement, ...]
                     models=tuple(models),
                     without_perplexity=tuple(name for name in members if not known[name]),
                     tau=rank_agreement(left, right).tau,
+                    pearson=pd.DataFrame({task: left.corrwith(right[task]) for task in right}),
                 )
             )
     return tuple(found)
+
+
+def perplexity_change(matrix: ScoreMatrix) -> pd.DataFrame:
+    """Compare direct with trained bits per byte: corpora x (models, tau, pearson, direct, trained), means in bits per byte.
+
+    The table is empty if no corpus has both for three models.
+    """
+    corpora = matrix.perplexities()
+    table = {}
+    for task in corpora.benchmark_names:
+        both = pd.DataFrame({name: corpora.scores(name).values[task] for name in PREPARATIONS}).dropna()
+        if len(both) > 2:
+            tau = float(rank_agreement(both[["direct"]], both[["trained"]]).tau.iloc[0, 0])
+            pearson = float(both["direct"].corr(both["trained"]))
+            table[task] = [len(both), tau, pearson, both["direct"].mean(), both["trained"].mean()]
+    return pd.DataFrame.from_dict(table, orient="index", columns=["models", "tau", "pearson", "direct", "trained"])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from lm_harmony.analysis.bootstrap import CONFIDENCE, pc1_intervals
+from lm_harmony.analysis.bootstrap import CONFIDENCE, MIN_BENCHMARKS, PC1Intervals, pc1_intervals
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 from lm_harmony.analysis.pca import fit_reference
@@ -82,7 +82,7 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
         rows = [_row(str(name), found) for name, found in intervals.table.iterrows()]
         if intervals.basis.dropped_models or intervals.basis.dropped_benchmarks:
             notes.append(f"PC1 is computed from {intervals.basis}")
-        notes.append(_interval_note(intervals.draws, intervals.without_stderr))
+        notes.append(_interval_note(intervals))
     except UsageError as error:
         reference_name = f"no PC1: {error}"
     ranked = {row.model for row in rows}
@@ -116,7 +116,7 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     reference = fit_reference(published)
     intervals = pc1_intervals(published)
     rows = [_row(str(name), found) for name, found in intervals.table.iterrows()]
-    notes = [_interval_note(intervals.draws, intervals.without_stderr)]
+    notes = [_interval_note(intervals)]
     scores = published.trained.values
     if matrix is not None:
         _refuse_empty(matrix, "trained")
@@ -210,16 +210,19 @@ def _refuse_empty(matrix: ScoreMatrix, preparation: Preparation) -> None:
 
 
 def _row(name: str, found: pd.Series[float]) -> BoardRow:
+    low, high, rank_low, rank_high, group = (
+        None if pd.isna(found[column]) else found[column] for column in ("low", "high", "rank_low", "rank_high", "group")
+    )
     return BoardRow(
         model=name,
         basis="board",
         pc1=float(found["pc1"]),
-        low=float(found["low"]),
-        high=float(found["high"]),
+        low=None if low is None else float(low),
+        high=None if high is None else float(high),
         rank=int(found["rank"]),
-        rank_low=int(found["rank_low"]),
-        rank_high=int(found["rank_high"]),
-        group=int(found["group"]),
+        rank_low=None if rank_low is None else int(rank_low),
+        rank_high=None if rank_high is None else int(rank_high),
+        group=None if group is None else int(group),
     )
 
 
@@ -228,6 +231,9 @@ def _row_without_pc1(name: str) -> BoardRow:
     return BoardRow(model=name, basis="none", **nothing)
 
 
-def _interval_note(draws: int, without: tuple[str, ...]) -> str:
-    note = f"intervals: {CONFIDENCE:.0%} of {draws:,} bootstrap draws over test examples and benchmarks"
+def _interval_note(intervals: PC1Intervals) -> str:
+    if intervals.table["low"].isna().all():
+        return f"no intervals of PC1: at least {MIN_BENCHMARKS} benchmarks are needed (got {len(intervals.basis.benchmarks)})"
+    note = f"intervals: {CONFIDENCE:.0%} of {intervals.draws:,} bootstrap draws over test examples and benchmarks"
+    without = intervals.without_stderr
     return note + (f"; standard errors are not known for {', '.join(without)}" if without else "")

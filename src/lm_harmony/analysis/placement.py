@@ -1,7 +1,8 @@
 """The placement of a new model on a reference board, from the benchmarks that it was scored on.
 
-With all benchmarks of the reference board, PC1 is computed exactly. With some of them, PC1 is predicted by
-``placement_regression``, and its interval is a prediction interval.
+With all benchmarks of the reference board, PC1 is computed. With some of them, it is predicted by ``placement_regression``. The
+interval is for the PC1 that the model would have had in the training of the reference board: it contains the error of the
+prediction and what differs between two trainings (``training_noise``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lm_harmony.analysis.placement_regression import (
     placement_board,
     validate,
 )
+from lm_harmony.analysis.training_noise import published_noise
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.errors import UsageError
 
@@ -85,12 +87,7 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     standardised = (known - reference.means[tasks]) / reference.scales[tasks]
     errors = np.nan_to_num((stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy())
     missing = tuple(task for task in reference.benchmarks if task not in tasks)
-    if missing:
-        pc1, low, high = _predicted(others, standardised, errors)
-    else:
-        pc1 = float(reference.project(oriented.to_frame().T).iloc[0])
-        noise = _Z * float(np.sqrt(((reference.loadings[tasks].to_numpy() * PC1_SCALE * errors) ** 2).sum()))
-        low, high = pc1 - noise, pc1 + noise
+    pc1, low, high = predict_pc1(others, standardised, errors)
     ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
     seen, own = others.scores[tasks].to_numpy(), standardised.to_numpy()
     beyond = (own < seen.min(axis=0)) | (own > seen.max(axis=0))
@@ -110,22 +107,27 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     )
 
 
-def _predicted(board: PlacementBoard, standardised: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
-    """Return PC1 and the ends of its interval, predicted from some benchmarks.
+def predict_pc1(board: PlacementBoard, standardised: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
+    """Return PC1 and the ends of its interval: computed from all benchmarks of the reference board, or predicted from some.
 
     Args:
         board: models to fit on, without the model itself.
         standardised: standardised scores of the model by benchmark.
         errors: their standard errors in standardised units, shape (benchmarks,); 0: not known.
     """
-    tasks = list(standardised.index)
-    fit = fit_placement(board, tuple(tasks))
-    row = np.concatenate([[1.0], standardised.to_numpy()])
-    pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
-    low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
-    # The residuals of the fit contain test errors of the usual size. Only the excess of the model's own errors is added.
+    tasks, target = list(standardised.index), board.reference.loadings * PC1_SCALE
+    if len(tasks) == len(target):
+        weights: Floats = target[tasks].to_numpy()
+        pc1 = low = high = float(weights @ standardised.to_numpy())
+    else:
+        fit = fit_placement(board, tuple(tasks))
+        weights, row = fit.weights[1:], np.concatenate([[1.0], standardised.to_numpy()])
+        pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
+        low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
+    # The residuals of the fit, and the noise between trainings, contain test errors of the usual size. Only the excess of the
+    # model's own errors is added.
     excess = np.maximum(0, errors**2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
-    noise = _Z * np.sqrt((fit.weights[1:] ** 2 * excess).sum())
+    noise = _Z * np.sqrt((weights**2 * excess).sum() + board.noise.repeat_variance(weights, tasks, target))
     return pc1, pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
 
 
@@ -133,7 +135,7 @@ def _predicted(board: PlacementBoard, standardised: pd.Series[float], errors: Fl
 def published_placement() -> PlacementBoard:
     """Return the published board in the form that placements are fitted on."""
     published = ScoreMatrix.published()
-    return placement_board(published, fit_reference(published))
+    return placement_board(published, fit_reference(published), published_noise())
 
 
 def placement_of(matrix: ScoreMatrix, model: str) -> Placement:

@@ -20,6 +20,7 @@ import pandas as pd
 from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import ReferenceBoard
+from lm_harmony.analysis.training_noise import NO_NOISE, TrainingNoise
 from lm_harmony.errors import UsageError
 
 PENALTIES = (0.0, 0.1, 1.0, 5.0)
@@ -94,6 +95,8 @@ class PlacementBoard:
     """Training rows by benchmark, before caps; NaN: not known."""
     stderrs: pd.Series[float]
     """Mean standard error by benchmark, in standardised units; NaN: not known."""
+    noise: TrainingNoise = NO_NOISE
+    """What differs between the training of the reference board and that of a new model."""
 
     def without(self, models: Sequence[str]) -> PlacementBoard:
         """Return the board without some models; the reference board and the PC1 values stay the same."""
@@ -123,8 +126,8 @@ class PlacementValidation:
     """Share of models whose PC1 lies in the interval that was made without their family."""
 
 
-def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> PlacementBoard:
-    """Standardise the scores of the reference board's models, taken from ``matrix``.
+def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard, noise: TrainingNoise = NO_NOISE) -> PlacementBoard:
+    """Standardise the scores of the reference board's models, taken from ``matrix``; ``noise``: of a repeated training.
 
     Raises:
         UsageError: the models are of fewer than three families, too few to leave one out.
@@ -144,6 +147,7 @@ def placement_board(matrix: ScoreMatrix, reference: ReferenceBoard) -> Placement
         families=families,
         train_rows=pd.Series(rows),
         stderrs=stderrs,
+        noise=noise,
     )
 
 

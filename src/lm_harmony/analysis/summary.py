@@ -9,9 +9,12 @@ from typing import TypeVar
 import pandas as pd
 
 from lm_harmony.analysis.agreement import Agreement, AgreementChange, Grouping, agreement, agreement_by, agreement_change
-from lm_harmony.analysis.correlations import PerplexityAgreement, Scaling, perplexity_agreement, scaling
+from lm_harmony.analysis.audit import Audit, audit
+from lm_harmony.analysis.benchmark_quality import benchmark_quality
+from lm_harmony.analysis.correlations import PerplexityAgreement, Scaling, perplexity_agreement, perplexity_change, scaling
 from lm_harmony.analysis.leaderboard import Board, own_board
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.noise_ceiling import NoiseCeiling, ceiling_by, noise_ceiling
 from lm_harmony.analysis.pca import Components, components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import RankRanges, distinguishable_pairs, rank_ranges
@@ -50,6 +53,16 @@ class AnalysisSummary:
     """Share of significantly different pairs of models by benchmark (``significance.distinguishable_pairs``)."""
     stability: Mapping[Preparation, Stability]
     """Stability of the ranks by preparation."""
+    ceilings: Mapping[Preparation, NoiseCeiling]
+    """Noise ceiling of the agreement, by preparation."""
+    ceiling_groups: Mapping[Preparation, pd.DataFrame]
+    """Noise ceiling within each size class, by preparation (``noise_ceiling.ceiling_by``)."""
+    quality: Mapping[Preparation, pd.DataFrame]
+    """Quality of each benchmark, by preparation (``benchmark_quality.benchmark_quality``)."""
+    audit: Audit | None
+    """Direct beside trained ranks; None: not possible."""
+    perplexity_change: pd.DataFrame
+    """Direct beside trained bits per byte, by corpus (``correlations.perplexity_change``)."""
     skipped: tuple[str, ...]
     """Analyses that were not possible, with the reason."""
 
@@ -82,11 +95,15 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
     agreements = each("agreement", lambda preparation: agreement(downstream, preparation))
     fitted = each("components", lambda preparation: components(downstream, preparation))
     stabilities = each("stability", lambda preparation: stability(downstream, preparation, seeds=seeds))
-    perplexity: tuple[PerplexityAgreement, ...] = ()
-    try:
-        perplexity = perplexity_agreement(matrix)
-    except UsageError as error:
-        skipped.append(str(error))
+    ceilings = each("noise ceiling", lambda preparation: noise_ceiling(downstream, preparation))
+
+    def tried(analysis: Callable[[ScoreMatrix], Result]) -> Result | None:
+        try:
+            return analysis(matrix)
+        except UsageError as error:
+            skipped.append(str(error))
+            return None
+
     return AnalysisSummary(
         matrix=matrix,
         boards=each("leaderboard", lambda preparation: own_board(matrix, preparation)),
@@ -95,9 +112,14 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         groups={grouping: agreement_by(downstream, grouping) for grouping in GROUPINGS} if agreements else {},
         components=fitted,
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
-        perplexity=perplexity,
+        perplexity=tried(perplexity_agreement) or (),
         ranges={(name, task): rank_ranges(matrix, task, name) for name in present for task in matrix.benchmark_names},
         distinguishable={name: distinguishable_pairs(matrix, name) for name in present},
         stability=stabilities,
+        ceilings=ceilings,
+        ceiling_groups={preparation: ceiling_by(downstream, "size", preparation) for preparation in ceilings},
+        quality=each("benchmark quality", lambda preparation: benchmark_quality(downstream, preparation)),
+        audit=tried(audit) if len(present) == len(PREPARATIONS) else None,
+        perplexity_change=perplexity_change(matrix),
         skipped=tuple(skipped),
     )

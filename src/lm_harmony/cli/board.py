@@ -1,4 +1,5 @@
-"""``lm-harmony leaderboard``, ``analyze``, ``compare``, ``place`` and ``page``: the commands that read finished runs."""
+"""``lm-harmony leaderboard``, ``compare``, ``place`` and ``page``: the commands that read finished runs (see also
+``analyze``)."""
 
 from __future__ import annotations
 
@@ -9,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
+from lm_harmony.cli.analyze import PUBLISHED, analyze, audit, read
 from lm_harmony.cli.console import PIPE_WIDTH, say, show_table
-from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.errors import UsageError
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
-    from lm_harmony.analysis.matrix import ScoreMatrix
     from lm_harmony.analysis.placement import Placement
-
-PUBLISHED = Path("published")
-"""The word that names the published board in place of a folder or file of results."""
 
 
 def leaderboard(
@@ -59,41 +57,6 @@ def leaderboard(
     say(f"Reference: {board.reference}{explained}", *board.notes)
     if any(row.basis == "predicted" for row in board.rows):
         say("~: predicted from the benchmarks that the model has (details: lm-harmony place)")
-
-
-def analyze(
-    results: Annotated[Path, tyro.conf.Positional],
-    /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("analysis"),
-    figures: bool = True,
-    bump: tuple[str, str] | None = None,
-) -> None:
-    """Write agreement, principal components, perplexity, significance and stability into a folder, as tables and figures.
-
-    Args:
-        results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
-        output: folder for the files; those of an earlier analysis are overwritten.
-        figures: draw figures (pdf and png), which need matplotlib.
-        bump: two benchmarks for the bump chart; default: the two that agree least after training.
-    """
-    from lm_harmony.analysis.summary import analyze_matrix
-    from lm_harmony.report.report_folder import summary_lines, write_tables
-
-    if figures:
-        try:
-            from lm_harmony.report.figures import write_figures
-        except ModuleNotFoundError as error:
-            raise MissingExtra(
-                f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
-            ) from error
-    matrix = read(results)
-    if bump is not None:
-        matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
-    made = analyze_matrix(matrix, seeds=_by_seed(results, matrix))
-    written = write_tables(made, output)
-    if figures:
-        written += write_figures(made, output / "figures", pair=bump)
-    say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} is the overview")
 
 
 def compare(
@@ -184,24 +147,6 @@ def page(
     say(f"{output}: {len(data['models'])} models x {len(data['benchmarks'])} benchmarks, {size:.1f} MB. Open it in a browser.")
 
 
-def read(results: Path) -> ScoreMatrix:
-    """Return the score matrix of a folder or file of results, or of the published board.
-
-    Raises:
-        UsageError: there is no such folder or file.
-    """
-    from lm_harmony.analysis.matrix import ScoreMatrix
-
-    return ScoreMatrix.published() if results == PUBLISHED and not results.exists() else ScoreMatrix.read(results)
-
-
-def _by_seed(results: Path, matrix: ScoreMatrix) -> list[ScoreMatrix]:
-    """Return a matrix for each seed, or nothing if the results have one seed."""
-    from lm_harmony.analysis.matrix import ScoreMatrix
-
-    return [ScoreMatrix.from_records(results, seed=seed) for seed in matrix.seeds] if len(matrix.seeds) > 1 else []
-
-
 def _show_placement(placed: Placement) -> None:
     how = f"predicted from {', '.join(placed.benchmarks)}" if placed.missing else "computed from all its benchmarks"
     check = placed.validation
@@ -231,5 +176,5 @@ def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
     )
 
 
-COMMANDS = (leaderboard, analyze, compare, place, page)
+COMMANDS = (leaderboard, analyze, audit, compare, place, page)
 """Commands of this module, in the order of --help."""

@@ -6,7 +6,8 @@
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
-<folder>/tables/perplexity.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
+<folder>/tables/benchmark_quality_<p>.csv, noise_ceiling_<p>.csv, noise_ceiling_by_size_<p>.csv, disattenuated_<p>.csv, audit.csv
+<folder>/tables/perplexity.csv, perplexity_change.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
 <folder>/figures/*.pdf, *.png           unless --no-figures is given (``report.figures``)
 """
 
@@ -19,6 +20,7 @@ from statistics import median
 
 import pandas as pd
 
+from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.summary import AnalysisSummary
@@ -64,7 +66,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
         means = ", ".join(f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items())
         lines.append(f"mean tau with all others by category, {name}: {means}")
     for preparation, fitted in summary.components.items():
-        shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:3])
+        shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:5])
         lines.append(f"components, {preparation}: variance explained {shares}; on {fitted.basis}")
     for preparation, scaled in summary.scaling.items():
         rho, known = scaled.spearman, scaled.known
@@ -77,7 +79,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
             f"perplexity ({result.perplexity}) and benchmarks ({result.downstream}), {result.group}: mean tau "
             f"{result.mean_tau:.3f} on {len(result.models)} models, {len(result.without_perplexity)} without perplexity left out"
         )
-    lines += _significance(summary)
+    lines += [*_noise(summary), *_significance(summary)]
     for preparation, stable in summary.stability.items():
         for change in ("benchmark", "family", "seed"):
             effects = [effect for effect in stable.changes if effect.change == change]
@@ -88,6 +90,34 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
                     f"the rank of {largest.most_changed} changes by {largest.largest}"
                 )
     return [*lines, *summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
+
+
+def _noise(summary: AnalysisSummary) -> Iterator[str]:
+    for preparation, found in summary.ceilings.items():
+        yield (
+            f"noise ceiling, {preparation}: test questions allow a mean tau of {found.mean_ceiling:.3f}, measured is "
+            f"{found.mean_tau:.3f} ({found.share:.0%}), on {len(found.benchmarks)} benchmarks with standard errors"
+        )
+    for corpus, change in summary.perplexity_change.iterrows():
+        yield f"direct and trained bits per byte, {corpus}: tau {change['tau']:.3f} on {change['models']:.0f} models"
+    if summary.audit is not None:
+        yield from audit_lines(summary.audit)
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """Return the results of the preparedness audit as sentences."""
+    flagged = ", ".join(audit.table.index[audit.table["flagged"]]) or "none"
+    lines = [
+        f"audit: direct rank better than trained rank by more than both errors: {flagged}",
+        f"audit: {audit.flips:.1%} of the pairs of models have another order by PC1 after training",
+    ]
+    if audit.leads is not None:
+        direct, trained = audit.leads["direct"].mean(), audit.leads["trained"].mean()
+        lines.append(
+            f"audit: the instruct model leads its base model by PC1 in {direct:.0%} of {len(audit.leads)} pairs directly, and in "
+            f"{trained:.0%} after training"
+        )
+    return lines
 
 
 def _significance(summary: AnalysisSummary) -> Iterator[str]:
@@ -130,6 +160,16 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
             yield f"rank_ranges_{preparation}", pd.concat(ranges, names=["benchmark", "model"]).reset_index()
     for preparation, table in summary.distinguishable.items():
         yield f"told_apart_{preparation}", _named(table, "benchmark")
+    for preparation, quality in summary.quality.items():
+        yield f"benchmark_quality_{preparation}", _named(quality, "benchmark")
+    for preparation, ceiling in summary.ceilings.items():
+        yield f"noise_ceiling_{preparation}", _named(ceiling.ceiling, "benchmark")
+        yield f"disattenuated_{preparation}", _named(ceiling.disattenuated, "benchmark")
+        yield f"noise_ceiling_by_size_{preparation}", _named(summary.ceiling_groups[preparation], "size")
+    if summary.audit is not None:
+        yield "audit", _named(summary.audit.table, "model")
+    if not summary.perplexity_change.empty:
+        yield "perplexity_change", _named(summary.perplexity_change, "corpus")
     for preparation, stable in summary.stability.items():
         effects = pd.DataFrame([asdict(effect) for effect in stable.changes])
         yield f"stability_{preparation}", effects.rename(columns={"most_changed": "mover"})
@@ -147,6 +187,7 @@ def _perplexity_rows(summary: AnalysisSummary) -> Iterator[dict[str, object]]:
                     "corpus": corpus,
                     "benchmark": task,
                     "tau": tau,
+                    "pearson": result.pearson.loc[corpus, task],
                 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Column, Table
 
+from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.leaderboard import Board, BoardRow
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 
@@ -107,6 +108,18 @@ def comparison_table(comparison: Comparison, benchmarks: Mapping[str, BenchmarkM
             _p(test.p),
             _p(test.holm) + (" *" if test.holm is not None and test.holm < 0.05 else ""),
         )
+    return table
+
+
+def audit_table(found: Audit) -> Table:
+    """Return the preparedness audit as a table for a terminal, one line per model."""
+    table = Table(
+        "model", *(Column(name, justify="right") for name in ("direct rank", "trained rank", "difference", "error", "z"))
+    )
+    for name, row in found.table.iterrows():
+        z = f"{row['z']:.2f}" + (" *" if row["flagged"] else "")
+        cells = (f"{row['direct']:.0f}", f"{row['trained']:.0f}", f"{row['difference']:+.0f}", f"{row['error']:.1f}", z)
+        table.add_row(escape(str(name)), *cells)
     return table
 
 

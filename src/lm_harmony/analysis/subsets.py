@@ -1,0 +1,49 @@
+"""A part of the models of a matrix, chosen by name, family, kind and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.errors import UsageError, did_you_mean
+
+
+def chosen_models(
+    matrix: ScoreMatrix,
+    patterns: Sequence[str] = (),
+    families: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    size: tuple[float, float] | None = None,
+) -> ScoreMatrix:
+    """Return the matrix of the models that fit every given choice.
+
+    Args:
+        matrix: scores to choose from.
+        patterns: texts or glob patterns, of which a name must contain one; empty: any name.
+        families: families to keep; empty: any.
+        kinds: "base" or "instruct"; empty: any.
+        size: smallest number of parameters (included) and largest (excluded), in billions; models of unknown size are dropped.
+
+    Raises:
+        UsageError: a family is not in the matrix, or no model fits.
+    """
+    known = sorted({model.family for model in matrix.models if model.family})
+    for family in families:
+        if family not in known:
+            raise UsageError(
+                f"family: {family!r} is not in {matrix.source}.{did_you_mean(family, known)} It has {', '.join(known)}."
+            )
+
+    def fits(model: ModelMetadata) -> bool:
+        named = not patterns or any(pattern in model.name or fnmatch(model.name, pattern) for pattern in patterns)
+        sized = size is None or (model.params_b is not None and size[0] <= model.params_b < size[1])
+        return named and sized and (not families or model.family in families) and (not kinds or model.kind in kinds)
+
+    names = [model.name for model in matrix.models if fits(model)]
+    if not names:
+        raise UsageError(
+            f"models: none of the {len(matrix.models)} models of {matrix.source} fits the choice. Choose fewer limits."
+        )
+    return matrix.subset(names)
