@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_harmony.analysis.load_lm_eval import lm_eval_files, lm_eval_rows
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import benchmark_name
@@ -36,6 +37,8 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     the standard errors of the single seeds. Averaging does not reduce them, because all seeds answer the same test questions. s
     is the standard deviation between the n seeds.
 
+    Output folders of lm_eval below ``results`` are read as direct scores (``load_lm_eval``).
+
     Args:
         results: a folder of runs, such as the results_dir of a study.
         seed: read only the runs of this seed; None: all.
@@ -60,17 +63,30 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
             causes.append((store, f"{ended.kind}: {ended.cause}" if ended else "not finished"))
         elif seed is None or ended.spec.seed == seed:
             runs[ended.spec.model.name, ended.benchmark].append((ended, store))
-    if not runs:
+    foreign = lm_eval_files(results) if seed is None else []
+    if not runs and not foreign:
         of_seed = "" if seed is None else f" of seed {seed}"
         unread = f" {len(damaged)} cannot be read: {damaged[0]}" if damaged else ""
         raise UsageError(f"results: no finished run{of_seed} lies below {results}.{unread} Run a study, or name its results_dir.")
     rows = [row for key in sorted(runs) for row in _score_rows(runs[key])]
     for (model, benchmark), cause in _missing(causes, runs).items():
         rows += [ScoreRow(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
+    rows, notes_of_lm_eval = _with_lm_eval(rows, results) if foreign else (rows, ())
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
     provenance = provenance_notes(record for group in runs.values() for record, _ in group)
-    notes = (*_unread(damaged), *_differences(runs), *provenance)
+    notes = (*_unread(damaged), *_differences(runs), *provenance, *notes_of_lm_eval)
     return ScoreRows(source=str(results), rows=tuple(rows), seeds=tuple(seeds), notes=notes)
+
+
+def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRow], tuple[str, ...]]:
+    """Return the rows with the scores of lm_eval's output folders, where our own runs have none, and notes on them."""
+    known = {row.key: row for row in rows}
+    added = lm_eval_rows(results, {row.benchmark: row.metric for row in rows if row.metric})
+    used = [row for row in added if row.key not in known or known[row.key].value is None]
+    note = f"{len(used)} direct scores are from output folders of lm_eval"
+    if len(used) < len(added):
+        note += f"; {len(added) - len(used)} were left out, because a run of ours has the same score"
+    return list({**known, **{row.key: row for row in used}}.values()), (note,)
 
 
 def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_harmony.analysis.load_open_llm import OPEN_LLM_NOTE, is_open_llm, open_llm_rows
 from lm_harmony.analysis.metadata import default_metric, is_corpus, metric_metadata
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
@@ -31,6 +32,8 @@ def csv_rows(path: Path) -> ScoreRows:
     Wide layout, as boards are published: one line per model and one column per benchmark. Scores are in percent, those of text
     corpora in bits per byte. They are trained scores unless there is a column "preparation". Ranks and PC1 are ignored.
 
+    The CSV of the Open LLM Leaderboard (``load_open_llm``) is read as direct scores.
+
     Raises:
         UsageError: the layout is another one, a column is unknown, a cell is not a number, a number is out of its metric's
             range, or a score occurs twice.
@@ -42,6 +45,8 @@ def csv_rows(path: Path) -> ScoreRows:
             columns = tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: it cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from error
+    if is_open_llm(columns):
+        return ScoreRows(source=str(path), rows=tuple(open_llm_rows(rows, columns)), notes=(OPEN_LLM_NOTE,))
     if "model" not in columns or not rows:
         raise UsageError(
             f"{path}: a table needs the column 'model' and at least one line (got the columns {', '.join(columns)})."

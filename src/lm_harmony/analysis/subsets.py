@@ -1,9 +1,8 @@
-"""A part of the models of a matrix, chosen by name, family, kind and size."""
+"""A part of the models of a matrix, chosen by family, kind and size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
@@ -12,7 +11,6 @@ from lm_harmony.errors import UsageError, did_you_mean
 
 def chosen_models(
     matrix: ScoreMatrix,
-    patterns: Sequence[str] = (),
     families: Sequence[str] = (),
     kinds: Sequence[str] = (),
     size: tuple[float, float] | None = None,
@@ -21,7 +19,6 @@ def chosen_models(
 
     Args:
         matrix: scores to choose from.
-        patterns: texts or glob patterns, of which a name must contain one; empty: any name.
         families: families to keep; empty: any.
         kinds: "base" or "instruct"; empty: any.
         size: smallest number of parameters (included) and largest (excluded), in billions; models of unknown size are dropped.
@@ -37,9 +34,8 @@ def chosen_models(
             )
 
     def fits(model: ModelMetadata) -> bool:
-        named = not patterns or any(pattern in model.name or fnmatch(model.name, pattern) for pattern in patterns)
         sized = size is None or (model.params_b is not None and size[0] <= model.params_b < size[1])
-        return named and sized and (not families or model.family in families) and (not kinds or model.kind in kinds)
+        return sized and (not families or model.family in families) and (not kinds or model.kind in kinds)
 
     names = [model.name for model in matrix.models if fits(model)]
     if not names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import pandas as pd
@@ -84,26 +85,13 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
     downstream = matrix.downstream()
 
     def each(name: str, analysis: Callable[[Preparation], Result]) -> dict[Preparation, Result]:
-        results: dict[Preparation, Result] = {}
-        for preparation in present:
-            try:
-                results[preparation] = analysis(preparation)
-            except UsageError as error:
-                skipped.append(f"{name}, {preparation}: {error}")
-        return results
+        found = {one: _attempt(partial(analysis, one), skipped, f"{name}, {one}: ") for one in present}
+        return {preparation: result for preparation, result in found.items() if result is not None}
 
     agreements = each("agreement", lambda preparation: agreement(downstream, preparation))
     fitted = each("components", lambda preparation: components(downstream, preparation))
     stabilities = each("stability", lambda preparation: stability(downstream, preparation, seeds=seeds))
     ceilings = each("noise ceiling", lambda preparation: noise_ceiling(downstream, preparation))
-
-    def tried(analysis: Callable[[ScoreMatrix], Result]) -> Result | None:
-        try:
-            return analysis(matrix)
-        except UsageError as error:
-            skipped.append(str(error))
-            return None
-
     return AnalysisSummary(
         matrix=matrix,
         boards=each("leaderboard", lambda preparation: own_board(matrix, preparation)),
@@ -112,14 +100,23 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         groups={grouping: agreement_by(downstream, grouping) for grouping in GROUPINGS} if agreements else {},
         components=fitted,
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
-        perplexity=tried(perplexity_agreement) or (),
+        perplexity=_attempt(partial(perplexity_agreement, matrix), skipped) or (),
         ranges={(name, task): rank_ranges(matrix, task, name) for name in present for task in matrix.benchmark_names},
         distinguishable={name: distinguishable_pairs(matrix, name) for name in present},
         stability=stabilities,
         ceilings=ceilings,
         ceiling_groups={preparation: ceiling_by(downstream, "size", preparation) for preparation in ceilings},
         quality=each("benchmark quality", lambda preparation: benchmark_quality(downstream, preparation)),
-        audit=tried(audit) if len(present) == len(PREPARATIONS) else None,
+        audit=_attempt(partial(audit, matrix), skipped) if len(present) == len(PREPARATIONS) else None,
         perplexity_change=perplexity_change(matrix),
         skipped=tuple(skipped),
     )
+
+
+def _attempt(analysis: Callable[[], Result], skipped: list[str], prefix: str = "") -> Result | None:
+    """Return the result of an analysis; None: it is not possible, and the reason was appended to ``skipped``."""
+    try:
+        return analysis()
+    except UsageError as error:
+        skipped.append(f"{prefix}{error}")
+        return None

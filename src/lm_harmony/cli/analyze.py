@@ -24,7 +24,6 @@ def analyze(
     figures: bool = True,
     bump: tuple[str, str] | None = None,
     scale: Literal["score", "logit"] = "score",
-    models: tuple[str, ...] = (),
     family: tuple[str, ...] = (),
     kind: tuple[Literal["base", "instruct"], ...] = (),
     size: tuple[float, float] | None = None,
@@ -37,7 +36,6 @@ def analyze(
         figures: draw figures (pdf and png), which need matplotlib.
         bump: two benchmarks for the bump chart; default: the two that agree least after training.
         scale: logit turns scores into log-odds above chance, so that benchmarks near their ends weigh as much as others.
-        models: texts or glob patterns (* and ?); only models whose name contains one of them.
         family: only models of these families, such as Qwen.
         kind: only base models, or only instruct models.
         size: only models of at least the first and of less than the second number of billions of parameters.
@@ -54,12 +52,12 @@ def analyze(
             raise MissingExtra(
                 f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
             ) from error
-    matrix = chosen_models(read(results), models, family, kind, size)
+    matrix = chosen_models(read(results), family, kind, size)
     if scale == "logit":
         matrix = logit_matrix(matrix)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
-    whole = scale == "score" and not (models or family or kind or size)
+    whole = scale == "score" and not (family or kind or size)
     made = analyze_matrix(matrix, seeds=_by_seed(results, matrix) if whole else ())
     written = write_tables(made, output)
     if figures:

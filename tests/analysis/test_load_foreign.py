@@ -1,0 +1,123 @@
+"""Scores of other programs: output folders of lm_eval, and the CSV of the Open LLM Leaderboard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from boards import write_run
+from scipy import stats
+from task_files import write_task
+from tiny import write_tiny_model
+
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.paired import compare
+from lm_harmony.analysis.pca import components
+from lm_harmony.errors import UsageError
+
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "number {{number}} is",
+    "doc_to_target": "label",
+    "doc_to_choice": ["odd", "even"],
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run lm_eval itself on two tiny models and return its output folder."""
+    folder = tmp_path_factory.mktemp("theirs")
+    rows = [{"number": number, "label": number % 2} for number in range(20)]
+    files = {"test": str(folder / "tasks" / "numbers" / "test.jsonl")}
+    write_task(
+        folder / "tasks", {"test": rows}, name="numbers", dataset_path="json", dataset_kwargs={"data_files": files}, **CHOICE
+    )
+    for seed in (0, 1):
+        write_tiny_model(folder / f"model{seed}", seed=seed)
+        words = [
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={folder / f'model{seed}'}",
+            "--tasks",
+            "numbers",
+            "--device",
+            "cpu",
+        ]
+        words += ["--include_path", str(folder / "tasks"), "--output_path", str(folder / "out"), "--log_samples"]
+        done = subprocess.run([sys.executable, "-m", "lm_eval", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "out"
+
+
+def test_output_folders_of_lm_eval_are_direct_scores(output: Path) -> None:
+    matrix = ScoreMatrix.read(output)
+    assert [Path(name).name for name in matrix.model_names] == ["model0", "model1"] and not matrix.has("trained")
+    for name in matrix.model_names:
+        [path] = [path for path in output.rglob("results_*.json") if name in path.read_text(encoding="utf-8")]
+        expected = json.loads(path.read_text(encoding="utf-8"))["results"]["numbers"]
+        assert matrix.direct.values.loc[name, "numbers"] == expected["acc,none"]
+        assert matrix.direct.stderrs.loc[name, "numbers"] == expected["acc_stderr,none"]
+        assert matrix.direct.counts.loc[name, "numbers"] == 20
+    assert matrix.notes[-1] == "2 direct scores are from output folders of lm_eval"
+
+
+def test_two_models_of_lm_eval_are_compared_on_the_same_questions(output: Path) -> None:
+    [test] = compare(ScoreMatrix.read(output), *ScoreMatrix.read(output).model_names).tests
+    assert (test.test, test.questions, test.note) == ("mcnemar", 20, "")
+    outcomes = []
+    for path in sorted(output.rglob("samples_numbers_*.jsonl")):
+        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        outcomes.append({sample["doc_hash"]: sample["acc"] for sample in samples})
+    ahead = [sum(one[key] > other[key] for key in one) for one, other in (outcomes, outcomes[::-1])]
+    assert test.p == pytest.approx(stats.binomtest(ahead[0], sum(ahead)).pvalue if sum(ahead) else 1.0)
+
+
+def test_they_stand_beside_our_runs_which_are_kept_where_both_have_a_score(output: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    first, second = ScoreMatrix.read(output).model_names
+    write_run(results, model=first, task="numbers", trained=0.75, direct=0.25, metric="acc,none")
+    write_run(results, model=second, task="numbers", trained=0.5, metric="acc,none")
+    for path in output.rglob("*.json*"):
+        copy = results / "theirs" / path.relative_to(output)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    matrix = ScoreMatrix.read(results)
+    assert matrix.direct.values.loc[first, "numbers"] == 0.25 and matrix.trained.values.loc[second, "numbers"] == 0.5
+    assert matrix.direct.values.loc[second, "numbers"] == ScoreMatrix.read(output).direct.values.loc[second, "numbers"]
+    assert "1 were left out, because a run of ours has the same score" in matrix.notes[-1]
+
+
+def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results_2026.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"results_2026.json: it is not a results file of lm_eval"):
+        ScoreMatrix.read(tmp_path)
+
+
+SECOND = """\
+eval_name,Model,fullname,Average ⬆️,#Params (B),Flagged,IFEval Raw,IFEval,BBH Raw,BBH,MUSR Raw,MUSR
+a_bf16,<a href="https://x">lab/a</a>,lab/a,30.5,7.0,False,0.5,50.0,0.6,43.1,0.4,9.0
+a_fp16,<a href="https://x">lab/a</a>,lab/a,31.5,7.0,False,0.51,51.0,0.61,44.1,0.41,9.1
+b_bf16,<a href="https://x">lab/b</a>,lab/b,20.5,1.0,False,0.3,30.0,0.4,23.1,,
+c_bf16,<a href="https://x">lab/c</a>,lab/c,90.5,1.0,True,0.9,90.0,0.9,93.1,0.9,99.0
+d_bf16,<a href="https://x">lab/d</a>,lab/d,10.5,1.0,False,0.2,20.0,0.3,13.1,0.3,1.0
+"""
+
+
+def test_the_open_llm_leaderboard_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "open.csv"
+    path.write_text(SECOND, encoding="utf-8")
+    matrix = ScoreMatrix.read(path)
+    assert matrix.model_names == ("lab/a", "lab/b", "lab/d") and set(matrix.benchmark_names) == {"BBH", "IFEval", "MUSR"}
+    assert matrix.direct.values.loc["lab/a"].to_dict() == {"BBH": 0.61, "IFEval": 0.51, "MUSR": 0.41}
+    assert [gap.model for gap in matrix.gaps("direct")] == ["lab/b"] and not matrix.has("trained")
+    assert components(matrix, "direct").ranks.iloc[0] == 1
+    path.write_text("Model,Average,ARC,HellaSwag\nx,50,60,70.5\ny,40,50,nan\n", encoding="utf-8")
+    assert ScoreMatrix.read(path).direct.values.loc["x"].tolist() == [0.6, 0.705]
+    path.write_text("Model,Average,ARC,HellaSwag\nx,50,160,70.5\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"line 2, column ARC: a score is from 0 to 100 \(got 160\)"):
+        ScoreMatrix.read(path)
