@@ -8,7 +8,8 @@ to which all segments attend.
 The nodes of a tree are in preorder, so the descendants of a node follow it without a gap, and token i attends to token j exactly
 if ``j <= i < ends[j]``, where ``ends[j]`` is the index after the last descendant of j.
 
-Shapes: N tokens of the row, S segments, L labels, n sequences, D tokens of the longest sequence without the shared prefix.
+Shapes: N tokens of the row, S segments, L labels, n sequences, T tokens of the longest sequence, D of its inputs without the
+shared prefix.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +99,9 @@ def prefix_tree_layout(sequences: Sequence[TokenSequence]) -> Layout:
     order = sorted(range(len(sequences)), key=lambda index: sequences[index].ids)
     ordered = [sequences[index] for index in order]
     fed_n = np.array([len(sequence.ids) - 1 for sequence in ordered])
+    ids_nxT = _rows(ordered)
     prefix = _shared_prefix(ordered, fed_n)
-    shared_n = np.array([0, *(min(_common(one.ids, other.ids), len(one.ids) - 1) for one, other in pairwise(ordered))])
-    shared_n = np.minimum(shared_n, fed_n)
+    shared_n = _shared_with_previous(ids_nxT, fed_n)
     is_first_n = _begins_tree(fed_n - prefix, shared_n - prefix)
     known_n = np.where(is_first_n, prefix, shared_n)  # depth from which a sequence adds nodes
     added_n = fed_n - known_n
@@ -124,13 +125,13 @@ def prefix_tree_layout(sequences: Sequence[TokenSequence]) -> Layout:
     depths_L = _ranges(first - 1, counts)
     nodes_L = nodes_nxD[np.repeat(places, counts), np.maximum(depths_L - prefix, 0)]
     return Layout(
-        ids_N=_joined([ordered[0].ids[:prefix], *(one.ids[known:-1] for one, known in zip(ordered, known_n, strict=True))]),
+        ids_N=np.concatenate([ids_nxT[0, :prefix], ids_nxT[:, prefix:-1][is_new_nxD]]),
         positions_N=np.concatenate([np.arange(prefix), _ranges(known_n, added_n)]),
         ends_N=np.concatenate([np.full(prefix, prefix), ends_nxD[is_new_nxD]]),
         prefix=prefix,
         starts_S=starts_n[is_first_n],
         sources_L=np.where(depths_L < prefix, depths_L, nodes_L),
-        labels_L=_joined(sequence.labels for sequence in sequences),
+        labels_L=ids_nxT[np.repeat(places, counts), depths_L + 1],
         counts=tuple(counts.tolist()),
     )
 
@@ -160,6 +161,23 @@ def _shared_prefix(ordered: Sequence[TokenSequence], fed_n: Integers) -> int:
     # What the first and the last share is shared by all. Each sequence keeps one token after the prefix.
     common = min(_common(ordered[0].ids, ordered[-1].ids), int(fed_n.min()) - 1)
     return common if common * len(ordered) >= MIN_PREFIX_SHARE * int(fed_n.sum()) else 0
+
+
+def _rows(sequences: Sequence[TokenSequence]) -> Integers:
+    """Return the ids of each sequence as a row, n x T, filled up with -1."""
+    sizes = np.array([len(sequence.ids) for sequence in sequences])
+    ids_nxT = np.full((len(sizes), sizes.max()), -1)
+    ids_nxT[np.arange(sizes.max()) < sizes[:, None]] = _joined(sequence.ids for sequence in sequences)
+    return ids_nxT
+
+
+def _shared_with_previous(ids_nxT: Integers, fed_n: Integers) -> Integers:
+    """Return how many of its ``fed_n`` input tokens each row shares with the row before."""
+    differs = np.ones(ids_nxT.shape, dtype=bool)
+    np.not_equal(ids_nxT[1:, :-1], ids_nxT[:-1, :-1], out=differs[1:, :-1])
+    shared_n: Integers = np.minimum(differs.argmax(axis=1), fed_n)
+    shared_n[1:] = np.minimum(shared_n[1:], fed_n[:-1])
+    return shared_n
 
 
 def _begins_tree(sizes_n: Integers, shared_n: Integers) -> npt.NDArray[np.bool_]:
