@@ -37,6 +37,7 @@ NAMES = {
     " --watch": "",
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
+    "python -m bench.coverage": ": python -m bench.coverage",
 }
 """Replacements for names of the reader's own files, a flag that waits, and commands with other tests."""
 GUIDES = {

@@ -47,8 +47,10 @@ def parts(text: str) -> dict[str, str]:
 def test_the_page_is_self_contained_and_small() -> None:
     text = page_text(page_data(None, published=True))
     assert len(text.encode()) < 6_000_000
-    # Outside the bundled libraries, the page contains no URL and loads nothing.
+    # Outside the bundled libraries, the page contains one URL, a link for readers, and loads nothing.
     own = re.sub(r'<script type="text/plain"[^<]*</script>', "", text)
+    assert own.count('<a href="https://arxiv.org/abs/2507.05195"') == 1
+    own = own.replace("https://arxiv.org/abs/2507.05195", "")
     assert not re.search(r"https?://|<link[^>]+href=\"(?!data:)|\bsrc=|@import|url\(", own)
     assert "{{" not in own.replace("${{", "")
 

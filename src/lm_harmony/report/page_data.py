@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
 
 from lm_harmony import __version__
 from lm_harmony.analysis.agreement import SIZES, agreement, group_of
+from lm_harmony.analysis.audit import audit
 from lm_harmony.analysis.leaderboard import Board, own_board, published_board, published_with_new_models
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata, ModelMetadata
+from lm_harmony.analysis.noise_ceiling import noise_ceiling
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import Z_THRESHOLD, rank_ranges
 from lm_harmony.errors import UsageError
+from lm_harmony.report.report_folder import audit_lines, ceiling_line
+from lm_harmony.report.shown_names import without_local_paths
 
 DIGITS = 10
 """Significant digits of values in the page: enough for a score on 10,000 examples."""
@@ -38,6 +43,7 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
     Raises:
         UsageError: the matrix has no scores.
     """
+    matrix = None if matrix is None else without_local_paths(matrix)
     if published:
         board, published_matrix = published_board(matrix), ScoreMatrix.published()
         fixed = set(published_matrix.model_names)
@@ -56,7 +62,20 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
         # PC1 of selected benchmarks is fitted on the reference models, and ranks are ranks among them.
         "models": [_model(model, model.name in fixed) for model in shown.models],
         "views": views,
+        "findings": _findings(shown),
     }
+
+
+def _findings(matrix: ScoreMatrix) -> list[str]:
+    """Return what the agreement is made of, as sentences: the noise ceiling and the preparedness audit."""
+    downstream, found = matrix.downstream(), []
+    for preparation in PREPARATIONS:
+        if matrix.has(preparation):
+            with suppress(UsageError):  # too few models or benchmarks, or no standard errors
+                found.append(ceiling_line(noise_ceiling(downstream, preparation)))
+    with suppress(UsageError):
+        found += audit_lines(audit(matrix))
+    return found
 
 
 def _own(matrix: ScoreMatrix) -> Board:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ import pandas as pd
 
 from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.noise_ceiling import NoiseCeiling
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.summary import AnalysisSummary
 from lm_harmony.report.tables import board_csv
@@ -93,15 +95,20 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
 
 
 def _noise(summary: AnalysisSummary) -> Iterator[str]:
-    for preparation, found in summary.ceilings.items():
-        yield (
-            f"noise ceiling, {preparation}: test questions allow a mean tau of {found.mean_ceiling:.3f}, measured is "
-            f"{found.mean_tau:.3f} ({found.share:.0%}), on {len(found.benchmarks)} benchmarks with standard errors"
-        )
+    yield from map(ceiling_line, summary.ceilings.values())
     for corpus, change in summary.perplexity_change.iterrows():
         yield f"direct and trained bits per byte, {corpus}: tau {change['tau']:.3f} on {change['models']:.0f} models"
     if summary.audit is not None:
         yield from audit_lines(summary.audit)
+
+
+def ceiling_line(found: NoiseCeiling) -> str:
+    """Return a noise ceiling as a sentence."""
+    share = "" if math.isnan(found.share) else f" ({found.share:.0%})"
+    return (
+        f"noise ceiling, {found.preparation}: test questions allow a mean tau of {found.mean_ceiling:.3f}, measured is "
+        f"{found.mean_tau:.3f}{share}, on {len(found.benchmarks)} benchmarks with standard errors"
+    )
 
 
 def audit_lines(audit: Audit) -> list[str]:

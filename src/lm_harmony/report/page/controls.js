@@ -63,6 +63,7 @@ const checkbox = (value, text, change, { dot, count } = {}) => {
 };
 
 const filterMenu = (page, title, key, values) => {
+  if (values.length < 2) return () => {};  // nothing to choose
   const boxes = values.map(({ value, ...more }) => checkbox(value, value, (on) =>
     page.set({ [key]: on ? [...page.state[key], value] : page.state[key].filter((one) => one !== value), page: 0 }), more));
   const count = menu(title, element("fieldset", {}, element("legend", { text: `Show only this ${title.toLowerCase()}` }), ...boxes.map(({ label }) => label)));

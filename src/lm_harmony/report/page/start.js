@@ -124,7 +124,8 @@ const markSortedColumn = (page) => {
 };
 
 const showSource = () => {
-  byId("about").textContent = `${counted(board.models.length, "model")} on ${counted(board.benchmarks.length, "benchmark")}, from ${board.source}.`;
+  byId("about").textContent = `${counted(board.models.length, "model")} on ${counted(board.benchmarks.length, "benchmark")}, from ${board.source}, written on ${new Date(document.lastModified).toISOString().slice(0, 10)}.`;
+  byId("noise").textContent = board.findings.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
   byId("reference").textContent = `Reference: ${board.reference}.`;
   byId("colophon").textContent = `Made with LM-Harmony ${board.version}. Charts by Plotly, table by DataTables. This page loads nothing from the network.`;
 };
