@@ -32,14 +32,6 @@ def test_a_nested_run_name_gives_a_nested_folder(tmp_path: Path) -> None:
     assert RunStore.at(tmp_path, "arc_easy/org/model").folder == tmp_path / "arc_easy" / "org" / "model"
 
 
-def test_overwrite_refuses_a_folder_with_files_that_no_run_writes(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match="files that no run writes"):
-        RunStore(tmp_path / "run")._clear()
-    assert (tmp_path / "run" / "thesis.tex").exists()
-
-
 def test_added_epochs_are_read_back_in_order(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     epochs = [

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from micro import write_micro
+from shared import without_permissions
 from tiny import write_tiny_model
 from world import write_world
 
@@ -49,21 +47,6 @@ def test_an_unreadable_file_fails_the_runs_that_need_it(study: Study) -> None:
     status = study.status()
     assert len(status.finished) == 1 and len(status.failed) == 3
     assert all(failure.attempts == 1 for failure in status.failed.values())
-
-
-@contextmanager
-def without_permissions(folder: Path) -> Iterator[None]:
-    """Remove the permissions of ``folder``. Root may read everything, so it becomes another user meanwhile."""
-    folder.chmod(0)
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if was_root:
-            os.seteuid(0)
-        folder.chmod(0o755)
 
 
 def test_the_error_names_a_folder_without_read_permission(tmp_path: Path) -> None:

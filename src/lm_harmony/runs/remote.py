@@ -111,7 +111,8 @@ class RemoteSync:
                     self.filesystem.put_file(str(self.folder / name), f"{self.root}/{name}")
                 self._sent[name] = here[name]
         for name in names.keys() - here.keys():
-            self.remove(name)
+            if not name.rpartition("/")[2].startswith("."):  # the working copy has no hidden files, so no run wrote it
+                self.remove(name)
 
     def remove(self, name: str) -> None:
         """Remove one file of the results, if it exists."""

@@ -1,28 +1,9 @@
-"""A run's folder.
-
-    <results>/<exp_name>/
-        config.yaml               the specification, its fingerprints and sources; written first
-        log.txt                   the log, with times
-        direct.json               test score of the untouched model, where requested
-        epochs.jsonl              one line per epoch, appended when it ends
-        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, until the run has finished
-        trackers/                 TensorBoard's files, where requested
-        adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
-        samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
-        results_<time>.json       the trained model in lm_eval's results schema, plus the key train_before_test
-        direct/results_<time>.json  the untouched model in lm_eval's results schema, where requested
-        failure.json              why the run of a study failed; removed when it is tried again
-        record.json               the record; written last, so that a run that has it is finished
-
-A folder without record.json is an unfinished run, which --resume_from_checkpoint continues after its last line in epochs.jsonl.
-In a study the file .<run>.lease beside the folder names the process that works in it.
-"""
+"""A run's folder: reads and writes its files, which ``layout`` lists."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +14,7 @@ from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
 from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
+from lm_harmony.runs.layout import refuse_foreign, remove_files, remove_run
 from lm_harmony.runs.record import EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
@@ -81,20 +63,30 @@ class RunStore:
 
         Raises:
             UsageError: the folder holds a run and neither ``resume`` nor ``overwrite`` is set, or a run with another
-                specification or other sources is resumed.
+                specification or other sources is resumed, or the folder is inside or above that of another run.
         """
         if overwrite:
+            refuse_foreign(self.folder)
+            self._refuse_nested()
             return
         if self.is_finished():
             refuse_finished(self.folder, self.record())
         begun = self.config()
         if begun is None:
-            return
+            return self._refuse_nested()
         if not resume:
             raise UsageError(
                 f"exp_name: {self.folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
             )
         refuse_other_request(self.folder, begun, spec)
+
+    def _refuse_nested(self) -> None:
+        other = next((above for above in self.folder.parents if RunStore(above).requested()), None) or next(
+            (run.folder for run in find_runs(self.folder, begun=True) if run.folder != self.folder), None
+        )
+        if other is not None:
+            where = "inside" if other in self.folder.parents else "above"
+            raise UsageError(f"exp_name: {self.folder} would be {where} the folder of another run, {other}. Choose another name.")
 
     def begin(
         self, spec: RunSpec, *, data: str, overwrite: bool, asked: str | None = None, sources: Sequence[Source] = ()
@@ -110,9 +102,10 @@ class RunStore:
 
         Raises:
             UsageError: one of these has changed since the run began, or the folder holds files that no run writes.
+            StoreError: the earlier run cannot be removed, or the folder cannot be written.
         """
         if overwrite:
-            self._clear()
+            remove_run(self.folder)
         begun = self.config()
         if begun is not None:
             refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)
@@ -131,13 +124,6 @@ class RunStore:
         path = self.folder / "config.yaml"
         return read_yaml(path, RunConfig, upgrade_spec) if path.exists() else None
 
-    def _clear(self) -> None:
-        if self.folder.exists() and not (self.folder / "config.yaml").is_file() and any(self.folder.iterdir()):
-            raise UsageError(f"overwrite: {self.folder} holds files that no run writes. Choose another --exp_name.")
-        # The record goes first: whatever is left after an interruption is an unfinished run, never a false finished one.
-        (self.folder / "record.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Return the finished epochs; a last line without its newline, left by a killed process, is skipped."""
         path = self.folder / "epochs.jsonl"
@@ -155,12 +141,12 @@ class RunStore:
 
     def remove_other_checkpoints(self, epochs: Iterable[int]) -> None:
         """Remove the checkpoints of all other epochs."""
-        caches = {self.checkpoint(epoch) for epoch in epochs}
+        kept = {self.checkpoint(epoch) for epoch in epochs}
         for folder in (self.folder / "checkpoints").glob("*"):
-            if folder not in caches:
-                shutil.rmtree(folder)
-        if not caches:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            if folder not in kept:
+                remove_files(self.folder, folder)
+        if not kept:
+            remove_files(self.folder, self.folder / "checkpoints")
             self._push()
 
     def direct_score(self) -> Score | None:
@@ -240,10 +226,16 @@ class RunStore:
         return read_json(path, RunRecord, upgrade_record)
 
 
-def find_runs(results: Path) -> Iterator[RunStore]:
-    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
+def find_runs(results: Path, *, begun: bool = False) -> Iterator[RunStore]:
+    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names.
+
+    Args:
+        results: folder of the results.
+        begun: also yield runs that were begun and have neither finished nor failed.
+    """
     for folder, folders, files in os.walk(results):
         # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
         folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
-        if "record.json" in files or "failure.json" in files:
-            yield RunStore(Path(folder))
+        store = RunStore(Path(folder))
+        if "record.json" in files or "failure.json" in files or (begun and store.requested()):
+            yield store
