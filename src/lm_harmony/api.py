@@ -57,7 +57,8 @@ def evaluate(
         device: "cpu", "cuda", "cuda:1", "mps" or "auto"; a loaded model stays where it is.
 
     Raises:
-        HarmonyError: the model, the benchmark or an option cannot be used, or the training loss is not finite.
+        HarmonyError: the model, the benchmark or an option cannot be used, the training loss is not finite, or another process
+            carries out the same run in ``results_dir``.
     """
     with ExitStack() as stack:
         results = Path(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="lm-harmony-")))
@@ -127,15 +128,18 @@ def fine_tune(
 def _carry_out(location: RunLocation, model: ModelCache) -> RunRecord:
     """Return the record of a run that is finished and current; else carry it out, or what it lacks."""
     caches = RunCaches(model=model, direct_scores=DirectScoreCache(location.results_dir / "direct"))
-    spec, store, state = location.spec, location.store, location.state()
-    if state.finished:
-        return store.record()
-    try:
-        if store.is_finished() and state.readable and state.reason is None:
-            return add_direct_score(store, spec, caches)
-        return train_before_test(spec, store, resume=True, caches=caches)
-    except NotCurrent:
-        return train_before_test(spec, store, overwrite=True, caches=caches)
+    if location.state().finished:
+        return location.store.record()
+    with location.leases.hold_patiently(location.name, lost=lambda: None, waiting=lambda holder: None) as lease:
+        spec, store, state = location.spec, replace(location.store, lease=lease), location.state()
+        if state.finished:  # another process has finished it meanwhile
+            return store.record()
+        try:
+            if store.is_finished() and state.readable and state.reason is None:
+                return add_direct_score(store, spec, caches)
+            return train_before_test(spec, store, resume=True, caches=caches)
+        except NotCurrent:
+            return train_before_test(spec, store, overwrite=True, caches=caches)
 
 
 def _benchmark_spec(

@@ -47,8 +47,20 @@ class StoreError(HarmonyError, OSError):
     """The folder of a run cannot be read or written."""
 
 
+class StoreUnavailable(StoreError):
+    """The results cannot be written, or a store cannot be reached: the same request may succeed later."""
+
+
 class DamagedFile(StoreError):
     """A file of a run is damaged, or was written by another program or version."""
+
+
+class LeaseHeld(HarmonyError, RuntimeError):
+    """Another process executes the run; the message names it."""
+
+
+class LeaseLost(LeaseHeld):
+    """Another process has taken over the run of this one, which must not write any more."""
 
 
 class MissingExtra(HarmonyError, ImportError):

@@ -17,10 +17,10 @@ import pytest
 from s3 import BUCKET, KEYS, client, keys, s3_server
 from world import write_world
 
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import LeaseHeld, LeaseLost, StoreError, UsageError
 from lm_harmony.runs.remote import RemoteSync
-from lm_harmony.studies.lease import LeaseHeld
-from lm_harmony.studies.remote_lease import RemoteLeases
+from lm_harmony.runs.remote_lease import RemoteLeases
+from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.run_location import remote_of
 from lm_harmony.studies.study import Study
 
@@ -88,16 +88,57 @@ def test_finished_epochs_survive_a_machine_that_is_lost_with_its_disk(endpoint: 
 
 def test_the_lease_of_a_run_has_one_holder(endpoint: str) -> None:
     remote, run, lost = RemoteSync(URL), "task/model/seed0", threading.Event()
-    leases = RemoteLeases(remote)
+    clock = [0.0]
+    later = RemoteLeases(remote, stale=60, clock=lambda: clock[0])
     with RemoteLeases(remote, beat=0.05).hold(run, lost=lost.set):
-        assert leases.held([run, "task/model/seed1"]) == {run}
-        with pytest.raises(LeaseHeld), leases.hold(run, lost=lost.set):
-            pass
-        time.sleep(1.1)  # S3 stores times in whole seconds
-        with RemoteLeases(remote, stale=-1.0).hold(run, lost=lost.set):  # every lease counts as abandoned
-            assert lost.wait(60), "the first holder was not notified that it lost the lease"
-    assert leases.held([run]) == set()
-    assert not keys(endpoint)
+        assert set(later.working([run, "task/model/seed1"])) == {run}
+        with pytest.raises(LeaseHeld, match=rf"executed by process {os.getpid()} on "):
+            later.acquire(run)
+        clock[0] = 61
+        while later.abandoned(run):  # negative control: it is touched
+            later.working([run])
+        with pytest.raises(LeaseHeld):
+            later.acquire(run)
+    assert not keys(endpoint) and not lost.is_set()
+    first = RemoteLeases(remote).acquire(run)  # never touches it
+    later.working([run])
+    clock[0] = 200
+    second = later.acquire(run)
+    assert not first.touch()
+    with pytest.raises(LeaseLost):
+        first.check()
+    with pytest.raises(LeaseLost), first.writing():  # the working copy, which processes of one machine share
+        pass
+    first.release()
+    second.check()
+    second.release()
+    third = RemoteLeases(remote).acquire(run)  # has the number of the first
+    with pytest.raises(LeaseLost):
+        first.check()
+    third.release()
+    assert later.working([run]) == {} and not keys(endpoint)
+
+
+def test_a_file_that_marks_what_is_complete_replaces_only_the_version_that_was_seen(endpoint: str) -> None:
+    """A holder may be suspended between the check of its lease and its write. The store compares the ETag."""
+    one, two = RemoteSync(URL), RemoteSync(URL)
+    store = RunStore(one.folder / "run", one)
+    store.folder.mkdir(parents=True)
+    two_sent = threading.Event()
+
+    def suspended() -> None:
+        if not two_sent.is_set():
+            two_sent.set()
+            two.put("run/failure.json", b"of the second process", etag=None)
+
+    (store.folder / "failure.json").write_text("late")
+    with pytest.raises(LeaseLost, match=r"failure\.json was written by another process"):
+        one.push("run", suspended)
+    assert two.read("run/failure.json") == "of the second process"
+    one.pull("run")
+    (store.folder / "failure.json").write_text("after it was seen")
+    one.push("run")
+    assert two.read("run/failure.json") == "after it was seen"
 
 
 def test_one_of_six_competing_threads_gets_the_lease(endpoint: str) -> None:

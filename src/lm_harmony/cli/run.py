@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,8 @@ from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.progress import display
+from lm_harmony.runs.folder_lease import FolderLeases
+from lm_harmony.runs.lease import STALE
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore
 
@@ -42,11 +46,15 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
             quiet_libraries()
         from lm_harmony.runs.protocol import score_again, train_before_test
 
+        name = store.folder.relative_to(flags.results_dir).as_posix()
+        leases = FolderLeases(flags.results_dir)
         try:
-            if flags.only_evaluate:
-                record = score_again(store)
-            else:
-                record = train_before_test(spec, store, resume=flags.resume_from_checkpoint, overwrite=flags.overwrite)
+            with leases.hold_patiently(name, lost=_end_process, waiting=_log_waiting) as lease:
+                store = replace(store, lease=lease)
+                if flags.only_evaluate:
+                    record = score_again(store)
+                else:
+                    record = train_before_test(spec, store, resume=flags.resume_from_checkpoint, overwrite=flags.overwrite)
         except KeyboardInterrupt:
             if store.config() is not None and not store.is_finished():
                 kept = f"{len(store.epochs())} finished epochs are kept in {store.folder}"
@@ -61,6 +69,16 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
         f"{data.train:,} training rows, {data.test:,} test rows. ± is one standard error.",
         f"Record, samples and adapter: {store.folder}",
     )
+
+
+def _end_process() -> None:
+    """End this process, because another one has taken over its run. Its writes would be refused."""
+    say("lm-harmony: another process has taken over this run, because this one was suspended. It finishes the run.", stderr=True)
+    os._exit(1)
+
+
+def _log_waiting(holder: str) -> None:
+    log.info("the run is held by %s; watching for up to %.0f seconds whether it still works.", holder, STALE)
 
 
 def result_table(record: RunRecord) -> Table:

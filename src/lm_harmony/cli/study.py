@@ -61,6 +61,8 @@ def show_status(status: Status, spec: StudySpec) -> None:
         f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed, "
         f"{len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}"
     )
+    if status.running:
+        _show_runs("Running", "held by", {run.name: status.holders[run] for run in status.running})
     if status.changed:
         _show_runs("Waiting again", "reason", {run.name: reason for run, reason in status.changed.items()})
     for reason, runs in Counter(status.unverified.values()).items():

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,21 @@ import torch
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.backends import Backend, choose_backend
-from lm_harmony.errors import DamagedFile
+from lm_harmony.errors import DamagedFile, LeaseHeld, LeaseLost
 from lm_harmony.models.device import Precision, resolve_device, resolve_precision
 from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, locate_model
 from lm_harmony.models.text import TextEncoder
+from lm_harmony.runs.lease import Lease
 from lm_harmony.runs.remote import RemoteSync
+from lm_harmony.runs.remote_lease import leases_for
 from lm_harmony.runs.sources import Source, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 log = logging.getLogger(__name__)
+
+HELD_PAUSE = 1.0
+"""Seconds between two looks at a direct score that another process computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +124,35 @@ class DirectScoreCache:
             log.warning("the direct score is computed again: %s", error)
             return None
 
-    def put(self, name: str, score: Score) -> None:
+    def get_or_compute(self, name: str, compute: Callable[[], Score]) -> Score:
+        """Return the score with the id ``name``. If it is not cached, one process computes it, and the others wait for it.
+
+        Args:
+            name: id of the score.
+            compute: computes the score with its samples.
+
+        Raises:
+            StoreError: the folder cannot be written, or the results cannot be reached.
+        """
+        leases, run = leases_for(self.folder.parent, self.remote), f"{self.folder.name}/{name}"
+        while True:
+            known = self.get(name)
+            if known is not None:
+                return known
+            try:
+                with leases.hold(run, lost=lambda: None) as lease:
+                    known = self.get(name)  # another process may have finished it since
+                    if known is None:
+                        known = compute()
+                        with suppress(LeaseLost):  # the process that took over writes the same score
+                            self.put(name, known, lease)
+                    return known
+            except LeaseHeld:
+                time.sleep(HELD_PAUSE)
+
+    def put(self, name: str, score: Score, lease: Lease | None = None) -> None:
         """Store a score. Samples are written first, so every stored score has its samples."""
-        store = RunStore(self.folder / name, self.remote)
+        store = RunStore(self.folder / name, self.remote, lease)
         store.folder.mkdir(parents=True, exist_ok=True)
         store.write_samples("direct", score.samples)
         store.write_direct_score(score)

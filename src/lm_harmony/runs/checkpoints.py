@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.train_state import Epoch, Resumption
-from lm_harmony.errors import DamagedFile, StoreError
-from lm_harmony.runs.files import new_file, new_folder
+from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
+from lm_harmony.runs.files import new_file, new_folder, not_written
 from lm_harmony.runs.store import RunStore
 
 _OPTIMIZER = "optimizer.safetensors"
@@ -20,16 +21,16 @@ def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumabl
     """Write the weights of ``epoch`` and, if ``resumable``, the optimizer state.
 
     Raises:
-        StoreError: the disk is full or cannot be written.
+        StoreUnavailable: the disk is full or cannot be written.
     """
     folder = store.checkpoint(epoch.number)
-    save_weights(trainee, folder / "weights")
+    save_weights(store, trainee, folder / "weights")
     if resumable:
         try:
-            with new_file(folder / _OPTIMIZER) as scratch:
+            with new_file(folder / _OPTIMIZER, store.guard) as scratch:
                 save_file(dict(epoch.optimizer_state), scratch)
         except (OSError, SafetensorError) as error:
-            raise StoreError(_disk_full(folder, error)) from error
+            raise not_written(folder, error) from error
 
 
 def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption:
@@ -50,21 +51,20 @@ def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption
         raise DamagedFile(f"{folder / _OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
 
 
-def save_weights(trainee: Trainee, folder: Path) -> None:
-    """Write the trained weights to ``folder`` atomically.
+def save_weights(store: RunStore, trainee: Trainee, folder: Path) -> None:
+    """Write the trained weights to ``folder``, inside the run's, atomically.
 
     Raises:
-        StoreError: the disk is full or cannot be written.
+        UsageError: the folder holds something that no run writes.
+        StoreUnavailable: the disk is full or cannot be written.
     """
     try:
-        with new_folder(folder) as scratch:
+        store.remove(folder)  # of an attempt that was interrupted
+        with new_folder(folder, store.guard) as scratch:
             trainee.save(scratch)
     except (OSError, SafetensorError) as error:
-        raise StoreError(_disk_full(folder, error)) from error
-
-
-def _disk_full(folder: Path, error: Exception) -> str:
-    return (
-        f"{folder} cannot be written: {error}. What was finished before is complete. Free disk space and resume with "
-        f"--resume_from_checkpoint."
-    )
+        if isinstance(error, HarmonyError):
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise UsageError(f"{folder} holds files that no run writes. Move them away, and repeat.") from error
+        raise not_written(folder, error) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from lm_harmony.errors import DamagedFile, HarmonyError, StoreError
+from lm_harmony.errors import DamagedFile, HarmonyError, StoreError, StoreUnavailable
 
 T = TypeVar("T")
 Upgrade = Callable[[Any], Any]
@@ -141,49 +143,106 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
+Guard = Callable[[], AbstractContextManager[None]]
+"""Makes the block in which a file takes its name; raises if this process may not write any more (``Lease.writing``)."""
+
+
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, guard: Guard = nullcontext) -> Iterator[Path]:
     """Yield an empty folder, which becomes ``folder`` when the block ends without an error and is removed otherwise.
 
-    It has the name of ``folder``, alone inside a hidden folder beside it. What ``folder`` held before is replaced.
+    It has the name of ``folder``, alone inside a hidden folder beside it. All of its files are on disk before it takes its name.
+
+    Args:
+        folder: path of the folder, which must not exist or be empty.
+        guard: block in which the folder takes its name.
     """
-    hidden = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed
+    hidden = _scratch(folder)
     scratch = hidden / folder.name
     try:
         scratch.mkdir(parents=True)
         yield scratch
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
+        for root, _, names in os.walk(scratch):
+            for name in names:
+                _sync(Path(root) / name)
+            _sync(Path(root))
+        with guard():
+            os.replace(scratch, folder)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which becomes ``path`` when the block ends without an error and is removed otherwise."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+def new_file(path: Path, guard: Guard = nullcontext) -> Iterator[Path]:
+    """Yield the path of a file to write, which becomes ``path`` when the block ends without an error and is removed otherwise.
+
+    Its content is on disk before it takes its name.
+
+    Args:
+        path: path of the file.
+        guard: block in which the file takes its name.
+    """
+    scratch = _scratch(path)
     try:
         yield scratch
-        os.replace(scratch, path)
+        _sync(scratch)
+        with guard():
+            os.replace(scratch, path)
+        _sync(path.parent)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a disk that has become read-only, which the first error says
+            scratch.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds either its old text or all of the new one.
+def _scratch(path: Path) -> Path:
+    """Return a hidden name beside ``path`` that no other process and no other call uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on disk.
 
     Raises:
-        StoreError: the disk is full or the folder cannot be written.
+        OSError: the disk failed, or is full.
     """
     try:
-        with new_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # some systems do not open folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
     except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror}. What was finished before is complete. Free disk space and resume with "
-            f"--resume_from_checkpoint."
-        ) from error
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str, guard: Guard = nullcontext) -> None:
+    """Write a file so that a reader, or a crash, finds either its old text or all of the new one.
+
+    Args:
+        path: path of the file.
+        text: its new content.
+        guard: block in which the new content replaces the old one.
+
+    Raises:
+        StoreUnavailable: the disk is full or the folder cannot be written.
+    """
+    try:
+        with new_file(path, guard) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> StoreUnavailable:
+    """Return the error that ``path`` cannot be written, with its cause and what to do."""
+    cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return StoreUnavailable(
+        f"{path} cannot be written: {cause}. What was finished before is complete. Free disk space, or make {path.parent} "
+        f"writable, and resume with --resume_from_checkpoint."
+    )

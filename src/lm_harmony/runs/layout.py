@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import StoreError, StoreUnavailable, UsageError
 
 _FIRST = ("record.json", "epochs.jsonl")
 """Files that are removed before all others: what an interruption leaves is an unfinished run without epochs."""
@@ -94,19 +94,19 @@ def remove_run(folder: Path) -> None:
 
     Raises:
         UsageError: the folder is a symbolic link, or holds something that no run writes.
-        StoreError: something could not be removed.
+        StoreUnavailable: something could not be removed.
     """
     refuse_foreign(folder)
     remove_files(folder, folder)
     if folder.exists():
-        raise StoreError(f"{folder} could not be removed: it is still there. Check its permissions, or remove it yourself.")
+        raise StoreUnavailable(f"{folder} could not be removed: it is still there. Check its permissions, or remove it yourself.")
 
 
 def remove_files(folder: Path, part: Path) -> None:
     """Remove the files of the run in ``folder`` that are in its sub-folder ``part``, and the folders that are empty then.
 
     Raises:
-        StoreError: something could not be removed.
+        StoreUnavailable: something could not be removed.
     """
     way = [folder.joinpath(*part.relative_to(folder).parts[:depth]) for depth in range(len(part.relative_to(folder).parts) + 1)]
     if not part.is_dir() or any(step.is_symlink() for step in way):
@@ -125,7 +125,7 @@ def remove_files(folder: Path, part: Path) -> None:
             if not any(inner.iterdir()):
                 inner.rmdir()
     except OSError as error:
-        raise StoreError(
+        raise StoreUnavailable(
             f"{error.filename or part} cannot be removed: {error.strerror}. Check the permissions of {part}."
         ) from error
 

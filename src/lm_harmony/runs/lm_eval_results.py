@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
 
 def write_direct(store: RunStore, run: RunSetup, record: RunRecord) -> None:
     """Write direct/results_<time>.json unless there is one: scoring a run again does not repeat its direct score."""
-    base = RunStore(store.folder / "direct")
+    base = replace(store, folder=store.folder / "direct")
     if record.direct is None or any(base.folder.glob("results_*.json")):
         return
     now = time.time()

@@ -54,7 +54,7 @@ def train_before_test(
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
             trained, test_curve = _test_epochs(run, trainee, store, meter, epochs, chosen)
             trainee.load(store.checkpoint(chosen.epoch) / "weights")
-            save_weights(trainee, store.folder / "adapter")
+            save_weights(store, trainee, store.folder / "adapter")
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
@@ -156,11 +156,7 @@ def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCache
     known = store.direct_score()
     if known is None:
         shared = caches.direct_scores if caches else None
-        known = shared.get(run.direct_score_id) if shared else None
-        if known is None:
-            known = _test(run, meter)
-            if shared:
-                shared.put(run.direct_score_id, known)
+        known = shared.get_or_compute(run.direct_score_id, lambda: _test(run, meter)) if shared else _test(run, meter)
         store.write_samples("direct", known.samples)
         store.write_direct_score(known)
     return known

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -15,6 +16,7 @@ from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
 from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
 from lm_harmony.runs.layout import refuse_foreign, remove_files, remove_run
+from lm_harmony.runs.lease import Lease
 from lm_harmony.runs.record import EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
@@ -29,6 +31,8 @@ class RunStore:
     """Path of the run's folder."""
     remote: RemoteSync | None = None
     """Results behind a URL, whose working copy the folder is; None: the folder itself holds the results."""
+    lease: Lease | None = field(default=None, compare=False)
+    """Lease of the folder, which every write checks; None: the caller knows that no other process writes."""
 
     @classmethod
     def at(cls, results: Path, name: str) -> RunStore:
@@ -43,8 +47,9 @@ class RunStore:
         return cls(results.joinpath(*parts))
 
     def is_finished(self) -> bool:
-        """Return whether the run has a record."""
-        return (self.folder / "record.json").is_file()
+        """Return whether the run has a record. An empty file is none: a machine that failed may leave one."""
+        path = self.folder / "record.json"
+        return path.is_file() and path.stat().st_size > 0
 
     def outcome(self) -> RunRecord | Failure | None:
         """Return the record of a finished run, the failure of a failed one, or None."""
@@ -105,7 +110,8 @@ class RunStore:
             StoreError: the earlier run cannot be removed, or the folder cannot be written.
         """
         if overwrite:
-            remove_run(self.folder)
+            with self.guard():
+                remove_run(self.folder)
         begun = self.config()
         if begun is not None:
             refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)
@@ -113,7 +119,7 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             config = {**spec.to_dict(), "data_fingerprint": data, "asked_fingerprint": asked}
             config["sources"] = [source.to_dict() for source in sources]
-            write_atomically(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            self._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> RunConfig | None:
         """Return what config.yaml holds, or None where no run was begun.
@@ -132,7 +138,7 @@ class RunStore:
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Append a finished epoch, whose checkpoint must be written before."""
         lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
-        write_atomically(self.folder / "epochs.jsonl", "\n".join(lines) + "\n")
+        self._write("epochs.jsonl", "\n".join(lines) + "\n")
         self._push()
 
     def checkpoint(self, epoch: int) -> Path:
@@ -144,10 +150,15 @@ class RunStore:
         kept = {self.checkpoint(epoch) for epoch in epochs}
         for folder in (self.folder / "checkpoints").glob("*"):
             if folder not in kept:
-                remove_files(self.folder, folder)
+                self.remove(folder)
         if not kept:
-            remove_files(self.folder, self.folder / "checkpoints")
+            self.remove(self.folder / "checkpoints")
             self._push()
+
+    def remove(self, part: Path) -> None:
+        """Remove the run's files in a folder inside the run's; other files and symbolic links stay."""
+        with self.guard():
+            remove_files(self.folder, part)
 
     def direct_score(self) -> Score | None:
         """Return the test score of the untouched model, without samples; None: not computed yet."""
@@ -156,13 +167,13 @@ class RunStore:
 
     def write_direct_score(self, score: Score) -> None:
         """Write the test score of the untouched model, which a resumed run reads."""
-        write_atomically(self.folder / "direct.json", json.dumps(to_plain(score)))
+        self._write("direct.json", json.dumps(to_plain(score)))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> None:
         """Write the per-document outcomes of a split."""
         lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
-        write_atomically(self.folder / f"samples_{split}.jsonl", "\n".join(lines) + "\n")
+        self._write(f"samples_{split}.jsonl", "\n".join(lines) + "\n")
 
     def samples(self, split: str) -> tuple[Mapping[str, object], ...]:
         """Return the per-document outcomes of a split; empty if none were written."""
@@ -171,17 +182,17 @@ class RunStore:
 
     def write_results(self, results: Mapping[str, object], *, time: str) -> None:
         """Write results_<time>.json in lm_eval's schema."""
-        write_atomically(self.folder / f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
+        self._write(f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
     def write_record(self, record: RunRecord) -> None:
         """Write record.json, which marks the run as finished."""
-        write_atomically(self.folder / "record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        self._write("record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
         self._push()
 
     def write_failure(self, failure: Failure) -> None:
         """Write failure.json; epochs and checkpoints stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "failure.json", json.dumps(to_plain(failure), indent=2, ensure_ascii=False))
+        self._write("failure.json", json.dumps(to_plain(failure), indent=2, ensure_ascii=False))
         self._push()
 
     def failure(self) -> Failure | None:
@@ -191,9 +202,17 @@ class RunStore:
 
     def remove_failure(self) -> None:
         """Remove failure.json, so that a study tries the run again."""
-        (self.folder / "failure.json").unlink(missing_ok=True)
+        with self.guard():
+            (self.folder / "failure.json").unlink(missing_ok=True)
         if self.remote is not None:
             self.remote.remove(f"{self._path}/failure.json")
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Return the block in which a file of this folder may be written: it checks the lease, if there is one."""
+        return nullcontext() if self.lease is None else self.lease.writing()
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.folder / name, text, self.guard)
 
     def pull(self) -> None:
         """Copy the run from the results behind a URL into the working copy; does nothing for results in a folder.
@@ -206,7 +225,7 @@ class RunStore:
 
     def _push(self) -> None:
         if self.remote is not None:
-            self.remote.push(self._path)
+            self.remote.push(self._path, *([] if self.lease is None else [self.lease.check]))
 
     @property
     def _path(self) -> str:

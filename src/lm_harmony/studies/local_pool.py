@@ -10,7 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lm_harmony.studies.messages import MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
+from pydantic import ValidationError
+
+from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
 from lm_harmony.studies.run_location import RunLocation
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,11 @@ TAIL = 20
 
 class WorkerDied(Exception):
     """The worker process ended before it answered; the message says with which status or signal."""
+
+    def __init__(self, status: int) -> None:
+        """Take the exit status of the process; a negative one is that of a signal."""
+        super().__init__(_how_it_ended(status))
+        self.status = status
 
 
 class WorkerProcess:
@@ -38,18 +45,28 @@ class WorkerProcess:
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
 
-    def execute(self, run: RunLocation) -> RunResult:
-        """Execute a run and return how it ended; the outcome is DIED if the process ended before it answered."""
+    def execute(self, run: RunLocation, abandoned: str | None = None) -> RunResult:
+        """Execute a run and return how it ended; the outcome is DIED if the process ended before it answered.
+
+        Raises:
+            OSError: the process or its log file cannot be created.
+        """
         try:
-            return RunResult.model_validate_json(self._ask(RunRequest.of(run)))
+            return RunResult.model_validate_json(self._ask(RunRequest.of(run, abandoned)))
+        except ValidationError as error:
+            self.stop()
+            cause = f"the worker's answer cannot be read: {str(error).splitlines()[-1].strip()}"
+            return RunResult(outcome=Outcome.DIED, cause=cause, log_tail=self._log_tail())
         except WorkerDied as error:
+            if error.status == LEASE_LOST:
+                return RunResult(outcome=Outcome.HELD, cause="another process, which has taken it over")
             return RunResult(outcome=Outcome.DIED, cause=str(error), log_tail=self._log_tail())
 
     def runs_that_fit(self, runs: Sequence[RunLocation]) -> int:
         """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once."""
         try:
             return MemoryResult.model_validate_json(self._ask(MemoryRequest.of(runs))).runs_that_fit
-        except WorkerDied:
+        except (WorkerDied, ValidationError, OSError):
             return len(runs)  # the first run will report why the process ended
 
     def _ask(self, request: RunRequest | MemoryRequest) -> str:
@@ -66,7 +83,7 @@ class WorkerProcess:
         line = process.stdout.readline()
         if not line:
             self._process = None
-            raise WorkerDied(_how_it_ended(process.wait()))
+            raise WorkerDied(process.wait())
         return line
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ The local pool writes these texts to pipes and the Ray pool passes them to actor
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from lm_harmony.errors import HarmonyError, LeaseHeld, StoreUnavailable
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.run_location import RunLocation, remote_of
 
@@ -24,7 +26,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """The run cannot be executed as it is asked for. failure.json holds the cause; the run is not tried again."""
     HELD = "held"
-    """Another study executes the run now."""
+    """Another study executes the run now, or has taken it over; the cause names its process."""
     STORE_UNAVAILABLE = "no_room"
     """The results could not be read or written: the disk is full, or the store cannot be reached."""
     CRASHED = "surprised"
@@ -65,11 +67,13 @@ class RunRequest(_Message):
     """Folder of the results. Where they are behind a URL, a worker uses its own working copy instead."""
     url: str | None
     """URL of the results, or None for results in a folder."""
+    abandoned: str | None = None
+    """State of the run's lease that the coordinator has watched for so long that it is free; None: none is known."""
 
     @classmethod
-    def of(cls, run: RunLocation) -> RunRequest:
-        """Return the request to execute ``run``."""
-        return cls(spec=run.spec.to_dict(), results_dir=run.results_dir, url=run.url)
+    def of(cls, run: RunLocation, abandoned: str | None = None) -> RunRequest:
+        """Return the request to execute ``run``, whose lease may be ``abandoned``."""
+        return cls(spec=run.spec.to_dict(), results_dir=run.results_dir, url=run.url, abandoned=abandoned)
 
     def run(self) -> RunLocation:
         """Return the run, with the results folder of the machine on which this is called."""
@@ -99,6 +103,33 @@ class MemoryResult(_Message):
 
     runs_that_fit: int
     """Number of runs that fit into the free memory of the worker's device at once; 0 if not even one does."""
+
+
+LEASE_LOST = 75
+"""Exit status of a worker whose run another process has taken over (EX_TEMPFAIL of sysexits.h)."""
+_UNAVAILABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+)
+"""Errors of the system that more disk space, memory or permissions remove."""
+
+
+def result_of(error: Exception) -> RunResult:
+    """Return how a run ended that raised ``error``."""
+    cause = str(error)
+    if isinstance(error, LeaseHeld):
+        outcome = Outcome.HELD
+    elif isinstance(error, StoreUnavailable):
+        outcome = Outcome.STORE_UNAVAILABLE
+    elif isinstance(error, HarmonyError):
+        outcome = Outcome.FAILED
+    elif isinstance(error, OSError) and error.errno in _UNAVAILABLE:
+        outcome = Outcome.STORE_UNAVAILABLE
+        place = error.filename or "a resource of this machine"
+        cause = f"{place}: {error.strerror}. Free disk space or memory, or check permissions."
+    else:
+        outcome = Outcome.CRASHED
+    return RunResult(outcome=outcome, kind=type(error).__name__, cause=" ".join(cause.split())[:2000])
 
 
 _REQUEST: TypeAdapter[RunRequest | MemoryRequest] = TypeAdapter(RunRequest | MemoryRequest)

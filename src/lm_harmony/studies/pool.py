@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from lm_harmony.studies.messages import RunResult
+from lm_harmony.runs.lease import Leases
+from lm_harmony.studies.messages import Outcome, RunResult, result_of
 from lm_harmony.studies.run_location import RunLocation
 
 
@@ -17,8 +19,13 @@ class Worker(Protocol):
     number: int
     """Number of the worker, from 0."""
 
-    def execute(self, run: RunLocation) -> RunResult:
-        """Execute a run and return how it ended."""
+    def execute(self, run: RunLocation, abandoned: str | None) -> RunResult:
+        """Execute a run and return how it ended.
+
+        Args:
+            run: the run.
+            abandoned: state of its lease if the coordinator found it free by watching it.
+        """
 
     def stop(self) -> None:
         """End the worker's process at once. The next ``execute`` starts another one."""
@@ -35,6 +42,7 @@ class RunQueue:
         self._loaded: dict[int, str] = {}
         self._results: deque[tuple[RunLocation, RunResult]] = deque()
         self._executing: list[RunLocation] = []
+        self._not_before: dict[RunLocation, float] = {}
         self._closed = False
         self._changed = threading.Condition()
 
@@ -56,24 +64,34 @@ class RunQueue:
                 model = self._model_for(worker)
                 if model is not None:
                     self._loaded[worker] = model
-                    run = self._waiting[model].popleft()
+                    run = next(run for run in self._waiting[model] if self._is_due(run))
+                    self._waiting[model].remove(run)
                     self._executing.append(run)
                     return run
-                if not self._executing and not self._results:
+                if not self._executing and not self._results and not any(self._waiting.values()):
                     return None
                 self._loaded.pop(worker, None)
                 if prepared:
-                    self._changed.wait()
+                    self._changed.wait(self._seconds_until_due())
             if not prepared:
                 before_waiting()
                 prepared = True
 
     def _model_for(self, worker: int) -> str | None:
-        waiting = {model: len(runs) for model, runs in self._waiting.items() if runs}
+        due = {model: sum(map(self._is_due, runs)) for model, runs in self._waiting.items()}
+        waiting = {model: count for model, count in due.items() if count}
         if self._loaded.get(worker) in waiting:
             return self._loaded[worker]
         not_loaded = [model for model in waiting if model not in self._loaded.values()]
         return max(not_loaded or waiting, key=lambda model: waiting[model], default=None)
+
+    def _is_due(self, run: RunLocation) -> bool:
+        return self._not_before.get(run, 0.0) <= time.monotonic()
+
+    def _seconds_until_due(self) -> float | None:
+        """Return the seconds until a waiting run may be taken that was put back for later; None if there is none."""
+        moments = [self._not_before.get(run, 0.0) for runs in self._waiting.values() for run in runs]
+        return max(0.01, min(moments) - time.monotonic()) if moments else None
 
     def report(self, run: RunLocation, result: RunResult) -> None:
         """Add the result of a run that ``take`` returned."""
@@ -81,9 +99,10 @@ class RunQueue:
             self._results.append((run, result))
             self._changed.notify_all()
 
-    def put_back(self, run: RunLocation) -> None:
-        """Queue a run once more, as the next one of its model."""
+    def put_back(self, run: RunLocation, *, after: float = 0.0) -> None:
+        """Queue a run once more, as the next one of its model, to be taken in ``after`` seconds or later."""
         with self._changed:
+            self._not_before[run] = time.monotonic() + after
             self._waiting[run.spec.model.name].appendleft(run)
             self._changed.notify_all()
 
@@ -116,12 +135,17 @@ class RunQueue:
             self._changed.notify_all()
 
 
-def execute_all(queue: RunQueue, workers: Sequence[Worker]) -> Iterator[tuple[RunLocation, RunResult]]:
+def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> Iterator[tuple[RunLocation, RunResult]]:
     """Let ``workers`` execute the runs in ``queue``, and yield each result as it arrives, until no run is left.
 
     The caller may put a run back into the queue before it asks for the next result.
+
+    Args:
+        queue: the runs.
+        workers: what executes them.
+        leases: tells which runs other processes execute, so that no worker is started for them.
     """
-    threads = [threading.Thread(target=_feed, args=(queue, worker), daemon=True) for worker in workers]
+    threads = [threading.Thread(target=_feed, args=(queue, worker, leases), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     try:
@@ -134,6 +158,14 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker]) -> Iterator[tuple[Ru
             thread.join()
 
 
-def _feed(queue: RunQueue, worker: Worker) -> None:
+def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:
     while (run := queue.take(worker.number, worker.stop)) is not None:
-        queue.report(run, worker.execute(run))
+        try:
+            held = leases.working([run.name]).get(run.name)
+            if held is None:
+                result = worker.execute(run, leases.abandoned(run.name))
+            else:
+                result = RunResult(outcome=Outcome.HELD, cause=str(held.holder))
+        except Exception as error:  # noqa: BLE001 - an error in this thread would leave the coordinator waiting for ever
+            result = result_of(error)
+        queue.report(run, result)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
-from lm_harmony.errors import StoreError
+from lm_harmony.errors import LeaseHeld, StoreError
 from lm_harmony.runs.fingerprint import folder_name
+from lm_harmony.runs.lease import Leases
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.remote import RemoteSync
+from lm_harmony.runs.remote_lease import leases_for
 from lm_harmony.runs.sources import UNRECORDED, Source, SourceCheck
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
-from lm_harmony.studies.lease import FolderLeases, Leases
-from lm_harmony.studies.remote_lease import RemoteLeases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,11 @@ class RunLocation:
         """The run's folder, as an object that reads and writes its files."""
         return RunStore(self.results_dir / self.name, remote_of(self.url))
 
+    @property
+    def leases(self) -> Leases:
+        """The leases of all runs in the results folder; a new object, which has watched no lease yet."""
+        return leases_for(self.results_dir, remote_of(self.url))
+
     def state(self, check: SourceCheck | None = None) -> RunState:
         """Return whether the run is finished and current. Files are compared; no model is loaded and no network is used.
 
@@ -84,16 +89,29 @@ class RunLocation:
             return RunState(finished=not lacks_direct, reason=changed)
         return RunState(finished=changed is None and not lacks_direct, reason=changed, sources=record.sources or ())
 
-    def write_failure(self, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> None:
+    def write_failure_as_coordinator(self, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> None:
+        """Write failure.json for a worker that died, unless another process executes the run; arguments as ``write_failure``."""
+        with suppress(LeaseHeld), self.leases.hold(self.name, lost=lambda: None) as lease:
+            store = replace(self.store, lease=lease)
+            store.pull()
+            self.write_failure(store, kind=kind, cause=cause, attempts=attempts, log_tail=log_tail)
+
+    def remove_failure(self) -> None:
+        """Remove failure.json, so that a study tries the run again, unless another process executes the run."""
+        with suppress(LeaseHeld), self.leases.hold(self.name, lost=lambda: None) as lease:
+            replace(self.store, lease=lease).remove_failure()
+
+    def write_failure(self, store: RunStore, *, kind: str, cause: str, attempts: int, log_tail: Sequence[str] = ()) -> None:
         """Write failure.json: the run failed after ``attempts`` attempts and is not tried again unless the user asks for it.
 
         Args:
+            store: the run's folder with its lease.
             kind: class name of the error, or "worker died".
             cause: message of the error.
             attempts: how often the run was tried.
             log_tail: last lines of the worker's log.
         """
-        self.store.write_failure(Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail)))
+        store.write_failure(Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail)))
 
     def _name_before_0_2(self, name: str) -> str | None:
         """Return the name that versions before 0.2 gave to this run, if it is finished there and has no folder under ``name``."""
@@ -125,9 +143,3 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 def remote_of(url: str | None) -> RemoteSync | None:
     """Return the one ``RemoteSync`` that this process uses for ``url``, or None for results in a folder."""
     return None if url is None else RemoteSync(url)
-
-
-def leases_for(results_dir: Path, url: str | None) -> Leases[Any]:
-    """Return the leases of all runs in a results folder, or behind a URL if there is one."""
-    remote = remote_of(url)
-    return FolderLeases(results_dir) if remote is None else RemoteLeases(remote)

@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.errors import StoreError, UsageError, check_integer, did_you_mean
+from lm_harmony.errors import StoreError, StoreUnavailable, UsageError, check_integer, did_you_mean
+from lm_harmony.runs.lease import Leases
 from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.remote_lease import leases_for
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.config import StudySpec, read_study
@@ -23,7 +25,7 @@ from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.local_pool import default_workers, local_workers
 from lm_harmony.studies.messages import Outcome, RunResult
 from lm_harmony.studies.pool import RunQueue, Worker, execute_all
-from lm_harmony.studies.run_location import RunLocation, leases_for, remote_of
+from lm_harmony.studies.run_location import RunLocation, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ ATTEMPTS = 3
 """How often a run is tried whose worker dies, whose process raises an unexpected error, or whose results cannot be written."""
 DAMAGED = "damaged record"
 """Failure kind of a run whose record cannot be read. The record may be all that is left of the run: it is never overwritten."""
+HELD_PAUSE = 1.0
+"""Seconds between two looks at a run that another process executes."""
 STORE_PAUSE = 10.0
 """Seconds before a run is tried again whose results could not be written."""
 
@@ -51,6 +55,8 @@ class Status:
     """Waiting runs that were finished before, with the file or commit that has changed since."""
     unverified: Mapping[RunLocation, str] = field(default_factory=dict)
     """Finished runs that cannot be checked for changes, with the reason."""
+    holders: Mapping[RunLocation, str] = field(default_factory=dict)
+    """Running runs, with the process that executes each one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,11 @@ class Study:
     """Glob patterns (*, ?); only runs whose name matches one of them are part of the study. Empty: every run."""
     skip: tuple[str, ...] = field(default=(), kw_only=True)
     """Glob patterns; runs whose name matches one of them are left out."""
+
+    @cached_property
+    def _leases(self) -> Leases:
+        """The leases of all runs, by an object that remembers since when it has watched each one."""
+        return leases_for(self.spec.results_dir, remote_of(self.spec.results_url))
 
     _hub: HubRevisions = field(default_factory=HubRevisions, init=False, repr=False, compare=False)
 
@@ -106,9 +117,9 @@ class Study:
         moved = self._hub.moved(source for state in states.values() if state.finished for source in state.sources)
         states = {run: state.unless_moved(moved) for run, state in states.items()}
         unfinished = [run.name for run, state in states.items() if not state.finished]
-        held = leases_for(self.spec.results_dir, self.spec.results_url).held(unfinished)
+        held = self._leases.working(unfinished)
         finished, failed, running, waiting = [], {}, [], []
-        changed, unverified = {}, {}
+        changed, unverified, holders = {}, {}, {}
         for run, state in states.items():
             if state.finished:
                 finished.append(run)
@@ -116,6 +127,7 @@ class Study:
                     unverified[run] = state.reason
             elif run.name in held:
                 running.append(run)
+                holders[run] = str(held[run.name].holder)
             elif not state.readable:
                 failed[run] = Failure(kind=DAMAGED, cause=str(state.reason), attempts=1)
             elif (failure := _failure(run.store)) is not None:
@@ -125,7 +137,7 @@ class Study:
                 if state.reason:
                     changed[run] = state.reason
         ended = {"finished": tuple(finished), "running": tuple(running), "waiting": tuple(waiting)}
-        return Status(**ended, failed=failed, changed=changed, unverified=unverified)
+        return Status(**ended, failed=failed, changed=changed, unverified=unverified, holders=holders)
 
     def records(self) -> tuple[RunRecord, ...]:
         """Return the records of all finished runs. ``status`` reports those that cannot be read."""
@@ -142,7 +154,7 @@ class Study:
         Raises:
             UsageError: there is no such cluster, or the number of workers is below 1.
             MissingExtra: Ray is not installed.
-            StoreError: the results cannot be written. What was finished is kept, and a later call goes on.
+            StoreUnavailable: the results cannot be written. What was finished is kept, and a later call goes on.
         """
         for _ in self.advance(workers=workers, ray=ray, retry_failed=retry_failed):
             pass
@@ -160,18 +172,23 @@ class Study:
         if retry_failed:
             retried = [run for run, failure in now.failed.items() if failure.kind != DAMAGED]
             for run in retried:
-                run.store.remove_failure()
+                run.remove_failure()
         unfinished = [*now.waiting, *now.running, *retried]
         queue, attempts = RunQueue(unfinished), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(unfinished), finished=len(now.finished))
         yield queue
         pool = _make_workers(unfinished, workers, ray) if unfinished else []
-        for run, result in execute_all(queue, pool):
-            events.add(f"run_{result.outcome}", run=run.name, **result.details())
+        held: dict[RunLocation, str] = {}
+        for run, result in execute_all(queue, pool, self._leases):
             if result.outcome == Outcome.HELD:
-                queue.put_back(run)
-            elif result.outcome not in (Outcome.FINISHED, Outcome.FAILED):
+                queue.put_back(run, after=HELD_PAUSE)
+                if held.get(run) == result.cause:  # looked at once more
+                    continue
+                held[run] = str(result.cause)
+                log.info("%s: waiting for %s", run.name, result.cause)
+            events.add(f"run_{result.outcome}", run=run.name, **result.details())
+            if result.outcome not in (Outcome.FINISHED, Outcome.FAILED, Outcome.HELD):
                 attempts[run.name] += 1
                 _retry_or_fail(queue, run, result, attempts[run.name])
             yield queue
@@ -206,18 +223,17 @@ def _retry_or_fail(queue: RunQueue, run: RunLocation, result: RunResult, attempt
     """Put a run back into the queue, or write its failure after ATTEMPTS attempts.
 
     Raises:
-        StoreError: the results could not be written at the last attempt either, so that the study cannot go on.
+        StoreUnavailable: the results could not be written at the last attempt either, so that the study cannot go on.
     """
     cause = str(result.cause)
     log.warning("%s: %s (attempt %d of %d)", run.name, cause, attempts, ATTEMPTS)
     if attempts < ATTEMPTS:
-        if result.outcome == Outcome.STORE_UNAVAILABLE:
-            time.sleep(STORE_PAUSE)
-        queue.put_back(run)
+        queue.put_back(run, after=STORE_PAUSE if result.outcome == Outcome.STORE_UNAVAILABLE else 0.0)
     elif result.outcome == Outcome.STORE_UNAVAILABLE:
-        raise StoreError(f"{cause} Then repeat the study: it continues where it stopped.")
+        raise StoreUnavailable(f"{cause} Then repeat the study: it continues where it stopped.")
     else:
-        run.write_failure(kind=result.kind or "worker died", cause=cause, attempts=attempts, log_tail=result.log_tail or ())
+        kind = result.kind or "worker died"
+        run.write_failure_as_coordinator(kind=kind, cause=cause, attempts=attempts, log_tail=result.log_tail or ())
 
 
 def _failure(store: RunStore) -> Failure | None:

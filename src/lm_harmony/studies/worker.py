@@ -6,28 +6,23 @@ standard output. When the coordinator ends, however it ends, the pipe closes and
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import queue
 import sys
 import threading
-import time
 import traceback
+from dataclasses import replace
 
-from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent, StoreError
+from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct_score, train_before_test
 from lm_harmony.studies.hub_revisions import HubRevisions
-from lm_harmony.studies.lease import LeaseHeld
-from lm_harmony.studies.messages import MemoryRequest, MemoryResult, Outcome, RunResult, decode_request
+from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunResult, decode_request, result_of
 from lm_harmony.studies.plan import runs_fitting_in_memory
-from lm_harmony.studies.run_location import RunLocation, leases_for, remote_of
+from lm_harmony.studies.run_location import RunLocation, remote_of
 
 log = logging.getLogger(__name__)
-
-HELD_PAUSE = 1.0
-"""Seconds before a worker answers that another study executes the run. The coordinator sends the run again."""
 
 
 class RunExecutor:
@@ -42,48 +37,44 @@ class RunExecutor:
         asked = decode_request(request)
         if isinstance(asked, MemoryRequest):
             return MemoryResult(runs_that_fit=_runs_that_fit(asked)).model_dump_json()
-        return self.execute(asked.run()).model_dump_json()
+        return self.execute(asked.run(), asked.abandoned).model_dump_json()
 
-    def execute(self, run: RunLocation) -> RunResult:
-        """Execute a run and return how it ended. Whatever exception ends the run, the next one can be executed."""
+    def execute(self, run: RunLocation, abandoned: str | None = None) -> RunResult:
+        """Execute a run and return how it ended. Whatever exception ends the run, the next one can be executed.
+
+        Args:
+            run: the run.
+            abandoned: state of its lease that the coordinator found free.
+        """
         if self._caches is None:
             self._caches = RunCaches(direct_scores=DirectScoreCache(run.results_dir / "direct", remote_of(run.url)))
-        kind: str | None = None
-        cause: str | None = None
         try:
-            complete(run, self._caches)
-            outcome = Outcome.FINISHED
-        except LeaseHeld:
-            time.sleep(HELD_PAUSE)
-            outcome = Outcome.HELD
+            complete(run, self._caches, abandoned)
         except Exception as error:  # noqa: BLE001 - an unexpected error of one run must not end the others
-            outcome, kind, cause = _outcome_of(error), type(error).__name__, str(error)
             if not isinstance(error, HarmonyError):
                 log.error("%s", traceback.format_exc())
-        return RunResult(outcome=outcome, kind=kind, cause=cause, loads=self._caches.model.loads)
+            return result_of(error).model_copy(update={"loads": self._caches.model.loads})
+        return RunResult(outcome=Outcome.FINISHED, loads=self._caches.model.loads)
 
 
-def _outcome_of(error: Exception) -> Outcome:
-    if isinstance(error, StoreError) and not isinstance(error, DamagedFile):
-        return Outcome.STORE_UNAVAILABLE
-    if isinstance(error, HarmonyError):
-        return Outcome.FAILED
-    disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Outcome.STORE_UNAVAILABLE if disk_is_full else Outcome.CRASHED
-
-
-def complete(run: RunLocation, caches: RunCaches) -> None:
+def complete(run: RunLocation, caches: RunCaches, abandoned: str | None = None) -> None:
     """Finish a run: start it, or resume it after its last finished epoch. Write failure.json if it cannot be finished.
+
+    Args:
+        run: the run.
+        caches: the loaded model and the direct scores.
+        abandoned: state of the run's lease that another process has watched for so long that it is free.
 
     Raises:
         LeaseHeld: another process executes the run now.
         HarmonyError: the run cannot be finished; failure.json holds the same message.
         DamagedFile: a file of the run's folder cannot be read. If that file is the record, failure.json is not written, because
             ``Study.status`` reports it.
-        StoreError: the results cannot be written. failure.json is not written, and the finished epochs are kept.
+        StoreUnavailable: the results cannot be written. failure.json is not written, and the finished epochs are kept.
     """
-    spec, store = run.spec, run.store
-    with leases_for(run.results_dir, run.url).hold(run.name, lost=_end_process):
+    spec = run.spec
+    with run.leases.hold(run.name, lost=_end_process, abandoned=abandoned) as lease:
+        store = replace(run.store, lease=lease)
         store.pull()
         state = run.state()
         if not state.readable:  # the file may be all that is left of the run, so it is not overwritten
@@ -103,14 +94,14 @@ def complete(run: RunLocation, caches: RunCaches) -> None:
                 log.info("%s: starting again from the first epoch: %s", run.name, error)
                 train_before_test(spec, store, overwrite=True, caches=caches)
         except HarmonyError as error:
-            if _outcome_of(error) == Outcome.FAILED:
-                run.write_failure(kind=type(error).__name__, cause=str(error), attempts=1)
+            if result_of(error).outcome == Outcome.FAILED:
+                run.write_failure(store, kind=type(error).__name__, cause=str(error), attempts=1)
             raise
 
 
 def _end_process() -> None:
-    """End this process, because another one has taken over its run and both would write to the same folder."""
-    os._exit(3)
+    """End this process, because another one has taken over its run. Its writes would be refused."""
+    os._exit(LEASE_LOST)
 
 
 def _runs_that_fit(request: MemoryRequest) -> int:
