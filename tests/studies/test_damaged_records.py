@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from boards import write_run
-from world import write_world
 
 from lm_harmony.cli.main import main
 from lm_harmony.runs.store import RunStore
@@ -72,29 +70,6 @@ def test_a_worker_does_not_overwrite_a_damaged_record(damaged: Path) -> None:
     assert f"{file} cannot be read" in str(result.cause)
     assert file.read_bytes() == before and not (file.parent / "failure.json").exists()
     assert executor.execute(runs["a/a"]).outcome == Outcome.FINISHED  # negative control
-    file.unlink()
-    (file.parent / "config.yaml").write_text("a: [", encoding="utf-8")
-    assert executor.execute(runs["b/b"]).outcome == Outcome.FAILED
-    failure = RunStore(file.parent).failure()
-    assert failure is not None and failure.attempts == 1 and "config.yaml cannot be read" in failure.cause
-
-
-def test_a_missing_or_damaged_checkpoint_fails_the_run_after_one_attempt(tmp_path: Path) -> None:
-    """It is a DamagedFile. A StoreError would be tried three times and would then end the study."""
-    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
-    study = Study.read(path)
-    (run,) = study.runs
-    executor = RunExecutor()
-    assert executor.execute(run).outcome == Outcome.FINISHED  # negative control
-    (run.store.folder / "record.json").unlink()  # an unfinished run without the checkpoints that are needed to resume it
-    result = executor.execute(run)
-    assert (result.outcome, result.kind) == (Outcome.FAILED, "DamagedFile") and "holds no checkpoint" in str(result.cause)
-    assert [failure.attempts for failure in study.status().failed.values()] == [1]
-    optimizer = run.store.checkpoint(2) / "optimizer.safetensors"
-    shutil.copytree(run.store.folder / "adapter", optimizer.parent / "weights")
-    optimizer.write_bytes(b"torn")
-    result = executor.execute(run)
-    assert result.outcome == Outcome.FAILED and "optimizer.safetensors cannot be read" in str(result.cause)
 
 
 def test_undamaged_records_are_no_failures(damaged: Path) -> None:

@@ -42,15 +42,15 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     with logging_to(console, store.folder / "log.txt", debug=flags.debug), display(console):
         for line in built_in_lines(given):
             log.info(line)
-        if not flags.debug:
-            quiet_libraries()
-        from lm_harmony.runs.protocol import score_again, train_before_test
-
         name = store.folder.relative_to(flags.results_dir).as_posix()
         leases = FolderLeases(flags.results_dir)
         try:
             with leases.hold_patiently(name, lost=_end_process, waiting=_log_waiting) as lease:
                 store = replace(store, lease=lease)
+                if not flags.debug:
+                    quiet_libraries()
+                from lm_harmony.runs.protocol import score_again, train_before_test
+
                 if flags.only_evaluate:
                     record = score_again(store)
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_harmony.cli.console import logging_to, say, show_table
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import DamagedFile, UsageError
 from lm_harmony.progress import display
+from lm_harmony.runs.record import EpochRecord
 from lm_harmony.studies.config import StudySpec
 from lm_harmony.studies.pool import RunQueue
 from lm_harmony.studies.run_location import RunLocation
@@ -138,7 +139,9 @@ def _picture(running: list[RunLocation], status: Status, total: int, hours: floa
     failed = f"{len(status.failed)} failed  " if status.failed else ""
     bars.add_task("study", total=total, completed=len(status.finished), note=failed + note)
     for run in running:
-        epochs = run.store.epochs()
+        epochs: tuple[EpochRecord, ...] = ()
+        with suppress(DamagedFile):  # the worker sets the file aside
+            epochs = run.store.epochs()
         last = f"loss {epochs[-1].loss:.3f}" if epochs else "direct score, or loading"
         bars.add_task(f"  {run.name}", total=run.spec.recipe.epochs, completed=len(epochs), note=last)
     return Group(bars)

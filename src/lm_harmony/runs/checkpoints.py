@@ -12,25 +12,26 @@ from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.train_state import Epoch, Resumption
 from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
 from lm_harmony.runs.files import new_file, new_folder, not_written
+from lm_harmony.runs.recovery import OPTIMIZER, checksums
 from lm_harmony.runs.store import RunStore
 
-_OPTIMIZER = "optimizer.safetensors"
 
-
-def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumable: bool) -> None:
-    """Write the weights of ``epoch`` and, if ``resumable``, the optimizer state.
+def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumable: bool) -> dict[str, str]:
+    """Write the weights of ``epoch`` and, if ``resumable``, the optimizer state; return the SHA-256 of each file.
 
     Raises:
         StoreUnavailable: the disk is full or cannot be written.
     """
     folder = store.checkpoint(epoch.number)
+    store.remove(folder)  # of an attempt that was interrupted
     save_weights(store, trainee, folder / "weights")
     if resumable:
         try:
-            with new_file(folder / _OPTIMIZER, store.guard) as scratch:
+            with new_file(folder / OPTIMIZER, store.guard) as scratch:
                 save_file(dict(epoch.optimizer_state), scratch)
         except (OSError, SafetensorError) as error:
             raise not_written(folder, error) from error
+    return checksums(folder)
 
 
 def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption:
@@ -40,15 +41,11 @@ def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption
         DamagedFile: the checkpoint is missing or cannot be read.
     """
     folder = store.checkpoint(epoch)
-    if not (folder / _OPTIMIZER).is_file():
-        raise DamagedFile(
-            f"{folder} holds no checkpoint to resume from (was it run with save_strategy no?). Run again with --overwrite."
-        )
     trainee.load(folder / "weights")
     try:
-        return Resumption(epoch=epoch, optimizer_state=load_file(folder / _OPTIMIZER))
+        return Resumption(epoch=epoch, optimizer_state=load_file(folder / OPTIMIZER))
     except (OSError, SafetensorError) as error:
-        raise DamagedFile(f"{folder / _OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
+        raise DamagedFile(f"{folder / OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
 
 
 def save_weights(store: RunStore, trainee: Trainee, folder: Path) -> None:
@@ -59,7 +56,7 @@ def save_weights(store: RunStore, trainee: Trainee, folder: Path) -> None:
         StoreUnavailable: the disk is full or cannot be written.
     """
     try:
-        store.remove(folder)  # of an attempt that was interrupted
+        store.remove(folder)
         with new_folder(folder, store.guard) as scratch:
             trainee.save(scratch)
     except (OSError, SafetensorError) as error:

@@ -34,17 +34,23 @@ def refuse_finished(folder: Path, record: RunRecord) -> None:
     )
 
 
-def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec) -> None:
+def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec, *, resume: bool = True) -> None:
     """Refuse to continue a run with another specification or other files; loads nothing.
 
     Args:
         folder: folder of the run.
         begun: content of its config.yaml.
         spec: specification of the new command.
+        resume: whether the command asks to continue it.
 
     Raises:
+        UsageError: the command does not ask to continue it.
         NotCurrent: the specification or a file differs.
     """
+    if not resume:
+        raise UsageError(
+            f"exp_name: {folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
+        )
     asked = begun.spec.to_dict()
     other = [
         f"{key} was {asked.get(key)}, is {value}"

@@ -13,6 +13,7 @@
         direct/results_<time>.json  the untouched model in lm_eval's results schema, where requested
         failure.json              why the run of a study failed; removed when it is tried again
         record.json               the record; written last, so that a run that has it is finished
+        *.damaged                 a file that could not be read and was therefore written again
 
 A folder without record.json is an unfinished run, which --resume_from_checkpoint continues after its last line in epochs.jsonl.
 The file .<run>.lease beside the folder names the process that works in it.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -51,6 +52,7 @@ _RUN = (
 )
 _KNOWN = (
     *_RUN,
+    *(f"{name}.damaged*" for name in ("config.yaml", "direct.json", "epochs.jsonl", "samples_*.jsonl")),
     "direct/results_*.json",
     "checkpoints/epoch-*/optimizer.safetensors",
     *(f"{folder}/{name}" for folder in ("adapter", "checkpoints/epoch-*/weights") for name in _WEIGHTS),
@@ -87,6 +89,25 @@ def refuse_foreign(folder: Path) -> None:
     left = [path.name for path, _ in _files(folder, folder) if path.name not in ("failure.json", "log.txt")]
     if left and not (folder / _LAST).is_file():
         raise UsageError(f"overwrite: {folder} has no {_LAST}, so no run wrote {left[0]}. Choose another --exp_name.")
+
+
+def refuse_nested(folder: Path, is_run: Callable[[Path], bool]) -> None:
+    """Check that a new run's folder is neither inside nor above that of another run.
+
+    Args:
+        folder: the new run's folder.
+        is_run: tells whether a folder that holds a config.yaml is that of a run.
+
+    Raises:
+        UsageError: it is.
+    """
+    below = (Path(root) for root, _, names in os.walk(folder) if Path(root) != folder and (_LAST in names or _FIRST[0] in names))
+    for where, others in (("inside", folder.parents), ("above", below)):
+        for other in others:
+            if is_run(other) or (where == "above" and (other / _FIRST[0]).is_file()):
+                raise UsageError(
+                    f"exp_name: {folder} would be {where} the folder of another run, {other}. Choose another --exp_name."
+                )
 
 
 def remove_run(folder: Path) -> None:
@@ -128,6 +149,31 @@ def remove_files(folder: Path, part: Path) -> None:
         raise StoreUnavailable(
             f"{error.filename or part} cannot be removed: {error.strerror}. Check the permissions of {part}."
         ) from error
+
+
+def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
+    """Remove what processes that were killed have left in a run's folder: files that were being written.
+
+    Args:
+        folder: the run's folder, whose lease the caller holds.
+        checkpoints: also remove the checkpoints, because the run has finished.
+
+    Raises:
+        StoreUnavailable: something could not be removed.
+    """
+    for path in sorted(folder.rglob(".*.part")):
+        if not path.is_symlink() and path.is_dir():
+            remove_files(folder, path)
+        elif not path.is_symlink():
+            path.unlink(missing_ok=True)
+    if checkpoints:
+        remove_files(folder, folder / "checkpoints")
+
+
+def has_leftovers(folder: Path) -> bool:
+    """Return whether a finished run's folder holds checkpoints or files that were being written; looks at its top only."""
+    with os.scandir(folder) as entries:
+        return any(entry.name == "checkpoints" or _SCRATCH.fullmatch(entry.name) for entry in entries)
 
 
 def _files(folder: Path, part: Path) -> Iterator[tuple[Path, bool]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.adapters import Trainee, trainable
@@ -18,7 +19,8 @@ from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment
 from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.record import DataRecord, Environment, EpochRecord, RunRecord
+from lm_harmony.runs.record import Environment, EpochRecord, RunRecord
+from lm_harmony.runs.recovery import recover_direct_score, recover_epochs, recover_request
 from lm_harmony.runs.setup import RunSetup, set_up_run
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
@@ -43,6 +45,8 @@ def train_before_test(
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
     meter = Meter()
+    if resume:
+        recover_request(store)
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     with meter.phase("preparation"):
         run = set_up_run(spec, caches)
@@ -69,7 +73,7 @@ def train_before_test(
         test_curve=test_curve,
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
-        data=_data(run),
+        data=run.data_record(),
         sources=run.sources,
         request_fingerprint=run.fingerprints.run,
     )
@@ -91,7 +95,7 @@ def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better
 
 def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
     """Train, score each epoch on validation, and save what resuming and the choice of the epoch need; return all epochs."""
-    spec, records = run.spec, store.epochs()
+    spec, records = run.spec, recover_epochs(store, partial(_needed_epochs, run))
     training = fine_tune(
         trainee,
         run.sequences,
@@ -102,7 +106,7 @@ def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracke
         resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
     )
     for epoch in training:
-        save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
+        saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
         validating = Meter()
         with validating.phase("validation"):
             validation = run.score(run.splits.validation, final=False)
@@ -114,7 +118,7 @@ def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracke
             seconds=epoch.seconds,
             validation_seconds=validating.costs["validation_seconds"],
         )
-        store.add_epoch(record)
+        store.add_epoch(record, saved)
         records = (*records, record)
         tracker.epoch(epoch, validation.metrics)
         log.info(
@@ -128,6 +132,13 @@ def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracke
             best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
             store.remove_other_checkpoints({best.epoch, epoch.number})
     return records
+
+
+def _needed_epochs(run: RunSetup, epochs: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+    """Return the epochs whose weights are needed after a training of ``epochs``."""
+    if run.spec.test_curve:
+        return epochs
+    return [choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if run.spec.choose_best else epochs[-1]]
 
 
 def _test_epochs(
@@ -153,7 +164,7 @@ def _test(run: RunSetup, meter: Meter) -> Score:
 
 def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:
     """Return the test score of the untouched model: from this run's folder, from the shared cache, or computed now."""
-    known = store.direct_score()
+    known = recover_direct_score(store)
     if known is None:
         shared = caches.direct_scores if caches else None
         known = shared.get_or_compute(run.direct_score_id, lambda: _test(run, meter)) if shared else _test(run, meter)
@@ -225,21 +236,3 @@ def _environment(run: RunSetup) -> Environment:
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
     return {**found, "lora_targets": run.derived_targets} if run.derived_targets else found
-
-
-def _data(run: RunSetup) -> DataRecord:
-    """Return the counts of rows that were used and left out."""
-    splits = run.splits
-    return DataRecord(
-        fingerprint=splits.fingerprint(),
-        train=len(splits.train) - run.answer_too_long,
-        validation=len(splits.validation),
-        test=len(splits.test),
-        carved=splits.carved,
-        dropped_from_train=splits.dropped_from_train,
-        dropped_from_validation=splits.dropped_from_validation,
-        without_answer=splits.without_answer,
-        truncated=sum(sequence.truncated for sequence in run.sequences),
-        answer_too_long=run.answer_too_long,
-        appended_tokens=run.model.text.appended,
-    )

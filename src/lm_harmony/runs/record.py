@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, with_config
@@ -47,6 +49,35 @@ class EpochRecord:
     """Seconds that training took."""
     validation_seconds: float = field(compare=False)
     """Seconds that scoring the validation split took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochLine(EpochRecord):
+    """A line of epochs.jsonl: an epoch with checksums, which lines of version 0.2 and earlier lack."""
+
+    checkpoint: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every file of the epoch's checkpoint, by its path inside the checkpoint's folder."""
+    check: str | None = None
+    """Start of the SHA-256 of this line without this field."""
+
+    def __post_init__(self) -> None:
+        if self.check is not None and self.check != self._checksum():
+            raise ValueError("check differs from the checksum of the line, so the line was changed after it was written")
+
+    @classmethod
+    def of(cls, epoch: EpochRecord, checkpoint: Mapping[str, str]) -> EpochLine:
+        """Return the line of an epoch whose checkpoint's files have the checksums ``checkpoint``."""
+        line = cls(**{one.name: getattr(epoch, one.name) for one in fields(EpochRecord)}, checkpoint=checkpoint)
+        return replace(line, check=line._checksum())
+
+    @property
+    def record(self) -> EpochRecord:
+        """The epoch alone."""
+        return EpochRecord(**{one.name: getattr(self, one.name) for one in fields(EpochRecord)})
+
+    def _checksum(self) -> str:
+        values = {name: value for name, value in to_plain(self).items() if name != "check"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 from lm_harmony.runs.caches import LoadedModel, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
 from lm_harmony.runs.memory_errors import memory_errors
+from lm_harmony.runs.record import DataRecord
 from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 
@@ -69,6 +70,23 @@ class RunSetup:
     def direct_score_id(self) -> str:
         """Key of the direct score in the cache; runs with equal keys have equal direct scores."""
         return direct_score_id(self.spec, self.fingerprints, self.sources, dtype=repr(self.model.precision))
+
+    def data_record(self) -> DataRecord:
+        """Return the counts of rows that were used and left out."""
+        splits = self.splits
+        return DataRecord(
+            fingerprint=splits.fingerprint(),
+            train=len(splits.train) - self.answer_too_long,
+            validation=len(splits.validation),
+            test=len(splits.test),
+            carved=splits.carved,
+            dropped_from_train=splits.dropped_from_train,
+            dropped_from_validation=splits.dropped_from_validation,
+            without_answer=splits.without_answer,
+            truncated=sum(sequence.truncated for sequence in self.sequences),
+            answer_too_long=self.answer_too_long,
+            appended_tokens=self.model.text.appended,
+        )
 
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Return the score of the model's current weights on ``examples``.

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -15,9 +15,9 @@ from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
 from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
-from lm_harmony.runs.layout import refuse_foreign, remove_files, remove_run
+from lm_harmony.runs.layout import refuse_foreign, refuse_nested, remove_files, remove_leftovers, remove_run
 from lm_harmony.runs.lease import Lease
-from lm_harmony.runs.record import EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
+from lm_harmony.runs.record import EpochLine, EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec, upgrade_spec
@@ -72,26 +72,12 @@ class RunStore:
         """
         if overwrite:
             refuse_foreign(self.folder)
-            self._refuse_nested()
-            return
-        if self.is_finished():
+        elif self.is_finished():
             refuse_finished(self.folder, self.record())
-        begun = self.config()
+        begun = None if overwrite else self.config()
         if begun is None:
-            return self._refuse_nested()
-        if not resume:
-            raise UsageError(
-                f"exp_name: {self.folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
-            )
-        refuse_other_request(self.folder, begun, spec)
-
-    def _refuse_nested(self) -> None:
-        other = next((above for above in self.folder.parents if RunStore(above).requested()), None) or next(
-            (run.folder for run in find_runs(self.folder, begun=True) if run.folder != self.folder), None
-        )
-        if other is not None:
-            where = "inside" if other in self.folder.parents else "above"
-            raise UsageError(f"exp_name: {self.folder} would be {where} the folder of another run, {other}. Choose another name.")
+            return refuse_nested(self.folder, lambda folder: RunStore(folder).requested() is not None)
+        refuse_other_request(self.folder, begun, spec, resume=resume)
 
     def begin(
         self, spec: RunSpec, *, data: str, overwrite: bool, asked: str | None = None, sources: Sequence[Source] = ()
@@ -115,11 +101,12 @@ class RunStore:
         begun = self.config()
         if begun is not None:
             refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)
+            with self.guard():
+                remove_leftovers(self.folder, checkpoints=False)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            config = {**spec.to_dict(), "data_fingerprint": data, "asked_fingerprint": asked}
-            config["sources"] = [source.to_dict() for source in sources]
-            self._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
+            made_from = {"data_fingerprint": data, "asked_fingerprint": asked, "sources": [one.to_dict() for one in sources]}
+            self._write("config.yaml", yaml.safe_dump({**spec.to_dict(), **made_from}, sort_keys=False))
 
     def config(self) -> RunConfig | None:
         """Return what config.yaml holds, or None where no run was begun.
@@ -132,14 +119,21 @@ class RunStore:
 
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Return the finished epochs; a last line without its newline, left by a killed process, is skipped."""
-        path = self.folder / "epochs.jsonl"
-        return read_json_lines(path, EpochRecord, skip_torn_end=True) if path.exists() else ()
+        return tuple(line.record for line in self.epoch_lines())
 
-    def add_epoch(self, epoch: EpochRecord) -> None:
-        """Append a finished epoch, whose checkpoint must be written before."""
-        lines = [json.dumps(asdict(known)) for known in (*self.epochs(), epoch)]
-        self._write("epochs.jsonl", "\n".join(lines) + "\n")
+    def epoch_lines(self) -> tuple[EpochLine, ...]:
+        """Return the lines of ``epochs`` with their checksums."""
+        path = self.folder / "epochs.jsonl"
+        return read_json_lines(path, EpochLine, skip_torn_end=True) if path.exists() else ()
+
+    def write_epochs(self, lines: Iterable[EpochLine]) -> None:
+        """Write the finished epochs, whose checkpoints must be written before."""
+        self._write("epochs.jsonl", "".join(json.dumps(to_plain(line)) + "\n" for line in lines))
         self._push()
+
+    def add_epoch(self, epoch: EpochRecord, checkpoint: Mapping[str, str] = {}) -> None:
+        """Append a finished epoch, whose checkpoint, of files with these checksums, must be written before."""
+        self.write_epochs([*self.epoch_lines(), EpochLine.of(epoch, checkpoint)])
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the path of an epoch's checkpoint folder."""
@@ -245,16 +239,10 @@ class RunStore:
         return read_json(path, RunRecord, upgrade_record)
 
 
-def find_runs(results: Path, *, begun: bool = False) -> Iterator[RunStore]:
-    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names.
-
-    Args:
-        results: folder of the results.
-        begun: also yield runs that were begun and have neither finished nor failed.
-    """
+def find_runs(results: Path) -> Iterator[RunStore]:
+    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
     for folder, folders, files in os.walk(results):
         # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
         folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
-        store = RunStore(Path(folder))
-        if "record.json" in files or "failure.json" in files or (begun and store.requested()):
-            yield store
+        if "record.json" in files or "failure.json" in files:
+            yield RunStore(Path(folder))

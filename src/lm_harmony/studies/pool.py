@@ -1,12 +1,18 @@
-"""The queue of runs, and the threads that pass runs to workers. A worker goes on with the model that it has loaded."""
+"""The queue of runs, the threads that pass runs to workers, and the log of events.
+
+A worker goes on with the model that it has loaded.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from lm_harmony.runs.lease import Leases
 from lm_harmony.studies.messages import Outcome, RunResult, result_of
@@ -169,3 +175,19 @@ def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:
         except Exception as error:  # noqa: BLE001 - an error in this thread would leave the coordinator waiting for ever
             result = result_of(error)
         queue.report(run, result)
+
+
+class EventLog:
+    """Appends to <results>/events.jsonl, which other tools can follow. LM-Harmony itself never reads it."""
+
+    def __init__(self, results_dir: Path) -> None:
+        """Write below ``results_dir``."""
+        self._path = results_dir / "events.jsonl"
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one line with the time in seconds since 1970, by one write call, so that two studies' lines do not mix."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False)
+        with contextlib.suppress(OSError):  # if the disk is full, the runs report it
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lm_harmony.errors import LeaseHeld, StoreError
 from lm_harmony.runs.fingerprint import folder_name
+from lm_harmony.runs.layout import has_leftovers, remove_leftovers
 from lm_harmony.runs.lease import Leases
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.remote import RemoteSync
@@ -95,6 +96,13 @@ class RunLocation:
             store = replace(self.store, lease=lease)
             store.pull()
             self.write_failure(store, kind=kind, cause=cause, attempts=attempts, log_tail=log_tail)
+
+    def clean_up(self) -> None:
+        """Remove what a killed process left in the folder of a finished run, unless another process works there."""
+        with suppress(LeaseHeld, StoreError, OSError):  # only disk space is lost
+            if has_leftovers(self.store.folder):
+                with self.leases.hold(self.name, lost=lambda: None) as lease, lease.writing():
+                    remove_leftovers(self.store.folder, checkpoints=True)
 
     def remove_failure(self) -> None:
         """Remove failure.json, so that a study tries the run again, unless another process executes the run."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lm_harmony.errors import StoreError, StoreUnavailable, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.lease import Leases
@@ -24,7 +20,7 @@ from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.local_pool import default_workers, local_workers
 from lm_harmony.studies.messages import Outcome, RunResult
-from lm_harmony.studies.pool import RunQueue, Worker, execute_all
+from lm_harmony.studies.pool import EventLog, RunQueue, Worker, execute_all
 from lm_harmony.studies.run_location import RunLocation, remote_of
 
 log = logging.getLogger(__name__)
@@ -173,6 +169,8 @@ class Study:
             retried = [run for run, failure in now.failed.items() if failure.kind != DAMAGED]
             for run in retried:
                 run.remove_failure()
+        for run in now.finished:
+            run.clean_up()
         unfinished = [*now.waiting, *now.running, *retried]
         queue, attempts = RunQueue(unfinished), Counter[str]()
         events = EventLog(self.spec.results_dir)
@@ -193,22 +191,6 @@ class Study:
                 _retry_or_fail(queue, run, result, attempts[run.name])
             yield queue
         events.add("study_ended")
-
-
-class EventLog:
-    """Appends to <results>/events.jsonl, which other tools can follow. LM-Harmony itself never reads it."""
-
-    def __init__(self, results_dir: Path) -> None:
-        """Write below ``results_dir``."""
-        self._path = results_dir / "events.jsonl"
-
-    def add(self, event: str, **values: Any) -> None:
-        """Append one line with the time in seconds since 1970, by one write call, so that two studies' lines do not mix."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False)
-        with contextlib.suppress(OSError):  # if the disk is full, the runs report it
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
 
 
 def _make_workers(runs: Sequence[RunLocation], workers: int | None, ray: str | None) -> Sequence[Worker]:
