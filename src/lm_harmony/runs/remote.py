@@ -8,7 +8,6 @@ the current epoch is lost.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.errors import LeaseLost
+from lm_harmony.runs.file_hashes import cache_folder
 from lm_harmony.runs.files import new_file
 from lm_harmony.runs.remote_files import UNKNOWN, RemoteFiles
 
@@ -42,9 +42,8 @@ class RemoteSync(RemoteFiles):
 
     @cached_property
     def folder(self) -> Path:
-        """Path of the working copy, in the user's cache folder."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "lm-harmony" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        """Path of the working copy, in the user's cache folder (``cache_folder``)."""
+        return cache_folder() / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
     def pull(self, path: str) -> None:
         """Make the working copy of the folder ``path`` equal to the results; removes other files."""
