@@ -57,8 +57,7 @@ def evaluate(
         device: "cpu", "cuda", "cuda:1", "mps" or "auto"; a loaded model stays where it is.
 
     Raises:
-        HarmonyError: the model, the benchmark or an option cannot be used, the training loss is not finite, or another process
-            carries out the same run in ``results_dir``.
+        HarmonyError: the input cannot be used, the loss is not finite, or another process carries out the run in ``results_dir``.
     """
     with ExitStack() as stack:
         results = Path(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="lm-harmony-")))

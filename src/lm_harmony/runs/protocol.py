@@ -37,7 +37,7 @@ def train_before_test(
     Args:
         spec: the model, the benchmark, the recipe and the seed.
         store: the run's folder.
-        resume: continue an unfinished run after its last finished epoch. The record is that of an uninterrupted run.
+        resume: continue an unfinished run after its last good epoch. The record is that of an uninterrupted run.
         overwrite: replace a run that is already in the folder.
         caches: the loaded model and the direct scores that runs of one process share.
 
@@ -45,8 +45,7 @@ def train_before_test(
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
     meter = Meter()
-    if resume:
-        recover_request(store)
+    recover_request(store, resume=resume)
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     with meter.phase("preparation"):
         run = set_up_run(spec, caches)
@@ -77,6 +76,11 @@ def train_before_test(
         sources=run.sources,
         request_fingerprint=run.fingerprints.run,
     )
+    return _finish(store, run, record)
+
+
+def _finish(store: RunStore, run: RunSetup, record: RunRecord) -> RunRecord:
+    """Write the record, after every other file, and remove the checkpoints."""
     write_outcomes(store, run, record)
     store.write_record(record)
     store.remove_other_checkpoints(())

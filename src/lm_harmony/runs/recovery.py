@@ -45,9 +45,9 @@ def set_aside(store: RunStore, path: Path) -> None:
         raise not_written(path, error) from error
 
 
-def recover_request(store: RunStore) -> None:
-    """Let a run begin again whose config.yaml is damaged, because nobody knows what its other files were made from."""
-    if store.is_finished():
+def recover_request(store: RunStore, *, resume: bool) -> None:
+    """Let a continued run begin again whose config.yaml is damaged: nobody knows what its other files were made from."""
+    if not resume or store.is_finished():
         return
     config = store.folder / "config.yaml"
     try:
