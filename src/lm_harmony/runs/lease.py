@@ -46,7 +46,7 @@ class Holder:
     machine: str
     """Identity of the machine and its process ids: two processes with equal values see each other's process ids."""
     pid: int
-    """Process id."""
+    """Number of the process on its machine."""
     born: float
     """When the process was started, in seconds since 1970, because process ids are used again."""
 
@@ -88,7 +88,7 @@ class Sighting:
     """A lease as it was seen at one moment."""
 
     holder: Holder
-    """Who holds it."""
+    """Process that holds the lease."""
     state: str
     """Text that every touch changes."""
 
