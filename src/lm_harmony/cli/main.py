@@ -16,11 +16,15 @@ from lm_harmony.cli import board as board_command
 from lm_harmony.cli.console import say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
+from lm_harmony.runs.stop_signals import exit_status, stop_on_signals, stopped_by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 done, 1 an error, 2 a wrong flag, 130 interrupted."""
+    """Run the command line and return the exit status: 0 done, 1 an error, 2 a wrong flag, 128 + n stopped by signal n."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        stop_on_signals()
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # such as ± in the locale C
     if words[:1] == ["--version"]:
         from lm_harmony import __version__
 
@@ -52,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"lm-harmony: {error.filename}: {error.strerror}. Give another path, or check its permissions.", stderr=True)
         return 1
     except KeyboardInterrupt:
-        say("lm-harmony: interrupted.", stderr=True)
-        return 130
+        say(f"lm-harmony: interrupted by {stopped_by()}.", stderr=True)
+        return exit_status()
     return 1 if said is False else 0
 
 

@@ -19,6 +19,7 @@ from lm_harmony.progress import display
 from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.stop_signals import stopped_by
 from lm_harmony.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
         except KeyboardInterrupt:
             if store.config() is not None and not store.is_finished():
                 kept = f"{len(store.epochs())} finished epochs are kept in {store.folder}"
-                log.warning("stopped by Ctrl-C; %s. Repeat the command with --resume_from_checkpoint to continue.", kept)
+                advice = "Repeat the command with --resume_from_checkpoint to continue."
+                log.warning("stopped by %s; %s. %s", stopped_by(), kept, advice)
             raise
     if record.direct or record.trained:
         show_table(result_table(record))

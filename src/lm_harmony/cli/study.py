@@ -18,6 +18,7 @@ from lm_harmony.cli.console import logging_to, say, show_table
 from lm_harmony.errors import DamagedFile, UsageError
 from lm_harmony.progress import display
 from lm_harmony.runs.record import EpochRecord
+from lm_harmony.runs.stop_signals import stopped_by
 from lm_harmony.studies.config import StudySpec
 from lm_harmony.studies.pool import RunQueue
 from lm_harmony.studies.run_location import RunLocation
@@ -43,7 +44,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
                 view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))
         except KeyboardInterrupt:
             finished = len(study.status().finished)
-            console.print(f"stopped by Ctrl-C; {finished} of {total} runs are finished. Repeat the command to continue.")
+            console.print(f"stopped by {stopped_by()}; {finished} of {total} runs are finished. Repeat the command to continue.")
             raise
     status = study.status()
     show_status(status, study.spec)

@@ -17,6 +17,8 @@ from lm_harmony.studies.run_location import RunLocation
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 10.0
+"""Seconds that a worker has to release its lease. Slurm and cloud machines allow 30 in all."""
 TAIL = 20
 """How many lines at the end of a dead worker's log are kept in failure.json."""
 
@@ -87,9 +89,14 @@ class WorkerProcess:
         return line
 
     def stop(self) -> None:
-        """End the process at once. What it finished is on disk."""
+        """End the process: after its current operation, so that it releases its lease, or after STOP_SECONDS at once."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
@@ -101,7 +108,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",  # also in the locale C
                 env={**os.environ, **self._environment},
             )
         return self._process

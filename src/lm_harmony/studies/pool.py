@@ -158,9 +158,10 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
         yield from queue.results()
     finally:
         queue.close()
-        for worker in workers:
-            worker.stop()
-        for thread in threads:
+        stops = [threading.Thread(target=worker.stop) for worker in workers]  # each one may take seconds
+        for stop in stops:
+            stop.start()
+        for thread in (*stops, *threads):
             thread.join()
 
 

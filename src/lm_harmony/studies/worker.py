@@ -1,7 +1,8 @@
 """The process that executes runs: ``python -m lm_harmony.studies.worker``.
 
 The coordinator of the study writes one request a line to standard input (``messages``). The worker writes one answer a line to
-standard output. When the coordinator ends, however it ends, the pipe closes and the worker ends at once.
+standard output. When the coordinator ends, however it ends, the pipe closes and the worker ends after
+its current operation.
 """
 
 from __future__ import annotations
@@ -9,20 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import replace
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct_score, train_before_test
+from lm_harmony.runs.stop_signals import exit_status, stop_on_signals, stopped_by
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunResult, decode_request, result_of
 from lm_harmony.studies.plan import runs_fitting_in_memory
 from lm_harmony.studies.run_location import RunLocation, remote_of
 
 log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+"""Seconds after which a worker whose coordinator has ended is ended at once. Slurm and cloud machines allow 30."""
 
 
 class RunExecutor:
@@ -114,6 +121,7 @@ def _runs_that_fit(request: MemoryRequest) -> int:
 
 def main() -> None:
     """Answer the requests on standard input until it closes."""
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     # Libraries print to standard output. The answers go to a copy of it, and what libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -123,12 +131,19 @@ def main() -> None:
     def read_requests() -> None:
         for line in sys.stdin:
             requests.put(line)
-        os._exit(0)  # the coordinator has ended
+        signal.raise_signal(signal.SIGTERM)  # the coordinator has ended: release the lease after the current operation
+        time.sleep(STOP_SECONDS)
+        os._exit(0)
 
     threading.Thread(target=read_requests, daemon=True).start()
+    stop_on_signals(once=True)  # Ctrl-C reaches this process before the coordinator asks it to end
     executor = RunExecutor()
-    while True:
-        print(executor.answer(requests.get()), file=answers, flush=True)
+    try:
+        while True:
+            print(executor.answer(requests.get()), file=answers, flush=True)
+    except KeyboardInterrupt:
+        log.info("stopped by %s", stopped_by())
+        os._exit(exit_status())
 
 
 if __name__ == "__main__":

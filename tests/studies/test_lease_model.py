@@ -1,0 +1,129 @@
+"""No sequence of acquiring, touching, suspending, expiring, writing and jumps of clocks lets two processes write one run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from lm_harmony.errors import LeaseHeld, LeaseLost
+from lm_harmony.runs.folder_lease import FolderLeases
+from lm_harmony.runs.lease import Lease, Leases
+from lm_harmony.runs.remote import RemoteSync
+from lm_harmony.runs.remote_lease import RemoteLeases
+
+STALE = 60.0
+PROCESSES = st.integers(0, 2)
+
+
+class LeaseMachine(RuleBasedStateMachine):
+    """Three processes that compete for one run. The test tells their clocks, and who touches its lease."""
+
+    remote = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="lease-"))
+        self.now = [0.0] * 3
+        self.leases: list[Leases] = [self.make(number) for number in range(3)]
+        self.held: dict[int, Lease] = {}
+        self.newest: int | None = None  # the last process that acquired the lease, the only one that may write
+
+    def make(self, number: int) -> Leases:
+        def clock() -> float:
+            return self.now[number]
+
+        if not self.remote:
+            return FolderLeases(self.folder, stale=STALE, clock=clock)
+        return RemoteLeases(RemoteSync(f"file://{self.folder}"), stale=STALE, clock=clock)
+
+    @rule(process=PROCESSES, abandoned_for=st.none() | PROCESSES)
+    def acquire(self, process: int, abandoned_for: int | None) -> None:
+        """Try to take the lease; the state that another process found abandoned may be handed over."""
+        if process in self.held:
+            return
+        abandoned = None if abandoned_for is None else self.leases[abandoned_for].abandoned("run")
+        with suppress(LeaseHeld):
+            self.held[process] = self.leases[process].acquire("run", abandoned)
+            self.newest = process
+
+    @rule(process=PROCESSES)
+    def look(self, process: int) -> None:
+        self.leases[process].working(["run"])
+
+    @rule(process=PROCESSES)
+    def touch(self, process: int) -> None:
+        """Touch the lease; the loser of a lease leaves it. Who is never touched here is suspended."""
+        if process in self.held and not self.held[process].touch():
+            assert process != self.newest, "the holder lost its lease without a successor"
+            del self.held[process]
+
+    @rule(process=PROCESSES, seconds=st.sampled_from([1.0, 30.0, 61.0, 600.0]))
+    def wait(self, process: int, seconds: float) -> None:
+        """Time passes for one process, and none for the others."""
+        self.now[process] += seconds
+
+    @precondition(lambda self: not self.remote and (self.folder / ".run.lease").exists())
+    @rule(hours=st.integers(-48, 48))
+    def clock_of_the_file_system_jumps(self, hours: int) -> None:
+        path = self.folder / ".run.lease"
+        os.utime(path, (path.stat().st_mtime + hours * 3600,) * 2)
+
+    @rule(process=PROCESSES)
+    def write(self, process: int) -> None:
+        if process not in self.held:
+            return
+        lease = self.held[process]
+        try:
+            with lease.writing():
+                lease.check()
+        except LeaseLost:
+            assert process != self.newest, "the holder cannot write"
+            return
+        assert process == self.newest, f"process {process} writes, but {self.newest} has taken the lease over"
+
+    @rule(process=PROCESSES)
+    def release(self, process: int) -> None:
+        if process in self.held:
+            self.held.pop(process).release()
+            if process == self.newest:
+                self.newest = None
+
+
+class RemoteLeaseMachine(LeaseMachine):
+    """The same with lease objects behind a URL."""
+
+    remote = True
+
+
+class Unfenced(LeaseMachine):
+    """Negative control: leases whose writes are not checked."""
+
+    @rule(process=PROCESSES)
+    def write(self, process: int) -> None:
+        assert process not in self.held or process == self.newest, "two processes write"
+
+
+def settings_of(examples: int) -> Any:
+    suppressed = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=suppressed)
+
+
+def test_no_two_processes_write_in_a_folder() -> None:
+    run_state_machine_as_test(LeaseMachine, settings=settings_of(150))
+
+
+def test_no_two_processes_write_behind_a_url() -> None:
+    run_state_machine_as_test(RemoteLeaseMachine, settings=settings_of(40))
+
+
+def test_writes_that_are_not_checked_are_found() -> None:
+    with pytest.raises(AssertionError, match="two processes write"):
+        run_state_machine_as_test(Unfenced, settings=settings_of(500))
