@@ -36,7 +36,7 @@ def traces(page: Any, chart: str, at: int = 0) -> list[dict[str, Any]]:
 
 
 def note(page: Any, chart: str) -> str:
-    return page.locator(f"#chart-{chart} .note").inner_text()
+    return page.locator(f"#chart-{chart} .note:not(#noise)").inner_text()
 
 
 def test_charts_agree_with_analysis(open_board: Open) -> None:
