@@ -42,7 +42,7 @@ def main(flags: BenchFlags) -> None:
 
         def padded(rows: Sequence[TokenSequence]) -> None:
             order = epoch_order(len(rows), seed=0, epoch=1).tolist()  # the batches of ``fine_tune``
-            trainee.dropout.lengths = ()  # dropout masks come from PyTorch
+            trainee.dropout.set_step(0, 0, ())  # a pass is a batch of its own
             trainee.module.train()
             for start in range(0, len(rows), BATCH):
                 batch = [list(rows[place].ids) for place in order[start : start + BATCH]]

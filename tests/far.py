@@ -25,6 +25,7 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine import attention_kernels as attention
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.forward import prefix_tree_logprobs
 from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.scoring import Scorer
@@ -135,12 +136,23 @@ class Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
 
 
 SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (9, 14, 6, 11, 7)]
-RECIPE = Recipe(lora=Lora(lora_dropout=0.0), epochs=2, batch_size=2, learning_rate=1e-2)
+RECIPE = Recipe(lora=Lora(lora_dropout=0.1), epochs=2, batch_size=2, learning_rate=1e-2)
+
+
+def masks(device: torch.device) -> list[list[list[int]]]:
+    """Return dropout masks of a packed row and of a padded batch, in three layers of two steps."""
+    state, found = DropoutState(device), []
+    layers = [state.add_layer(0.3, 33) for _ in range(3)]
+    for step in (1, 2):
+        state.set_step(7, step, (4, 3, 2))
+        for layer in layers:
+            found += [layer.kept(torch.empty(shape, device=device)).tolist() for shape in ((1, 9, 33), (3, 4, 33))]
+    return found
 
 
 def answers(model: LanguageModel) -> dict[str, Any]:
     """Train, score and generate with ``model`` on every backend."""
-    found: dict[str, Any] = {"packed": choose_backend(model).packed}
+    found: dict[str, Any] = {"packed": choose_backend(model).packed, "masks": masks(model.device)}
     scoring = [
         Request(kind="loglikelihood", context=context, continuation=f" {answer}")
         for context in ("the cat", "a dog is here")

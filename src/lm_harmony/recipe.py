@@ -17,6 +17,9 @@ from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer,
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+TRAINING_VERSION = 2
+"""Version of the training behind a recipe, part of its fingerprint. It is raised when an equal recipe, seed and input give other
+weights, by more than rounding. Version 2 computes dropout masks from counters. Before, they came from random generators."""
 DTYPES = ("auto", "float32", "bfloat16")
 CHAT_TEMPLATE_DATE = "2024-07-26"
 """Default date that chat templates take as today, as YYYY-MM-DD; it is the default inside Llama 3's template."""
@@ -147,8 +150,8 @@ class Recipe:
         _one_of("dtype", self.dtype, DTYPES)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of all fields."""
-        return fingerprint(asdict(self))
+        """Return 16 hexadecimal digits of the SHA-256 of all fields and ``TRAINING_VERSION``."""
+        return fingerprint({**asdict(self), "training_version": TRAINING_VERSION})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Recipe:

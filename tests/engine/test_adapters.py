@@ -173,15 +173,18 @@ def adapted(trainee: Trainee) -> set[str]:
 
 @KINDS
 def test_peft_loads_a_saved_adapter(architecture: str, variant: str, tmp_path: Path) -> None:
-    """AutoPeftModelForCausalLM loads the base model from its folder and computes exactly the logits of the trained model."""
+    """AutoPeftModelForCausalLM loads the base model from its folder and computes the logits of the trained model.
+
+    They agree within rounding, because PEFT adds the same products in another order.
+    """
     model = loaded(write_tiny_model(tmp_path / "base", architecture), architecture)
     recipe = with_lora(VARIANTS[variant])
     with trainable(model, recipe, seed=0) as trainee:
         train(trainee, recipe).save(tmp_path / "adapter")
         ours = logits(trainee.module)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(logits(theirs.eval()), ours)
-    assert not torch.equal(ours, logits(model.module))
+    torch.testing.assert_close(logits(theirs.eval()), ours, rtol=1e-5, atol=1e-5)
+    assert float((ours - logits(model.module)).abs().max()) > 1e-3
     assert_only_safetensors(tmp_path / "adapter")
 
 

@@ -11,7 +11,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_harmony.engine import onednn_linear
-from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
 
 SHAPE = frozenset({(7, 12)})
@@ -119,26 +118,3 @@ def test_the_probe_keeps_its_time_limit_and_skips_small_layers() -> None:
     assert not probe_onednn(wide_module(), seconds=0.0)
     assert not probe_onednn(tiny_module())  # 32 wide
     assert not probe_onednn(wide_module().to(torch.bfloat16))
-
-
-@pytest.mark.parametrize("width", [8, 9])
-def test_dropout_does_not_depend_on_how_a_batch_is_split(width: int) -> None:
-    x = torch.ones(1, 9, width)
-    unsplit = DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), count=3).kept(5, x, 0.25)
-    parts = [
-        DropoutState(seed_and_step=(3, 4), lengths=(4, 3, 2), first=first, count=1).kept(5, x[:, :length], 0.25)
-        for first, length in enumerate((4, 3, 2))
-    ]
-    assert torch.equal(unsplit, torch.cat(parts, dim=1))
-    for other in (
-        DropoutState(seed_and_step=(3, 5), lengths=(9,), count=1),
-        DropoutState(seed_and_step=(4, 4), lengths=(9,), count=1),
-    ):
-        assert not torch.equal(unsplit, other.kept(5, x, 0.25))
-    assert not torch.equal(unsplit, DropoutState(seed_and_step=(3, 4), lengths=(9,), count=1).kept(6, x, 0.25))
-
-
-def test_dropout_keeps_the_configured_fraction() -> None:
-    kept = DropoutState(seed_and_step=(0, 1), lengths=(1000,), count=1).kept(0, torch.ones(1, 1000, 256), 0.05)
-    assert kept.float().mean().item() == pytest.approx(0.95, abs=0.003)  # 7 standard errors of 256,000 draws
-    assert kept.float().mean(dim=(0, 1)).std() < 0.02  # and in every column

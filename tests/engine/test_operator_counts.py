@@ -16,8 +16,11 @@ from lm_harmony.engine.train_state import TrainState
 from lm_harmony.engine.training import _backward
 from lm_harmony.recipe import Lora, Recipe
 
-BUDGETS = {torch.float32: 135, torch.bfloat16: 155}
-"""Largest number of operators of one layer in a training step with the published recipe, forward and backward."""
+BUDGETS = {torch.float32: 127, torch.bfloat16: 139}
+"""Largest number of operators of one layer in a training step with the published recipe, forward and backward.
+
+A GPU needs four more for the two dropout masks of a layer, which NumPy computes on a CPU. See test_lora_linear.py.
+"""
 SCORING_BUDGET = 60
 """Largest number of operators of one layer in a scoring pass."""
 
@@ -63,7 +66,7 @@ def test_a_training_step_and_a_scoring_pass_run_without_values(architecture: str
         assert found.logprobs_L.shape == (sum(found.counts),)
         with pytest.raises((NotImplementedError, RuntimeError)):  # negative control
             float(found.logprobs_L.sum())
-    recipe = Recipe(lora=Lora(lora_dropout=0.0), batch_size=80, max_grad_norm=0.0)
+    recipe = Recipe(lora=Lora(target_modules=("all-linear",)), batch_size=80, max_grad_norm=0.0)
     with trainable(model, recipe, seed=0) as trainee:
         trainee.module.train()
         state = TrainState(trainee, questions(20), recipe, seed=0)

@@ -172,7 +172,7 @@ def checkpointed(architecture: str, forward: Forward, *, on: bool) -> tuple[int,
     texts = [TokenSequence(ids=tuple(range(2, 102)), first_label=1, row=row) for row in range(4)]
     with trainable(model, recipe, seed=0) as trainee, LiveBytes() as bytes_of:
         trainee.module.train()
-        trainee.dropout.seed_and_step, trainee.dropout.lengths, trainee.dropout.count = (0, 1), (100 - 1,) * 4, 4
+        trainee.dropout.set_step(0, 1, (100 - 1,) * 4)
         with PACKED.active(module):
             (-forward(module, texts).logprobs_L.mean()).backward()
         return bytes_of.peak, {name: weight.grad for name, weight in trainee.trained_parameters().items()}

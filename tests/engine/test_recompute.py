@@ -26,8 +26,7 @@ def gradients(architecture: str, monkeypatch: pytest.MonkeyPatch, keep: Callable
     recipe = Recipe(lora=Lora(target_modules=("all-linear",), lora_dropout=0.3))
     with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
         trainee.module.train()
-        trainee.dropout.seed_and_step, trainee.dropout.lengths = (0, 1), tuple(len(one.ids) - 1 for one in SEQUENCES)
-        trainee.dropout.first, trainee.dropout.count = 0, len(SEQUENCES)
+        trainee.dropout.set_step(0, 1, [len(one.ids) - 1 for one in SEQUENCES])
         for name, weight in trainee.trained_parameters().items():
             if "lora_B" in name:  # initially zero, which would make the gradient of lora_A zero
                 weight.data.fill_(0.01)

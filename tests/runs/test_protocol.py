@@ -16,7 +16,8 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tiny import write_tiny_model
 
-from lm_harmony.errors import BenchmarkError, ModelError, StoreError, TrainingDiverged, UsageError
+from lm_harmony import recipe as recipes
+from lm_harmony.errors import BenchmarkError, ModelError, NotCurrent, StoreError, TrainingDiverged, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs import protocol
 from lm_harmony.runs.protocol import choose_epoch, score_again, train_before_test
@@ -179,6 +180,7 @@ def test_a_truncated_line_in_epochs_jsonl_is_ignored(
 def test_a_resumed_run_must_be_the_same_request(
     spec: RunSpec, tmp_path: Path, stop_after: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is it continued by a version that trains other weights, which would mix both. A study then starts it again."""
     store = RunStore(tmp_path / "run")
     stop_after("save_checkpoint", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -186,6 +188,10 @@ def test_a_resumed_run_must_be_the_same_request(
     monkeypatch.undo()
     with pytest.raises(UsageError, match="seed was 0, is 1"):
         train_before_test(dataclasses.replace(spec, seed=1), store, resume=True)
+    monkeypatch.setattr(recipes, "TRAINING_VERSION", recipes.TRAINING_VERSION + 1)
+    with pytest.raises(NotCurrent, match="recipe_fingerprint was "):
+        train_before_test(spec, store, resume=True)
+    monkeypatch.undo()
     other_batch_size = dataclasses.replace(spec, execution=Execution(device="cpu", eval_batch_size=2))
     assert train_before_test(other_batch_size, store, resume=True).chosen_epoch in (1, 2, 3)
 

@@ -93,8 +93,8 @@ def test_attention_flops_equal_the_values_computed_by_hand() -> None:
 
 
 def test_operator_counts_equal_the_values_computed_by_hand() -> None:
-    # 3 passes of (31 + 2 layers of 104 + 4 adapters of 21), 5 calls of 2 in 2 layers, 2 steps of 12.
-    assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 84) + 20 + 24
+    # 3 passes of (31 + 2 layers of 104 + 4 adapters of 13), 5 calls of 2 in 2 layers, 2 steps of 12.
+    assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 52) + 20 + 24
     # Without an adapter, each layer has 22 more operators.
     assert training_operators(replace(SIZE, adapted=0), TrainingWork(passes=1)) == 31 + 2 * 126
     # 2 passes of (33 + 2 layers of 42), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
@@ -110,7 +110,7 @@ def test_training_seconds_equal_the_values_computed_by_hand() -> None:
     terms = training_phase(load_of(SIZE, training), H200).terms
     assert terms == pytest.approx(
         {
-            "launches": (3 * 323 + 20 + 24) * 1.25 * 9e-6,
+            "launches": (3 * 291 + 20 + 24) * 1.25 * 9e-6,
             "FLOPs": (126_000 + 12_000) / (0.45 * 989e12),
             "attention": 7 * 2 * 8 * 2 * 40 / (0.2 * 989e12),
         }
@@ -182,7 +182,8 @@ def size_in_memory(model: LanguageModel, adapted: int) -> ModelSize:
 def test_planned_operators_of_a_training_step_are_within_10_percent(lengths: list[int], adapted: str) -> None:
     recipe, linear = {"q, v": (Recipe(), 2), "all linear": (ALL_LINEAR, 7), "all weights": (Recipe(lora=None), 0)}[adapted]
     model = deep_model()
-    counted = training_step(model, recipe, lengths).total()
+    masks = 2 * 6 * linear  # on a CPU, NumPy computes the masks
+    counted = training_step(model, recipe, lengths).total() + masks
     training = TrainingWork(steps=1, passes=1, calls=min(MAX_GROUPS, len(set(lengths))))
     assert training_operators(size_in_memory(model, 6 * linear), training) == pytest.approx(counted, rel=0.1)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.dropout import DropoutState, seed_dropout
+from lm_harmony.engine.lora_linear import use_fused_layers
 from lm_harmony.engine.lora_targets import ALL_LINEAR, lora_targets
 from lm_harmony.errors import DamagedFile, ModelError
 from lm_harmony.models.loading import LanguageModel
@@ -169,11 +170,13 @@ def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: Pef
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=chosen, **options)
     try:
         if beside is None:
-            return get_peft_model(model.module, config, adapter_name=adapter)
-        beside.add_adapter(adapter, config)
-        return beside
+            beside = get_peft_model(model.module, config, adapter_name=adapter)
+        else:
+            beside.add_adapter(adapter, config)
     except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"model {model.name}: no adapter can be attached: {str(error).rstrip('.')}. "
             f"Set --peft_config.target_modules to names of its modules, or to all-linear."
         ) from error
+    use_fused_layers(beside)
+    return beside

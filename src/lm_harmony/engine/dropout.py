@@ -1,12 +1,18 @@
-"""Dropout of an adapter with masks that depend only on (seed, step, layer, token), not on how a batch is split.
+"""Dropout of an adapter: a mask is computed from (seed, step, layer, token, feature) by integer operations.
 
-The mask of an optimizer batch is the same whether the batch is computed in one pass or in several, padded or packed, alone or
-jointly with other runs.
+No random generator is involved, so a mask has the same bits in NumPy and in PyTorch, on every device, and however a batch is cut
+into passes, padded or packed, alone or jointly with other runs.
+
+Each token and each feature has a hashed word of 32 bits. Their product modulo 2^32 decides whether the input is kept. This is
+multiplicative hashing (Dietzfelbinger et al., "A Reliable Randomized Algorithm for the Closest-Pair Problem", 1997). It costs a
+GPU two kernels for each layer, a product and a comparison.
+
+Shapes: L adapted layers, B sequences, T tokens of the longest one, N tokens of a pass (B x T if padded), D inputs of a layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,50 +21,77 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 
+_Words = Any
+"""int32 values: a NumPy array on a CPU, where NumPy is the faster of the two, and otherwise a tensor."""
 
-@dataclass
+
 class DropoutState:
-    """The current forward pass, as the dropout layers of one adapter need it; it is set before every pass."""
+    """Seed, step and tokens of the current forward pass, for all dropout layers of one adapter."""
 
-    seed_and_step: tuple[int, int] = (0, 0)
-    """Seed of the run and number of its optimizer step."""
-    lengths: tuple[int, ...] = ()
-    """Number of input tokens of every sequence of the optimizer batch."""
-    first: int = 0
-    """Index of the first sequence that this pass computes."""
-    count: int = 0
-    """Number of sequences that this pass computes."""
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """Start without layers, with masks for passes outside of a training; ``device`` is that of the adapter."""
+        self._device = torch.device(device)
+        self._layers: list[SeededDropout] = []
+        self.set_step(0, 0, ())
 
-    def kept(self, layer: int, x: torch.Tensor, p: float) -> torch.Tensor:
-        """Return the boolean dropout mask of a layer's inputs ``x``: 1 x N x D if packed, B x T x D if padded on the right."""
-        lengths = self.lengths[self.first : self.first + self.count]
-        if not lengths:  # a pass outside training is a batch of its own
-            return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
-        start = sum(self.lengths[: self.first])
-        tokens = range(start, start + sum(lengths))
-        seeds = np.random.SeedSequence((*self.seed_and_step, layer))
-        if x.device.type == "cpu":
-            mine_NxD = _drawn_on_cpu(seeds, tokens, x.shape[-1], p)
-        else:
-            generator = torch.Generator(x.device).manual_seed(int(seeds.generate_state(1)[0]))
-            whole_NxD = torch.empty(sum(self.lengths), x.shape[-1], dtype=torch.bool, device=x.device)
-            mine_NxD = whole_NxD.bernoulli_(1 - p, generator=generator)[tokens.start : tokens.stop]
-        if x.dim() == 2 or len(x) == 1:
-            return mine_NxD.view_as(x)
-        return torch.nn.utils.rnn.pad_sequence(list(mine_NxD.split(lengths)), batch_first=True)
+    def add_layer(self, p: float, width: int) -> SeededDropout:
+        """Return the dropout of the next layer, with ``width`` inputs of which each is dropped with probability ``p``."""
+        self._layers.append(SeededDropout(p, width, self))
+        return self._layers[-1]
+
+    def set_step(self, seed: int, step: int, lengths: Sequence[int]) -> None:
+        """Begin an optimizer step.
+
+        Args:
+            seed: seed of the run, at least 0.
+            step: number of the optimizer step.
+            lengths: number of input tokens of every sequence of the optimizer batch; empty outside of a training.
+        """
+        self.lengths, self._first, self._count = tuple(lengths), 0, len(lengths)
+        self._words: list[int] = np.random.SeedSequence((seed, step)).generate_state(2).view(np.int32).tolist()
+        self.ready = False
+
+    def set_pass(self, first: int, count: int) -> None:
+        """Begin the forward pass that computes the ``count`` sequences from number ``first`` on."""
+        self._first, self._count, self.ready = first, count, False
+        if self._layers:
+            self.prepare(1, sum(self.lengths[first : first + count]))  # here, because compiled layers should find the words ready
+
+    def prepare(self, rows: int, columns: int) -> None:
+        """Hash the words of a pass of ``rows`` x ``columns`` tokens, and give each layer its own.
+
+        A token is identified by its index in the optimizer batch. Pads have the indices of other tokens.
+        """
+        first, last = self._first, self._first + self._count
+        starts = np.cumsum([sum(self.lengths[:first]), *self.lengths[first:last]]).tolist()
+        if not self.lengths:
+            starts = [row * columns for row in range(rows)]
+        parts = [_counter(columns, self._device) + start for start in starts[:rows]]
+        tokens_N = np.concatenate(parts) if self._device.type == "cpu" else torch.cat(parts)
+        layers_L = _mixed(_counter(len(self._layers), self._device) + 1)
+        tokens_LxN = _mixed(_mixed(tokens_N ^ self._words[0]) ^ layers_L[:, None]) | 1
+        widths = {layer.width for layer in self._layers}
+        features = {width: _mixed(_counter(width, self._device) ^ self._words[1]) | 1 for width in widths}
+        self.ready = True
+        for layer, words_N in zip(self._layers, tokens_LxN, strict=True):
+            layer.set_words(words_N, features[layer.width])
 
 
-def _drawn_on_cpu(seeds: np.random.SeedSequence, tokens: range, width: int, p: float) -> torch.Tensor:
-    """Draw the dropout mask of some tokens of a batch with 16 random bits for each input, eight times as fast as torch.
+def _counter(count: int, device: torch.device) -> _Words:
+    """Return 0, 1, ... ``count`` - 1."""
+    return np.arange(count, dtype=np.int32) if device.type == "cpu" else torch.arange(count, dtype=torch.int32, device=device)
 
-    A token uses a fixed number of the generator's 64-bit words, so the generator can skip the tokens before the first. An input
-    is kept with probability 1 - p, rounded to 1 / 65,536.
-    """
-    words = -(-width // 4)
-    bits = np.random.PCG64DXSM(seeds)
-    bits.advance(tokens.start * words)
-    drawn = bits.random_raw(len(tokens) * words).view(np.uint16).reshape(len(tokens), 4 * words)
-    return torch.from_numpy((drawn < round((1 - p) * 65_536))[:, :width]).contiguous()
+
+def _mixed(words: _Words) -> _Words:
+    """Hash each word, one to one, with ``lowbias32`` of https://github.com/skeeto/hash-prospector (public domain)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        words = (words ^ _shifted(words, shift)) * factor
+    return words ^ _shifted(words, 16)
+
+
+def _shifted(words: _Words, bits: int) -> _Words:
+    """Shift words to the right and fill with zeros; ``>>`` alone fills a negative int32 with ones."""
+    return (words >> bits) & (2**32 - 1 >> bits)
 
 
 class _Dropped(torch.autograd.Function):
@@ -86,26 +119,44 @@ def _drop(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
 class SeededDropout(torch.nn.Module):
     """A dropout layer that takes its mask from ``DropoutState``."""
 
-    def __init__(self, p: float, layer: int, state: DropoutState) -> None:
-        """Make the dropout layer of the adapter's ``layer``-th module; ``p`` is the probability to drop an input."""
+    def __init__(self, p: float, width: int, state: DropoutState) -> None:
+        """Make a layer of ``state``: with ``width`` inputs, of which each is dropped with probability ``p``."""
         super().__init__()
-        self.p, self.layer, self.state = p, layer, state
+        self.p, self.width = p, width
+        self.state = state
+        self._limit = min(round((1 - p) * 2**32) - 2**31, 2**31 - 1)
+        self._words: tuple[_Words, _Words] = (), ()
+
+    def set_words(self, tokens_N: _Words, features_D: _Words) -> None:
+        """Set the hashed words of the tokens and of the features that the next masks are computed from."""
+        self._words = tokens_N, features_D
+
+    def kept(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the dropout mask N x D, int8, 1 where an input is kept.
+
+        Args:
+            x: the inputs, 1 x N x D or N x D if packed, B x T x D if padded on the right. Only their shape is read.
+        """
+        rows, columns = (1, len(x)) if x.dim() == 2 else x.shape[:2]
+        if not self.state.ready or len(self._words[0]) != rows * columns:
+            self.state.prepare(rows, columns)
+        tokens_N, features_D = self._words
+        return torch.as_tensor(tokens_N[:, None] * features_D < self._limit).view(torch.int8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs and scale the others up in training; return ``x`` in evaluation."""
         if not self.training:
             return x
-        dropped: torch.Tensor = _Dropped.apply(x, self.state.kept(self.layer, x, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
+        dropped: torch.Tensor = _Dropped.apply(x, self.kept(x).view(x.shape), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
         return dropped
 
 
 def seed_dropout(module: PeftModel, adapter: str) -> DropoutState:
     """Replace PEFT's dropout by seeded dropout in every layer of ``adapter``; return its state."""
-    state, number = DropoutState(), 0
+    state = DropoutState(next(module.parameters()).device)
     for layer in module.modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_dropout:
             before = layer.lora_dropout[adapter]
-            if isinstance(before, torch.nn.Dropout) and before.p > 0:
-                layer.lora_dropout[adapter] = SeededDropout(before.p, number, state).train(before.training)
-            number += 1
+            if isinstance(before, torch.nn.Dropout) and before.p > 0 and layer.in_features is not None:
+                layer.lora_dropout[adapter] = state.add_layer(before.p, layer.in_features).train(before.training)
     return state

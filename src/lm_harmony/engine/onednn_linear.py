@@ -77,7 +77,7 @@ def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> 
     for shape in sorted(counts, key=lambda shape: -counts[shape] * math.prod(shape)):
         if min(shape) < SMALLEST_SIDE:
             continue
-        weight_OxI = _weight(weights[shape]).detach()
+        weight_OxI = weight_of(weights[shape]).detach()
         ratios = [_ratios(weight_OxI, tokens, _FLOPS / len(counts)) for tokens in _TOKENS if time.perf_counter() < deadline]
         if len(ratios) == len(_TOKENS):
             forward |= {shape} if min(ratio for ratio, _ in ratios) >= GAIN else set()
@@ -109,7 +109,7 @@ class _Forward:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return N x O of N x I."""
         result: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            x, _weight(self.layer), self.layer.bias, self.forward, self.backward
+            x, weight_of(self.layer), self.layer.bias, self.forward, self.backward
         )
         return result
 
@@ -141,6 +141,14 @@ class _Product(torch.autograd.Function):
         return to_x, to_weight, grad_NxO.sum(dim=0) if ctx.needs_input_grad[2] else None, None, None
 
 
+def add_input_gradient(layer: torch.nn.Linear | Conv1D, grad_NxO: torch.Tensor, sum_NxI: torch.Tensor) -> torch.Tensor:
+    """Add the gradient of a layer's inputs to ``sum_NxI`` in place, with oneDNN if ``use_onednn`` chose it for the layer."""
+    chosen = vars(layer).get("forward")
+    if isinstance(chosen, _Forward) and chosen.backward:
+        return sum_NxI.add_(_onednn(grad_NxO, weight_of(layer).T))
+    return sum_NxI.addmm_(grad_NxO, weight_of(layer))
+
+
 def _onednn(x: torch.Tensor, weight_OxI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OxI, bias_O, "none", [], "")
     return result
@@ -158,11 +166,11 @@ def _layers(module: torch.nn.Module) -> list[tuple[torch.nn.Linear | Conv1D, _Sh
         assert isinstance(layer, (torch.nn.Linear, Conv1D))
         weight = layer.weight
         if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel():
-            found.append((layer, tuple(_weight(layer).shape)))  # type: ignore[arg-type]
+            found.append((layer, tuple(weight_of(layer).shape)))  # type: ignore[arg-type]
     return found
 
 
-def _weight(layer: torch.nn.Linear | Conv1D) -> torch.Tensor:
+def weight_of(layer: torch.nn.Linear | Conv1D) -> torch.Tensor:
     """Return a layer's weight as O x I; Conv1D (GPT-2) stores it as I x O."""
     return layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
 

@@ -137,8 +137,7 @@ class TrainState:
         self.batch = [batch[place] for place in self.regimes.order(batch, range(len(batch)))]
         self.labels = sum(len(sequence.labels) for sequence in self.batch)
         # Dropout depends on (seed, step), so a repeated or resumed step has the same masks.
-        self.trainee.dropout.seed_and_step = (self._seed, self._step + 1)
-        self.trainee.dropout.lengths = tuple(len(sequence.ids) - 1 for sequence in self.batch)
+        self.trainee.dropout.set_step(self._seed, self._step + 1, [len(sequence.ids) - 1 for sequence in self.batch])
 
     @property
     def finished(self) -> bool:
@@ -157,7 +156,7 @@ class TrainState:
 
     def set_dropout_pass(self, start: int, stop: int) -> None:
         """Tell the adapter's dropout that the next pass computes the sequences ``start`` to ``stop`` of the batch."""
-        self.trainee.dropout.first, self.trainee.dropout.count = start, stop - start
+        self.trainee.dropout.set_pass(start, stop - start)
 
     def advance(self, losses: Sequence[torch.Tensor]) -> None:
         """Take the optimizer step of ``batch``, whose gradient is computed, and select the next batch.

@@ -51,7 +51,7 @@ def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec, *, resum
         raise UsageError(
             f"exp_name: {folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
         )
-    asked = begun.spec.to_dict()
+    asked = begun.spec.to_dict() | {"recipe_fingerprint": begun.recipe_fingerprint}
     other = [
         f"{key} was {asked.get(key)}, is {value}"
         for key, value in spec.to_dict().items()

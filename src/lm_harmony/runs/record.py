@@ -206,6 +206,8 @@ class RunConfig(RunSpec):
 
     data_fingerprint: str
     """Fingerprint of every text of the three splits."""
+    recipe_fingerprint: str | None = None
+    """Fingerprint of the recipe and of the version of the training, as the run was begun."""
     asked_fingerprint: str | None = None
     """Fingerprint of every request and training token; None: the run was begun by an older version."""
     sources: tuple[Source, ...] | None = None
@@ -215,6 +217,13 @@ class RunConfig(RunSpec):
     def spec(self) -> RunSpec:
         """The specification alone."""
         return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
+
+
+def upgrade_config(values: Any) -> Any:
+    """Return a written config.yaml with the fields of today."""
+    if not isinstance(values, Mapping):
+        return values
+    return {**upgrade_spec(values), "recipe_fingerprint": values.get("recipe_fingerprint")}
 
 
 def upgrade_record(values: Any) -> Any:

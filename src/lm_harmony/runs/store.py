@@ -17,10 +17,10 @@ from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, ref
 from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
 from lm_harmony.runs.layout import refuse_foreign, refuse_nested, remove_files, remove_leftovers, remove_run
 from lm_harmony.runs.lease import Lease
-from lm_harmony.runs.record import EpochLine, EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_record
+from lm_harmony.runs.record import EpochLine, EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_config, upgrade_record
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
-from lm_harmony.runs.spec import RunSpec, upgrade_spec
+from lm_harmony.runs.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class RunStore:
             DamagedFile: it cannot be read. The other methods that return what a file holds raise it too.
         """
         path = self.folder / "config.yaml"
-        return read_yaml(path, RunConfig, upgrade_spec) if path.exists() else None
+        return read_yaml(path, RunConfig, upgrade_config) if path.exists() else None
 
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Return the finished epochs; a last line without its newline, left by a killed process, is skipped."""

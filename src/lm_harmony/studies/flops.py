@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 TRAINING_LAYER = 104
 """Operators of one layer in a forward and backward pass, without its adapters and its attention calls."""
-TRAINING_ADAPTED = 21
-"""Operators that an adapter adds to one linear layer, forward and backward."""
+TRAINING_ADAPTED = 13
+"""Operators that an adapter adds to one linear layer, forward and backward, of which two compute the dropout mask on a GPU."""
 TRAINING_ALL_WEIGHTS = 22
 """Operators of one layer for the gradients of its own weights, where all weights are trained."""
 TRAINING_CALL = 2
