@@ -109,6 +109,14 @@ def test_a_layer_is_as_exact_as_pefts(dtype: torch.dtype, bias: bool, conv1d: bo
     assert too_large(layers, dtype) == {}
 
 
+def test_a_layer_takes_no_tokens() -> None:
+    layer = adapted_layer(torch.float32, bias=False).eval()
+    x = torch.zeros(1, 0, INPUTS, requires_grad=True)
+    result = layer(x)
+    result.sum().backward()
+    assert result.shape == (1, 0, OUTPUTS) and x.grad is not None and x.grad.shape == x.shape
+
+
 def test_a_lost_mask_and_a_lost_scale_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control."""
     layers = [adapted_layer(torch.float32, bias=False, seed=seed) for seed in range(10)]

@@ -86,7 +86,7 @@ class _Adapted(torch.autograd.Function):
             result_NxO.addmm_(hidden_Nxr, b_Oxr.T)
         else:  # the sum is computed in the adapter's type, and rounded once
             result_NxO.add_(hidden_Nxr @ b_Oxr.T)
-        return result_NxO.view(*x.shape[:-1], -1)
+        return result_NxO.view(*x.shape[:-1], result_NxO.shape[-1])
 
     @staticmethod
     @once_differentiable
