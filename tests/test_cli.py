@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from micro import write_micro
 from tiny import write_tiny_model
 
 from lm_harmony.cli.main import main
 from lm_harmony.errors import HarmonyError
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.study import Study
 
 
 def harmony(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,14 +89,29 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
     assert "--train_param.packing has no effect: the engine packs sequences by itself" in done.stderr
     assert done.stderr.count("epoch 1: loss") == done.stderr.count("epoch 2: loss") == 1 and " of 2 chosen" in done.stderr
     assert "direct" in done.stdout and "train-before-test" in done.stdout and "acc_norm,none" in done.stdout
-    record = RunStore(tmp_path / "micro" / "model").record()
-    assert "epoch 1: loss" in (tmp_path / "micro" / "model" / "log.txt").read_text()
+    [folder] = (tmp_path / "micro" / "model").glob("seed0-*")
+    record = RunStore(folder).record()
+    assert "epoch 1: loss" in (folder / "log.txt").read_text()
     again = harmony(*run_arguments(world, "--results_dir", str(tmp_path)), cwd=world)
     assert again.returncode == 1 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
     scored = harmony(*run_arguments(world, "--only_evaluate", "--results_dir", str(tmp_path)), cwd=world)
     assert scored.returncode == 0, scored.stderr
     assert record.trained is not None
     assert f"{record.trained.metrics['acc_norm,none']:.4f}" in scored.stdout
+
+
+def test_a_study_counts_a_run_of_the_same_folder_that_was_carried_out_alone(world: Path, tmp_path: Path) -> None:
+    """Another learning rate is another run beside it."""
+    results = ("--results_dir", str(tmp_path / "results"))
+    for rate in (("--train_param.learning_rate", "1e-3"), ()):
+        done = harmony(*run_arguments(world, *results, *rate), cwd=world)
+        assert done.returncode == 0, done.stderr
+    models, recipe = [str(world / "model")], {"epochs": 2}
+    study = {"models": models, "benchmarks": [str(world / "micro.yaml")], "data_dir": str(world), "recipe": recipe}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "direct": False}), encoding="utf-8")
+    status = Study.read(tmp_path / "study.yaml").status()
+    assert len(status.finished) == 1 and not status.waiting
+    assert len(list((tmp_path / "results" / "micro" / "model").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +180,7 @@ def test_unknown_names_are_reported(
 def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_one(world: Path, tmp_path: Path) -> None:
     write_micro(tmp_path, sizes={"train": 160, "validation": 8, "test": 12})
     write_tiny_model(tmp_path / "model")
-    arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--train_param.num_train_epochs", "6")
+    arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--exp_name", "one", "--train_param.num_train_epochs", "6")
     process = subprocess.Popen(
         [sys.executable, "-m", "lm_harmony.cli", *arguments],
         cwd=tmp_path,
@@ -171,7 +188,7 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_o
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    store = RunStore(tmp_path / "stopped" / "micro" / "model")
+    store = RunStore(tmp_path / "stopped" / "one")
     deadline = time.monotonic() + 120
     while not store.epochs() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -181,6 +198,6 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_o
     assert "--resume_from_checkpoint" in output and "Traceback" not in output
     assert store.epochs() and not store.is_finished()
     assert harmony(*arguments, "--resume_from_checkpoint", cwd=tmp_path).returncode == 0
-    uninterrupted = run_arguments(tmp_path, "--results_dir", "whole", "--train_param.num_train_epochs", "6")
+    uninterrupted = run_arguments(tmp_path, "--results_dir", "whole", "--exp_name", "one", "--train_param.num_train_epochs", "6")
     assert harmony(*uninterrupted, cwd=tmp_path).returncode == 0
-    assert store.record() == RunStore(tmp_path / "whole" / "micro" / "model").record()
+    assert store.record() == RunStore(tmp_path / "whole" / "one").record()

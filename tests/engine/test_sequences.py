@@ -201,7 +201,7 @@ def test_a_scored_answer_that_is_too_long_raises_an_error_with_its_row() -> None
 def test_a_tokenizer_that_appends_an_end_token_gives_one_end_token(bos: bool) -> None:
     """Training ids have one end token, although the tokenizer also appends one to every text."""
     model = tiny_model(bos=bos)
-    tokenizer = tiny_tokenizer.__wrapped__(bos=bos)
+    tokenizer = tiny_tokenizer(bos=bos)
     tokenizer.add_bos_token, tokenizer.add_eos_token = bos, True
     tokenizer.update_post_processor()
     assert tokenizer.encode("a")[-1] == model.text.end_id

@@ -64,7 +64,7 @@ def test_a_text_is_encoded_once_until_the_cache_is_full(monkeypatch: pytest.Monk
 
 
 def test_two_bos_tokens_are_refused_if_the_encoder_adds_the_second() -> None:
-    tokenizer = tiny_tokenizer.__wrapped__(bos=True)
+    tokenizer = tiny_tokenizer(bos=True)
     encoder = TextEncoder(tokenizer, name="m")
     encoder.check_single_prefix("<|bos|>hello")
     encoder._prefix_text = "never"  # disables the rule that prevents the second BOS token
@@ -94,7 +94,7 @@ def test_chats_are_rendered_as_by_lm_eval() -> None:
 
 
 def test_a_template_without_a_system_role_gets_no_system_message() -> None:
-    tokenizer = tiny_tokenizer.__wrapped__(chat=True)
+    tokenizer = tiny_tokenizer(chat=True)
     refuse = "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = "{% for m in messages %}" + refuse + "{{ m['content'] }}{% endfor %}"
     encoder = TextEncoder(tokenizer, name="m")
@@ -102,14 +102,14 @@ def test_a_template_without_a_system_role_gets_no_system_message() -> None:
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
-    tokenizer = tiny_tokenizer.__wrapped__()
+    tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"<extra{number}>" for number in range(5)])
     with pytest.raises(ModelError, match="embedding"):
         build_language_model("m", tiny_module(), tokenizer)
 
 
 def test_a_tokenizer_without_eos_token_is_refused() -> None:
-    tokenizer = tiny_tokenizer.__wrapped__()
+    tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="eos_token"):
         build_language_model("m", tiny_module(), tokenizer)
@@ -117,7 +117,7 @@ def test_a_tokenizer_without_eos_token_is_refused() -> None:
 
 def appending_tokenizer(how: str, *, bos: bool) -> PreTrainedTokenizerFast:
     """Return the tiny tokenizer with a setting that appends the end-of-text token to every text."""
-    tokenizer = tiny_tokenizer.__wrapped__(bos=bos)
+    tokenizer = tiny_tokenizer(bos=bos)
     if how == "post-processor":
         single = "<|bos|> $A <|end|>" if bos else "$A <|end|>"
         special = [("<|bos|>", 1), ("<|end|>", 0)]
@@ -158,7 +158,7 @@ def test_an_end_of_text_token_in_the_text_is_kept() -> None:
 
 
 def chat_encoder(template: str, name: str = "m") -> TextEncoder:
-    tokenizer = tiny_tokenizer.__wrapped__(chat=True)
+    tokenizer = tiny_tokenizer(chat=True)
     tokenizer.chat_template = template
     return TextEncoder(tokenizer, name=name)
 

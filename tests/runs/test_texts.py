@@ -44,7 +44,7 @@ def spec_of(folder: Path, model: Path) -> RunSpec:
 def model_with(folder: Path, *, template: str | None = None, appends: bool = False) -> Path:
     """Write the tiny model with a chat template, or with a tokenizer that appends an end-of-text token to every text."""
     tiny_module().save_pretrained(folder)
-    tokenizer = tiny_tokenizer.__wrapped__()
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     if appends:
         single = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])

@@ -124,6 +124,19 @@ def test_no_two_processes_write_behind_a_url() -> None:
     run_state_machine_as_test(RemoteLeaseMachine, settings=settings_of(40))
 
 
-def test_writes_that_are_not_checked_are_found() -> None:
-    with pytest.raises(AssertionError, match="two processes write"):
-        run_state_machine_as_test(Unfenced, settings=settings_of(500))
+@pytest.mark.parametrize("machine", [LeaseMachine, RemoteLeaseMachine])
+def test_a_holder_that_was_suspended_cannot_write(machine: type[LeaseMachine]) -> None:
+    suspend_and_write(machine())
+    with pytest.raises(AssertionError, match="two processes write"):  # negative control: writes that are not checked
+        suspend_and_write(type("Unfenced", (Unfenced, machine), {})())
+
+
+def suspend_and_write(machine: LeaseMachine) -> None:
+    """Let process 1 take over the lease of process 0, which then writes."""
+    machine.acquire(process=0, abandoned_for=None)
+    machine.look(process=1)
+    machine.wait(process=1, seconds=61.0)
+    machine.acquire(process=1, abandoned_for=1)
+    assert machine.newest == 1, "the lease was not taken over"
+    machine.write(process=1)
+    machine.write(process=0)

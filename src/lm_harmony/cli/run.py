@@ -10,12 +10,11 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.cli.console import logging_to, quiet_libraries, say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
-from lm_harmony.models.model_folder import shown_name
 from lm_harmony.progress import display
+from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
 from lm_harmony.runs.record import RunRecord
@@ -38,7 +37,7 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     """
     given = given_flags(arguments)
     spec = run_spec(flags, given)
-    store = RunStore.at(flags.results_dir, flags.exp_name or f"{benchmark_name(flags.task_name)}/{shown_name(flags.base_model)}")
+    store = RunStore.at(flags.results_dir, flags.exp_name or folder_name(spec, flags.results_dir))
     console = Console(stderr=True)
     with logging_to(console, store.folder / "log.txt", debug=flags.debug), display(console):
         for line in built_in_lines(given):

@@ -125,7 +125,7 @@ class RunFlags:
     task_name: str
     """Name of an lm_eval task with a training split, a task's YAML file, or corpus:PATH. See `lm-harmony benchmarks`."""
     exp_name: str | None = None
-    """Folder of the run below results_dir; default: <task>/<model>."""
+    """Folder of the run below results_dir; default: <task>/<model>/seed<n>-<id>, where a study looks for the same run."""
     data_dir: Path | None = None
     """Folder with <task>/{train,validation,test}.jsonl; default: rows come from the hub."""
     include_path: Path | None = None

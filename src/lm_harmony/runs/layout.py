@@ -106,7 +106,8 @@ def refuse_nested(folder: Path, is_run: Callable[[Path], bool]) -> None:
         for other in others:
             if is_run(other) or (where == "above" and (other / _FIRST[0]).is_file()):
                 raise UsageError(
-                    f"exp_name: {folder} would be {where} the folder of another run, {other}. Choose another --exp_name."
+                    f"exp_name: {folder} would be {where} the folder of another run, {other}. Choose another "
+                    f"--exp_name or results folder, or move that run away."
                 )
 
 
