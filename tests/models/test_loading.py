@@ -341,8 +341,6 @@ def test_the_error_names_missing_weight_files(tmp_path: Path) -> None:
 
 def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json. Give the folder" in refusal(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    assert "It is a PEFT adapter: merge it into its base" in refusal(tmp_path)
 
 
 def write_adapter(folder: Path) -> None:
@@ -352,17 +350,16 @@ def write_adapter(folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def test_a_folder_with_an_adapter_and_a_config_json_is_refused(tmp_path: Path) -> None:
-    """Missing tensors of the base would be initialized at random, and the report of transformers lists adapter tensors only."""
+def test_an_adapter_beside_a_whole_model_is_refused(tmp_path: Path) -> None:
+    """Missing tensors of the model would be initialized at random, and the report of transformers lists adapter tensors only."""
     write_adapter(tmp_path / "alone")
-    message = refusal(tmp_path / "alone")
-    assert "adapter_config.json lies beside config.json: a PEFT adapter" in message and "merge_and_unload" in message
     both = write_tiny_model(tmp_path / "both")
     load_model(str(both), device="cpu")  # negative control
     change_tensors(both, lambda weights: {key: weight for key, weight in weights.items() if key != UP})
     (both / "adapter_config.json").write_bytes((tmp_path / "alone" / "adapter_config.json").read_bytes())
     (both / "adapter_model.safetensors").write_bytes((tmp_path / "alone" / "adapter_model.safetensors").read_bytes())
-    assert "adapter_config.json lies beside config.json" in refusal(both)
+    message = refusal(both)
+    assert "adapter_config.json lies beside config.json or weights" in message and "holds the adapter alone" in message
 
 
 LOAD_BOTH = """
@@ -389,7 +386,7 @@ def test_an_adapter_on_the_hub_is_refused_before_any_weights_are_read(tmp_path: 
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         requests = [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("model a/adapter: adapter_config.json lies beside config.json: a PEFT adapter")
+    assert done.stdout.startswith("model a/adapter: adapter_config.json lies beside config.json or weights: a PEFT adapter")
     assert requests and all("a/whole" in request for request in requests)  # negative control: the model without adapter is read
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lm_harmony.engine.dropout import DropoutState, seed_dropout
 from lm_harmony.engine.lora_linear import use_fused_layers
 from lm_harmony.engine.lora_targets import ALL_LINEAR, lora_targets
 from lm_harmony.errors import DamagedFile, ModelError
+from lm_harmony.models.adapter_weights import first_named, load_adapter
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 
@@ -70,7 +70,7 @@ class Trainee:
         module = self.module
         try:
             if isinstance(module, PeftModel):
-                misfit = _load_adapter(module, folder, self.adapter, self.trained_parameters())
+                misfit = load_adapter(module, folder, self.adapter, self.trained_parameters())
             else:
                 misfit = _load_all(module, folder)
         except SafetensorError as error:
@@ -79,17 +79,6 @@ class Trainee:
             raise DamagedFile(
                 f"{folder} does not fit the model: it {misfit}. Use the model and the recipe with which it was trained."
             )
-
-
-def _load_adapter(module: PeftModel, folder: Path, adapter: str, trained: Iterable[str]) -> str:
-    """Load an adapter in place; return what does not fit, or ""."""
-    weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-    try:
-        found: Any = set_peft_model_state_dict(module, weights, adapter_name=adapter)
-    except RuntimeError as error:  # the first line of its message only says that there are errors
-        return f"has a {str(error).splitlines()[-1].strip().rstrip('.')}"
-    absent = set(trained) & set(found.missing_keys)  # the missing weights of the base model are expected
-    return _first("has weights named", found.unexpected_keys) or _first("lacks weights named", absent)
 
 
 def _load_all(module: PreTrainedModel, folder: Path) -> str:
@@ -103,18 +92,13 @@ def _load_all(module: PreTrainedModel, folder: Path) -> str:
         return f"holds no complete model ({' '.join(str(error).split())[:200].rstrip('.')})"
     stored, report = found
     misfit = (
-        _first("has weights named", report["unexpected_keys"])
-        or _first("lacks weights named", report["missing_keys"])
-        or _first("has a size mismatch for", [name for name, *_ in report["mismatched_keys"]])
+        first_named("has weights named", report["unexpected_keys"])
+        or first_named("lacks weights named", report["missing_keys"])
+        or first_named("has a size mismatch for", [name for name, *_ in report["mismatched_keys"]])
     )
     if not misfit:
         module.load_state_dict(stored.state_dict())
     return misfit
-
-
-def _first(what: str, names: Iterable[str]) -> str:
-    """Return ``what`` with the first of ``names`` in alphabetical order, or "" if there are none."""
-    return next((f"{what} {name!r}" for name in sorted(names)), "")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ _ALSO_CAUSAL = ("gpt_neox_japanese",)
 
 
 def refuse_adapter(name: str, revision: str) -> None:
-    """Raise for a PEFT adapter: transformers would load its base model, or report missing tensors of the adapter only.
+    """Raise for an adapter on the hub or beside a whole model. transformers would load its base model from elsewhere.
 
     Args:
         name: hub id or folder of the model.
@@ -42,8 +42,8 @@ def refuse_adapter(name: str, revision: str) -> None:
     """
     if find_adapter_config_file(name, revision=revision) is not None:  # from_pretrained calls the same function
         raise ModelError(
-            f"model {name}: adapter_config.json lies beside config.json: a PEFT adapter, whose base would be loaded from "
-            f"elsewhere. Merge it (merge_and_unload) and give the folder that save_pretrained writes."
+            f"model {name}: adapter_config.json lies beside config.json or weights: a PEFT adapter, whose base would be loaded "
+            f"from elsewhere. Give a local folder that holds the adapter alone; it is merged into its base model."
         )
 
 
@@ -163,11 +163,16 @@ def damaged_file(folder: Path, error: Exception) -> str | None:
     return None
 
 
+def tokenizer_files(folder: Path) -> list[str]:
+    """Return the names of the tokenizer files in ``folder``."""
+    return [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
+
+
 def tokenizer_fault(name: str, folder: Path, error: Exception) -> str:
     """Return the message for a tokenizer that cannot be read."""
     if "trust_remote_code" in str(error):
         return f"model {name}: its tokenizer needs code from its own repository. If you trust it, add --trust_remote_code."
-    present = [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
+    present = tokenizer_files(folder)
     if not present:
         return f"model {name}: {folder} holds no tokenizer file. Copy tokenizer.json (or tokenizer.model) of the model there."
     return (

@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
+from lm_harmony.models.adapter_weights import merge_adapter
 from lm_harmony.models.checkpoint import read_weights
-from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault
+from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault, tokenizer_files
 from lm_harmony.models.device import Precision, configure_device, resolve_device
-from lm_harmony.models.model_folder import is_revision_of
+from lm_harmony.models.model_folder import adapter_base, is_revision_of
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,10 @@ def load_model(
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
+    A PEFT adapter is merged into its base model. Its tokenizer is used if its folder holds one, else that of the base model.
+
     Args:
-        name: hub id, or a folder with config, safetensors and tokenizer.
+        name: hub id, a folder with config, safetensors and tokenizer, or a folder with a PEFT adapter.
         revision: branch, tag or commit on the hub.
         dtype: type of the weights, "float32" or "bfloat16".
         autocast: type that matrix products are computed in, "bfloat16", or None for that of the weights.
@@ -83,14 +86,19 @@ def load_model(
         trust_remote_code: run the code that the repository brings.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is a PEFT
-            adapter, is damaged, is not the model that its config.json describes, or does not fit into the memory of the device.
+        ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is an adapter that
+            cannot be merged, is damaged, is not the model that its config.json describes, or does not fit into the memory of
+            the device.
     """
     configure_device(place := resolve_device(device))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config, folder, commit = locate_model(name, **options)
     tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
-    module = read_weights(name, folder, config, dtype=getattr(torch, dtype), device=place, options=options)
+    base = adapter_base(name)
+    whole = (name, options) if base is None else (base.name, {**options, "revision": base.revision})
+    module = read_weights(whole[0], folder, config, dtype=getattr(torch, dtype), device=place, options=whole[1])
+    if base is not None:
+        module = merge_adapter(name, module)
     model = build_language_model(name, module, tokenizer, revision=commit)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
 
@@ -98,7 +106,15 @@ def load_model(
 def locate_model(
     name: str, *, revision: str = "main", trust_remote_code: bool = False
 ) -> tuple[PretrainedConfig, Path, str | None]:
-    """Return a model's configuration, the folder of its files, and its commit on the hub; raises as ``load_model`` does."""
+    """Return a model's configuration, the folder of its files, and its commit on the hub; raises as ``load_model`` does.
+
+    For an adapter they are those of its base model.
+    """
+    base = adapter_base(name)
+    if base is not None:
+        if revision != "main":
+            raise ModelError(f"revision = {revision!r}: the folder {name} has one revision only. Drop --revision.")
+        return locate_model(base.name, revision=base.revision, trust_remote_code=trust_remote_code)
     if local := Path(name).is_dir():
         _refuse_folder(Path(name), revision)
     try:
@@ -112,6 +128,9 @@ def locate_model(
 
 def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder:
     """Load the tokenizer of a model whose files are in ``folder``; raises as ``load_model`` does."""
+    base = adapter_base(name)
+    if base is not None and not tokenizer_files(Path(name)):
+        name, options = base.name, {**options, "revision": base.revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
@@ -158,9 +177,7 @@ def _refuse_folder(folder: Path, revision: str) -> None:
         ModelError: config.json is missing, or ``revision`` is not the one that was fetched into the folder.
     """
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = "It is a PEFT adapter: merge it into its base (merge_and_unload) and give" if adapter else "Give"
-        raise ModelError(f"model: the folder {folder} holds no config.json. {hint} the folder that save_pretrained wrote.")
+        raise ModelError(f"model: the folder {folder} holds no config.json. Give the folder that save_pretrained wrote.")
     if revision != "main" and not is_revision_of(folder, revision):
         raise ModelError(
             f"revision = {revision!r}: the folder {folder} has one revision only. Drop --revision, or give the model's hub id."

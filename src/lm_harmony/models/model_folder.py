@@ -1,4 +1,4 @@
-"""A folder that holds a model: its name in tables, the files that decide what is loaded, and the revision it holds. No torch."""
+"""A folder that holds a model or a PEFT adapter: its name in tables, its files that are loaded, and its revision. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.errors import ModelError
@@ -23,8 +24,51 @@ _NAMES = frozenset(
 """Configurations, and the files that the tokenizers of transformers name, without those of ``_SUFFIXES``."""
 _SUFFIXES = (".safetensors", ".safetensors.index.json", ".jinja", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
 _PICKLED = re.compile(r"(pytorch_model|adapter_model)(-\d+-of-\d+)?\.bin(\.index\.json)?")
+_WHOLE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
+"""Weights of a whole model."""
 _VERSIONED = re.compile(r"(tokenizer\.model\.v\d+|(config|tokenizer)\.[\d.]+\.json)")
 """Files for one version of a library: tokenizer.model.v3, config.4.0.0.json."""
+
+BASE = "base model/"
+"""Beginning of the name of a source that is a file of an adapter's base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterBase:
+    """The model that a PEFT adapter was trained on."""
+
+    name: str
+    """Hub id or folder of the base model."""
+    revision: str
+    """Branch, tag or commit of the base model on the hub."""
+
+
+def adapter_base(name: str | Path) -> AdapterBase | None:
+    """Return the base model of a folder with a PEFT adapter. None: a hub id, or a folder that holds a whole model.
+
+    A path of the base model may be relative to the working folder or to the adapter's folder.
+
+    Raises:
+        ModelError: adapter_config.json cannot be read, or names no base model or another adapter.
+    """
+    file = Path(name) / "adapter_config.json"
+    if not file.is_file() or any(_WHOLE.fullmatch(one.name) for one in Path(name).iterdir()):
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, TypeError, KeyError):
+        base = revision = None
+    if not base or not isinstance(base, str):
+        raise ModelError(f"model {name}: {file} names no base_model_name_or_path. Write the hub id or folder of its base there.")
+    beside = Path(name) / base
+    found = str(beside) if beside.is_dir() and not Path(base).is_dir() else base
+    if (Path(found) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model {name}: base_model_name_or_path = {base!r} in {file} is an adapter itself. Merge that one into its base "
+            f"(merge_and_unload) and write the merged folder there."
+        )
+    return AdapterBase(name=found, revision=str(revision or "main"))
 
 
 def shown_name(model: str) -> str:
@@ -43,14 +87,22 @@ def files_read(names: Iterable[str]) -> list[str]:
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """Return relative path -> path of the files of a model's folder that loading it may read, sorted."""
+    """Return relative path -> path of the files of a model's folder that loading it may read, sorted.
+
+    For an adapter they include the files of a base model in a folder; their names begin with ``BASE``.
+
+    Raises:
+        ModelError: the base model of an adapter is not known.
+    """
+    base = adapter_base(folder)
+    inner = {} if base is None or not os.path.isdir(base.name) else model_files(Path(base.name))
     candidates = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja"), *folder.rglob("*.py")]
     files = {file.relative_to(folder).as_posix(): file for file in candidates if file.is_file()}
-    return {name: files[name] for name in files_read(files)}
+    return {name: files[name] for name in files_read(files)} | {BASE + name: path for name, path in inner.items()}
 
 
 def _may_be_read(name: str) -> bool:
-    *folders, file = name.split("/")
+    *folders, file = name.removeprefix(BASE).split("/")
     if any(part.startswith((".", "__pycache__")) for part in (*folders, file)):
         return False
     if folders:
@@ -62,9 +114,12 @@ def _may_be_read(name: str) -> bool:
 
 def _is_superseded(name: str, names: set[str]) -> bool:
     """Return whether ``name`` holds pickled weights that also exist as safetensors."""
-    pickled = _PICKLED.fullmatch(name)
+    before = BASE if name.startswith(BASE) else ""
+    pickled = _PICKLED.fullmatch(name.removeprefix(before))
     stem = {"pytorch_model": "model", "adapter_model": "adapter_model"}[pickled[1]] if pickled else ""
-    return pickled is not None and not names.isdisjoint((f"{stem}.safetensors", f"{stem}.safetensors.index.json"))
+    return pickled is not None and any(
+        f"{before}{stem}{ending}" in names for ending in (".safetensors", ".safetensors.index.json")
+    )
 
 
 def write_source(folder: Path, *, name: str, asked: str, revision: str) -> None:

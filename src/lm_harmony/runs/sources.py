@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import FILE_RULES, BenchmarkError, HarmonyError, ModelError, StoreError
-from lm_harmony.models.model_folder import files_read, model_files
+from lm_harmony.models.model_folder import adapter_base, files_read, model_files
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
@@ -92,7 +92,10 @@ def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
     files = _files_of_model(asked)
     if files is None:
         return (Source(kind="model", name=asked.name, revision=asked.revision),)
-    return tuple(_read("model", name, path) for name, path in files.items())
+    read, base = tuple(_read("model", name, path) for name, path in files.items()), adapter_base(asked.name)
+    if base is None or os.path.isdir(base.name):
+        return read
+    return (*read, Source(kind="model", name=base.name, revision=base.revision))
 
 
 def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:

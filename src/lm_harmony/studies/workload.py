@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-
-from transformers import AutoConfig, AutoTokenizer
+from typing import Any
 
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
@@ -22,7 +21,7 @@ from lm_harmony.engine.sequences import TokenSequence, scoring_sequences, traini
 from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import micro_batches
 from lm_harmony.models.checkpoint import meta_module
-from lm_harmony.models.loading import LanguageModel, build_language_model
+from lm_harmony.models.loading import LanguageModel, build_language_model, load_text_encoder, locate_model
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, TrainingWork
@@ -180,10 +179,10 @@ def _decoding_work(
 @lru_cache(maxsize=4)
 def _hollow(spec: ModelSpec) -> LanguageModel:
     """Build a model's modules on the meta device: shapes without weights."""
-    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    config = AutoConfig.from_pretrained(spec.name, **options)
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    config, folder, _ = locate_model(spec.name, **options)
     module = meta_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
-    return build_language_model(spec.name, module, AutoTokenizer.from_pretrained(spec.name, **options))
+    return build_language_model(spec.name, module, load_text_encoder(spec.name, folder=folder, **options).tokenizer)
 
 
 @lru_cache(maxsize=256)
