@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece as spm
 import torch
 from hub import LoopbackHub
 from micro import write_micro
@@ -23,6 +24,7 @@ from lm_harmony.cli.main import main
 from lm_harmony.engine.forward import padded_logprobs
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
+from lm_harmony.models import checkpoint_checks
 from lm_harmony.models.checkpoint import read_weights
 from lm_harmony.models.checkpoint_checks import refuse_non_finite
 from lm_harmony.models.device import Precision
@@ -94,7 +96,24 @@ def pickled(folder: Path) -> list[float]:
     return scores(tiny_model())
 
 
-@pytest.mark.parametrize("write", [tied, sharded, pickled])
+def half_precision(folder: Path) -> list[float]:
+    """Write the weights in bfloat16, as most checkpoints hold them. Return the scores of these weights in float32."""
+    tiny_module().to(torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    model = tiny_model()
+    for weight in model.module.parameters():
+        weight.data = weight.data.to(torch.bfloat16).float()
+    return scores(model)
+
+
+def two_formats(folder: Path) -> list[float]:
+    """Write other weights beside the model, as consolidated.safetensors of those who trained it. They are not read."""
+    write_tiny_model(folder)
+    save_file({"tok_embeddings.weight": torch.zeros(3)}, folder / "consolidated.safetensors")
+    return scores(tiny_model())
+
+
+@pytest.mark.parametrize("write", [tied, sharded, pickled, half_precision, two_formats])
 def test_an_undamaged_checkpoint_scores_as_the_model_that_was_saved(write: Callable[[Path], list[float]], tmp_path: Path) -> None:
     assert difference_of(tmp_path, write(tmp_path)) < 1e-6
 
@@ -341,6 +360,45 @@ def test_the_error_names_missing_weight_files(tmp_path: Path) -> None:
 
 def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json. Give the folder" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_a_folder_with_a_gguf_file_alone_is_refused_with_the_way_to_convert_it(config: bool, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    load_model(str(tmp_path), device="cpu")  # negative control: a GGUF file beside the weights
+    (tmp_path / "model.safetensors").unlink()
+    if not config:
+        (tmp_path / "config.json").unlink()
+    assert "gguf_file='model-Q4_K_M.gguf'" in refusal(tmp_path)
+
+
+def write_sentencepiece(folder: Path) -> Path:
+    """Write a model whose only tokenizer file is tokenizer.model. Return that file."""
+    write_tiny_model(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    lines = iter([f"the quick brown fox jumps over the lazy dog {number}" for number in range(300)])
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_prefix=str(folder / "tokenizer"), vocab_size=60, model_type="bpe"
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return folder / "tokenizer.model"
+
+
+def test_a_sentencepiece_model_encodes_as_sentencepiece_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tokenizer class, transformers would leave out the space before the first word."""
+    file = write_sentencepiece(tmp_path)
+    assert "tokenizer.model alone does not say how texts are encoded" in refusal(tmp_path)
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    [encoded] = load_model(str(tmp_path), device="cpu").text.encode(["the quick fox"])
+    expected = spm.SentencePieceProcessor(model_file=str(file)).encode("the quick fox")
+    assert encoded == expected or encoded == [1, *expected]  # with or without <s>
+    file.write_bytes(b"torn")
+    assert "its tokenizer cannot be read" in refusal(tmp_path)
+    monkeypatch.setattr(checkpoint_checks, "find_spec", lambda name: None)  # as where sentencepiece is not installed
+    assert "pip install 'lm-harmony[sentencepiece]'" in refusal(tmp_path)
 
 
 def write_adapter(folder: Path) -> None:

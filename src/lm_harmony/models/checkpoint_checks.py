@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,21 @@ def tokenizer_files(folder: Path) -> list[str]:
     return [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
 
 
+def refuse_ambiguous_tokenizer(name: str) -> None:
+    """Raise for a folder whose only tokenizer file is tokenizer.model, if it says nothing about how to read it.
+
+    Without a tokenizer class, transformers 5 encodes texts without the space that SentencePiece puts before the first word.
+
+    Raises:
+        ModelError: neither tokenizer.json nor tokenizer_config.json lies beside tokenizer.model.
+    """
+    if tokenizer_files(Path(name)) == ["tokenizer.model"]:
+        raise ModelError(
+            f"model {name}: tokenizer.model alone does not say how texts are encoded. Copy tokenizer.json or "
+            f"tokenizer_config.json (with its tokenizer_class) of the model there."
+        )
+
+
 def tokenizer_fault(name: str, folder: Path, error: Exception) -> str:
     """Return the message for a tokenizer that cannot be read."""
     if "trust_remote_code" in str(error):
@@ -175,6 +191,11 @@ def tokenizer_fault(name: str, folder: Path, error: Exception) -> str:
     present = tokenizer_files(folder)
     if not present:
         return f"model {name}: {folder} holds no tokenizer file. Copy tokenizer.json (or tokenizer.model) of the model there."
+    if "tokenizer.json" not in present and "tokenizer.model" in present and find_spec("sentencepiece") is None:
+        return (
+            f"model {name}: reading tokenizer.model in {folder} needs sentencepiece. Run "
+            f"pip install 'lm-harmony[sentencepiece]', or copy tokenizer.json of the model there."
+        )
     return (
         f"model {name}: its tokenizer cannot be read from {folder} ({', '.join(present)}): {one_line(error)}. "
         f"Copy these files from the original model again."

@@ -16,7 +16,13 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from lm_harmony.errors import ModelError
 from lm_harmony.models.adapter_weights import merge_adapter
 from lm_harmony.models.checkpoint import read_weights
-from lm_harmony.models.checkpoint_checks import one_line, refuse_adapter, tokenizer_fault, tokenizer_files
+from lm_harmony.models.checkpoint_checks import (
+    one_line,
+    refuse_adapter,
+    refuse_ambiguous_tokenizer,
+    tokenizer_fault,
+    tokenizer_files,
+)
 from lm_harmony.models.device import Precision, configure_device, resolve_device
 from lm_harmony.models.model_folder import adapter_base, is_revision_of
 from lm_harmony.models.text import TextEncoder
@@ -131,8 +137,11 @@ def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder
     base = adapter_base(name)
     if base is not None and not tokenizer_files(Path(name)):
         name, options = base.name, {**options, "revision": base.revision}
+    refuse_ambiguous_tokenizer(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if "tokenizer.model" in tokenizer_files(folder) and len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("it has no tokens but special ones")  # of an empty tokenizer.model
     except Exception as error:
         elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be reached
         raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
@@ -174,8 +183,15 @@ def _refuse_folder(folder: Path, revision: str) -> None:
     """Check that a folder holds a model, of the requested revision if it was fetched.
 
     Raises:
-        ModelError: config.json is missing, or ``revision`` is not the one that was fetched into the folder.
+        ModelError: config.json is missing, the weights are a GGUF file, or ``revision`` is not the one that was fetched.
     """
+    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if gguf is not None and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(
+            f"model {folder}: {gguf.name} is a GGUF file, which cannot be trained as it is. Convert it once with transformers: "
+            f"from_pretrained({str(folder)!r}, gguf_file={gguf.name!r}) of AutoModelForCausalLM and AutoTokenizer, delete "
+            f"config.quantization_config, then save_pretrained of both into a new folder."
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"model: the folder {folder} holds no config.json. Give the folder that save_pretrained wrote.")
     if revision != "main" and not is_revision_of(folder, revision):
