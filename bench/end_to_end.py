@@ -57,7 +57,7 @@ def ours(flags: BenchFlags) -> list[str]:
         "dataset_param.max_num_test": CAPS.test,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "lm_harmony.cli", "run", *words, "--eval_before_train"]
+    return [sys.executable, "-m", "lm_harmony.cli", "run", *words]
 
 
 def reference(flags: BenchFlags) -> None:

@@ -120,7 +120,7 @@ def test_kendall_equals_scipys() -> None:
 
 
 def test_too_few_scores_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"has no direct scores.*--eval_before_train"):
+    with pytest.raises(UsageError, match=r"has no direct scores.*--no-eval_before_train"):
         agreement(matrix_of(random_table(3, 3)), "direct")
     with pytest.raises(UsageError, match="fewer than two benchmarks or two models"):
         agreement(matrix_of(random_table(3, 1)))

@@ -246,4 +246,4 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def _remedy(preparation: Preparation) -> str:
-    return "Run with --eval_before_train (direct: true)." if preparation == "direct" else "Run with the test split scored."
+    return "Run without --no-eval_before_train (direct: true)." if preparation == "direct" else "Run with the test split scored."

@@ -53,7 +53,7 @@ def audit(matrix: ScoreMatrix) -> Audit:
     if len(part.models) < 3 or len(part.benchmarks) < 2:
         raise UsageError(
             f"audit: {matrix.source} has direct and trained scores of {len(part.models)} models on {len(part.benchmarks)} "
-            "benchmarks, but 3 models and 2 benchmarks are needed. Run them with --eval_before_train (direct: true)."
+            "benchmarks, but 3 models and 2 benchmarks are needed. Run them without --no-eval_before_train (direct: true)."
         )
     pc1 = {name: components(part, name).pc1 for name in ("direct", "trained")}
     ranks = {name: scores.rank(ascending=False, method="min") for name, scores in pc1.items()}

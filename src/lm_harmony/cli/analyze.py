@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lm_harmony.cli.console import say, show_table
+from lm_harmony.cli.console import Format, say, show_table
 from lm_harmony.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -65,18 +65,21 @@ def analyze(
     say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} is the overview")
 
 
-def audit(results: Annotated[Path, tyro.conf.Positional], /) -> None:
+def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "table") -> None:
     """List the models whose direct rank is better than their rank after training, with the error of the difference.
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores, direct and trained.
+        format: table shows the columns that fit the terminal; the other formats have all of them.
     """
     from lm_harmony.analysis import audit as audits
     from lm_harmony.report.report_folder import audit_lines
     from lm_harmony.report.tables import audit_table
 
     found = audits.audit(read(results))
-    show_table(audit_table(found))
+    show_table(audit_table(found), optional=("error", "difference"), format=format)
+    if format != "table":
+        return
     say(
         f"ranks by PC1 among {len(found.models)} models, on {len(found.benchmarks)} benchmarks; z is difference / error, "
         "* marks z above 1.96",

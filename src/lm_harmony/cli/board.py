@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from lm_harmony.cli.analyze import PUBLISHED, analyze, audit, read
-from lm_harmony.cli.console import PIPE_WIDTH, say, show_table
+from lm_harmony.cli.console import PIPE_WIDTH, Format, say, show_table
 from lm_harmony.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def leaderboard(
     results: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
     published: bool = False,
-    format: Literal["table", "csv", "json", "markdown"] = "table",
+    format: Format = "table",
     preparation: Literal["trained", "direct"] = "trained",
 ) -> None:
     """Rank models by the first principal component (PC1) of their scores, with intervals and tie groups.
@@ -52,7 +52,8 @@ def leaderboard(
         sys.stdout.write(written)
         return
     console = Console()
-    show_table(text.board_table(board, console.width if console.is_terminal else PIPE_WIDTH))
+    table = text.board_table(board, console.width if console.is_terminal else PIPE_WIDTH)
+    show_table(table, optional=("tie", "95% interval"))
     explained = "" if board.explained is None else f"; PC1 explains {board.explained:.1%} of the variance"
     say(f"Reference: {board.reference}{explained}", *board.notes)
     if any(row.basis == "predicted" for row in board.rows):
@@ -64,6 +65,7 @@ def compare(
     first: Annotated[str, tyro.conf.Positional],
     second: Annotated[str, tyro.conf.Positional],
     /,
+    format: Format = "table",
 ) -> None:
     """Compare two models on each benchmark, with paired tests where their outcomes were kept and Holm-corrected p-values.
 
@@ -71,13 +73,17 @@ def compare(
         results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
         first: name of a model in the results, or the end of its folder's path.
         second: name of another model.
+        format: table shows the columns that fit the terminal; the other formats have all of them.
     """
     from lm_harmony.analysis import paired
     from lm_harmony.report.tables import comparison_table
 
     matrix = read(results)
     found = paired.compare(matrix, matrix.find_model(first), matrix.find_model(second))
-    show_table(comparison_table(found, {fact.task: fact for fact in matrix.benchmarks}))
+    table = comparison_table(found, {fact.task: fact for fact in matrix.benchmarks})
+    show_table(table, optional=("p", "test", "second", "first"), format=format)
+    if format != "table":
+        return
     clear = [test for test in found.tests if test.holm is not None and test.holm < 0.05]
     ahead = sum(test.difference > 0 for test in clear)
     say(

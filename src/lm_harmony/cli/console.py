@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+Format = Literal["table", "csv", "json", "markdown"]
 
 PIPE_WIDTH = 10_000
 """Columns that a table may take where the output is no terminal."""
@@ -22,13 +30,52 @@ def say(*lines: str, stderr: bool = False) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def show_table(table: Table) -> None:
-    """Print a table: as wide as the terminal, and at its full width into a pipe or a file, so that no name is cut."""
+def show_table(table: Table, *, optional: Sequence[str] = (), format: Format = "table") -> None:
+    """Print a table: as wide as the terminal, and at its full width into a pipe or a file, so that no name is cut.
+
+    Args:
+        table: the table. Its cells wrap where they do not fit.
+        optional: headers of the columns that a narrow terminal leaves out, the least important one first.
+        format: "table", or a format for other programs, which has all columns and no title.
+    """
+    if format != "table":
+        sys.stdout.write(_written(table, format))
+        return
     console = Console()
+    natural = console.options.update(width=PIPE_WIDTH)
+    for column in table.columns:
+        column.overflow = "fold"
     if not console.is_terminal:
-        wide = console.options.update(width=PIPE_WIDTH)
-        console = Console(width=max(80, console.measure(table, options=wide).maximum))
+        console = Console(width=max(80, console.measure(table, options=natural).maximum))
+    omitted: list[str] = []
+    for header in optional:
+        if console.measure(table, options=natural).maximum <= console.width:
+            break
+        table.columns = [column for column in table.columns if column.header != header]
+        omitted.append(header)
     console.print(table)
+    if omitted:
+        say(f"columns left out: {', '.join(reversed(omitted))} (a wider terminal or --format csv has them)")
+
+
+def _written(table: Table, format: Format) -> str:
+    """Return the cells of a table as CSV, as a JSON list with an object for each row, or as Markdown."""
+    heads = [_plain(column.header) for column in table.columns]
+    rows = list(zip(*([_plain(cell) for cell in column.cells] for column in table.columns), strict=True))
+    if format == "json":
+        return json.dumps([dict(zip(heads, row, strict=True)) for row in rows], indent=2, ensure_ascii=False) + "\n"
+    if format == "markdown":
+        lines = [heads, ["---:" if column.justify == "right" else "---" for column in table.columns], *rows]
+        return "".join(
+            f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
+        )
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([heads, *rows])
+    return out.getvalue()
+
+
+def _plain(cell: RenderableType) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""LM-Harmony: fine-tune every model on a benchmark's training split before it is tested."""
+"""The command line: ``lm-harmony COMMAND``."""
 # Each command parses its arguments and calls one function. Heavy imports are inside functions: --help must not wait for torch.
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from lm_harmony.cli import board as board_command
-from lm_harmony.cli.console import say, show_table
+from lm_harmony.cli.console import Format, say, show_table
+from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
 from lm_harmony.runs.stop_signals import exit_status, stop_on_signals, stopped_by
+
+DESCRIPTION = """LM-Harmony: fine-tune every model on a benchmark's training split before it is tested. `lm-harmony --version`
+prints the version, `lm-harmony COMMAND -h` a short help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,16 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     def run(flags: Annotated[RunFlags, tyro.conf.arg(name="")]) -> None:
-        """Fine-tune one model on one benchmark, choose the epoch on validation, test it, and write a record."""
+        """Fine-tune one model on one benchmark, choose the epoch on validation, test it, and write a record.
+
+        Example: `lm-harmony run --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy`
+        """
         from lm_harmony.cli import run as run_command
 
         run_command.run(flags, words)
 
-    commands = tyro.extras.SubcommandApp()
-    for command in (run, plan, fetch, study, status, *board_command.COMMANDS, benchmarks, models, demo):
-        commands.command(command)
+    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, benchmarks, models, demo)
     try:
-        said = commands.cli(prog="lm-harmony", description=__doc__, args=words or ["--help"], use_underscores=True)
+        said = parse(words, commands, description=DESCRIPTION)()
     except HarmonyError as error:
         if "--debug" in words:
             raise
@@ -140,12 +145,13 @@ def study(
     return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed)
 
 
-def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) -> bool:
+def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, format: Format = "table") -> bool:
     """Show the state of a study: finished, running, failed (with causes) and waiting runs. The exit status is 1 if a run failed.
 
     Args:
         file: the study's YAML file.
         watch: update the display until no run is running or waiting.
+        format: table is for people; csv, json and markdown have a row for each run, with its state and the reason.
     """
     from lm_harmony.cli import study as study_command
     from lm_harmony.studies.study import Study
@@ -154,30 +160,42 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False) 
     if watch:
         study_command.watch(asked)
     now = study_command.status_of(asked)
-    study_command.show_status(now, asked.spec)
+    if format == "table":
+        study_command.show_status(now, asked.spec)
+    else:
+        study_command.show_states(asked, now, format)
     return not now.failed
 
 
-def benchmarks() -> None:
-    """List the benchmarks of the catalogue. Every other lm_eval task with a training split works too."""
+def benchmarks(format: Format = "table") -> None:
+    """List the benchmarks of the catalogue. Every other lm_eval task with a training split works too.
+
+    Args:
+        format: table shows the columns that fit the terminal; the other formats have all of them.
+    """
     from lm_harmony.benchmarks.catalogue import BENCHMARKS
 
-    table = Table("task", "title", "category", "metric", "training rows", "splits", "chance", title="Benchmarks")
+    table = Table("task", "title", "category", "metric", Column("training rows", justify="right"), "splits", "chance")
     for info in BENCHMARKS.values():
         splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
         table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
-    show_table(table)
+    show_table(table, optional=("splits", "category", "chance", "title"), format=format)
 
 
-def models() -> None:
-    """List the models of the published board. Every other causal language model from the hub or a folder works too."""
+def models(format: Format = "table") -> None:
+    """List the models of the published board. Every other causal language model from the hub or a folder works too.
+
+    Args:
+        format: table shows the columns that fit the terminal; the other formats have all of them.
+    """
     from lm_harmony.models.catalogue import MODELS
 
-    table = Table("model", "family", "kind", "parameters (billions)", "training tokens (billions)", title="Models")
+    sizes = (Column(f"{what} (billions)", justify="right") for what in ("parameters", "training tokens"))
+    table = Table("model", "family", "kind", *sizes)
     for info in MODELS.values():
         tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
         table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
-    show_table(table)
+    show_table(table, optional=("training tokens (billions)", "family", "kind"), format=format)
 
 
 def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:

@@ -52,8 +52,6 @@ class TrainParam:
     """Largest number of sequences in one forward pass of scoring."""
     gradient_accumulation_steps: int = 1
     """Forward passes in one optimizer step. The optimizer batch has this times per_device_train_batch_size sequences."""
-    auto_find_batch_size: bool = True
-    """Built in: forward passes shrink when memory runs out."""
     load_best_model_at_end: bool = True
     """Test the epoch with the best validation score; off: the last epoch."""
     metric_for_best_model: str | None = None
@@ -72,18 +70,12 @@ class TrainParam:
     """Losses that go to the trackers: of steps, of each epoch, or none (no)."""
     logging_steps: int = 10
     """Number of optimizer steps between two logged losses."""
-    eval_steps: int | None = None
-    """Built in: validation follows each epoch."""
-    save_steps: int | None = None
-    """Built in: a checkpoint is written after each epoch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which saves memory and takes more time."""
-    eval_accumulation_steps: int | None = None
-    """Built in: scores are moved to the CPU after each pass."""
     optim: str = "adamw_torch"
     """Optimizer: adamw_torch, adamw_torch_fused, adafactor or sgd."""
     learning_rate: float = 2e-5
-    """Peak value of the learning rate."""
+    """Peak value of the learning rate; the published recipe has 2e-5."""
     lr_scheduler_type: str = "linear"
     """Learning-rate schedule: linear, cosine, constant, constant_with_warmup or polynomial."""
     weight_decay: float = 0.01
@@ -106,14 +98,22 @@ class TrainParam:
     """Refused: half precision without loss scaling loses small gradients."""
     report_to: str = "none"
     """Trackers, separated by commas: tensorboard, trackio, wandb; or none."""
+    seed: int = 0
+    """The same as --random_seed."""
+    packing: bool = False
+    """Built in: the engine packs sequences where that is exact."""
     dataset_text_field: str = "text"
     """Built in: the benchmark's lm_eval task renders the text."""
     save_safetensors: bool = True
     """Built in: weights are always written as safetensors."""
-    packing: bool = False
-    """Built in: the engine packs sequences where that is exact."""
-    seed: int = 0
-    """The same as --random_seed."""
+    auto_find_batch_size: bool = True
+    """Built in: forward passes shrink when memory runs out."""
+    eval_accumulation_steps: int | None = None
+    """Built in: scores are moved to the CPU after each pass."""
+    eval_steps: int | None = None
+    """Built in: validation follows each epoch."""
+    save_steps: int | None = None
+    """Built in: a checkpoint is written after each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class RunFlags:
     """clean: no scored question is trained on; published: the splits of the paper, with their leaks."""
     random_seed: int = 0
     """Seed of everything random: validation split, order of rows, dropout, initial adapter."""
-    eval_before_train: bool = False
+    eval_before_train: bool = True
     """Score the model before training too (direct score)."""
     eval_after_train: bool = True
     """Score the chosen epoch on the test split."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from lm_harmony.cli.console import logging_to, say, show_table
+from lm_harmony.cli.console import Format, logging_to, say, show_table
 from lm_harmony.errors import DamagedFile, UsageError
 from lm_harmony.progress import display
 from lm_harmony.runs.record import EpochRecord
@@ -105,15 +105,29 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
 
 def list_runs(study: Study) -> None:
     """Print the name and the state of every run of ``study``."""
-    status = status_of(study)
+    for name, state, reason in _states(study, status_of(study)):
+        say(f"{state:9} {name}" + (f" ({reason})" if reason else ""))
+
+
+def show_states(study: Study, status: Status, format: Format) -> None:
+    """Print a table with the name, the state and the reason of the state of every run."""
+    table = Table("run", "state", "reason")
+    for cells in _states(study, status):
+        table.add_row(*map(Text, cells))
+    show_table(table, format=format)
+
+
+def _states(study: Study, status: Status) -> Iterator[tuple[str, str, str]]:
+    """Yield for each run its name, its state, and the cause of a failure, the holder, or why it is not current."""
     stands = {
         **dict.fromkeys(status.finished, "finished"),
         **dict.fromkeys(status.running, "running"),
         **dict.fromkeys(status.failed, "failed"),
     }
     for run in study.runs:
-        reason = status.changed.get(run) or status.unverified.get(run)
-        say(f"{stands.get(run, 'waiting'):9} {run.name}" + (f" ({reason})" if reason else ""))
+        failure = status.failed.get(run)
+        reason = f"{failure.kind}: {failure.cause}" if failure else status.changed.get(run) or status.unverified.get(run)
+        yield run.name, stands.get(run, "waiting"), reason or status.holders.get(run, "")
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:

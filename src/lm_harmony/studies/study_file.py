@@ -97,7 +97,7 @@ class StudyFile(StudyMapping):
     """Seeds; each gives a run of its own for each model and benchmark."""
     recipe: RecipeMapping = Field(default={})
     """Values that differ from the published recipe."""
-    direct: Flag = False
+    direct: Flag = True
     """Score the untouched models too."""
     apply_chat_template: Flag = False
     """Render training and scoring with the models' chat templates."""

@@ -1,0 +1,116 @@
+"""Parses the command line with tyro. A usage error is one line and a pointer to the help; ``-h`` shows a short help."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from typing import Any, NoReturn
+
+import tyro
+
+from lm_harmony.cli.console import say
+from lm_harmony.errors import did_you_mean
+
+PROGRAM = "lm-harmony"
+Command = Callable[..., Any]
+
+
+def parse(words: Sequence[str], commands: Sequence[Command], *, description: str) -> Callable[[], object]:
+    """Return the call that a command line asks for.
+
+    Args:
+        words: the words after the program's name.
+        commands: the functions that can be called. The name of a function is its command.
+        description: text above the list of commands.
+
+    Raises:
+        SystemExit: help was printed (status 0), or the words are no command line (status 2).
+    """
+    named = {command.__name__: command for command in commands}
+    first = words[0] if words else "--help"
+    if not first.startswith("-") and first not in named:
+        _refuse(f"there is no command {first!r}.{did_you_mean(first, named)} Commands: {', '.join(named)}.", PROGRAM)
+    if "-h" in words:
+        say(*_short_help(named, first))
+        raise SystemExit(0)
+    app, captured = tyro.extras.SubcommandApp(), io.StringIO()
+    for command in commands:
+        app.command(_deferred(command))
+    try:
+        with redirect_stderr(captured):
+            call = app.cli(prog=PROGRAM, description=description, args=words or ["--help"], use_underscores=True)
+    except SystemExit as end:
+        if end.code:
+            _refuse(one_line(captured.getvalue(), first), f"{PROGRAM} {first}" if first in named else PROGRAM)
+        raise
+    return call  # type: ignore[no-any-return]
+
+
+def _deferred(command: Command) -> Command:
+    """Return a function with the signature of ``command`` that returns the call instead of carrying it out."""
+
+    @wraps(command)
+    def call(*arguments: Any, **flags: Any) -> Callable[[], object]:
+        return partial(command, *arguments, **flags)
+
+    return call
+
+
+def _refuse(message: str, place: str) -> NoReturn:
+    say(f"{PROGRAM}: {message}", f"See {place} --help.", stderr=True)
+    raise SystemExit(2)
+
+
+def one_line(box: str, command: str) -> str:
+    """Return the error that tyro printed in a box as one line, with the flag that may have been meant.
+
+    Args:
+        box: the printed text.
+        command: the command whose flags may be suggested.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    title = 1 if "╭" in text else 2  # without UTF-8, the box has no sides and its title is underlined
+    lines = [inner for line in text.splitlines()[title:] if (inner := line.strip("│╰╯ "))]
+    rule = next((line for line in lines if re.fullmatch(r"[─-]{5,}", line)), "-" * 5)
+    message, *others = "\n".join(lines).split(f"\n{rule}\n")
+    rest = "\n".join(others)
+    if message.startswith("Missing from"):
+        required = re.findall(r"^(--[\w.]+) \S+$|^([A-Z]+)\n(.*?)\.?\s\(required\)", message, flags=re.MULTILINE | re.DOTALL)
+        names = [flag or f"{place} ({' '.join(about.split())})" for flag, place, about in required]
+        unknown = re.findall(r"^--[\w.-]+$", rest.partition("Unrecognized options:")[2].split(rule)[0], flags=re.MULTILINE)
+        meant = "".join(f" Unknown: {flag}.{did_you_mean(flag, names)}" for flag in unknown)
+        return f"missing: {', '.join(names)}.{meant}"
+    said = " ".join(re.sub(r"\(applied to .*?\)", "", message.split("\nArguments are applied")[0]).split()).rstrip(".") + "."
+    return said[0].lower() + said[1:] + _suggestion(rest, command)
+
+
+def _suggestion(text: str, command: str) -> str:
+    """Return the first flag of ``command`` among those that tyro found to be similar, as a sentence, or ""."""
+    flag = ""
+    for line in text.splitlines():
+        if line.startswith("--"):
+            flag = line.split()[0]
+        elif flag and line == f"in {PROGRAM} {command} --help":
+            return f" Did you mean {flag}?"
+    return ""
+
+
+def _short_help(named: Mapping[str, Command], first: str) -> list[str]:
+    """Return the lines of the short help: of one command its purpose and example, else all commands with their purpose."""
+    if first in named:
+        description = inspect.getdoc(named[first]) or ""
+        example = re.search(r"Example: `(.*?)`", description, flags=re.DOTALL)
+        shown = [f"Example: {' '.join(example[1].split())}"] if example else []
+        return [_purpose(named[first]), *shown, f"All flags: {PROGRAM} {first} --help"]
+    width = max(map(len, named))
+    commands = [f"  {name:{width}}  {_purpose(command)}" for name, command in named.items()]
+    return [f"usage: {PROGRAM} COMMAND ...", *commands, f"Flags of a command: {PROGRAM} COMMAND --help"]
+
+
+def _purpose(command: Command) -> str:
+    """Return the first sentence of a command's docstring."""
+    return (inspect.getdoc(command) or "").split("\n\n")[0].split(". ")[0].rstrip(".") + "."
