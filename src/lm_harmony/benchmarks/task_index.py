@@ -31,6 +31,13 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
     Raises:
         UsageError: no task has that name (the message lists similar names), or it is the name of a group of tasks.
     """
+    if not name.strip():
+        raise UsageError("task_name is empty. Give a task's name; `lm-harmony benchmarks` lists the catalogue.")
+    if "*" in name or "," in name:
+        raise UsageError(
+            f"task_name = {name!r} stands for several tasks, and a run has one. List them in a study file "
+            f"(benchmarks: [arc_easy, sst2]) and run `lm-harmony study`."
+        )
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():

@@ -131,7 +131,7 @@ def study(
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are carried out.
         skip: texts or glob patterns; runs whose name contains one of them are left out.
         retry_failed: carry out failed runs again.
-        dry_run: only list the runs and their states.
+        dry_run: only list the runs with their states, and check models, tasks, rows and the results folder.
     """
     from lm_harmony.cli.study import list_runs, run_study
     from lm_harmony.studies.study import Study
@@ -140,8 +140,7 @@ def study(
         check_integer("workers", workers, 1)
     asked = Study.read(file, only=only, skip=skip)
     if dry_run:
-        list_runs(asked)
-        return True
+        return list_runs(asked)
     return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed)
 
 

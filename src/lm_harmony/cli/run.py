@@ -17,6 +17,7 @@ from lm_harmony.progress import display
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
+from lm_harmony.runs.preflight import check_request, check_results_folder
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.stop_signals import stopped_by
 from lm_harmony.runs.store import RunStore
@@ -38,11 +39,14 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     given = given_flags(arguments)
     spec = run_spec(flags, given)
     store = RunStore.at(flags.results_dir, flags.exp_name or folder_name(spec, flags.results_dir))
+    check_request(spec)
+    check_results_folder(flags.results_dir, store.folder.relative_to(flags.results_dir).as_posix())
     console = Console(stderr=True)
     with logging_to(console, store.folder / "log.txt", debug=flags.debug), display(console):
         for line in built_in_lines(given):
             log.info(line)
         name = store.folder.relative_to(flags.results_dir).as_posix()
+        log.info("%s: loading the libraries and the model ...", name)
         leases = FolderLeases(flags.results_dir)
         try:
             with leases.hold_patiently(name, lost=_end_process, waiting=_log_waiting) as lease:

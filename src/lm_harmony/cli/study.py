@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_harmony.cli.console import Format, logging_to, say, show_table
-from lm_harmony.errors import DamagedFile, UsageError
+from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
 from lm_harmony.progress import display
+from lm_harmony.runs.preflight import check_request, check_results_folder
 from lm_harmony.runs.record import EpochRecord
 from lm_harmony.runs.stop_signals import stopped_by
 from lm_harmony.studies.config import StudySpec
@@ -32,6 +33,8 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
         StoreError: the results cannot be written.
         KeyboardInterrupt: after a line that says how to continue.
     """
+    if study.spec.results_url is None:
+        check_results_folder(study.spec.results_dir)
     console = Console(stderr=True, soft_wrap=True)
     before, started = status_of(study), time.monotonic()
     total = len(study.runs)
@@ -103,10 +106,24 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     return whole
 
 
-def list_runs(study: Study) -> None:
-    """Print the name and the state of every run of ``study``."""
+def list_runs(study: Study) -> bool:
+    """Print the state of every run and what is wrong with models, tasks, rows and the results folder; return whether nothing is.
+
+    Raises:
+        UsageError: the results folder cannot be written.
+    """
+    if study.spec.results_url is None:
+        check_results_folder(study.spec.results_dir)
     for name, state, reason in _states(study, status_of(study)):
         say(f"{state:9} {name}" + (f" ({reason})" if reason else ""))
+    problems: Counter[str] = Counter()
+    for run in study.runs:
+        try:
+            check_request(run.spec)
+        except HarmonyError as error:
+            problems[str(error)] += 1
+    say(*(f"{runs} runs cannot start: {problem}" for problem, runs in problems.items()))
+    return not problems
 
 
 def show_states(study: Study, status: Status, format: Format) -> None:

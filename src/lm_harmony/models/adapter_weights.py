@@ -63,6 +63,7 @@ def merge_adapter(name: str, module: PreTrainedModel) -> PreTrainedModel:
         config = PeftConfig.from_pretrained(name)
         if config.is_prompt_learning:
             raise ModelError(f"model {name}: an adapter of type {config.peft_type} cannot be merged. Use LoRA or another one.")
+        config.base_model_name_or_path = module.name_or_path  # PEFT warns about another spelling of the path
         adapted = get_peft_model(module, config, adapter_name=_MERGED)
         own = [weight for weight, _ in adapted.named_parameters() if f".{_MERGED}." in weight or weight.endswith(f".{_MERGED}")]
         misfit = load_adapter(adapted, folder, _MERGED, own)

@@ -24,7 +24,7 @@ from lm_harmony.models.checkpoint_checks import (
     tokenizer_files,
 )
 from lm_harmony.models.device import Precision, configure_device, resolve_device
-from lm_harmony.models.model_folder import adapter_base, is_revision_of
+from lm_harmony.models.model_folder import adapter_base, refuse_no_model
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -116,13 +116,11 @@ def locate_model(
 
     For an adapter they are those of its base model.
     """
+    refuse_no_model(name, revision)
     base = adapter_base(name)
     if base is not None:
-        if revision != "main":
-            raise ModelError(f"revision = {revision!r}: the folder {name} has one revision only. Drop --revision.")
         return locate_model(base.name, revision=base.revision, trust_remote_code=trust_remote_code)
-    if local := Path(name).is_dir():
-        _refuse_folder(Path(name), revision)
+    local = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         found = cached_file(name, "config.json", revision=revision)
@@ -177,27 +175,6 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
             return int(value)
     # transformers writes a number above 10**29 where a tokenizer sets no limit.
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**29 else DEFAULT_MAX_LENGTH
-
-
-def _refuse_folder(folder: Path, revision: str) -> None:
-    """Check that a folder holds a model, of the requested revision if it was fetched.
-
-    Raises:
-        ModelError: config.json is missing, the weights are a GGUF file, or ``revision`` is not the one that was fetched.
-    """
-    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
-    if gguf is not None and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ModelError(
-            f"model {folder}: {gguf.name} is a GGUF file, which cannot be trained as it is. Convert it once with transformers: "
-            f"from_pretrained({str(folder)!r}, gguf_file={gguf.name!r}) of AutoModelForCausalLM and AutoTokenizer, delete "
-            f"config.quantization_config, then save_pretrained of both into a new folder."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model: the folder {folder} holds no config.json. Give the folder that save_pretrained wrote.")
-    if revision != "main" and not is_revision_of(folder, revision):
-        raise ModelError(
-            f"revision = {revision!r}: the folder {folder} has one revision only. Drop --revision, or give the model's hub id."
-        )
 
 
 def _why_not(name: str, error: Exception) -> str:

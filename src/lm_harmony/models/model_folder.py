@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_harmony.errors import ModelError
+from lm_harmony.errors import ModelError, did_you_mean
 
 _TEMPLATES = "additional_chat_templates"
 _NAMES = frozenset(
@@ -24,6 +24,9 @@ _NAMES = frozenset(
 """Configurations, and the files that the tokenizers of transformers name, without those of ``_SUFFIXES``."""
 _SUFFIXES = (".safetensors", ".safetensors.index.json", ".jinja", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
 _PICKLED = re.compile(r"(pytorch_model|adapter_model)(-\d+-of-\d+)?\.bin(\.index\.json)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MOST_FOLDERS = 5
+"""Most names of folders that a message lists."""
 _WHOLE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
 """Weights of a whole model."""
 _VERSIONED = re.compile(r"(tokenizer\.model\.v\d+|(config|tokenizer)\.[\d.]+\.json)")
@@ -120,6 +123,50 @@ def _is_superseded(name: str, names: set[str]) -> bool:
     return pickled is not None and any(
         f"{before}{stem}{ending}" in names for ending in (".safetensors", ".safetensors.index.json")
     )
+
+
+def refuse_no_model(name: str, revision: str) -> None:
+    """Check that a model's name is a hub id or a folder with a model or adapter. Reads no weights and no network.
+
+    Raises:
+        ModelError: the name is neither, the folder holds no model that can be trained, or not the requested revision.
+    """
+    if not name.strip():
+        raise ModelError("base_model is empty. Give a hub id such as EleutherAI/pythia-70m-deduped, or the folder of a model.")
+    folder = Path(name)
+    if not folder.is_dir():
+        _refuse_no_hub_id(name)
+        return
+    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if gguf is not None and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(
+            f"model {folder}: {gguf.name} is a GGUF file, which cannot be trained as it is. Convert it once with transformers: "
+            f"from_pretrained({str(folder)!r}, gguf_file={gguf.name!r}) of AutoModelForCausalLM and AutoTokenizer, delete "
+            f"config.quantization_config, then save_pretrained of both into a new folder."
+        )
+    if adapter_base(folder) is None and not (folder / "config.json").is_file():
+        raise ModelError(f"model: the folder {folder} holds no config.json. Give the folder that save_pretrained wrote.")
+    if revision != "main" and not is_revision_of(folder, revision):
+        raise ModelError(
+            f"revision = {revision!r}: the folder {folder} has one revision only. Drop --revision, or give the model's hub id."
+        )
+
+
+def _refuse_no_hub_id(name: str) -> None:
+    """Raise for a name that is no hub id: a file, or the path of a folder that does not exist."""
+    path = Path(name)
+    if path.is_file():
+        raise ModelError(f"base_model = {name} is a file. Give the folder that holds it, or a hub id.")
+    parent = path.parent
+    is_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or (str(parent) != "." and parent.is_dir())
+    if is_path:
+        near = next((one for one in path.expanduser().parents if one.is_dir()), Path("."))
+        inside = sorted(one.name for one in near.iterdir() if one.is_dir() and not one.name.startswith("."))
+        holds = f" holds {', '.join(inside[:_MOST_FOLDERS])}{' ...' if len(inside) > _MOST_FOLDERS else ''}" if inside else ""
+        hint = did_you_mean(path.name, inside)
+        raise ModelError(f"base_model: the folder {name} does not exist.{hint} {near.absolute()}{holds or ' holds no folder'}.")
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"base_model = {name!r} is no model. Give a hub id such as EleutherAI/pythia-70m-deduped, or a folder.")
 
 
 def write_source(folder: Path, *, name: str, asked: str, revision: str) -> None:

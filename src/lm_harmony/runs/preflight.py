@@ -1,0 +1,56 @@
+"""Checks of a request before any work starts. They need neither torch nor the network, so their errors come within a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lm_harmony.benchmarks.task_files import task_files
+from lm_harmony.errors import BenchmarkError, UsageError
+from lm_harmony.models.model_folder import refuse_no_model
+from lm_harmony.runs.spec import RunSpec
+
+LONGEST_NAME = 255
+"""Longest name of a file or folder in bytes, on the file systems of Linux."""
+
+
+def check_request(spec: RunSpec) -> None:
+    """Check that the model, the task and local rows of a run exist.
+
+    Raises:
+        ModelError: the name of the model is neither a hub id nor a folder with a model.
+        UsageError: no task has the name.
+        BenchmarkError: a file of the task or of its rows does not exist or cannot be read.
+    """
+    refuse_no_model(spec.model.name, spec.model.revision)
+    benchmark = spec.benchmark
+    found = task_files(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
+    for path in found.rows.values():
+        if not path.is_file():
+            raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
+
+
+def check_results_folder(results: Path, name: str = "") -> None:
+    """Check that files can be written below a results folder, which need not exist yet.
+
+    Args:
+        results: the results folder.
+        name: path of a run below it.
+
+    Raises:
+        UsageError: a part of the path is a file, is too long, or may not be written.
+    """
+    long = next((part for part in (*results.parts, *Path(name).parts) if len(os.fsencode(part)) > LONGEST_NAME - 10), None)
+    if long is not None:
+        raise UsageError(
+            f"exp_name: the name {long[:20]}... has {len(os.fsencode(long))} bytes, and file systems allow {LONGEST_NAME}. "
+            f"Choose a shorter --exp_name or results_dir."
+        )
+    folder = results / name
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"results_dir: {there} is a file, so {folder} cannot be a folder. Choose another results folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"results_dir: {there} cannot be written by this user. Choose another folder, or change its permissions."
+        )
