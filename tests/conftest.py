@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -15,6 +16,11 @@ from tiny import write_tiny_model
 
 _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
 os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache is not changed
+
+# Children inherit ignored signals. nohup ignores SIGHUP, and a shell ignores SIGINT for what it starts in the background.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def pytest_report_header() -> list[str]:

@@ -56,7 +56,7 @@ def test_after_a_full_disk_the_run_can_be_resumed(tmp_path: Path) -> None:
     write_micro(tmp_path)
     write_tiny_model(tmp_path / "model")
     command = ["run", "--base_model", "model", "--task_name", "micro.yaml", "--data_dir", ".", "--device", "cpu"]
-    command += ["--peft_config.target_modules", "all-linear", "--train_param.num_train_epochs", "2"]
+    command += ["--peft_config.target_modules", "all-linear", "--train_param.num_train_epochs", "2", "--exp_name", "one"]
     limited = textwrap.dedent("""
         import resource, sys
         from lm_harmony.cli.main import main
@@ -73,7 +73,7 @@ def test_after_a_full_disk_the_run_can_be_resumed(tmp_path: Path) -> None:
         and "--resume_from_checkpoint" in limited_run.stderr
         and "Traceback" not in limited_run.stderr
     )
-    store = RunStore(tmp_path / "results" / "micro" / "model")
+    store = RunStore(tmp_path / "results" / "one")
     assert store.config() is not None and not store.is_finished()
     assert not list(store.folder.rglob("*.part"))
     again = subprocess.run(
