@@ -7,6 +7,7 @@
 #   make real           run the tests that need a real 135M model folder
 #   make lint           check style and format with ruff
 #   make types          check types with mypy
+#   make docs           build the documentation as a site in build/site; a link that leads nowhere is an error
 #   make check-install  install the package without development tools into a new environment and run its command
 #   make dist           build the wheel and the source distribution in dist/
 #   make clean          remove caches and build outputs (.venv and results stay)
@@ -21,7 +22,7 @@ IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage real lint types check-install dist clean
+.PHONY: help env demo test coverage real lint types docs check-install dist clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -58,6 +59,10 @@ lint: env
 
 types: env
 	$(BIN)/mypy
+
+# mkdocs 1.6 prints an advertisement of its successor, unless it is told not to.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check-install:
 	rm -rf build/install && $(or $(PYTHON),python3) -m venv build/install

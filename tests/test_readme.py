@@ -46,6 +46,7 @@ GUIDES = {
     "docs/studies.md": 6,
     "docs/page.md": 3,
     "docs/analysis.md": 5,
+    "docs/own_benchmark.md": 1,
     "docs/api.md": 0,
 }
 """Pages whose commands are run -> the smallest number of commands that must be found there."""
@@ -98,6 +99,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 field = VARIED[task]
                 lines = [{**line, field: f"{number}. {line[field]}"} for number in range(4) for line in lines]
             (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "my_tasks").mkdir()
+    (folder / "my_tasks" / "reviews.yaml").write_text(blocks("docs/own_benchmark.md", "yaml")[0], encoding="utf-8")
+    (folder / "data" / "reviews").mkdir()
+    for split, size in (("train", 16), ("validation", 4), ("test", 8)):
+        lines = [json.dumps({"review": f"a {split} story {row}", "label": row % 2}) + "\n" for row in range(size)]
+        (folder / "data" / "reviews" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "texts").mkdir()
     texts = [{"text": f"Text {number} says little, but it says it {'again and ' * (number % 5)}well."} for number in range(20)]
     (folder / "texts" / "wiki.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")

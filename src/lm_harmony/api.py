@@ -97,7 +97,7 @@ def fine_tune(
         texts: (context, continuation) pairs; an end-of-text token is added to each.
         recipe: how the model is fine-tuned; default: the published recipe.
         seed: determines the order of the texts, dropout and the initial adapter.
-        output_dir: folder for the weights after each epoch, in output_dir/epoch-<n>: PEFT's format, or a model folder
+        output_dir: folder for the weights after each epoch, in `output_dir/epoch-<n>`: PEFT's format, or a model folder
             without LoRA. None: weights are not written.
 
     Yields:

@@ -63,7 +63,7 @@ class BenchmarkSpec:
     include_path: Path | None = None
     """Folder with further task files, as lm_eval's --include_path."""
     data_dir: Path | None = None
-    """Folder with <task>/{train,validation,test}.jsonl; None: rows come from the hub or from the task's own files."""
+    """Folder with `<task>/{train,validation,test}.jsonl`; None: rows come from the hub or from the task's own files."""
     caps: Caps = Caps()
     """Largest number of rows of each split."""
     split_protocol: SplitProtocol = "clean"

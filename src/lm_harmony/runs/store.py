@@ -175,7 +175,7 @@ class RunStore:
         return read_json_lines(path, Sample) if path.exists() else ()
 
     def write_results(self, results: Mapping[str, object], *, time: str) -> None:
-        """Write results_<time>.json in lm_eval's schema."""
+        """Write `results_<time>.json` in lm_eval's schema."""
         self._write(f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
 
     def write_record(self, record: RunRecord) -> None:
