@@ -131,6 +131,18 @@ def test_a_row_without_a_column_is_refused_by_number(tmp_path: Path) -> None:
     assert task.example(7, {"question": "a", "label": 0}, chat=None, aliases="first").continuation == " odd"
 
 
+def test_an_empty_choice_in_the_first_row_is_refused_with_its_line(tmp_path: Path) -> None:
+    """lm_eval reads the first letter of every choice of that row."""
+    rows = {role: [{"question": "a", "label": 0, "choices": ["odd", "even"]}] * 2 for role in ("train", "test")}
+    fields = {**PARITY, "doc_to_choice": "{{choices}}"}
+    own_task(tmp_path, rows, **fields)  # negative control
+    rows["test"] = [{"question": "a", "label": 0, "choices": ["odd", ""]}, *rows["test"]]
+    with pytest.raises(BenchmarkError) as caught:
+        own_task(tmp_path, rows, **fields)
+    place = f"first test row ({tmp_path / 'own' / 'test'}.jsonl line 1)"
+    assert str(caught.value) == f"benchmark own, {place}: doc_to_choice gives an empty choice. Give every choice a text."
+
+
 HINT = "{{question}}{% if hint %} Hint: {{hint}}{% endif %}"
 
 

@@ -15,6 +15,9 @@ from tiny import tiny_model, tiny_module, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lm_harmony.benchmarks.types import Request
+from lm_harmony.engine.backends import choose_backend
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.errors import ModelError
 from lm_harmony.models import text as text_module
 from lm_harmony.models.loading import build_language_model
@@ -102,10 +105,29 @@ def test_a_template_without_a_system_role_gets_no_system_message() -> None:
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"<extra{number}>" for number in range(5)])
-    with pytest.raises(ModelError, match="embedding"):
-        build_language_model("m", tiny_module(), tokenizer)
+    module = tiny_module()
+    module.resize_token_embeddings(250)
+    with pytest.raises(ModelError, match="the tokenizer has 300 tokens, the embedding 250 rows"):
+        build_language_model("m", module, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_an_added_token_without_embedding_is_refused_only_where_a_text_has_it(engine: str) -> None:
+    """GPT-2 with an added [PAD]: all replies are those of the same model without it."""
+    padded = tiny_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    kinds = ("loglikelihood", "generate_until")
+    requests = [
+        Request(kind=kind, context=text, continuation=" is", generation={"until": ["."]}) for kind in kinds for text in TEXTS
+    ]
+    replies = []
+    for tokenizer in (tiny_tokenizer(), padded):
+        model = build_language_model("m", tiny_module(), tokenizer)
+        replies.append(Scorer(model=model, backend=choose_backend(model, engine), max_new_tokens=4, batch_size=3).reply(requests))
+    assert replies[0] == replies[1]
+    with pytest.raises(ModelError, match=r"a text contains the token '\[PAD\]', which has no embedding"):
+        model.text.encode(["a [PAD]"])
+    assert build_language_model("m", tiny_module(), tiny_tokenizer()).text.encode(["a [PAD]"])  # negative control: plain letters
 
 
 def test_a_tokenizer_without_eos_token_is_refused() -> None:
@@ -129,6 +151,7 @@ def appending_tokenizer(how: str, *, bos: bool) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+TEXTS = ["a", "a dog", "a dog is it", "the quick brown fox"]
 PAIRS = [("is it", " yes"), ("is it", " no"), ("a dog ", "no"), ("", "alone"), ("<|bos|>a dog", " is"), ("ends", " here<|end|>")]
 
 

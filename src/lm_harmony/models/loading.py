@@ -156,14 +156,26 @@ def build_language_model(
     """
     rows = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
-        raise ModelError(
-            f"model {name}: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows. Use the model's own tokenizer."
-        )
+        _accept_added_tokens(name, tokenizer, rows)
     module.eval()
-    text = TextEncoder(tokenizer, name=name)
+    text = TextEncoder(tokenizer, name=name, vocabulary=rows)
     return LanguageModel(
         name=name, module=module, text=text, max_length=longest_input(module.config, tokenizer), revision=revision
     )
+
+
+def _accept_added_tokens(name: str, tokenizer: Tokenizer, rows: int) -> None:
+    """Accept added tokens without an embedding, such as a [PAD] that was never trained; texts that hold them are refused.
+
+    Raises:
+        ModelError: other tokens have no embedding either.
+    """
+    added = [token for token, number in tokenizer.get_added_vocab().items() if number >= rows]
+    if len(tokenizer) - len(added) > rows or tokenizer.eos_token_id >= rows:
+        raise ModelError(
+            f"model {name}: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows. Use the model's own tokenizer."
+        )
+    log.info("model %s: the added tokens %s have no embedding, so texts must not contain them.", name, " ".join(added))
 
 
 def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:

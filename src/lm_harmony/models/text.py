@@ -39,8 +39,13 @@ class TextEncoder:
     that token before the answer, and every answer of one token would get the same score.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-        """Wrap ``tokenizer``. ``name`` is the name of the model, used in messages.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, vocabulary: int | None = None) -> None:
+        """Wrap ``tokenizer``.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            name: name of the model, for messages.
+            vocabulary: number of token ids that have an embedding; None: all that the tokenizer has.
 
         Raises:
             ModelError: the tokenizer has no end-of-text token, which training appends to every text.
@@ -53,6 +58,7 @@ class TextEncoder:
         self.end_text = str(tokenizer.decode(self.end_id))
         self.appended: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(_appended_ids(tokenizer)))
         """Tokens that the tokenizer appends to every text. ``encode`` removes them."""
+        self._vocabulary = vocabulary if vocabulary is not None and vocabulary < len(tokenizer) else None
         self._prefix_text = str(tokenizer.decode(self.prefix_id))
         self._warned_without_system = False
         self._known: dict[str, array[int]] = {}
@@ -64,6 +70,9 @@ class TextEncoder:
         A text that already begins with the text of the BOS token (a rendered chat) gets no second BOS token. Encodings are
         cached, because the same texts are encoded in the validation of every epoch, for every seed of a study, and for the
         test score after the direct score.
+
+        Raises:
+            ModelError: a text contains a token that has no embedding.
         """
         if self._held > MOST_HELD:
             self._known.clear()
@@ -74,11 +83,22 @@ class TextEncoder:
             if group:
                 # verbose=False: no warning about texts longer than the model's limit. They are truncated later.
                 batch = self.tokenizer(group, add_special_tokens=added, verbose=False)["input_ids"]
+                self._refuse_unknown(batch)
                 if added and self.appended:
                     batch = [ids[: -len(self.appended)] for ids in batch]
                 self._known |= {text: array("i", ids) for text, ids in zip(group, batch, strict=True)}
                 self._held += sum(map(len, batch))
         return [self._known[text].tolist() for text in texts]
+
+    def _refuse_unknown(self, batch: Sequence[Sequence[int]]) -> None:
+        if self._vocabulary is None:
+            return
+        unknown = next((token for ids in batch for token in ids if token >= self._vocabulary), None)
+        if unknown is not None:
+            raise ModelError(
+                f"model {self.name}: a text contains the token {self.tokenizer.convert_ids_to_tokens(unknown)!r}, which has no "
+                f"embedding. Use the model's own tokenizer, or rows without this token."
+            )
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Encode (context, continuation) texts. The continuation starts after the number of tokens that the context has alone.
@@ -105,6 +125,7 @@ class TextEncoder:
 
     def _after_prefix(self, text: str) -> EncodedPair:
         ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        self._refuse_unknown([ids])
         if ids and ids[0] == self.prefix_id:
             return EncodedPair(context=ids[:1], continuation=ids[1:])
         return EncodedPair(context=(self.prefix_id,), continuation=ids)

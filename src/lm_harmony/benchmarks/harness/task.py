@@ -228,6 +228,11 @@ def _build(name: str, config: dict[str, Any], scored: Path | None) -> Configurab
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
         ) from error
     except _ROW_ERRORS as error:
+        if str(error) == "string index out of range":  # lm_eval reads the first letter of every choice of the first row
+            where = file_and_line(scored, 0, moved=config.get("process_docs") is not None)
+            raise BenchmarkError(
+                f"benchmark {name}, first test row{where}: doc_to_choice gives an empty choice. Give every choice a text."
+            ) from error
         where = unprocessable_row(scored, config.get("process_docs"))
         raise BenchmarkError(
             f"benchmark {name}, test rows{where}: {error}. Correct the rows to the columns and types of the task."
