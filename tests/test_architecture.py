@@ -23,19 +23,24 @@ MAP = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encodin
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "recipe": {"errors"},
-    "progress": set(),
+    "redaction": set(),
+    "stop_signals": set(),
+    "progress": {"stop_signals"},
     "benchmarks": {"recipe", "errors", "progress"},
     "models": {"recipe", "errors"},
     "engine": {"models", "benchmarks", "recipe", "errors", "progress"},
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
     "analysis": {"runs", "models", "benchmarks", "errors"},
     "report": {"analysis", "runs", "errors"},
-    "studies": {"runs", "engine", "models", "benchmarks", "recipe", "errors"},
+    "studies": {"runs", "engine", "models", "benchmarks", "recipe", "redaction", "stop_signals", "errors"},
     "lm_eval_model": {"engine", "models", "benchmarks", "errors"},
     "demo": {"studies", "engine", "benchmarks", "errors"},
     "in_memory": {"runs", "engine", "models", "errors"},
     "api": {"in_memory", "studies", "runs", "engine", "models", "benchmarks", "recipe", "errors"},
-    "cli": {"demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "errors"},
+    "cli": {
+        *("demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "redaction"),
+        *("stop_signals", "errors"),
+    },
 }
 """Layer -> the layers that it may import, from the lowest layer to the highest."""
 COMMANDS = {

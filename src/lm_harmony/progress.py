@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from lm_harmony.stop_signals import raise_if_stopped
 
 Item = TypeVar("Item")
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)
@@ -35,16 +36,23 @@ def display(console: Console) -> Iterator[Progress]:
 
 @contextmanager
 def progress_bar(description: str, *, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of ``total`` steps for the duration of the block; yield the function that advances it by some steps."""
+    """Show a bar of ``total`` steps for the duration of the block; yield the function that advances it by some steps.
+
+    That function raises KeyboardInterrupt if a signal has stopped the process (``stop_signals.raise_if_stopped``).
+    """
     progress = _display.get()
-    if progress is None:
-        yield lambda steps: None
-        return
-    bar = progress.add_task(description, total=total)
+    bar = None if progress is None else progress.add_task(description, total=total)
+
+    def advance(steps: int) -> None:
+        raise_if_stopped()
+        if progress is not None and bar is not None:
+            progress.advance(bar, steps)
+
     try:
-        yield partial(progress.advance, bar)
+        yield advance
     finally:
-        progress.remove_task(bar)
+        if progress is not None and bar is not None:
+            progress.remove_task(bar)
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,7 +114,7 @@ def two_formats(folder: Path) -> list[float]:
     return scores(tiny_model())
 
 
-@pytest.mark.parametrize("write", [tied, sharded, pickled, half_precision, two_formats])
+@pytest.mark.parametrize("write", [tied, sharded, half_precision, two_formats])
 def test_an_undamaged_checkpoint_scores_as_the_model_that_was_saved(write: Callable[[Path], list[float]], tmp_path: Path) -> None:
     assert difference_of(tmp_path, write(tmp_path)) < 1e-6
 
@@ -340,12 +341,55 @@ def test_the_error_names_a_damaged_safetensors_file(
     assert f"{file} is " in message and expected in message
 
 
-def test_a_damaged_pytorch_model_bin_is_refused(tmp_path: Path) -> None:
-    pickled(tmp_path)
-    file = tmp_path / "pytorch_model.bin"
-    for content in (file.read_bytes()[:9_000], b""):
-        file.write_bytes(content)
-        assert refusal(tmp_path).startswith(f"model {tmp_path}: its weights cannot be read: ")
+class Hostile:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def only_bin(folder: Path, hostile: bytes) -> str:
+    pickled(folder)
+    (folder / "pytorch_model.bin").write_bytes(hostile)
+    return "it has pytorch_model.bin and no model.safetensors. Other weights are pickles"
+
+
+def index_of_pickles(folder: Path, hostile: bytes) -> str:
+    sharded(folder)
+    index = folder / "model.safetensors.index.json"
+    for file in folder.glob("*.safetensors"):
+        file.with_suffix(".bin").write_bytes(hostile)
+    index.write_text(index.read_text().replace(".safetensors", ".bin"), encoding="utf-8")
+    return "model.safetensors.index.json names model-00001-of-"
+
+
+def renamed(folder: Path, hostile: bytes) -> str:
+    write_tiny_model(folder)
+    (folder / "model.safetensors").write_bytes(hostile)
+    return "is truncated or no safetensors file"
+
+
+@pytest.mark.parametrize("write", [only_bin, index_of_pickles, renamed])
+def test_a_pickle_is_never_loaded(write: Callable[[Path, bytes], str], tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "model"
+    hostile = pickle.dumps(Hostile(mark))
+    pickle.loads(hostile)
+    assert mark.exists()  # negative control: loading it runs code
+    mark.unlink()
+    assert write(folder, hostile) in refusal(folder)
+    assert not mark.exists()
+
+
+def test_pickles_beside_safetensors_are_ignored(tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "model"
+    write_tiny_model(folder)
+    for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "scheduler.pt"):
+        (folder / name).write_bytes(pickle.dumps(Hostile(mark)))
+    assert difference_of(folder, scores(tiny_model())) < 1e-6
+    assert not mark.exists()
 
 
 def test_the_error_names_missing_weight_files(tmp_path: Path) -> None:

@@ -117,6 +117,20 @@ def test_a_symbolic_link_is_never_followed_for_removal(tmp_path: Path, link: Cal
         assert all_files(tmp_path) == before
 
 
+def test_a_link_between_the_results_and_the_run_is_not_followed_for_removal(tmp_path: Path) -> None:
+    outside, results = tmp_path / "outside", tmp_path / "results"
+    write_all(outside / "task", "model/run")
+    results.mkdir()
+    (results / "task").symlink_to(outside / "task")
+    before = all_files(tmp_path)
+    with pytest.raises(UsageError, match=f"{results / 'task'} is a symbolic link to {outside / 'task'}"):
+        overwrite(RunStore.at(results, "task/model/run"))
+    assert all_files(tmp_path) == before
+    (tmp_path / "link").symlink_to(outside)  # negative control: the results folder itself may be a link
+    overwrite(RunStore.at(tmp_path / "link", "task/model/run"))
+    assert all_files(outside) == {"task/model/run/config.yaml"}
+
+
 def test_a_link_of_a_tracker_is_removed_without_what_it_points_to(tmp_path: Path) -> None:
     """W&B writes a link to its latest run."""
     store, thesis = write_all(tmp_path), tmp_path / "thesis.tex"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,25 @@ _BOARD = ("rank", "rank_low", "rank_high", "pc1", "pc1_low", "pc1_high", "basis"
 """Columns of the wide layout that are not benchmarks. They are ignored, because ranks and PC1 are computed again."""
 _JSON_KEYS: Mapping[Preparation, str] = {"trained": "train_before_test", "direct": "direct_eval"}
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Begin of a text that a spreadsheet takes for a formula, with or without apostrophes before it."""
+
 Row = tuple[str, Mapping[str, str]]
 """The position of a line for messages ("scores.csv, line 3"), and its cells by column."""
+
+
+def csv_text(cell: Any) -> Any:
+    """Return a text so that spreadsheets show it and do not compute it; anything else, such as a number, as it is.
+
+    A text that begins with =, +, -, @, a tab or a carriage return gets an apostrophe, as OWASP recommends ("CSV injection").
+    ``csv_rows`` removes it.
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _plain_text(cell: Any) -> Any:
+    """Return the text from which ``csv_text`` made a cell."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def csv_rows(path: Path) -> ScoreRows:
@@ -41,8 +59,9 @@ def csv_rows(path: Path) -> ScoreRows:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-            columns = tuple(reader.fieldnames or ())
+            reader.fieldnames = [_plain_text(name) for name in reader.fieldnames or ()]
+            rows = [(f"{path}, line {reader.line_num}", {key: _plain_text(cell) for key, cell in row.items()}) for row in reader]
+            columns = tuple(reader.fieldnames)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: it cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from error
     if is_open_llm(columns):

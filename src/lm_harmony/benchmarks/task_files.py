@@ -37,6 +37,10 @@ class TaskFiles:
     """Data set on the hub that has the rows; None: the rows are local."""
     revision: str | None = None
     """Revision of the data set that the task names; None: its main branch."""
+    imported: tuple[str, ...] = ()
+    """Modules of ``!function`` tags that are none of the task's files and belong neither to lm_eval nor to LM-Harmony."""
+    metric_list: tuple[Any, ...] = ()
+    """Metrics as the task lists them; empty if a function of the task computes them."""
 
 
 def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> TaskFiles:
@@ -55,19 +59,24 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
     if corpus is not None:
         return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus_files(corpus))
     file = find_task_file(task, include_path).resolve()
-    yamls: dict[Path, None] = {}
-    modules: dict[Path, None] = {}
-    config = _read(file, yamls, modules)
-    code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*yamls, *modules)}
-    if data_dir is not None:
-        return TaskFiles(code=code, rows=_rows_in(config, data_dir))
-    rows = local_row_files(config)
+    parts = _Parts({}, {}, {})
+    config = _read(file, parts)
+    code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*parts.yamls, *parts.modules)}
+    metrics = () if "process_results" in config else tuple(config.get("metric_list") or ())
+    rows = local_row_files(config) if data_dir is None else _rows_in(config, data_dir)
     if rows is not None:
-        return TaskFiles(code=code, rows=rows)
+        return TaskFiles(code=code, rows=rows, imported=tuple(parts.imported), metric_list=metrics)
     options = config.get("dataset_kwargs")
     revision = options.get("revision") if isinstance(options, Mapping) else None
     path = config.get("dataset_path")
-    return TaskFiles(code=code, rows={}, dataset=str(path) if path else None, revision=revision)
+    return TaskFiles(
+        code=code,
+        rows={},
+        dataset=str(path) if path else None,
+        revision=revision,
+        imported=tuple(parts.imported),
+        metric_list=metrics,
+    )
 
 
 def _corpus_files(path: Path) -> dict[str, Path]:
@@ -97,12 +106,21 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Loader.add_constructor("!function", lambda loader, node: _Function(str(loader.construct_scalar(node))))
 
 
-def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dict[str, Any]:
-    """Return a task file merged with what it includes, as lm_eval merges. Every file is added to ``yamls`` or ``modules``."""
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a task, each one once and in the order in which they are found."""
+
+    yamls: dict[Path, None]
+    modules: dict[Path, None]
+    imported: dict[str, None]
+
+
+def _read(path: Path, parts: _Parts) -> dict[str, Any]:
+    """Return a task file merged with what it includes, as lm_eval merges. Every file is added to ``parts``."""
     path = path.resolve()
-    if path in yamls:
+    if path in parts.yamls:
         return {}  # lm_eval refuses a cycle when it loads the task
-    yamls[path] = None
+    parts.yamls[path] = None
     try:
         values = yaml.load(path.read_bytes(), Loader=_Loader)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,11 +130,14 @@ def _read(path: Path, yamls: dict[Path, None], modules: dict[Path, None]) -> dic
         raise BenchmarkError(f"{path}: the top level must be a mapping of keys to values. Give an lm_eval task file.")
     for function in _functions(values):
         module = function.rpartition(".")[0]
-        _add_module(_module_file(module, path.parent), modules)
+        file = _module_file(module, path.parent)
+        _add_module(file, parts.modules)
+        if file is None and not _is_trusted(module):
+            parts.imported[module] = None
     included = values.pop("include", None) or []
     merged: dict[str, Any] = {}
     for other in included if isinstance(included, list) else [included]:
-        merged |= _read(path.parent / str(other), yamls, modules)
+        merged |= _read(path.parent / str(other), parts)
     return merged | values
 
 
@@ -126,6 +147,11 @@ def _functions(value: Any) -> Iterator[str]:
         yield value.name
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _functions(item)
+
+
+def _is_trusted(module: str) -> bool:
+    """Return whether a module is one of lm_eval or LM-Harmony, whose code runs in any case."""
+    return module.split(".")[0] in ("lm_eval", "lm_harmony")
 
 
 def _add_module(file: Path | None, modules: dict[Path, None]) -> None:
@@ -159,7 +185,7 @@ def _module_file(name: str, folder: Path) -> Path | None:
     roots = [folder, Path.cwd(), *(Path(root) for root in os.environ.get("PYTHONPATH", "").split(os.pathsep) if root)]
     if name.startswith("lm_eval.tasks."):
         roots = [lm_eval_tasks_folder().parents[1]]
-    elif name.split(".")[0] in ("lm_eval", "lm_harmony"):
+    elif _is_trusted(name):
         return None  # the record contains their versions
     for root in roots:
         base = root / name.replace(".", "/")

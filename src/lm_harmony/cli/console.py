@@ -17,6 +17,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lm_harmony.redaction import SafeFormatter, without_secrets
+
 Format = Literal["table", "csv", "json", "markdown"]
 
 PIPE_WIDTH = 10_000
@@ -27,7 +29,7 @@ def say(*lines: str, stderr: bool = False) -> None:
     """Print lines as they are: not wrapped, and with brackets that are no markup."""
     console = Console(stderr=stderr, soft_wrap=True)
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(without_secrets(line), markup=False, highlight=False)
 
 
 def show_table(table: Table, *, optional: Sequence[str] = (), format: Format = "table") -> None:
@@ -69,8 +71,12 @@ def _written(table: Table, format: Format) -> str:
         return "".join(
             f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
         )
+    from lm_harmony.analysis.load_tables import csv_text  # not needed to start a command
+
+    texts = [column.justify != "right" for column in table.columns]  # numbers are on the right
+    safe = [[csv_text(cell) if text else cell for cell, text in zip(row, texts, strict=True)] for row in rows]
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([heads, *rows])
+    csv.writer(out, lineterminator="\n").writerows([[csv_text(head) for head in heads], *safe])
     return out.getvalue()
 
 
@@ -91,7 +97,7 @@ def logging_to(console: Console, file: Path | None = None, *, debug: bool = Fals
     handlers: list[logging.Handler] = [_ConsoleHandler(console)]
     if file is not None:
         handlers.append(_LateFileHandler(file))
-        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers[-1].setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     ours.setLevel(logging.DEBUG if debug else logging.INFO)
     for handler in handlers:
         logger.addHandler(handler)
@@ -124,7 +130,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         start = "warning: " if record.levelno >= logging.WARNING else ""
-        self.console.print(start + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(start + without_secrets(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
 
 
 class _LateFileHandler(logging.Handler):

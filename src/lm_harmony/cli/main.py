@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from lm_harmony.cli.console import Format, say, show_table
 from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
-from lm_harmony.runs.stop_signals import exit_status, stop_on_signals, stopped_by
+from lm_harmony.stop_signals import exit_status, stop_caught, stop_on_signals, stopped_by
 
 DESCRIPTION = """LM-Harmony: fine-tune every model on a benchmark's training split before it is tested. `lm-harmony --version`
 prints the version, `lm-harmony COMMAND -h` a short help."""
@@ -29,6 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         stop_on_signals()
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # such as ± in the locale C
+    try:
+        try:
+            return _carry_out(words)
+        finally:
+            sys.stdout.flush()  # here, because an error at the end of the process could not be caught
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # where the reader of our output has left, as `| head` does, there is nothing to say
+            say(f"lm-harmony: the output cannot be written: {error.strerror}. Write it to another place.", stderr=True)
+        return 1
+
+
+def _carry_out(words: list[str]) -> int:
+    """Carry out the command that ``words`` name and return the exit status, as ``main`` does."""
     if words[:1] == ["--version"]:
         from lm_harmony import __version__
 
@@ -52,15 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"lm-harmony: {error}", stderr=True)
         return 1
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:  # a file where a folder must be, a folder without permission, a full disk
         if "--debug" in words or error.filename is None:
             raise
         say(f"lm-harmony: {error.filename}: {error.strerror}. Give another path, or check its permissions.", stderr=True)
         return 1
     except KeyboardInterrupt:
+        stop_caught()
         say(f"lm-harmony: interrupted by {stopped_by()}.", stderr=True)
         return exit_status()
     return 1 if said is False else 0

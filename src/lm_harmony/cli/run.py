@@ -19,8 +19,8 @@ from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
 from lm_harmony.runs.preflight import check_request, check_results_folder
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.stop_signals import stopped_by
 from lm_harmony.runs.store import RunStore
+from lm_harmony.stop_signals import stop_caught, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,11 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
                 from lm_harmony.runs.protocol import score_again, train_before_test
 
                 if flags.only_evaluate:
-                    record = score_again(store)
+                    record = score_again(store, allow_task_code=flags.allow_task_code)
                 else:
                     record = train_before_test(spec, store, resume=flags.resume_from_checkpoint, overwrite=flags.overwrite)
         except KeyboardInterrupt:
+            stop_caught()
             if store.config() is not None and not store.is_finished():
                 kept = f"{len(store.epochs())} finished epochs are kept in {store.folder}"
                 advice = "Repeat the command with --resume_from_checkpoint to continue."

@@ -166,6 +166,8 @@ class RunFlags:
     """Branch, tag or commit of the model on the hub."""
     trust_remote_code: bool = False
     """Allow code from the model's repository to run."""
+    allow_task_code: bool = True
+    """Allow Python code of the task that lm_eval does not ship (!function) to run; each file is named before it runs."""
     results_dir: Path = Path("results")
     """Folder in which runs are kept."""
     use_git: bool = True

@@ -144,6 +144,7 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
         flags.train_param.logging_steps if flags.train_param.logging_strategy == "steps" else None
     ),
     "execution.use_git": "use_git",
+    "execution.allow_task_code": "allow_task_code",
     "run.seed": _seed,
     "run.metric": _metric,
     "run.greater_is_better": lambda flags, given: (

@@ -19,7 +19,7 @@ from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
 from lm_harmony.progress import display
 from lm_harmony.runs.preflight import check_request, check_results_folder
 from lm_harmony.runs.record import EpochRecord
-from lm_harmony.runs.stop_signals import stopped_by
+from lm_harmony.stop_signals import stop_caught, stopped_by
 from lm_harmony.studies.config import StudySpec
 from lm_harmony.studies.pool import RunQueue
 from lm_harmony.studies.run_location import RunLocation
@@ -46,6 +46,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
                 ended = len(status.finished) - done
                 view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))
         except KeyboardInterrupt:
+            stop_caught()
             finished = len(study.status().finished)
             console.print(f"stopped by {stopped_by()}; {finished} of {total} runs are finished. Repeat the command to continue.")
             raise

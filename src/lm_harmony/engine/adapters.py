@@ -58,6 +58,8 @@ class Trainee:
         else:
             self.module.save_pretrained(folder)
             self.model.text.tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():  # safetensors writes files that only their owner may read, whatever the umask is
+            file.chmod(folder.stat().st_mode & 0o666)
 
     def load(self, folder: Path) -> None:
         """Load weights that ``save`` wrote.
@@ -86,7 +88,12 @@ def _load_all(module: PreTrainedModel, folder: Path) -> str:
     # transformers saves some weights under other names (Pythia's output layer), which only its own loader can map back.
     try:
         found: Any = type(module).from_pretrained(
-            folder, config=module.config, dtype=module.dtype, ignore_mismatched_sizes=True, output_loading_info=True
+            folder,
+            config=module.config,
+            dtype=module.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:  # for example, the folder of an adapter
         return f"holds no complete model ({' '.join(str(error).split())[:200].rstrip('.')})"

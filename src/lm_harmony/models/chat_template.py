@@ -11,7 +11,11 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+from lm_harmony.models.time_limit import cpu_limit
+
+SECONDS = 10.0
+"""CPU seconds that a template may take for one conversation. Real ones take less than a millisecond."""
+FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TimeoutError, TypeError, ValueError)
 """Exceptions that a chat template raises: those of jinja, and those of Python from the expressions in the template."""
 _CODES = "aAbBcdDeFGhHIjklmMnpPrRSTuUVwWxXyYzZ"
 """Format codes of ``strftime``."""
@@ -20,7 +24,7 @@ _NUMBERS = "deHIjklmMSUVWyG"
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, day: str, generation_prompt: bool) -> str:
-    """Render messages as ``apply_chat_template`` does, with ``day`` as the current date.
+    """Render messages as ``apply_chat_template`` does, with ``day`` as the current date. transformers uses Jinja's sandbox.
 
     A template reads the date from the function ``strftime_now`` or from the variable ``date_string`` (Llama 3: "26 Jul 2024").
 
@@ -38,15 +42,16 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]
         options["chat_template"] = _with_date(template, today)
     if "date_string" in template:
         options["date_string"] = today.strftime("%d %b %Y")
-    return str(
-        tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            continue_final_message=not generation_prompt,
-            **options,
+    with cpu_limit(SECONDS):
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                continue_final_message=not generation_prompt,
+                **options,
+            )
         )
-    )
 
 
 def _with_date(template: str, today: date) -> str:

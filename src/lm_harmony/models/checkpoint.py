@@ -13,7 +13,14 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lm_harmony.errors import ModelError
-from lm_harmony.models.checkpoint_checks import damaged_file, one_line, refuse_encoder, refuse_misfit, refuse_non_finite
+from lm_harmony.models.checkpoint_checks import (
+    damaged_file,
+    one_line,
+    refuse_encoder,
+    refuse_misfit,
+    refuse_non_finite,
+    refuse_pickles,
+)
 from lm_harmony.models.device import free_bytes, gib, is_out_of_memory, memory_error
 
 
@@ -31,9 +38,10 @@ def read_weights(
         options: revision and trust_remote_code, for ``from_pretrained``.
 
     Raises:
-        ModelError: an encoder; the weights do not fit into the memory of the device; a file cannot be read; a tensor is missing,
-            unknown, of another size than the configuration says, or not finite.
+        ModelError: an encoder; the weights are pickled, or do not fit into the memory of the device; a file cannot be read; a
+            tensor is missing, unknown, of another size than the configuration says, or not finite.
     """
+    refuse_pickles(name, str(options.get("revision") or "main"))
     hollow = meta_module(name, config, trust_remote_code=bool(options.get("trust_remote_code")))
     refuse_encoder(name, hollow)
     needed = dtype.itemsize * sum(weight.numel() for weight in hollow.parameters())
@@ -50,6 +58,7 @@ def read_weights(
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            use_safetensors=True,
             **options,
         )
     except Exception as error:  # a damaged file raises an error of any kind

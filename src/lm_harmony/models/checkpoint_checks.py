@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
@@ -24,6 +27,9 @@ WRAPPERS = {
     "_fsdp_wrapped_module.": "FSDP left it: save with its full state dict",
 }
 """Prefix of all tensor names -> the wrapper that adds it and what to save instead."""
+_SAFE = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+_IF_PRESENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
+"""Options of transformers' ``cached_file`` that let it return None for a file that a model does not have."""
 _OLD_BUFFERS = re.compile(r"(\.(attn|attention)(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|\.causal_mask)$")
 """Names of computed buffers that older versions of transformers saved with the weights."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -46,6 +52,40 @@ def refuse_adapter(name: str, revision: str) -> None:
             f"model {name}: adapter_config.json lies beside config.json or weights: a PEFT adapter, whose base would be loaded "
             f"from elsewhere. Give a local folder that holds the adapter alone; it is merged into its base model."
         )
+
+
+def refuse_pickles(name: str, revision: str) -> None:
+    """Raise for weights that are no safetensors: unpickling a file can run any code.
+
+    Args:
+        name: hub id or folder of the model.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: there are no safetensors, or their index names files of another kind.
+    """
+    try:
+        found = [cached_file(name, file, revision=revision, **_IF_PRESENT) for file in _SAFE]
+    except OSError:  # the hub cannot be reached: loading says so
+        return
+    if found == [None, None]:
+        pickles = sorted(file.name for file in Path(name).glob("*.bin"))
+        has = f"has {', '.join(pickles[:SHOWN])} and no model.safetensors" if pickles else "has no model.safetensors"
+        raise ModelError(
+            f"model {name}: it {has}. Other weights are pickles, which can run code, and are never loaded. Save it with "
+            f"save_pretrained in a sandbox, or give the --revision of the hub that has safetensors (often refs/pr/<n>)."
+        )
+    if found[0] is None:
+        try:
+            shards = json.loads(Path(str(found[1])).read_text(encoding="utf-8"))["weight_map"].values()
+            foreign = sorted({str(shard) for shard in shards if not str(shard).endswith(".safetensors")})
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):  # loading says what is wrong with it
+            return
+        if foreign:
+            raise ModelError(
+                f"model {name}: {SAFE_WEIGHTS_INDEX_NAME} names {foreign[0]}, which is no safetensors file. Pickles are never "
+                f"loaded, because they can run code. Fetch the model again."
+            )
 
 
 def refuse_encoder(name: str, module: PreTrainedModel) -> None:

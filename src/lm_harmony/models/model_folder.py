@@ -83,7 +83,7 @@ def files_read(names: Iterable[str]) -> list[str]:
     """Return, sorted, the files of a model that loading it may read, as relative paths with slashes.
 
     Configurations, tokenizer, chat templates and weights are at the top of the folder; Python code may be in subfolders.
-    Pickled weights (.bin) are read only if the same weights do not exist as safetensors.
+    Pickled weights (.bin) are listed only if the same weights do not exist as safetensors. Such a model is refused.
     """
     known = set(names)
     return sorted(name for name in known if _may_be_read(name) and not _is_superseded(name, known))

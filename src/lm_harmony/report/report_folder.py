@@ -22,6 +22,7 @@ from statistics import median
 import pandas as pd
 
 from lm_harmony.analysis.audit import Audit
+from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling
 from lm_harmony.analysis.score_rows import PREPARATIONS
@@ -36,7 +37,7 @@ def write_tables(summary: AnalysisSummary, folder: Path) -> list[Path]:
     written = []
     for name, table in _tables(summary):
         path = tables / f"{name}.csv"
-        table.to_csv(path, index=table.index.name is not None, float_format="%.10g")
+        _with_safe_text(table).to_csv(path, index=table.index.name is not None, float_format="%.10g")
         written.append(path)
     for preparation, board in summary.boards.items():
         path = tables / f"leaderboard_{preparation}.csv"
@@ -213,6 +214,16 @@ def _long(matrix: ScoreMatrix) -> pd.DataFrame:
                 rows.append((name, task, preparation, score, stderr, count, metric, higher))
     columns = ["model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _with_safe_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which no text is a formula for a spreadsheet; numbers stay numbers."""
+    safe = table.rename(index=csv_text, columns=csv_text)
+    for name in safe.columns:
+        cells = [csv_text(cell) for cell in safe[name]]
+        if any(new is not old for new, old in zip(cells, safe[name], strict=True) if isinstance(new, str)):
+            safe[name] = cells
+    return safe
 
 
 def _named(table: pd.DataFrame, index: str) -> pd.DataFrame:

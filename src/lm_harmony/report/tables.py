@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.leaderboard import Board, BoardRow
+from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 
 if TYPE_CHECKING:  # it imports scipy.stats, which takes half a second that a leaderboard does not need
@@ -53,9 +54,9 @@ def board_csv(board: Board) -> str:
     """Return a board in the wide CSV layout that ``ScoreMatrix.from_csv`` reads: percent, text corpora in bits per byte."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_PC1, *(benchmark.task for benchmark in board.benchmarks)])
+    writer.writerow([*_PC1, *(csv_text(benchmark.task) for benchmark in board.benchmarks)])
     for row in board.rows:
-        pc1 = [row.rank, row.rank_low, row.rank_high, row.model, row.basis, row.pc1, row.low, row.high, row.group]
+        pc1 = [row.rank, row.rank_low, row.rank_high, csv_text(row.model), row.basis, row.pc1, row.low, row.high, row.group]
         cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in pc1]
         scores = [_csv_score(float(board.scores.loc[row.model, task.task]), task) for task in board.benchmarks]
         writer.writerow([*cells, board.preparation, *scores])

@@ -175,7 +175,7 @@ class HashCache:
             self._load()
             if self._lines > _MOST_LINES and self._lines > 2 * len(self._known):
                 self._rewrite(file)
-            opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(opened, (json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}) + "\n").encode())
             finally:
@@ -198,7 +198,7 @@ class HashCache:
         place = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4]) >> 1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "hashes.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self.folder / "hashes.lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             yield
             return

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from lm_harmony.errors import DamagedFile, HarmonyError, StoreError, StoreUnavailable
+from lm_harmony.runs.untrusted_files import MOST_JSON, MOST_LINES, MOST_YAML, load_plain_yaml, read_bounded
 
 T = TypeVar("T")
 Upgrade = Callable[[Any], Any]
@@ -48,14 +49,14 @@ def read_json(path: Path, kind: type[T], upgrade: Upgrade | None = None) -> T:
         DamagedFile: it cannot be read, is not JSON, or does not describe a ``kind``; the text names file, field and remedy.
     """
     with damage_in(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, MOST_JSON))
         return from_plain(kind, upgrade(values) if upgrade else values)
 
 
 def read_yaml(path: Path, kind: type[T], upgrade: Upgrade | None = None) -> T:
     """Return what a YAML file holds; raises as ``read_json`` does."""
     with damage_in(path):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_plain_yaml(read_bounded(path, MOST_YAML))
         return from_plain(kind, upgrade(values) if upgrade else values)
 
 
@@ -69,7 +70,7 @@ def read_json_lines(path: Path, kind: type[T], *, skip_torn_end: bool = False) -
     """
     with damage_in(path):
         # str.splitlines() would also split at line separators that stand inside a text.
-        *lines, end = path.read_bytes().decode("utf-8").split("\n")
+        *lines, end = read_bounded(path, MOST_LINES).split("\n")
         lines += [end] if end and not skip_torn_end else []
         return tuple(_line(kind, line, number) for number, line in enumerate(lines, 1))
 
@@ -106,8 +107,6 @@ def damage_in(file: Path) -> Iterator[None]:
 def _cause(error: Exception) -> str:
     """Return what went wrong, in one line and without a full stop."""
     text = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, StoreError):
-        return text
     if isinstance(error, OSError):
         return error.strerror or text
     kinds = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", yaml.YAMLError: "it is not YAML"}
@@ -177,7 +176,7 @@ def new_folder(folder: Path, guard: Guard = nullcontext) -> Iterator[Path]:
 def new_file(path: Path, guard: Guard = nullcontext) -> Iterator[Path]:
     """Yield the path of a file to write, which becomes ``path`` when the block ends without an error and is removed otherwise.
 
-    Its content is on disk before it takes its name.
+    Its content is on disk before it takes its name, and its permissions are those of the user's umask.
 
     Args:
         path: path of the file.
@@ -185,7 +184,10 @@ def new_file(path: Path, guard: Guard = nullcontext) -> Iterator[Path]:
     """
     scratch = _scratch(path)
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
         yield scratch
+        scratch.chmod(mode)  # safetensors replaces it by a file that only its owner may read
         _sync(scratch)
         with guard():
             os.replace(scratch, path)

@@ -67,15 +67,21 @@ def first_foreign(folder: Path) -> Path | None:
     return next((path for path, known in _files(folder, folder) if not known), None)
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path, results: Path | None = None) -> None:
     """Check that everything in a run's folder was written by a run, so that it may be removed.
+
+    Args:
+        folder: the run's folder.
+        results: folder of all results, if it is known: nothing between the two may be a symbolic link.
 
     Raises:
         UsageError: the folder is a symbolic link or a file, or holds something that no run writes.
     """
-    if folder.is_symlink():
+    above = [] if results is None else [part for part in folder.parents if part != results and part.is_relative_to(results)]
+    link = next((part for part in (folder, *above) if part.is_symlink()), None)
+    if link is not None:
         raise UsageError(
-            f"overwrite: {folder} is a symbolic link to {folder.resolve()}, and links are not followed for removal. Remove "
+            f"overwrite: {link} is a symbolic link to {link.resolve()}, and links are not followed for removal. Remove "
             f"the link, or choose another --exp_name."
         )
     if folder.exists() and not folder.is_dir():
@@ -111,14 +117,18 @@ def refuse_nested(folder: Path, is_run: Callable[[Path], bool]) -> None:
                 )
 
 
-def remove_run(folder: Path) -> None:
+def remove_run(folder: Path, results: Path | None = None) -> None:
     """Remove a run's folder. Its record goes first, so that an interruption leaves an unfinished run.
+
+    Args:
+        folder: the run's folder.
+        results: as for ``refuse_foreign``.
 
     Raises:
         UsageError: the folder is a symbolic link, or holds something that no run writes.
         StoreUnavailable: something could not be removed.
     """
-    refuse_foreign(folder)
+    refuse_foreign(folder, results)
     remove_files(folder, folder)
     if folder.exists():
         raise StoreUnavailable(f"{folder} could not be removed: it is still there. Check its permissions, or remove it yourself.")
@@ -162,6 +172,8 @@ def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
     Raises:
         StoreUnavailable: something could not be removed.
     """
+    if folder.is_symlink():
+        return
     for path in sorted(folder.rglob(".*.part")):
         if not path.is_symlink() and path.is_dir():
             remove_files(folder, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.task_files import task_files
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.models.model_folder import refuse_no_model
@@ -19,11 +20,13 @@ def check_request(spec: RunSpec) -> None:
 
     Raises:
         ModelError: the name of the model is neither a hub id nor a folder with a model.
-        UsageError: no task has the name.
+        UsageError: no task has the name, or it runs code that is not allowed.
         BenchmarkError: a file of the task or of its rows does not exist or cannot be read.
     """
     refuse_no_model(spec.model.name, spec.model.revision)
     benchmark = spec.benchmark
+    if not spec.execution.allow_task_code:
+        check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=False)
     found = task_files(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
     for path in found.rows.values():
         if not path.is_file():

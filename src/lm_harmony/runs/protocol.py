@@ -197,15 +197,21 @@ def add_direct_score(store: RunStore, spec: RunSpec, caches: RunCaches | None = 
     return again
 
 
-def score_again(store: RunStore) -> RunRecord:
+def score_again(store: RunStore, *, allow_task_code: bool = True) -> RunRecord:
     """Score the saved weights of a finished run on its test split again; record.json is not changed.
 
+    Args:
+        store: the run's folder.
+        allow_task_code: whether Python code of the task may run that lm_eval does not ship.
+
     Raises:
+        UsageError: the task runs code that is not allowed.
         StoreError: the run is not finished, or its weights are missing.
         NotCurrent: a file, a library or a request differs from the recorded one.
     """
     record = store.record()
-    run = _set_up_again(store, record, record.spec, None)
+    execution = replace(record.spec.execution, allow_task_code=allow_task_code)
+    run = _set_up_again(store, record, replace(record.spec, execution=execution), None)
     with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
         trainee.load(store.folder / "adapter")
         score = _test(run, Meter())

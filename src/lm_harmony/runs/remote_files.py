@@ -56,7 +56,9 @@ class RemoteFiles:
             found = self.filesystem.find(f"{self.root}/{path}".rstrip("/"), detail=True)
         # Where a folder is empty, s3fs looks whether its name is a file, and names a folder that another filled in between.
         files = {name: info for name, info in found.items() if info.get("type") != "directory"}
-        return {name.removeprefix(f"{self.root}/"): info for name, info in files.items()}
+        below = {name.removeprefix(f"{self.root}/"): info for name, info in files.items()}
+        # An object may be called ../name, which would be outside the working copy.
+        return {name: info for name, info in below.items() if not name.startswith("/") and ".." not in name.split("/")}
 
     def put(self, name: str, data: bytes, *, etag: str | None) -> str | None:
         """Write a small file unless another process has written it since, and return its new ETag.

@@ -123,7 +123,8 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
     unload_modules([*code, *IMPORTED_MODULES])
     with files_opened_by(code) as opened:
-        task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
+        allowed = spec.execution.allow_task_code
+        task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir, allow_code=allowed)
     metric, higher = _choosing_metric(spec, task)
     models = (caches or RunCaches()).model
     text = models.chat_encoder(spec)

@@ -104,6 +104,8 @@ class Execution:
     """Optimizer steps between two losses sent to the trackers; None or 0: no losses are sent."""
     use_git: bool = True
     """Record the git commit of the working folder."""
+    allow_task_code: bool = True
+    """Allow Python code of a task that lm_eval does not ship."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -112,7 +114,7 @@ class Execution:
         check_integer("train_param.per_device_eval_batch_size", self.eval_batch_size, 1)
         if self.logging_steps is not None:
             check_integer("train_param.logging_steps", self.logging_steps, 0)
-        for flag in ("gradient_checkpointing", "save_checkpoints", "use_git"):
+        for flag in ("gradient_checkpointing", "save_checkpoints", "use_git", "allow_task_code"):
             check_flag(flag, getattr(self, flag))
 
 

@@ -33,6 +33,8 @@ class RunStore:
     """Results behind a URL, whose working copy the folder is; None: the folder itself holds the results."""
     lease: Lease | None = field(default=None, compare=False)
     """Lease of the folder, which every write checks; None: the caller knows that no other process writes."""
+    results: Path | None = field(default=None, compare=False)
+    """Folder of all results, if it is known. A symbolic link between it and the run's folder is not followed for removal."""
 
     @classmethod
     def at(cls, results: Path, name: str) -> RunStore:
@@ -44,7 +46,7 @@ class RunStore:
         parts = PurePosixPath(name).parts
         if not name.strip() or name.startswith(("/", "~")) or ".." in parts or "\\" in name or not parts:
             raise UsageError(f"exp_name must be a relative path without '..', got {name!r}. Name a folder inside {results}.")
-        return cls(results.joinpath(*parts))
+        return cls(results.joinpath(*parts), results=results)
 
     def is_finished(self) -> bool:
         """Return whether the run has a record. An empty file is none: a machine that failed may leave one."""
@@ -71,7 +73,7 @@ class RunStore:
                 specification or other sources is resumed, or the folder is inside or above that of another run.
         """
         if overwrite:
-            refuse_foreign(self.folder)
+            refuse_foreign(self.folder, self.results)
         elif self.is_finished():
             refuse_finished(self.folder, self.record())
         begun = None if overwrite else self.config()
@@ -97,7 +99,7 @@ class RunStore:
         """
         if overwrite:
             with self.guard():
-                remove_run(self.folder)
+                remove_run(self.folder, self.results)
         begun = self.config()
         if begun is not None:
             refuse_other_content(self.folder, begun, data=data, asked=asked, sources=sources)

@@ -23,6 +23,7 @@ from typing import Any
 
 from lm_harmony.benchmarks import catalogue as suites
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
+from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError, did_you_mean
@@ -105,6 +106,9 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
         for (model, model_recipe), (benchmark, metric, benchmark_recipe), seed in product(models, benchmarks, study.seeds)
     )
     _refuse_duplicates(runs, places)
+    if not execution.allow_task_code:
+        for benchmark, *_ in benchmarks:
+            check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=False)
     results = study.results_dir.rstrip("/")
     return StudySpec(
         runs=runs,

@@ -106,11 +106,18 @@ def _download_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
     try:
         info = HfApi().model_info(model.name, revision=model.revision)
         safe = any(one.rfilename.endswith(".safetensors") for one in info.siblings or ())
-        wanted = [*_PARTS, "*.safetensors" if safe else "*.bin", *(_CODE if model.trust_remote_code else ())]
+        if not safe:
+            raise ModelError(
+                f"model {model.name!r} has no safetensors on the hub. Pickled weights can run code and are never loaded. Give a "
+                f"revision that has safetensors (often refs/pr/<n>), or another model."
+            )
+        wanted = [*_PARTS, "*.safetensors", *(_CODE if model.trust_remote_code else ())]
         with new_folder(folder) as place:
             snapshot_download(model.name, revision=info.sha, local_dir=place, allow_patterns=wanted)
             shutil.rmtree(place / ".cache", ignore_errors=True)
             write_source(place, name=model.name, asked=model.revision, revision=str(info.sha))
+    except ModelError:
+        raise
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
             f"model {model.name!r} cannot be fetched: {' '.join(str(error).split())[:300]}. "

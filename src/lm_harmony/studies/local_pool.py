@@ -10,8 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
 from lm_harmony.studies.run_location import RunLocation
 
@@ -55,7 +54,7 @@ class WorkerProcess:
         """
         try:
             return RunResult.model_validate_json(self._ask(RunRequest.of(run, abandoned)))
-        except ValidationError as error:
+        except ValueError as error:  # neither JSON nor UTF-8, or JSON with other fields
             self.stop()
             cause = f"the worker's answer cannot be read: {str(error).splitlines()[-1].strip()}"
             return RunResult(outcome=Outcome.DIED, cause=cause, log_tail=self._log_tail())
@@ -68,7 +67,7 @@ class WorkerProcess:
         """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once."""
         try:
             return MemoryResult.model_validate_json(self._ask(MemoryRequest.of(runs))).runs_that_fit
-        except (WorkerDied, ValidationError, OSError):
+        except (WorkerDied, ValueError, OSError):
             return len(runs)  # the first run will report why the process ended
 
     def _ask(self, request: RunRequest | MemoryRequest) -> str:
@@ -114,7 +113,8 @@ class WorkerProcess:
         return self._process
 
     def _log_tail(self) -> tuple[str, ...]:
-        return tuple(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+        return tuple(map(without_secrets, lines))  # a library may have printed past the log
 
 
 def _how_it_ended(status: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lm_harmony.errors import HarmonyError, LeaseHeld, StoreUnavailable
+from lm_harmony.redaction import without_secrets
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.run_location import RunLocation, remote_of
 
@@ -129,7 +130,7 @@ def result_of(error: Exception) -> RunResult:
         cause = f"{place}: {error.strerror}. Free disk space or memory, or check permissions."
     else:
         outcome = Outcome.CRASHED
-    return RunResult(outcome=outcome, kind=type(error).__name__, cause=" ".join(cause.split())[:2000])
+    return RunResult(outcome=outcome, kind=type(error).__name__, cause=without_secrets(" ".join(cause.split()))[:2000])
 
 
 _REQUEST: TypeAdapter[RunRequest | MemoryRequest] = TypeAdapter(RunRequest | MemoryRequest)

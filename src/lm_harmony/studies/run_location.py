@@ -64,7 +64,7 @@ class RunLocation:
     @property
     def store(self) -> RunStore:
         """The run's folder, as an object that reads and writes its files."""
-        return RunStore(self.results_dir / self.name, remote_of(self.url))
+        return RunStore(self.results_dir / self.name, remote_of(self.url), results=self.results_dir)
 
     @property
     def leases(self) -> Leases:

@@ -6,11 +6,13 @@ import fnmatch
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lm_harmony.errors import StoreError, StoreUnavailable, UsageError, check_integer, did_you_mean
+from lm_harmony.benchmarks.foreign_code import check_task_code
+from lm_harmony.errors import BenchmarkError, StoreError, StoreUnavailable, UsageError, check_integer, did_you_mean
 from lm_harmony.runs.lease import Leases
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.remote_lease import leases_for
@@ -175,6 +177,9 @@ class Study:
         queue, attempts = RunQueue(unfinished), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(unfinished), finished=len(now.finished))
+        for benchmark in {run.spec.benchmark: None for run in unfinished}:
+            with suppress(BenchmarkError):  # fails its own runs only
+                check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=True)  # names the code in the log
         yield queue
         pool = _make_workers(unfinished, workers, ray) if unfinished else []
         held: dict[RunLocation, str] = {}

@@ -18,9 +18,10 @@ import traceback
 from dataclasses import replace
 
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent
+from lm_harmony.redaction import SafeFormatter
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct_score, train_before_test
-from lm_harmony.runs.stop_signals import exit_status, stop_on_signals, stopped_by
+from lm_harmony.stop_signals import exit_status, raise_if_stopped, stop_on_signals, stopped_by
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunResult, decode_request, result_of
 from lm_harmony.studies.plan import runs_fitting_in_memory
@@ -125,7 +126,9 @@ def main() -> None:
     # Libraries print to standard output. The answers go to a copy of it, and what libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     requests: queue.Queue[str] = queue.Queue()
 
     def read_requests() -> None:
@@ -140,6 +143,7 @@ def main() -> None:
     executor = RunExecutor()
     try:
         while True:
+            raise_if_stopped()
             print(executor.answer(requests.get()), file=answers, flush=True)
     except KeyboardInterrupt:
         log.info("stopped by %s", stopped_by())

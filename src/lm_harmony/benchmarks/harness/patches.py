@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 from datasets.data_files import DataFilesList
 from datasets.fingerprint import generate_random_fingerprint, get_temporary_cache_files_directory
 from datasets.table import InMemoryTable
+from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils as lm_eval_utils
 
 from lm_harmony.benchmarks.harness.hub_rows import sha256
@@ -47,16 +49,28 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, original)
 
 
+@functools.cache
+def _sandbox() -> SandboxedEnvironment:
+    """Return lm_eval's Jinja environment as one that gives templates no access to Python's internals."""
+    theirs = lm_eval_utils.env
+    sandbox = SandboxedEnvironment(
+        loader=theirs.loader, undefined=theirs.undefined, keep_trailing_newline=theirs.keep_trailing_newline
+    )
+    sandbox.filters, sandbox.tests, sandbox.globals = theirs.filters, theirs.tests, theirs.globals
+    return sandbox
+
+
 @functools.lru_cache(maxsize=256)
-def _compiled(template: str) -> Any:
-    return type(lm_eval_utils.env).from_string(lm_eval_utils.env, template)
+def _compiled(template: str) -> jinja2.Template:
+    return _sandbox().from_string(template)
 
 
 @contextmanager
-def templates_compiled_once() -> Iterator[None]:
-    """Compile each of lm_eval's Jinja templates once in the block.
+def sandboxed_templates() -> Iterator[None]:
+    """Render the Jinja templates of tasks in a sandbox in the block, and compile each one once.
 
-    lm_eval compiles them for every field of every document. That takes 0.3 ms each, one minute for 50,000 rows.
+    In lm_eval a template can run any Python code, such as ``{{ ''.__class__.__mro__ }}`` and so on, without a ``!function`` tag.
+    lm_eval compiles templates for every field of every document. That takes 0.3 ms each, one minute for 50,000 rows.
     """
     with _replaced(lm_eval_utils.env, "from_string", _compiled):
         yield

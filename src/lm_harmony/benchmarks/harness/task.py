@@ -13,6 +13,7 @@ import jinja2
 from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
+from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.harness.documents import (
     drop_null_answer,
     file_and_line,
@@ -21,7 +22,7 @@ from lm_harmony.benchmarks.harness.documents import (
     right_answer,
     unprocessable_row,
 )
-from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, templates_compiled_once
+from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxed_templates
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
@@ -34,21 +35,25 @@ from lm_harmony.errors import BenchmarkError
 _ROW_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
-def open_task(name: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> HarnessTask:
+def open_task(
+    name: str, *, include_path: Path | None = None, data_dir: Path | None = None, allow_code: bool = True
+) -> HarnessTask:
     """Load a task by its name, its YAML file, or ``corpus:PATH``.
 
     Args:
         name: the task.
         include_path: a folder of the user's own task files, searched first.
         data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the data set that the task names.
+        allow_code: whether Python code that lm_eval does not ship may run; each of its files is logged.
 
     Raises:
-        UsageError: no task has that name.
+        UsageError: no task has that name, or it runs code that is not allowed.
         BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
     """
     corpus = corpus_path(name)
     if corpus is not None:
         return HarnessTask(CORPUS_FILE, corpus=corpus)
+    check_task_code(name, include_path=include_path, allowed=allow_code)
     return HarnessTask(find_task_file(name, include_path), data_dir)
 
 
@@ -137,7 +142,7 @@ class HarnessTask:
         render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
         sources = functools.partial(self._sources, split, row, document, render)
         try:
-            with templates_compiled_once():
+            with sandboxed_templates():
                 example = render(document)
                 column = null_column(example, sources)
         except _ROW_ERRORS as error:
@@ -150,7 +155,7 @@ class HarnessTask:
                 f"benchmark {self.name}, {self.location(split, row, document)}: column {column!r} is null, and the task "
                 f"would print it as None. Fill in the value, or leave the row out."
             )
-        with templates_compiled_once():
+        with sandboxed_templates():
             return drop_null_answer(example, sources)
 
     def location(self, split: str, row: int, document: Mapping[str, Any]) -> str:
@@ -204,7 +209,7 @@ class HarnessTask:
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:
         """Score the replies to ``examples``: see ``scoring.score_replies``."""
-        with templates_compiled_once():
+        with sandboxed_templates():
             return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
 
     def lm_eval_config(self) -> dict[str, Any]:
@@ -218,7 +223,8 @@ class HarnessTask:
 def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
     """Load the rows and build lm_eval's task; ``scored`` is the local file of the scored split, for messages."""
     try:
-        return ConfigurableTask(config=config)
+        with sandboxed_templates():
+            return ConfigurableTask(config=config)
     except BenchmarkError:
         raise
     except (OSError, datasets.exceptions.DatasetsError) as error:

@@ -11,7 +11,7 @@ const download = (page, kind) => {
 };
 
 // Names that a spreadsheet would interpret as formulas get a leading apostrophe, as OWASP recommends.
-const csvName = (name) => csvField(/^[=+\-@\t\r]/.test(name) ? `'${name}` : name);
+const csvName = (name) => csvField(/^'*[=+\-@\t\r]/.test(name) ? `'${name}` : name);
 
 const csvField = (value) => {
   if (value === null || value === undefined) return "";
@@ -31,7 +31,7 @@ const csvOf = (page, kind) => {
 // columns get other names, which no reader accepts as benchmarks.
 const wideLines = (page) => {
   const { columns, view, ranks, pc1, low, high, scores } = page.derived;
-  const heads = columns.map((task) => csvField(view === "gain" ? `${task} (gain)` : task));
+  const heads = columns.map((task) => csvName(view === "gain" ? `${task} (gain)` : task));
   const lines = [["model", "preparation", "rank", "pc1", "pc1_low", "pc1_high", ...heads]];
   for (const model of shownModels(page)) {
     const i = model.index;
@@ -58,7 +58,7 @@ const longLines = (page) => {
         if (score === null) continue;
         const stderr = held.stderrs?.[model.index][j] ?? null;
         const numbers = [score, stderr, held.counts?.[model.index][j] ?? null].map((value) => csvField(value));
-        lines.push([csvName(model.name), csvField(task), view, ...numbers, csvField(metric), higher]);
+        lines.push([csvName(model.name), csvName(task), view, ...numbers, csvName(metric), higher]);
       }
     }
   }

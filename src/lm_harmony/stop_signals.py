@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType
 
 _STOPPED: list[int] = []
 """Signals that this process has received, in their order."""
+_LOST: list[int] = []
+"""The first signal, as long as nobody has caught its exception. Python drops exceptions in __del__ and in weakref callbacks."""
 
 
 def stop_on_signals(*, once: bool = False) -> None:
@@ -20,6 +23,7 @@ def stop_on_signals(*, once: bool = False) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         _STOPPED.append(number)
         if len(_STOPPED) == 1:
+            _LOST.append(number)
             raise KeyboardInterrupt
         if not once:
             os._exit(exit_status())
@@ -27,6 +31,21 @@ def stop_on_signals(*, once: bool = False) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(getattr(signal, name), stop)
+
+
+def raise_if_stopped() -> None:
+    """Raise KeyboardInterrupt once more if it was raised for a signal and no command has caught it (``stop_caught``).
+
+    Long loops call this after each step. Without it, a signal that arrives while Python runs a __del__ method would be lost.
+    """
+    if _LOST and threading.current_thread() is threading.main_thread():
+        _LOST.clear()
+        raise KeyboardInterrupt
+
+
+def stop_caught() -> None:
+    """Note that the exception of a signal has arrived, so that ``raise_if_stopped`` lets the work after it finish."""
+    _LOST.clear()
 
 
 def exit_status() -> int:

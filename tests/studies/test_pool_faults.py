@@ -1,0 +1,128 @@
+"""Whatever happens to a worker or to the results folder ends as a run's outcome or as the study's one line, never in waiting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from boards import write_run
+
+from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+from lm_harmony.studies import local_pool
+from lm_harmony.studies.local_pool import WorkerProcess
+from lm_harmony.studies.messages import Outcome
+from lm_harmony.studies.pool import RunQueue, execute_all
+from lm_harmony.studies.run_location import RunLocation
+
+
+def location(folder: Path) -> RunLocation:
+    spec = RunSpec(model=ModelSpec(name="nobody/nothing"), benchmark=BenchmarkSpec(task="arc_easy"))
+    return RunLocation(spec=spec, results_dir=folder)
+
+
+def outcome_of(folder: Path) -> tuple[Outcome, str]:
+    """Return how the only run of a queue ends on one worker."""
+    run = location(folder)
+    worker = WorkerProcess(0, folder / "workers", {})
+    ((same, result),) = execute_all(RunQueue([run]), [worker], run.leases)
+    assert same == run
+    return result.outcome, str(result.cause)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_worker_that_cannot_be_started_for_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def popen(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local_pool.subprocess, "Popen", popen)
+    outcome, cause = outcome_of(tmp_path)
+    assert outcome == Outcome.STORE_UNAVAILABLE and os.strerror(number) in cause and "\n" not in cause
+
+
+REPLIES = {
+    "words": "echo hello",
+    "other fields": "echo '{\"a\": 1}'",
+    "not UTF-8": "printf '\\377\\376\\n'",
+    "deep": "head -c 100000 /dev/zero | tr '\\\\0' '['; echo",
+    "nothing": "exit 3",
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_reply_that_is_none_ends_the_run_and_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: str) -> None:
+    program = tmp_path / "worker.sh"
+    program.write_text(f"#!/bin/sh\nread request\n{REPLIES[reply]}\nread more\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    outcome, cause = outcome_of(tmp_path)
+    expected = "the worker ended with status 3" if reply == "nothing" else "the worker's answer cannot be read"
+    assert outcome == Outcome.DIED and expected in cause and "\n" not in cause
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder that is a file system of its own, with 40 inodes."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=40,size=4m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("this user may not mount file systems")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    for number in range(100):
+        (folder / f"filler{number}").touch()
+
+
+def without_inodes(folder: Path) -> str:
+    with pytest.raises(OSError, match="No space left on device"):
+        fill(folder)
+    return "No space left on device"
+
+
+def read_only(folder: Path) -> str:
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    return "cannot be written"
+
+
+@pytest.mark.parametrize("spoil", [without_inodes, read_only])
+def test_a_study_whose_results_cannot_be_written_ends_with_one_line(mounted: Path, tmp_path: Path, spoil: object) -> None:
+    study = {"models": ["nobody/nothing"], "benchmarks": ["arc_easy"], "results_dir": str(mounted / "results")}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (mounted / "results").mkdir()
+    cause = spoil(mounted)  # type: ignore[operator]
+    command = [sys.executable, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("lm-harmony: ") and cause in last and str(mounted) in last, done.stderr
+    assert "Traceback" not in done.stderr and "Thread-" not in done.stderr
+
+
+def test_left_overs_of_a_finished_run_are_removed_at_the_next_scan(tmp_path: Path) -> None:
+    run = location(tmp_path)
+    write_run(tmp_path, model="other")
+    folder = run.store.folder
+    (folder / "checkpoints" / "epoch-1" / "weights").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    left = [
+        folder / "checkpoints" / "epoch-1" / "optimizer.safetensors",
+        folder / "checkpoints" / "epoch-1" / "weights" / "adapter_model.safetensors",
+        folder / ".record.json.0123.part",
+    ]
+    for path in left:
+        path.touch()
+    (folder / "checkpoints" / "notes.txt").touch()
+    with run.leases.hold(run.name, lost=lambda: None):
+        run.clean_up()
+        assert all(path.exists() for path in left)  # negative control: another process works there
+    run.clean_up()
+    assert not any(path.exists() for path in left)
+    assert (folder / "config.yaml").exists() and (folder / "checkpoints" / "notes.txt").exists()
