@@ -1,12 +1,15 @@
-"""Time the leaderboard command, the page command, and the first view of the page in a browser.
+"""Time the leaderboard command, the page command, and the first view of the page in a browser; or make the pictures in docs/.
 
     python -m bench.board --runs 5
+    python -m bench.board --images docs/images --demo results/demo/board.html
 
-Each command runs in a new process, and its time includes the start-up. The browser opens the file without a cache.
+Each command runs in a new process, and its time includes the start-up. The browser opens the file without a cache. The pictures
+are the published board (board-published.png) and the page that `lm-harmony demo` wrote (board-demo.png), at 1440 x 900.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -24,6 +27,7 @@ from datetime import date
 from pathlib import Path
 
 import tyro
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +53,10 @@ class Flags:
     """Timed repetitions after one warm-up."""
     models: int = 1_000
     """Number of models of the large board, whose scores are made up."""
+    images: Path | None = None
+    """Folder for pictures of the pages; nothing is timed then."""
+    demo: Path = Path("results/demo/board.html")
+    """Page that the demo wrote, for its picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,10 @@ class Timed:
 
 
 def main(flags: Flags) -> None:
-    """Time everything and print a table and one JSON line."""
+    """Time everything and print a table and one JSON line, or write the pictures."""
+    if flags.images is not None:
+        write_images(flags.images, flags.demo)
+        return
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         small, large = Path(folder, "small.html"), Path(folder, "large.html")
         scores = write_made_up_scores(Path(folder, "scores.csv"), flags.models)
@@ -116,6 +127,25 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+DRAWN = "[...document.querySelectorAll('article[id^=chart-]')].every((card) => card.hidden || card.dataset.drawn)"
+"""JavaScript that is true when every chart of a page is drawn."""
+
+
+def write_images(folder: Path, demo: Path) -> None:
+    """Write the first screen of the published board and of the demo's page as PNG files with 128 colours."""
+    with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
+        published = Path(scratch, "published.html")
+        command("page", "--published", "-o", str(published))
+        for name, source in (("board-published", published), ("board-demo", demo)):
+            page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
+            page.goto(source.resolve().as_uri())
+            page.wait_for_function(DRAWN)
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128)
+            picture.save(folder / f"{name}.png", optimize=True)
+            print(f"{folder / name}.png: {(folder / f'{name}.png').stat().st_size / 1000:.0f} kB")
+            page.close()
 
 
 def write_made_up_scores(path: Path, models: int) -> Path:

@@ -71,6 +71,7 @@ def write_run(
     name: str | None = None,
     versions: Mapping[str, str] = {},
     sources: tuple[Source, ...] | None = (),
+    parameters: int | None = None,
 ) -> RunStore:
     """Write the record of a finished run. Write its samples too if ``outcomes`` of its questions are given."""
 
@@ -103,6 +104,7 @@ def write_run(
         environment={"versions": versions} if versions else {},
         costs={},
         sources=sources,
+        parameters=parameters,
     )
     store = RunStore.at(results, name or f"{task}/{model.replace('/', '--')}/seed{seed}")
     store.begin(spec, data="f", overwrite=False)

@@ -20,6 +20,7 @@ from lm_harmony.analysis.leaderboard import own_board
 from lm_harmony.analysis.load_records import MAX_NAMED, mean_over_seeds
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.errors import UsageError
+from lm_harmony.models import catalogue as model_catalogue
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.file_hashes import _cache_in, sha256_of
 from lm_harmony.runs.record import Failure
@@ -38,6 +39,19 @@ def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path: Pa
     assert matrix.direct.stderrs.loc["a", "arc_easy"] == pytest.approx(0.05)  # one direct score, shared by both seeds
     assert matrix.trained.counts.loc["a", "arc_easy"] == 100
     assert ScoreMatrix.from_records(tmp_path, seed=1).trained.values.loc["a", "arc_easy"] == 0.6
+
+
+def test_recorded_parameters_and_names_tell_size_and_kind_of_uncatalogued_models(tmp_path: Path) -> None:
+    write_run(tmp_path, model="a/small-Instruct", parameters=134_515_008)
+    write_run(tmp_path, model="a/small")
+    write_run(tmp_path, model="EleutherAI/pythia-70m-deduped", parameters=1)
+    models = {model.name: (model.params_b, model.kind) for model in ScoreMatrix.from_records(tmp_path).models}
+    published = model_catalogue.MODELS["EleutherAI/pythia-70m-deduped"]
+    assert models == {
+        "a/small-Instruct": (0.134515008, "instruct"),
+        "a/small": (None, None),
+        published.model: (published.params_b or 1e-9, "base"),
+    }
 
 
 def test_an_unknown_standard_error_stays_unknown() -> None:

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ def parts(text: str) -> dict[str, str]:
 def test_the_page_is_self_contained_and_small() -> None:
     text = page_text(page_data(None, published=True))
     assert len(text.encode()) < 6_000_000
-    # Outside the bundled libraries, the page contains one URL, a link for readers, and loads nothing.
+    # Outside the bundled libraries, the page contains two URLs, links for readers, and loads nothing.
     own = re.sub(r'<script type="text/plain"[^<]*</script>', "", text)
-    assert own.count('<a href="https://arxiv.org/abs/2507.05195"') == 1
-    own = own.replace("https://arxiv.org/abs/2507.05195", "")
+    for link in ("https://arxiv.org/abs/2507.05195", "https://github.com/socialfoundations/lm-harmony"):
+        assert own.count(f'<a href="{link}"') == 1
+        own = own.replace(link, "")
     assert not re.search(r"https?://|<link[^>]+href=\"(?!data:)|\bsrc=|@import|url\(", own)
     assert "{{" not in own.replace("${{", "")
 
@@ -67,8 +69,10 @@ def test_policy_names_exactly_the_scripts_that_run() -> None:
     assert "connect-src" not in policy and "unsafe-eval" not in policy
 
 
-def test_equal_boards_give_equal_pages() -> None:
-    assert page_text(page_data(small_board())) == page_text(DATA)
+def test_equal_boards_give_equal_pages_but_for_their_date() -> None:
+    day = date(2026, 1, 2)
+    assert page_text(page_data(small_board()), day) == page_text(DATA, day)
+    assert '<time datetime="2026-01-02">' in page_text(DATA, day)
 
 
 def test_placeholders_in_names_are_not_replaced() -> None:

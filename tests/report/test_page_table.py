@@ -27,7 +27,7 @@ def numbers(texts: list[str]) -> list[float | None]:
 
 
 def head(page: Any, title: str) -> Any:
-    return page.locator("#board thead .titles th", has_text=title).first
+    return page.locator("#board thead .titles th").filter(has_text=re.compile(rf"^{re.escape(title)}$"))
 
 
 def sort_by(page: Any, title: str, direction: str) -> None:
@@ -177,12 +177,36 @@ def test_new_models_are_projected_and_do_not_change_published_models(open_board:
     assert derived["ranks"][61:] == [1 + int((axis.pc1 > value).sum()) for value in projected]
 
 
-@pytest.mark.parametrize("columns", [[], ["mnli"]])
-def test_too_few_benchmarks_are_explained(open_board: Open, column: Column, columns: list[str]) -> None:
+def test_one_benchmark_has_no_pc1_and_none_is_not_a_state(open_board: Open, column: Column) -> None:
     page = open_board(DATA)
-    page.evaluate("(columns) => harmonyBoard.page.set({columns})", columns)
+    page.evaluate("harmonyBoard.page.set({columns: ['mnli']})")
     assert "no PC1" in page.locator("#standing").inner_text()
-    assert set(column(page, "pc1")) == {""}
+    # Columns without any value are hidden: PC1, its rank, and the mean of a single benchmark.
+    assert [page.locator(f"#board th.{name}").count() for name in ("pc1", "rank", "mean")] == [0, 0, 0]
+    page.locator("summary", has_text="Benchmarks").click()
+    assert page.get_by_role("button", name="None").count() == 0
+    assert page.get_by_role("checkbox", name="MNLI", exact=True).is_disabled()
+    page.get_by_role("checkbox", name="CoLA", exact=True).check()
+    assert page.get_by_role("checkbox", name="MNLI", exact=True).is_enabled()
+    for empty in ("harmonyBoard.page.set({columns: []})", "location.hash = '#column='"):
+        page.evaluate(empty)
+        page.wait_for_function("document.querySelectorAll('th[data-task]').length === 4")
+        assert "" not in column(page, "pc1")[:9]
+
+
+def test_the_mean_weights_benchmarks_alike(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
+    for view in ("trained", "direct"):
+        page.evaluate("(view) => harmonyBoard.page.set({view, columns: ['mnli', 'gsm8k', 'cola', 'corpus:wiki']})", view)
+        values = MATRIX.scores(view).values[["mnli", "gsm8k", "cola"]]  # type: ignore[arg-type]
+        expected = values.mean(axis=1, skipna=False)
+        for name, mean in zip(column(page, "model"), numbers(column(page, "mean")), strict=True):
+            missing = math.isnan(expected[name])
+            assert mean is None if missing else mean == pytest.approx(100 * expected[name], abs=0.051)
+    assert dict(zip(column(page, "model"), column(page, "kind"), strict=True))["google/gemma-2-2b-it"] == "instruct"
+    sort_by(page, "Mean", "descending")
+    means = [mean for mean in numbers(column(page, "mean")) if mean is not None]
+    assert means == sorted(means, reverse=True)
 
 
 def test_direct_scores_trained_scores_and_gains_can_be_shown(open_board: Open, column: Column) -> None:
@@ -205,12 +229,21 @@ def test_direct_scores_trained_scores_and_gains_can_be_shown(open_board: Open, c
     assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
 
 
-def test_missing_views_are_disabled_and_named(open_board: Open) -> None:
+def test_missing_views_are_hidden_and_named(open_board: Open) -> None:
     page = open_board(page_data(small_board(direct=False)))
-    for name in ("Direct", "Gain"):
-        assert page.get_by_role("radio", name=name).is_disabled()
-    assert page.get_by_role("radio", name="Trained").is_checked()
+    assert page.get_by_role("radio").count() == 0
+    assert "PC1 of the trained scores" in page.locator("#standing").inner_text()
     assert "no direct scores" in page.locator("#standing").inner_text()
+
+
+def test_menus_columns_and_charts_without_data_are_hidden(open_board: Open) -> None:
+    page = open_board(page_data(small_board(("a/one", "a/two", "a/three"))))
+    assert page.locator("#menus summary").all_inner_texts() == ["Benchmarks", "Download"]
+    assert page.locator("#board th.size, #board th.kind").count() == 0
+    assert page.locator("#chart-size").is_hidden() and page.locator("#chart-bump").is_visible()
+    # With fewer than three models there is neither an audit nor a noise ceiling.
+    page = open_board(page_data(small_board(("a/one", "a/two"), stderr=0.02)))
+    assert page.locator("#audit").is_hidden()
 
 
 def test_pinned_models_come_first_and_are_compared(open_board: Open, column: Column) -> None:

@@ -14,7 +14,9 @@ import pytest
 from page_boards import GAP, MODELS, small_board
 
 from lm_harmony.analysis.agreement import agreement
+from lm_harmony.analysis.audit import audit
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.noise_ceiling import noise_ceiling
 from lm_harmony.errors import UsageError
 from lm_harmony.report.page_data import page_data
 
@@ -36,7 +38,7 @@ def traces(page: Any, chart: str, at: int = 0) -> list[dict[str, Any]]:
 
 
 def note(page: Any, chart: str) -> str:
-    return page.locator(f"#chart-{chart} .note:not(#noise)").inner_text()
+    return page.locator(f"#chart-{chart} .note").inner_text()
 
 
 def test_charts_agree_with_analysis(open_board: Open) -> None:
@@ -48,7 +50,7 @@ def test_charts_agree_with_analysis(open_board: Open) -> None:
         titles = {facts.title: facts.task for facts in MATRIX.benchmarks}
         tasks = [titles[title] for title in heat["x"]]
         np.testing.assert_allclose(np.array(heat["z"]), part.tau.loc[tasks, tasks].to_numpy(), atol=1e-9)
-        assert f"{preparation}: mean {part.mean_tau:.2f}" in note(page, "tau")
+        assert f"{preparation} {part.mean_tau:.2f}" in note(page, "tau")
     scree = {trace["name"]: trace["y"] for trace in traces(page, "scree")}
     for preparation, shares in scree.items():
         expected = DATA["views"][preparation]["components"]["explained"]
@@ -78,13 +80,45 @@ def test_charts_follow_filters_columns_and_pins(open_board: Open) -> None:
     assert "bump=mnli" in page.url
 
 
-def test_charts_name_missing_scores(open_board: Open) -> None:
+def test_charts_without_data_are_hidden(open_board: Open) -> None:
     page = open_board(page_data(small_board(direct=False)))
     drawn(page, "tau", "scree", "size")
-    page.locator("#chart-bump").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#chart-bump .note').textContent.startsWith('No direct scores')")
-    assert "no direct scores in a small board" in note(page, "tau")
+    assert page.locator("#story").is_hidden() and page.locator("#chart-bump").is_hidden()
+    assert page.locator("#chart-tau .plot:visible").count() == 1
+    assert "direct" not in note(page, "tau") and "Mean: trained" in note(page, "tau")
     assert "no direct scores" in note(page, "scree")
+
+
+def test_findings_agree_with_analysis(open_board: Open) -> None:
+    page = open_board(DATA)
+    ceilings = [noise_ceiling(MATRIX.downstream(), preparation) for preparation in ("direct", "trained")]
+    rows = page.locator("#ceiling tbody tr").evaluate_all("(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))")
+    assert [row[1:] for row in rows[:3]] == [
+        [f"{found.mean_tau:.2f}" for found in ceilings],
+        [f"{found.mean_ceiling:.2f}" for found in ceilings],
+        [f"{found.share:.0%}" for found in ceilings],
+    ]
+    found = audit(MATRIX)
+    assert f"{found.flips:.1%} of the pairs" in page.locator("#audit").inner_text()
+    shown = page.locator("#audit li .name").all_text_contents()
+    assert shown == list(found.table.index[found.table["flagged"]])
+
+
+def test_numbers_are_in_a_heat_map_where_they_have_room(open_board: Open) -> None:
+    page = open_board(DATA, viewport={"width": 1440, "height": 900})
+    drawn(page, "tau")
+    [heat] = traces(page, "tau", 1)
+    tau = agreement(MATRIX.downstream(), "trained").tau
+    titles = {facts.title: facts.task for facts in MATRIX.benchmarks}
+    tasks = [titles[title] for title in heat["x"]]
+    for row, texts in zip(tasks, heat["text"], strict=True):
+        for column_task, text in zip(tasks, texts, strict=True):
+            assert text == ("" if row == column_task else f"{tau.loc[row, column_task]:.2f}".replace("0.", ".", 1).replace("-", "−"))
+    # Negative control: 24 benchmarks at the width of a phone leave no room.
+    page = open_board(page_data(None, published=True), viewport={"width": 390, "height": 844})
+    drawn(page, "tau")
+    [heat] = traces(page, "tau", 1)
+    assert {text for texts in heat["text"] for text in texts} == {""}
 
 
 def downloaded(page: Any, what: str) -> tuple[str, str]:

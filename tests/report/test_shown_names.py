@@ -8,18 +8,21 @@ from pathlib import Path
 from boards import write_run
 
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
 from lm_harmony.report.page_data import page_data
-from lm_harmony.report.shown_names import short_names
+from lm_harmony.report.shown_names import short_names, without_local_paths
 
 
-def test_a_local_path_is_shown_by_the_end_that_differs() -> None:
-    names = ("/home/me/a/model", "/home/me/b/model", "/home/me/other", "lab/model", "other/other")
+def test_a_local_path_is_shown_by_its_end_and_by_its_folder_where_two_are_alike() -> None:
+    names = ("/home/me/a/model", "/home/me/b/model", "/home/me/c/other", "lab/model", "c/other", "../x/tiny", "./models/small")
     assert short_names(names) == {
-        "/home/me/a/model": "a/model",
-        "/home/me/b/model": "b/model",
-        "/home/me/other": "me/other",
+        "/home/me/a/model": "model (a)",
+        "/home/me/b/model": "model (b)",
+        "/home/me/c/other": "other (me/c)",
         "lab/model": "lab/model",
-        "other/other": "other/other",
+        "c/other": "c/other",
+        "../x/tiny": "tiny",
+        "./models/small": "small",
     }
     assert short_names(("/only/one",)) == {"/only/one": "one"}
 
@@ -34,4 +37,14 @@ def test_no_local_path_is_in_the_page(tmp_path: Path) -> None:
     data = page_data(ScoreMatrix.read(tmp_path))
     assert [model["name"] for model in data["models"]] == ["m0", "m1", "m2", "m3"]
     assert "/home/me" not in json.dumps(data) and str(tmp_path) not in json.dumps(data)
-    assert any(sentence.startswith("noise ceiling, trained") for sentence in data["findings"])
+    assert set(data["ceilings"]) == {"direct", "trained"}
+
+
+def test_paths_in_causes_and_notes_lose_their_folders() -> None:
+    cause = "ModelError: model /home/me/models/m: /home/me/x/config.json is missing, see https://a.b/c/d and 1/2"
+    row = ScoreRow(model="/home/me/models/m", benchmark="mnli", preparation="trained", value=None, cause=cause)
+    other = ScoreRow(model="lab/a", benchmark="mnli", preparation="trained", value=0.5)
+    matrix = ScoreMatrix.from_rows(ScoreRows(source="../here/scores.csv", rows=(row, other), notes=("left out: ~/runs/r/record.json",)))
+    cleaned = without_local_paths(matrix)
+    assert cleaned.causes["m", "mnli", "trained"] == "ModelError: model m: config.json is missing, see https://a.b/c/d and 1/2"
+    assert (cleaned.source, cleaned.notes) == ("scores.csv", ("left out: record.json",))

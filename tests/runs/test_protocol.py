@@ -55,6 +55,8 @@ def test_the_record_on_disk_is_the_record_returned(finished: tuple[RunRecord, Ru
     assert len(record.epochs) == 3 and record.data.train == 24 and record.data.test == 12
     assert record.direct is not None and record.trained is not None
     assert record.costs["peak_memory_bytes"] > 1e8 and record.costs["training_tokens"] > 0
+    weights = load_file(Path(record.spec.model.name) / "model.safetensors")
+    assert record.parameters == sum(weight.numel() for weight in weights.values())  # without the adapter
     assert record.environment["versions"]["lm_eval"] == "0.4.13"
     assert record.environment["engine"] == {"fast": True, "writes": True, "onednn": "none", "recompute": False}
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from lm_harmony.analysis.bootstrap import rank_errors
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import base_of
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.significance import Z_THRESHOLD
 from lm_harmony.errors import UsageError
@@ -70,14 +71,6 @@ def audit(matrix: ScoreMatrix) -> Audit:
         flips=flips(pc1["direct"], pc1["trained"]),
         leads=_leads(pc1["direct"], pc1["trained"]),
     )
-
-
-def base_of(model: str) -> str:
-    """Return the name of a model without the ending that instruct models have: -Instruct, -Chat or -it."""
-    for ending in ("-instruct", "-chat", "-it"):
-        if model.lower().endswith(ending):
-            return model[: -len(ending)]
-    return model
 
 
 def flips(first: pd.Series[float], second: pd.Series[float]) -> float:

@@ -75,7 +75,8 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
     provenance = provenance_notes(record for group in runs.values() for record, _ in group)
     notes = (*_unread(damaged), *_differences(runs), *provenance, *notes_of_lm_eval)
-    return ScoreRows(source=str(results), rows=tuple(rows), seeds=tuple(seeds), notes=notes)
+    parameters = {model: found[0].parameters for (model, _), group in runs.items() for found in group if found[0].parameters}
+    return ScoreRows(source=str(results), rows=tuple(rows), seeds=tuple(seeds), notes=notes, parameters=parameters)
 
 
 def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRow], tuple[str, ...]]:

@@ -165,7 +165,7 @@ class ScoreMatrix:
         return cls(
             direct=_scores(found.rows, "direct", models, tasks),
             trained=_scores(found.rows, "trained", models, tasks),
-            models=tuple(model_metadata(name) for name in models),
+            models=tuple(model_metadata(name, found.parameters.get(name)) for name in models),
             benchmarks=tuple(_benchmark_metadata(task, found) for task in tasks),
             source=found.source,
             causes={row.key: row.cause for row in found.rows if row.cause},

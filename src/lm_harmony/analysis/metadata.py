@@ -57,7 +57,7 @@ class ModelMetadata:
     kind: str | None = None
     """Kind of model: "base" or "instruct"."""
     params_b: float | None = None
-    """Parameters in billions: the published count, or else the nominal size in the catalogue."""
+    """Parameters in billions: the published count, else the count that a run recorded, else the size in the model's name."""
     pretraining_tokens_b: float | None = None
     """Number of pre-training tokens, in billions."""
 
@@ -108,18 +108,31 @@ class BenchmarkMetadata:
         return 4 if self.is_perplexity or (is_small and not self.percent) else 2
 
 
-def model_metadata(name: str) -> ModelMetadata:
-    """Return the metadata of a model: of a catalogued one from the catalogue, of another one only its name."""
-    info = model_catalogue.find(name)
+def model_metadata(name: str, parameters: int | None = None) -> ModelMetadata:
+    """Return the metadata of a model: of a catalogued one from the catalogue, of another one what its name and its runs tell.
+
+    Args:
+        name: name of the model.
+        parameters: number of parameters that a run recorded; None: not known.
+    """
+    info, counted = model_catalogue.find(name), None if parameters is None else parameters / 1e9
     if info is None:
-        return ModelMetadata(name=name)
+        return ModelMetadata(name=name, kind="instruct" if base_of(name) != name else None, params_b=counted)
     return ModelMetadata(
         name=name,
         family=info.family,
         kind=info.kind,
-        params_b=info.params_b or info.nominal_params_b,
+        params_b=info.params_b or counted or info.nominal_params_b,
         pretraining_tokens_b=info.pretraining_tokens_b,
     )
+
+
+def base_of(model: str) -> str:
+    """Return the name of a model without the ending that instruct models have: -Instruct, -Chat or -it."""
+    for ending in ("-instruct", "-chat", "-it"):
+        if model.lower().endswith(ending):
+            return model[: -len(ending)]
+    return model
 
 
 def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better: bool | None = None) -> BenchmarkMetadata | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,8 @@ class ScoreRows:
     """Seeds of the runs, if the source is a folder of runs."""
     notes: tuple[str, ...] = ()
     """Remarks for readers who compare these scores."""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Recorded number of parameters by model."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ SCRIPTS = (
     "controls",
     "hint",
     "compare",
+    "findings",
     "charts",
     "download",
     "start",
@@ -62,8 +64,12 @@ def write_page(data: Mapping[str, Any], path: Path) -> None:
         raise StoreError(f"{path} cannot be written: {error.__cause__}. Free disk space, or name another file.") from error
 
 
-def page_text(data: Mapping[str, Any]) -> str:
+def page_text(data: Mapping[str, Any], written: date | None = None) -> str:
     """Return the page's HTML.
+
+    Args:
+        data: values of ``page_data``.
+        written: date on the page; None: today.
 
     Raises:
         MissingExtra: a library is not installed.
@@ -75,6 +81,7 @@ def page_text(data: Mapping[str, Any]) -> str:
         "style": _source("page.css"),
         "script": script,
         "data": json_for_html(data),
+        "written": (written or date.today()).isoformat(),
         **{name: _packed(code) for name, code in libraries.items()},
     }
     # A single pass over the template, so that placeholders inside inserted text are left alone.

@@ -20,7 +20,6 @@ from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import Z_THRESHOLD, rank_ranges
 from lm_harmony.errors import UsageError
-from lm_harmony.report.report_folder import audit_lines, ceiling_line
 from lm_harmony.report.shown_names import without_local_paths
 
 DIGITS = 10
@@ -62,20 +61,43 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
         # PC1 of selected benchmarks is fitted on the reference models, and ranks are ranks among them.
         "models": [_model(model, model.name in fixed) for model in shown.models],
         "views": views,
-        "findings": _findings(shown),
+        "ceilings": _ceilings(shown),
+        "audit": _audit(shown),
     }
 
 
-def _findings(matrix: ScoreMatrix) -> list[str]:
-    """Return what the agreement is made of, as sentences: the noise ceiling and the preparedness audit."""
-    downstream, found = matrix.downstream(), []
+def _ceilings(matrix: ScoreMatrix) -> dict[str, dict[str, Any]]:
+    """Return the noise ceiling of each preparation that has one: the mean tau that is allowed, and the measured one."""
+    downstream, found = matrix.downstream(), {}
     for preparation in PREPARATIONS:
-        if matrix.has(preparation):
-            with suppress(UsageError):  # too few models or benchmarks, or no standard errors
-                found.append(ceiling_line(noise_ceiling(downstream, preparation)))
-    with suppress(UsageError):
-        found += audit_lines(audit(matrix))
+        with suppress(UsageError):  # too few models or benchmarks, or no standard errors
+            ceiling = noise_ceiling(downstream, preparation)
+            numbers = {"tau": ceiling.mean_tau, "ceiling": ceiling.mean_ceiling, "share": ceiling.share}
+            found[preparation] = {
+                **{name: _plain(value) for name, value in numbers.items()},
+                "benchmarks": len(ceiling.benchmarks),
+                "models": ceiling.models,
+            }
     return found
+
+
+def _audit(matrix: ScoreMatrix) -> dict[str, Any] | None:
+    """Return the preparedness audit; None: too few models or benchmarks have direct and trained scores."""
+    try:
+        found = audit(matrix)
+    except UsageError:
+        return None
+    row = {name: place for place, name in enumerate(matrix.model_names)}
+    flagged = found.table[found.table["flagged"]]
+    leads = None if found.leads is None else {name: _plain(float(found.leads[name].mean())) for name in PREPARATIONS}
+    return {
+        "models": len(found.models),
+        "benchmarks": len(found.benchmarks),
+        "flips": _plain(found.flips),
+        "leads": None if leads is None or found.leads is None else {**leads, "pairs": len(found.leads)},
+        # Each flagged model by its place in "models", with both ranks, the largest difference in errors first.
+        "flagged": [[row[str(name)], _plain(line["direct"]), _plain(line["trained"])] for name, line in flagged.iterrows()],
+    }
 
 
 def _own(matrix: ScoreMatrix) -> Board:

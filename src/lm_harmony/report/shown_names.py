@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -10,29 +11,42 @@ import pandas as pd
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Scores
 
+_PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]*)")
+"""A path in a sentence, with its last part as the group. URLs do not match, because a colon is before their slashes."""
+
 
 def short_names(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the shown name of each model: of a local path the last parts, as many as make it different from all other names."""
-    local = [name for name in names if PurePath(name).is_absolute()]
-    shown: dict[str, str] = {name: name for name in names if name not in local}
-    for name in local:
-        parts = PurePath(name).parts[1:]
-        others = [other for other in names if other != name]
-        for count in range(1, len(parts) + 1):
-            end = "/".join(parts[-count:])
-            if not any(other == end or other.endswith("/" + end) for other in others):
+    """Return the shown name of each model: of a local path the last part, and its folder where another name has the same end.
+
+    The folder is written as "model (folder)", with as many parent folders as make the shown name different from all others.
+    """
+    shown = {name: name for name in names if not _is_local(name)}
+    for name in (name for name in names if _is_local(name)):
+        parts = [part for part in PurePath(name).parts if part not in ("/", "..", "~")] or [name]
+        same = [PurePath(other).parts[:-1] for other in names if other != name and PurePath(other).name == parts[-1]]
+        shown[name] = parts[-1]
+        for count in range(1, len(parts)) if same else ():
+            folder = parts[-1 - count : -1]
+            shown[name] = f"{parts[-1]} ({'/'.join(folder)})"
+            if all(list(other[-count:]) != folder for other in same):
                 break
-        shown[name] = end
     return shown
 
 
+def _is_local(name: str) -> bool:
+    """Tell whether a name is a path, which can tell of a user's machine; "owner/name" is a name on the hub."""
+    return PurePath(name).is_absolute() or name.startswith(("./", "../", "~"))
+
+
 def without_local_paths(matrix: ScoreMatrix) -> ScoreMatrix:
-    """Return the matrix with short names of models and of the source. Causes and notes lose the path of the source."""
+    """Return the matrix with short names of models and of the source, and with the last parts of paths in causes and notes."""
     names = short_names(matrix.model_names)
-    source = PurePath(matrix.source).name if PurePath(matrix.source).is_absolute() else matrix.source
+    source = PurePath(matrix.source).name if _is_local(matrix.source) else matrix.source
 
     def cleaned(text: str) -> str:
-        return text.replace(matrix.source, source)
+        for path, name in ((matrix.source, source), *names.items()):
+            text = text.replace(path, name) if _is_local(path) else text
+        return _PATH.sub(r"\1", text)
 
     def renamed(scores: Scores) -> Scores:
         tables: list[pd.DataFrame] = [table.rename(index=names) for table in (scores.values, scores.stderrs, scores.counts)]

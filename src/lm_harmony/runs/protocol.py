@@ -75,6 +75,7 @@ def train_before_test(
         data=run.data_record(),
         sources=run.sources,
         request_fingerprint=run.fingerprints.run,
+        parameters=int(run.model.module.num_parameters()),
     )
     return _finish(store, run, record)
 

@@ -184,6 +184,8 @@ class RunRecord:
     """Files and hub commits that the run read; None: the record is older than this field."""
     request_fingerprint: Annotated[str | None, Field(alias="asked")] = None
     """Fingerprint of all requests and training tokens (``RequestFingerprints.run``); None: the record is older."""
+    parameters: int | None = None
+    """Number of the model's parameters, without the adapter; None: the record is older than this field."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""

@@ -2,6 +2,7 @@
 // (lm_harmony.analysis computed them); only the principal components of selected columns are computed here.
 
 const UNKNOWN = "unknown";
+const ownPart = (name) => name.slice(name.lastIndexOf("/") + 1) || name;
 
 const readBoard = (data) => {
   const made = { ...data };
@@ -13,6 +14,9 @@ const readBoard = (data) => {
   made.has = (view) => (view === "gain" ? Boolean(data.views.trained && data.views.direct) : Boolean(data.views[view]));
   made.firstView = made.has("trained") ? "trained" : "direct";
   made.columns = data.benchmarks.filter(({ counts }) => counts).map(({ task }) => task);
+  // Models whose names differ only before the last slash. Everywhere else the last part is enough.
+  const ends = data.models.map(({ name }) => ownPart(name));
+  made.sameEnds = new Set(data.models.map(({ name }) => name).filter((_, i) => ends.indexOf(ends[i]) !== ends.lastIndexOf(ends[i])));
   return made;
 };
 
@@ -38,7 +42,7 @@ const sameSet = (one, other) => one.length === other.length && one.every((task) 
 
 // The derived values of a state: scores, PC1 with its interval, ranks, explained variance, and the columns PC1 is computed from.
 const derive = (state) => {
-  const columns = state.columns ?? board.columns;
+  const columns = state.columns?.length ? state.columns : board.columns;
   // Direct and trained PC1 are different axes and cannot be subtracted, so the PC1 beside gains is that of the trained scores.
   const view = state.view === "gain" ? "trained" : state.view;
   const shipped = board.views[view].components;
@@ -49,8 +53,15 @@ const derive = (state) => {
   } else Object.assign(made, recomputed(view, columns));
   made.pc1 ??= board.models.map(() => null);
   made.ranks ??= ranksOnBoard(made.pc1);
+  const averaged = columns.map((task) => board.taskIndex.get(task)).filter((j) => isAveraged(board.benchmarks[j]));
+  made.averaged = averaged.length;
+  made.means = made.scores.map((row) => (averaged.length > 1 && averaged.every((j) => row[j] !== null)
+    ? averaged.reduce((sum, j) => sum + row[j], 0) / averaged.length : null));
   return made;
 };
+
+// Scores in percent have a mean. Other units, and metrics where lower is better, would make it meaningless.
+const isAveraged = ({ factor, higher }) => factor === 100 && higher;
 
 // Ranks are ranks among the reference models, so that other models do not change them.
 const ranksOnBoard = (pc1) => {

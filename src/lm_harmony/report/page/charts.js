@@ -1,4 +1,4 @@
-// The four charts. Plotly is large, so it is unpacked only when a chart becomes visible.
+// The four charts. Plotly is large, so it is unpacked after the table was painted. Charts without data are hidden.
 
 // Twelve hues of equal lightness for light and dark themes. More families reuse them in order.
 const HUES = ["#4e79a7", "#e08a3c", "#c9565b", "#4fa3a0", "#5f9e53", "#c9a227", "#9b72a8", "#d87f96", "#8d6e58", "#6f8fd0", "#7f9b3a", "#808489"];
@@ -6,45 +6,79 @@ const familyColour = (family) => HUES[board.families.indexOf(family) % HUES.leng
 
 // Plotly interprets some HTML, and TeX between dollar signs. Names must be shown literally.
 const plotText = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
+// The last part of a name, or all of it where another model has the same last part. A very long name loses its middle.
 const shortName = (name) => {
-  const own = name.slice(name.lastIndexOf("/") + 1) || name;
-  return plotText(own.length > 32 ? `${own.slice(0, 31)}…` : own);
+  const own = board.sameEnds.has(name) ? name : ownPart(name);
+  return plotText(own.length > 44 ? `${own.slice(0, 20)}…${own.slice(-23)}` : own);
 };
 
 const makeCharts = (page) => {
+  const shows = (view) => board.has(view) && board.views[view].components;
   const charts = [
-    { card: byId("chart-bump"), draw: drawBump }, { card: byId("chart-tau"), draw: drawTau },
-    { card: byId("chart-scree"), draw: drawScree }, { card: byId("chart-size"), draw: drawSize },
+    { card: byId("chart-bump"), draw: drawBump, has: board.has("gain") },
+    { card: byId("chart-tau"), draw: drawTau, has: ["direct", "trained"].some((view) => board.has(view) && board.views[view].tau) },
+    { card: byId("chart-scree"), draw: drawScree, has: ["direct", "trained"].some(shows) },
+    { card: byId("chart-size"), draw: drawSize, has: board.models.some(({ params }) => params !== null) && ["direct", "trained"].some(shows) },
   ];
-  fillBumpChoice(page);
+  charts.forEach(({ card, has }) => { card.hidden = !has; });
+  // Without both kinds of scores there is no comparison to begin with, and the table comes first.
+  if (!board.has("gain")) byId("charts").prepend(byId("chart-tau"), byId("findings"));
+  byId("story").hidden = !board.has("gain");
+  byId("charts").hidden = ![...byId("charts").children].some((card) => !card.hidden);
+  if (board.has("gain")) fillBumpChoice(page);
+  const present = charts.filter(({ has }) => has);
   let ready = null;
-  const refresh = async (chart) => {
-    if (!chart.near || !chart.stale) return;
-    chart.stale = false;
+  const refresh = async ({ card, draw }) => {
     try {
       ready ??= afterPaint().then(() => load("plotly"));
       await ready;
-      await chart.draw(page, chart.card);
-      if (!chart.stale) chart.card.dataset.drawn = "true";
+      await draw(page, card);
+      nameFigures(card);
+      card.dataset.drawn = "true";
     } catch (error) {
       // If the library cannot be unpacked, the table still works.
-      setNote(chart.card, `The chart cannot be drawn: ${error.message}`);
+      setNote(card, `The chart cannot be drawn: ${error.message}`);
     }
   };
-  const watcher = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
-    const chart = charts.find(({ card }) => card === target);
-    chart.near = isIntersecting;
-    refresh(chart);
-  }));
-  charts.forEach(({ card }) => watcher.observe(card));
+  let turn = 0;
+  // All charts are drawn, one after another, so that they are there before the reader scrolls to them.
+  const refreshAll = async () => {
+    turn += 1;
+    const own = turn;
+    for (const chart of present) if (own === turn) await refresh(chart);
+  };
+  listenForPrinting(page, present);
+  addEventListener("resize", () => { if (narrowWhenDrawn !== isNarrow()) refreshAll(); });
   // While the reader types a search, the table is redrawn at once and the charts after a pause.
   let pause;
   return () => {
     byId("bump-by").value = page.state.bump;
-    charts.forEach((chart) => { chart.stale = true; delete chart.card.dataset.drawn; });
+    present.forEach(({ card }) => { delete card.dataset.drawn; });
     clearTimeout(pause);
-    pause = setTimeout(() => charts.forEach(refresh), 120);
+    pause = setTimeout(refreshAll, 120);
   };
+};
+
+// A screen reader gets the title and the sentence of a chart as the name of each figure.
+const nameFigures = (card) => card.querySelectorAll(".plot").forEach((node) => {
+  node.setAttribute("role", "figure");
+  node.setAttribute("aria-label", `${card.querySelector("h2").textContent}. ${card.querySelector(".note").textContent}`);
+});
+
+let paper = null;
+// On paper the charts have light colours and the width of a page.
+const listenForPrinting = (page, charts) => {
+  const draw = (width) => {
+    paper = width;
+    document.documentElement.style.colorScheme = width ? "light" : page.state.theme === "auto" ? "" : page.state.theme;
+    if (globalThis.Plotly) charts.forEach((chart) => chart.draw(page, chart.card));
+  };
+  addEventListener("beforeprint", () => draw(680));
+  addEventListener("afterprint", () => draw(null));
+  // On phones a label of a chart closes when the reader touches something else.
+  document.addEventListener("pointerdown", (event) => {
+    if (globalThis.Plotly) for (const { card } of charts) for (const node of card.querySelectorAll(".plot")) if (!node.contains(event.target) && node.layout) Plotly.Fx.unhover(node);
+  });
 };
 
 // Waits for two frames and an idle callback, so that the table is painted before the library is evaluated.
@@ -65,17 +99,21 @@ const setNote = (card, text) => { card.querySelector(".note").textContent = text
 const colours = () => {
   const probe = document.body.appendChild(element("i", { hidden: true }));
   const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const found = Object.fromEntries(["ink", "muted", "line", "surface", "accent", "warm"].map((name) => [name, of(name)]));
+  const found = Object.fromEntries(["ink", "muted", "line", "surface", "accent", "warm", "agree", "disagree"].map((name) => [name, of(name)]));
   probe.remove();
   return found;
 };
 
+let narrowWhenDrawn = null;
 const plot = (node, traces, layout, height) => {
+  narrowWhenDrawn = isNarrow();
+  node.style.minHeight = `${height}px`;
   const { ink, muted, line, surface } = colours();
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: muted, size: 11 }, title: { font: { color: muted, size: 12 } }, automargin: true };
   const full = { font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink }, hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height,
-    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: muted } }, showlegend: true, ...layout,
+    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: muted } }, showlegend: true,
+    ...(paper ? { width: node.closest(".pair") && board.has("gain") ? paper / 2 : paper, autosize: false } : { autosize: true }), ...layout,
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   return Plotly.react(node, traces, full, { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: "board" } });
 };
@@ -96,36 +134,42 @@ const SAMPLES = Array.from({ length: 17 }, (_, k) => k / 16);
 
 const drawBump = (page, card) => {
   const node = card.querySelector(".plot");
-  if (!board.has("gain")) {
-    node.hidden = true;
-    return setNote(card, `No ${board.has("direct") ? "trained" : "direct"} scores in ${board.source}: ranks before and after training cannot be compared.`);
-  }
   const [before, after] = bumpRanks(page);
   const all = shownIndices(page).filter((i) => before[i] !== null && after[i] !== null).sort((a, b) => after[a] - after[b]);
   const models = all.slice(0, BUMP_LIMIT);
-  const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
-  setNote(card, `Rank before and after training, ${what}.`);
-  const { pins } = page.state;
-  const named = new Set();
-  const narrow = isNarrow();
-  const traces = models.map((i) => {
-    const model = board.models[i];
-    const colour = familyColour(model.family);
-    const first = !named.has(model.family);
-    named.add(model.family);
-    const loud = !pins.length || pins.includes(model.name);
-    const [from, to] = [before[i], after[i]];
-    return { type: "scatter", mode: "lines+markers+text", x: SAMPLES, y: SAMPLES.map((x) => from + (to - from) * x * x * (3 - 2 * x)),
-      line: { width: pins.includes(model.name) ? 3.5 : 1.6, color: colour }, marker: { size: SAMPLES.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour, line: { width: 0 } },
-      opacity: loud ? 0.9 : 0.18, text: SAMPLES.map((x) => (x === 1 ? `${to}  ${shortName(model.name)}` : "")), textposition: "middle right", textfont: { size: narrow ? 9 : 11 },
-      cliponaxis: false, name: plotText(model.family), legendgroup: model.family, showlegend: first, hoverinfo: "text",
-      hovertext: `${plotText(model.name)}<br>direct ${from}, trained ${to}` };
-  });
+  const { pins, bump } = page.state;
+  const flagged = new Set(bump === "pc1" && !pins.length ? board.audit?.flagged.map(([i]) => i) : []);
+  const isLoud = (i) => pins.includes(board.models[i].name) || flagged.has(i);
   const ranks = models.flatMap((i) => [before[i], after[i]]);
-  return plot(node, traces, { margin: { l: 34, r: narrow ? 150 : 230, t: narrow ? 30 : 62, b: 12 }, showlegend: !narrow, legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { color: colours().muted } },
-    xaxis: { range: [-0.02, 1], tickvals: [0, 1], ticktext: ["direct", "trained"], side: "top", showgrid: false, zeroline: false, showline: false, automargin: false, fixedrange: true },
-    yaxis: { range: [Math.max(...ranks, 1) + 0.8, Math.min(...ranks, 1) - 0.8], showgrid: false, zeroline: false, tickvals: [1, ...Array.from({ length: 100 }, (_, k) => 10 * (k + 1))], fixedrange: true } },
-  Math.max(300, 90 + models.length * 15));
+  const span = [Math.max(...ranks, 1) + 0.8, Math.min(...ranks, 1) - 0.8];
+  const height = isNarrow() && !paper ? Math.min(620, Math.max(320, 60 + models.length * 12)) : 600;
+  const named = new Set(labelled(models, { before, after, isLoud, apart: 11.5 * (span[0] - span[1]) / (height - 44) }));
+  const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
+  const which = flagged.size && models.some(isLoud) ? " Thick lines: flagged by the audit." : "";
+  setNote(card, `Each line is a model, from its rank with direct scores to its rank after training; ${what}.${which}`);
+  const traces = models.map((i) => bumpLine(i, [before[i], after[i]], { named: named.has(i), loud: isLoud(i), quiet: pins.length > 0 && !isLoud(i) }));
+  const longest = Math.max(8, ...[...named].map((i) => shortName(board.models[i].name).length));
+  const margin = Math.min((card.clientWidth || paper) * 0.45, 38 + 6.2 * longest);
+  return plot(node, traces, { margin: { l: 30, r: margin, t: 30, b: 12 }, showlegend: false,
+    xaxis: { range: [-0.02, 1], tickvals: [0, 1], ticktext: ["direct", "trained"], side: "top", showgrid: false, zeroline: false, showline: false, automargin: false, fixedrange: true, tickfont: { size: 13, color: colours().ink } },
+    yaxis: { range: span, showgrid: false, zeroline: false, tickvals: [1, ...Array.from({ length: 100 }, (_, k) => (models.length > 12 ? 10 * (k + 1) : k + 2))], fixedrange: true, automargin: false } }, height);
+};
+
+// The models with a name at their line, as many as fit without overlap: loud lines first, then the largest changes of rank.
+const labelled = (models, { before, after, isLoud, apart }) => {
+  const order = models.slice().sort((a, b) => isLoud(b) - isLoud(a) || Math.abs(after[b] - before[b]) - Math.abs(after[a] - before[a]));
+  const taken = [];
+  for (const i of order) if (taken.every((other) => Math.abs(after[other] - after[i]) >= apart)) taken.push(i);
+  return taken;
+};
+
+const bumpLine = (i, [from, to], { named, loud, quiet }) => {
+  const model = board.models[i];
+  const colour = familyColour(model.family);
+  return { type: "scatter", mode: "lines+markers+text", x: SAMPLES, y: SAMPLES.map((x) => from + (to - from) * x * x * (3 - 2 * x)),
+    line: { width: loud ? 3.5 : 1.6, color: colour }, marker: { size: SAMPLES.map((x) => (x === 0 || x === 1 ? 7 : 0)), color: colour, line: { width: 0 } },
+    opacity: quiet ? 0.18 : 0.9, text: SAMPLES.map((x) => (x === 1 && named ? `${to}  ${shortName(model.name)}` : "")), textposition: "middle right", textfont: { size: 11 },
+    cliponaxis: false, name: plotText(model.family), showlegend: false, hoverinfo: "text", hovertext: `${plotText(model.name)}<br>direct ${from}, trained ${to}` };
 };
 
 const tauOf = (view, places) => {
@@ -136,26 +180,39 @@ const tauOf = (view, places) => {
   return { z, titles: kept.map((j) => plotText(board.benchmarks[j].title)), mean: others.length ? others.reduce((sum, value) => sum + value, 0) / others.length : null };
 };
 
-const drawTau = async (page, card) => {
+const drawTau = (page, card) => {
   const nodes = card.querySelectorAll(".plot");
   const places = columnOrder().filter((j) => page.derived.columns.includes(board.benchmarks[j].task));
-  const { surface, accent, warm, muted } = colours();
-  const sentences = [];
+  const drawings = [];
+  const means = [];
   for (const [at, view] of ["direct", "trained"].entries()) {
-    const available = board.has(view) && board.views[view].tau && places.length > 1;
-    nodes[at].hidden = !available;
-    if (!available) { sentences.push(board.has(view) ? `${view}: select at least two benchmarks` : `no ${view} scores in ${board.source}`); continue; }
-    const { z, titles, mean } = tauOf(view, places);
-    if (mean !== null) sentences.push(`${view}: mean ${mean.toFixed(2)}`);
-    const narrow = isNarrow();
-    await plot(nodes[at], [{ type: "heatmap", z, x: titles, y: titles, zmin: -1, zmax: 1, xgap: 1, ygap: 1, colorscale: [[0, warm], [0.5, surface], [1, accent]],
-      hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", showscale: at === 1 || !board.has("trained"),
-      colorbar: { thickness: 8, len: 0.6, outlinewidth: 0, tickvals: [-1, 0, 1] } }],
-    { title: { text: view, font: { size: 13 }, x: 0.02, xanchor: "left" }, margin: { l: 90, r: 8, t: 34, b: 90 }, showlegend: false,
-      xaxis: { tickangle: -90, showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true },
-      yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 8 : 10, color: muted }, fixedrange: true } }, narrow ? 380 : 520);
+    nodes[at].hidden = !(board.has(view) && board.views[view].tau && places.length > 1);
   }
-  setNote(card, `Kendall's tau-b between the ranks of models on every two benchmarks; ${sentences.join("; ")}.`);
+  card.querySelector(".pair").classList.toggle("alone", [...nodes].some((node) => node.hidden));
+  for (const [at, view] of ["direct", "trained"].entries()) {
+    if (nodes[at].hidden) continue;
+    const found = tauOf(view, places);
+    if (found.mean !== null) means.push(`${view} ${found.mean.toFixed(2)}`);
+    drawings.push(drawHeat(nodes[at], view, found));
+  }
+  setNote(card, places.length > 1 ? `Kendall’s τ between every two benchmarks; 1 is the same order.${means.length ? ` Mean: ${means.join(", ")}.` : ""}` : "Select at least two benchmarks.");
+  return Promise.all(drawings);
+};
+
+// Numbers are written into the cells where a cell has room for them.
+const drawHeat = (node, view, { z, titles, mean }) => {
+  const { surface, agree, disagree, muted, ink } = colours();
+  const width = paper ? paper / 2 : node.clientWidth;
+  const size = width < 460 ? 10 : 11;
+  const label = Math.min(0.36 * width, 10 + 0.58 * size * Math.max(...titles.map((title) => title.length)));
+  const height = Math.round(Math.max(240, Math.min(520, width - label + label * 0.9 + 40)));
+  const [cell, line] = [(width - label - 8) / titles.length, (height - 34 - label) / titles.length];
+  const text = z.map((row, i) => row.map((value, j) => (value === null || i === j || cell < 24 || line < 13 ? "" : value.toFixed(2).replace(/^(-?)0/, "$1").replace("-", "−"))));
+  return plot(node, [{ type: "heatmap", z, x: titles, y: titles, zmin: -1, zmax: 1, xgap: 1, ygap: 1, colorscale: [[0, disagree], [0.5, surface], [1, agree]],
+    text, texttemplate: "%{text}", textfont: { size: cell < 30 ? 10 : 12, color: ink }, hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", showscale: false }],
+  { title: { text: mean === null ? view : `${view}: mean ${mean.toFixed(2)}`, font: { size: 13, color: ink }, x: 0.5, xanchor: "center", y: 0.98, yanchor: "top" }, margin: { l: label, r: 8, t: 30, b: label }, showlegend: false,
+    xaxis: { tickangle: -90, showgrid: false, tickfont: { size, color: muted }, fixedrange: true, automargin: false, dtick: 1 },
+    yaxis: { autorange: "reversed", showgrid: false, tickfont: { size, color: muted }, fixedrange: true, automargin: false, dtick: 1 } }, height);
 };
 
 const drawScree = (page, card) => {

@@ -18,7 +18,7 @@ const makeCompare = (page) => {
 
 const compareTable = (page, models) => {
   const two = models.length === 2;
-  const head = element("tr", {}, element("th", { scope: "col", text: "" }), ...models.map((model) =>
+  const head = element("tr", {}, element("th", { scope: "col", text: "Score" }), ...models.map((model) =>
     element("th", { scope: "col" }, element("i", { class: "dot", "--dot": familyColour(model.family) }), nameElement(model.name))),
   two ? element("th", { scope: "col", text: "difference" }) : null);
   const rows = [standingRow(page, models), ...page.derived.columns.map((task) => compareRow(page, models, board.taskIndex.get(task)))];

@@ -14,12 +14,12 @@ const makeControls = (page) => {
 
 const closeMenus = (but = null) => document.querySelectorAll("details.menu[open]").forEach((menu) => { if (menu !== but) menu.open = false; });
 
+// A source with one kind of scores has nothing to switch.
 const viewToggle = (page) => {
-  const inputs = [["direct", "Direct"], ["trained", "Trained"], ["gain", "Gain"]].map(([view, text]) => {
-    const available = board.has(view);
-    const input = element("input", { type: "radio", name: "view", value: view, disabled: !available, onchange: () => page.set({ view, page: 0 }) });
-    const missing = view === "gain" ? "needs direct and trained scores" : `no ${view} scores in ${board.source}`;
-    byId("views").append(element("label", { title: available ? null : missing }, input, element("span", { text })));
+  byId("views").hidden = !board.has("gain");
+  const inputs = [["direct", "Direct"], ["trained", "Trained"], ["gain", "Gain"]].filter(([view]) => board.has(view)).map(([view, text]) => {
+    const input = element("input", { type: "radio", name: "view", value: view, onchange: () => page.set({ view, page: 0 }) });
+    byId("views").append(element("label", {}, input, element("span", { text })));
     return input;
   });
   return () => inputs.forEach((input) => { input.checked = input.value === page.state.view; });
@@ -74,7 +74,7 @@ const filterMenu = (page, title, key, values) => {
 };
 
 const columnMenu = (page) => {
-  const chosen = () => page.state.columns ?? board.columns;
+  const chosen = () => page.derived.columns;
   const choose = (tasks) => {
     const ordered = board.benchmarks.map(({ task }) => task).filter((task) => tasks.includes(task));
     page.set({ columns: sameSet(ordered, board.columns) ? null : ordered });
@@ -85,15 +85,17 @@ const columnMenu = (page) => {
     const made = own.map(({ task, title }) => checkbox(task, title, (on) => choose(on ? [...chosen(), task] : chosen().filter((one) => one !== task))));
     boxes.push(...made);
     return element("fieldset", {}, element("legend", {}, element("button", { type: "button", class: "link", text: category,
-      title: `Only ${category}`, onclick: () => choose(own.map(({ task }) => task)) })), ...made.map(({ label }) => label));
+      "aria-label": `Only ${category}`, title: `Only ${category}`, onclick: () => choose(own.map(({ task }) => task)) })), ...made.map(({ label }) => label));
   });
   const count = menu("Benchmarks", element("div", { class: "sheet-head" },
     element("button", { type: "button", class: "quiet", text: "Default", onclick: () => page.set({ columns: null }) }),
-    element("button", { type: "button", class: "quiet", text: "None", onclick: () => choose([]) }),
-    element("p", { text: "PC1 is recomputed from the selected benchmarks." })), element("div", { class: "groups" }, ...groups));
+    element("p", { text: "PC1 and the mean are recomputed from the selected benchmarks. The name of a group selects only that group." })),
+  element("div", { class: "groups" }, ...groups));
   return () => {
-    boxes.forEach(({ input }) => { input.checked = chosen().includes(input.value); });
-    count(page.state.columns === null ? 0 : page.state.columns.length);
+    const tasks = chosen();
+    // A table without benchmarks shows nothing, so the last one cannot be removed.
+    boxes.forEach(({ input }) => { input.checked = tasks.includes(input.value); input.disabled = tasks.length === 1 && input.checked; });
+    count(page.state.columns === null ? 0 : tasks.length);
   };
 };
 

@@ -15,11 +15,14 @@ const element = (tag, { text, ...properties } = {}, ...children) => {
   return made;
 };
 
-// A model's name in an element that isolates its writing direction from the surrounding text.
+// A model's name in an element that isolates its writing direction from the surrounding text. A long name continues on the next
+// line after a hyphen, underscore or slash; it is never cut.
 const nameElement = (name) => {
   const slash = name.lastIndexOf("/") + 1;
-  const made = element("bdi", { class: "name", title: name });
-  if (slash) made.append(element("span", { class: "owner", text: name.slice(0, slash) }));
-  made.append(element("span", { text: name.slice(slash) }));
+  const made = element("bdi", { class: board.sameEnds.has(name) ? "name same-end" : "name" });
+  if (slash) made.append(element("span", { class: "owner" }, ...breakable(name.slice(0, slash))));
+  made.append(element("span", {}, ...breakable(name.slice(slash))));
   return made;
 };
+
+const breakable = (text) => text.split(/(?<=[-_/])/).flatMap((part, k) => (k ? [element("wbr"), part] : [part]));

@@ -2,8 +2,16 @@
 
 const makeHint = (page) => {
   const hint = byId("hint");
-  const hide = () => { hint.hidden = true; };
+  let described = null;
+  const hide = () => {
+    hint.hidden = true;
+    described?.removeAttribute("aria-describedby");
+    described = null;
+  };
   const show = (cell) => {
+    hide();
+    described = cell;
+    cell.setAttribute("aria-describedby", "hint");
     const [i, j] = cell.dataset.cell.split(" ").map(Number);
     hint.replaceChildren(...hintLines(page, i, j));
     hint.hidden = false;
@@ -15,12 +23,17 @@ const makeHint = (page) => {
     hint.style.top = `${above > 8 ? above : at.bottom + 6}px`;
   };
   const region = byId("board-region");
+  // A phone has no pointer that leaves a cell: a touch outside the cells, on the cell itself, or scrolling closes the hint.
+  document.addEventListener("pointerdown", (event) => {
+    const cell = event.target.closest?.("td")?.querySelector("[data-cell]") ?? null;
+    if (!cell || (event.pointerType === "touch" && cell === described)) hide();
+  });
+  addEventListener("scroll", hide, { passive: true, capture: true });
   region.addEventListener("mouseover", (event) => {
     const cell = event.target.closest("td")?.querySelector("[data-cell]");
     if (cell) show(cell); else hide();
   });
   region.addEventListener("mouseleave", hide);
-  region.addEventListener("scroll", hide, { passive: true });
   region.addEventListener("focusin", (event) => { if (event.target.dataset.cell) show(event.target); });
   region.addEventListener("focusout", hide);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });

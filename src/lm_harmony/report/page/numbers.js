@@ -15,7 +15,7 @@ const billions = (params) => {
 };
 
 // "1 model", "61 models"
-const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+const counted = (count, noun, nouns = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : nouns}`;
 
 // Competition ranks, best first: ties share the better rank, and null stays null.
 const ranksOf = (values, higher = true) => {

@@ -26,6 +26,7 @@ const start = async () => {
   page.controls = makeControls(page);
   Object.assign(page, makeTable(page));
   page.compare = makeCompare(page);
+  showFindings();
   page.charts = makeCharts(page);
   makeHint(page);
   listen(page);
@@ -67,8 +68,15 @@ const redraw = (page) => {
   showStatus(page);
 };
 
+// Columns without any value are hidden.
 const showColumns = (page) => {
-  const { columns } = page.derived;
+  const { columns, pc1, means } = page.derived;
+  const filled = { kind: board.kinds.some((kind) => kind !== UNKNOWN), size: board.models.some(({ params }) => params !== null),
+    rank: pc1.some((value) => value !== null), pc1: pc1.some((value) => value !== null), mean: means.some((value) => value !== null) };
+  for (const [name, visible] of Object.entries(filled)) {
+    const column = page.table.column(`${name}:name`);
+    if (column.visible() !== visible) column.visible(visible, false);
+  }
   page.order.forEach((j, place) => {
     const column = page.table.column(place + LEADING.length);
     const visible = columns.includes(board.benchmarks[j].task);
@@ -116,7 +124,7 @@ const markSortedColumn = (page) => {
   const { sort, direction } = page.state;
   document.querySelectorAll("#board thead [aria-sort]").forEach((head) => head.removeAttribute("aria-sort"));
   for (const head of document.querySelectorAll("#board thead .titles th")) {
-    const name = head.dataset.task ?? ["rank", "model", "size", "pc1"].find((one) => head.classList.contains(one));
+    const name = head.dataset.task ?? LEADING.find((one) => head.classList.contains(one));
     const sorted = name === sort;
     head.classList.toggle("sorted", sorted);
     if (sorted) head.setAttribute("aria-sort", direction === "asc" ? "ascending" : "descending");
@@ -124,8 +132,9 @@ const markSortedColumn = (page) => {
 };
 
 const showSource = () => {
-  byId("about").textContent = `${counted(board.models.length, "model")} on ${counted(board.benchmarks.length, "benchmark")}, from ${board.source}, written on ${new Date(document.lastModified).toISOString().slice(0, 10)}.`;
-  byId("noise").textContent = board.findings.map((sentence) => `${sentence[0].toUpperCase()}${sentence.slice(1)}.`).join(" ");
+  const tasks = board.benchmarks.filter(({ counts }) => counts).length;
+  const corpora = board.benchmarks.length - tasks;
+  byId("about").textContent = `${counted(board.models.length, "model")}, ${counted(tasks, "benchmark")}${corpora ? ` and ${counted(corpora, "text corpus", "text corpora")}` : ""}, from ${board.source}.`;
   byId("reference").textContent = `Reference: ${board.reference}.`;
   byId("colophon").textContent = `Made with LM-Harmony ${board.version}. Charts by Plotly, table by DataTables. This page loads nothing from the network.`;
 };
@@ -143,7 +152,7 @@ const showStatus = (page) => {
     sentences.push(`PC1 of the ${derived.componentView} scores explains ${percent(derived.explained[0])}${of}`);
   }
   if (state.view === "gain") sentences.push("gain: trained score minus direct score, positive is better; PC1 is that of the trained scores");
-  for (const view of ["direct", "trained"]) if (!board.has(view)) sentences.push(`no ${view} scores in this source, so ${view === "direct" ? "direct" : "trained"} and gain cannot be shown`);
+  for (const view of ["direct", "trained"]) if (!board.has(view)) sentences.push(`this source has no ${view} scores, so ranks before and after training cannot be compared`);
   byId("standing").textContent = `${sentences.join(" · ")}.`;
   showLegend(page);
 };
@@ -153,6 +162,7 @@ const showLegend = (page) => {
   const sentences = [];
   if (shipped) sentences.push(...board.views[componentView].notes);
   else if (!trouble) sentences.push("PC1 of selected benchmarks has no interval");
+  if (page.derived.means.some((value) => value !== null)) sentences.push(`mean: of the ${counted(page.derived.averaged, "selected benchmark")} scored in percent`);
   if (page.state.view !== "gain") sentences.push(board.marks);
   if (board.models.some(({ reference }) => !reference)) sentences.push("models in colour are not part of the reference board");
   if (page.derived.basis?.includes("predicted")) sentences.push("~ predicted from the benchmarks that the model has scores on");

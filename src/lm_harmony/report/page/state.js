@@ -13,7 +13,7 @@ const writeHash = (state) => {
   if (state.sort !== fresh.sort || state.direction !== fresh.direction) words.set("sort", `${state.sort}:${state.direction}`);
   if (state.page) words.set("page", state.page + 1);
   for (const [key, word] of Object.entries(LISTS)) for (const value of state[key]) words.append(word, value);
-  if (state.columns !== null) for (const task of state.columns.length ? state.columns : [""]) words.append("column", task);
+  for (const task of state.columns ?? []) words.append("column", task);
   const hash = words.toString();
   history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
 };
@@ -27,12 +27,13 @@ const readHash = () => {
   take("bump", (by) => by === "pc1" || board.taskIndex.has(by));
   take("theme", (theme) => ["light", "dark"].includes(theme));
   const sort = /^(.*):(asc|desc)$/s.exec(words.get("sort") ?? "");
-  if (sort && (["rank", "model", "size", "pc1"].includes(sort[1]) || board.taskIndex.has(sort[1]))) [, state.sort, state.direction] = sort;
+  if (sort && (LEADING.slice(1).includes(sort[1]) || board.taskIndex.has(sort[1]))) [, state.sort, state.direction] = sort;
   const page = Number.parseInt(words.get("page") ?? "1", 10);
   state.page = page > 1 ? page - 1 : 0;
   const known = { families: new Set(board.families), kinds: new Set(board.kinds), sizes: new Set(board.sizes),
     pins: new Set(board.models.map((model) => model.name)) };
   for (const [key, word] of Object.entries(LISTS)) state[key] = [...new Set(words.getAll(word))].filter((value) => known[key].has(value));
-  if (words.has("column")) state.columns = board.benchmarks.map(({ task }) => task).filter((task) => words.getAll("column").includes(task));
+  const columns = board.benchmarks.map(({ task }) => task).filter((task) => words.getAll("column").includes(task));
+  if (columns.length) state.columns = columns;
   return state;
 };

@@ -2,8 +2,8 @@
 // HTML. Its search and its column widths would do so too, so both are switched off; a filter on the models replaces the search.
 
 const PAGE = 100;
-const LEADING = ["pin", "rank", "model", "size", "pc1"];
-const TITLES = { pin: "Pinned", rank: "Rank", model: "Model", size: "Size", pc1: "PC1" };
+const LEADING = ["pin", "rank", "model", "kind", "size", "pc1", "mean"];
+const TITLES = { pin: "Pinned", rank: "PC1 rank", model: "Model", kind: "Kind", size: "Size", pc1: "PC1", mean: "Mean" };
 
 const blanksLast = (sign) => (a, b) => {
   if (a === null || b === null) return (a === null) - (b === null);
@@ -31,8 +31,10 @@ const makeTable = (page) => {
       { ...column("pin", "", (model) => (page.state.pins.includes(model.name) ? 1 : 0)), visible: false },
       column("rank", "rank", cells.rank, "asc"),
       column("model", "model", cells.model, "asc"),
+      column("kind", "kind", cells.kind, "asc"),
       column("size", "size", cells.size),
       column("pc1", "pc1", cells.pc1),
+      column("mean", "mean", cells.mean),
       ...order.map((j) => ({ ...column(board.benchmarks[j].task, "score", cells.score(j), board.benchmarks[j].higher ? "desc" : "asc"),
         ariaTitle: board.benchmarks[j].title })),
     ],
@@ -87,6 +89,10 @@ const makeCells = (page) => ({
       element("i", { class: "dot", "--dot": familyColour(model.family), title: model.family, "aria-hidden": "true" }),
       nameElement(model.name));
   },
+  kind: (model, type) => {
+    const kind = model.kind === UNKNOWN ? null : model.kind;
+    return type !== "display" ? kind : element("span", { class: "cell", text: kind ?? "" });
+  },
   size: (model, type) => (type !== "display" ? model.params : element("span", { class: "cell", text: billions(model.params) })),
   pc1: (model, type) => {
     const { pc1, low, high } = page.derived;
@@ -99,6 +105,10 @@ const makeCells = (page) => ({
       made.append(element("small", { class: "range", text: `${fixed(low[model.index], 0)} to ${fixed(high[model.index], 0)}` }));
     }
     return made;
+  },
+  mean: (model, type) => {
+    const value = page.derived.means[model.index];
+    return type !== "display" ? value : element("span", { class: "cell", text: (page.derived.view === "gain" ? signed : fixed)(value === null ? null : 100 * value, 1) });
   },
   score: (j) => (model, type) => {
     const value = page.derived.scores[model.index][j];
