@@ -129,8 +129,8 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-DRAWN = "[...document.querySelectorAll('article[id^=chart-]')].every((card) => card.hidden || card.dataset.drawn)"
-"""JavaScript that is true when every chart of a page is drawn."""
+DRAWN = "html[data-ready] body:not(:has(article[id^=chart-]:not([hidden]):not([data-drawn])))"
+"""Selector that exists when every chart of a page is drawn."""
 
 
 def write_images(folder: Path, demo: Path) -> None:
@@ -141,7 +141,7 @@ def write_images(folder: Path, demo: Path) -> None:
         for name, source in (("board-published", published), ("board-demo", demo)):
             page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
             page.goto(source.resolve().as_uri())
-            page.wait_for_function(DRAWN)
+            page.wait_for_selector(DRAWN)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128)
             picture.save(folder / f"{name}.png", optimize=True)
             print(f"{folder / name}.png: {(folder / f'{name}.png').stat().st_size / 1000:.0f} kB")

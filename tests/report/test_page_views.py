@@ -86,7 +86,7 @@ def test_charts_without_data_are_hidden(open_board: Open) -> None:
     assert page.locator("#story").is_hidden() and page.locator("#chart-bump").is_hidden()
     assert page.locator("#chart-tau .plot:visible").count() == 1
     assert "direct" not in note(page, "tau") and "Mean: trained" in note(page, "tau")
-    assert "no direct scores" in note(page, "scree")
+    assert "direct" not in note(page, "scree") and "trained:" in note(page, "scree")
 
 
 def test_findings_agree_with_analysis(open_board: Open) -> None:

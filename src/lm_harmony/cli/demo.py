@@ -61,7 +61,7 @@ def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
         benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
         causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},
         samples={(names[model], task, prepared): files for (model, task, prepared), files in matrix.samples.items()},
-        source="LM-Harmony's demo",
+        source="LM-Harmony's demo, tiny models of an artificial language",
     )
 
 

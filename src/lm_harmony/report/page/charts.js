@@ -146,7 +146,7 @@ const drawBump = (page, card) => {
   const named = new Set(labelled(models, { before, after, isLoud, apart: 11.5 * (span[0] - span[1]) / (height - 44) }));
   const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
   const which = flagged.size && models.some(isLoud) ? " Thick lines: flagged by the audit." : "";
-  setNote(card, `Each line is a model, from its rank with direct scores to its rank after training; ${what}.${which}`);
+  setNote(card, `Each line is a model, from its rank with direct scores to its rank after training; ${what}. Colours are families.${which}`);
   const traces = models.map((i) => bumpLine(i, [before[i], after[i]], { named: named.has(i), loud: isLoud(i), quiet: pins.length > 0 && !isLoud(i) }));
   const longest = Math.max(8, ...[...named].map((i) => shortName(board.models[i].name).length));
   const margin = Math.min((card.clientWidth || paper) * 0.45, 38 + 6.2 * longest);
@@ -204,7 +204,7 @@ const drawHeat = (node, view, { z, titles, mean }) => {
   const { surface, agree, disagree, muted, ink } = colours();
   const width = paper ? paper / 2 : node.clientWidth;
   const size = width < 460 ? 10 : 11;
-  const label = Math.min(0.36 * width, 10 + 0.58 * size * Math.max(...titles.map((title) => title.length)));
+  const label = Math.min(0.4 * width, 14 + 0.66 * size * Math.max(...titles.map((title) => title.length)));
   const height = Math.round(Math.max(240, Math.min(520, width - label + label * 0.9 + 40)));
   const [cell, line] = [(width - label - 8) / titles.length, (height - 34 - label) / titles.length];
   const text = z.map((row, i) => row.map((value, j) => (value === null || i === j || cell < 24 || line < 13 ? "" : value.toFixed(2).replace(/^(-?)0/, "$1").replace("-", "−"))));
@@ -220,7 +220,7 @@ const drawScree = (page, card) => {
   const sentences = [];
   const traces = [];
   for (const [view, colour] of [["direct", warm], ["trained", accent]]) {
-    if (!board.has(view)) { sentences.push(`no ${view} scores`); continue; }
+    if (!board.has(view)) continue;
     const { explained, trouble } = derive({ ...page.state, view });
     if (!explained) { sentences.push(`${view}: ${trouble ?? "no components"}`); continue; }
     sentences.push(`${view}: ${percent(explained[0])}`);
@@ -228,9 +228,12 @@ const drawScree = (page, card) => {
     traces.push({ type: "scatter", mode: "lines+markers", name: view, x: first.map((_, k) => k + 1), y: first.map((share) => 100 * share),
       line: { color: colour, width: 2 }, marker: { size: 7 }, hovertemplate: `component %{x}: %{y:.1f}%<extra>${view}</extra>` });
   }
-  setNote(card, `Share of the variance that each principal component explains. First component: ${sentences.join(", ")}.`);
+  setNote(card, `Share of the variance that each principal component explains. First component, ${sentences.join(", ")}.`);
   return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "principal component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } }, 360);
 };
+
+// From 10 thousand to 3 trillion parameters, in billions.
+const SIZE_TICKS = Array.from({ length: 9 }, (_, k) => 10 ** (k - 5)).flatMap((decade) => [decade, 3 * decade]);
 
 const drawSize = (page, card) => {
   const { pc1, low, high, componentView } = page.derived;
@@ -238,6 +241,8 @@ const drawSize = (page, card) => {
   const sized = shown.filter((i) => board.models[i].params !== null);
   const without = shown.length - sized.length;
   setNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}. Filled: base models; open: other models.`);
+  // The base models of a family come first, so that the legend shows the filled symbol where there is one.
+  sized.sort((a, b) => (board.models[a].kind !== "base") - (board.models[b].kind !== "base"));
   const families = board.families.filter((family) => sized.some((i) => board.models[i].family === family));
   const traces = families.map((family) => {
     const own = sized.filter((i) => board.models[i].family === family);
@@ -247,6 +252,6 @@ const drawSize = (page, card) => {
       marker: { color: familyColour(family), size: own.map((i) => (page.state.pins.includes(board.models[i].name) ? 13 : 8)), symbol: own.map((i) => (board.models[i].kind === "base" ? "circle" : "circle-open")), line: { width: 1.5, color: familyColour(family) } },
       hoverinfo: "text", hovertext: own.map((i) => `${plotText(board.models[i].name)}<br>${billions(board.models[i].params)}, PC1 ${fixed(pc1[i], 0)}`) };
   });
-  return plot(card.querySelector(".plot"), traces, { xaxis: { type: "log", title: { text: "parameters (billions)" }, tickvals: [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000], fixedrange: true },
+  return plot(card.querySelector(".plot"), traces, { xaxis: { type: "log", title: { text: "parameters" }, tickvals: SIZE_TICKS, ticktext: SIZE_TICKS.map(billions), fixedrange: true },
     yaxis: { title: { text: "PC1" }, fixedrange: true } }, 360);
 };

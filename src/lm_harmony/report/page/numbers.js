@@ -8,10 +8,11 @@ const signed = (value, digits) => {
   return value > 0 ? `+${text}` : text;
 };
 
+// "110K", "1.4M", "410M", "8.03B" from billions
 const billions = (params) => {
   if (params === null) return "";
-  if (params < 1) return `${Math.round(params * 1000)}M`;
-  return `${Number(params.toPrecision(3))}B`;
+  const [factor, unit, digits] = params < 1e-3 ? [1e6, "K", 2] : params < 1 ? [1e3, "M", params < 0.01 ? 2 : 3] : [1, "B", 3];
+  return `${Number((params * factor).toPrecision(digits))}${unit}`;
 };
 
 // "1 model", "61 models"
