@@ -135,6 +135,7 @@ DRAWN = "html[data-ready] body:not(:has(article[id^=chart-]:not([hidden]):not([d
 
 def write_images(folder: Path, demo: Path) -> None:
     """Write the first screen of the published board and of the demo's page as PNG files with 128 colours."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         published = Path(scratch, "published.html")
         command("page", "--published", "-o", str(published))

@@ -12,10 +12,15 @@ from lm_harmony.report.page_data import page_data
 
 Open = Callable[..., Any]
 DATA = page_data(small_board())
-SCREENS = {"desktop": {"width": 1440, "height": 900}, "tablet": {"width": 1024, "height": 768}, "phone": {"width": 390, "height": 844}}
+SCREENS = {
+    "desktop": {"width": 1440, "height": 900},
+    "tablet": {"width": 1024, "height": 768},
+    "phone": {"width": 390, "height": 844},
+}
 
 CONTRASTS = """() => {
-    const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+    const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+    const pen = canvas.getContext("2d", { willReadFrequently: true });
     const luminance = (colours) => {
         pen.clearRect(0, 0, 1, 1);
         for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
@@ -65,7 +70,9 @@ def test_axe_finds_nothing(open_board: Open, violations: Callable[..., list[str]
     page.keyboard.press("Escape")
     assert page.locator("#board tr.pinned .range:visible").count() >= 1
     assert min(page.evaluate(CONTRASTS)) >= 7
-    sizes = page.locator("#board .range:visible").evaluate_all("(all) => all.map((one) => parseFloat(getComputedStyle(one).fontSize))")
+    sizes = page.locator("#board .range:visible").evaluate_all(
+        "(all) => all.map((one) => parseFloat(getComputedStyle(one).fontSize))"
+    )
     assert sizes and min(sizes) >= 12
 
 
@@ -103,9 +110,19 @@ def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
     page = open_board(DATA, viewport=SCREENS["desktop"])
     drawn(page)
     head = page.locator(".masthead").inner_text()
-    for words in ("Train-before-test:", "PC1 is", "10 models, 4 benchmarks and 1 text corpus", "Written on 20", "The paper", "code", "How to add"):
+    for words in (
+        "Train-before-test:",
+        "PC1 is",
+        "10 models, 4 benchmarks and 1 text corpus",
+        "Written on 20",
+        "The paper",
+        "code",
+        "How to add",
+    ):
         assert words in head
-    plots = page.locator("#chart-bump .plot, #chart-tau .plot").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().bottom)")
+    plots = page.locator("#chart-bump .plot, #chart-tau .plot").evaluate_all(
+        "(all) => all.map((one) => one.getBoundingClientRect().bottom)"
+    )
     assert len(plots) == 3 and max(plots) <= 900
     assert page.locator("#findings").bounding_box()["y"] < 900
 
@@ -113,7 +130,13 @@ def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
 @pytest.mark.parametrize("screen", SCREENS)
 def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
     """No word of a header or of a name continues on the next line, and no name is cut."""
-    names = ("lab/Llama-3.2-3B-Instruct", "lab/Llama-3.2-3B", "other/Llama-3.2-3B", "EleutherAI/pythia-410m-deduped", "lab/" + "very-long-" * 9 + "end")
+    names = (
+        "lab/Llama-3.2-3B-Instruct",
+        "lab/Llama-3.2-3B",
+        "other/Llama-3.2-3B",
+        "EleutherAI/pythia-410m-deduped",
+        "lab/" + "very-long-" * 9 + "end",
+    )
     page = open_board(page_data(small_board(names, (*TASKS[:4], "commonsense_qa"))), viewport=SCREENS[screen])
     broken = page.evaluate(
         """() => {
@@ -130,7 +153,8 @@ def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
                 }
             }
             for (const name of document.querySelectorAll("#board .name")) {
-                if (name.scrollWidth > name.clientWidth + 1 && getComputedStyle(name).overflow === "hidden") found.push(name.textContent);
+                const cut = getComputedStyle(name).overflow === "hidden" && name.scrollWidth > name.clientWidth + 1;
+                if (cut) found.push(name.textContent);
             }
             return found;
         }"""

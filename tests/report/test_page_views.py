@@ -92,7 +92,9 @@ def test_charts_without_data_are_hidden(open_board: Open) -> None:
 def test_findings_agree_with_analysis(open_board: Open) -> None:
     page = open_board(DATA)
     ceilings = [noise_ceiling(MATRIX.downstream(), preparation) for preparation in ("direct", "trained")]
-    rows = page.locator("#ceiling tbody tr").evaluate_all("(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))")
+    rows = page.locator("#ceiling tbody tr").evaluate_all(
+        "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
     assert [row[1:] for row in rows[:3]] == [
         [f"{found.mean_tau:.2f}" for found in ceilings],
         [f"{found.mean_ceiling:.2f}" for found in ceilings],
@@ -113,7 +115,9 @@ def test_numbers_are_in_a_heat_map_where_they_have_room(open_board: Open) -> Non
     tasks = [titles[title] for title in heat["x"]]
     for row, texts in zip(tasks, heat["text"], strict=True):
         for column_task, text in zip(tasks, texts, strict=True):
-            assert text == ("" if row == column_task else f"{tau.loc[row, column_task]:.2f}".replace("0.", ".", 1).replace("-", "−"))
+            assert text == (
+                "" if row == column_task else f"{tau.loc[row, column_task]:.2f}".replace("0.", ".", 1).replace("-", "−")
+            )
     # Negative control: 24 benchmarks at the width of a phone leave no room.
     page = open_board(page_data(None, published=True), viewport={"width": 390, "height": 844})
     drawn(page, "tau")

@@ -44,7 +44,9 @@ def test_paths_in_causes_and_notes_lose_their_folders() -> None:
     cause = "ModelError: model /home/me/models/m: /home/me/x/config.json is missing, see https://a.b/c/d and 1/2"
     row = ScoreRow(model="/home/me/models/m", benchmark="mnli", preparation="trained", value=None, cause=cause)
     other = ScoreRow(model="lab/a", benchmark="mnli", preparation="trained", value=0.5)
-    matrix = ScoreMatrix.from_rows(ScoreRows(source="../here/scores.csv", rows=(row, other), notes=("left out: ~/runs/r/record.json",)))
+    matrix = ScoreMatrix.from_rows(
+        ScoreRows(source="../here/scores.csv", rows=(row, other), notes=("left out: ~/runs/r/record.json",))
+    )
     cleaned = without_local_paths(matrix)
     assert cleaned.causes["m", "mnli", "trained"] == "ModelError: model m: config.json is missing, see https://a.b/c/d and 1/2"
     assert (cleaned.source, cleaned.notes) == ("scores.csv", ("left out: record.json",))

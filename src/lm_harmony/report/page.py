@@ -35,6 +35,7 @@ SCRIPTS = (
     "compare",
     "findings",
     "charts",
+    "bump",
     "download",
     "start",
 )

@@ -68,7 +68,8 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
 
 def _ceilings(matrix: ScoreMatrix) -> dict[str, dict[str, Any]]:
     """Return the noise ceiling of each preparation that has one: the mean tau that is allowed, and the measured one."""
-    downstream, found = matrix.downstream(), {}
+    downstream = matrix.downstream()
+    found: dict[str, dict[str, Any]] = {}
     for preparation in PREPARATIONS:
         with suppress(UsageError):  # too few models or benchmarks, or no standard errors
             ceiling = noise_ceiling(downstream, preparation)
