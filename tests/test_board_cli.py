@@ -33,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_published_board_needs_no_results() -> None:
-    done = harmony("leaderboard", "--published", "--format", "csv")
+    done = harmony("leaderboard", "--published", "--format", "csv", forked=False)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert done.returncode == 0 and len(rows) == 61 and rows[0]["model"] == "Qwen/Qwen2.5-14B" and rows[-1]["rank"] == "61"
     shown = harmony("leaderboard", "--published").stdout
@@ -59,7 +59,7 @@ def test_a_folder_of_runs_is_ranked(results: Path) -> None:
 
 
 def test_analyze_writes_tables_and_figures(results: Path, tmp_path: Path) -> None:
-    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"))
+    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"), forked=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/figures/tau.pdf").is_file() and (tmp_path / "out/tables/tau_trained.csv").is_file()
     assert "agreement, trained" in (tmp_path / "out/summary.md").read_text(encoding="utf-8")
@@ -71,12 +71,12 @@ def test_without_the_extra_analyze_names_the_package_to_install(results: Path, t
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib/__init__.py").write_text("raise ModuleNotFoundError(name='matplotlib')", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"), PYTHONPATH=path)
+    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"), PYTHONPATH=path, forked=False)
     assert done.returncode == 1 and "pip install 'lm-harmony[figures]'" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_compare_pairs_outcomes(results: Path) -> None:
-    done = harmony("compare", str(results), "local/d", "local/a")
+    done = harmony("compare", str(results), "local/d", "local/a", forked=False)
     assert done.returncode == 0 and "mcnemar (60)" in done.stdout and "first: local/d, second: local/a" in done.stdout
 
 
@@ -137,7 +137,7 @@ def test_a_score_out_of_its_range_is_refused_with_its_line(tmp_path: Path) -> No
 
 
 def test_place_predicts_a_rank_and_selects_benchmarks(results: Path) -> None:
-    done = harmony("place", str(results), "--model", "local/d", "--suggest", "2")
+    done = harmony("place", str(results), "--model", "local/d", "--suggest", "2", forked=False)
     assert "predicted from piqa, sciq, arc_easy" in done.stdout and "Kendall's tau" in done.stdout
     assert "suggested: anli_r1, arc_easy (already measured): tau 0.936" in done.stdout
     assert harmony("place", "--suggest", "1").returncode == 0

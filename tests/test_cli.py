@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fork_server import forked_python
 from micro import write_micro
 from tiny import write_tiny_model
 
@@ -21,14 +22,17 @@ from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.study import Study
 
 
-def harmony(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``lm-harmony`` in a separate process."""
+def harmony(
+    *arguments: str, cwd: Path | None = None, forked: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``lm-harmony`` in a separate process, which imports all libraries itself unless it is ``forked``."""
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     return subprocess.run(
-        [sys.executable, "-m", "lm_harmony.cli", *arguments],
+        [forked_python(variables) if forked else sys.executable, "-m", "lm_harmony.cli", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+        env=variables,
         check=False,
     )
 
@@ -61,7 +65,7 @@ def run_arguments(world: Path, *more: str) -> list[str]:
 
 
 def test_the_help_lists_the_commands() -> None:
-    done = harmony("--help")
+    done = harmony("--help", forked=False)
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("run", "benchmarks", "models", "demo"))
 
@@ -76,15 +80,14 @@ def test_a_closed_output_pipe_gives_no_traceback() -> None:
 
 
 def test_the_catalogues_are_listed_completely() -> None:
-    benchmarks, models = harmony("benchmarks", COLUMNS="40"), harmony("models", COLUMNS="40")
+    benchmarks, models = (harmony(command, COLUMNS="40", forked=False) for command in ("benchmarks", "models"))
     assert "commonsense_qa" in benchmarks.stdout and "exact_match,remove_whitespace" in benchmarks.stdout
     assert "EleutherAI/pythia-70m-deduped" in models.stdout and "meta-llama/Meta-Llama-3-8B-Instruct" in models.stdout
 
 
 def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> None:
-    done = harmony(
-        *run_arguments(world, "--eval_before_train", "--results_dir", str(tmp_path), "--train_param.packing"), cwd=world
-    )
+    flags = run_arguments(world, "--eval_before_train", "--results_dir", str(tmp_path), "--train_param.packing")
+    done = harmony(*flags, cwd=world, forked=False)
     assert done.returncode == 0, done.stderr
     assert "--train_param.packing has no effect: the engine packs sequences by itself" in done.stderr
     assert done.stderr.count("epoch 1: loss") == done.stderr.count("epoch 2: loss") == 1 and " of 2 chosen" in done.stderr

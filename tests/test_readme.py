@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from fork_server import forked_python
 from hub import LoopbackHub
 from rows import ROWS
 from tiny import write_tiny_model
@@ -52,6 +54,8 @@ GUIDES = {
 """Pages whose commands are run -> the smallest number of commands that must be found there."""
 MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
 """Pages of measurements -> the smallest number of blocks of commands. Each block is run on a tiny model."""
+FORKED = ("docs/studies.md", "docs/runs.md")
+"""Pages whose commands and measurements are forked processes. Those of the other pages are the installed programs."""
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
 """Commands that are not run: they need a browser, half an hour, or all 24 benchmarks. Demo and board have other tests."""
 SMALL = {
@@ -121,19 +125,28 @@ def environment(hub: LoopbackHub, world: Path) -> dict[str, str]:
     }
 
 
+def in_shell(script: str, environment: Mapping[str, str], folder: Path, *, forked: bool) -> subprocess.CompletedProcess[str]:
+    """Run a script until a command fails. The programs ``lm-harmony`` and ``python`` are the installed ones unless ``forked``."""
+    if forked:
+        python = forked_python(environment)
+        script = f'python() {{ {python} "$@"; }}\nlm-harmony() {{ {python} -m lm_harmony.cli "$@"; }}\n{script}'
+    return subprocess.run(["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("page", GUIDES)
 def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub, world: Path) -> None:
     assert len(commands(page)) >= GUIDES[page]
     shutil.rmtree(world / "results", ignore_errors=True)
     if page in ("docs/page.md", "docs/analysis.md"):  # these pages start with the results of a study
         assert Study.read(world / "study.yaml").run().failed == {}
+    variables, forked = environment(hub, world), page in FORKED
     for command in commands(page):
-        done = subprocess.run(["bash", "-c", command], cwd=world, env=environment(hub, world), capture_output=True, text=True)
+        done = in_shell(command, variables, world, forked=forked)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, command
     for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its code reads a file that is not included
-        python = [sys.executable, "-c", block]
-        done = subprocess.run(python, cwd=world, env=environment(hub, world), capture_output=True, text=True)
+        python = [forked_python(variables) if forked else sys.executable, "-c", block]
+        done = subprocess.run(python, cwd=world, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
@@ -146,8 +159,7 @@ def test_measured_values_can_be_measured_again(page: str, hub: LoopbackHub, worl
         for large, small in SMALL.items():
             script = script.replace(large, small)
         shutil.rmtree(world / "results", ignore_errors=True)
-        options = {"cwd": world, "env": {**environment(hub, world), **names}, "capture_output": True, "text": True}
-        done = subprocess.run(["bash", "-ec", script], **options)
+        done = in_shell(script, {**environment(hub, world), **names}, world, forked=page in FORKED)
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{script}\n{done.stdout}\n{done.stderr}"
 
 

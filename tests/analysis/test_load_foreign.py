@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from boards import write_run
+from fork_server import forked_python
 from scipy import stats
 from task_files import write_task
 from tiny import write_tiny_model
@@ -49,7 +49,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cpu",
         ]
         words += ["--include_path", str(folder / "tasks"), "--output_path", str(folder / "out"), "--log_samples"]
-        done = subprocess.run([sys.executable, "-m", "lm_eval", *words], capture_output=True, text=True)
+        done = subprocess.run([forked_python(), "-m", "lm_eval", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     return folder / "out"
 

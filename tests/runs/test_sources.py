@@ -19,6 +19,7 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from fork_server import forked_python
 from micro import SIZES, TASK, write_micro
 from rich.console import Console
 from tiny import CHAT_TEMPLATE, write_tiny_model
@@ -493,7 +494,7 @@ def test_a_cached_model_is_loaded_again_after_its_folder_changed(world: Path, tm
 
 
 def run_command(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "lm_harmony.cli", "run", "--base_model", "model", "--task_name", "micro.yaml"]
+    line = [forked_python(), "-m", "lm_harmony.cli", "run", "--base_model", "model", "--task_name", "micro.yaml"]
     line += ["--data_dir", ".", "--device", "cpu", "--train_param.num_train_epochs", "1"]
     line += ["--peft_config.target_modules", "all-linear", *flags]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
