@@ -1,8 +1,10 @@
 """Judge intervals and placements by repetition: a second published training, and simulations whose truth is known.
 
     python -m bench.coverage paper_results.json
+    python -m bench.coverage paper_results.json --until 10 15
 
-Without a file only the simulations run. The second training is the matrix of the paper, which does not ship with the package.
+With ``--until`` it judges only placements of one benchmark after another. Without a file only the simulations run. The second
+training is the matrix of the paper, which does not ship with the package.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from bench.sequential import show_sequences
 from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.bootstrap import pc1_intervals
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -103,15 +106,28 @@ def worth(board: PlacementBoard, second: pd.DataFrame, subset: Sequence[str]) ->
     return taus[0], taus[1]
 
 
-def main(second: Annotated[Path | None, tyro.conf.Positional] = None, /, subsets: int = 5, repetitions: int = 100) -> None:
+def main(
+    second: Annotated[Path | None, tyro.conf.Positional] = None,
+    /,
+    subsets: int = 5,
+    repetitions: int = 100,
+    until: tuple[int, ...] = (),
+) -> None:
     """Print all tables.
 
     Args:
         second: scores of another training of the published models, such as paper_results.json.
         subsets: random choices of benchmarks for each number of benchmarks.
         repetitions: simulated boards of each size.
+        until: widths in places; judge only placements of one benchmark after another, which end at these widths.
     """
     console = Console(width=120)
+    if until:
+        if second is None:
+            raise SystemExit("second is missing: --until needs a file with the scores of another training.")
+        board = published_placement()
+        show_sequences(console, board, _standardised(board, _second_training(board, second)), until)
+        return
     if second is not None:
         _show_repetition(console, second, subsets)
     table = Table("models x benchmarks", "resampled", "all", "best", "worst", title="Coverage of 95% PC1 intervals, simulated")
@@ -125,10 +141,18 @@ def main(second: Annotated[Path | None, tyro.conf.Positional] = None, /, subsets
     console.print(table)
 
 
+def _second_training(board: PlacementBoard, path: Path) -> ScoreMatrix:
+    return ScoreMatrix.read(path).subset(board.reference.models, board.reference.benchmarks)
+
+
+def _standardised(board: PlacementBoard, matrix: ScoreMatrix) -> pd.DataFrame:
+    return (matrix.oriented("trained") - board.reference.means) / board.reference.scales
+
+
 def _show_repetition(console: Console, path: Path, subsets: int) -> None:
     board = published_placement()
-    matrix = ScoreMatrix.read(path).subset(board.reference.models, board.reference.benchmarks)
-    second = (matrix.oriented("trained") - board.reference.means) / board.reference.scales
+    matrix = _second_training(board, path)
+    second = _standardised(board, matrix)
     heads = ("K", "PC1", "rank", "places", "PC1", "rank", "places", "PC1, no noise")
     table = Table(*heads, title="Placement by the second training: the model left out, its family left out, and without noise")
     for count in range(1, len(board.scores.columns) + 1):

@@ -40,14 +40,17 @@ NAMES = {
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
     "python -m bench.coverage": ": python -m bench.coverage",
+    "--until 10": "--until 58 --hardware h100",
+    "--until 3 ": "--until 58 --hardware h100 --results_dir tonight ",
 }
-"""Replacements for names of the reader's own files, a flag that waits, and commands with other tests."""
+"""Replacements for names of the reader's own files, a flag that waits, a width that one benchmark reaches without measuring the
+machine, and commands with other tests."""
 GUIDES = {
     "README.md": 14,
-    "docs/quickstart.md": 5,
+    "docs/quickstart.md": 6,
     "docs/studies.md": 6,
     "docs/page.md": 3,
-    "docs/analysis.md": 5,
+    "docs/analysis.md": 7,
     "docs/own_benchmark.md": 1,
     "docs/api.md": 0,
 }

@@ -21,7 +21,7 @@ NOISE = TrainingNoise(run=pd.Series(np.linspace(0.05, 0.3, TASKS)), common_run=0
 """The noise of the simulated trainings, in units of the exact scores' standard deviation, which is near 1."""
 
 
-def _trainings(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def known_trainings(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the scores of the same models in two trainings, models x benchmarks."""
     random = np.random.default_rng(seed)
     ability = random.normal(size=(FAMILIES, 1)).repeat(MODELS // FAMILIES, axis=0) * 0.6 + 0.8 * random.normal(size=(MODELS, 1))
@@ -38,7 +38,7 @@ def _trainings(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return first, second
 
 
-def _board(first: pd.DataFrame, second: pd.DataFrame) -> tuple[PlacementBoard, pd.DataFrame]:
+def known_board(first: pd.DataFrame, second: pd.DataFrame) -> tuple[PlacementBoard, pd.DataFrame]:
     """Return a board of the first training that knows the noise, and the second one's scores in its units."""
     matrix = matrix_of(first)
     reference = fit_reference(matrix)
@@ -62,7 +62,7 @@ def test_the_parts_of_the_difference_are_estimated() -> None:
 
 @pytest.mark.parametrize("count", [3, 8])
 def test_placements_hold_when_a_training_of_known_noise_is_repeated(count: int) -> None:
-    boards = [_board(*_trainings(seed)) for seed in range(4)]
+    boards = [known_board(*known_trainings(seed)) for seed in range(4)]
     covered = [placement_coverage(*board, count, subsets=1)["pc1"] for board in boards]
     # The shift of a training is common to its placements, so that four trainings leave an error of some percent.
     assert 0.9 <= np.mean(covered) <= 0.995

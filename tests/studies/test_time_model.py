@@ -71,7 +71,15 @@ def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = 
     spec = RunSpec(model=ModelSpec(name="some"), benchmark=BenchmarkSpec(task="some"))
     nothing = ScoringWork(tokens=0)
     return Workload(
-        spec=spec, size=size, training=training, epochs=1, validation=nothing, test=test or nothing, test_rows=1, text_bytes=0
+        spec=spec,
+        size=size,
+        training=training,
+        training_rows=1,
+        epochs=1,
+        validation=nothing,
+        test=test or nothing,
+        test_rows=1,
+        text_bytes=0,
     )
 
 

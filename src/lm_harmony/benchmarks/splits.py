@@ -9,14 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_harmony.benchmarks.harness import HarnessTask
-from lm_harmony.benchmarks.types import Aliases, Caps, ChatTemplate, Example, Role, SplitProtocol, fingerprint_of
+from lm_harmony.benchmarks.types import (
+    TRAIN_SHARE,
+    VALIDATION_SHARE,
+    Aliases,
+    Caps,
+    ChatTemplate,
+    Example,
+    Role,
+    SplitProtocol,
+    fingerprint_of,
+)
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.progress import track
 
 log = logging.getLogger(__name__)
-
-TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.2
-"""Shares of the training rows that become train and validation where a task has no validation rows, each rounded down."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ SPLIT_FIELDS: Mapping[Role, str] = {"train": "training_split", "validation": "va
 """Role -> the field of a task's file that names its split."""
 SplitProtocol = Literal["clean", "published"]
 """How splits are made. "clean" removes scored questions from training; "published" keeps the overlaps of the paper."""
+TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.2
+"""Shares of the training rows that become train and validation where a task has no validation rows, each rounded down."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
-"""``lm-harmony leaderboard``, ``compare``, ``place`` and ``page``: the commands that read finished runs (see also
-``analyze``)."""
+"""``lm-harmony leaderboard``, ``compare`` and ``page``: the commands that read finished runs (see also ``analyze``)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -13,10 +12,6 @@ from rich.console import Console
 from lm_harmony.cli.analyze import PUBLISHED, analyze, audit, read
 from lm_harmony.cli.console import PIPE_WIDTH, Format, say, show_table
 from lm_harmony.errors import UsageError
-
-if TYPE_CHECKING:
-    from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
-    from lm_harmony.analysis.placement import Placement
 
 
 def leaderboard(
@@ -95,38 +90,6 @@ def compare(
     )
 
 
-def place(
-    results: Annotated[Path | None, tyro.conf.Positional] = None,
-    /,
-    model: str | None = None,
-    suggest: int | None = None,
-) -> None:
-    """Predict the place of a model on the published board from the benchmarks that it has, or suggest benchmarks for that.
-
-    Args:
-        results: a folder of runs, or a .csv or .json file of scores.
-        model: name of the model in the results, or the end of its folder's path; default: the only one.
-        suggest: number of benchmarks to suggest: those that predict places best with few training rows.
-    """
-    from lm_harmony.analysis.benchmark_selection import select_benchmarks
-    from lm_harmony.analysis.placement import placement_of, published_placement
-
-    if results is None and suggest is None:
-        raise UsageError("results is missing. Give a folder of runs, or ask for benchmarks with --suggest 3.")
-    if results is None and model is not None:
-        raise UsageError(f"results is missing. Give the folder with the runs of {model!r}.")
-    known: tuple[str, ...] = ()
-    if results is not None:
-        matrix = read(results)
-        if model is None and len(matrix.models) != 1:
-            raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
-        placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
-        known = placed.benchmarks
-        _show_placement(placed)
-    if suggest is not None:
-        _show_suggestion(select_benchmarks(published_placement(), suggest), known)
-
-
 def page(
     results: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
@@ -153,34 +116,5 @@ def page(
     say(f"{output}: {len(data['models'])} models x {len(data['benchmarks'])} benchmarks, {size:.1f} MB. Open it in a browser.")
 
 
-def _show_placement(placed: Placement) -> None:
-    how = f"predicted from {', '.join(placed.benchmarks)}" if placed.missing else "computed from all its benchmarks"
-    check = placed.validation
-    say(
-        f"{placed.model} on the published board: PC1 {placed.pc1:.1f} ({placed.low:.1f} to {placed.high:.1f}), "
-        f"rank {placed.rank} ({placed.rank_low} to {placed.rank_high}) among {placed.of} other models; {how}"
-    )
-    if placed.missing:
-        say(
-            f"cross-validated over families, these benchmarks predict with Kendall's tau {check.tau:.3f}, a root mean square "
-            f"error of {check.rmse:.1f} in PC1 and a mean error of {check.rank_error:.1f} ranks; {check.coverage:.0%} of the "
-            "models lie in their 95% interval"
-        )
-    if placed.outside:
-        say(f"outside the range of published scores on {', '.join(placed.outside)}: the prediction extrapolates")
-
-
-def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
-    chosen, best, cheapest = found.chosen, found.best, found.cheapest
-    names = ", ".join(f"{task} (already measured)" if task in known else task for task in chosen.benchmarks)
-    say(
-        f"suggested: {names}: tau {chosen.tau:.3f} cross-validated over families, {chosen.train_rows:,} training rows",
-        f"best: {', '.join(best.benchmarks)}: tau {best.tau:.3f}, {best.train_rows:,} training rows",
-        f"cheapest: {', '.join(cheapest.benchmarks)}: tau {cheapest.tau:.3f}, {cheapest.train_rows:,} training rows",
-        f"the suggested ones need the fewest rows among those within {found.tolerance} of the best of {found.tried:,} choices; "
-        "the tau of a searched set is too optimistic (docs/analysis.md)",
-    )
-
-
-COMMANDS = (leaderboard, analyze, audit, compare, place, page)
-"""Commands of this module, in the order of --help."""
+COMMANDS = (leaderboard, analyze, audit, compare, page)
+"""Commands of this module and of ``analyze``, in the order of --help."""

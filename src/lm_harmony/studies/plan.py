@@ -67,6 +67,30 @@ class Plan:
         return sum(model.hours for model in self.models)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunPrice:
+    """What one run takes by itself."""
+
+    training_rows: int
+    """Number of training rows."""
+    test_rows: int
+    """Number of test documents."""
+    hours: float
+    """Predicted hours, with loading the model."""
+
+
+def price(spec: RunSpec, hardware: Hardware) -> RunPrice:
+    """Count the rows of a run and predict its time.
+
+    Raises:
+        OSError: the model's configuration or tokenizer, or a file of rows, cannot be read.
+        ValueError: the benchmark cannot be used.
+    """
+    load = workload(spec, hardware.memory_budget)
+    hours = model_plan(spec.model.name, [load], hardware).hours
+    return RunPrice(training_rows=load.training_rows, test_rows=load.test_rows, hours=hours)
+
+
 def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
     """Count the work of every run and predict its time.
 

@@ -37,6 +37,8 @@ class Workload:
     """Size of the run's model."""
     training: TrainingWork
     """Work of training, over all epochs."""
+    training_rows: int
+    """Number of training rows, without those whose answer is too long."""
     epochs: int
     """Number of epochs that are started. Each one ends with a validation."""
     validation: ScoringWork
@@ -81,6 +83,7 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
         spec=spec,
         size=size_of(spec.model, spec.recipe),
         training=fed,
+        training_rows=len({sequence.row for sequence in sequences}),
         epochs=epochs,
         validation=_scoring_work(model, splits.validation, spec.recipe, budget),
         test=_scoring_work(model, splits.test, spec.recipe, budget),

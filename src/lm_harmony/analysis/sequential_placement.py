@@ -1,0 +1,173 @@
+"""Placement one benchmark after another: PC1 and rank after some benchmarks, and the benchmark to run next.
+
+The scores of a model on all benchmarks and its PC1 have a joint normal distribution, so that the scores on some benchmarks give
+PC1 a normal distribution of known mean and variance. Let z be the standardised scores of the reference board with covariance C,
+D the covariance of the noise of one training, V that of the shift between two trainings, and PC1 = l'z. The scores z' of another
+training have the covariance C + V, and their covariance with PC1 is (C - D) l, because both trainings have independent noise. C
+is the mean of the sample covariance and of its factor model, in the manner of Ledoit and Wolf (2003). D and V are from
+``training_noise``. The variance of PC1 after a set of benchmarks does not depend on their scores, so that the shrinking of the
+rank interval can be predicted before a benchmark is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import ndtr, ndtri
+
+from lm_harmony.analysis.pca import PC1_SCALE
+from lm_harmony.analysis.placement_regression import CONFIDENCE, PlacementBoard
+
+FACTORS = 2
+"""Number of factors of the covariance's model."""
+FACTOR_SHARE = 0.5
+"""Weight of the factor model in the covariance; the rest is the weight of the sample covariance."""
+_FACTOR_STEPS = 200
+_LEAST_VARIANCE = 1.0
+"""Smallest variance of PC1 (times 100), which keeps rounding from making it negative."""
+
+Floats = npt.NDArray[np.float64]
+_NODES = ndtri((np.arange(32) + 0.5) / 32)
+"""Quantiles of a standard normal variable: an expectation is the mean over these nodes. A width jumps where an end of the
+interval passes a rival, so that quadrature for smooth functions is worse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a model stands after some benchmarks."""
+
+    pc1: float
+    """Expected PC1 on the reference board, times 100."""
+    sd: float
+    """Standard deviation of PC1, times 100."""
+    best: int
+    """Best rank of the interval, counted from 1."""
+    worst: int
+    """Worst rank of the interval."""
+
+    @property
+    def width(self) -> int:
+        """Places between the best and the worst rank; 0 if the rank is certain."""
+        return self.worst - self.best
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95% interval of PC1."""
+        return self.pc1 - float(ndtri((1 + CONFIDENCE) / 2)) * self.sd
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95% interval of PC1."""
+        return self.pc1 + float(ndtri((1 + CONFIDENCE) / 2)) * self.sd
+
+
+class SequentialPlacement:
+    """A normal distribution of all scores of a new training and of PC1, and the models that a new one is ranked among."""
+
+    def __init__(self, board: PlacementBoard, rivals: pd.Series[float] | None = None) -> None:
+        """Estimate the distribution.
+
+        Args:
+            board: models to fit on, without the model that is placed, and the noise between two trainings.
+            rivals: PC1 of the models to rank among; None: those of ``board``.
+        """
+        self.tasks = tuple(board.scores.columns)
+        scores, noise = board.scores.to_numpy(), board.noise
+        loadings = board.reference.loadings[list(self.tasks)].to_numpy() * PC1_SCALE
+        same = _covariance(scores)
+        run = np.diag(noise.run.reindex(self.tasks).fillna(0.0).to_numpy() ** 2) + noise.common_run**2
+        self.covariance: Floats = same + noise.shift**2 * np.eye(len(same)) + noise.common_shift**2
+        self.with_pc1: Floats = (same - run) @ loadings
+        self.means: Floats = scores.mean(axis=0)
+        self.pc1_mean = float(self.means @ loadings)
+        self.pc1_variance = float(loadings @ same @ loadings)
+        self.usual_errors: Floats = np.nan_to_num(board.stderrs.reindex(self.tasks).to_numpy())
+        self.rivals: Floats = np.sort((board.pc1 if rivals is None else rivals).to_numpy())
+
+    def position(self, scores: Mapping[str, float], errors: Mapping[str, float]) -> Position:
+        """Return where a model stands.
+
+        Args:
+            scores: standardised score by benchmark; empty: what is known of any model.
+            errors: standard error by benchmark, in standardised units; the usual one is used where it is not given. Only an
+                excess over the usual one matters, because the covariance contains the usual one.
+        """
+        places, mean = self._places(scores), self.pc1_mean
+        if places:
+            own = np.array([scores[self.tasks[place]] for place in places]) - self.means[places]
+            mean += float(self._weights(places, errors) @ own)
+        sd = float(np.sqrt(self.variance(scores, errors)))
+        best, worst = rank_intervals(np.array([mean]), np.array([sd]), self.rivals)
+        return Position(pc1=mean, sd=sd, best=int(best[0]), worst=int(worst[0]))
+
+    def variance(self, known: Sequence[str] | Mapping[str, float], errors: Mapping[str, float]) -> float:
+        """Return the variance of PC1 (times 100) once the benchmarks ``known`` have scores with these standard errors."""
+        places = self._places(known)
+        explained = float(self._weights(places, errors) @ self.with_pc1[places]) if places else 0.0
+        return max(self.pc1_variance - explained, _LEAST_VARIANCE)
+
+    def expected_widths(
+        self, position: Position, known: Sequence[str], more: Sequence[Sequence[str]], errors: Mapping[str, float]
+    ) -> Floats:
+        """Predict the width of the rank interval after further benchmarks.
+
+        Args:
+            position: where the model stands after the benchmarks ``known``.
+            known: benchmarks with a score.
+            more: sets of further benchmarks.
+            errors: standard error by benchmark as for ``position``, also of those without a score.
+
+        Returns:
+            Equally probable widths in places, shape (sets, nodes).
+        """
+        variances = np.minimum([self.variance([*known, *names], errors) for names in more], position.sd**2)
+        means = position.pc1 + np.sqrt(position.sd**2 - variances)[:, None] * _NODES
+        best, worst = rank_intervals(means.ravel(), np.sqrt(variances).repeat(len(_NODES)), self.rivals)
+        return (worst - best).reshape(means.shape).astype(np.float64)
+
+    def _places(self, names: Sequence[str] | Mapping[str, float]) -> list[int]:
+        return [place for place, task in enumerate(self.tasks) if task in set(names)]
+
+    def _weights(self, places: list[int], errors: Mapping[str, float]) -> Floats:
+        """Return the weights of the scores in the expectation of PC1, shape (places,)."""
+        usual = self.usual_errors[places]
+        own = np.array([errors.get(self.tasks[place], error) for place, error in zip(places, usual, strict=True)])
+        own = np.where(np.isfinite(own), own, usual)
+        covariance = self.covariance[np.ix_(places, places)] + np.diag(np.maximum(own**2 - usual**2, 0.0))
+        return np.asarray(np.linalg.solve(covariance, self.with_pc1[places]))
+
+
+def rank_intervals(means: Floats, sds: Floats, rivals: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the shortest intervals of ranks that hold at least 95% of the probability; of equally short ones the likeliest.
+
+    A model's rank is 1 + the number of rivals with a larger PC1.
+
+    Args:
+        means: expected PC1 of each model, shape (models,).
+        sds: its standard deviation, shape (models,).
+        rivals: PC1 of the other models in ascending order, shape (rivals,).
+    """
+    count = len(rivals)
+    lower_ends, upper_ends = np.concatenate([[-np.inf], rivals]), np.concatenate([rivals, [np.inf]])
+    below = ndtr((upper_ends - means[:, None]) / sds[:, None])  # probability of the best rank count + 1, ..., 1 and all worse
+    limits = means[:, None] + sds[:, None] * ndtri(np.maximum(below - CONFIDENCE, 0.0))
+    start = np.searchsorted(rivals, limits, side="right")  # the largest of the lower ends that are at most the limit
+    widths = np.where(below >= CONFIDENCE, np.arange(count + 1) - start, count + 1)
+    held = below - ndtr((lower_ends[start] - means[:, None]) / sds[:, None])
+    chosen = np.argmin(widths - held / 2, axis=1)
+    return count + 1 - chosen, count + 1 - start[np.arange(len(means)), chosen]
+
+
+def _covariance(scores: Floats) -> Floats:
+    """Return the mean of the sample covariance and of its factor model (iterated principal factors), columns x columns."""
+    sample = np.cov(scores, rowvar=False)
+    specific = sample.diagonal() * 0.3
+    for _ in range(_FACTOR_STEPS):
+        sizes, vectors = np.linalg.eigh(sample - np.diag(specific))
+        factors = vectors[:, -FACTORS:] * np.sqrt(np.maximum(sizes[-FACTORS:], 0.0))
+        specific = np.maximum(sample.diagonal() - (factors**2).sum(axis=1), 0.02 * sample.diagonal())
+    return np.asarray((1 - FACTOR_SHARE) * sample + FACTOR_SHARE * (factors @ factors.T + np.diag(specific)))

@@ -1,0 +1,100 @@
+"""``lm-harmony place``: the place of a model on the published board, from runs that are finished or that it carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_harmony.cli.analyze import read
+from lm_harmony.cli.console import say
+from lm_harmony.cli.place_flags import PlaceFlags
+from lm_harmony.errors import UsageError
+
+if TYPE_CHECKING:
+    from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
+    from lm_harmony.analysis.placement import Placement
+
+_OF_RESULTS = {"model", "suggest"}
+"""Flags for finished runs; all others are for runs that the command carries out."""
+
+
+def place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bool:
+    """Show the place of a model on the published board, suggest benchmarks, or run benchmarks until the place is known.
+
+    Args:
+        results: a folder of runs or a file of scores; with --until or --hours the model, by its name on the hub or its folder.
+        flags: the parsed command line.
+        given: names of the flags that stood on the command line.
+
+    Returns:
+        False if a run failed.
+
+    Raises:
+        UsageError: an argument is missing, or flags of both forms of the command are mixed.
+    """
+    if flags.until is not None or flags.hours is not None:
+        mixed = sorted(_OF_RESULTS & set(given))
+        if mixed:
+            raise UsageError(
+                f"{mixed[0]} has no effect with --until or --hours. Give the model first: lm-harmony place MODEL --until 10."
+            )
+        if results is None:
+            raise UsageError("the model is missing. Give its name or folder first: lm-harmony place MODEL --until 10.")
+        from lm_harmony.cli.place_until import place_until
+
+        return place_until(results, flags, given)
+    others = sorted(set(given) - _OF_RESULTS)
+    if others:
+        raise UsageError(f"{others[0]} has an effect only with --until or --hours. Add --until 10, or remove --{others[0]}.")
+    _place_results(None if results is None else Path(results), flags.model, flags.suggest)
+    return True
+
+
+def _place_results(results: Path | None, model: str | None, suggest: int | None) -> None:
+    from lm_harmony.analysis.benchmark_selection import select_benchmarks
+    from lm_harmony.analysis.placement import placement_of, published_placement
+
+    if results is None and suggest is None:
+        raise UsageError("results is missing. Give a folder of runs, or ask for benchmarks with --suggest 3.")
+    if results is None and model is not None:
+        raise UsageError(f"results is missing. Give the folder with the runs of {model!r}.")
+    known: tuple[str, ...] = ()
+    if results is not None:
+        matrix = read(results)
+        if model is None and len(matrix.models) != 1:
+            raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
+        placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
+        known = placed.benchmarks
+        _show_placement(placed)
+    if suggest is not None:
+        _show_suggestion(select_benchmarks(published_placement(), suggest), known)
+
+
+def _show_placement(placed: Placement) -> None:
+    how = f"predicted from {', '.join(placed.benchmarks)}" if placed.missing else "computed from all its benchmarks"
+    check = placed.validation
+    say(
+        f"{placed.model} on the published board: PC1 {placed.pc1:.1f} ({placed.low:.1f} to {placed.high:.1f}), "
+        f"rank {placed.rank} ({placed.rank_low} to {placed.rank_high}) among {placed.of} other models; {how}"
+    )
+    if placed.missing:
+        say(
+            f"cross-validated over families, these benchmarks predict with Kendall's tau {check.tau:.3f}, a root mean square "
+            f"error of {check.rmse:.1f} in PC1 and a mean error of {check.rank_error:.1f} ranks; {check.coverage:.0%} of the "
+            "models lie in their 95% interval"
+        )
+    if placed.outside:
+        say(f"outside the range of published scores on {', '.join(placed.outside)}: the prediction extrapolates")
+
+
+def _show_suggestion(found: BenchmarkSelection, known: tuple[str, ...]) -> None:
+    chosen, best, cheapest = found.chosen, found.best, found.cheapest
+    names = ", ".join(f"{task} (already measured)" if task in known else task for task in chosen.benchmarks)
+    say(
+        f"suggested: {names}: tau {chosen.tau:.3f} cross-validated over families, {chosen.train_rows:,} training rows",
+        f"best: {', '.join(best.benchmarks)}: tau {best.tau:.3f}, {best.train_rows:,} training rows",
+        f"cheapest: {', '.join(cheapest.benchmarks)}: tau {cheapest.tau:.3f}, {cheapest.train_rows:,} training rows",
+        f"the suggested ones need the fewest rows among those within {found.tolerance} of the best of {found.tried:,} choices; "
+        "the tau of a searched set is too optimistic (docs/analysis.md)",
+    )
