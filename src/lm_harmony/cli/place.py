@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from lm_harmony.cli.analyze import read
 from lm_harmony.cli.console import say
 from lm_harmony.cli.place_flags import PlaceFlags
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, check_integer, check_number
+from lm_harmony.models.catalogue import MODELS
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
@@ -41,6 +42,11 @@ def place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> boo
             )
         if results is None:
             raise UsageError("the model is missing. Give its name or folder first: lm-harmony place MODEL --until 10.")
+        if flags.until is not None:
+            check_integer("until", flags.until, 1, len(MODELS))
+        if flags.hours is not None:
+            check_number("hours", flags.hours, positive=True)
+        check_integer("workers", flags.workers, 1)
         from lm_harmony.cli.place_until import place_until
 
         return place_until(results, flags, given)

@@ -20,7 +20,7 @@ from lm_harmony.cli.placing import Placing, show_differences, show_end, show_pla
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import run_spec
 from lm_harmony.cli.study import run_study
-from lm_harmony.errors import BenchmarkError, UsageError, check_integer, check_number
+from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.config import StudySpec
 from lm_harmony.studies.hardware import Hardware, calibrate, hardware_named
@@ -74,11 +74,6 @@ def place_until(model: str, flags: PlaceFlags, given: Collection[str]) -> bool:
 
 def _specs(model: str, flags: PlaceFlags, given: Collection[str]) -> dict[str, RunSpec]:
     """Return the run of each published benchmark, cheapest first, after all checks that need no model and no rows."""
-    if flags.until is not None:
-        check_integer("until", flags.until, 1, len(published_placement().pc1))
-    if flags.hours is not None:
-        check_number("hours", flags.hours, positive=True)
-    check_integer("workers", flags.workers, 1)
     if flags.hardware != "here":
         hardware_named(flags.hardware)
     if flags.train_param.metric_for_best_model is not None:
