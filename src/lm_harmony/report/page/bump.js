@@ -31,7 +31,7 @@ const drawBump = (page, card) => {
   const named = new Set(labelled(models, { before, after, isLoud, apart: 11.5 * (span[0] - span[1]) / (height - 44) }));
   const what = all.length > models.length ? `the best ${BUMP_LIMIT} of ${all.length} models` : counted(models.length, "model");
   const which = flagged.size && models.some(isLoud) ? " Thick lines: flagged by the audit." : "";
-  setNote(card, `Each line is a model, from its rank with direct scores to its rank after training; ${what}. Colours are families.${which}`);
+  setNote(card, `Each line is a model, from its rank with direct scores (without fine-tuning) to its rank after training; ${what}. Colours are families.${which}`);
   const traces = models.map((i) => bumpLine(i, [before[i], after[i]], { named: named.has(i), loud: isLoud(i), quiet: pins.length > 0 && !isLoud(i) }));
   const longest = Math.max(8, ...[...named].map((i) => shortName(board.models[i].name).length));
   const margin = Math.min((card.clientWidth || paper) * 0.45, 38 + 6.2 * longest);
