@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from joint import Run, train_jointly
 from tiny import tiny_model
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
@@ -27,7 +28,6 @@ from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.forward import prefix_tree_logprobs
-from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import READ_EVERY, TrainState
@@ -169,9 +169,8 @@ def answers(model: LanguageModel) -> dict[str, Any]:
         with trainable(model, RECIPE, seed=0) as trainee:
             epochs = fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
-    joint_runs = [JointRun(sequences=SEQUENCES, recipe=RECIPE, seed=seed) for seed in (0, 1, 2)]
-    joint = fine_tune_jointly(model, joint_runs, backend=PACKED, micro_batch=2, max_concurrent=2)
-    found["joint losses"] = [progress.epoch.loss for progress in joint if progress.epoch is not None]
+    runs = [Run(sequences=SEQUENCES, recipe=RECIPE, seed=seed, micro_batch=2) for seed in (0, 1, 2)]
+    found["joint losses"] = [epoch.loss for epochs, _ in train_jointly(model, runs, 2).values() for epoch in epochs]
     return found | {"checksum": checksum(model.module)}
 
 

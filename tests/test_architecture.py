@@ -47,10 +47,9 @@ COMMANDS = {
     "lm_harmony.cli.main",
     "lm_harmony.cli.__main__",
     "lm_harmony.demo.build",
-    "lm_harmony.engine.joint_training",
     "lm_harmony.lm_eval_model",
 }
-"""Modules without an importer: the console script, those for ``python -m``, and the experimental one of docs/api.md."""
+"""Modules without an importer: the console script, and those for ``python -m``."""
 HARNESS = ("lm_harmony.benchmarks.harness", "lm_harmony.lm_eval_model")
 """Modules that may import lm_eval."""
 LAZY_LAYERS = {"", "cli"}

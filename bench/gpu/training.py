@@ -26,12 +26,12 @@ from bench.gpu.models import (
 from bench.gpu.rows import Bench
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
+from lm_harmony.engine.joint_training import JointRuns
 from lm_harmony.engine.memory import training_bytes_per_token
 from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.training import fine_tune
+from lm_harmony.engine.training import ByEpochs, Training, fine_tune
 from lm_harmony.models.loading import LanguageModel
-from lm_harmony.recipe import PUBLISHED
+from lm_harmony.recipe import PUBLISHED, Recipe
 
 MARKS = (2, 6, 10, 14, 18)
 """Steps after which the time is read. They give four samples of four steps. Losses are copied after steps 8 and 16."""
@@ -175,15 +175,25 @@ def _joint(bench: Bench, model: LanguageModel, chosen: dict[str, Backend]) -> No
         with bench.measurement("joint training", shape=model.name, backend=name, runs=runs, batch=batch) as row:
             counted_backend, counted = counting(packed)
             rows = [texts(model.module.config.vocab_size, batch * (JOINT_MARKS[-1] + 1), seed=10 + run) for run in range(runs)]
-            joint_runs = [JointRun(sequences=own, recipe=recipe, seed=seed) for seed, own in enumerate(rows)]
+            joint = JointRuns[int, None]()
+            for seed, own in enumerate(rows):
+                joint.add(seed, by_epochs(model, own, recipe, seed, counted_backend))
             reset_peak(bench.device)
             samples = _Samples(bench.device, JOINT_MARKS, counted)
             with StepWatch(samples, optimizers=runs):
-                for _ in fine_tune_jointly(model, joint_runs, backend=counted_backend, micro_batch=batch, max_concurrent=runs):
-                    pass
+                while joint:
+                    joint.advance()
             row |= samples.row(bench, model) | {"peak_bytes": peak_bytes(bench.device)}
             single_run_rate = row["tokens_per_s"] if runs == 1 else single_run_rate
             row["gain"] = row["tokens_per_s"] / single_run_rate if single_run_rate else None
+
+
+def by_epochs(model: LanguageModel, rows: list[TokenSequence], recipe: Recipe, seed: int, backend: Backend) -> ByEpochs[None]:
+    """Train a run, as a generator that joint training advances."""
+    with trainable(model, recipe, seed=seed) as trainee:
+        training = Training(trainee, rows, recipe, seed=seed, micro_batch=recipe.batch_size, backend=backend)
+        while not training.finished:
+            yield training
 
 
 def memory(bench: Bench) -> None:

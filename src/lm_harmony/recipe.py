@@ -176,6 +176,12 @@ class Recipe:
         return cls(**checked)
 
 
+def shared_adapter(recipe: Recipe) -> Lora | None:
+    """Return the adapter if runs with an equal one can train jointly, because they train no weight of the base; else None."""
+    lora = recipe.lora
+    return None if lora is None or lora.bias != "none" or lora.use_dora else lora
+
+
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

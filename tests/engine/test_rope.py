@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from joint import Run, train_jointly
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import ARCHITECTURES, MAX_LENGTH, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer
@@ -20,7 +21,6 @@ from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily
 from lm_harmony.engine.forward import padded_logprobs, prefix_tree_logprobs
-from lm_harmony.engine.joint_training import JointRun, fine_tune_jointly
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.scoring import Scorer
@@ -182,16 +182,12 @@ def test_the_loss_of_a_step_is_the_mean_over_sequences_in_batches_of_one(name: s
 def test_jointly_trained_runs_have_the_losses_of_separate_training(name: str) -> None:
     """Sequences of different runs share a pass only if they need the same frequencies."""
     recipe = Recipe(lora=LORA, epochs=2, batch_size=4, learning_rate=1e-3)
-    joint_runs = [JointRun(sequences=sequences()[start:], recipe=recipe, seed=start) for start in (0, 3)]
-    separate = []
-    for joint_run in joint_runs:
-        with trainable(model_of(name), recipe, seed=joint_run.seed) as trainee:
-            separate.append(
-                [epoch.loss for epoch in fine_tune(trainee, joint_run.sequences, recipe, seed=joint_run.seed, micro_batch=1)]
-            )
-    for progress in fine_tune_jointly(model_of(name), joint_runs, backend=PACKED, micro_batch=4, max_concurrent=2):
-        assert progress.epoch is not None
-        assert progress.epoch.loss == pytest.approx(separate[progress.run][progress.epoch.number - 1], abs=1e-5)
+    runs = [Run(sequences=sequences()[start:], recipe=recipe, seed=start, micro_batch=4) for start in (0, 3)]
+    found = train_jointly(model_of(name), runs)
+    for place, run in enumerate(runs):
+        with trainable(model_of(name), recipe, seed=run.seed) as trainee:
+            separate = [epoch.loss for epoch in fine_tune(trainee, run.sequences, recipe, seed=run.seed, micro_batch=1)]
+        assert [epoch.loss for epoch in found[place][0]] == pytest.approx(separate, abs=1e-5)
 
 
 @EACH_MODEL

@@ -97,6 +97,11 @@ Reply = tuple[float, bool] | float | str
 """Reply to a request: (nats, whether greedy) for loglikelihood, nats for loglikelihood_rolling, text for generate_until."""
 
 
+def requests_of(examples: Sequence[Example]) -> list[Request]:
+    """Return the requests of all examples in their order."""
+    return [request for example in examples for request in example.requests]
+
+
 class MetricKey(NamedTuple):
     """lm_eval's key of one metric: the metric and the filter that its replies went through, written "metric,filter"."""
 

@@ -105,6 +105,7 @@ def plan(
     workers: int = 1,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
+    joint: int | None = None,
 ) -> bool:
     """Estimate what a study takes before anything runs: tokens, FLOPs, memory, disk space and hours.
 
@@ -114,6 +115,7 @@ def plan(
         workers: processes or GPUs that share the work.
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are counted.
         skip: texts or glob patterns; runs whose name contains one of them are left out.
+        joint: most runs of one model that train jointly; default: the study's joint, or 1.
     """
     from lm_harmony.cli import plan as plan_command
     from lm_harmony.cli.console import quiet_libraries
@@ -122,10 +124,13 @@ def plan(
     from lm_harmony.studies.study import Study
 
     check_integer("workers", workers, 1)
+    if joint is not None:
+        check_integer("joint", joint, 1)
     quiet_libraries()
-    specs = [run.spec for run in Study.read(file, only=only, skip=skip).runs]
+    asked = Study.read(file, only=only, skip=skip)
+    specs = [run.spec for run in asked.runs]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
-    planned = make_plan(specs, machine)
+    planned = make_plan(specs, machine, asked.spec.joint if joint is None else joint)
     plan_command.show_plan(planned, workers)
     return not planned.missing
 
@@ -152,6 +157,7 @@ def study(
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     retry_failed: bool = False,
+    joint: int | None = None,
     dry_run: bool = False,
 ) -> bool:
     """Carry out the runs of a study that are not finished. Repeat the command to continue. The exit status is 1 if a run failed.
@@ -163,6 +169,7 @@ def study(
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are carried out.
         skip: texts or glob patterns; runs whose name contains one of them are left out.
         retry_failed: carry out failed runs again.
+        joint: most runs of one model that a worker trains jointly, in common passes; default: the study's joint, or 1.
         dry_run: only list the runs with their states, and check models, tasks, rows and the results folder.
     """
     from lm_harmony.cli.study import list_runs, run_study
@@ -173,7 +180,7 @@ def study(
     asked = Study.read(file, only=only, skip=skip)
     if dry_run:
         return list_runs(asked)
-    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed)
+    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed, joint=joint)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, format: Format = "table") -> bool:

@@ -26,7 +26,7 @@ from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Status, Study
 
 
-def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool) -> bool:
+def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool, joint: int | None = None) -> bool:
     """Carry out what remains of ``study`` and print its state; return whether every run is finished.
 
     Raises:
@@ -41,7 +41,7 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
     done = len(before.finished)
     with logging_to(console), _view(console) as view:
         try:
-            for queue in study.advance(workers=workers, ray=ray, retry_failed=retry_failed):
+            for queue in study.advance(workers=workers, ray=ray, retry_failed=retry_failed, joint=joint):
                 status = study.status()
                 ended = len(status.finished) - done
                 view.show(queue, status, total, _hours_left(started, ended, total - len(status.finished) - len(status.failed)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -26,6 +27,18 @@ ONLY = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptedLayer:
+    """A linear layer of the model that has an adapter."""
+
+    parent: torch.nn.Module
+    """Module that holds the layer."""
+    name: str
+    """Attribute of ``parent`` under which the layer is found."""
+    layer: LoraLayer
+    """PEFT's layer, which holds the layer of the base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trainee:
     """A model that can be fine-tuned: the base model together with the weights that training changes."""
 
@@ -33,28 +46,34 @@ class Trainee:
     """PEFT model, or the model itself if all weights are trained."""
     model: LanguageModel
     """The base model and its tokenizer."""
-    adapter: str = ONLY
-    """Name of the adapter, if the model has several."""
     dropout: DropoutState = field(default_factory=DropoutState)
     """State that the adapter's dropout layers read."""
+    layers: tuple[AdaptedLayer, ...] = ()
+    """Layers with an adapter, in the order of the model; empty if all weights are trained."""
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that training changes, by name."""
-        return {
-            name: weight
-            for name, weight in self.module.named_parameters()
-            if weight.requires_grad and (self.adapter == ONLY or f".{self.adapter}." in name)
-        }
+        return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
+
+    def swap_out(self) -> None:
+        """Put the base layers in the place of the adapted ones, so that other adapters can be attached to the model."""
+        for place in self.layers:
+            setattr(place.parent, place.name, place.layer.base_layer)
+        if self.layers:
+            del self.model.module.peft_config  # PEFT's mark of a model with adapters
+
+    def swap_in(self) -> None:
+        """Put the adapted layers back that ``swap_out`` removed."""
+        for place in self.layers:
+            setattr(place.parent, place.name, place.layer)
+        if isinstance(self.module, PeftModel):
+            self.model.module.peft_config = self.module.peft_config  # type: ignore[assignment]
 
     def save(self, folder: Path) -> None:
         """Write the trained weights: in PEFT's adapter format, or as a model folder with its tokenizer."""
         if isinstance(self.module, PeftModel):
             # With save_embedding_layers="auto", PEFT would send a request to the hub.
-            self.module.save_pretrained(str(folder), selected_adapters=[self.adapter], save_embedding_layers=False)
-            if self.adapter != ONLY:  # PEFT writes it to a folder with the adapter's name
-                for file in (folder / self.adapter).iterdir():
-                    file.replace(folder / file.name)
-                (folder / self.adapter).rmdir()
+            self.module.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.module.save_pretrained(folder)
             self.model.text.tokenizer.save_pretrained(folder)
@@ -72,7 +91,7 @@ class Trainee:
         module = self.module
         try:
             if isinstance(module, PeftModel):
-                misfit = load_adapter(module, folder, self.adapter, self.trained_parameters())
+                misfit = load_adapter(module, folder, ONLY, self.trained_parameters())
             else:
                 misfit = _load_all(module, folder)
         except SafetensorError as error:
@@ -135,21 +154,24 @@ def trainable(model: LanguageModel, recipe: Recipe, *, seed: int) -> Iterator[Tr
     biases = [(weight, weight.detach().clone()) for weight in own if weight.requires_grad]
     module.eval()  # PEFT adds its layers in training mode, and their dropout would change scores
     try:
-        yield Trainee(module=module, model=model, dropout=seed_dropout(module, ONLY))
+        yield Trainee(module=module, model=model, dropout=seed_dropout(module, ONLY), layers=_adapted_layers(model.module))
     finally:
         module.unload()
         for weight, value in biases:
             weight.data.copy_(value)
 
 
-def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: PeftModel | None = None) -> PeftModel:
-    """Attach an adapter to ``model`` and return the PEFT model.
+def _adapted_layers(module: PreTrainedModel) -> tuple[AdaptedLayer, ...]:
+    """Return the layers that PEFT has adapted."""
+    return tuple(
+        AdaptedLayer(parent=module.get_submodule(name.rpartition(".")[0]), name=name.rpartition(".")[2], layer=layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, LoraLayer)
+    )
 
-    Args:
-        model: the base model.
-        lora: shape and target modules of the adapter.
-        adapter: name of the adapter.
-        beside: PEFT model of the adapters that ``model`` has already; None if it has none.
+
+def attach(model: LanguageModel, lora: Lora) -> PeftModel:
+    """Attach an adapter to ``model`` and return the PEFT model.
 
     Raises:
         ModelError: no adapter can be attached to the architecture, or to the modules that the recipe names.
@@ -160,14 +182,11 @@ def attach(model: LanguageModel, lora: Lora, *, adapter: str = ONLY, beside: Pef
     chosen = "all-linear" if targets == ALL_LINEAR else list(targets)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=chosen, **options)
     try:
-        if beside is None:
-            beside = get_peft_model(model.module, config, adapter_name=adapter)
-        else:
-            beside.add_adapter(adapter, config)
+        module = get_peft_model(model.module, config)
     except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"model {model.name}: no adapter can be attached: {str(error).rstrip('.')}. "
             f"Set --peft_config.target_modules to names of its modules, or to all-linear."
         ) from error
-    use_fused_layers(beside)
-    return beside
+    use_fused_layers(module)
+    return module

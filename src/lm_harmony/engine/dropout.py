@@ -12,7 +12,7 @@ Shapes: L adapted layers, B sequences, T tokens of the longest one, N tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,20 @@ class DropoutState:
     """Seed, step and tokens of the current forward pass, for all dropout layers of one adapter."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        """Start without layers, with masks for passes outside of a training; ``device`` is that of the adapter."""
+        """Start without layers, with masks for passes outside of a training; ``device`` is that of the adapter.
+
+        ``tokens_LxN`` has the hashed words of a pass's tokens for each layer, ``features`` those of the inputs for each width.
+        """
         self._device = torch.device(device)
         self._layers: list[SeededDropout] = []
+        self.tokens_LxN: _Words = ()
+        self.features: Mapping[int, _Words] = {}
         self.set_step(0, 0, ())
+
+    @property
+    def layers(self) -> int:
+        """Number of dropout layers."""
+        return len(self._layers)
 
     def add_layer(self, p: float, width: int) -> SeededDropout:
         """Return the dropout of the next layer, with ``width`` inputs of which each is dropped with probability ``p``."""
@@ -69,12 +79,12 @@ class DropoutState:
         parts = [_counter(columns, self._device) + start for start in starts[:rows]]
         tokens_N = np.concatenate(parts) if self._device.type == "cpu" else torch.cat(parts)
         layers_L = _mixed(_counter(len(self._layers), self._device) + 1)
-        tokens_LxN = _mixed(_mixed(tokens_N ^ self._words[0]) ^ layers_L[:, None]) | 1
+        self.tokens_LxN = _mixed(_mixed(tokens_N ^ self._words[0]) ^ layers_L[:, None]) | 1
         widths = {layer.width for layer in self._layers}
-        features = {width: _mixed(_counter(width, self._device) ^ self._words[1]) | 1 for width in widths}
+        self.features = {width: _mixed(_counter(width, self._device) ^ self._words[1]) | 1 for width in widths}
         self.ready = True
-        for layer, words_N in zip(self._layers, tokens_LxN, strict=True):
-            layer.set_words(words_N, features[layer.width])
+        for layer, words_N in zip(self._layers, self.tokens_LxN, strict=True):
+            layer.set_words(words_N, self.features[layer.width])
 
 
 def _counter(count: int, device: torch.device) -> _Words:
@@ -124,7 +134,7 @@ class SeededDropout(torch.nn.Module):
         super().__init__()
         self.p, self.width = p, width
         self.state = state
-        self._limit = min(round((1 - p) * 2**32) - 2**31, 2**31 - 1)
+        self.limit = min(round((1 - p) * 2**32) - 2**31, 2**31 - 1)
         self._words: tuple[_Words, _Words] = (), ()
 
     def set_words(self, tokens_N: _Words, features_D: _Words) -> None:
@@ -141,7 +151,7 @@ class SeededDropout(torch.nn.Module):
         if not self.state.ready or len(self._words[0]) != rows * columns:
             self.state.prepare(rows, columns)
         tokens_N, features_D = self._words
-        return torch.as_tensor(tokens_N[:, None] * features_D < self._limit).view(torch.int8)
+        return torch.as_tensor(tokens_N[:, None] * features_D < self.limit).view(torch.int8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs and scale the others up in training; return ``x`` in evaluation."""

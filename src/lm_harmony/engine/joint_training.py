@@ -1,184 +1,238 @@
-"""EXPERIMENTAL: joint training of several LoRA adapters on one frozen base, in common forward and backward passes.
-
-No command uses it. ``fine_tune_jointly`` is public for experiments and may change or be removed.
+"""Joint training: several runs of one base model take their optimizer steps in common forward and backward passes.
 
 The short texts of one optimizer batch of a small model do not keep a GPU busy, but those of several runs can. Each run has its
-own adapter, optimizer, schedule, epochs and dropout, and ends with the weights that it would have alone. The sequences of all
-runs are in one packed row, run after run. The frozen layers compute the row at once, and each adapted layer applies to every part
-of the row the adapter of that run.
+own adapter, optimizer, schedule, epochs and dropout masks, and ends with the weights that it gets alone, apart from rounding.
+``JointRuns`` advances runs that yield their trainings (``training.ByEpochs``). ``train_jointly`` takes the common steps.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import logging
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
-from lm_harmony.engine.adapters import Trainee, trainable
-from lm_harmony.engine.backends import Backend
-from lm_harmony.engine.memory import halve_batch
-from lm_harmony.engine.multi_adapter_forward import SharedBase
-from lm_harmony.engine.sequences import TokenSequence
-from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
-from lm_harmony.engine.training import fine_tune, micro_batches
+from lm_harmony.engine.adapters import ONLY
+from lm_harmony.engine.joint_adapters import JointAdapters
+from lm_harmony.engine.lora_linear import FusedLoraLinear, has_plain_adapter
+from lm_harmony.engine.memory import halve_batch, release_freed_memory
+from lm_harmony.engine.train_state import Epoch
+from lm_harmony.engine.training import ByEpochs, Training, micro_batches
 from lm_harmony.errors import TrainingDiverged
-from lm_harmony.models.loading import LanguageModel
-from lm_harmony.recipe import Recipe
+from lm_harmony.models.device import is_out_of_memory
 
-MAX_JOINT_RUNS = 8
-"""Largest number of runs in a pass on a GPU. On a CPU, which one run keeps busy, the runs are trained one after another."""
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class JointRun:
-    """One run of a joint training."""
-
-    sequences: Sequence[TokenSequence] = field(repr=False)
-    """Encoded training rows of the run."""
-    recipe: Recipe
-    """Recipe of the run, including its adapter."""
-    seed: int
-    """Seed of the adapter, of the order of rows and of dropout."""
-    resume: Callable[[Trainee], Resumption] | None = None
-    """Loads the weights of the last finished epoch and returns the point from which the run continues."""
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class JointProgress:
-    """What one run reports at the end of an epoch, or when it has diverged."""
+class JointRuns(Generic[K, T]):
+    """Runs in progress. Those that can share passes train jointly; the others train one after another.
 
-    run: int
-    """Index of the run."""
-    trainee: Trainee
-    """Model with the adapter of this run active, until the generator is resumed."""
-    epoch: Epoch | None
-    """The finished epoch, or None if the training of this run diverged."""
-    diverged: TrainingDiverged | None = None
-    """Why the run was stopped; the other runs continue."""
+    While a run waits, its adapter is swapped out. So each run finds the model as it would alone, whatever it does between epochs.
+    """
+
+    def __init__(self) -> None:
+        """Start without runs."""
+        self._runs: dict[K, ByEpochs[T]] = {}
+        self._trainings: dict[K, Training] = {}
+        self._received: dict[K, Epoch | Exception | None] = {}
+        self._apart = False
+        self._said = ""
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._runs
+
+    def add(self, key: K, run: ByEpochs[T]) -> None:
+        """Let a run enter; it begins when ``advance`` is called."""
+        self._runs[key], self._received[key] = run, None
+
+    def advance(self) -> tuple[K, T]:
+        """Advance the runs until one of them ends, and return its key and its result.
+
+        Raises:
+            BaseException: what a run itself raises. The other runs can be advanced further.
+        """
+        while True:
+            for key in list(self._received):
+                ended = self._resume(key, self._received.pop(key))
+                if ended is not None:
+                    del self._runs[key]
+                    self._apart &= bool(self._runs)
+                    return key, ended.value
+            self._received |= self._train()
+
+    def _say(self, text: str) -> None:
+        """Log ``text`` if it differs from the last one."""
+        if text != self._said:
+            log.info("%s.", text)
+            self._said = text
+
+    def close(self) -> None:
+        """End all runs where they are, so that they release what they hold."""
+        while self._runs:
+            key, run = self._runs.popitem()
+            training = self._trainings.pop(key, None)
+            if training is not None:
+                training.trainee.swap_in()
+            run.close()
+
+    def _resume(self, key: K, received: Epoch | Exception | None) -> StopIteration | None:
+        """Continue a run with its finished epoch or its error until it yields again; return how it ended, or None."""
+        run, training = self._runs[key], self._trainings.pop(key, None)
+        if training is not None:
+            training.trainee.swap_in()
+        try:
+            if isinstance(received, Exception):
+                training = run.throw(received)
+            else:
+                training = next(run) if received is None else run.send(received)
+        except StopIteration as end:
+            return end
+        except BaseException:
+            del self._runs[key]
+            raise
+        training.trainee.swap_out()
+        self._trainings[key] = training
+        return None
+
+    def _train(self) -> dict[K, Epoch | Exception]:
+        """Train until an epoch of some run has ended or failed; return these epochs and errors."""
+        first = next(iter(self._trainings.values()))
+        joint = {key: training for key, training in self._trainings.items() if training is first or _fit(first, training)}
+        obstacle = _obstacle(first)
+        if len(self._trainings) > 1:
+            self._say(f"runs train one after another: {obstacle}" if obstacle else f"{len(joint)} runs train jointly")
+        if len(joint) > 1 and not obstacle and not self._apart:
+            before = [training.micro_batch for training in joint.values()]
+            try:
+                ended = train_jointly(list(joint.values()))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("%d runs do not fit into memory together: they are trained one after another.", len(joint))
+                self._apart = True
+                for training, micro_batch in zip(joint.values(), before, strict=True):
+                    training.micro_batch = micro_batch
+            else:
+                return {key: ended[place] for place, key in enumerate(joint) if place in ended}
+        key = next(key for key, training in joint.items() if training is first)
+        first.trainee.swap_in()
+        try:
+            return {key: first.train_epoch()}
+        except Exception as error:  # noqa: BLE001 - the run handles it as its own
+            return {key: error}
+        finally:
+            first.trainee.swap_out()
 
 
-def fine_tune_jointly(
-    model: LanguageModel, runs: Sequence[JointRun], *, backend: Backend, micro_batch: int, max_concurrent: int | None = None
-) -> Iterator[JointProgress]:
-    """Train one adapter for each run and yield whenever a run has finished an epoch.
+def _fit(one: Training, other: Training) -> bool:
+    """Tell whether two trainings have the same base model and equally shaped adapters."""
+    return one.trainee.model.module is other.trainee.model.module and one.state.recipe.lora == other.state.recipe.lora
+
+
+def _obstacle(training: Training) -> str:
+    """Return why a training cannot share passes with others, or "" if it can."""
+    model, layers = training.trainee.model, training.trainee.layers
+    config = model.module.config.get_text_config().to_dict()
+    if not training.backend.packed:
+        return "the model uses padded batches"
+    if training.backend.compiled:
+        return "compiled layers are not shared"
+    if not layers or not all(isinstance(one.layer, FusedLoraLinear) and has_plain_adapter(one.layer, ONLY) for one in layers):
+        return "the recipe trains other weights than those of plain LoRA adapters"
+    if any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.module.modules()) or any(
+        isinstance(value, float) and value > 0 and "drop" in name for name, value in config.items()
+    ):
+        return "the model has dropout of its own"
+    return "" if model.autocast is None else "matrix products are computed in another type than that of the weights"
+
+
+def train_jointly(trainings: Sequence[Training]) -> dict[int, Epoch | Exception]:
+    """Take optimizer steps of all trainings in common passes until an epoch of at least one of them has ended or failed.
 
     Args:
-        model: base model; its weights are not changed.
-        runs: the runs; when one has ended, the next one starts.
-        backend: forward pass; only packed backends train several runs in one pass.
-        micro_batch: largest number of sequences of a run in one pass; halved when memory runs out.
-        max_concurrent: largest number of runs in a pass; None for eight on a GPU and one on a CPU.
+        trainings: trainings that can share passes and whose adapters are swapped out. Their micro-batches are halved when memory
+            runs out.
+
+    Returns:
+        Place of each training whose epoch has ended -> the epoch, or the error of a training that diverged.
 
     Raises:
-        ModelError: an adapter cannot be attached.
+        RuntimeError, MemoryError: one sequence of each training does not fit into memory at once.
     """
-    max_concurrent = max_concurrent or (1 if model.device.type == "cpu" else MAX_JOINT_RUNS)
-    shared = [place for place, run in enumerate(runs) if max_concurrent > 1 and backend.packed and _can_share(model, run.recipe)]
-    for place, run in enumerate(runs):
-        if place not in shared:
-            yield from _train_alone(model, place, run, backend, micro_batch)
-    with SharedBase(model) as base:
-        yield from _advance(base, {place: runs[place] for place in shared}, backend, micro_batch, max_concurrent)
+    states = [training.state for training in trainings]
+    for state in states:
+        if not state.in_epoch:
+            state.begin_epoch()
+    module, backend = trainings[0].trainee.model.module, trainings[0].backend
+    adapters = JointAdapters([training.trainee for training in trainings])
+    failed: dict[int, Exception] = {}
+    with adapters.active():
+        module.train()
+        with backend.active(module):
+            while not failed and all(state.steps_left for state in states):
+                started = time.perf_counter()
+                losses = _backward(adapters, trainings)
+                for place, (state, loss) in enumerate(zip(states, losses, strict=True)):
+                    try:
+                        state.advance(loss)
+                    except TrainingDiverged as error:
+                        failed[place] = error
+                for state in states:
+                    state.seconds += (time.perf_counter() - started) / len(states)
+        module.eval()
+    release_freed_memory()
+    ended = {place: state.end_epoch() for place, state in enumerate(states) if place not in failed and not state.steps_left}
+    return {**ended, **failed}
 
 
-def _can_share(model: LanguageModel, recipe: Recipe) -> bool:
-    """Tell whether a run can share passes with others: it trains only plain LoRA weights, and the model itself has no dropout."""
-    lora = recipe.lora
-    own = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.module.modules()) or any(
-        isinstance(value, float) and value > 0 and ("drop" in name)
-        for name, value in model.module.config.get_text_config().to_dict().items()
-    )
-    return lora is not None and lora.bias == "none" and not lora.use_dora and not own
-
-
-def _train_alone(model: LanguageModel, place: int, run: JointRun, backend: Backend, micro_batch: int) -> Iterator[JointProgress]:
-    """Train one run by itself and yield after each epoch."""
-    with trainable(model, run.recipe, seed=run.seed) as trainee:
-        resume = run.resume(trainee) if run.resume else None
-        options = {"seed": run.seed, "micro_batch": micro_batch, "backend": backend, "resume": resume}
-        try:
-            for epoch in fine_tune(trainee, run.sequences, run.recipe, **options):  # type: ignore[arg-type]
-                yield JointProgress(run=place, trainee=trainee, epoch=epoch)
-        except TrainingDiverged as error:
-            yield JointProgress(run=place, trainee=trainee, epoch=None, diverged=error)
-
-
-def _advance(
-    base: SharedBase, runs: dict[int, JointRun], backend: Backend, micro_batch: int, max_concurrent: int
-) -> Iterator[JointProgress]:
-    """Start runs, take their optimizer steps together, and remove those that have ended, until all have ended."""
-    waiting, states = deque(runs.items()), dict[int, TrainState]()
-    while waiting or states:
-        while waiting and len(states) < max_concurrent:
-            place, run = waiting.popleft()
-            states[place] = _start(base, f"run{place}", run)
-        losses, micro_batch = _backward(base, list(states.values()), backend, micro_batch)
-        for (place, state), loss in zip(list(states.items()), losses, strict=True):
-            trainee, diverged = state.trainee, None
-            try:
-                state.advance(loss)
-            except TrainingDiverged as error:
-                diverged = error
-            if diverged or not state.steps_left:
-                base.activate(trainee)
-                yield JointProgress(run=place, trainee=trainee, epoch=None if diverged else state.end_epoch(), diverged=diverged)
-            if diverged or state.finished:
-                base.remove_adapter(states.pop(place).trainee)
-            elif not state.steps_left:
-                state.begin_epoch()
-
-
-def _start(base: SharedBase, name: str, run: JointRun) -> TrainState:
-    """Attach the adapter of a run and start its first epoch."""
-    assert run.recipe.lora is not None
-    trainee = base.add_adapter(name, run.recipe.lora, seed=run.seed)
-    resume = run.resume(trainee) if run.resume else None
-    state = TrainState(trainee, run.sequences, run.recipe, seed=run.seed, resume=resume)
-    state.begin_epoch()
-    return state
-
-
-def _backward(
-    base: SharedBase, states: Sequence[TrainState], backend: Backend, micro_batch: int
-) -> tuple[list[list[torch.Tensor]], int]:
-    """Compute the gradients of one optimizer batch of each run; return the runs' losses and the micro-batch that fitted."""
-    module = base.model.module.train()
+def _backward(adapters: JointAdapters, trainings: Sequence[Training]) -> list[list[torch.Tensor]]:
+    """Compute the gradients of one optimizer batch of each training; return the losses of each one's micro-batches."""
+    module, backend = trainings[0].trainee.model.module, trainings[0].backend
+    states = [training.state for training in trainings]
     while True:
         losses: list[list[torch.Tensor]] = [[] for _ in states]
-        tokens = backend.memory_budget.training_tokens // len(states)
-        cuts = [list(micro_batches(state.batch, micro_batch, tokens, state.regimes)) for state in states]
         try:
-            for places in _common_passes(states, cuts):
+            for places in _common_passes(trainings):
                 parts = []
                 for state, (start, stop) in zip(states, places, strict=True):
-                    state.set_dropout_pass(start, stop)
+                    if stop > start:
+                        state.set_dropout_pass(start, stop)
                     parts.append(state.batch[start:stop])
-                fed = [sum(len(sequence.ids) - 1 for sequence in part) for part in parts]
-                adapters = (state.trainee.adapter for state in states)
-                with backend.active(module), base.adapters_by_part(dict(zip(adapters, fed, strict=True))):
-                    with base.model.mixed_precision():
-                        found = backend.train_forward(module, [sequence for part in parts for sequence in part])
-                    logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
-                    shares = [-part.sum() / state.labels for state, part in zip(states, logprobs, strict=True)]
-                    torch.stack(shares).sum().backward()
-                for own, share in zip(losses, shares, strict=True):
-                    own.append(share.detach())
-            return losses, micro_batch
+                found = backend.train_forward(module, adapters.begin_pass(parts))
+                logprobs = found.logprobs_L.split([sum(len(sequence.labels) for sequence in part) for part in parts])
+                shares = [-part.sum() / state.labels for state, part in zip(states, logprobs, strict=True)]
+                torch.stack(shares).sum().backward()
+                for own, share, part in zip(losses, shares, parts, strict=True):
+                    own += [share.detach()] if part else []
+            adapters.hand_out_gradients()
+            return losses
         except (RuntimeError, MemoryError) as error:
-            micro_batch = halve_batch(min(micro_batch, max(len(state.batch) for state in states)), error)
-            for state in states:
-                state.optimizer.zero_grad()
+            adapters.drop_gradients()
+            largest = max(min(training.micro_batch, len(training.state.batch)) for training in trainings)
+            smaller = halve_batch(largest, error)
+            for training in trainings:
+                training.micro_batch = min(training.micro_batch, smaller)
 
 
-def _common_passes(states: Sequence[TrainState], cuts: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
-    """Yield the passes: for each run a micro-batch or (0, 0); the sequences of a pass need the same RoPE frequencies."""
+def _common_passes(trainings: Sequence[Training]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the passes: for each training a micro-batch or (0, 0); the sequences of a pass need the same RoPE frequencies."""
+    tokens = trainings[0].backend.memory_budget.training_tokens // len(trainings)
+    cuts = [
+        list(micro_batches(training.state.batch, training.micro_batch, tokens, training.state.regimes)) for training in trainings
+    ]
     for places in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
         regimes = [
-            state.regimes.of_sequence(state.batch[start]) if stop > start else None
-            for state, (start, stop) in zip(states, places, strict=True)
+            training.state.regimes.of_sequence(training.state.batch[start]) if stop > start else None
+            for training, (start, stop) in zip(trainings, places, strict=True)
         ]
         for wanted in dict.fromkeys(regime for regime in regimes if regime is not None):
             yield [place if regime == wanted else (0, 0) for place, regime in zip(places, regimes, strict=True)]

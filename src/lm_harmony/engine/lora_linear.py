@@ -49,17 +49,25 @@ class FusedLoraLinear(LoraLinear):
 
 
 def _serves(layer: LoraLinear, adapter: str, x: torch.Tensor) -> bool:
-    """Tell whether the layer is a frozen linear layer with a plain LoRA adapter: no DoRA, no trained bias, no autocast."""
-    base, dropout = layer.base_layer, layer.lora_dropout[adapter]
+    """Tell whether ``FusedLoraLinear`` computes the layer now: it is plain, its adapter is on, and there is no autocast."""
+    dropout = layer.lora_dropout[adapter]
+    return (
+        has_plain_adapter(layer, adapter)
+        and not layer.disable_adapters
+        and not layer.merged
+        and not (dropout.training and isinstance(dropout, torch.nn.Dropout))
+        and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
+    )
+
+
+def has_plain_adapter(layer: LoraLinear, adapter: str) -> bool:
+    """Tell whether the layer is a frozen linear layer with a plain LoRA adapter: no DoRA, no trained bias."""
+    base = layer.base_layer
     return (
         type(base) in (torch.nn.Linear, Conv1D)
         and not any(weight.requires_grad for weight in base.parameters())
         and adapter not in layer.lora_variant
         and not layer.lora_bias[adapter]
-        and not layer.disable_adapters
-        and not layer.merged
-        and not (dropout.training and isinstance(dropout, torch.nn.Dropout))
-        and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
     )
 
 
@@ -78,7 +86,7 @@ class _Adapted(torch.autograd.Function):
     ) -> torch.Tensor:
         """Return ... x O of ... x D."""
         x_NxD = x.reshape(-1, x.shape[-1])
-        hidden_Nxr = _scaled_product(_dropped(x_NxD, kept_NxD, a_rxD.dtype), a_rxD.T, scale, like=b_Oxr[:1])
+        hidden_Nxr = _scaled_product(dropped(x_NxD, kept_NxD, a_rxD.dtype), a_rxD.T, scale, like=b_Oxr[:1])
         ctx.save_for_backward(x, a_rxD, b_Oxr, kept_NxD, hidden_Nxr)
         ctx.scale, ctx.base = scale, base
         result_NxO: torch.Tensor = base(x_NxD)
@@ -96,20 +104,33 @@ class _Adapted(torch.autograd.Function):
         grad_NxO = grad.reshape(-1, grad.shape[-1])
         exact_NxO = grad_NxO.to(b_Oxr.dtype)
         to_hidden_Nxr = _scaled_product(exact_NxO, b_Oxr, ctx.scale, like=b_Oxr[:1])
-        to_a = to_hidden_Nxr.T @ _dropped(x.reshape(-1, x.shape[-1]), kept_NxD, a_rxD.dtype)
+        to_a = to_hidden_Nxr.T @ dropped(x.reshape(-1, x.shape[-1]), kept_NxD, a_rxD.dtype)
         to_b = exact_NxO.T @ hidden_Nxr
         if not ctx.needs_input_grad[0]:
             return None, to_a, to_b, None, None, None
-        to_x_NxD = to_hidden_Nxr @ a_rxD
-        if to_x_NxD.dtype == grad.dtype:
-            to_x_NxD = add_input_gradient(ctx.base, grad_NxO, to_x_NxD if kept_NxD is None else to_x_NxD.mul_(kept_NxD))
-        else:  # the sum is computed in the adapter's type, and rounded once
-            from_base_NxD = grad_NxO @ weight_of(ctx.base)
-            to_x_NxD = from_base_NxD.add_(to_x_NxD) if kept_NxD is None else from_base_NxD.addcmul_(to_x_NxD, kept_NxD)
+        to_x_NxD = add_base_gradient(ctx.base, grad_NxO, to_hidden_Nxr @ a_rxD, kept_NxD)
         return to_x_NxD.view(x.shape), to_a, to_b, None, None, None
 
 
-def _dropped(x_NxD: torch.Tensor, kept_NxD: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def add_base_gradient(
+    base: torch.nn.Linear | Conv1D, grad_NxO: torch.Tensor, from_adapter_NxD: torch.Tensor, kept_NxD: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the gradient of a layer's inputs N x D: that of its base layer plus that of its adapter, which is overwritten.
+
+    Args:
+        base: the frozen layer.
+        grad_NxO: gradient of the outputs.
+        from_adapter_NxD: gradient that comes from the adapter, before dropout.
+        kept_NxD: dropout mask of the adapter; None without dropout.
+    """
+    if from_adapter_NxD.dtype == grad_NxO.dtype:
+        return add_input_gradient(base, grad_NxO, from_adapter_NxD if kept_NxD is None else from_adapter_NxD.mul_(kept_NxD))
+    # The sum is computed in the adapter's type, and rounded once.
+    from_base_NxD = grad_NxO @ weight_of(base)
+    return from_base_NxD.add_(from_adapter_NxD) if kept_NxD is None else from_base_NxD.addcmul_(from_adapter_NxD, kept_NxD)
+
+
+def dropped(x_NxD: torch.Tensor, kept_NxD: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """Return the inputs in the adapter's type, with zeros where they are dropped."""
     if kept_NxD is None or x_NxD.dtype == dtype:
         return x_NxD.to(dtype) if kept_NxD is None else x_NxD * kept_NxD

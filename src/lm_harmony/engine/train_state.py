@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +42,7 @@ class Epoch:
     tokens: int
     """Number of input tokens, without padding."""
     seconds: float
-    """Seconds that the epoch took."""
+    """Seconds that the epoch took. In joint training, each run has an equal share of the time of a common step."""
     steps: tuple[Step, ...] = field(repr=False)
     """Optimizer steps of the epoch."""
     optimizer_state: Mapping[str, torch.Tensor] = field(repr=False)
@@ -118,15 +117,18 @@ class TrainState:
         if resume:
             load_optimizer_state(self.optimizer, resume.optimizer_state)
         self._step = min(self._total, (resume.epoch if resume else 0) * self._per_epoch)
+        self.in_epoch = False
+        self.seconds = 0.0
 
     def begin_epoch(self) -> None:
-        """Start the next epoch and select its first batch."""
+        """Start the next epoch and select its first batch. The caller adds the time of its steps to ``seconds``."""
+        self.in_epoch, self.seconds = True, 0.0
         self.epoch = self._step // self._per_epoch + 1
         self._order = epoch_order(len(self._sequences), seed=self._seed, epoch=self.epoch)
         self._steps: list[Step] = []
         self._unread: list[_Unread] = []
         self._labels: list[int] = []
-        self._tokens, self._started = 0, time.perf_counter()
+        self._tokens = 0
         self._take_batch()
 
     def _take_batch(self) -> None:
@@ -208,11 +210,12 @@ class TrainState:
 
     def end_epoch(self) -> Epoch:
         """Return the report of the epoch whose last step was taken."""
+        self.in_epoch = False
         return Epoch(
             number=self.epoch,
             loss=float(np.average([step.loss for step in self._steps], weights=self._labels)),
             tokens=self._tokens,
-            seconds=time.perf_counter() - self._started,
+            seconds=self.seconds,
             steps=tuple(self._steps),
             optimizer_state=optimizer_state(self.optimizer),
         )

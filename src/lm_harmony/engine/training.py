@@ -1,4 +1,4 @@
-"""Training: ``fine_tune`` is a generator that trains on sequences and yields after each epoch.
+"""Training: ``Training`` is one training in progress, and ``fine_tune`` a generator that yields after each of its epochs.
 
 It knows nothing of validation, run folders or benchmarks. The order of an epoch's rows depends on (seed, epoch) and dropout on
 (seed, step), so the result does not depend on what the caller does between epochs, nor on where a run was interrupted.
@@ -6,7 +6,10 @@ It knows nothing of validation, run folders or benchmarks. The order of an epoch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -18,6 +21,9 @@ from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Epoch, Resumption, TrainState
 from lm_harmony.progress import track
 from lm_harmony.recipe import Recipe
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def fine_tune(
@@ -45,17 +51,84 @@ def fine_tune(
     Raises:
         TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
     """
-    state = TrainState(trainee, sequences, recipe, seed=seed, resume=resume)
-    while not state.finished:
-        state.begin_epoch()
-        trainee.module.train()
-        with backend.active(trainee.model.module):
-            for _ in track(range(state.steps_left), f"epoch {state.epoch}/{recipe.epochs}", total=state.steps_left):
-                losses, micro_batch = _backward(state, micro_batch, backend)
+    training = Training(trainee, sequences, recipe, seed=seed, micro_batch=micro_batch, backend=backend, resume=resume)
+    while not training.finished:
+        yield training.train_epoch()
+
+
+class Training:
+    """A training in progress. ``train_epoch`` trains its next epoch alone, ``train_jointly`` several in common passes."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        sequences: Sequence[TokenSequence],
+        recipe: Recipe,
+        *,
+        seed: int,
+        micro_batch: int,
+        backend: Backend = PADDED,
+        resume: Resumption | None = None,
+    ) -> None:
+        """Start before the first step, or after the epoch of ``resume``; the arguments are those of ``fine_tune``."""
+        self.state = TrainState(trainee, sequences, recipe, seed=seed, resume=resume)
+        self.trainee, self.micro_batch, self.backend = trainee, micro_batch, backend
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was taken already."""
+        return self.state.finished
+
+    def train_epoch(self) -> Epoch:
+        """Take the steps that are left of the epoch in progress, or all steps of the next one, and return the finished epoch.
+
+        Raises:
+            TrainingDiverged: the loss or the gradient of a step is not finite; names the step and its rows.
+        """
+        state, module = self.state, self.trainee.module
+        if not state.in_epoch:
+            state.begin_epoch()
+        started = time.perf_counter()
+        module.train()
+        with self.backend.active(self.trainee.model.module):
+            description = f"epoch {state.epoch}/{state.recipe.epochs}"
+            for _ in track(range(state.steps_left), description, total=state.steps_left):
+                losses, self.micro_batch = _backward(state, self.micro_batch, self.backend)
                 state.advance(losses)
-        trainee.module.eval()
+        module.eval()
         release_freed_memory()
-        yield state.end_epoch()
+        state.seconds += time.perf_counter() - started
+        return state.end_epoch()
+
+
+ByEpochs = Generator[Training, Epoch, T]
+"""A run that yields its training whenever an epoch is to be trained, and receives the finished epoch.
+
+An error of the training is thrown into the generator. So whoever advances it decides whether the run trains alone (``alone``) or
+in common passes with others (``joint_training.JointRuns``).
+"""
+
+
+def alone(run_by_epochs: Callable[P, ByEpochs[T]]) -> Callable[P, T]:
+    """Return the function that executes ``run_by_epochs`` to its end, trains each of its epochs alone and returns its result."""
+
+    @wraps(run_by_epochs)
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
+        generator = run_by_epochs(*arguments, **options)
+        try:
+            training = next(generator)
+            while True:
+                try:
+                    epoch = training.train_epoch()
+                except BaseException as error:  # noqa: BLE001 - the run handles it as its own, Ctrl-C included
+                    training = generator.throw(error)
+                else:
+                    training = generator.send(epoch)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    return run
 
 
 def _backward(state: TrainState, micro_batch: int, backend: Backend) -> tuple[list[torch.Tensor], int]:

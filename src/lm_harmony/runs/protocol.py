@@ -6,13 +6,14 @@ Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language M
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
-from lm_harmony.benchmarks.types import Score
+from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
-from lm_harmony.engine.training import fine_tune
+from lm_harmony.engine.train_state import Epoch
+from lm_harmony.engine.training import ByEpochs, Training, alone
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
@@ -29,10 +30,10 @@ from lm_harmony.runs.tracking import Tracker, open_trackers
 log = logging.getLogger(__name__)
 
 
-def train_before_test(
+def run_by_epochs(
     spec: RunSpec, store: RunStore, *, resume: bool = False, overwrite: bool = False, caches: RunCaches | None = None
-) -> RunRecord:
-    """Execute one run and return its record, which is the last file written to the run's folder.
+) -> ByEpochs[RunRecord]:
+    """Execute a run: yield its training before each epoch and receive the epoch; return the record, the last file written.
 
     Args:
         spec: the model, the benchmark, the recipe and the seed.
@@ -44,7 +45,7 @@ def train_before_test(
     Raises:
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
-    meter = Meter()
+    meter, tested = Meter(), dict[int, Score]()
     recover_request(store, resume=resume)
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     with meter.phase("preparation"):
@@ -53,10 +54,11 @@ def train_before_test(
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct_score(run, store, meter, caches) if spec.direct else None
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
-            epochs = _train_and_validate(run, trainee, store, tracker)
+            epochs = yield from _train_and_validate(run, trainee, store, tracker)
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
-            trained, test_curve = _test_epochs(run, trainee, store, meter, epochs, chosen)
-            trainee.load(store.checkpoint(chosen.epoch) / "weights")
+            for number in _load_tested_epochs(run, trainee, store, epochs, chosen):
+                tested[number] = _test(run, meter)
+            trained = tested[chosen.epoch] if spec.test else None
             save_weights(store, trainee, store.folder / "adapter")
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
@@ -69,7 +71,7 @@ def train_before_test(
         epochs=epochs,
         chosen_epoch=chosen.epoch,
         trained=trained,
-        test_curve=test_curve,
+        test_curve={number: score.metrics for number, score in tested.items() if spec.test_curve},
         environment=_environment(run),
         costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
         data=run.data_record(),
@@ -78,6 +80,10 @@ def train_before_test(
         parameters=int(run.model.module.num_parameters()),
     )
     return _finish(store, run, record)
+
+
+train_before_test = alone(run_by_epochs)
+"""Execute one run whose epochs are trained alone, and return its record; arguments and errors are those of ``run_by_epochs``."""
 
 
 def _finish(store: RunStore, run: RunSetup, record: RunRecord) -> RunRecord:
@@ -98,10 +104,12 @@ def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better
     return best
 
 
-def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker) -> tuple[EpochRecord, ...]:
+def _train_and_validate(
+    run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker
+) -> Generator[Training, Epoch, tuple[EpochRecord, ...]]:
     """Train, score each epoch on validation, and save what resuming and the choice of the epoch need; return all epochs."""
     spec, records = run.spec, recover_epochs(store, partial(_needed_epochs, run))
-    training = fine_tune(
+    training = Training(
         trainee,
         run.sequences,
         spec.recipe,
@@ -110,7 +118,8 @@ def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracke
         backend=run.scorer.backend,
         resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
     )
-    for epoch in training:
+    while not training.finished:
+        epoch = yield training
         saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
         validating = Meter()
         with validating.phase("validation"):
@@ -126,13 +135,8 @@ def _train_and_validate(run: RunSetup, trainee: Trainee, store: RunStore, tracke
         store.add_epoch(record, saved)
         records = (*records, record)
         tracker.epoch(epoch, validation.metrics)
-        log.info(
-            "epoch %d: loss %.4f, validation %s %.4f",
-            epoch.number,
-            epoch.loss,
-            run.metric,
-            validation.metrics[run.metric],
-        )
+        score = validation.metrics[run.metric]
+        log.info("epoch %d: loss %.4f, validation %s %.4f", epoch.number, epoch.loss, run.metric, score)
         if not spec.test_curve:
             best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
             store.remove_other_checkpoints({best.epoch, epoch.number})
@@ -146,25 +150,22 @@ def _needed_epochs(run: RunSetup, epochs: Sequence[EpochRecord]) -> Sequence[Epo
     return [choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if run.spec.choose_best else epochs[-1]]
 
 
-def _test_epochs(
-    run: RunSetup, trainee: Trainee, store: RunStore, meter: Meter, epochs: Sequence[EpochRecord], chosen: EpochRecord
-) -> tuple[Score | None, dict[int, Mapping[str, float]]]:
-    """Return the test score of the chosen epoch and, where ``spec.test_curve`` is set, epoch -> test metrics of all epochs."""
+def _load_tested_epochs(
+    run: RunSetup, trainee: Trainee, store: RunStore, epochs: Sequence[EpochRecord], chosen: EpochRecord
+) -> Iterator[int]:
+    """Load and yield each epoch to test: the chosen one, or all with ``spec.test_curve``. At the end, load the chosen one."""
     log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
-    trained, curve = None, {}
     for epoch in epochs:
         if run.spec.test_curve or (run.spec.test and epoch == chosen):
             trainee.load(store.checkpoint(epoch.epoch) / "weights")
-            score = _test(run, meter)
-            curve[epoch.epoch] = score.metrics
-            trained = score if run.spec.test and epoch == chosen else trained
-    return trained, curve if run.spec.test_curve else {}
+            yield epoch.epoch
+    trainee.load(store.checkpoint(chosen.epoch) / "weights")
 
 
 def _test(run: RunSetup, meter: Meter) -> Score:
     """Score the current weights on the test split. No other function of the package scores test rows."""
-    with meter.phase("test"):
-        return run.score(run.splits.test, final=True)
+    with meter.phase("test"), memory_errors(run.spec, "scoring"):
+        return run.grade(run.splits.test, iter(run.scorer.reply(requests_of(run.splits.test))), final=True)
 
 
 def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:

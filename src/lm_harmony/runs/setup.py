@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
-from lm_harmony.benchmarks.types import Example, MetricKey, Score
+from lm_harmony.benchmarks.types import Example, MetricKey, Reply, Score, requests_of
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -99,7 +99,11 @@ class RunSetup:
             ScoreNotFinite: a log-likelihood is not finite, or the metric that chooses the epoch has no finite value.
         """
         with memory_errors(self.spec, "scoring"):
-            replies = iter(self.scorer.reply([request for example in examples for request in example.requests]))
+            replies = self.scorer.reply(requests_of(examples))
+        return self.grade(examples, iter(replies), final=final)
+
+    def grade(self, examples: Sequence[Example], replies: Iterator[Reply], *, final: bool) -> Score:
+        """Return the score of ``replies`` to the requests of ``examples``; ``final`` and errors are those of ``score``."""
         grouped = [list(itertools.islice(replies, len(example.requests))) for example in examples]
         score = self.task.score(examples, grouped, errors=final, samples=final)
         if self.metric not in score.metrics:
@@ -167,12 +171,8 @@ def _derived_targets(model: LanguageModel, lora: Lora | None) -> tuple[str, ...]
     targets = () if lora is None else lora_targets(model, lora)
     if lora is None or not are_derived(model.module, lora):
         return ()
-    log.info(
-        "model %s: PEFT has no default for %s; the adapter changes %s.",
-        model.name,
-        model.module.config.model_type,
-        " ".join(targets),
-    )
+    kind, names = model.module.config.model_type, " ".join(targets)
+    log.info("model %s: PEFT has no default for %s; the adapter changes %s.", model.name, kind, names)
     return targets
 
 

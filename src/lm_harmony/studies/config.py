@@ -51,6 +51,8 @@ class StudySpec:
     """Folder of the benchmarks' rows, or None if they come from the hub."""
     models_dir: Path | None = None
     """Folder of downloaded models, or None if there is none."""
+    joint: int = 1
+    """Largest number of runs of a model that one worker trains jointly."""
 
 
 def read_study(path: Path) -> StudySpec:
@@ -116,6 +118,7 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
         results_url=results if is_url(results) else None,
         data_dir=_path(base, study.data_dir),
         models_dir=_path(base, study.models_dir),
+        joint=study.joint,
     )
 
 

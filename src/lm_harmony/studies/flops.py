@@ -161,11 +161,18 @@ def attention_flops(size: ModelSize, pairs: int, *, training: bool = False) -> f
     return float((7 if training else 2) * 2 * size.query_width * size.layers * pairs)
 
 
-def training_operators(size: ModelSize, work: TrainingWork) -> int:
-    """Return the operators of all optimizer steps of a training."""
+def training_operators(size: ModelSize, work: TrainingWork, joint: int = 1) -> float:
+    """Return the operators of all optimizer steps of a training.
+
+    Args:
+        size: the model.
+        work: the work of the run.
+        joint: number of runs that share each pass, if their batches take equally many passes. Each run has its own optimizer.
+    """
     layers = size.layers * (TRAINING_LAYER + (0 if size.adapted else TRAINING_ALL_WEIGHTS))
     one_pass = TRAINING_PASS + layers + size.adapted * TRAINING_ADAPTED
-    return work.passes * one_pass + work.calls * size.layers * TRAINING_CALL + work.steps * TRAINING_STEP
+    passes = work.passes * one_pass + work.calls * size.layers * TRAINING_CALL
+    return passes / joint + work.steps * TRAINING_STEP
 
 
 def scoring_operators(size: ModelSize, work: ScoringWork) -> int:

@@ -46,14 +46,14 @@ class WorkerProcess:
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
 
-    def execute(self, run: RunLocation, abandoned: str | None = None) -> RunResult:
-        """Execute a run and return how it ended; the outcome is DIED if the process ended before it answered.
+    def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
+        """Advance runs until one ends, and return how it ended; the outcome is DIED if the process ended before it answered.
 
         Raises:
             OSError: the process or its log file cannot be created.
         """
         try:
-            return RunResult.model_validate_json(self._ask(RunRequest.of(run, abandoned)))
+            return RunResult.model_validate_json(self._ask(RunRequest.of(runs, abandoned)))
         except ValueError as error:  # neither JSON nor UTF-8, or JSON with other fields
             self.stop()
             cause = f"the worker's answer cannot be read: {str(error).splitlines()[-1].strip()}"

@@ -53,14 +53,16 @@ class RunResult(_Message):
     """Last lines of the log of a worker process that died."""
     loads: int | None = None
     """How many models the worker process has loaded so far."""
+    place: int = 0
+    """Place in the request of the run that has ended."""
 
     def details(self) -> dict[str, Any]:
-        """Return the fields that have a value, without the outcome, for events.jsonl."""
-        return self.model_dump(mode="json", exclude={"outcome"}, exclude_none=True)
+        """Return the fields that have a value, without the outcome and the place, for events.jsonl."""
+        return self.model_dump(mode="json", exclude={"outcome", "place"}, exclude_none=True)
 
 
-class RunRequest(_Message):
-    """Asks a worker to execute one run; it answers with a ``RunResult``."""
+class AskedRun(_Message):
+    """One run of a request."""
 
     spec: dict[str, Any]
     """The run's specification as plain values."""
@@ -72,8 +74,8 @@ class RunRequest(_Message):
     """State of the run's lease that the coordinator has watched for so long that it is free; None: none is known."""
 
     @classmethod
-    def of(cls, run: RunLocation, abandoned: str | None = None) -> RunRequest:
-        """Return the request to execute ``run``, whose lease may be ``abandoned``."""
+    def of(cls, run: RunLocation, abandoned: str | None) -> AskedRun:
+        """Return ``run``, whose lease may be ``abandoned``, as part of a request."""
         return cls(spec=run.spec.to_dict(), results_dir=run.results_dir, url=run.url, abandoned=abandoned)
 
     def run(self) -> RunLocation:
@@ -81,6 +83,21 @@ class RunRequest(_Message):
         remote = remote_of(self.url)
         results_dir = self.results_dir if remote is None else remote.folder
         return RunLocation(spec=RunSpec.from_dict(self.spec), results_dir=results_dir, url=self.url)
+
+
+class RunRequest(_Message):
+    """Asks a worker to advance some runs until one of them ends; it answers with the ``RunResult`` of that run.
+
+    The next request names the runs that are left, and others that enter. A worker that has been restarted resumes them all.
+    """
+
+    runs: tuple[AskedRun, ...]
+    """The runs. Several of them train in common passes where they can."""
+
+    @classmethod
+    def of(cls, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunRequest:
+        """Return the request for ``runs``, each with the state of its lease if it was found abandoned."""
+        return cls(runs=tuple(AskedRun.of(run, state) for run, state in zip(runs, abandoned, strict=True)))
 
 
 class MemoryRequest(_Message):

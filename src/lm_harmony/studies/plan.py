@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lm_harmony.models.device import free_bytes, resolve_device, resolve_precision
+from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.flops import ModelSize, scoring_flops, training_flops
 from lm_harmony.studies.hardware import WORKSPACE, Hardware
@@ -91,12 +92,13 @@ def price(spec: RunSpec, hardware: Hardware) -> RunPrice:
     return RunPrice(training_rows=load.training_rows, test_rows=load.test_rows, hours=hours)
 
 
-def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
+def make_plan(specs: Iterable[RunSpec], hardware: Hardware, joint: int = 1) -> Plan:
     """Count the work of every run and predict its time.
 
     Args:
         specs: the runs of the study.
         hardware: machine that executes the runs.
+        joint: largest number of runs of a model that train jointly.
     """
     by_model: dict[str, list[Workload]] = {}
     missing: dict[str, str] = {}
@@ -108,18 +110,20 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware) -> Plan:
     models, disk = [], 0
     for name, loads in by_model.items():
         if loads:
-            models.append(model_plan(name, loads, hardware))
+            models.append(model_plan(name, loads, hardware, joint))
             disk += sum(_disk(load) for load in loads)
     return Plan(hardware=hardware, models=tuple(models), disk_bytes=disk, missing=missing)
 
 
-def model_plan(name: str, loads: list[Workload], hardware: Hardware) -> ModelPlan:
-    """Return the cost of all runs of one model."""
+def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int = 1) -> ModelPlan:
+    """Return the cost of all runs of one model; ``joint`` is the largest number of them that train jointly."""
     directs = _direct_scores(loads)
     asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
     asked += [(load.size, load.test) for load in directs]
     phases = {
-        "training": add_phases(training_phase(load, hardware) for load in loads),
+        "training": add_phases(
+            training_phase(load, hardware, min(joint, len(loads)) if shared_adapter(load.spec.recipe) else 1) for load in loads
+        ),
         "scoring": add_phases(scoring_phase(size, one, hardware) for size, one in asked if one.passes),
         "decoding": add_phases(decoding_phase(size, one, hardware) for size, one in asked if one.decoding.passes),
         "fixed": overlapped({"fixed": len(loads) * hardware.run.value + hardware.load.value}),

@@ -10,10 +10,12 @@ import json
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lm_harmony.errors import check_integer
+from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.lease import Leases
 from lm_harmony.studies.messages import Outcome, RunResult, result_of
 from lm_harmony.studies.run_location import RunLocation
@@ -25,12 +27,12 @@ class Worker(Protocol):
     number: int
     """Number of the worker, from 0."""
 
-    def execute(self, run: RunLocation, abandoned: str | None) -> RunResult:
-        """Execute a run and return how it ended.
+    def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
+        """Advance runs until one of them ends, and return how it ended. The outcome DIED is that of all of them.
 
         Args:
-            run: the run.
-            abandoned: state of its lease if the coordinator found it free by watching it.
+            runs: the runs, those in progress included.
+            abandoned: for each run, the state of its lease if the coordinator found it free by watching it.
         """
 
     def stop(self) -> None:
@@ -40,8 +42,14 @@ class Worker(Protocol):
 class RunQueue:
     """The runs that wait, those that are executed now, and the results that nobody has handled yet. Safe between threads."""
 
-    def __init__(self, runs: Iterable[RunLocation]) -> None:
-        """Queue ``runs`` by model, in the order given."""
+    def __init__(self, runs: Iterable[RunLocation], *, joint: int = 1) -> None:
+        """Queue ``runs`` by model, in the order given; a worker executes at most ``joint`` of them at once.
+
+        ``workers`` is the number of workers, among which few waiting runs are divided.
+        """
+        check_integer("joint", joint, 1)
+        self._joint, self.workers = joint, 1
+        self._alone: set[RunLocation] = set()
         self._waiting: dict[str, deque[RunLocation]] = defaultdict(deque)
         for run in runs:
             self._waiting[run.spec.model.name].append(run)
@@ -52,28 +60,33 @@ class RunQueue:
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, worker: int, before_waiting: Callable[[], None]) -> RunLocation | None:
-        """Wait for a run and return it, or None when nothing is left or the queue was closed.
+    def take(self, worker: int, running: Sequence[RunLocation], before_waiting: Callable[[], None]) -> list[RunLocation] | None:
+        """Return runs that can be trained jointly with those that the worker executes; wait for one if it executes none.
 
-        The run is one of the model that the worker has loaded. If there is none, it is one of a model that no worker has loaded,
-        or else of the model with most waiting runs.
+        The first run is one of the model that the worker has loaded. If there is none, it is one of a model that no worker has
+        loaded, or else of the model with most waiting runs.
 
         Args:
-            worker: number of the worker that executes the run.
+            worker: number of the worker that executes the runs.
+            running: runs that it executes already.
             before_waiting: called once before waiting, so that an idle worker can free its memory and its GPU.
+
+        Returns:
+            The runs, or None when nothing is left or the queue was closed.
         """
         prepared = False
         while True:
             with self._changed:
                 if self._closed:
                     return None
+                if running:
+                    return self._take_partners(running)
                 model = self._model_for(worker)
                 if model is not None:
                     self._loaded[worker] = model
-                    run = next(run for run in self._waiting[model] if self._is_due(run))
-                    self._waiting[model].remove(run)
-                    self._executing.append(run)
-                    return run
+                    due = sum(self._is_due(run) for runs in self._waiting.values() for run in runs)
+                    first = self._remove(next(run for run in self._waiting[model] if self._is_due(run)))
+                    return [first, *self._take_partners([first], -(-due // self.workers))]
                 if not self._executing and not self._results and not any(self._waiting.values()):
                     return None
                 self._loaded.pop(worker, None)
@@ -82,6 +95,26 @@ class RunQueue:
             if not prepared:
                 before_waiting()
                 prepared = True
+
+    def _take_partners(self, running: Sequence[RunLocation], most: int | None = None) -> list[RunLocation]:
+        """Take waiting runs that can be trained jointly with ``running``, until they are ``most`` or ``joint`` together."""
+        shared, waiting = self._shared_by(running[0]), self._waiting[running[0].spec.model.name]
+        free = (self._joint if most is None else min(most, self._joint)) - len(running)
+        if shared is None or free <= 0:
+            return []
+        partners = [run for run in waiting if self._is_due(run) and self._shared_by(run) == shared]
+        return [self._remove(run) for run in partners[:free]]
+
+    def _shared_by(self, run: RunLocation) -> Hashable | None:
+        """Return what runs that are trained jointly have in common, or None for a run that is executed alone."""
+        adapter = None if run in self._alone else shared_adapter(run.spec.recipe)
+        return adapter and (run.spec.model, adapter, run.spec.recipe.dtype, run.spec.execution)
+
+    def _remove(self, run: RunLocation) -> RunLocation:
+        """Move a run from those that wait to those that are executed."""
+        self._waiting[run.spec.model.name].remove(run)
+        self._executing.append(run)
+        return run
 
     def _model_for(self, worker: int) -> str | None:
         due = {model: sum(map(self._is_due, runs)) for model, runs in self._waiting.items()}
@@ -105,9 +138,16 @@ class RunQueue:
             self._results.append((run, result))
             self._changed.notify_all()
 
-    def put_back(self, run: RunLocation, *, after: float = 0.0) -> None:
-        """Queue a run once more, as the next one of its model, to be taken in ``after`` seconds or later."""
+    def put_back(self, run: RunLocation, *, after: float = 0.0, alone: bool = False) -> None:
+        """Queue a run once more, as the next one of its model.
+
+        Args:
+            run: the run.
+            after: seconds before which it is not taken.
+            alone: execute it alone from now on, because it may have ended a worker that executed several runs.
+        """
         with self._changed:
+            self._alone |= {run} if alone else set()
             self._not_before[run] = time.monotonic() + after
             self._waiting[run.spec.model.name].appendleft(run)
             self._changed.notify_all()
@@ -151,6 +191,7 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
         workers: what executes them.
         leases: tells which runs other processes execute, so that no worker is started for them.
     """
+    queue.workers = len(workers)
     threads = [threading.Thread(target=_feed, args=(queue, worker, leases), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
@@ -166,16 +207,24 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
 
 
 def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:
-    while (run := queue.take(worker.number, worker.stop)) is not None:
+    running: list[RunLocation] = []
+    while (taken := queue.take(worker.number, running, worker.stop)) is not None:
+        running += taken
         try:
-            held = leases.working([run.name]).get(run.name)
-            if held is None:
-                result = worker.execute(run, leases.abandoned(run.name))
-            else:
-                result = RunResult(outcome=Outcome.HELD, cause=str(held.holder))
+            held = leases.working([run.name for run in taken])
+            results = {
+                run: RunResult(outcome=Outcome.HELD, cause=str(held[run.name].holder)) for run in taken if run.name in held
+            }
+            going = [run for run in running if run not in results]
+            if going:
+                result = worker.execute(going, [leases.abandoned(run.name) for run in going])
+                ended = going if result.outcome == Outcome.DIED else [going[result.place]]
+                results |= dict.fromkeys(ended, result)
         except Exception as error:  # noqa: BLE001 - an error in this thread would leave the coordinator waiting for ever
-            result = result_of(error)
-        queue.report(run, result)
+            results = dict.fromkeys(running, result_of(error))
+        for run, result in results.items():
+            running.remove(run)
+            queue.report(run, result)
 
 
 class EventLog:

@@ -38,13 +38,13 @@ class RayWorker:
         self._needs = needs
         self._actor: Any = None
 
-    def execute(self, run: RunLocation, abandoned: str | None = None) -> RunResult:
-        """Execute a run and return how it ended; the outcome is DIED if Ray could not restart the actor."""
+    def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
+        """Advance runs until one ends, and return how it ended; the outcome is DIED if Ray could not restart the actor."""
         if self._actor is None:
             actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **self._needs)
             self._actor = actor.remote()
         try:
-            answer: str = ray.get(self._actor.answer.remote(RunRequest.of(run, abandoned).model_dump_json()))
+            answer: str = ray.get(self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json()))
         except RayError as error:
             self.stop()
             return RunResult(outcome=Outcome.DIED, cause=" ".join(str(error).split())[:500])

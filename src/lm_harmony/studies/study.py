@@ -141,24 +141,29 @@ class Study:
         """Return the records of all finished runs. ``status`` reports those that cannot be read."""
         return tuple(run.store.record() for run in self.status().finished)
 
-    def run(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Status:
+    def run(
+        self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False, joint: int | None = None
+    ) -> Status:
         """Execute the runs that are not finished, and return the status afterwards.
 
         Args:
             workers: number of worker processes; None: one for each GPU, or one (on a cluster: one for each GPU or CPU).
             ray: address of a Ray cluster's head, or "auto"; None: this machine.
             retry_failed: execute failed runs again.
+            joint: largest number of runs of a model that one worker trains jointly; None: what the study file says.
 
         Raises:
-            UsageError: there is no such cluster, or the number of workers is below 1.
+            UsageError: there is no such cluster, or the number of workers or of joint runs is below 1.
             MissingExtra: Ray is not installed.
             StoreUnavailable: the results cannot be written. What was finished is kept, and a later call goes on.
         """
-        for _ in self.advance(workers=workers, ray=ray, retry_failed=retry_failed):
+        for _ in self.advance(workers=workers, ray=ray, retry_failed=retry_failed, joint=joint):
             pass
         return self.status()
 
-    def advance(self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False) -> Iterator[RunQueue]:
+    def advance(
+        self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False, joint: int | None = None
+    ) -> Iterator[RunQueue]:
         """Execute the runs that are not finished, and yield the queue at the start and whenever a run has ended.
 
         The arguments and errors are those of ``run``.
@@ -174,7 +179,7 @@ class Study:
         for run in now.finished:
             run.clean_up()
         unfinished = [*now.waiting, *now.running, *retried]
-        queue, attempts = RunQueue(unfinished), Counter[str]()
+        queue, attempts = RunQueue(unfinished, joint=self.spec.joint if joint is None else joint), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(unfinished), finished=len(now.finished))
         for benchmark in {run.spec.benchmark: None for run in unfinished}:
@@ -215,7 +220,8 @@ def _retry_or_fail(queue: RunQueue, run: RunLocation, result: RunResult, attempt
     cause = str(result.cause)
     log.warning("%s: %s (attempt %d of %d)", run.name, cause, attempts, ATTEMPTS)
     if attempts < ATTEMPTS:
-        queue.put_back(run, after=STORE_PAUSE if result.outcome == Outcome.STORE_UNAVAILABLE else 0.0)
+        unavailable = result.outcome == Outcome.STORE_UNAVAILABLE
+        queue.put_back(run, after=STORE_PAUSE if unavailable else 0.0, alone=not unavailable)
     elif result.outcome == Outcome.STORE_UNAVAILABLE:
         raise StoreUnavailable(f"{cause} Then repeat the study: it continues where it stopped.")
     else:

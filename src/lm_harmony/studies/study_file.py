@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import GenerateJsonSchema
 
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
+from lm_harmony.errors import check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.studies.value_rules import (
     Date,
@@ -115,6 +116,8 @@ class StudyFile(StudyMapping):
     """clean: no scored question is trained on. published: the splits of the paper, with their leaks."""
     execution: Annotated[dict[str, Any], only_given(ExecutionOverrides)] = Field(default={})
     """How runs are executed. It changes scores by rounding at most."""
+    joint: Annotated[int, rule(lambda key, value: check_integer(key, value, 1), Annotated[int, Field(ge=1)])] = 1
+    """Most runs of one model that a worker trains jointly, in common passes. On a CPU, more than 1 gains nothing."""
     max_num_train: Rows = Caps().train
     """Most training rows of each benchmark."""
     max_num_valid: Rows = Caps().validation

@@ -75,12 +75,12 @@ def binding_term(phases: Mapping[str, Phase]) -> tuple[str, float]:
     return term if term.startswith(name) else f"{name} {term}", parts[name, term] / (sum(parts.values()) or 1.0)
 
 
-def training_phase(load: Workload, hardware: Hardware) -> Phase:
-    """Return the time of a run's training."""
+def training_phase(load: Workload, hardware: Hardware, joint: int = 1) -> Phase:
+    """Return the time of a run's training, or its share of it if ``joint`` runs share each pass."""
     size, work = load.size, load.training
     return overlapped(
         {
-            **_launches(training_operators(size, work), hardware),
+            **_launches(training_operators(size, work, joint), hardware),
             "FLOPs": training_flops(size, work) / hardware.training.value,
             **_attention(attention_flops(size, work.pairs, training=True), hardware),
         }
@@ -117,7 +117,7 @@ def decoding_phase(size: ModelSize, scoring: ScoringWork, hardware: Hardware) ->
     )
 
 
-def _launches(operators: int, hardware: Hardware) -> dict[str, float]:
+def _launches(operators: float, hardware: Hardware) -> dict[str, float]:
     launch, kernels = hardware.launch, hardware.kernels
     return {"launches": operators * kernels.value * launch.value} if launch and kernels else {}
 

@@ -15,12 +15,15 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 
+from lm_harmony.engine.joint_training import JointRuns
+from lm_harmony.engine.training import ByEpochs, alone
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent
 from lm_harmony.redaction import SafeFormatter
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
-from lm_harmony.runs.protocol import add_direct_score, train_before_test
+from lm_harmony.runs.protocol import add_direct_score, run_by_epochs
 from lm_harmony.stop_signals import exit_status, raise_if_stopped, stop_on_signals, stopped_by
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunResult, decode_request, result_of
@@ -34,30 +37,41 @@ STOP_SECONDS = 10.0
 
 
 class RunExecutor:
-    """Executes runs one after another and keeps the loaded model and the direct scores between them."""
+    """Executes runs, one after another or jointly, and keeps the loaded model and the direct scores between them."""
 
     def __init__(self, caches: RunCaches | None = None) -> None:
         """Use ``caches``, or make them for the results of the first run."""
         self._caches = caches
+        self._runs: JointRuns[RunLocation, RunResult] = JointRuns()
 
     def answer(self, request: str) -> str:
         """Return the encoded answer to an encoded request."""
         asked = decode_request(request)
         if isinstance(asked, MemoryRequest):
             return MemoryResult(runs_that_fit=_runs_that_fit(asked)).model_dump_json()
-        return self.execute(asked.run(), asked.abandoned).model_dump_json()
+        runs = [one.run() for one in asked.runs]
+        # A process with several runs in progress does not end when one of them has lost its lease, whose writes are refused.
+        lost = _end_process if len(runs) == 1 and not self._runs else _go_on
+        for run, one in zip(runs, asked.runs, strict=True):
+            if run not in self._runs:
+                self._runs.add(run, self._execute(run, one.abandoned, lost))
+        ended, result = self._runs.advance()
+        return result.model_copy(update={"place": runs.index(ended)}).model_dump_json()
 
-    def execute(self, run: RunLocation, abandoned: str | None = None) -> RunResult:
-        """Execute a run and return how it ended. Whatever exception ends the run, the next one can be executed.
+    def execute(self, run: RunLocation) -> RunResult:
+        """Execute a run alone and return how it ended. Whatever exception ends the run, the next one can be executed."""
+        return alone(self._execute)(run, None, _end_process)
 
-        Args:
-            run: the run.
-            abandoned: state of its lease that the coordinator found free.
-        """
+    def close(self) -> None:
+        """End the runs in progress, so that they release their leases."""
+        self._runs.close()
+
+    def _execute(self, run: RunLocation, abandoned: str | None, lost: Callable[[], None]) -> ByEpochs[RunResult]:
+        """Execute a run by epochs and return how it ended; the arguments are those of ``_complete``."""
         if self._caches is None:
             self._caches = RunCaches(direct_scores=DirectScoreCache(run.results_dir / "direct", remote_of(run.url)))
         try:
-            complete(run, self._caches, abandoned)
+            yield from _complete(run, self._caches, abandoned, lost)
         except Exception as error:  # noqa: BLE001 - an unexpected error of one run must not end the others
             if not isinstance(error, HarmonyError):
                 log.error("%s", traceback.format_exc())
@@ -65,13 +79,14 @@ class RunExecutor:
         return RunResult(outcome=Outcome.FINISHED, loads=self._caches.model.loads)
 
 
-def complete(run: RunLocation, caches: RunCaches, abandoned: str | None = None) -> None:
+def _complete(run: RunLocation, caches: RunCaches, abandoned: str | None, lost: Callable[[], None]) -> ByEpochs[None]:
     """Finish a run: start it, or resume it after its last finished epoch. Write failure.json if it cannot be finished.
 
     Args:
         run: the run.
         caches: the loaded model and the direct scores.
         abandoned: state of the run's lease that another process has watched for so long that it is free.
+        lost: called when another process has taken the run over.
 
     Raises:
         LeaseHeld: another process executes the run now.
@@ -81,7 +96,7 @@ def complete(run: RunLocation, caches: RunCaches, abandoned: str | None = None) 
         StoreUnavailable: the results cannot be written. failure.json is not written, and the finished epochs are kept.
     """
     spec = run.spec
-    with run.leases.hold(run.name, lost=_end_process, abandoned=abandoned) as lease:
+    with run.leases.hold(run.name, lost=lost, abandoned=abandoned) as lease:
         store = replace(run.store, lease=lease)
         store.pull()
         state = run.state()
@@ -93,14 +108,14 @@ def complete(run: RunLocation, caches: RunCaches, abandoned: str | None = None) 
         try:
             try:
                 if not store.is_finished():
-                    train_before_test(spec, store, resume=True, caches=caches)
+                    yield from run_by_epochs(spec, store, resume=True, caches=caches)
                 elif state.reason is None:
                     add_direct_score(store, spec, caches)
                 else:
                     raise NotCurrent(state.reason)
             except NotCurrent as error:
                 log.info("%s: starting again from the first epoch: %s", run.name, error)
-                train_before_test(spec, store, overwrite=True, caches=caches)
+                yield from run_by_epochs(spec, store, overwrite=True, caches=caches)
         except HarmonyError as error:
             if result_of(error).outcome == Outcome.FAILED:
                 run.write_failure(store, kind=type(error).__name__, cause=str(error), attempts=1)
@@ -110,6 +125,10 @@ def complete(run: RunLocation, caches: RunCaches, abandoned: str | None = None) 
 def _end_process() -> None:
     """End this process, because another one has taken over its run. Its writes would be refused."""
     os._exit(LEASE_LOST)
+
+
+def _go_on() -> None:
+    """Let the other runs of this process go on. The run that has lost its lease ends at its next write."""
 
 
 def _runs_that_fit(request: MemoryRequest) -> int:
@@ -146,6 +165,7 @@ def main() -> None:
             raise_if_stopped()
             print(executor.answer(requests.get()), file=answers, flush=True)
     except KeyboardInterrupt:
+        executor.close()
         log.info("stopped by %s", stopped_by())
         os._exit(exit_status())
 
