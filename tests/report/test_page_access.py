@@ -183,7 +183,7 @@ def test_paper_has_every_chart_in_light_colours(open_board: Open) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     ink = "document.querySelector('#chart-bump .plot').layout.font.color"
     assert sum(int(part) for part in page.evaluate(ink).removeprefix("rgb(").removesuffix(")").split(",")) < 150
-    assert page.evaluate("document.querySelector('#chart-bump .plot').layout.width") == 680
+    assert page.evaluate("document.querySelector('#chart-bump .plot').layout.width") == 620
     assert page.locator("#charts .main-svg").count() >= 2
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate(ink) == page.evaluate("getComputedStyle(document.body).color")

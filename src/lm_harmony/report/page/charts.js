@@ -73,7 +73,7 @@ const listenForPrinting = (page, charts) => {
     document.documentElement.style.colorScheme = width ? "light" : page.state.theme === "auto" ? "" : page.state.theme;
     if (globalThis.Plotly) charts.forEach((chart) => chart.draw(page, chart.card));
   };
-  addEventListener("beforeprint", () => draw(680));
+  addEventListener("beforeprint", () => draw(620));
   addEventListener("afterprint", () => draw(null));
   // On phones a label of a chart closes when the reader touches something else.
   document.addEventListener("pointerdown", (event) => {
@@ -107,7 +107,7 @@ const plot = (node, traces, layout, height) => {
   const full = { font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink }, hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height,
     legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: muted } }, showlegend: true,
-    ...(paper ? { width: node.closest(".pair") && board.has("gain") ? paper / 2 : paper, autosize: false } : { autosize: true }), ...layout,
+    ...(paper ? { width: node.closest(".pair") && board.has("gain") ? paper / 2 - 10 : paper, autosize: false } : { autosize: true }), ...layout,
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   return Plotly.react(node, traces, full, { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: "board" } });
 };
@@ -145,7 +145,7 @@ const drawTau = (page, card) => {
 // Numbers are written into the cells where a cell has room for them.
 const drawHeat = (node, view, { z, titles, mean }) => {
   const { surface, agree, disagree, muted, ink } = colours();
-  const width = paper ? paper / 2 : node.clientWidth;
+  const width = paper ? (board.has("gain") ? paper / 2 - 10 : paper) : node.clientWidth;
   const size = width < 460 ? 10 : 11;
   const label = Math.min(0.4 * width, 14 + 0.66 * size * Math.max(...titles.map((title) => title.length)));
   const height = Math.round(Math.max(240, Math.min(520, width - label + label * 0.9 + 40)));
