@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from boards import matrix_of
 from scipy import stats
-from test_training_noise import known_board, known_trainings
+from trainings import known_board, known_trainings
 
 from bench.sequential import sequential_placements
 from lm_harmony.analysis.pca import fit_reference
