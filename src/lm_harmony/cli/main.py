@@ -123,14 +123,13 @@ def plan(
     from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
-    check_integer("workers", workers, 1)
-    if joint is not None:
-        check_integer("joint", joint, 1)
+    for name, value in (("workers", workers), ("joint", 1 if joint is None else joint)):
+        check_integer(name, value, 1)
     quiet_libraries()
     asked = Study.read(file, only=only, skip=skip)
     specs = [run.spec for run in asked.runs]
     machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
-    planned = make_plan(specs, machine, asked.spec.joint if joint is None else joint)
+    planned = make_plan(specs, machine, joint or asked.spec.joint)
     plan_command.show_plan(planned, workers)
     return not planned.missing
 
@@ -175,12 +174,9 @@ def study(
     from lm_harmony.cli.study import list_runs, run_study
     from lm_harmony.studies.study import Study
 
-    if workers is not None:
-        check_integer("workers", workers, 1)
+    check_integer("workers", 1 if workers is None else workers, 1)
     asked = Study.read(file, only=only, skip=skip)
-    if dry_run:
-        return list_runs(asked)
-    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed, joint=joint)
+    return list_runs(asked) if dry_run else run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed, joint=joint)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, format: Format = "table") -> bool:
