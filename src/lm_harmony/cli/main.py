@@ -14,19 +14,15 @@ import tyro
 from rich.table import Column, Table
 
 from lm_harmony.cli import board as board_command
-from lm_harmony.cli import place as place_command
 from lm_harmony.cli.console import Format, say, show_table
 from lm_harmony.cli.parsing import parse
-from lm_harmony.cli.place_flags import PlaceFlags
+from lm_harmony.cli.place import place_command
 from lm_harmony.cli.run_flags import RunFlags
-from lm_harmony.cli.run_spec import given_flags
 from lm_harmony.errors import HarmonyError, check_integer
 from lm_harmony.stop_signals import exit_status, stop_caught, stop_on_signals, stopped_by
 
 DESCRIPTION = """LM-Harmony: fine-tune every model on a benchmark's training split before it is tested. `lm-harmony --version`
 prints the version, `lm-harmony COMMAND -h` a short help."""
-
-_Name = Annotated[str | None, tyro.conf.Positional]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,19 +62,7 @@ def _carry_out(words: list[str]) -> int:
 
         run_command.run(flags, words)
 
-    def place(results: _Name = None, /, *, flags: Annotated[PlaceFlags, tyro.conf.arg(name="")]) -> bool:
-        """Predict the place of a model on the published board, or run benchmarks until it is known well enough.
-
-        Example: `lm-harmony place ./my/model --until 10`
-
-        Repeat it to continue. `lm-harmony place results --model my/model` predicts it from finished runs.
-
-        Args:
-            results: a folder of runs or a .csv or .json file of scores; with --until or --hours the model (hub name or folder).
-        """
-        return place_command.place(results, flags, given_flags(words))
-
-    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, place, benchmarks, models, demo)
+    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, place_command(words), benchmarks, models, demo)
     try:
         said = parse(words, commands, description=DESCRIPTION)()
     except HarmonyError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from lm_harmony.cli.analyze import read
 from lm_harmony.cli.console import say
 from lm_harmony.cli.place_flags import PlaceFlags
+from lm_harmony.cli.run_spec import given_flags
 from lm_harmony.errors import UsageError, check_integer, check_number
 from lm_harmony.models.catalogue import MODELS
 
@@ -16,11 +19,30 @@ if TYPE_CHECKING:
     from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
     from lm_harmony.analysis.placement import Placement
 
+_Name = Annotated[str | None, tyro.conf.Positional]
 _OF_RESULTS = {"model", "suggest"}
 """Flags for finished runs; all others are for runs that the command carries out."""
 
 
-def place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bool:
+def place_command(words: Sequence[str]) -> Callable[..., bool]:
+    """Return the command ``place``, which needs the words of the command line."""
+
+    def place(results: _Name = None, /, *, flags: Annotated[PlaceFlags, tyro.conf.arg(name="")]) -> bool:
+        """Predict the place of a model on the published board, or run benchmarks until it is known well enough.
+
+        Example: `lm-harmony place ./my/model --until 10`
+
+        Repeat it to continue. `lm-harmony place results --model my/model` predicts it from finished runs.
+
+        Args:
+            results: a folder of runs or a .csv or .json file of scores; with --until or --hours the model (hub name or folder).
+        """
+        return _place(results, flags, given_flags(words))
+
+    return place
+
+
+def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bool:
     """Show the place of a model on the published board, suggest benchmarks, or run benchmarks until the place is known.
 
     Args:
