@@ -23,10 +23,11 @@ from bench.side_by_side import BenchFlags
 from lm_harmony.analysis.published import TEST_ROWS
 from lm_harmony.benchmarks.catalogue import BENCHMARKS, BenchmarkInfo
 from lm_harmony.benchmarks.types import Caps
+from lm_harmony.engine.model_size import ModelSize
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, TrainingWork
+from lm_harmony.studies.flops import DecodingWork, ScoringWork, TrainingWork
 from lm_harmony.studies.hardware import hardware_named
 from lm_harmony.studies.plan import ModelPlan, model_plan
 from lm_harmony.studies.time_model import add_phases, binding_term
@@ -65,7 +66,7 @@ def main(flags: Flags) -> None:
     h200 = hardware_named("h200")
     billions = {name: info.params_b or info.nominal_params_b for name, info in MODELS.items()}
     plans = {
-        name: model_plan(name, [replace(load, size=size_of(size)) for load in sampled.values()], h200)
+        name: model_plan(name, [replace(load, size=size_of(size)) for load in sampled.values()], h200, cards=False)
         for name, size in billions.items()
     }
     table = Table("models of", "how many", "GPU hours", "launches", "FLOPs", "bound by")

@@ -20,7 +20,7 @@ from lm_harmony.engine.backends import choose_backend
 from lm_harmony.errors import UsageError
 from lm_harmony.models.loading import LanguageModel, build_language_model
 from lm_harmony.models.text import TextEncoder
-from lm_harmony.runs.caches import LoadedModel, ModelCache, checksum
+from lm_harmony.runs.caches import LoadedModel, ModelCache, checksum, enable_gradient_checkpointing
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
@@ -121,8 +121,25 @@ class InMemoryModel(ModelCache):
         """Return None: the chat template of a loaded model is not used."""
         return None
 
+    def structure(self, spec: RunSpec) -> LanguageModel:
+        """Return the model itself.
+
+        Raises:
+            UsageError: the recipe quantizes the weights, which happens only while they are loaded.
+        """
+        if spec.recipe.quantize is not None:
+            raise UsageError(f"quantize = {spec.recipe.quantize}: the model is loaded already. Give its name or folder instead.")
+        return self._model
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights, which are in memory already."""
+        return sum(weight.nbytes for weight in self._model.module.parameters())
+
     def get(self, spec: RunSpec) -> LoadedModel:
         """Return the model with the forward passes that are exact for it."""
+        if spec.execution.gradient_checkpointing:
+            enable_gradient_checkpointing(self._model.module)
         return LoadedModel(
             model=self._model,
             backend=choose_backend(self._model, spec.execution.engine),

@@ -21,6 +21,8 @@ TRAINING_VERSION = 2
 """Version of the training behind a recipe, part of its fingerprint. It is raised when an equal recipe, seed and input give other
 weights, by more than rounding. Version 2 computes dropout masks from counters. Before, they came from random generators."""
 DTYPES = ("auto", "float32", "bfloat16")
+QUANTIZATIONS = ("nf4", "int8")
+"""Formats of quantized base weights, computed by bitsandbytes."""
 CHAT_TEMPLATE_DATE = "2024-07-26"
 """Default date that chat templates take as today, as YYYY-MM-DD; it is the default inside Llama 3's template."""
 
@@ -128,6 +130,8 @@ class Recipe:
     LoRA, and float32 weights with bfloat16 matrix products (autocast) if all weights are trained."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens, for tasks that do not set their own limit."""
+    quantize: str | None = None
+    """Format of the frozen base weights under an adapter, as in QLoRA: nf4, int8, or None for weights that are not quantized."""
 
     def __post_init__(self) -> None:
         check_integer("train_param.num_train_epochs", self.epochs, 1)
@@ -148,10 +152,17 @@ class Recipe:
         _one_of("train_param.optim", self.optimizer, OPTIMIZERS)
         _one_of("train_param.lr_scheduler_type", self.lr_schedule, SCHEDULES)
         _one_of("dtype", self.dtype, DTYPES)
+        if self.quantize is not None:
+            _one_of("quantize", self.quantize, QUANTIZATIONS)
+            if self.lora is None:
+                raise UsageError(
+                    f"quantize = {self.quantize} needs an adapter, because quantized weights cannot be trained. Remove "
+                    f"--quantize, or train an adapter (--use_peft; in a study: lora)."
+                )
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all fields and ``TRAINING_VERSION``."""
-        return fingerprint({**asdict(self), "training_version": TRAINING_VERSION})
+        return fingerprint({**written_recipe(asdict(self)), "training_version": TRAINING_VERSION})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Recipe:
@@ -180,6 +191,11 @@ def shared_adapter(recipe: Recipe) -> Lora | None:
     """Return the adapter if runs with an equal one can train jointly, because they train no weight of the base; else None."""
     lora = recipe.lora
     return None if lora is None or lora.bias != "none" or lora.use_dora else lora
+
+
+def written_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe without ``quantize`` where nothing is quantized, as identities and files had it before."""
+    return {name: value for name, value in values.items() if name != "quantize" or value is not None}
 
 
 def fingerprint(value: Any) -> str:

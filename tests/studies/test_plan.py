@@ -22,12 +22,14 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.calibration import calibrate, next_rows, smallest_run
+from lm_harmony.studies.cards import FITS, way_to_fit
 from lm_harmony.studies.flops import scoring_flops, training_flops
-from lm_harmony.studies.hardware import HARDWARE, calibrate, hardware_named
+from lm_harmony.studies.hardware import HARDWARE, hardware_named
 from lm_harmony.studies.local_pool import local_workers
 from lm_harmony.studies.plan import make_plan
 from lm_harmony.studies.study import Study
-from lm_harmony.studies.workload import workload
+from lm_harmony.studies.workload import size_of, workload
 
 RECIPE = Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
 
@@ -100,7 +102,7 @@ def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:
 
 
 def test_calibrate_measures_the_rates_of_this_machine(spec: RunSpec) -> None:
-    here = calibrate(spec)
+    here = calibrate(spec, seconds=2.0)
     assert 1e6 < here.training.value < 1e15 and 1e6 < here.scoring.value < 1e15 and here.weight_bytes == 4
     assert here.training.measured and here.scoring.measured and not here.decoding.measured
     plan = make_plan([spec], here)
@@ -130,7 +132,7 @@ def test_the_command_prints_the_plan_in_80_columns(tmp_path: Path) -> None:
 
 
 def test_the_plan_marks_measured_and_unmeasured_constants(spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
-    show_plan(make_plan([spec], calibrate(spec)), workers=1)
+    show_plan(make_plan([spec], calibrate(spec, seconds=0.0)), workers=1)
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
     marks = {line[14:29].strip(): line[:13].strip() for line in shown if line.startswith((" measured", " not measured"))}
@@ -169,3 +171,55 @@ def test_the_number_of_workers_is_limited_by_the_memory_of_the_largest_run(
         worker.stop()
     assert [len(pool) for pool in pools] == [2, 1]
     assert [record.message for record in caplog.records if "1 workers instead of 2" in record.message]
+
+
+def test_the_time_of_a_calibration_is_limited(tmp_path: Path) -> None:
+    """The next measurement starts only if it ends in time even when it takes as many times longer as it has more rows."""
+    assert next_rows(1, last=0.5, left=20.0) == 8
+    assert next_rows(8, last=4.0, left=9.0) == 16
+    assert next_rows(8, last=4.0, left=7.9) is None
+    rows, spent, last = 1, 0.0, 1.0
+    while rows is not None:
+        spent += last
+        following = next_rows(rows, last=last, left=30.0 - spent)
+        last, rows = last * (following or 0) / rows, following
+    assert spent <= 30.0
+
+
+def test_the_smallest_model_of_a_study_is_measured(spec: RunSpec, tmp_path: Path) -> None:
+    large = replace(spec, model=ModelSpec(name=str(write_config(tmp_path / "large", 1_024))))
+    unreadable = replace(spec, model=ModelSpec(name=str(tmp_path / "nothing")))
+    assert smallest_run([large, unreadable, spec]) == spec
+
+
+def write_config(folder: Path, hidden: int) -> Path:
+    """Write configuration and tokenizer of a model without its weights."""
+    folder.mkdir()
+    config = LlamaConfig(hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=hidden // 160, vocab_size=300)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_each_card_gets_the_first_way_in_which_the_run_fits(spec: RunSpec, tmp_path: Path) -> None:
+    small = workload(spec, HARDWARE["h200"].memory_budget)
+    assert way_to_fit(small, int(24e9))[0] == FITS
+    load = replace(small, size=size_of(ModelSpec(name=str(write_config(tmp_path / "seven", 4_096))), spec.recipe), longest=1_000)
+    weights = 2 * load.size.parameters
+    assert 11e9 < weights < 24e9
+    ways = [way_to_fit(load, int(capacity))[0] for capacity in (141e9, 1.8 * weights, 1.3 * weights, 0.7 * weights, 1e9)]
+    assert ways[0] == FITS and ways[1:3] == ["smaller passes", "gradient checkpointing"]
+    assert str(ways[3]).startswith("quantize") and ways[4] is None
+    everything = replace(load, spec=replace(spec, recipe=replace(RECIPE, lora=None)))
+    assert way_to_fit(everything, int(weights))[0] is None  # all weights cannot be trained in quantized form
+
+
+def test_hours_and_energy_are_given_for_every_card_that_holds_the_run(spec: RunSpec) -> None:
+    [model] = make_plan([spec], HARDWARE["h200"]).models
+    assert [card.card for card in model.cards] == list(HARDWARE)
+    for card in model.cards:
+        power = HARDWARE[card.card].power
+        assert power is not None and card.hours is not None and card.energy_kwh == card.hours * power.value / 1000
+    here = make_plan([spec], calibrate(spec, seconds=0.0)).models[0]
+    assert all(card.way == FITS and card.hours is None for card in here.cards)  # its passes are those of a CPU

@@ -26,6 +26,7 @@ from lm_harmony.engine.memory import (
     GPU_TRAINING_TOKENS,
     MemoryBudget,
 )
+from lm_harmony.engine.model_size import ModelSize
 from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -35,9 +36,9 @@ from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+from lm_harmony.studies.calibration import measured_here
 from lm_harmony.studies.flops import (
     DecodingWork,
-    ModelSize,
     ScoringWork,
     TrainingWork,
     attention_flops,
@@ -48,7 +49,7 @@ from lm_harmony.studies.flops import (
     training_flops,
     training_operators,
 )
-from lm_harmony.studies.hardware import HARDWARE, Constant, measured_here
+from lm_harmony.studies.hardware import HARDWARE, Constant
 from lm_harmony.studies.plan import ModelPlan, Plan, model_plan
 from lm_harmony.studies.time_model import (
     Phase,

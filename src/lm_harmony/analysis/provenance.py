@@ -17,7 +17,7 @@ FileStates = dict[str, tuple[int, str | None] | None]
 
 
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
-    """Yield a note for each benchmark with scores of several package versions, and for runs that are or may be stale.
+    """Yield a note for each benchmark with scores of several package versions or of quantized weights, and for stale runs.
 
     Each source file is checked once, at the path in the records. Files that are missing, as on another machine, or that cannot be
     read are skipped.
@@ -34,6 +34,9 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
                 yield f"{benchmark}: its scores mix versions of {package}: {counts}"
         for changed, count in sorted(Counter(filter(None, (changed_files(record.sources, states) for record in group))).items()):
             yield f"{benchmark}: {count} runs are not current: {changed}"
+        quantized = Counter(kind for record in group if (kind := record.spec.recipe.quantize) is not None)
+        for kind, count in sorted(quantized.items()):
+            yield f"{benchmark}: {count} of {len(group)} runs have weights quantized to {kind}, which is another recipe"
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
         yield f"{unrecorded} runs were {UNRECORDED}, so it is not known whether they are current"

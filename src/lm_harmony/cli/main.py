@@ -87,6 +87,7 @@ def plan(
     /,
     hardware: str = "here",
     workers: int = 1,
+    ray: str | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     joint: int | None = None,
@@ -95,15 +96,17 @@ def plan(
 
     Args:
         file: the study's YAML file.
-        hardware: h200, h100, a100, l40s, rtx4090, or here (this machine, measured for about 20 seconds).
+        hardware: h200, h100, a100, a100-40, l40s, rtx4090, or here (this machine, measured in under 60 seconds).
         workers: processes or GPUs that share the work.
+        ray: address of a Ray cluster, or auto; models that fit on none of its nodes are named before anything is counted.
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are counted.
         skip: texts or glob patterns; runs whose name contains one of them are left out.
         joint: most runs of one model that train jointly; default: the study's joint, or 1.
     """
     from lm_harmony.cli import plan as plan_command
     from lm_harmony.cli.console import quiet_libraries
-    from lm_harmony.studies.hardware import calibrate, hardware_named
+    from lm_harmony.studies.calibration import calibrate, smallest_run
+    from lm_harmony.studies.hardware import hardware_named
     from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
@@ -111,8 +114,10 @@ def plan(
         check_integer(name, value, 1)
     quiet_libraries()
     asked = Study.read(file, only=only, skip=skip)
+    if ray is not None:
+        plan_command.check_cluster(ray, asked.runs)
     specs = [run.spec for run in asked.runs]
-    machine = calibrate(specs[0]) if hardware == "here" else hardware_named(hardware)
+    machine = calibrate(smallest_run(specs)) if hardware == "here" else hardware_named(hardware)
     planned = make_plan(specs, machine, joint or asked.spec.joint)
     plan_command.show_plan(planned, workers)
     return not planned.missing

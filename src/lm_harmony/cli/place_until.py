@@ -22,8 +22,9 @@ from lm_harmony.cli.run_spec import run_spec
 from lm_harmony.cli.study import run_study
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.runs.spec import RunSpec
+from lm_harmony.studies.calibration import calibrate
 from lm_harmony.studies.config import StudySpec
-from lm_harmony.studies.hardware import Hardware, calibrate, hardware_named
+from lm_harmony.studies.hardware import Hardware, hardware_named
 from lm_harmony.studies.plan import price
 from lm_harmony.studies.study import Study
 

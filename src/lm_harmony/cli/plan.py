@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +13,7 @@ from lm_harmony.cli.console import say
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.studies.hardware import Hardware
 from lm_harmony.studies.plan import Plan
+from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.time_model import TERMS, add_phases, binding_term
 
 OVERLAP = """\
@@ -21,6 +23,19 @@ CONTAINED = "The measured rates of FLOPs contain launches, attention and Python.
 STEPS = "steps: each decoding step reads all weights and the cache."
 FIXED = "fixed: loading models, reading rows, writing files."
 """Explanations below the table of times."""
+CARDS = """\
+Memory is an estimate, with the card otherwise empty. Gradient checkpointing is
+counted with a third more training time. dtype and quantize are other recipes;
+their hours are those of bfloat16. Energy: the card at its power limit for all
+hours, without the host and without cooling."""
+"""Assumptions below the table of cards."""
+
+
+def check_cluster(address: str, runs: Sequence[RunLocation]) -> None:
+    """Check that every run fits on some node of a Ray cluster; raises as ``ray_pool.nodes_for`` does."""
+    from lm_harmony.studies.ray_pool import nodes_for  # Ray is an optional dependency
+
+    nodes_for(address, runs)
 
 
 def show_plan(plan: Plan, workers: int) -> None:
@@ -29,6 +44,7 @@ def show_plan(plan: Plan, workers: int) -> None:
         console = Console()  # wraps to the width of the terminal, or of COLUMNS in a pipe
         console.print(_work(plan))
         console.print(*_times(plan), sep="\n", markup=False, highlight=False)
+        console.print(*_cards(plan), sep="\n", markup=False, highlight=False)
         console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
     runs = sum(model.runs for model in plan.models)
     total = f"{runs} runs, {_time(plan.hours)} for one worker"
@@ -56,7 +72,7 @@ def _work(plan: Plan) -> Table:
             f"{model.training_tokens:,}",
             f"{model.scoring_tokens:,}",
             f"{model.flops:.3g}",
-            f"{model.memory_bytes / 2**30:.1f} GiB",
+            f"{model.memory.total / 2**30:.1f} GiB",
             *([f"{model.decoding_steps:,}"] if writes else []),
         )
     return table
@@ -85,6 +101,21 @@ def _times(plan: Plan) -> Iterator[str]:
     yield OVERLAP if plan.hardware.launch else CONTAINED
     yield from [STEPS] if "decoding steps" in terms else []
     yield from (FIXED, "")
+
+
+def _cards(plan: Plan) -> Iterator[str]:
+    """Yield lines that say for each model on which cards its runs fit, in which way, with hours and energy."""
+    yield "Cards"
+    for model in plan.models:
+        yield from textwrap.wrap(f"{shown_name(model.model)}, one row in a pass: {model.memory.describe()}", 80)
+        for one in model.cards:
+            cost = "" if one.hours is None else f"  {_time(one.hours)}, {one.energy_kwh:.3g} kWh"
+            memory = f"{one.capacity_bytes / 1e9:4.0f} GB  {one.way or 'does not fit':22}{one.memory_bytes / 1e9:7.1f} GB"
+            yield f"  {one.card:8}{memory}{cost}"
+    yield CARDS
+    if plan.hardware.launch is None:
+        yield "Hours and energy on a card: give its name as --hardware."
+    yield ""
 
 
 def _short(term: str) -> str:

@@ -157,8 +157,15 @@ class RunFlags:
     dtype: str = "auto"
     """dtype of the base weights: float32, bfloat16 or auto. auto is float32 on a CPU. On a GPU with bfloat16 it is bfloat16 with
     LoRA, and float32 with bfloat16 autocast without LoRA."""
+    quantize: str | None = None
+    """Quantize the frozen base weights under the adapter, as in QLoRA: nf4 or int8. It is another recipe, so its scores are not
+    comparable with others. It needs pip install 'lm-harmony[quantized]'."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, mps or auto."""
+    memory: str = "auto"
+    """Before loading, the memory of the run is estimated. auto: gradient checkpointing is switched on where one longest row does
+    not fit without it, and a run that does not fit even then is refused; check: a run that does not fit as requested is refused;
+    off: no estimate."""
     engine: str = "auto"
     """auto: packed rows if a comparison with padded batches finds them exact for the model; plain: padded batches; compiled: auto
     with layers compiled by torch.compile, on CUDA only."""

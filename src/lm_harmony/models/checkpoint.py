@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -21,11 +20,19 @@ from lm_harmony.models.checkpoint_checks import (
     refuse_non_finite,
     refuse_pickles,
 )
-from lm_harmony.models.device import free_bytes, gib, is_out_of_memory, memory_error
+from lm_harmony.models.device import allocatable_bytes, gib, is_out_of_memory, memory_error
+from lm_harmony.models.quantization import loading_options
 
 
 def read_weights(
-    name: str, folder: Path, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device, options: Mapping[str, Any]
+    name: str,
+    folder: Path,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: Mapping[str, Any],
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """Read a causal language model onto ``device``, in evaluation mode.
 
@@ -36,17 +43,21 @@ def read_weights(
         dtype: type of the weights.
         device: device of the weights; no copy in host memory is made.
         options: revision and trust_remote_code, for ``from_pretrained``.
+        quantize: format of the linear layers inside the blocks, "nf4" or "int8"; None: not quantized.
 
     Raises:
         ModelError: an encoder; the weights are pickled, or do not fit into the memory of the device; a file cannot be read; a
-            tensor is missing, unknown, of another size than the configuration says, or not finite.
+            tensor is missing, unknown, of another size than the configuration says, or not finite; the weights cannot be
+            quantized.
     """
     refuse_pickles(name, str(options.get("revision") or "main"))
     hollow = meta_module(name, config, trust_remote_code=bool(options.get("trust_remote_code")))
     refuse_encoder(name, hollow)
     needed = dtype.itemsize * sum(weight.numel() for weight in hollow.parameters())
-    # The size of a quantized checkpoint is not that of its architecture.
-    if getattr(config, "quantization_config", None) is None and needed > _free_for_weights(device, needed):
+    quantizing = loading_options(name, config, quantize, dtype)
+    # The size of quantized weights is not that of the architecture.
+    is_quantized = quantize is not None or getattr(config, "quantization_config", None) is not None
+    if not is_quantized and needed > _free_for_weights(device, needed):
         raise _too_large(name, needed, dtype, device)
     try:
         # Straight to the device: a copy in host memory first would need room for the model there, once for each worker.
@@ -60,6 +71,7 @@ def read_weights(
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             **options,
+            **quantizing,
         )
     except Exception as error:  # a damaged file raises an error of any kind
         if is_out_of_memory(error):
@@ -92,12 +104,11 @@ def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool)
 
 def _free_for_weights(device: torch.device, needed: int) -> int:
     """Return the bytes that weights can take, swap space included; if they are too few, an earlier model's are freed first."""
-    if device.type not in ("cpu", "cuda", "mps"):
-        return needed  # free memory is not known
-    swap = 0 if device.type == "cuda" else int(psutil.swap_memory().free)
-    if free_bytes(device) + swap < needed:
+    free = allocatable_bytes(device)
+    if free is not None and free < needed:
         clear_device_cache(garbage_collection=True)
-    return free_bytes(device) + swap
+        free = allocatable_bytes(device)
+    return needed if free is None else free
 
 
 def _too_large(name: str, needed: int, dtype: torch.dtype, device: torch.device) -> ModelError:

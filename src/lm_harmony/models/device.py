@@ -117,6 +117,13 @@ def free_bytes(device: torch.device) -> int:
         return free
 
 
+def allocatable_bytes(device: torch.device) -> int | None:
+    """Return the memory that tensors on ``device`` can take, with the swap space of the host; None: it is not known."""
+    if device.type not in ("cpu", "cuda", "mps"):
+        return None
+    return free_bytes(device) + (0 if device.type == "cuda" else int(psutil.swap_memory().free))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` is an out-of-memory error of a GPU, of PyTorch or NumPy on a CPU, or of Python."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

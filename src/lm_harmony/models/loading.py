@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.adapter_weights import merge_adapter
-from lm_harmony.models.checkpoint import read_weights
+from lm_harmony.models.checkpoint import meta_module, read_weights
 from lm_harmony.models.checkpoint_checks import (
     one_line,
     refuse_adapter,
@@ -49,12 +49,17 @@ class LanguageModel:
     """Commit of the weights on the hub; None: not known."""
     autocast: torch.dtype | None = None
     """Type in which matrix products are computed; None: the type of the weights."""
+    quantize: str | None = None
+    """Format of quantized weights: nf4 or int8; None: the weights are not quantized."""
 
     @property
     def precision(self) -> Precision:
         """The number formats of its weights and products, by name."""
+        weights = str(self.module.dtype).removeprefix("torch.")
         autocast = None if self.autocast is None else str(self.autocast).removeprefix("torch.")
-        return Precision(weights=str(self.module.dtype).removeprefix("torch."), autocast=autocast)
+        if self.quantize is not None:
+            return Precision(weights=self.quantize, autocast=autocast or weights)
+        return Precision(weights=weights, autocast=autocast)
 
     def mixed_precision(self) -> AbstractContextManager[object]:
         """Return the block in which a forward pass is computed: ``torch.autocast`` where ``autocast`` is set, else nothing.
@@ -78,6 +83,7 @@ def load_model(
     autocast: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
@@ -90,8 +96,10 @@ def load_model(
         autocast: type that matrix products are computed in, "bfloat16", or None for that of the weights.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (an accelerator if there is one).
         trust_remote_code: run the code that the repository brings.
+        quantize: format of the linear layers inside the blocks, "nf4" or "int8"; None: not quantized.
 
     Raises:
+        MissingExtra: bitsandbytes, which quantizes, is not installed.
         ModelError: it does not exist, cannot be reached, needs its own code, is no causal language model, is an adapter that
             cannot be merged, is damaged, is not the model that its config.json describes, or does not fit into the memory of
             the device.
@@ -101,12 +109,27 @@ def load_model(
     config, folder, commit = locate_model(name, **options)
     tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
     base = adapter_base(name)
+    if base is not None and quantize is not None:
+        raise ModelError(
+            f"model {name}: quantize = {quantize}, but it is a PEFT adapter, which cannot be merged into quantized weights. "
+            f"Merge it (merge_and_unload) and give the folder that save_pretrained wrote."
+        )
     whole = (name, options) if base is None else (base.name, {**options, "revision": base.revision})
-    module = read_weights(whole[0], folder, config, dtype=getattr(torch, dtype), device=place, options=whole[1])
+    types = {"dtype": getattr(torch, dtype), "quantize": quantize}
+    module = read_weights(whole[0], folder, config, device=place, options=whole[1], **types)
     if base is not None:
         module = merge_adapter(name, module)
-    model = build_language_model(name, module, tokenizer, revision=commit)
+    model = replace(build_language_model(name, module, tokenizer, revision=commit), quantize=quantize)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
+
+
+def load_without_weights(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> LanguageModel:
+    """Return a model on the meta device, with its tokenizer: shapes without weights; raises as ``load_model`` does."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config, folder, commit = locate_model(name, **options)
+    tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
+    module = meta_module(name, config, trust_remote_code=trust_remote_code)
+    return build_language_model(name, module, tokenizer, revision=commit)
 
 
 def locate_model(

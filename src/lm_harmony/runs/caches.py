@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.backends import Backend, choose_backend
 from lm_harmony.errors import DamagedFile, LeaseHeld, LeaseLost
 from lm_harmony.models.device import Precision, resolve_device, resolve_precision
-from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, locate_model
+from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, load_without_weights, locate_model
+from lm_harmony.models.loading_turn import loading_turn
 from lm_harmony.models.text import TextEncoder
 from lm_harmony.runs.lease import Lease
 from lm_harmony.runs.remote import RemoteSync
@@ -58,6 +60,7 @@ class _ModelKey:
     device: torch.device
     engine: str
     gradient_checkpointing: bool
+    quantize: str | None
     sources: tuple[Source, ...]
 
 
@@ -87,6 +90,22 @@ class ModelCache:
         text.require_chat_template()
         return text
 
+    def structure(self, spec: RunSpec) -> LanguageModel:
+        """Return the model of ``spec`` with its tokenizer and shapes: the loaded one, or one on the meta device without weights.
+
+        Raises:
+            ModelError: its configuration or tokenizer cannot be read.
+        """
+        if self._loaded is not None and self._key == _model_key(spec):
+            return self._loaded.model
+        options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
+        return load_without_weights(spec.model.name, **options)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights that this cache holds: they are used again, or freed before others are loaded."""
+        return 0 if self._loaded is None else sum(tensor.nbytes for tensor in self._loaded.model.module.state_dict().values())
+
     def get(self, spec: RunSpec) -> LoadedModel:
         """Return the model of ``spec``. Loads it unless the cache holds it with unchanged weights.
 
@@ -99,7 +118,8 @@ class ModelCache:
         if self._loaded is not None and key == self._key:
             log.info("%s is loaded again: the last run changed its weights.", spec.model.name)
         self._loaded = None  # frees the old weights before the new weights are read
-        self._loaded, self._key = _load(key), key
+        with loading_turn(needed=_bytes_on_disk(key.sources)):
+            self._loaded, self._key = _load(key), key
         self.loads += 1
         return self._loaded
 
@@ -193,13 +213,24 @@ def _model_key(spec: RunSpec) -> _ModelKey:
         device=device,
         engine=spec.execution.engine,
         gradient_checkpointing=spec.execution.gradient_checkpointing,
+        quantize=spec.recipe.quantize,
         # Read before the weights: a file that changes during loading then differs from the record.
         sources=model_sources(spec.model),
     )
 
 
+def _bytes_on_disk(sources: tuple[Source, ...]) -> int:
+    """Return the bytes of a model's files in a folder; 0 for a model from the hub."""
+    return sum(source.size or 0 for source in sources)
+
+
 def _without_chat(model: ModelSpec) -> ModelSpec:
     return replace(model, apply_chat_template=False, chat_template_date=None)
+
+
+def enable_gradient_checkpointing(module: PreTrainedModel) -> None:
+    """Let each layer of ``module`` keep only its input and compute the rest again in the backward pass."""
+    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _load(key: _ModelKey) -> LoadedModel:
@@ -210,9 +241,10 @@ def _load(key: _ModelKey) -> LoadedModel:
         autocast=key.precision.autocast,
         device=str(key.device),
         trust_remote_code=key.model.trust_remote_code,
+        quantize=key.quantize,
     )
     if key.gradient_checkpointing:
-        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_gradient_checkpointing(model.module)
     backend = choose_backend(model, key.engine)
     sources = with_commit(key.sources, "model", model.revision)
     return LoadedModel(model=model, backend=backend, checksum=checksum(model.module), sources=sources)

@@ -247,4 +247,6 @@ def _environment(run: RunSetup) -> Environment:
     """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
+    if run.ways_out:
+        found["ways_out"] = run.ways_out
     return {**found, "lora_targets": run.derived_targets} if run.derived_targets else found

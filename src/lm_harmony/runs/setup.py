@@ -9,21 +9,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lm_harmony.benchmarks import catalogue
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
-from lm_harmony.benchmarks.types import Example, MetricKey, Reply, Score, requests_of
+from lm_harmony.benchmarks.types import Example, Reply, Score, requests_of
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.errors import ModelError, ScoreNotFinite, UsageError, did_you_mean
+from lm_harmony.errors import ModelError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.models.quantization import refuse_quantization
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 from lm_harmony.runs.caches import LoadedModel, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
+from lm_harmony.runs.memory_check import fit_into_memory, free_for
 from lm_harmony.runs.memory_errors import memory_errors
+from lm_harmony.runs.metric_choice import choosing_metric
 from lm_harmony.runs.record import DataRecord
 from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
@@ -55,6 +57,8 @@ class RunSetup:
     """Fingerprints of the requests and of the training tokens."""
     derived_targets: tuple[str, ...]
     """Names of the adapted modules where neither the recipe nor PEFT names them; else empty."""
+    ways_out: tuple[str, ...] = ()
+    """What ``--memory auto`` switched on so that the run fits into memory."""
 
     @property
     def model(self) -> LanguageModel:
@@ -120,7 +124,9 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     Raises:
         UsageError: the task or the metric is unknown, or no one says whether a higher metric is better.
         BenchmarkError: the benchmark has no training split, or its rows cannot be loaded or do not fit into the model.
-        ModelError: the model cannot be loaded, lacks the chat template that ``spec`` asks for, or cannot get the adapter.
+        ModelError: the model cannot be loaded, lacks the chat template that ``spec`` asks for, cannot get the adapter, or does
+            not fit into memory.
+        MissingExtra: the recipe quantizes the weights, and bitsandbytes is not installed.
     """
     benchmark, recipe = spec.benchmark, spec.recipe
     found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
@@ -129,21 +135,26 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     with files_opened_by(code) as opened:
         allowed = spec.execution.allow_task_code
         task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir, allow_code=allowed)
-    metric, higher = _choosing_metric(spec, task)
+    metric, higher = choosing_metric(spec, task)
+    if recipe.quantize is not None:
+        refuse_quantization(recipe.quantize)
     models = (caches or RunCaches()).model
     text = models.chat_encoder(spec)
     chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
         splits = make_splits(task, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
         score_placeholder_replies(task, splits.validation[0])
-    with memory_errors(spec, "loading"):
-        loaded = models.get(spec)
+    structure = models.structure(spec)
+    structure.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
+    targets = _derived_targets(structure, recipe.lora)
+    sequences = training_sequences(structure, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
+    longest = max(len(sequence.ids) for sequence in sequences) - 1
+    fitted = fit_into_memory(spec, structure, longest=longest, free=free_for(spec, models.held_bytes))
+    with memory_errors(fitted, "loading"):
+        loaded = models.get(fitted)
     model = loaded.model
     if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
         raise ModelError(f"model {spec.model.name}: its chat template changed while the rows were rendered. Repeat the command.")
-    model.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
-    targets = _derived_targets(model, recipe.lora)
-    sequences = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
     run = RunSetup(
         spec=spec,
         task=task,
@@ -161,6 +172,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
             spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length, targets=targets
         ),
         derived_targets=targets,
+        ways_out=() if fitted.execution == spec.execution else ("gradient checkpointing",),
     )
     _log_summary(run)
     return run
@@ -187,18 +199,6 @@ def _scorer(spec: RunSpec, loaded: LoadedModel) -> Scorer:
     )
 
 
-def _choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:
-    """Return the metric that chooses the epoch, and whether higher is better."""
-    metric = spec.metric or default_metric(task)
-    if metric not in task.metrics:
-        known = list(task.metrics)
-        raise UsageError(
-            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
-            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
-        )
-    return metric, direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
-
-
 def _log_summary(run: RunSetup) -> None:
     """Log the sizes of the splits, and rows and tokens that were left out."""
     name, text = run.task.name, run.model.text
@@ -209,40 +209,3 @@ def _log_summary(run: RunSetup) -> None:
             "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
         )
     log.info("%s: %s", name, run.splits.sizes())
-
-
-def direction(declared: bool | None, asked: bool | None, *, metric: str, task: str) -> bool:
-    """Return whether a higher score is better: as the task declares it, else as the user says.
-
-    Args:
-        declared: what the task's file or lm_eval's registry says; None: neither says it.
-        asked: the value of --train_param.greater_is_better; None: not given.
-        metric: metric that chooses the epoch, for the message.
-        task: name of the benchmark, for the message.
-
-    Raises:
-        UsageError: the direction is not known, or the task and the user contradict each other.
-    """
-    if declared is None and asked is None:
-        name = MetricKey.parse(metric).metric
-        raise UsageError(
-            f"benchmark {task}: metric {metric} has no higher_is_better, so the best epoch is unknown. Add higher_is_better: "
-            f"true or false to {name} in the metric_list of the task's YAML file, or give --train_param.greater_is_better or "
-            f"--train_param.no-greater_is_better (in a study: greater_is_better under the benchmark)."
-        )
-    if declared is not None and asked not in (None, declared):
-        raise UsageError(
-            f"train_param.greater_is_better: {metric} of {task} is better when {'higher' if declared else 'lower'}, "
-            f"got {asked}. Drop the flag."
-        )
-    return bool(asked if declared is None else declared)
-
-
-def default_metric(task: HarnessTask) -> str:
-    """Return the catalogued metric of a benchmark; else acc_norm, acc or bits_per_byte; else the first that it reports."""
-    known = catalogue.find(task.name)
-    if known is not None:
-        return known.metric
-    reported = list(task.metrics)
-    preferred = [key for name in ("acc_norm", "acc", "bits_per_byte") for key in reported if MetricKey.parse(key).metric == name]
-    return (preferred or reported)[0]

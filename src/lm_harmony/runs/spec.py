@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe
+from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
 from lm_harmony.runs.files import from_plain, to_plain
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -18,6 +18,9 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 ENGINES = ("auto", "plain", "compiled")
 """Values of --engine: auto (packed rows where a probe finds them exact), plain (padded batches), and compiled (auto with compiled
 layers, on CUDA only)."""
+MEMORY_MODES = ("auto", "check", "off")
+"""Values of --memory: auto (switch gradient checkpointing on where a run fits only with it, refuse what does not fit even then),
+check (refuse what does not fit as requested), off (no estimate before loading)."""
 LARGEST_SEED = 2**32 - 1
 """Largest seed of NumPy's legacy generator, which defines the published splits."""
 
@@ -96,6 +99,9 @@ class Execution:
     """Largest number of sequences in one forward pass of scoring."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which takes a third more time and much less memory."""
+    memory: str = "auto"
+    """auto: gradient checkpointing is switched on where one longest row does not fit without it, and what does not fit even then
+    is refused before loading; check: what does not fit as requested is refused; off: nothing is estimated."""
     save_checkpoints: bool = True
     """Save after each epoch what --resume_from_checkpoint needs."""
     trackers: tuple[str, ...] = ()
@@ -110,6 +116,8 @@ class Execution:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}. Use auto.")
+        if self.memory not in MEMORY_MODES:
+            raise UsageError(f"memory must be one of {', '.join(MEMORY_MODES)}, got {self.memory!r}. Use auto.")
         check_integer("train_param.per_device_train_batch_size", self.micro_batch, 1)
         check_integer("train_param.per_device_eval_batch_size", self.eval_batch_size, 1)
         if self.logging_steps is not None:
@@ -152,7 +160,11 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
-        return {**to_plain(self), "recipe_fingerprint": self.recipe.fingerprint()}
+        plain = to_plain(self)
+        plain["recipe"] = written_recipe(plain["recipe"])
+        if self.execution.memory == "auto":  # as versions without this field wrote it, so that they can read the file
+            plain["execution"].pop("memory")
+        return {**plain, "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod
     def from_dict(cls, values: object) -> RunSpec:

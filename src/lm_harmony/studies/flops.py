@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lm_harmony.engine.model_size import ModelSize
+
 TRAINING_LAYER = 104
 """Operators of one layer in a forward and backward pass, without its adapters and its attention calls."""
 TRAINING_ADAPTED = 13
@@ -37,33 +39,6 @@ DECODING_LAYER = 43
 """Operators of one layer when one token is generated in each row of a batch; equally many when contexts are computed."""
 DECODING_PASS = 39
 """Operators outside the layers of such a pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """A model's size, counted from its configuration."""
-
-    parameters: int
-    """Number of all weights. A matrix that is both input embedding and output layer counts once."""
-    computing: int
-    """Weights that multiply every token: all but the input embedding and the output layer."""
-    output: int
-    """Weights of the output layer, which multiply only what is predicted."""
-    trained: int
-    """Weights that the recipe trains."""
-    layers: int
-    """Number of Transformer layers (blocks)."""
-    adapted: int
-    """Number of linear layers with an adapter, in all blocks together; 0 if all weights are trained."""
-    query_width: int
-    """Attention heads times head size: width of the queries of one token in one layer."""
-    key_width: int
-    """Key-value heads times head size: width of the keys of one token in one layer."""
-
-    @property
-    def grouped(self) -> bool:
-        """Whether several query heads share one key head."""
-        return self.key_width < self.query_width
 
 
 @dataclass(frozen=True, kw_only=True)

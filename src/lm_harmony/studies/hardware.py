@@ -1,27 +1,14 @@
-"""The speed of a machine: a GPU by its data sheet and marked assumptions, or this machine as measured in 20 seconds."""
+"""The speed of a machine: a GPU by its data sheet and marked assumptions, or this machine as ``calibration`` measures it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 
-from lm_harmony.benchmarks.types import Caps
-from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.memory import GPU_GENERATION_ROWS, GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, MemoryBudget
-from lm_harmony.engine.training import fine_tune
+from lm_harmony.engine.memory_estimate import PROCESS_BYTES
 from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.runs.caches import RunCaches
-from lm_harmony.runs.setup import set_up_run
-from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.flops import scoring_flops, training_flops
-from lm_harmony.studies.workload import workload
-
-SECONDS = 20.0
-"""Approximate seconds of measuring this machine, without loading the model."""
-SLICE = 16
-"""Training rows of the first measurement. The number is doubled until a measurement takes long enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +59,30 @@ class Hardware:
     """Tokens and rows that fit into one pass."""
     weight_bytes: int
     """Bytes of one weight."""
+    card: Constant | None = None
+    """Memory of the GPU in bytes."""
+    power: Constant | None = None
+    """Power of the GPU in watts, for estimates of energy."""
+    process: Constant
+    """Memory of a run beside its tensors, in bytes."""
 
     def constants(self, *, decoding: bool = True) -> list[Constant]:
         """Return the constants of a prediction; without ``decoding`` only those that a study without generation needs."""
         unused = () if decoding else (self.decoding, self.memory, self.stop_check)
         values = [getattr(self, field.name) for field in fields(self)]
         cache = (CACHE_TRAFFIC,) if decoding and self.memory else ()
-        return [*(one for one in values if isinstance(one, Constant) and one not in unused), *cache, WORKSPACE]
+        return [*(one for one in values if isinstance(one, Constant) and one not in unused), *cache]
 
 
 _SHEETS = {
-    "h200": (989e12, 4.8e12),
-    "h100": (989e12, 3.35e12),
-    "a100": (312e12, 2.04e12),
-    "l40s": (362e12, 0.864e12),
-    "rtx4090": (165e12, 1.01e12),
+    "h200": (989e12, 4.8e12, 141e9, 700),
+    "h100": (989e12, 3.35e12, 80e9, 700),
+    "a100": (312e12, 2.04e12, 80e9, 400),
+    "a100-40": (312e12, 1.555e12, 40e9, 400),
+    "l40s": (362e12, 0.864e12, 48e9, 350),
+    "rtx4090": (165e12, 1.01e12, 24e9, 450),
 }
-"""Dense bf16 FLOPs per second and memory bytes per second, from the data sheets (H100 SXM, A100 SXM 80 GB)."""
+"""Dense bf16 FLOPs per second, memory bytes per second, bytes of memory, and watts, from the data sheets (H100 SXM, A100 SXM)."""
 _HOST = "on one core of an AMD EPYC, 2026-11-28"
 LAUNCH_SECONDS, KERNELS_PER_OPERATOR = 9e-6, 1.25
 """Inferred from eager PyTorch in general: about 50 ms for the 5,600 kernels of a training step at 7B, and 200 kernels
@@ -100,11 +94,9 @@ CACHE_TRAFFIC = Constant(
     source="attention reads it, joining the new token reads and writes it: assumed",
 )
 """How often a decoding step reads or writes the keys and values of all earlier tokens."""
-WORKSPACE = Constant(name="memory", value=1.2e9, unit="B a run", source="libraries and one pass: assumed")
-"""Memory of a run besides weights, gradients and optimizer moments."""
 
 
-def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
+def _gpu(name: str, peak: float, bandwidth: float, memory: float, watts: float) -> Hardware:
     """Return the speed of a GPU by its data sheet and the assumptions below."""
 
     def rate(what: str, share: float, why: str) -> Constant:
@@ -143,6 +135,9 @@ def _gpu(name: str, peak: float, bandwidth: float) -> Hardware:
             training_tokens=GPU_TRAINING_TOKENS, scoring_tokens=GPU_SCORING_TOKENS, generation_rows=GPU_GENERATION_ROWS
         ),
         weight_bytes=2,
+        card=Constant(name="card", value=memory, unit="B", source="data sheet, in units of 10^9 bytes"),
+        power=Constant(name="power", value=watts, unit="W", source="data sheet's limit, drawn all the time: assumed"),
+        process=Constant(name="memory", value=PROCESS_BYTES["cuda"], unit="B a run", source="context and workspaces: assumed"),
     )
 
 
@@ -159,82 +154,6 @@ def hardware_named(name: str) -> Hardware:
     if name.lower() not in HARDWARE:
         raise UsageError(
             f"hardware: no data for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}. "
-            f"Or give here, which measures this machine for 20 seconds."
+            f"Or give here, which measures this machine in under 60 seconds."
         )
     return HARDWARE[name.lower()]
-
-
-def calibrate(spec: RunSpec) -> Hardware:
-    """Measure this machine: train and score some rows of ``spec`` for about ``SECONDS``.
-
-    Raises:
-        HarmonyError: the benchmark or the model cannot be loaded.
-    """
-    started = time.perf_counter()
-    rows, training, scoring = SLICE, 0.0, 0.0
-    caches = RunCaches()  # the model is loaded once
-    set_up_run(_slice(spec, 1), caches)
-    load_seconds = time.perf_counter() - started
-    begun = time.perf_counter()
-    while True:
-        part = _slice(spec, rows)
-        run = set_up_run(part, caches)
-        load = workload(part, run.scorer.backend.memory_budget)
-        micro_batch = part.execution.micro_batch
-        with trainable(run.model, part.recipe, seed=0) as trainee:
-            epochs = fine_tune(trainee, run.sequences, part.recipe, seed=0, micro_batch=micro_batch, backend=run.scorer.backend)
-            training = sum(epoch.seconds for epoch in epochs)
-            clock = time.perf_counter()
-            run.score(run.splits.validation, final=False)
-            scoring = time.perf_counter() - clock
-        spent = time.perf_counter() - begun
-        if spent > SECONDS / 3 or len(run.splits.train) < rows:
-            break
-        rows *= 2
-    answered = scoring_flops(load.size, load.validation) / scoring
-    return measured_here(
-        training=training_flops(load.size, load.training) / training,
-        answering=answered,
-        scores=load.validation.passes > 0,
-        writes=load.validation.decoding.tokens > 0,
-        load_seconds=load_seconds,
-        budget=run.scorer.backend.memory_budget,
-        weight_bytes=run.model.module.dtype.itemsize,
-    )
-
-
-def measured_here(
-    *, training: float, answering: float, scores: bool, writes: bool, load_seconds: float, budget: MemoryBudget, weight_bytes: int
-) -> Hardware:
-    """Return the speed of this machine as it was measured on some rows of a study.
-
-    Args:
-        training: FLOPs per second of training.
-        answering: FLOPs per second of validation.
-        scores: whether the validation had log-likelihood requests.
-        writes: whether the validation had generation requests.
-        load_seconds: seconds of loading the model and the libraries.
-        budget: tokens and rows that fit into one pass on this machine.
-        weight_bytes: bytes of one weight.
-    """
-    now, borrowed = "measured now, on rows of this study", "the rate of {}, which alone was measured"
-
-    def rate(name: str, value: float, source: str, measured: bool) -> Constant:
-        return Constant(name=name, value=value, unit="FLOP/s", source=source, measured=measured)
-
-    return Hardware(
-        name="here",
-        training=rate("training", training, now, True),
-        scoring=rate("scoring", answering, now if scores else borrowed.format("decoding"), scores),
-        decoding=rate("decoding", answering, now if writes else borrowed.format("scoring"), writes),
-        run=Constant(name="fixed, run", value=1.0, unit="s a run", source="rows and files: assumed"),
-        load=Constant(name="fixed, model", value=load_seconds, unit="s a model", source="loading, measured now", measured=True),
-        memory_budget=budget,
-        weight_bytes=weight_bytes,
-    )
-
-
-def _slice(spec: RunSpec, rows: int) -> RunSpec:
-    """Return ``spec`` with one epoch of ``rows`` training rows and half as many validation rows."""
-    caps = Caps(train=rows, validation=max(1, rows // 2), test=1)
-    return replace(spec, benchmark=replace(spec.benchmark, caps=caps), recipe=replace(spec.recipe, epochs=1))

@@ -63,6 +63,10 @@ class WorkerProcess:
                 return RunResult(outcome=Outcome.HELD, cause="another process, which has taken it over")
             return RunResult(outcome=Outcome.DIED, cause=str(error), log_tail=self._log_tail())
 
+    def rank(self, run: RunLocation) -> int | None:
+        """Return 0: every run is tried on this machine, and one that does not fit says so itself."""
+        return 0
+
     def runs_that_fit(self, runs: Sequence[RunLocation]) -> int:
         """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once."""
         try:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from lm_harmony.models.device import free_bytes, resolve_device, resolve_precision
+from lm_harmony.engine.memory_estimate import MemoryEstimate, estimate_memory, runs_that_fit
+from lm_harmony.engine.model_size import ModelSize
+from lm_harmony.models.device import choose_precision, free_bytes, resolve_device, resolve_precision
 from lm_harmony.recipe import shared_adapter
+from lm_harmony.runs.memory_check import memory_settings, smallest_estimate
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.flops import ModelSize, scoring_flops, training_flops
-from lm_harmony.studies.hardware import WORKSPACE, Hardware
+from lm_harmony.studies.cards import CardPlan, settings_on_card, way_to_fit
+from lm_harmony.studies.flops import scoring_flops, training_flops
+from lm_harmony.studies.hardware import HARDWARE, Hardware
 from lm_harmony.studies.time_model import Phase, add_phases, decoding_phase, overlapped, scoring_phase, training_phase
 from lm_harmony.studies.workload import Workload, size_of, workload
 
@@ -32,8 +37,10 @@ class ModelPlan:
     """Passes that generate one token in each row of a batch, if every answer has the largest allowed length."""
     flops: float
     """FLOPs of all products with weights, without attention."""
-    memory_bytes: int
-    """Largest memory that one of the runs needs."""
+    memory: MemoryEstimate
+    """Memory of the run that needs most, with one of its longest row in a pass."""
+    cards: tuple[CardPlan, ...] = field(repr=False)
+    """Whether the run that needs most fits on each card, with the time and energy of all runs."""
     phases: Mapping[str, Phase] = field(repr=False)
     """training, scoring, decoding and fixed -> seconds, one run after another."""
 
@@ -115,8 +122,8 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware, joint: int = 1) -> P
     return Plan(hardware=hardware, models=tuple(models), disk_bytes=disk, missing=missing)
 
 
-def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int = 1) -> ModelPlan:
-    """Return the cost of all runs of one model; ``joint`` is the largest number of them that train jointly."""
+def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int = 1, *, cards: bool = True) -> ModelPlan:
+    """Return the cost of all runs of one model, of which ``joint`` train jointly; ``cards`` also compares all cards."""
     directs = _direct_scores(loads)
     asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
     asked += [(load.size, load.test) for load in directs]
@@ -137,9 +144,34 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int 
         decoding_steps=sum(one.decoding.steps for _, one in asked),
         flops=sum(training_flops(load.size, load.training) for load in loads)
         + sum(scoring_flops(size, one) for size, one in asked),
-        memory_bytes=max(_memory(load.size, hardware.weight_bytes) for load in loads),
+        memory=max((_memory(load, hardware) for load in loads), key=lambda estimate: estimate.total),
+        cards=_cards(name, loads, hardware, joint) if cards else (),
         phases={name: one for name, one in phases.items() if one.terms},
     )
+
+
+def _cards(name: str, loads: list[Workload], hardware: Hardware, joint: int) -> tuple[CardPlan, ...]:
+    """Return whether the largest run of a model fits on each card of ``HARDWARE``, and the hours of all its runs there.
+
+    The passes of ``loads`` must be those of a GPU for hours; otherwise hours are unknown.
+    """
+    largest = max(loads, key=lambda load: estimate_memory(load.size, settings_on_card(load.spec), tokens=load.longest).total)
+    plans = []
+    for card in HARDWARE.values():
+        assert card.card is not None and card.power is not None
+        capacity = int(card.card.value)
+        way, estimate = way_to_fit(largest, capacity)
+        hours = None
+        if way is not None and hardware.launch is not None:
+            phases = model_plan(name, loads, card, joint, cards=False).phases
+            seconds = {phase: one.seconds for phase, one in phases.items()}
+            # The backward pass computes every layer a second time: 2 forward and 4 backward parts become 4 and 4.
+            again = seconds.get("training", 0.0) / 3 if way == "gradient checkpointing" else 0.0
+            hours = (sum(seconds.values()) + again) / 3600
+        energy = None if hours is None else hours * card.power.value / 1000
+        found: dict[str, Any] = {"way": way, "memory_bytes": estimate.total, "hours": hours, "energy_kwh": energy}
+        plans.append(CardPlan(card=card.name, capacity_bytes=capacity, **found))
+    return tuple(plans)
 
 
 def _direct_scores(loads: Iterable[Workload]) -> list[Workload]:
@@ -147,17 +179,24 @@ def _direct_scores(loads: Iterable[Workload]) -> list[Workload]:
     return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
 
 
-def estimated_memory(spec: RunSpec, weight_bytes: int = 4) -> int:
-    """Return the bytes of memory that a run needs, or 0 if the model's configuration cannot be read.
+def estimated_memory(spec: RunSpec, *, on_card: bool) -> tuple[int, int] | None:
+    """Return the bytes of a run whose rows are as long as its recipe allows, or None if its model cannot be read.
 
     Args:
         spec: the run.
-        weight_bytes: bytes of one weight.
+        on_card: whether it runs on a GPU with bfloat16; else on a CPU.
+
+    Returns:
+        The memory as requested, and the least memory, with gradient checkpointing where --memory auto may switch it on.
     """
     try:
-        return _memory(size_of(spec.model, spec.recipe), weight_bytes)
+        size = size_of(spec.model, spec.recipe)
     except (OSError, ValueError):
-        return 0
+        return None
+    precision = choose_precision(spec.recipe.dtype, device_type="cpu", has_bfloat16=False, adapter=spec.recipe.lora is not None)
+    settings = settings_on_card(spec) if on_card else memory_settings(spec, precision, "cpu")
+    tokens = spec.recipe.max_length
+    return estimate_memory(size, settings, tokens=tokens).total, smallest_estimate(spec, size, settings, tokens).total
 
 
 def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
@@ -167,16 +206,25 @@ def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
         ModelError: this machine does not have the device of the runs.
     """
     device = resolve_device(specs[0].execution.device)
-    needed = 1
+    needed, process = 1, 0
     for spec in {(spec.model, spec.recipe): spec for spec in specs}.values():
         precision = resolve_precision(spec.recipe.dtype, device, adapter=spec.recipe.lora is not None)
-        needed = max(needed, estimated_memory(spec, precision.width))
-    return free_bytes(device) // needed
+        settings = memory_settings(spec, precision, device.type)
+        try:
+            estimate = estimate_memory(size_of(spec.model, spec.recipe), settings, tokens=spec.recipe.max_length)
+        except (OSError, ValueError):  # the run itself reports it
+            continue
+        needed, process = max(needed, estimate.total), estimate.process
+    return runs_that_fit(needed, process, free_bytes(device))
 
 
-def _memory(size: ModelSize, weight_bytes: int) -> int:
-    """Return the bytes of the weights, of the gradients and two moments of trained weights, and of a workspace."""
-    return size.parameters * weight_bytes + size.trained * 16 + int(WORKSPACE.value)
+def _memory(load: Workload, hardware: Hardware) -> MemoryEstimate:
+    """Return the memory of a run on ``hardware``."""
+    if hardware.launch is not None:
+        return estimate_memory(load.size, settings_on_card(load.spec), tokens=load.longest)
+    device = resolve_device(load.spec.execution.device)
+    precision = resolve_precision(load.spec.recipe.dtype, device, adapter=load.spec.recipe.lora is not None)
+    return estimate_memory(load.size, memory_settings(load.spec, precision, device.type), tokens=load.longest)
 
 
 def _disk(load: Workload) -> int:

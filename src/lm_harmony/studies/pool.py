@@ -5,14 +5,11 @@ A worker goes on with the model that it has loaded.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from lm_harmony.errors import check_integer
 from lm_harmony.recipe import shared_adapter
@@ -34,6 +31,9 @@ class Worker(Protocol):
             runs: the runs, those in progress included.
             abandoned: for each run, the state of its lease if the coordinator found it free by watching it.
         """
+
+    def rank(self, run: RunLocation) -> int | None:
+        """Return how much this worker is needed for ``run``, the largest number first; None if the run does not fit on it."""
 
     def stop(self) -> None:
         """End the worker's process at once. The next ``execute`` starts another one."""
@@ -60,16 +60,23 @@ class RunQueue:
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, worker: int, running: Sequence[RunLocation], before_waiting: Callable[[], None]) -> list[RunLocation] | None:
+    def take(
+        self,
+        worker: int,
+        running: Sequence[RunLocation],
+        before_waiting: Callable[[], None],
+        rank: Callable[[RunLocation], int | None] = lambda _: 0,
+    ) -> list[RunLocation] | None:
         """Return runs that can be trained jointly with those that the worker executes; wait for one if it executes none.
 
         The first run is one of the model that the worker has loaded. If there is none, it is one of a model that no worker has
-        loaded, or else of the model with most waiting runs.
+        loaded, or else of the model with the largest ``rank`` and, among equal ones, with most waiting runs.
 
         Args:
             worker: number of the worker that executes the runs.
             running: runs that it executes already.
             before_waiting: called once before waiting, so that an idle worker can free its memory and its GPU.
+            rank: ``Worker.rank`` of this worker.
 
         Returns:
             The runs, or None when nothing is left or the queue was closed.
@@ -81,11 +88,12 @@ class RunQueue:
                     return None
                 if running:
                     return self._take_partners(running)
-                model = self._model_for(worker)
+                model = self._model_for(worker, rank)
                 if model is not None:
                     self._loaded[worker] = model
                     due = sum(self._is_due(run) for runs in self._waiting.values() for run in runs)
-                    first = self._remove(next(run for run in self._waiting[model] if self._is_due(run)))
+                    fitting = (run for run in self._waiting[model] if self._is_due(run) and rank(run) is not None)
+                    first = self._remove(next(fitting))
                     return [first, *self._take_partners([first], -(-due // self.workers))]
                 if not self._executing and not self._results and not any(self._waiting.values()):
                     return None
@@ -108,7 +116,7 @@ class RunQueue:
     def _shared_by(self, run: RunLocation) -> Hashable | None:
         """Return what runs that are trained jointly have in common, or None for a run that is executed alone."""
         adapter = None if run in self._alone else shared_adapter(run.spec.recipe)
-        return adapter and (run.spec.model, adapter, run.spec.recipe.dtype, run.spec.execution)
+        return adapter and (run.spec.model, adapter, run.spec.recipe.dtype, run.spec.recipe.quantize, run.spec.execution)
 
     def _remove(self, run: RunLocation) -> RunLocation:
         """Move a run from those that wait to those that are executed."""
@@ -116,9 +124,12 @@ class RunQueue:
         self._executing.append(run)
         return run
 
-    def _model_for(self, worker: int) -> str | None:
-        due = {model: sum(map(self._is_due, runs)) for model, runs in self._waiting.items()}
-        waiting = {model: count for model, count in due.items() if count}
+    def _model_for(self, worker: int, rank: Callable[[RunLocation], int | None]) -> str | None:
+        waiting: dict[str, tuple[int, int]] = {}
+        for model, runs in self._waiting.items():
+            ranks = [place for run in runs if self._is_due(run) and (place := rank(run)) is not None]
+            if ranks:
+                waiting[model] = max(ranks), len(ranks)
         if self._loaded.get(worker) in waiting:
             return self._loaded[worker]
         not_loaded = [model for model in waiting if model not in self._loaded.values()]
@@ -208,7 +219,7 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
 
 def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:
     running: list[RunLocation] = []
-    while (taken := queue.take(worker.number, running, worker.stop)) is not None:
+    while (taken := queue.take(worker.number, running, worker.stop, worker.rank)) is not None:
         running += taken
         try:
             held = leases.working([run.name for run in taken])
@@ -225,19 +236,3 @@ def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:
         for run, result in results.items():
             running.remove(run)
             queue.report(run, result)
-
-
-class EventLog:
-    """Appends to <results>/events.jsonl, which other tools can follow. LM-Harmony itself never reads it."""
-
-    def __init__(self, results_dir: Path) -> None:
-        """Write below ``results_dir``."""
-        self._path = results_dir / "events.jsonl"
-
-    def add(self, event: str, **values: Any) -> None:
-        """Append one line with the time in seconds since 1970, by one write call, so that two studies' lines do not mix."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False)
-        with contextlib.suppress(OSError):  # if the disk is full, the runs report it
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")

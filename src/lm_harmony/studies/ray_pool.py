@@ -1,7 +1,7 @@
 """Workers on a Ray cluster. Ray places them on nodes, and starts them again on another node when one is lost.
 
-Each worker is an actor with its share of GPUs and memory. It keeps its loaded model for its next run. The results are in a
-folder that every node sees, or behind a URL.
+Each worker is an actor that asks for a GPU, or for a part of one, and for host memory, as much as its model needs. It keeps its
+loaded model for its next run. The results are in a folder that every node sees, or behind a URL.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.studies.cluster_nodes import NodeKind, kinds_of_nodes, refuse_too_large
 from lm_harmony.studies.messages import Outcome, RunRequest, RunResult
-from lm_harmony.studies.plan import estimated_memory
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.worker import RunExecutor
 
@@ -32,17 +32,30 @@ RETRIES = 3
 class RayWorker:
     """A worker that is an actor of the cluster."""
 
-    def __init__(self, number: int, needs: dict[str, float]) -> None:
-        """Describe the worker. Its first run starts it on a node where ``needs`` (num_gpus, num_cpus, memory) are free."""
-        self.number = number
-        self._needs = needs
+    def __init__(self, number: int, node: NodeKind, kinds: Sequence[NodeKind]) -> None:
+        """Describe the worker. Its first run starts it on a node of the kind ``node``, one of the ``kinds`` of the cluster."""
+        self.number, self.node = number, node
+        self._kinds = kinds
+        self._needs: dict[str, Any] = {}
         self._actor: Any = None
+
+    def rank(self, run: RunLocation) -> int | None:
+        """Return on how many kinds of nodes the run does not fit, so that large nodes take large runs first.
+
+        None: it does not fit on the node of this worker.
+        """
+        if not self.node.holds(run):
+            return None
+        return sum(not kind.holds(run) for kind in self._kinds)
 
     def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
         """Advance runs until one ends, and return how it ended; the outcome is DIED if Ray could not restart the actor."""
+        needs = self.node.needs(runs[0])
+        if needs != self._needs:
+            self.stop()
         if self._actor is None:
-            actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **self._needs)
-            self._actor = actor.remote()
+            actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
+            self._actor, self._needs = actor.remote(), needs
         try:
             answer: str = ray.get(self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json()))
         except RayError as error:
@@ -58,15 +71,28 @@ class RayWorker:
 
 
 def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) -> list[RayWorker]:
-    """Connect to the cluster and return one worker for each GPU, or for each CPU where there is no GPU.
+    """Connect to the cluster and return one worker for each GPU or part of one, or for each CPU where there is no GPU.
 
     Args:
         address: host:port of the cluster's head, or "auto" for the cluster that this machine belongs to.
-        runs: the runs that will be executed; the one that needs most memory decides how much a worker asks for.
-        limit: largest number of workers; None for no limit.
+        runs: the runs that will be executed.
+        limit: largest number of workers; None for no limit. The nodes with most memory come first, because every run fits there.
 
     Raises:
-        UsageError: there is no cluster at that address.
+        UsageError: there is no cluster at that address, or a model fits on none of its nodes.
+    """
+    kinds = nodes_for(address, runs)
+    nodes = [kind for kind in kinds for _ in range(kind.workers(runs))]
+    count = max(1, min(len(nodes), len(runs), limit or len(runs)))
+    log.info("%d workers on a cluster with %s", count, ", ".join(str(kind) for kind in kinds))
+    return [RayWorker(number, node, kinds) for number, node in enumerate(nodes[:count])]
+
+
+def nodes_for(address: str, runs: Sequence[RunLocation]) -> list[NodeKind]:
+    """Connect to the cluster and return its kinds of nodes, those with most memory first.
+
+    Raises:
+        UsageError: there is no cluster at that address, or a model fits on none of its nodes.
     """
     if not ray.is_initialized():
         try:
@@ -75,15 +101,10 @@ def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) ->
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"ray: no cluster at {address!r}: {reason}. Start one with `ray start --head`, see docs.") from error
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    needs: dict[str, float] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    memory = max((estimated_memory(spec) for spec in {run.spec.model: run.spec for run in runs}.values()), default=0)
-    if memory and not gpus:
-        needs["memory"] = memory
-    count = min(gpus or cpus, len(runs), limit or len(runs))
-    log.info("%d workers on a cluster with %s", count, f"{gpus} GPUs" if gpus else f"{cpus} processors")
-    return [RayWorker(number, needs) for number in range(max(1, count))]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    kinds = kinds_of_nodes(node["Resources"] for node in nodes if node["Alive"])
+    refuse_too_large(kinds, runs)
+    return kinds
 
 
 def _check_reachable(address: str) -> None:

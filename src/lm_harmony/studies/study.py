@@ -19,10 +19,11 @@ from lm_harmony.runs.remote_lease import leases_for
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.config import StudySpec, read_study
+from lm_harmony.studies.event_log import EventLog
 from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.local_pool import default_workers, local_workers
 from lm_harmony.studies.messages import Outcome, RunResult
-from lm_harmony.studies.pool import EventLog, RunQueue, Worker, execute_all
+from lm_harmony.studies.pool import RunQueue, Worker, execute_all
 from lm_harmony.studies.run_location import RunLocation, remote_of
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lm_harmony.engine.model_size import ModelSize
 from lm_harmony.studies.flops import (
-    ModelSize,
     ScoringWork,
     attention_flops,
     decoding_operators,

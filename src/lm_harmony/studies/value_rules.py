@@ -33,7 +33,10 @@ from lm_harmony.runs.spec import LARGEST_SEED, Execution, ModelSpec
 
 CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
 """Key in the file -> field of ``Caps``."""
-EXECUTION = ("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "use_git", "allow_task_code")
+EXECUTION = (
+    *("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "memory", "use_git"),
+    "allow_task_code",
+)
 """Fields of ``Execution`` that a study can set."""
 
 

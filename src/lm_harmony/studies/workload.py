@@ -6,25 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.types import Example, Request
-from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_tree_layout
 from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.engine.model_size import ModelSize, model_size
 from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.rope import RopeRegimes, regimes_of
 from lm_harmony.engine.sequences import TokenSequence, scoring_sequences, training_sequences
 from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import micro_batches
-from lm_harmony.models.checkpoint import meta_module
-from lm_harmony.models.loading import LanguageModel, build_language_model, load_text_encoder, locate_model
+from lm_harmony.models.loading import LanguageModel, load_without_weights
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
-from lm_harmony.studies.flops import DecodingWork, ModelSize, ScoringWork, TrainingWork
+from lm_harmony.studies.flops import DecodingWork, ScoringWork, TrainingWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,8 @@ class Workload:
     """Work of training, over all epochs."""
     training_rows: int
     """Number of training rows, without those whose answer is too long."""
+    longest: int = 1
+    """Input tokens of the longest training sequence."""
     epochs: int
     """Number of epochs that are started. Each one ends with a validation."""
     validation: ScoringWork
@@ -71,7 +71,7 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
     Raises:
         UsageError: there is no such benchmark.
         BenchmarkError: its rows cannot be read, or do not fit the task.
-        OSError: the model's configuration or tokenizer cannot be read.
+        ModelError: the model's configuration or tokenizer cannot be read.
     """
     model = _hollow(spec.model)
     splits = _splits(spec.benchmark, spec.model, spec.seed)
@@ -84,6 +84,7 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
         size=size_of(spec.model, spec.recipe),
         training=fed,
         training_rows=len({sequence.row for sequence in sequences}),
+        longest=max((len(one.ids) - 1 for one in sequences), default=1),
         epochs=epochs,
         validation=_scoring_work(model, splits.validation, spec.recipe, budget),
         test=_scoring_work(model, splits.test, spec.recipe, budget),
@@ -182,10 +183,7 @@ def _decoding_work(
 @lru_cache(maxsize=4)
 def _hollow(spec: ModelSpec) -> LanguageModel:
     """Build a model's modules on the meta device: shapes without weights."""
-    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    config, folder, _ = locate_model(spec.name, **options)
-    module = meta_module(spec.name, config, trust_remote_code=spec.trust_remote_code)
-    return build_language_model(spec.name, module, load_text_encoder(spec.name, folder=folder, **options).tokenizer)
+    return load_without_weights(spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
 
 
 @lru_cache(maxsize=256)
@@ -193,28 +191,9 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
     """Count the weights of a model without loading them.
 
     Raises:
-        OSError: its configuration or tokenizer cannot be read.
+        ModelError: its configuration or tokenizer cannot be read, or it cannot get the adapter.
     """
-    model = _hollow(spec)
-    module, config = model.module, model.module.config.get_text_config()
-    output = sum(weight.numel() for weight in module.get_output_embeddings().parameters())
-    embedding = sum(weight.numel() for weight in module.get_input_embeddings().parameters())
-    total = module.num_parameters()
-    tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
-    with trainable(model, recipe, seed=0) as trainee:
-        weights = trainee.trained_parameters()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    head_size = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads)
-    return ModelSize(
-        parameters=total,
-        computing=total - embedding - (0 if tied else output),
-        output=output,
-        trained=sum(weight.numel() for weight in weights.values()),
-        layers=int(getattr(config, "num_hidden_layers", 1)),
-        adapted=sum(".lora_A." in name for name in weights),
-        query_width=heads * head_size,
-        key_width=int(getattr(config, "num_key_value_heads", None) or heads) * head_size,
-    )
+    return model_size(_hollow(spec), recipe)
 
 
 @lru_cache(maxsize=4)
