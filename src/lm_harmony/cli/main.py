@@ -105,8 +105,6 @@ def plan(
     """
     from lm_harmony.cli import plan as plan_command
     from lm_harmony.cli.console import quiet_libraries
-    from lm_harmony.studies.calibration import calibrate, smallest_run
-    from lm_harmony.studies.hardware import hardware_named
     from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
@@ -117,8 +115,7 @@ def plan(
     if ray is not None:
         plan_command.check_cluster(ray, asked.runs)
     specs = [run.spec for run in asked.runs]
-    machine = calibrate(smallest_run(specs)) if hardware == "here" else hardware_named(hardware)
-    planned = make_plan(specs, machine, joint or asked.spec.joint)
+    planned = make_plan(specs, plan_command.machine_of(hardware, specs), joint or asked.spec.joint)
     plan_command.show_plan(planned, workers)
     return not planned.missing
 

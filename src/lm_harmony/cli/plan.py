@@ -11,7 +11,9 @@ from rich.table import Column, Table
 
 from lm_harmony.cli.console import say
 from lm_harmony.models.model_folder import shown_name
-from lm_harmony.studies.hardware import Hardware
+from lm_harmony.runs.spec import RunSpec
+from lm_harmony.studies.calibration import calibrate, smallest_run
+from lm_harmony.studies.hardware import Hardware, hardware_named
 from lm_harmony.studies.plan import Plan
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.time_model import TERMS, add_phases, binding_term
@@ -36,6 +38,11 @@ def check_cluster(address: str, runs: Sequence[RunLocation]) -> None:
     from lm_harmony.studies.ray_pool import nodes_for  # Ray is an optional dependency
 
     nodes_for(address, runs)
+
+
+def machine_of(hardware: str, specs: Sequence[RunSpec]) -> Hardware:
+    """Return the speed of the named GPU, or of this machine for "here", measured on the smallest model."""
+    return calibrate(smallest_run(specs)) if hardware == "here" else hardware_named(hardware)
 
 
 def show_plan(plan: Plan, workers: int) -> None:
