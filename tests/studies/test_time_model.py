@@ -104,6 +104,8 @@ def test_attention_flops_equal_the_values_computed_by_hand() -> None:
 def test_operator_counts_equal_the_values_computed_by_hand() -> None:
     # 3 passes of (31 + 2 layers of 104 + 4 adapters of 13), 5 calls of 2 in 2 layers, 2 steps of 12.
     assert training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2)) == 3 * (31 + 208 + 52) + 20 + 24
+    shared = training_operators(SIZE, TrainingWork(passes=3, calls=5, steps=2), joint=4)  # four runs share each pass
+    assert shared == (3 * (31 + 208 + 52) + 20) / 4 + 24
     # Without an adapter, each layer has 22 more operators.
     assert training_operators(replace(SIZE, adapted=0), TrainingWork(passes=1)) == 31 + 2 * 126
     # 2 passes of (33 + 2 layers of 42), 7 calls in 2 layers, 3 masks of 10 and, with grouped heads, 2 repeats in 2 layers.
