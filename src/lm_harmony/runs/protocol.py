@@ -135,8 +135,7 @@ def _train_and_validate(
         store.add_epoch(record, saved)
         records = (*records, record)
         tracker.epoch(epoch, validation.metrics)
-        score = validation.metrics[run.metric]
-        log.info("epoch %d: loss %.4f, validation %s %.4f", epoch.number, epoch.loss, run.metric, score)
+        log.info("epoch %d: loss %.4f, validation %s %.4f", epoch.number, epoch.loss, run.metric, record.validation[run.metric])
         if not spec.test_curve:
             best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
             store.remove_other_checkpoints({best.epoch, epoch.number})
@@ -247,6 +246,5 @@ def _environment(run: RunSetup) -> Environment:
     """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
-    if run.ways_out:
-        found["ways_out"] = run.ways_out
-    return {**found, "lora_targets": run.derived_targets} if run.derived_targets else found
+    optional: Environment = {"ways_out": run.ways_out, "lora_targets": run.derived_targets}
+    return {**found, **{key: value for key, value in optional.items() if value}}  # type: ignore[typeddict-item]

@@ -172,11 +172,9 @@ class Study:
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
-        retried: list[RunLocation] = []
-        if retry_failed:
-            retried = [run for run, failure in now.failed.items() if failure.kind != DAMAGED]
-            for run in retried:
-                run.remove_failure()
+        retried = [run for run, failure in now.failed.items() if retry_failed and failure.kind != DAMAGED]
+        for run in retried:
+            run.remove_failure()
         for run in now.finished:
             run.clean_up()
         unfinished = [*now.waiting, *now.running, *retried]
