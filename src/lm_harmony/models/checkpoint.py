@@ -60,28 +60,27 @@ def read_weights(
     if not is_quantized and needed > _free_for_weights(device, needed):
         raise _too_large(name, needed, dtype, device)
     try:
-        # Straight to the device: a copy in host memory first would need room for the model there, once for each worker.
-        # Mismatched sizes are not ignored but reported: refuse_misfit names them.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            **options,
-            **quantizing,
-        )
+        module, report = _load(name, config=config, dtype=dtype, device_map={"": device}, **options, **quantizing)
     except Exception as error:  # a damaged file raises an error of any kind
         if is_out_of_memory(error):
             raise _too_large(name, needed, dtype, device) from error
         fault = damaged_file(folder, error) or f"its weights cannot be read: {one_line(error)}. Fetch or save them again."
         raise ModelError(f"model {name}: {fault}") from error
-    module, report = loaded
     refuse_misfit(name, module, report)
     refuse_non_finite(name, module)
-    return module  # type: ignore[no-any-return]
+    return module
+
+
+def _load(name: str, **options: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """Return a model and the report of its loading. ``device_map`` names its device.
+
+    Without it, the weights would be copied to host memory first, which needs room for the model there, once for each worker.
+    Mismatched sizes are not ignored but reported: refuse_misfit names them.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+    )
+    return loaded  # type: ignore[no-any-return]
 
 
 def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -20,8 +20,9 @@ from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.errors import ModelError, ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.models.quantization import refuse_quantization
+from lm_harmony.models.text import TextEncoder
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
-from lm_harmony.runs.caches import LoadedModel, RunCaches
+from lm_harmony.runs.caches import LoadedModel, ModelCache, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id, request_fingerprints
 from lm_harmony.runs.memory_check import fit_into_memory, free_for
 from lm_harmony.runs.memory_errors import memory_errors
@@ -132,8 +133,8 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
     code = [Path(source.path) for source in found if source.kind == "task" and source.path]
     unload_modules([*code, *IMPORTED_MODULES])
+    allowed = spec.execution.allow_task_code
     with files_opened_by(code) as opened:
-        allowed = spec.execution.allow_task_code
         task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir, allow_code=allowed)
     metric, higher = choosing_metric(spec, task)
     if recipe.quantize is not None:
@@ -148,13 +149,9 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     structure.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
     targets = _derived_targets(structure, recipe.lora)
     sequences = training_sequences(structure, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
-    longest = max(len(sequence.ids) for sequence in sequences) - 1
-    fitted = fit_into_memory(spec, structure, longest=longest, free=free_for(spec, models.held_bytes))
-    with memory_errors(fitted, "loading"):
-        loaded = models.get(fitted)
-    model = loaded.model
-    if text is not None and text.tokenizer.chat_template != model.text.tokenizer.chat_template:
-        raise ModelError(f"model {spec.model.name}: its chat template changed while the rows were rendered. Repeat the command.")
+    fitted = _fitted(spec, structure, sequences, models)
+    loaded = _load(fitted, models, text)
+    opened_files = sources_opened_by_code(found, opened | opened_later)
     run = RunSetup(
         spec=spec,
         task=task,
@@ -163,19 +160,36 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
-        sources=(
-            *with_commit(found, "rows", dataset_commit(task)),
-            *sources_opened_by_code(found, opened | opened_later),
-            *loaded.sources,
-        ),
+        sources=(*with_commit(found, "rows", dataset_commit(task)), *opened_files, *loaded.sources),
         fingerprints=request_fingerprints(
-            spec, splits, sequences, counting=scoring_rules(task), longest=model.max_length, targets=targets
+            spec, splits, sequences, counting=scoring_rules(task), longest=loaded.model.max_length, targets=targets
         ),
         derived_targets=targets,
         ways_out=() if fitted.execution == spec.execution else ("gradient checkpointing",),
     )
     _log_summary(run)
     return run
+
+
+def _fitted(spec: RunSpec, structure: LanguageModel, sequences: Sequence[TokenSequence], models: ModelCache) -> RunSpec:
+    """Return ``spec`` with the options that its memory needs; ``structure`` is the model without weights."""
+    longest = max(len(sequence.ids) for sequence in sequences) - 1
+    return fit_into_memory(spec, structure, longest=longest, free=free_for(spec, models.held_bytes))
+
+
+def _load(fitted: RunSpec, models: ModelCache, text: TextEncoder | None) -> LoadedModel:
+    """Return the loaded model; ``text`` is the encoder whose chat template rendered the rows.
+
+    Raises:
+        ModelError: the model cannot be loaded, or its chat template has changed since.
+    """
+    with memory_errors(fitted, "loading"):
+        loaded = models.get(fitted)
+    if text is not None and text.tokenizer.chat_template != loaded.model.text.tokenizer.chat_template:
+        raise ModelError(
+            f"model {fitted.model.name}: its chat template changed while the rows were rendered. Repeat the command."
+        )
+    return loaded
 
 
 def _derived_targets(model: LanguageModel, lora: Lora | None) -> tuple[str, ...]:
