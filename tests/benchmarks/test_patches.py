@@ -16,7 +16,7 @@ from lm_eval import utils as lm_eval_utils
 from task_files import PARITY, examples, numbers, write_task
 
 from lm_harmony.benchmarks.harness import HarnessTask
-from lm_harmony.benchmarks.harness.patches import files_keyed_by_content, templates_compiled_once
+from lm_harmony.benchmarks.harness.patches import files_keyed_by_content, sandboxed_templates
 
 LOADER = """
 from datasets import Dataset, DatasetDict
@@ -108,7 +108,7 @@ def test_opening_rendering_and_scoring_leave_no_patches(kind: str, tmp_path: Pat
 def test_a_patch_is_detected() -> None:
     """Negative control: patches are found inside their `with` blocks. They are also removed after an exception."""
     before = library_state()
-    with templates_compiled_once():
+    with sandboxed_templates():
         assert changed(before, library_state()) == ["env.from_string"]
     with suppress(ZeroDivisionError), files_keyed_by_content():
         assert changed(before, library_state()) == ["datasets.data_files.DataFilesList.__init__"]
@@ -132,7 +132,7 @@ def test_rows_that_a_function_shuffled_keep_their_order(tmp_path: Path) -> None:
 
 def test_a_template_is_compiled_once_in_a_block() -> None:
     """Two uses of a template share one compiled template inside the block and none outside it."""
-    with templates_compiled_once():
+    with sandboxed_templates():
         assert lm_eval_utils.env.from_string("{{a}}!") is lm_eval_utils.env.from_string("{{a}}!")
         assert lm_eval_utils.apply_template("{{a}}!", {"a": 1}) == "1!"
     assert lm_eval_utils.env.from_string("{{a}}!") is not lm_eval_utils.env.from_string("{{a}}!")

@@ -122,7 +122,7 @@ def test_a_lost_mask_and_a_lost_scale_are_detected(monkeypatch: pytest.MonkeyPat
     layers = [adapted_layer(torch.float32, bias=False, seed=seed) for seed in range(10)]
     original = lora_linear._scaled_product
     for name, wrong in {
-        "_dropped": lambda x, kept, dtype: x,
+        "dropped": lambda x, kept, dtype: x,
         "_scaled_product": lambda left, right, scale, *, like: original(left, right, 0.9 * scale, like=like),
     }.items():
         with monkeypatch.context() as patched:

@@ -380,7 +380,7 @@ def test_every_constant_of_a_gpu_has_a_source_and_a_unit() -> None:
     assert {one.name for one in constants if one.measured} == {"Python, scoring", "Python, decoding"}
     assert all(one.source and one.unit for one in constants)
     own = [one for one in vars(H200).values() if isinstance(one, Constant)]
-    assert len(constants) == len(own) + 2  # memory traffic of the cache, and the workspace
+    assert len(constants) == len(own) + 1  # memory traffic of the cache
     assert {one.name for one in constants} - {one.name for one in H200.constants(decoding=False)} == {
         "decoding",
         "decoding steps",

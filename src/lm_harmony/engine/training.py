@@ -109,8 +109,13 @@ in common passes with others (``joint_training.JointRuns``).
 """
 
 
-def alone(run_by_epochs: Callable[P, ByEpochs[T]]) -> Callable[P, T]:
-    """Return the function that executes ``run_by_epochs`` to its end, trains each of its epochs alone and returns its result."""
+def alone(run_by_epochs: Callable[P, ByEpochs[T]], name: str | None = None) -> Callable[P, T]:
+    """Return the function that executes ``run_by_epochs`` to its end, trains each of its epochs alone and returns its result.
+
+    Args:
+        run_by_epochs: function that returns the generator of a run.
+        name: name of the returned function; None: that of ``run_by_epochs``.
+    """
 
     @wraps(run_by_epochs)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
@@ -128,6 +133,7 @@ def alone(run_by_epochs: Callable[P, ByEpochs[T]]) -> Callable[P, T]:
             result: T = end.value
             return result
 
+    run.__name__ = run.__qualname__ = name or run.__name__
     return run
 
 

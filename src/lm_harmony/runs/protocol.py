@@ -82,7 +82,7 @@ def run_by_epochs(
     return _finish(store, run, record)
 
 
-train_before_test = alone(run_by_epochs)
+train_before_test = alone(run_by_epochs, "train_before_test")
 """Execute one run whose epochs are trained alone, and return its record; arguments and errors are those of ``run_by_epochs``."""
 
 
