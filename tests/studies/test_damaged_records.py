@@ -19,7 +19,9 @@ from lm_harmony.studies.worker import RunExecutor
 def damaged(tmp_path: Path) -> Path:
     """Write a study of three finished runs, truncate one record, and return the path of the study file."""
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"]}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"models": ["a/a", "b/b", "c/c"], "benchmarks": ["arc_easy"], "direct": False}), encoding="utf-8"
+    )
     for run in Study.read(path).runs:
         write_run(tmp_path / "results", model=run.spec.model.name, name=run.name, sources=None)
     file = record_of(path)
