@@ -111,7 +111,7 @@ class Dispatch(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """Implements two functions that move tensors without the dispatcher."""
+    """Implements three functions that create, move or replace tensors without the dispatcher."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -122,6 +122,8 @@ class Calls(TorchFunctionMode):
             return torch.tensor(*args, **options).to(device)
         if func is torch.Tensor.tolist and isinstance(args[0], Far):
             return args[0].cpu().tolist()
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], Far):  # type: ignore[attr-defined]
+            args[0].near = args[1].near  # PyTorch replaces the storage, but not the attributes of the Python object
         return func(*args, **options)
 
 

@@ -12,7 +12,7 @@ READ = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "chat_template.jinja"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken", "tokenizer.model.v3"),
-    *("adapter_config.json", "modeling_own.py", "code/layers.py", "additional_chat_templates/tools.jinja"),
+    *("model.safetensors", "adapter_config.json", "modeling_own.py", "code/layers.py", "additional_chat_templates/tools.jinja"),
 }
 UNREAD = {
     *("notes.txt", "predictions.json", "requirements.txt", "results.bin", "training_args.bin", "optimizer.bin", "README.md"),
