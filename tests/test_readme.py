@@ -57,8 +57,8 @@ GUIDES = {
 """Pages whose commands are run -> the smallest number of commands that must be found there."""
 MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
 """Pages of measurements -> the smallest number of blocks of commands. Each block is run on a tiny model."""
-FORKED = ("docs/studies.md", "docs/runs.md")
-"""Pages whose commands and measurements are forked processes. Those of the other pages are the installed programs."""
+INSTALLED = ("README.md",)
+"""Pages whose commands are the installed programs. Those of the other pages are forked processes, which start sooner."""
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
 """Commands that are not run: they need a browser, half an hour, or all 24 benchmarks. Demo and board have other tests."""
 SMALL = {
@@ -142,7 +142,7 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
     shutil.rmtree(world / "results", ignore_errors=True)
     if page in ("docs/page.md", "docs/analysis.md"):  # these pages start with the results of a study
         assert Study.read(world / "study.yaml").run().failed == {}
-    variables, forked = environment(hub, world), page in FORKED
+    variables, forked = environment(hub, world), page not in INSTALLED
     for command in commands(page):
         done = in_shell(command, variables, world, forked=forked)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -162,7 +162,7 @@ def test_measured_values_can_be_measured_again(page: str, hub: LoopbackHub, worl
         for large, small in SMALL.items():
             script = script.replace(large, small)
         shutil.rmtree(world / "results", ignore_errors=True)
-        done = in_shell(script, {**environment(hub, world), **names}, world, forked=page in FORKED)
+        done = in_shell(script, {**environment(hub, world), **names}, world, forked=True)
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{script}\n{done.stdout}\n{done.stderr}"
 
 
