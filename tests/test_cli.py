@@ -90,6 +90,9 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
     done = harmony(*flags, cwd=world, forked=False)
     assert done.returncode == 0, done.stderr
     assert "--train_param.packing has no effect: the engine packs sequences by itself" in done.stderr
+    phases = [line.split(": ")[0] for line in done.stderr.splitlines() if line.endswith((" documents", " training rows"))]
+    epochs = [f"{kind}epoch {number}/2" for number in (1, 2) for kind in ("", "validation of ")]
+    assert phases == ["direct test", *epochs, "test"] and "\ndirect score: acc" in done.stderr
     assert done.stderr.count("epoch 1: loss") == done.stderr.count("epoch 2: loss") == 1 and " of 2 chosen" in done.stderr
     assert "direct" in done.stdout and "train-before-test" in done.stdout and "acc_norm,none" in done.stdout
     [folder] = (tmp_path / "micro" / "model").glob("seed0-*")

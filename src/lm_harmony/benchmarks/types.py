@@ -140,6 +140,11 @@ class Score:
     samples: Annotated[tuple[Mapping[str, Any], ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
     """Per-document results in lm_eval's sample schema; empty where they were not kept."""
 
+    def shown(self, metric: str) -> str:
+        """Return the value of a metric with its standard error, such as "0.5080 ± 0.0317"; "" if it has no value."""
+        value, stderr = self.metrics.get(metric), self.stderrs.get(metric)
+        return "" if value is None else f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+
 
 def fingerprint_of(*splits: Sequence[Example]) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of every request, training text and target of ``splits`` in their order."""

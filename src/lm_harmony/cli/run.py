@@ -99,8 +99,5 @@ def result_table(record: RunRecord) -> Table:
     reported = dict.fromkeys(metric for score in scores for metric in score.metrics)
     for metric in sorted(reported, key=lambda key: key != record.metric):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
-        for score in scores:
-            value, stderr = score.metrics.get(metric), score.stderrs.get(metric)
-            cells.append("" if value is None else f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"))
-        table.add_row(*cells)
+        table.add_row(*cells, *(score.shown(metric) for score in scores))
     return table

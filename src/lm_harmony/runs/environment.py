@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lm_harmony.runs.record import Environment
+from lm_harmony.runs.record import Environment, EpochRecord
 
 _PACKAGES = (
     "lm-harmony",
@@ -59,6 +59,15 @@ class Meter:
         if torch.cuda.is_available():
             memory["peak_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
         return {**self.costs, **memory}
+
+
+def training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
+    """Return tokens and seconds summed over all epochs, including those before an interruption."""
+    return {
+        "training_tokens": sum(epoch.tokens for epoch in epochs),
+        "training_seconds": sum(epoch.seconds for epoch in epochs),
+        "validation_seconds": sum(epoch.validation_seconds for epoch in epochs),
+    }
 
 
 def describe_environment(device: torch.device, *, use_git: bool) -> Environment:

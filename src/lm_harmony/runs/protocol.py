@@ -14,10 +14,11 @@ from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, alone
+from lm_harmony.progress import phase, show_phases
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
-from lm_harmony.runs.environment import Meter, describe_environment
+from lm_harmony.runs.environment import Meter, describe_environment, training_costs
 from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.record import Environment, EpochRecord, RunRecord
@@ -51,6 +52,7 @@ def run_by_epochs(
     with meter.phase("preparation"):
         run = set_up_run(spec, caches)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
+    show_phases(run.phases())
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
         direct = _direct_score(run, store, meter, caches) if spec.direct else None
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
@@ -73,7 +75,7 @@ def run_by_epochs(
         trained=trained,
         test_curve={number: score.metrics for number, score in tested.items() if spec.test_curve},
         environment=_environment(run),
-        costs={**meter.summary(), **_training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
+        costs={**meter.summary(), **training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
         data=run.data_record(),
         sources=run.sources,
         request_fingerprint=run.fingerprints.run,
@@ -119,10 +121,12 @@ def _train_and_validate(
         resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
     )
     while not training.finished:
-        epoch = yield training
+        name = f"epoch {len(records) + 1}/{spec.recipe.epochs}"
+        with phase(name, f"{len(run.splits.train)} training rows"):
+            epoch = yield training
         saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
         validating = Meter()
-        with validating.phase("validation"):
+        with phase(f"validation of {name}", f"{len(run.splits.validation)} documents"), validating.phase("validation"):
             validation = run.score(run.splits.validation, final=False)
         record = EpochRecord(
             epoch=epoch.number,
@@ -161,9 +165,9 @@ def _load_tested_epochs(
     trainee.load(store.checkpoint(chosen.epoch) / "weights")
 
 
-def _test(run: RunSetup, meter: Meter) -> Score:
+def _test(run: RunSetup, meter: Meter, name: str = "test") -> Score:
     """Score the current weights on the test split. No other function of the package scores test rows."""
-    with meter.phase("test"), memory_errors(run.spec, "scoring"):
+    with phase(name, f"{len(run.splits.test)} documents"), meter.phase("test"), memory_errors(run.spec, "scoring"):
         return run.grade(run.splits.test, iter(run.scorer.reply(requests_of(run.splits.test))), final=True)
 
 
@@ -172,9 +176,11 @@ def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCache
     known = recover_direct_score(store)
     if known is None:
         shared = caches.direct_scores if caches else None
-        known = shared.get_or_compute(run.direct_score_id, lambda: _test(run, meter)) if shared else _test(run, meter)
+        compute = partial(_test, run, meter, "direct test")
+        known = shared.get_or_compute(run.direct_score_id, compute) if shared else compute()
         store.write_samples("direct", known.samples)
         store.write_direct_score(known)
+    log.info("direct score: %s %s", run.metric, known.shown(run.metric))
     return known
 
 
@@ -231,15 +237,6 @@ def _set_up_again(store: RunStore, record: RunRecord, spec: RunSpec, caches: Run
     run = set_up_run(spec, caches)
     refuse_other_answer(store.folder, record, asked=run.fingerprints.run, sources=run.sources)
     return run
-
-
-def _training_costs(epochs: Sequence[EpochRecord]) -> dict[str, float]:
-    """Return tokens and seconds summed over all epochs, including those before an interruption."""
-    return {
-        "training_tokens": sum(epoch.tokens for epoch in epochs),
-        "training_seconds": sum(epoch.seconds for epoch in epochs),
-        "validation_seconds": sum(epoch.validation_seconds for epoch in epochs),
-    }
 
 
 def _environment(run: RunSetup) -> Environment:

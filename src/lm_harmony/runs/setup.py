@@ -93,6 +93,17 @@ class RunSetup:
             appended_tokens=self.model.text.appended,
         )
 
+    def phases(self) -> list[tuple[str, float]]:
+        """Return the (name, work) of each phase of the run, for its progress bar. The unit is a character that is scored."""
+        splits, spec = self.splits, self.spec
+        epoch = 2.0 * sum(len(row.context) + len(row.continuation or "") for row in splits.train)  # forward and backward
+        validation, test = (sum(map(_characters, rows)) for rows in (splits.validation, splits.test))
+        found = [("direct test", test)] if spec.direct else []
+        for number in range(1, spec.recipe.epochs + 1):
+            name = f"epoch {number}/{spec.recipe.epochs}"
+            found += [(name, epoch), (f"validation of {name}", validation)]
+        return found + [("test", test)] * (spec.recipe.epochs if spec.test_curve else int(spec.test))
+
     def score(self, examples: Sequence[Example], *, final: bool) -> Score:
         """Return the score of the model's current weights on ``examples``.
 
@@ -117,6 +128,13 @@ class RunSetup:
                 f"{len(examples)} documents. Choose one of {', '.join(score.metrics) or 'another benchmark'}."
             )
         return score
+
+
+def _characters(example: Example) -> float:
+    """Return the number of characters that the requests of a document have; a context that they share counts once."""
+    return float(sum(map(len, {request.context for request in example.requests}))) + sum(
+        len(request.continuation) for request in example.requests
+    )
 
 
 def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
