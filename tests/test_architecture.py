@@ -223,10 +223,11 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for function in module.functions
         if re.search(r"\bsplits\.test\b", ast.unparse(function))
     ]
-    # request_fingerprints hashes its texts, data_record counts its rows and workload counts its tokens. Only _test scores them.
+    # request_fingerprints hashes its texts; data_record, phases and workload count its rows or texts. Only _test scores them.
     assert sorted(using) == [
         "fingerprint.request_fingerprints",
         "protocol._test",
         "setup.data_record",
+        "setup.phases",
         "workload.workload",
     ]

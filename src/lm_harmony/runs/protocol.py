@@ -46,7 +46,7 @@ def run_by_epochs(
     Raises:
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
-    meter, tested = Meter(), dict[int, Score]()
+    meter = Meter()
     recover_request(store, resume=resume)
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
     with meter.phase("preparation"):
@@ -58,8 +58,7 @@ def run_by_epochs(
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
             epochs = yield from _train_and_validate(run, trainee, store, tracker)
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
-            for number in _load_tested_epochs(run, trainee, store, epochs, chosen):
-                tested[number] = _test(run, meter)
+            tested = {number: _test(run, meter) for number in _load_tested_epochs(run, trainee, store, epochs, chosen)}
             trained = tested[chosen.epoch] if spec.test else None
             save_weights(store, trainee, store.folder / "adapter")
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
