@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from micro import write_micro
+from safetensors.torch import save_file
 from tiny import tiny_module, tiny_tokenizer, write_tiny_model
 
 from lm_harmony.cli.main import main
@@ -43,11 +44,12 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def write_giant(folder: Path) -> Path:
-    """Write the configuration and tokenizer of a model with 700 billion weights, but no weights."""
+    """Write the configuration and tokenizer of a model with 700 billion weights, and a file without weights."""
     config = tiny_module().config
     config.update({"hidden_size": 65_536, "intermediate_size": 262_144, "num_hidden_layers": 12})
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    save_file({}, folder / "model.safetensors")
     return folder
 
 
