@@ -1,6 +1,7 @@
 """A simulated device "far", for machines without a GPU. Its tensors compute on the CPU and cannot be mixed with CPU tensors.
 
-``python far.py llama`` prints as JSON the results of the engine for a tiny model on the CPU ("here") and on "far" ("there").
+``python far.py llama`` prints as JSON the results of the engine for a tiny model on the CPU ("here") and on "far" ("there"), and
+for llama also of one whose blocks are on both devices ("split").
 It must run in a new process. PyTorch allows one such device for each process, and reports an accelerator from then on.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from joint import Run, train_jointly
 from tiny import tiny_model
 from torch.overrides import TorchFunctionMode
@@ -154,7 +156,8 @@ def masks(device: torch.device) -> list[list[list[int]]]:
 
 def answers(model: LanguageModel) -> dict[str, Any]:
     """Train, score and generate with ``model`` on every backend."""
-    found: dict[str, Any] = {"packed": choose_backend(model).packed, "masks": masks(model.device)}
+    backend = choose_backend(model)
+    found: dict[str, Any] = {"packed": backend.packed, "writes": backend.continuous_batching, "masks": masks(model.device)}
     scoring = [
         Request(kind="loglikelihood", context=context, continuation=f" {answer}")
         for context in ("the cat", "a dog is here")
@@ -171,9 +174,25 @@ def answers(model: LanguageModel) -> dict[str, Any]:
         with trainable(model, RECIPE, seed=0) as trainee:
             epochs = fine_tune(trainee, SEQUENCES, RECIPE, seed=0, micro_batch=2, backend=backend)
             found[f"{name} losses"] = [epoch.loss for epoch in epochs]
-    runs = [Run(sequences=SEQUENCES, recipe=RECIPE, seed=seed, micro_batch=2) for seed in (0, 1, 2)]
-    found["joint losses"] = [epoch.loss for epochs, _ in train_jointly(model, runs, 2).values() for epoch in epochs]
+    if not model.device_map:  # joint training of a split model is refused
+        found["joint losses"] = joint_losses(model)
     return found | {"checksum": checksum(model.module)}
+
+
+def joint_losses(model: LanguageModel) -> list[float]:
+    """Return the losses of three runs that are trained jointly."""
+    runs = [Run(sequences=SEQUENCES, recipe=RECIPE, seed=seed, micro_batch=2) for seed in (0, 1, 2)]
+    return [epoch.loss for epochs, _ in train_jointly(model, runs, 2).values() for epoch in epochs]
+
+
+def split_answers() -> dict[str, Any]:
+    """Return the answers of a llama whose first block is on the CPU, and whose second block and output layer are on "far"."""
+    model = tiny_model("llama")
+    near, far = ("embed_tokens", "rotary_emb", "layers.0"), ("model.layers.1", "model.norm", "lm_head")
+    places = {f"model.{name}": "cpu" for name in near} | dict.fromkeys(far, "far:0")
+    dispatch_model(model.module, places, main_device="cpu")
+    with torch.autograd.set_multithreading_enabled(False):  # the simulated device has no queue that another thread could wait for
+        return {"devices": sorted(set(model.device_map.values())), **answers(model)}
 
 
 LONG = [TokenSequence(ids=tuple(range(5, 5 + size)), first_label=1, row=size) for size in (25, 40, 31, 22) * READ_EVERY]
@@ -251,9 +270,7 @@ if __name__ == "__main__":
         half = torch.nn.Module.to(tiny_model(sys.argv[1]).module, torch.bfloat16)
         heads["far, half precision"] = grouped_heads(replace(far, module=torch.nn.Module.to(half, "far")))
         mixed = refused(lambda: far.module.get_output_embeddings()(torch.zeros(1, far.module.config.hidden_size)))
+        split = split_answers() if sys.argv[1] == "llama" else {}
     heads["here"] = grouped_heads(near)
-    print(
-        json.dumps(
-            {"here": here, "there": there, "device": far.device.type, "mixed is refused": mixed, "waits": waits, "grouped": heads}
-        )
-    )
+    found = {"here": here, "there": there, "split": split, "device": far.device.type, "mixed is refused": mixed}
+    print(json.dumps({**found, "waits": waits, "grouped": heads}))

@@ -98,7 +98,7 @@ class InMemoryModel(ModelCache):
             device: what the caller asks for; "auto" is where the model is.
 
         Raises:
-            UsageError: the model is of another type or on another device.
+            UsageError: the model is of another type or on another device, or its weights are not on its devices.
         """
         super().__init__()
         weights, place = model.precision.weights, model.device
@@ -108,6 +108,10 @@ class InMemoryModel(ModelCache):
             )
         if device not in ("auto", str(place), place.type):
             raise UsageError(f"device = {device!r}: the loaded model is on {place}. Move the model, or leave device at auto.")
+        if any(weight.is_meta for weight in model.module.parameters()):
+            raise UsageError(
+                f"model {model.name} has weights on disk or in host memory, outside of its devices. Load it onto its devices."
+            )
         digest = _digest(model)
         name = f"in-memory/{Path(model.name).name}-{digest[:12]}"
         self.spec = ModelSpec(name=name)

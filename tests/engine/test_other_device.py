@@ -40,6 +40,19 @@ def test_a_model_on_another_device_scores_and_trains_the_same(architecture: str)
         assert there[name] == expected, name
 
 
+def test_a_model_that_is_split_between_two_devices_scores_and_trains_the_same() -> None:
+    """accelerate moves the activations. Packed rows, dropout masks and the output layer follow them from device to device."""
+    found = far_results("llama")
+    here, split = found["here"], found["split"]
+    assert split.pop("devices") == ["cpu", "far:0"] and split["packed"] and split["writes"]
+    assert split.keys() == here.keys() - {"joint losses"}
+    for name, value in split.items():
+        expected = here[name]
+        if isinstance(expected, list) and isinstance(expected[0], float):
+            expected = pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert value == expected, name
+
+
 @pytest.mark.parametrize("backend", ["packed", "padded"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
 def test_a_training_step_does_not_wait_for_the_device(architecture: str, backend: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import LlamaConfig
 from world import write_world
 
 from lm_harmony.errors import UsageError
+from lm_harmony.runs.spec import Execution
 from lm_harmony.studies.cluster_nodes import NodeKind, kinds_of_nodes, refuse_too_large
 from lm_harmony.studies.pool import RunQueue
 from lm_harmony.studies.ray_pool import RayWorker
@@ -57,6 +59,19 @@ def test_a_run_asks_for_a_card_that_holds_it_and_a_small_one_for_a_part(runs: tu
     assert large_kind.workers([large]) == 8 and large_kind.workers([small, large]) == 32
     on_cpus = kinds_of_nodes([{"CPU": 2.0, "memory": 8e9}])[0].needs(small)
     assert on_cpus["num_cpus"] == 1 and 5e8 < on_cpus["memory"] < 2e9
+
+
+def test_a_model_with_a_device_map_asks_for_as_many_cards_of_a_node_as_it_needs(runs: tuple[RunLocation, ...]) -> None:
+    large_kind, small_kind = kinds = kinds_of_nodes([SMALL_CARDS, LARGE_CARDS, {**LARGE_CARDS, "GPU": 2.0}])
+    small, _, huge = (replace(run, spec=replace(run.spec, execution=Execution(device_map="auto"))) for run in runs)
+    assert (large_kind.gpus, large_kind.per_node) == (10, 8)
+    assert large_kind.needs(small)["num_gpus"] == small_kind.needs(small)["num_gpus"] == 2.0
+    count = large_kind.needs(huge)["num_gpus"]
+    assert 2 < count < 8 and large_kind.holds(huge) and not small_kind.holds(huge)
+    assert large_kind.workers([huge]) == int(10 / count)
+    refuse_too_large(kinds, [small, huge])
+    with pytest.raises(UsageError, match="ray: device_map = auto needs a node with at least two GPUs, and the cluster has none"):
+        refuse_too_large(kinds_of_nodes([{"GPU": 1.0, "gpu_gb_80": 1.0}] * 4), [huge])
 
 
 def test_a_model_that_fits_nowhere_is_named(runs: tuple[RunLocation, ...]) -> None:

@@ -211,6 +211,11 @@ def test_each_card_gets_the_first_way_in_which_the_run_fits(spec: RunSpec, tmp_p
     ways = [way_to_fit(load, int(capacity))[0] for capacity in (141e9, 1.8 * weights, 1.3 * weights, 0.7 * weights, 1e9)]
     assert ways[0] == FITS and ways[1:3] == ["smaller passes", "gradient checkpointing"]
     assert str(ways[3]).startswith("quantize") and ways[4] is None
+    spread = replace(load, spec=replace(spec, execution=Execution(device_map="auto")))
+    assert [way_to_fit(spread, int(capacity))[::2] for capacity in (1.3 * weights, 0.7 * weights)] == [
+        ("gradient checkpointing", 1),
+        ("2 cards", 2),
+    ]
     everything = replace(load, spec=replace(spec, recipe=replace(RECIPE, lora=None)))
     assert way_to_fit(everything, int(weights))[0] is None  # all weights cannot be trained in quantized form
 

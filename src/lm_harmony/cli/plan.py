@@ -28,8 +28,9 @@ FIXED = "fixed: loading models, reading rows, writing files."
 CARDS = """\
 Memory is an estimate, with the card otherwise empty. Gradient checkpointing is
 counted with a third more training time. dtype and quantize are other recipes;
-their hours are those of bfloat16. Energy: the card at its power limit for all
-hours, without the host and without cooling."""
+their hours are those of bfloat16. Several cards compute one after another, with
+gradient checkpointing. Energy: the cards at their power limit for all hours,
+without the host and without cooling."""
 """Assumptions below the table of cards."""
 
 

@@ -162,6 +162,9 @@ class RunFlags:
     comparable with others. It needs pip install 'lm-harmony[quantized]'."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, mps or auto."""
+    device_map: str | None = None
+    """auto: spread the blocks of a model that is too large for one GPU over all GPUs of this process, to train an adapter. The
+    GPUs compute one after another. Choose them with CUDA_VISIBLE_DEVICES."""
     memory: str = "auto"
     """Before loading, the memory of the run is estimated. auto: gradient checkpointing is switched on where one longest row does
     not fit without it, and a run that does not fit even then is refused; check: a run that does not fit as requested is refused;

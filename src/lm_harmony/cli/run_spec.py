@@ -135,6 +135,7 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
     "recipe.max_new_tokens": "max_new_tokens",
     "recipe.quantize": "quantize",
     "execution.device": "device",
+    "execution.device_map": "device_map",
     "execution.engine": "engine",
     "execution.memory": "memory",
     "execution.micro_batch": "train_param.per_device_train_batch_size",

@@ -193,8 +193,9 @@ def _without_ended(batch: _Batch, ended: Sequence[bool]) -> _Batch | None:
     mask_BxT = batch.mask_BxT[rows]
     first = int(mask_BxT.argmax(dim=1).min())
     for layer in _layers(batch.cache):
-        layer.keys = layer.keys[rows, :, first:]
-        layer.values = layer.values[rows, :, first:]
+        kept_here = rows.to(layer.keys.device)  # the layers of a model may be on several devices
+        layer.keys = layer.keys[kept_here, :, first:]
+        layer.values = layer.values[kept_here, :, first:]
     return replace(
         batch,
         places=tuple(batch.places[row] for row in kept),

@@ -145,13 +145,14 @@ class SeededDropout(torch.nn.Module):
         """Return the dropout mask N x D, int8, 1 where an input is kept.
 
         Args:
-            x: the inputs, 1 x N x D or N x D if packed, B x T x D if padded on the right. Only their shape is read.
+            x: the inputs, 1 x N x D or N x D if packed, B x T x D if padded on the right. Only shape and device are read.
         """
         rows, columns = (1, len(x)) if x.dim() == 2 else x.shape[:2]
         if not self.state.ready or len(self._words[0]) != rows * columns:
             self.state.prepare(rows, columns)
         tokens_N, features_D = self._words
-        return torch.as_tensor(tokens_N[:, None] * features_D < self.limit).view(torch.int8)
+        mask = torch.as_tensor(tokens_N[:, None] * features_D < self.limit).view(torch.int8)
+        return mask.to(x.device)  # the layers of a model may be on several devices
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs and scale the others up in training; return ``x`` in evaluation."""

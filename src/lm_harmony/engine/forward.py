@@ -104,8 +104,11 @@ def packed_logprobs(
         hidden_NxD = body(
             input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, packed_row=attention
         ).last_hidden_state.squeeze(0)
-    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_NxD[chosen_U], head_rows_L, labels_L, rows_L)
-    return LabelLogprobs(logprobs_L=logprobs_L[back_L], greedy_L=greedy_L[back_L], counts=layout.counts)
+    # The layers of a model may be on several devices: the last one computes hidden states, and the output layer may be elsewhere.
+    last = next(module.get_output_embeddings().parameters()).device
+    hidden_UxD = hidden_NxD[chosen_U.to(hidden_NxD.device)].to(last)
+    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_UxD, head_rows_L.to(last), labels_L.to(last), rows_L)
+    return LabelLogprobs(logprobs_L=logprobs_L.to(device)[back_L], greedy_L=greedy_L.to(device)[back_L], counts=layout.counts)
 
 
 prefix_tree_logprobs = partial(packed_logprobs, arrange=prefix_tree_layout)

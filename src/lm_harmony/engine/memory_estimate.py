@@ -6,6 +6,7 @@ Packed rows are assumed, because no probe has run yet; ``padded`` says that the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from lm_harmony.engine.lm_head import LOGITS_ON_CPU, LOGITS_ON_GPU
@@ -181,6 +182,17 @@ def _product_bytes(precision: Precision) -> int:
 def with_checkpointing(settings: MemorySettings) -> MemorySettings:
     """Return the settings with gradient checkpointing."""
     return replace(settings, gradient_checkpointing=True)
+
+
+def gpus_needed(total: int, memory: float) -> int:
+    """Return how many GPUs hold a run whose model is spread over them; each has a context of its own.
+
+    Args:
+        total: bytes of the run on one GPU.
+        memory: bytes of a GPU.
+    """
+    process = PROCESS_BYTES["cuda"]
+    return max(1, math.ceil((total - process) / max(1.0, memory - process)))
 
 
 def runs_that_fit(total: int, process: int, free: int) -> int:

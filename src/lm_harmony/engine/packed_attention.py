@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,6 @@ from lm_harmony.engine.length_groups import group_segments
 NAME = "lm_harmony_packed"
 """Name of the attention function in transformers."""
 
-
 _Groups = Sequence[torch.Tensor]
 """Queries, keys or values of each group, G x H x M x D."""
 
@@ -51,18 +51,25 @@ class PackedAttention:
         """Group the segments of ``layout``. Before the first layer, ``place`` must receive ``arrays`` on the device."""
         self.prefix, self._kernels = layout.prefix, kernels
         self.groups, slots_Q, back_N, ends_Q = group_segments(layout)
-        in_order = len(slots_Q) == layout.tokens and bool((slots_Q == np.arange(layout.tokens)).all())
-        self._gathers = not in_order
+        self._gathers = len(slots_Q) != layout.tokens or bool((slots_Q != np.arange(layout.tokens)).any())
         self._plain = layout.prefix == 0 and bool(layout.chains.all())
         bounds = np.append(layout.starts_S, layout.tokens)
         self.arrays: tuple[Integers, ...] = (slots_Q, back_N, ends_Q, layout.positions_N[slots_Q], bounds)
         """Integer arrays that the model's device needs, to be copied together with the token ids."""
-        self._masks: dict[tuple[int, int | None, torch.dtype, bool], torch.Tensor | None] = {}
 
     def place(self, tensors: Sequence[torch.Tensor]) -> None:
         """Take ``arrays`` as tensors on the device of the model."""
-        self._slots_Q, self._back_N, self._ends_Q, self._positions_Q, bounds = tensors
+        self._slots_Q, self._back_N, self._ends_Q, self._positions_Q, bounds = self._tensors = tensors
         self._bounds = bounds.int() if self._kernels.varlen else bounds
+        self._masks: dict[tuple[int, int | None, torch.dtype, bool], torch.Tensor | None] = {}
+        self._elsewhere: dict[torch.device, PackedAttention] = {}
+
+    def on(self, device: torch.device) -> PackedAttention:
+        """Return this row with its tensors on ``device``, where a layer computes; they are copied there once."""
+        if self._slots_Q.device != device and device not in self._elsewhere:
+            self._elsewhere[device] = copied = copy(self)
+            copied.place([tensor.to(device, non_blocking=True) for tensor in self._tensors])
+        return self._elsewhere.get(device, self)
 
     def attend(
         self,
@@ -111,9 +118,8 @@ class PackedAttention:
         parts = []
         for index, (group_q, group_k, group_v, mask) in enumerate(zip(q, k, v, masks, strict=True)):
             if self.prefix and index:
-                copies = len(group_k)
-                group_k = torch.cat([k[0].expand(copies, -1, -1, -1), group_k], dim=2)
-                group_v = torch.cat([v[0].expand(copies, -1, -1, -1), group_v], dim=2)
+                group_k = torch.cat([k[0].expand(len(group_q), -1, -1, -1), group_k], dim=2)
+                group_v = torch.cat([v[0].expand(len(group_q), -1, -1, -1), group_v], dim=2)
             if softcap is None:
                 parts.append(attention(group_q, group_k, group_v, mask, scale=scale, dropout=dropout))
             else:
@@ -236,7 +242,7 @@ def _attend(
     An architecture that does not pass keyword arguments on to its attention layers fails here, which the probe catches.
     """
     window, softcap = options.get("sliding_window"), options.get("softcap")
-    found = packed_row.attend(query, key, value, scale=scaling, dropout=dropout, window=window, softcap=softcap)
+    found = packed_row.on(query.device).attend(query, key, value, scale=scaling, dropout=dropout, window=window, softcap=softcap)
     return found, None
 
 

@@ -21,6 +21,7 @@ from lm_harmony.models.checkpoint_checks import (
     refuse_pickles,
 )
 from lm_harmony.models.device import allocatable_bytes, gib, is_out_of_memory, memory_error
+from lm_harmony.models.device_map import balanced_map
 from lm_harmony.models.quantization import loading_options
 
 
@@ -33,6 +34,7 @@ def read_weights(
     device: torch.device,
     options: Mapping[str, Any],
     quantize: str | None = None,
+    gpus: Mapping[int, int] | None = None,
 ) -> PreTrainedModel:
     """Read a causal language model onto ``device``, in evaluation mode.
 
@@ -44,6 +46,7 @@ def read_weights(
         device: device of the weights; no copy in host memory is made.
         options: revision and trust_remote_code, for ``from_pretrained``.
         quantize: format of the linear layers inside the blocks, "nf4" or "int8"; None: not quantized.
+        gpus: GPUs that share the blocks, with their free bytes; None: all of the model is on ``device``.
 
     Raises:
         ModelError: an encoder; the weights are pickled, or do not fit into the memory of the device; a file cannot be read; a
@@ -57,10 +60,11 @@ def read_weights(
     quantizing = loading_options(name, config, quantize, dtype)
     # The size of quantized weights is not that of the architecture.
     is_quantized = quantize is not None or getattr(config, "quantization_config", None) is not None
-    if not is_quantized and needed > _free_for_weights(device, needed):
+    if gpus is None and not is_quantized and needed > _free_for_weights(device, needed):
         raise _too_large(name, needed, dtype, device)
+    places = {"": device} if gpus is None else balanced_map(name, hollow, gpus, dtype=dtype, quantize=quantize)
     try:
-        module, report = _load(name, config=config, dtype=dtype, device_map={"": device}, **options, **quantizing)
+        module, report = _load(name, config=config, dtype=dtype, device_map=places, **options, **quantizing)
     except Exception as error:  # a damaged file raises an error of any kind
         if is_out_of_memory(error):
             raise _too_large(name, needed, dtype, device) from error

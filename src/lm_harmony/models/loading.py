@@ -24,6 +24,7 @@ from lm_harmony.models.checkpoint_checks import (
     tokenizer_files,
 )
 from lm_harmony.models.device import Precision, configure_device, resolve_device
+from lm_harmony.models.device_map import free_on_gpus
 from lm_harmony.models.model_folder import adapter_base, refuse_no_model
 from lm_harmony.models.text import TextEncoder
 
@@ -71,8 +72,15 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Device that holds the weights."""
+        """Device that holds the weights, or the first one of several, which takes the inputs."""
         return self.module.device
+
+    @property
+    def device_map(self) -> dict[str, str]:
+        """Name of a module -> its device, if the weights are on several devices; else empty."""
+        places: dict[str, Any] = getattr(self.module, "hf_device_map", {})
+        named = {name: f"cuda:{place}" if isinstance(place, int) else str(place) for name, place in places.items()}
+        return named if len(set(named.values())) > 1 else {}
 
 
 def load_model(
@@ -84,6 +92,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     quantize: str | None = None,
+    device_map: str | None = None,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
@@ -97,6 +106,7 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (an accelerator if there is one).
         trust_remote_code: run the code that the repository brings.
         quantize: format of the linear layers inside the blocks, "nf4" or "int8"; None: not quantized.
+        device_map: "auto" spreads the blocks over all GPUs; None: the whole model is on ``device``.
 
     Raises:
         MissingExtra: bitsandbytes, which quantizes, is not installed.
@@ -116,7 +126,8 @@ def load_model(
         )
     whole = (name, options) if base is None else (base.name, {**options, "revision": base.revision})
     types = {"dtype": getattr(torch, dtype), "quantize": quantize}
-    module = read_weights(whole[0], folder, config, device=place, options=whole[1], **types)
+    gpus = None if device_map is None else free_on_gpus()
+    module = read_weights(whole[0], folder, config, device=place, options=whole[1], gpus=gpus, **types)
     if base is not None:
         module = merge_adapter(name, module)
     model = replace(build_language_model(name, module, tokenizer, revision=commit), quantize=quantize)

@@ -61,6 +61,7 @@ class _ModelKey:
     engine: str
     gradient_checkpointing: bool
     quantize: str | None
+    device_map: str | None
     sources: tuple[Source, ...]
 
 
@@ -118,7 +119,7 @@ class ModelCache:
         if self._loaded is not None and key == self._key:
             log.info("%s is loaded again: the last run changed its weights.", spec.model.name)
         self._loaded = None  # frees the old weights before the new weights are read
-        with loading_turn(needed=_bytes_on_disk(key.sources)):
+        with loading_turn(needed=sum(source.size or 0 for source in key.sources)):  # files on the hub have no size here
             self._loaded, self._key = _load(key), key
         self.loads += 1
         return self._loaded
@@ -191,7 +192,8 @@ class RunCaches:
 def checksum(module: torch.nn.Module) -> str:
     """Return a digest of sums over the bits of every weight. It changes if a weight changes or two weights are swapped."""
     sums: list[list[int]] = []
-    for tensor in module.state_dict().values():
+    # Weights on the meta device are those that accelerate keeps elsewhere, where nothing changes them.
+    for tensor in (tensor for tensor in module.state_dict().values() if not tensor.is_meta):
         bits = tensor.detach().reshape(-1)
         if tensor.element_size() in _INTEGERS:
             bits = bits.view(_INTEGERS[tensor.element_size()])
@@ -214,14 +216,10 @@ def _model_key(spec: RunSpec) -> _ModelKey:
         engine=spec.execution.engine,
         gradient_checkpointing=spec.execution.gradient_checkpointing,
         quantize=spec.recipe.quantize,
+        device_map=spec.execution.device_map,
         # Read before the weights: a file that changes during loading then differs from the record.
         sources=model_sources(spec.model),
     )
-
-
-def _bytes_on_disk(sources: tuple[Source, ...]) -> int:
-    """Return the bytes of a model's files in a folder; 0 for a model from the hub."""
-    return sum(source.size or 0 for source in sources)
 
 
 def _without_chat(model: ModelSpec) -> ModelSpec:
@@ -242,6 +240,7 @@ def _load(key: _ModelKey) -> LoadedModel:
         device=str(key.device),
         trust_remote_code=key.model.trust_remote_code,
         quantize=key.quantize,
+        device_map=key.device_map,
     )
     if key.gradient_checkpointing:
         enable_gradient_checkpointing(model.module)

@@ -53,11 +53,12 @@ class Meter:
         self.costs[name] = self.costs.get(name, 0.0) + amount
 
     def summary(self) -> dict[str, float]:
-        """Return all costs and the peak memory of the process (bytes; on a GPU also its allocator's)."""
+        """Return all costs and the peak memory of the process (bytes; on GPUs also that of their allocators, added)."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         memory = {"peak_memory_bytes": float(peak if sys.platform == "darwin" else peak * 1024)}  # Linux counts KiB
         if torch.cuda.is_available():
-            memory["peak_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+            peaks = (torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+            memory["peak_gpu_memory_bytes"] = float(sum(peaks))
         return {**self.costs, **memory}
 
 

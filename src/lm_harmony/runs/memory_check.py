@@ -6,9 +6,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from lm_harmony.engine.memory_estimate import MemoryEstimate, MemorySettings, estimate_memory, with_checkpointing
 from lm_harmony.engine.model_size import ModelSize, model_size
 from lm_harmony.models.device import Precision, allocatable_bytes, gib, memory_error, resolve_device, resolve_precision
+from lm_harmony.models.device_map import free_on_gpus
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import QUANTIZATIONS, Lora
 from lm_harmony.runs.spec import RunSpec
@@ -39,12 +42,17 @@ def smallest_estimate(spec: RunSpec, size: ModelSize, settings: MemorySettings, 
 
 
 def free_for(spec: RunSpec, held: int) -> int | None:
-    """Return the bytes that a run can take on its device; None: not known.
+    """Return the bytes that a run can take on its device, or on all GPUs with a device map; None: not known.
 
     Args:
         spec: the run.
         held: bytes of weights that this process holds and uses again or frees first.
+
+    Raises:
+        ModelError: the device does not exist, or the device map needs more GPUs than there are.
     """
+    if spec.execution.device_map is not None:
+        return sum(free_on_gpus().values()) + held
     free = allocatable_bytes(resolve_device(spec.execution.device))
     return None if free is None else free + held
 
@@ -98,7 +106,8 @@ def _ways_that_fit(spec: RunSpec, model: LanguageModel, longest: int, free: int)
     """Yield the options with which the run would fit, each with its estimate."""
     for option, changed in _ways(spec):
         estimate = _least(changed, model, longest)
-        if _missing(estimate, free) <= 0:
+        most = free if changed.execution.device_map == spec.execution.device_map else free_for(changed, 0) or 0
+        if _missing(estimate, most) <= 0:
             yield f"{option} ({gib(estimate.total)})"
     shorter = longest // 2
     while shorter >= SHORTEST and _missing(_least(spec, model, shorter), free) > 0:
@@ -121,6 +130,8 @@ def _settings(spec: RunSpec) -> MemorySettings:
 def _ways(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     """Yield (option, the run with it)."""
     recipe, execution = spec.recipe, spec.execution
+    if recipe.lora is not None and execution.device_map is None and _has_more_gpus(spec):
+        yield "--device_map auto", replace(spec, execution=replace(execution, device="auto", device_map="auto"))
     if not execution.gradient_checkpointing and execution.memory != "auto":
         yield "--train_param.gradient_checkpointing", replace(spec, execution=replace(execution, gradient_checkpointing=True))
     if recipe.lora is None:
@@ -130,3 +141,7 @@ def _ways(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     if recipe.lora is not None and recipe.quantize is None:
         for kind in reversed(QUANTIZATIONS):
             yield f"--quantize {kind}, which is another recipe", replace(spec, recipe=replace(recipe, quantize=kind))
+
+
+def _has_more_gpus(spec: RunSpec) -> bool:
+    return resolve_device(spec.execution.device).type == "cuda" and torch.cuda.device_count() > 1

@@ -242,5 +242,5 @@ def _environment(run: RunSetup) -> Environment:
     """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
     described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
     found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
-    optional: Environment = {"ways_out": run.ways_out, "lora_targets": run.derived_targets}
+    optional = {"device_map": run.model.device_map, "ways_out": run.ways_out, "lora_targets": run.derived_targets}
     return {**found, **{key: value for key, value in optional.items() if value}}  # type: ignore[typeddict-item]

@@ -144,6 +144,8 @@ class Environment(TypedDict, total=False):
     """Number formats of weights and matrix products."""
     engine: Mapping[str, Any]
     """Forward passes that the probe chose."""
+    device_map: Mapping[str, str]
+    """Name of a module -> its device, where the weights are on several devices."""
     ways_out: tuple[str, ...]
     """What ``--memory auto`` switched on because the run would not have fitted into memory; absent if nothing."""
     lora_targets: tuple[str, ...]

@@ -91,6 +91,8 @@ class Execution:
 
     device: str = "auto"
     """Device of the model: cpu, cuda, cuda:1, mps or auto."""
+    device_map: str | None = None
+    """auto: the blocks of the model are spread over all GPUs that the process sees; None: one device holds the model."""
     engine: str = "auto"
     """auto: packed rows where a probe finds them exact; plain: padded batches; compiled: auto with compiled layers, on CUDA."""
     micro_batch: int = 8
@@ -114,6 +116,8 @@ class Execution:
     """Allow Python code of a task that lm_eval does not ship."""
 
     def __post_init__(self) -> None:
+        if self.device_map is not None:
+            self._check_device_map()
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}. Use auto.")
         if self.memory not in MEMORY_MODES:
@@ -124,6 +128,18 @@ class Execution:
             check_integer("train_param.logging_steps", self.logging_steps, 0)
         for flag in ("gradient_checkpointing", "save_checkpoints", "use_git", "allow_task_code"):
             check_flag(flag, getattr(self, flag))
+
+    def _check_device_map(self) -> None:
+        """Raise UsageError for a device map that is not auto, or for another field that contradicts it."""
+        if self.device_map != "auto":
+            raise UsageError(f"device_map must be auto or left out, got {self.device_map!r}. Use auto.")
+        if self.device not in ("auto", "cuda"):
+            raise UsageError(
+                f"device = {self.device} contradicts device_map = auto, which takes all GPUs. Remove one of them, or choose GPUs "
+                f"with CUDA_VISIBLE_DEVICES."
+            )
+        if self.engine == "compiled":
+            raise UsageError("engine = compiled does not support device_map = auto. Use engine auto.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +173,11 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
+        if self.execution.device_map is not None and self.recipe.lora is None:
+            raise UsageError(
+                "device_map = auto trains adapters only, and the recipe trains all weights. Remove --device_map, or train an "
+                "adapter (--use_peft; in a study: lora)."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
@@ -164,6 +185,8 @@ class RunSpec:
         plain["recipe"] = written_recipe(plain["recipe"])
         if self.execution.memory == "auto":  # as versions without this field wrote it, so that they can read the file
             plain["execution"].pop("memory")
+        if self.execution.device_map is None:
+            plain["execution"].pop("device_map")
         return {**plain, "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod

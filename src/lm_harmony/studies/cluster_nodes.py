@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lm_harmony.engine.memory_estimate import HOST_BYTES
+from lm_harmony.engine.memory_estimate import HOST_BYTES, gpus_needed
 from lm_harmony.errors import UsageError
 from lm_harmony.models.device import gib
 from lm_harmony.runs.spec import RunSpec
@@ -47,6 +47,8 @@ class NodeKind:
     """Ray resource that only these nodes have; None: Ray may choose any node with a GPU, or with a CPU."""
     gpus: int
     """Number of GPUs of all these nodes; 0 on a cluster without GPUs."""
+    per_node: int = 1
+    """Number of GPUs of the node that has most; a model may be spread over them."""
     cpus: int
     """Number of CPUs of all these nodes."""
     memory: float
@@ -60,11 +62,17 @@ class NodeKind:
     def holds(self, run: RunLocation) -> bool:
         """Tell whether the memory holds a run; one whose model cannot be read is held, because it reports its own error."""
         found = _memory_of(run.spec, self.gpus > 0)
+        if run.spec.execution.device_map is not None:
+            return self.per_node >= 2 and (found is None or gpus_needed(found[1], self.memory) <= self.per_node)
         return found is None or found[1] <= self.memory
 
     def share(self, run: RunLocation) -> float:
-        """Return the part of a GPU that a run gets: all of it, or a quarter or a half for a model with few weights."""
+        """Return the GPUs that a run gets: one, as many as its device map needs, or a part for a model with few weights."""
         found = _memory_of(run.spec, True)
+        if run.spec.execution.device_map is not None:
+            if found is None or math.isinf(self.memory):
+                return float(self.per_node)
+            return float(max(2, gpus_needed(found[1], self.memory)))
         if found is None or math.isinf(self.memory) or size_of(run.spec.model, run.spec.recipe).parameters >= SMALL:
             return 1.0
         return next((share for share in SHARES if found[0] <= share * self.memory), 1.0)
@@ -95,12 +103,14 @@ def kinds_of_nodes(nodes: Iterable[Mapping[str, float]]) -> list[NodeKind]:
         nodes: resources of each node, as ``ray.nodes()`` gives them.
     """
     every = list(nodes)
-    on_cards: dict[tuple[str | None, float], int] = {}
+    on_cards: dict[tuple[str | None, float], list[int]] = {}
     for resources in every:
         if resources.get("GPU", 0) >= 1:
-            card = _card(resources)
-            on_cards[card] = on_cards.get(card, 0) + int(resources["GPU"])
-    kinds = [NodeKind(resource=name, gpus=count, cpus=0, memory=size) for (name, size), count in on_cards.items()]
+            on_cards.setdefault(_card(resources), []).append(int(resources["GPU"]))
+    kinds = [
+        NodeKind(resource=name, gpus=sum(counts), per_node=max(counts), cpus=0, memory=size)
+        for (name, size), counts in on_cards.items()
+    ]
     if not kinds:
         cpus = sum(int(resources.get("CPU", 0)) for resources in every)
         largest = max((resources.get("memory", math.inf) for resources in every if resources.get("CPU")), default=math.inf)
@@ -122,16 +132,20 @@ def refuse_too_large(kinds: Sequence[NodeKind], runs: Sequence[RunLocation]) -> 
     Raises:
         UsageError: a model fits nowhere; the message names each such model with the memory that it needs.
     """
+    if all(kind.per_node < 2 for kind in kinds) and any(run.spec.execution.device_map is not None for run in runs):
+        raise UsageError(
+            "ray: device_map = auto needs a node with at least two GPUs, and the cluster has none. Remove device_map."
+        )
     needed: dict[str, int] = {}
     for run in runs:
         if not any(kind.holds(run) for kind in kinds):
-            found = _memory_of(run.spec, kinds[0].gpus > 0)
-            assert found is not None
+            found = _memory_of(run.spec, kinds[0].gpus > 0) or (0, 0)
             needed[run.spec.model.name] = max(found[1], needed.get(run.spec.model.name, 0))
     if needed:
-        what = "card" if kinds[0].gpus else "node"
-        listed = ", ".join(f"{model} ({gib(size)})" for model, size in needed.items())
+        what = "card" if kinds[0].gpus and runs[0].spec.execution.device_map is None else "node"
+        size = max(kind.memory * (kind.per_node if what == "node" and kind.gpus else 1) for kind in kinds)
+        listed = ", ".join(f"{model} ({gib(least)})" for model, least in needed.items())
         raise UsageError(
-            f"ray: these models fit on no {what} of the cluster, whose largest has {gib(kinds[0].memory)}: {listed}. Add a "
+            f"ray: these models fit on no {what} of the cluster, whose largest has {gib(size)}: {listed}. Add a "
             f"larger {what}, leave them out with --skip, or set a shorter max_length or quantize in their recipe."
         )

@@ -94,6 +94,8 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
         for benchmark in _benchmarks(entry, study, base, places.below("benchmarks", number))
     ]
     execution = Execution(**{"use_git": False, **study.execution})
+    if execution.device_map is not None and study.joint > 1:
+        raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
     common = _override(asdict(PUBLISHED), study.recipe)
     runs = tuple(
         RunSpec(

@@ -147,6 +147,10 @@ def local_workers(count: int, runs: Sequence[RunLocation]) -> list[WorkerProcess
         count: number of workers that are wanted.
         runs: the runs that they will execute; the one that needs most memory decides how many fit.
     """
+    if runs[0].spec.execution.device_map is not None:  # an option of the study, which all its runs share
+        if count > 1:
+            log.warning("1 worker instead of %d: with device_map = auto a run takes all GPUs.", count)
+        return [WorkerProcess(0, runs[0].results_dir / "workers", {})]
     workers = _make_workers(count, runs[0].results_dir)
     if count == 1:
         return workers

@@ -12,7 +12,7 @@ from lm_harmony.models.device import choose_precision, free_bytes, resolve_devic
 from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.memory_check import memory_settings, smallest_estimate
 from lm_harmony.runs.spec import RunSpec
-from lm_harmony.studies.cards import CardPlan, settings_on_card, way_to_fit
+from lm_harmony.studies.cards import CHECKPOINTING, CardPlan, settings_on_card, way_to_fit
 from lm_harmony.studies.flops import scoring_flops, training_flops
 from lm_harmony.studies.hardware import HARDWARE, Hardware
 from lm_harmony.studies.time_model import Phase, add_phases, decoding_phase, overlapped, scoring_phase, training_phase
@@ -160,16 +160,16 @@ def _cards(name: str, loads: list[Workload], hardware: Hardware, joint: int) -> 
     for card in HARDWARE.values():
         assert card.card is not None and card.power is not None
         capacity = int(card.card.value)
-        way, estimate = way_to_fit(largest, capacity)
+        way, estimate, gpus = way_to_fit(largest, capacity)
         hours = None
         if way is not None and hardware.launch is not None:
             phases = model_plan(name, loads, card, joint, cards=False).phases
             seconds = {phase: one.seconds for phase, one in phases.items()}
             # The backward pass computes every layer a second time: 2 forward and 4 backward parts become 4 and 4.
-            again = seconds.get("training", 0.0) / 3 if way == "gradient checkpointing" else 0.0
+            again = seconds.get("training", 0.0) / 3 if way == CHECKPOINTING or gpus > 1 else 0.0
             hours = (sum(seconds.values()) + again) / 3600
-        energy = None if hours is None else hours * card.power.value / 1000
-        found: dict[str, Any] = {"way": way, "memory_bytes": estimate.total, "hours": hours, "energy_kwh": energy}
+        energy = None if hours is None else hours * gpus * card.power.value / 1000
+        found: dict[str, Any] = {"way": way, "gpus": gpus, "memory_bytes": estimate.total, "hours": hours, "energy_kwh": energy}
         plans.append(CardPlan(card=card.name, capacity_bytes=capacity, **found))
     return tuple(plans)
 

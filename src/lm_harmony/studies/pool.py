@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from lm_harmony.errors import check_integer
+from lm_harmony.errors import UsageError, check_integer
 from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.lease import Leases
 from lm_harmony.studies.messages import Outcome, RunResult, result_of
@@ -46,12 +46,17 @@ class RunQueue:
         """Queue ``runs`` by model, in the order given; a worker executes at most ``joint`` of them at once.
 
         ``workers`` is the number of workers, among which few waiting runs are divided.
+
+        Raises:
+            UsageError: ``joint`` is below 1, or above it for runs whose model is on several GPUs.
         """
         check_integer("joint", joint, 1)
         self._joint, self.workers = joint, 1
         self._alone: set[RunLocation] = set()
         self._waiting: dict[str, deque[RunLocation]] = defaultdict(deque)
         for run in runs:
+            if joint > 1 and run.spec.execution.device_map is not None:
+                raise UsageError(f"joint = {joint} does not support device_map = auto. Remove one of them.")
             self._waiting[run.spec.model.name].append(run)
         self._loaded: dict[int, str] = {}
         self._results: deque[tuple[RunLocation, RunResult]] = deque()

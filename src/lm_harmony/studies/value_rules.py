@@ -34,7 +34,7 @@ from lm_harmony.runs.spec import LARGEST_SEED, Execution, ModelSpec
 CAPS = {"max_num_train": "train", "max_num_valid": "validation", "max_num_test": "test"}
 """Key in the file -> field of ``Caps``."""
 EXECUTION = (
-    *("device", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "memory", "use_git"),
+    *("device", "device_map", "engine", "micro_batch", "eval_batch_size", "gradient_checkpointing", "memory", "use_git"),
     "allow_task_code",
 )
 """Fields of ``Execution`` that a study can set."""
