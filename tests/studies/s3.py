@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from urllib.request import urlopen
 
 import boto3
 
@@ -17,7 +20,16 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Yield the endpoint of a server with one empty bucket."""
+    """Yield the endpoint of a server with one empty bucket. All tests of a process share the server."""
+    endpoint = _endpoint()
+    with urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=60):
+        client(endpoint).create_bucket(Bucket=BUCKET)
+    yield endpoint
+
+
+@cache
+def _endpoint() -> str:
+    """Start a server that ends with this process, and return its endpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,18 +38,14 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    try:
-        for _ in range(200):
-            with socket.socket() as connection:
-                if connection.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        endpoint = f"http://127.0.0.1:{port}"
-        client(endpoint).create_bucket(Bucket=BUCKET)
-        yield endpoint
-    finally:
-        server.kill()
-        server.wait()
+    atexit.register(server.wait)
+    atexit.register(server.kill)
+    while True:
+        assert server.poll() is None, "the server ended"
+        with socket.socket() as connection:
+            if connection.connect_ex(("127.0.0.1", port)) == 0:
+                return f"http://127.0.0.1:{port}"
+        time.sleep(0.1)
 
 
 def client(endpoint: str):  # type: ignore[no-untyped-def]

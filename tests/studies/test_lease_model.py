@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from s3 import BUCKET, KEYS, keys, s3_server
 
 from lm_harmony.errors import LeaseHeld, LeaseLost
 from lm_harmony.runs.folder_lease import FolderLeases
@@ -65,6 +67,14 @@ class LeaseMachine(RuleBasedStateMachine):
             assert process != self.newest, "the holder lost its lease without a successor"
             del self.held[process]
 
+    @rule(process=PROCESSES, taken_over=st.booleans())
+    def watch(self, process: int, taken_over: bool) -> None:
+        """Watch the lease for so long that it is free if nobody touches it, and perhaps take it over."""
+        self.look(process)
+        self.wait(process, 61.0)
+        if taken_over:
+            self.acquire(process, None)
+
     @rule(process=PROCESSES, seconds=st.sampled_from([1.0, 30.0, 61.0, 600.0]))
     def wait(self, process: int, seconds: float) -> None:
         """Time passes for one process, and none for the others."""
@@ -103,6 +113,24 @@ class RemoteLeaseMachine(LeaseMachine):
     remote = True
 
 
+class S3LeaseMachine(RemoteLeaseMachine):
+    """The same with lease objects on S3, which the store compares itself."""
+
+    results: RemoteSync
+
+    def __init__(self) -> None:
+        shutil.rmtree(self.results.folder, ignore_errors=True)
+        for name in self.results.file_sizes():
+            self.results.remove(name)
+        super().__init__()
+
+    def make(self, number: int) -> Leases:
+        def clock() -> float:
+            return self.now[number]
+
+        return RemoteLeases(self.results, stale=STALE, clock=clock)
+
+
 class Unfenced(LeaseMachine):
     """Negative control: leases whose writes are not checked."""
 
@@ -111,17 +139,35 @@ class Unfenced(LeaseMachine):
         assert process not in self.held or process == self.newest, "two processes write"
 
 
-def settings_of(examples: int) -> Any:
+def search(machine: type[LeaseMachine], examples: int) -> None:
+    """Try ``examples`` random sequences of 40 steps."""
     suppressed = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=suppressed)
+    options: dict[str, Any] = {"deadline": None, "suppress_health_check": suppressed, "database": None}
+    if issubclass(machine, Unfenced):
+        options |= {"phases": [Phase.generate], "derandomize": True}
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, **options))
 
 
 def test_no_two_processes_write_in_a_folder() -> None:
-    run_state_machine_as_test(LeaseMachine, settings=settings_of(150))
+    search(LeaseMachine, 80)
+    with pytest.raises(AssertionError, match="two processes write"):  # negative control: writes that are not checked
+        search(Unfenced, 200)
 
 
 def test_no_two_processes_write_behind_a_url() -> None:
-    run_state_machine_as_test(RemoteLeaseMachine, settings=settings_of(40))
+    search(RemoteLeaseMachine, 20)
+
+
+def test_no_two_processes_write_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as endpoint:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, "LM_HARMONY_CACHE_DIR": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(S3LeaseMachine, "results", RemoteSync(f"s3://{BUCKET}/results"), raising=False)
+        search(S3LeaseMachine, 3)
+        suspend_and_write(S3LeaseMachine())
+        assert any("/.leases/" in key for key in keys(endpoint))  # the leases were on S3
+        with pytest.raises(AssertionError, match="two processes write"):  # negative control: writes that are not checked
+            suspend_and_write(type("Unfenced", (Unfenced, S3LeaseMachine), {})())
 
 
 @pytest.mark.parametrize("machine", [LeaseMachine, RemoteLeaseMachine])
@@ -134,9 +180,7 @@ def test_a_holder_that_was_suspended_cannot_write(machine: type[LeaseMachine]) -
 def suspend_and_write(machine: LeaseMachine) -> None:
     """Let process 1 take over the lease of process 0, which then writes."""
     machine.acquire(process=0, abandoned_for=None)
-    machine.look(process=1)
-    machine.wait(process=1, seconds=61.0)
-    machine.acquire(process=1, abandoned_for=1)
+    machine.watch(process=1, taken_over=True)
     assert machine.newest == 1, "the lease was not taken over"
     machine.write(process=1)
     machine.write(process=0)
