@@ -77,8 +77,9 @@ def test_a_study_writes_no_secret_and_files_have_the_umask(tmp_path: Path) -> No
     [
         ({"results_dir": f"ftp://user:{PASSWORD}@127.0.0.1:9/results"}, {}),
         ({"results_dir": "s3://bucket/results"}, {"AWS_ENDPOINT_URL": f"http://user:{PASSWORD}@127.0.0.1:9"}),
+        ({"models": ["nobody/nothing"]}, {"HF_ENDPOINT": f"http://user:{PASSWORD}@127.0.0.1:9"}),
     ],
-    ids=["ftp", "S3"],
+    ids=["ftp", "S3", "hub"],
 )
 def test_a_study_that_fails_shows_no_secret(tmp_path: Path, changes: dict[str, object], more: dict[str, str]) -> None:
     write_tiny_model(tmp_path / "model")
@@ -87,6 +88,28 @@ def test_a_study_that_fails_shows_no_secret(tmp_path: Path, changes: dict[str, o
     file.unlink()  # the user's own file has the password of the ftp server
     assert said.startswith("1\n"), said
     assert leaks(tmp_path, said) == []
+
+
+def test_a_traceback_shows_no_secret(tmp_path: Path) -> None:
+    words = ["run", "--base_model", "model", "--task_name", f"http://user:{PASSWORD}@host/{SECRETS['HF_TOKEN']}.yaml", "--debug"]
+    said = harmony(tmp_path, *words)
+    assert said.startswith("1\n") and "Traceback" in said and f"http://{HIDDEN}@host/{HIDDEN}.yaml" in said, said
+    assert leaks(tmp_path, said) == []
+
+
+def test_handlers_of_other_libraries_show_no_secret() -> None:
+    """They keep the standard error that there was when they were imported."""
+    code = "import logging, sys; early = logging.StreamHandler(); logging.getLogger().addHandler(early)\n{}\n"
+    code += f"url = 'http://user:{PASSWORD}@host'\nlogging.warning('at %s', url)\n"
+    code += "try:\n    raise ValueError(url)\nexcept ValueError:\n    logging.exception('failed')\nlogging.warning('%d', url)"
+    said = {}
+    for start in ("from lm_harmony.redaction import hide_secrets; hide_secrets()", ""):
+        done = subprocess.run([sys.executable, "-c", code.format(start)], capture_output=True, text=True)
+        said[start] = done.stderr
+        assert done.returncode == 0 and "failed\nTraceback" in done.stderr
+    shown, plain = said.values()
+    assert f"at http://{HIDDEN}@host" in shown and f"ValueError: http://{HIDDEN}@host" in shown
+    assert PASSWORD not in shown and PASSWORD in plain  # negative control
 
 
 def test_secrets_of_the_environment_and_passwords_in_urls_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
 """Removes secrets from messages and logs: values of environment variables that hold tokens or keys, and passwords in URLs.
 
 No file of LM-Harmony contains the environment. Errors of other libraries may quote an address with a password, or a header.
+A process of its own, which is a command or a worker, calls ``hide_secrets`` when it starts.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
+import sys
+from typing import Any
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTHORIZATION", re.IGNORECASE)
 _PLACE = re.compile(r"_(PATH|FILE|DIR|URL|PARALLELISM)$", re.IGNORECASE)
@@ -33,3 +37,33 @@ class SafeFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the formatted message without secrets."""
         return without_secrets(super().format(record))
+
+
+class _SafeStream(io.TextIOWrapper):
+    """A stream that writes texts without secrets, such as tracebacks and warnings."""
+
+    def write(self, text: str) -> int:
+        super().write(without_secrets(text))
+        return len(text)
+
+
+def hide_secrets() -> None:
+    """Keep secrets out of standard error and of every log message of this process, whichever library writes it."""
+    # Handlers that libraries made when they were imported write to the old stream, so the messages themselves are changed.
+    logging.setLogRecordFactory(_safe_record)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        old = sys.stderr
+        sys.stderr = _SafeStream(old.buffer, old.encoding, old.errors, line_buffering=True)
+
+
+def _safe_record(*arguments: Any, **options: Any) -> logging.LogRecord:
+    """Return a log record whose message and traceback are without secrets."""
+    record = logging.LogRecord(*arguments, **options)
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):  # arguments that do not fit their message, which the handler reports
+        return record
+    record.msg, record.args = without_secrets(message), None
+    if record.exc_info and record.exc_info[0] is not None:
+        record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info))
+    return record

@@ -19,6 +19,7 @@ from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.place import place_command
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
+from lm_harmony.redaction import hide_secrets
 from lm_harmony.stop_signals import exit_status, stop_caught, stop_on_signals, stopped_by
 
 DESCRIPTION = """LM-Harmony: fine-tune every model on a benchmark's training split before it is tested. `lm-harmony --version`
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:
         stop_on_signals()
+        hide_secrets()
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # such as ± in the locale C
     try:
         try:

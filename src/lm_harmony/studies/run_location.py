@@ -9,6 +9,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 from lm_harmony.errors import LeaseHeld, StoreError
+from lm_harmony.redaction import without_secrets
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.layout import has_leftovers, remove_leftovers
 from lm_harmony.runs.lease import Leases
@@ -99,10 +100,7 @@ class RunLocation:
 
     def clean_up(self) -> None:
         """Remove what a killed process left in the folder of a finished run, unless another process works there."""
-        with suppress(LeaseHeld, StoreError, OSError):  # only disk space is lost
-            if has_leftovers(self.store.folder):
-                with self.leases.hold(self.name, lost=lambda: None) as lease, lease.writing():
-                    remove_leftovers(self.store.folder, checkpoints=True)
+        _clean_up(self.store.folder, self.leases, self.name)
 
     def remove_failure(self) -> None:
         """Remove failure.json, so that a study tries the run again, unless another process executes the run."""
@@ -115,11 +113,12 @@ class RunLocation:
         Args:
             store: the run's folder with its lease.
             kind: class name of the error, or "worker died".
-            cause: message of the error.
+            cause: message of the error, which is written without secrets.
             attempts: how often the run was tried.
             log_tail: last lines of the worker's log.
         """
-        store.write_failure(Failure(kind=kind, cause=cause, attempts=attempts, log_tail=tuple(log_tail)))
+        hidden = without_secrets(cause)
+        store.write_failure(Failure(kind=kind, cause=hidden, attempts=attempts, log_tail=tuple(log_tail)))
 
     def _name_before_0_2(self, name: str) -> str | None:
         """Return the name that versions before 0.2 gave to this run, if it is finished there and has no folder under ``name``."""
@@ -134,6 +133,20 @@ class RunLocation:
             if record.sources is None and replace(record.spec, direct=self.spec.direct) == self.spec:
                 return other.parent.relative_to(self.results_dir).as_posix()
         return None
+
+
+def clean_up_direct_scores(results_dir: Path, leases: Leases) -> None:
+    """Remove what killed processes left in the folders of shared direct scores, unless another process works there."""
+    folders = (results_dir / "direct").glob("*/") if not (results_dir / "direct").is_symlink() else ()
+    for folder in folders:
+        _clean_up(folder, leases, f"direct/{folder.name}")
+
+
+def _clean_up(folder: Path, leases: Leases, name: str) -> None:
+    with suppress(LeaseHeld, StoreError, OSError):  # only disk space is lost
+        if has_leftovers(folder):
+            with leases.hold(name, lost=lambda: None) as lease, lease.writing():
+                remove_leftovers(folder, checkpoints=True)
 
 
 @lru_cache(maxsize=10_000)

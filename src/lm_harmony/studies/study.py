@@ -24,7 +24,7 @@ from lm_harmony.studies.hub_revisions import HubRevisions
 from lm_harmony.studies.local_pool import default_workers, local_workers
 from lm_harmony.studies.messages import Outcome, RunResult
 from lm_harmony.studies.pool import RunQueue, Worker, execute_all
-from lm_harmony.studies.run_location import RunLocation, remote_of
+from lm_harmony.studies.run_location import RunLocation, clean_up_direct_scores, remote_of
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,7 @@ class Study:
             run.remove_failure()
         for run in now.finished:
             run.clean_up()
+        clean_up_direct_scores(self.spec.results_dir, self._leases)
         unfinished = [*now.waiting, *now.running, *retried]
         queue, attempts = RunQueue(unfinished, joint=self.spec.joint if joint is None else joint), Counter[str]()
         events = EventLog(self.spec.results_dir)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from lm_harmony.engine.joint_training import JointRuns
 from lm_harmony.engine.training import ByEpochs, alone
 from lm_harmony.errors import DamagedFile, HarmonyError, NotCurrent
-from lm_harmony.redaction import SafeFormatter
+from lm_harmony.redaction import hide_secrets
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.protocol import add_direct_score, run_by_epochs
 from lm_harmony.stop_signals import exit_status, raise_if_stopped, stop_on_signals, stopped_by
@@ -145,9 +145,9 @@ def main() -> None:
     # Libraries print to standard output. The answers go to a copy of it, and what libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    handler = logging.StreamHandler()
-    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    hide_secrets()
+    sys.stdout = sys.stderr
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     requests: queue.Queue[str] = queue.Queue()
 
     def read_requests() -> None:
