@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,9 @@ from boards import write_run
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies import local_pool
 from lm_harmony.studies.local_pool import WorkerProcess
-from lm_harmony.studies.messages import Outcome
+from lm_harmony.studies.messages import Outcome, RunResult
 from lm_harmony.studies.pool import RunQueue, execute_all
-from lm_harmony.studies.run_location import RunLocation
+from lm_harmony.studies.run_location import RunLocation, clean_up_direct_scores
 
 
 def location(folder: Path) -> RunLocation:
@@ -63,6 +65,37 @@ def test_a_reply_that_is_none_ends_the_run_and_the_worker(tmp_path: Path, monkey
     outcome, cause = outcome_of(tmp_path)
     expected = "the worker ended with status 3" if reply == "nothing" else "the worker's answer cannot be read"
     assert outcome == Outcome.DIED and expected in cause and "\n" not in cause
+
+
+class StartedLate:
+    """A worker whose process starts after the first stop. Only the second one ends it."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.executing, self.stops, self.ended = number, threading.Event(), threading.Semaphore(0), False
+
+    def rank(self, run: RunLocation) -> int:
+        return 0
+
+    def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
+        if self.number == 1:
+            return RunResult(outcome=Outcome.FINISHED)
+        self.executing.set()
+        self.stops.acquire()
+        self.ended = self.stops.acquire(timeout=30)
+        return RunResult(outcome=Outcome.DIED, cause="stopped")
+
+    def stop(self) -> None:
+        self.stops.release()
+
+
+def test_a_worker_that_starts_while_the_study_is_stopped_is_stopped_too(tmp_path: Path) -> None:
+    runs = [replace(location(tmp_path), spec=replace(location(tmp_path).spec, model=ModelSpec(name=name))) for name in "ab"]
+    late, other = StartedLate(0), StartedLate(1)
+    results = execute_all(RunQueue(runs), [late, other], runs[0].leases)
+    next(results)
+    late.executing.wait()
+    results.close()  # as after Ctrl-C
+    assert late.ended
 
 
 @pytest.fixture
@@ -126,3 +159,21 @@ def test_left_overs_of_a_finished_run_are_removed_at_the_next_scan(tmp_path: Pat
     run.clean_up()
     assert not any(path.exists() for path in left)
     assert (folder / "config.yaml").exists() and (folder / "checkpoints" / "notes.txt").exists()
+
+
+def test_left_overs_of_shared_direct_scores_are_removed_at_the_next_scan(tmp_path: Path) -> None:
+    folder, leases = tmp_path / "direct" / "llama-0123", location(tmp_path).leases
+    folder.mkdir(parents=True)
+    left = folder / ".samples_direct.jsonl.0123.part"
+    for path in (left, folder / "direct.json", folder / "samples_direct.jsonl"):
+        path.touch()
+    with leases.hold("direct/llama-0123", lost=lambda: None):
+        clean_up_direct_scores(tmp_path, leases)
+        assert left.exists()  # negative control: another process works there
+    clean_up_direct_scores(tmp_path, leases)
+    assert {path.name for path in folder.iterdir()} == {"direct.json", "samples_direct.jsonl"}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".mine.part").touch()
+    (tmp_path / "direct" / "link").symlink_to(tmp_path / "elsewhere")
+    clean_up_direct_scores(tmp_path, leases)
+    assert (tmp_path / "elsewhere" / ".mine.part").exists()

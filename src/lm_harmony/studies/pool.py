@@ -215,11 +215,20 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
         yield from queue.results()
     finally:
         queue.close()
-        stops = [threading.Thread(target=worker.stop) for worker in workers]  # each one may take seconds
-        for stop in stops:
-            stop.start()
-        for thread in (*stops, *threads):
-            thread.join()
+        _stop(workers)
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(0.5)
+            _stop(workers)  # once more, because a thread may have started its worker while the others were stopped
+
+
+def _stop(workers: Sequence[Worker]) -> None:
+    """Stop all workers at the same time, because each one may take seconds."""
+    stops = [threading.Thread(target=worker.stop) for worker in workers]
+    for stop in stops:
+        stop.start()
+    for stop in stops:
+        stop.join()
 
 
 def _feed(queue: RunQueue, worker: Worker, leases: Leases) -> None:

@@ -7,11 +7,15 @@ loaded model for its next run. The results are in a folder that every node sees,
 from __future__ import annotations
 
 import logging
+import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError
+from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.cluster_nodes import NodeKind, kinds_of_nodes, refuse_too_large
 from lm_harmony.studies.messages import Outcome, RunRequest, RunResult
 from lm_harmony.studies.run_location import RunLocation
@@ -25,6 +29,8 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 2.0
+"""Seconds between two looks at the head of the cluster. Ray ends this process 60 seconds after it has lost the head."""
 RETRIES = 3
 """How often Ray starts a run again whose node or process was lost, if need be on another node."""
 
@@ -49,7 +55,12 @@ class RayWorker:
         return sum(not kind.holds(run) for kind in self._kinds)
 
     def execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
-        """Advance runs until one ends, and return how it ended; the outcome is DIED if Ray could not restart the actor."""
+        """Advance runs until one ends, and return how it ended; the outcome is DIED if Ray could not restart the actor.
+
+        Raises:
+            StoreUnavailable: the head of the cluster does not answer.
+        """
+        _require_head()
         needs = self.node.needs(runs[0])
         if needs != self._needs:
             self.stop()
@@ -57,17 +68,21 @@ class RayWorker:
             actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
             self._actor, self._needs = actor.remote(), needs
         try:
-            answer: str = ray.get(self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json()))
+            asked = self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json())
+            while not ray.wait([asked], timeout=LOOK_SECONDS)[0]:
+                _require_head()
+            return RunResult.model_validate_json(ray.get(asked))
         except RayError as error:
             self.stop()
-            return RunResult(outcome=Outcome.DIED, cause=" ".join(str(error).split())[:500])
-        return RunResult.model_validate_json(answer)
+            return RunResult(outcome=Outcome.DIED, cause=without_secrets(" ".join(str(error).split()))[:500])
 
     def stop(self) -> None:
         """End the actor at once. What it finished is stored."""
         actor, self._actor = self._actor, None
         if actor is not None and ray.is_initialized():
-            ray.kill(actor)
+            with suppress(StoreUnavailable):  # without a head Ray would wait, and it ends the actor later by itself
+                _require_head()
+                ray.kill(actor)
 
 
 def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) -> list[RayWorker]:
@@ -97,7 +112,8 @@ def nodes_for(address: str, runs: Sequence[RunLocation]) -> list[NodeKind]:
     if not ray.is_initialized():
         try:
             _check_reachable(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _signal_handlers_kept():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"ray: no cluster at {address!r}: {reason}. Start one with `ray start --head`, see docs.") from error
@@ -105,6 +121,33 @@ def nodes_for(address: str, runs: Sequence[RunLocation]) -> list[NodeKind]:
     kinds = kinds_of_nodes(node["Resources"] for node in nodes if node["Alive"])
     refuse_too_large(kinds, runs)
     return kinds
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Set the signal handlers again that ``ray.init`` replaces. Its own end the process without releasing leases."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in kept.items():
+            if handler is not None:  # None: not set by Python
+                signal.signal(number, handler)
+
+
+def _require_head() -> None:
+    """Check that the head of the cluster answers.
+
+    Raises:
+        StoreUnavailable: it does not.
+    """
+    address = ray.get_runtime_context().gcs_address
+    try:
+        _check_reachable(address)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"ray: the head of the cluster at {address} does not answer: {error.strerror or error}. What was finished is "
+            f"complete. Start the cluster again, or leave out --ray."
+        ) from error
 
 
 def _check_reachable(address: str) -> None:
