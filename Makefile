@@ -4,6 +4,7 @@
 #   make demo           train and score the demo's models and build its board, without network
 #   make test           run the tests (tests of the board page need chromium: apt-get install chromium)
 #   make coverage       run the tests and print the coverage (one folder: make coverage TESTS=tests/analysis)
+#   make chaos          let faults happen to a small study for a minute, and compare it with one that nothing disturbed
 #   make real           run the tests that need a real 135M model folder
 #   make lint           check style and format with ruff
 #   make types          check types with mypy
@@ -22,7 +23,7 @@ IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage real lint types docs check-install dist clean
+.PHONY: help env demo test coverage chaos real lint types docs check-install dist clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -49,6 +50,9 @@ test: env
 
 coverage: env
 	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+chaos: env
+	$(BIN)/python -m tests.chaos --minutes 1 --seed 0
 
 real: env
 	$(BIN)/pytest -m real
