@@ -54,18 +54,21 @@ class Measured:
 def compare(what: str, sides: Mapping[str, Callable[[], object]], *, runs: int) -> Measured:
     """Run every implementation once to warm up, then time it ``runs`` times, alternating between them.
 
+    With one thread the time is that of the CPU, which other processes on the machine disturb least.
+
     Args:
         what: description of the work, for the table.
         sides: name of each implementation -> function to time; the first is LM-Harmony.
         runs: number of timed repetitions.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for number in range(runs + 1):
         for name, side in sides.items():
-            started = time.perf_counter()
+            started = clock()
             side()
             if number:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(clock() - started)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     ours, *others = sides
     best = min(others, key=lambda name: medians[name])

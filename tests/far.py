@@ -28,8 +28,10 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine import attention_kernels as attention
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
+from lm_harmony.engine.continuous_batching import _Batch
 from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.forward import prefix_tree_logprobs
+from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import READ_EVERY, TrainState
@@ -228,6 +230,20 @@ def reading_gradients(trainee: Trainee) -> None:
         weight.register_hook(lambda gradient: gradient.abs().max().item() * gradient)
 
 
+def generation_waits(model: LanguageModel, steps: int) -> list[dict[str, int]]:
+    """Return the same counts for the contexts of three answers, then for each read of their tokens after so many steps."""
+    batch, found = _Batch(model.module, slots=3, max_new_tokens=9, is_finished=lambda _: False), []
+    with torch.no_grad(), packed_attention(model.module):
+        while not found or batch.rows:
+            seen.clear()
+            if found:
+                batch.decode(steps)
+            else:
+                batch.enter([0, 1, 2], [range(5, 45), range(7, 28), range(9, 36)])
+            found.append(dict(seen))
+    return found
+
+
 def grouped_heads(model: LanguageModel) -> dict[str, list[bool]]:
     """Return for each attention call, with a mask and without, whether it passes ``enable_gqa=True`` to PyTorch."""
     grouped: dict[str, list[bool]] = {"masked": [], "causal": []}
@@ -265,6 +281,8 @@ if __name__ == "__main__":
             "packed": waits_of(far, PACKED, lambda trainee: None),
             "padded": waits_of(far, PADDED, lambda trainee: None),
             "disturbed": waits_of(far, PACKED, reading_gradients),
+            "generation": generation_waits(far, steps=4),
+            "generation, one step a read": generation_waits(far, steps=1),
         }
         heads = {"far": grouped_heads(far)}
         half = torch.nn.Module.to(tiny_model(sys.argv[1]).module, torch.bfloat16)

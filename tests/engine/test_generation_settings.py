@@ -193,15 +193,16 @@ def test_the_probe_also_checks_generation(caplog: pytest.LogCaptureFixture) -> N
     """If a model scores exactly but its answers differ with continuous batching, generate() is used."""
     model = tiny_model()
     assert choose_backend(model).continuous_batching
-    inner = model.module.forward
+    body = model.module.model
+    inner = body.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # Like an architecture that computes its own positions when it continues rows from a cache.
-        if kwargs.get("logits_to_keep") == 1 and kwargs.get("position_ids") is not None and kwargs["input_ids"].shape[1] == 1:
-            kwargs["position_ids"] = kwargs["position_ids"] * 0 if kwargs["input_ids"].shape[0] > 1 else kwargs["position_ids"]
+        if kwargs.get("past_key_values") is not None and kwargs["input_ids"].shape[1] == 1 < kwargs["input_ids"].shape[0]:
+            kwargs["position_ids"] = kwargs["position_ids"] * 0
         return inner(*args, **kwargs)
 
-    model.module.forward = forward  # type: ignore[method-assign]
+    body.forward = forward
     with caplog.at_level("INFO"):
         backend = choose_backend(model)
     assert backend.packed and not backend.continuous_batching

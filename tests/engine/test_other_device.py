@@ -67,6 +67,14 @@ def test_a_training_step_does_not_wait_for_the_device(architecture: str, backend
     assert all(step["_local_scalar_dense"] > 1 for step in waits["disturbed"])  # negative control
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+def test_generation_waits_once_in_several_tokens(architecture: str) -> None:
+    """One copy moves the contexts to the device, one brings four tokens of each row back, and one drops the rows that ended."""
+    waits = far_results(architecture)["waits"]
+    assert waits["generation"] == [{"to far": 1, "from far": 1}, {"from far": 1}, {"from far": 1, "to far": 1}]
+    assert len(waits["generation, one step a read"]) == 1 + 8  # negative control
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 def test_grouped_heads_are_repeated_where_no_fused_kernel_supports_them(architecture: str) -> None:
     """Both architectures have grouped heads. On a GPU only the flash kernel supports them, in half precision without mask."""

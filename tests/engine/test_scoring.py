@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import pytest
@@ -368,14 +368,14 @@ def test_answers_do_not_change_when_memory_runs_out(out_of_memory: Callable[...,
     assert 3 <= len([rows for rows in calls if rows > 2]) <= 6
 
 
-class MemoryRunsOutWhenCachesAreJoined(TorchFunctionMode):
-    """Fails the first concatenation of two key-value caches along the batch; transformers extends a cache along its tokens."""
+class MemoryRunsOutWhenRowsEnter(TorchFunctionMode):
+    """Fails when the first keys of new rows are written into a cache that other rows use."""
 
     failed = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rows_are_joined = function is torch.cat and not kwargs and len(args) == 1 and args[0][0].dim() == 4
-        if rows_are_joined and not self.failed:
+        rows_enter = function is torch.Tensor.__setitem__ and args[0].dim() == 4 and args[1][0].start
+        if rows_enter and not self.failed:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return function(*args, **(kwargs or {}))
@@ -385,13 +385,14 @@ def test_no_answer_is_lost_when_memory_runs_out_while_rows_enter_a_running_batch
     model, contexts = tiny_model(), [tuple(range(1, 4 + place)) for place in range(9)]
 
     def answers() -> dict[int, tuple[int, ...]]:
-        ends = partial(map, lambda written: len(written) > written[0] % 5)  # rows end at different steps, so others enter
-        rows = decode_greedily(model, contexts, batch_size=4, max_new_tokens=8, is_finished=lambda rows: list(ends(rows)))
+        options: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 8}
+        # Rows end at different steps, so others enter.
+        rows = decode_greedily(model, contexts, is_finished=lambda written: len(written) > written[0] % 5, **options)
         return {row.place: row.written for row in rows}
 
     with torch.no_grad():
         expected = answers()
-        with MemoryRunsOutWhenCachesAreJoined() as memory:
+        with MemoryRunsOutWhenRowsEnter() as memory:
             found = answers()
     assert memory.failed == 1
     assert found == expected and sorted(found) == list(range(len(contexts)))

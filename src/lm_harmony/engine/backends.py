@@ -232,9 +232,9 @@ def _generates_exactly(model: LanguageModel, allowed: float) -> bool:
     return False
 
 
-def _at_different_times(written: Sequence[tuple[int, ...]]) -> list[bool]:
+def _at_different_times(written: Sequence[int]) -> bool:
     """End answers after one to three tokens, so that rows leave the batch and others enter."""
-    return [len(row) > row[0] % 3 for row in written]
+    return len(written) > written[0] % 3
 
 
 def _is_generated(module: PreTrainedModel, context: Sequence[int], written: Sequence[int], allowed: float) -> bool:

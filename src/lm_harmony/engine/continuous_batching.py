@@ -1,27 +1,35 @@
 """Greedy decoding with continuous batching: a finished row leaves the batch at once and a waiting one takes its place.
 
-The batch lives in a key-value cache that is padded on the left. When enough rows have left, the next contexts are computed
-together and their cache is concatenated to that of the batch. Columns of the cache that hold only padding are cut off.
+The tokens that a decoding step generates are the input of the next one, so they stay on the device. The host reads them every few
+steps. What a row has generated after its end is dropped then, so that answers do not depend on how often the host reads.
 
-Shapes: B rows, T cached positions, V vocabulary.
+Shapes: B rows, N tokens of the longest context, V vocabulary, S steps since the host has read, D hidden size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lm_harmony.engine.key_value_cache import CachePass, KeyValueCache, past_key_values
+from lm_harmony.engine.lm_head import lm_head_of
 from lm_harmony.engine.memory import halve_batch
+from lm_harmony.engine.packed_attention import packed_attention
+from lm_harmony.engine.sequences import to_device
 from lm_harmony.models.loading import LanguageModel
 
 REFILL = 0.5
 """Share of the batch that must be free before waiting rows enter. Each entry computes their contexts in one forward pass."""
+STEPS_PER_READ = 4
+"""Decoding steps after which the host reads the tokens from a device whose kernels run while the host continues. It waits for the
+device then. Each row generates up to three tokens after its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +40,6 @@ class FinishedRow:
     """Index of the context that it answers."""
     written: tuple[int, ...]
     """Generated token ids, including the one that ended the answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Rows that are being generated."""
-
-    places: tuple[int, ...]
-    """Index of the context of each row."""
-    written: tuple[tuple[int, ...], ...]
-    """Generated token ids of each row; the last one is not in the cache yet."""
-    cache: DynamicCache
-    """Keys and values of all tokens before the last."""
-    mask_BxT: torch.Tensor
-    """1 where the cache holds a token of the row, 0 where it holds padding."""
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -74,8 +68,8 @@ def check_finite(largest_B: torch.Tensor, *, rows: int) -> None:
 
 
 def supports_continuous_batching(module: PreTrainedModel) -> bool:
-    """Tell whether every layer of the model has a plain key-value cache, whose rows can be concatenated and dropped."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.config).layers)
+    """Tell whether every layer of the model caches the keys and values of all earlier tokens, or of those in a sliding window."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=module.config).layers)
 
 
 def decode_greedily(
@@ -84,121 +78,137 @@ def decode_greedily(
     *,
     batch_size: int,
     max_new_tokens: int,
-    is_finished: Callable[[Sequence[tuple[int, ...]]], list[bool]],
+    is_finished: Callable[[Sequence[int]], bool],
+    steps_per_read: int | None = None,
 ) -> Iterator[FinishedRow]:
     """Yield each context's answer as soon as it has ended, not in the order of the contexts.
 
     Args:
-        model: a model for which ``supports_continuous_batching`` holds.
+        model: a model for which ``supports_continuous_batching`` holds, and whose packed forward pass is exact.
         contexts: token ids, none empty; sorted by length they need least padding.
         batch_size: largest number of rows; halved for the remaining contexts when memory runs out.
         max_new_tokens: longest answer in tokens.
-        is_finished: generated token ids of each row -> whether it has ended.
+        is_finished: the tokens that a row has generated so far -> whether its answer ends with the last one.
+        steps_per_read: decoding steps after which the host reads the tokens; None for one on a CPU, else ``STEPS_PER_READ``.
 
     Raises:
         NonFiniteLogits: a logit is NaN or infinite.
     """
     module, waiting = model.module, list(range(len(contexts)))[::-1]
-    batch: _Batch | None = None
-    while waiting or batch is not None:
-        active = len(batch.places) if batch else 0
-        entering = waiting[-(batch_size - active) :][::-1] if waiting and active <= batch_size * (1 - REFILL) else []
-        try:
-            computed, ids = _next_inputs(batch) if batch and not entering else _first_inputs(module, entering, contexts)
-            # Positions of the inputs; a row's padding does not count.
-            positions = (computed.mask_BxT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            masks = {"attention_mask": computed.mask_BxT, "position_ids": positions}
-            output: Any = module(input_ids=ids, **masks, past_key_values=computed.cache, use_cache=True, logits_to_keep=1)
-            computed = _with_next_tokens(computed, output.logits[:, -1])
-            batch = _concatenated(batch, computed) if batch and entering else computed
-        except (RuntimeError, MemoryError) as error:
-            batch_size = halve_batch(batch_size, error)
-            # Rows of the batch start from their contexts again, because the cache may be half changed.
-            waiting += reversed(batch.places if batch else ())
-            batch = None
-            continue
+    steps = steps_per_read or (1 if module.device.type == "cpu" else STEPS_PER_READ)
+    batch = _Batch(module, min(batch_size, len(contexts)), max_new_tokens, is_finished)
+    while waiting or batch.rows:
+        free = batch_size - len(batch.rows)
+        entering = waiting[-free:][::-1] if waiting and free >= batch_size * REFILL else []
         del waiting[len(waiting) - len(entering) :]
-        ended = [
-            done or len(written) >= max_new_tokens
-            for done, written in zip(is_finished(batch.written), batch.written, strict=True)
-        ]
-        for place, written, done in zip(batch.places, batch.written, ended, strict=True):
-            if done:
-                yield FinishedRow(place=place, written=written)
-        batch = _without_ended(batch, ended) if any(ended) else batch
+        try:
+            with packed_attention(module):
+                ended = batch.enter(entering, contexts) if entering else []
+                while not ended:
+                    ended = batch.decode(steps)
+        except (RuntimeError, MemoryError) as error:
+            # Rows of the batch start from their contexts again, because the cache may be half changed.
+            waiting += [row.place for row in reversed(batch.rows)]
+            batch_size = halve_batch(batch_size, error)
+            batch = _Batch(module, min(batch_size, len(waiting)), max_new_tokens, is_finished)
+            continue
+        yield from ended
 
 
-def _first_inputs(
-    module: PreTrainedModel, places: Sequence[int], contexts: Sequence[Sequence[int]]
-) -> tuple[_Batch, torch.Tensor]:
-    """Return an empty batch for some contexts, and the contexts as B x T ids padded on the left."""
-    longest = max(len(contexts[place]) for place in places)
-    padding = [longest - len(contexts[place]) for place in places]
-    ids_BxT = torch.tensor(
-        [[0] * pad + list(contexts[place]) for pad, place in zip(padding, places, strict=True)], device=module.device
-    )
-    mask_BxT = (torch.arange(longest)[None, :] >= torch.tensor(padding)[:, None]).long().to(module.device)
-    cache = DynamicCache(config=module.config)
-    return _Batch(places=tuple(places), written=((),) * len(places), cache=cache, mask_BxT=mask_BxT), ids_BxT
+@dataclass(kw_only=True)
+class _Row:
+    """An answer that is being generated."""
+
+    place: int
+    """Index of its context."""
+    context: int
+    """Number of tokens of its context."""
+    written: list[int] = field(default_factory=list)
+    """Generated token ids; the last one is not in the cache yet."""
+    ended: bool = False
+    """Whether the answer has ended."""
 
 
-def _next_inputs(batch: _Batch) -> tuple[_Batch, torch.Tensor]:
-    """Return the batch with a mask for one more token, and each row's last token as B x 1 ids."""
-    ids_Bx1 = torch.tensor([[written[-1]] for written in batch.written], device=batch.mask_BxT.device)
-    return replace(batch, mask_BxT=torch.cat([batch.mask_BxT, torch.ones_like(ids_Bx1)], dim=1)), ids_Bx1
+class _Batch:
+    """Rows that are generated together, in the order of their slots in the cache."""
 
+    def __init__(
+        self, module: PreTrainedModel, slots: int, max_new_tokens: int, is_finished: Callable[[Sequence[int]], bool]
+    ) -> None:
+        self.rows: list[_Row] = []
+        self._body, self._head = getattr(module, module.base_model_prefix), lm_head_of(module)
+        self._cache, self._device = KeyValueCache(module, slots=slots), module.device
+        self._past_key_values = past_key_values(self._cache)
+        self._limit, self._is_finished = max_new_tokens, is_finished
+        # The next input of each row, and its position, which is the number of tokens in the cache.
+        self._tokens_B = torch.empty(0, dtype=torch.int64, device=self._device)
+        self._lengths_B = self._tokens_B
 
-def _with_next_tokens(batch: _Batch, logits_BxV: torch.Tensor) -> _Batch:
-    """Append the most probable token to every row.
+    def enter(self, places: Sequence[int], contexts: Sequence[Sequence[int]]) -> list[FinishedRow]:
+        """Add rows, compute their contexts and generate the first token of each; return the answers that have ended."""
+        first, longest = len(self.rows), max(len(contexts[place]) for place in places)
+        # The rows are added before the pass, so that none is lost when memory runs out in it.
+        self.rows += [_Row(place=place, context=len(contexts[place])) for place in places]
+        # Padding repeats the last token of its own row, so that its keys and values are finite if those of the row are.
+        padded = [[*contexts[place], *[contexts[place][-1]] * (longest - len(contexts[place]))] for place in places]
+        lengths = [row.context for row in self.rows[first:]]
+        last = [row * longest + length - 1 for row, length in enumerate(lengths)]
+        ids, lengths_B, last_B = to_device(self._device, list(chain.from_iterable(padded)), lengths, last)
+        positions_1xN = torch.arange(longest, device=self._device)[None]
+        hidden_BxNxD = self._forward(ids.view(-1, longest), positions_1xN, self._cache.add_contexts(len(places), longest))
+        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[last_B])
+        self._tokens_B, self._lengths_B = torch.cat([self._tokens_B, tokens_B]), torch.cat([self._lengths_B, lengths_B])
+        return self._read([tokens_B], [largest_B], first)
 
-    Raises:
-        NonFiniteLogits: a logit is NaN or infinite.
-    """
-    tokens_B = logits_BxV.argmax(dim=-1)
-    tokens: list[int] = tokens_B.tolist()
-    try:
-        check_finite(logits_BxV.gather(1, tokens_B[:, None])[:, 0], rows=len(tokens))
-    except NonFiniteLogits as error:
-        raise NonFiniteLogits(batch.places[error.place], error.value) from error
-    return replace(batch, written=tuple((*before, token) for before, token in zip(batch.written, tokens, strict=True)))
+    def decode(self, steps: int) -> list[FinishedRow]:
+        """Generate up to ``steps`` tokens in each row, then read them; return the answers that have ended."""
+        longest = max(row.context + len(row.written) for row in self.rows)
+        # No step goes beyond the longest allowed answer, because the model may have no position for it.
+        steps = min(steps, self._limit - max(len(row.written) for row in self.rows))
+        tokens_SxB, largest_SxB = [], []
+        for step in range(steps):
+            cache_pass = self._cache.add_tokens(self._lengths_B, longest + step)
+            hidden_Bx1xD = self._forward(self._tokens_B[:, None], self._lengths_B[:, None], cache_pass)
+            self._tokens_B, largest_B = self._most_probable(hidden_Bx1xD.squeeze(1))
+            self._lengths_B = self._lengths_B + 1
+            tokens_SxB.append(self._tokens_B)
+            largest_SxB.append(largest_B)
+        return self._read(tokens_SxB, largest_SxB, 0)
 
+    def _forward(self, ids_BxN: torch.Tensor, positions: torch.Tensor, cache_pass: CachePass) -> torch.Tensor:
+        """Return the last hidden states B x N x D."""
+        options = {"past_key_values": self._past_key_values, "use_cache": True, "packed_row": cache_pass}
+        hidden: torch.Tensor = self._body(input_ids=ids_BxN, position_ids=positions, **options).last_hidden_state
+        return hidden
 
-def _concatenated(left: _Batch, right: _Batch) -> _Batch:
-    """Concatenate two batches; the shorter cache is padded on the left."""
-    longest = max(left.mask_BxT.shape[1], right.mask_BxT.shape[1])
-    masks = []
-    for batch in (left, right):
-        missing = longest - batch.mask_BxT.shape[1]
-        masks.append(torch.nn.functional.pad(batch.mask_BxT, (missing, 0)))
-        for layer in _layers(batch.cache):
-            layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, missing, 0))
-            layer.values = torch.nn.functional.pad(layer.values, (0, 0, missing, 0))
-    for ours, theirs in zip(_layers(left.cache), _layers(right.cache), strict=True):
-        ours.keys = torch.cat([ours.keys, theirs.keys])
-        ours.values = torch.cat([ours.values, theirs.values])
-    return replace(left, places=left.places + right.places, written=left.written + right.written, mask_BxT=torch.cat(masks))
+    def _most_probable(self, hidden_BxD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the most probable next token of each row, the first of equally probable ones, and its logit."""
+        largest_B, tokens_B = self._head.logits(hidden_BxD).max(dim=-1)
+        return tokens_B, largest_B
 
+    def _read(self, tokens_SxB: list[torch.Tensor], largest_SxB: list[torch.Tensor], first: int) -> list[FinishedRow]:
+        """Read the tokens of the rows from number ``first`` on, and drop the rows that have ended; return their answers.
 
-def _layers(cache: DynamicCache) -> list[Any]:
-    """Return the cache's layers, which ``supports_continuous_batching`` has found to hold plain tensors."""
-    return list(cache.layers)
-
-
-def _without_ended(batch: _Batch, ended: Sequence[bool]) -> _Batch | None:
-    """Drop the rows that ended, and the columns that hold only padding since then; None if no row is left."""
-    kept = [row for row, done in enumerate(ended) if not done]
-    if not kept:
-        return None
-    rows = torch.tensor(kept, device=batch.mask_BxT.device)
-    mask_BxT = batch.mask_BxT[rows]
-    first = int(mask_BxT.argmax(dim=1).min())
-    for layer in _layers(batch.cache):
-        kept_here = rows.to(layer.keys.device)  # the layers of a model may be on several devices
-        layer.keys = layer.keys[kept_here, :, first:]
-        layer.values = layer.values[kept_here, :, first:]
-    return replace(
-        batch,
-        places=tuple(batch.places[row] for row in kept),
-        written=tuple(batch.written[row] for row in kept),
-        mask_BxT=mask_BxT[:, first:],
-    )
+        Raises:
+            NonFiniteLogits: a logit is NaN or infinite.
+        """
+        # Tokens and logits travel in one copy: the bits of the logits as integers.
+        bits = [largest_B.float().view(torch.int32).long() for largest_B in largest_SxB]
+        tokens, values = torch.stack([*tokens_SxB, *bits]).cpu().numpy().reshape(2, len(bits), -1)
+        logits, ended = values.astype(np.int32).view(np.float32), []
+        for step_tokens, step_logits in zip(tokens.tolist(), logits.tolist(), strict=True):
+            for row, token, logit in zip(self.rows[first:], step_tokens, step_logits, strict=True):
+                if row.ended:
+                    continue
+                if not math.isfinite(logit):
+                    raise NonFiniteLogits(row.place, logit)
+                row.written.append(token)
+                if len(row.written) >= self._limit or self._is_finished(row.written):
+                    row.ended = True
+                    ended.append(FinishedRow(place=row.place, written=tuple(row.written)))
+        if ended:
+            order = self._cache.keep([index for index, row in enumerate(self.rows) if not row.ended])
+            self.rows = [self.rows[index] for index in order]
+            (order_B,) = to_device(self._device, order)
+            self._tokens_B, self._lengths_B = self._tokens_B[order_B], self._lengths_B[order_B]
+        return ended

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.backends import PADDED, Backend
@@ -24,6 +24,7 @@ from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import halve_batch
 from lm_harmony.engine.onednn_linear import use_onednn
 from lm_harmony.engine.rope import Regime, regimes_of, reset_dynamic_rope
+from lm_harmony.engine.stop_strings import StopStrings
 from lm_harmony.errors import ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.progress import progress_bar
@@ -82,7 +83,7 @@ def generate(
     ):
         torch.manual_seed(seed)
         for group in groups:
-            stop = _StopStrings(model, group.settings)
+            stop = StopStrings(model, group.settings)
             try:
                 for row in _rows(model, group, stop, backend, batch_size):
                     answers[group.numbers[row.place]] = stop.text_of(row.written)
@@ -93,13 +94,13 @@ def generate(
     return answers
 
 
-def _rows(model: LanguageModel, group: _Group, stop: _StopStrings, backend: Backend, batch_size: int) -> Iterator[FinishedRow]:
+def _rows(model: LanguageModel, group: _Group, stop: StopStrings, backend: Backend, batch_size: int) -> Iterator[FinishedRow]:
     """Return an iterator over the answers of ``group`` as they end."""
     budget, limit = backend.memory_budget, group.settings.max_new_tokens
     if not backend.continuous_batching or not group.greedy or group.alone or not supports_continuous_batching(model.module):
         return _generate_in_batches(model, group, stop, 1 if group.alone else batch_size)
     rows = max(1, min(budget.generation_rows, budget.cache_tokens // (len(group.contexts[0]) + limit)))
-    return decode_greedily(model, group.contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.are_finished)
+    return decode_greedily(model, group.contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.is_finished)
 
 
 def not_finite(request: Request, number: int, what: str, value: float) -> ScoreNotFinite:
@@ -145,7 +146,7 @@ def _groups(model: LanguageModel, requests: Sequence[Request], max_new_tokens: i
     return groups
 
 
-def _generate_in_batches(model: LanguageModel, group: _Group, stop: _StopStrings, batch_size: int) -> Iterator[FinishedRow]:
+def _generate_in_batches(model: LanguageModel, group: _Group, stop: StopStrings, batch_size: int) -> Iterator[FinishedRow]:
     """Generate by ``transformers.generate``, batch after batch."""
     start = 0
     while start < len(group.contexts):
@@ -172,7 +173,7 @@ def _check_logits(contexts: int, _: object, __: object, output: Any) -> None:
 
 
 def _options(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], settings: GenerationSettings, stop: _StopStrings
+    model: LanguageModel, contexts: Sequence[Sequence[int]], settings: GenerationSettings, stop: StopStrings
 ) -> dict[str, Any]:
     """Return the arguments of ``transformers.generate`` for a batch, and prepare ``stop`` for it."""
     longest, end = max(map(len, contexts)), model.text.end_id
@@ -196,46 +197,3 @@ def _options(
         "return_dict_in_generate": False,
         **({"tokenizer": model.text.tokenizer} if merged.get("stop_strings") else {}),
     }
-
-
-class _StopStrings(StoppingCriteria):
-    """Ends a row when its last tokens, decoded, contain a stop string (lm_eval waits for all rows of the batch)."""
-
-    def __init__(self, model: LanguageModel, settings: GenerationSettings) -> None:
-        self.tokenizer = model.text.tokenizer
-        self.stop = [end for end in (*settings.stop, model.text.end_text) if end]
-        ends = settings.merged_with(model.module.generation_config).get("eos_token_id")
-        self.end_ids = set(ends if isinstance(ends, list) else [ends]) | {model.text.end_id}
-        # Two tokens more than the tokenizer needs, because the model may spell a stop string in other tokens (lm_eval's rule).
-        spelled = self.tokenizer(self.stop, add_special_tokens=False)["input_ids"]
-        self.lookbacks = [len(tokens) + 2 for tokens in spelled]
-        self.lookback = max(self.lookbacks)
-        self.begin(0, beams=1)
-
-    def begin(self, prompt_length: int, *, beams: int) -> None:
-        """Start a batch whose contexts take ``prompt_length`` tokens, including padding."""
-        self.prompt_length, self.beams, self.ended = prompt_length, beams, False
-
-    def are_finished(self, written: Sequence[Sequence[int]]) -> list[bool]:
-        """Return for each row of generated tokens whether it has ended."""
-        texts = self.tokenizer.batch_decode([list(tokens[-self.lookback :]) for tokens in written])
-        return [
-            tokens[-1] in self.end_ids or any(end in text for end in self.stop)
-            for tokens, text in zip(written, texts, strict=True)
-        ]
-
-    def text_of(self, written: Sequence[int]) -> str:
-        """Return the text of a row's generated tokens before its first stop string."""
-        text = str(self.tokenizer.decode(list(written), skip_special_tokens=True))
-        for end in self.stop:
-            text = text.split(end)[0]
-        return text
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        written = input_ids[:, self.prompt_length :].tolist()
-        if self.beams > 1:
-            # lm_eval's rule for beam search: the answer ends when its best candidate contains a stop string.
-            tails = [written[0][-lookback:] for lookback in self.lookbacks]
-            self.ended |= any(end in text for end, text in zip(self.stop, self.tokenizer.batch_decode(tails), strict=True))
-            return torch.full((len(written),), self.ended, device=input_ids.device)
-        return torch.tensor(self.are_finished(written), device=input_ids.device)

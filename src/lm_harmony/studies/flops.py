@@ -35,9 +35,9 @@ SCORING_MASK = 10
 SCORING_PASS = 33
 """Operators of a forward pass of scoring outside its layers."""
 
-DECODING_LAYER = 43
-"""Operators of one layer when one token is generated in each row of a batch; equally many when contexts are computed."""
-DECODING_PASS = 39
+DECODING_LAYER = 40
+"""Operators of one layer when one token is generated in each row of a batch; four more when contexts are computed."""
+DECODING_PASS = 30
 """Operators outside the layers of such a pass."""
 
 

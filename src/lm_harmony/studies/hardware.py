@@ -89,9 +89,9 @@ LAUNCH_SECONDS, KERNELS_PER_OPERATOR = 9e-6, 1.25
 per layer on CUDA for 161 operators of the dispatcher. Neither was measured with this engine."""
 CACHE_TRAFFIC = Constant(
     name="decoding steps, cache",
-    value=3,
+    value=1,
     unit="caches moved a step",
-    source="attention reads it, joining the new token reads and writes it: assumed",
+    source="attention reads it, and new tokens are written in place: assumed",
 )
 """How often a decoding step reads or writes the keys and values of all earlier tokens."""
 

@@ -1,0 +1,208 @@
+"""Key-value cache of the answers that are generated together, in memory that is allocated in advance, and attention over it.
+
+Every answer (row) has a slot of the cache, and token i of the row has column i of the slot. Keys and values are written in place,
+so a decoding step neither copies nor concatenates what the cache holds. The rows in use have the first slots. If a row leaves,
+the last row takes its slot. If a row needs more columns than the slots have, all slots get more.
+
+Layers with a sliding window keep all columns too, and a mask hides those outside the window. A pass is given to the model as the
+keyword argument ``packed_row``, so it goes through the same attention function as a packed row.
+
+Shapes: B rows in use, T columns in use, N tokens of each row in a pass, K key heads, H query heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from lm_harmony.engine.attention_kernels import attention, softcapped_attention
+from lm_harmony.engine.sequences import to_device
+
+COLUMNS = 32
+"""The number of columns of a slot is a multiple of this. When they are used up, the cache is copied once."""
+ALIGNMENT = 8
+"""Attention reads a multiple of this number of columns. For other numbers, the kernels of a GPU copy the mask in every layer."""
+
+
+class KeyValueCache:
+    """Keys and values of all layers of a model."""
+
+    def __init__(self, module: PreTrainedModel, *, slots: int) -> None:
+        """Make an empty cache for up to ``slots`` rows. Memory is allocated when the first contexts are computed."""
+        self.windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=module.config).layers]
+        """Sliding window of each layer in tokens; None for no window."""
+        self.device, self.rows, self.columns = module.device, 0, 0
+        self.current = CachePass(self, slice(0), columns=0)
+        """Forward pass whose keys and values are written."""
+        self._slots = slots
+        # Of each layer the keys and the values, each slots x columns x K x D.
+        self._stored: list[list[torch.Tensor]] = [[] for _ in self.windows]
+
+    def add_contexts(self, rows: int, longest: int) -> CachePass:
+        """Begin a pass over the contexts of ``rows`` new rows, each padded on the right to ``longest`` tokens."""
+        self._reserve(longest)
+        self.current = CachePass(self, slice(self.rows, self.rows + rows), longest)
+        self.rows += rows
+        return self.current
+
+    def add_tokens(self, lengths_B: torch.Tensor, longest: int) -> CachePass:
+        """Begin a pass over one new token of each row.
+
+        Args:
+            lengths_B: number of cached tokens of each row, on the device of the model; it is the column of the new token.
+            longest: largest number of tokens of a row, with the new one.
+        """
+        self._reserve(longest)
+        self.current = CachePass(self, slice(self.rows), math.ceil(longest / ALIGNMENT) * ALIGNMENT, lengths_B)
+        return self.current
+
+    def _reserve(self, columns: int) -> None:
+        """Make sure that each slot has so many columns. New ones of rows in use are zero, because NaN would spread from them."""
+        if columns <= self.columns:
+            return
+        self.columns = math.ceil(columns / COLUMNS) * COLUMNS
+        for stored in self._stored:
+            for index, old in enumerate(stored):
+                new = stored[index] = old.new_empty(self._slots, self.columns, *old.shape[2:])
+                new[: self.rows, : old.shape[1]] = old[: self.rows]
+                new[: self.rows, old.shape[1] :] = 0
+
+    def keep(self, kept: Sequence[int]) -> list[int]:
+        """Drop all other rows, and return the kept ones in the order of their new slots."""
+        slots = range(len(kept))
+        moved = [row for row in kept if row not in slots]
+        free = [slot for slot in slots if slot not in set(kept)]
+        if moved:
+            moved_M, free_M = to_device(self.device, moved, free)
+            for tensor in chain.from_iterable(self._stored):
+                tensor.index_copy_(0, free_M, tensor.index_select(0, moved_M))
+        self.rows = len(kept)
+        taken = dict(zip(free, moved, strict=True))
+        return [taken.get(slot, slot) for slot in slots]
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of the current pass in one layer, B x K x N x D.
+
+        Returns:
+            Keys and values that the tokens of the pass attend to, B x K x T x D.
+        """
+        if not self._stored[layer]:
+            shape = (self._slots, self.columns)
+            self._stored[layer] = [new.new_empty(*shape, new.shape[1], new.shape[3]) for new in (key, value)]
+        self.current.window = self.windows[layer]
+        keys, values = self._stored[layer]
+        return self.current.write(keys, key), self.current.write(values, value)
+
+
+def past_key_values(cache: KeyValueCache) -> Cache:
+    """Return ``cache`` as transformers takes it. ``cache`` has no reference to it, so that memory is freed without a search."""
+    return Cache(layers=[_CachedLayer(cache, layer) for layer in range(len(cache.windows))])
+
+
+class _CachedLayer(DynamicLayer):
+    """One layer of a ``KeyValueCache``."""
+
+    def __init__(self, cache: KeyValueCache, layer: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._cache, self._layer = cache, layer
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values, and return those to attend to."""
+        return self._cache.write(self._layer, key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        """Return the number of columns in use."""
+        return self._cache.current.columns
+
+
+class CachePass:
+    """A forward pass that writes keys and values into the cache, and the attention of its tokens."""
+
+    def __init__(self, cache: KeyValueCache, rows: slice, columns: int, lengths_B: torch.Tensor | None = None) -> None:
+        """Describe the pass.
+
+        Args:
+            cache: cache of all layers, with enough columns.
+            rows: slots of the rows of this pass.
+            columns: number of columns that the pass writes or reads, T.
+            lengths_B: column of each row's new token; None for a pass over contexts, which begin at the first column.
+        """
+        self.columns = columns
+        self.window: int | None = None
+        """Sliding window of the layer that is computed, by the model's configuration."""
+        self._device, self._rows, self._lengths_B = cache.device, rows, lengths_B
+        if lengths_B is not None:
+            # Places of the new tokens if the slots are joined one after another.
+            self._places_B = torch.arange(rows.stop, device=cache.device) * cache.columns + lengths_B
+        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
+
+    def write(self, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write the ``new`` keys or values of a layer, B x K x N x D; return those to attend to, B x K x T x D."""
+        if self._lengths_B is None:
+            cached[self._rows, : self.columns] = new.transpose(1, 2)
+            # NaN would spread from masked columns too: a slot may hold that of new memory, or of tokens after the end of a row.
+            cached[self._rows, self.columns :] = 0
+            return new
+        cached.flatten(0, 1).index_copy_(0, self._places_B, new.squeeze(2))
+        return cached[self._rows, : self.columns].transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+        dropout: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Return B x N x H x D from the query B x H x N x D and the keys and values that ``write`` returned.
+
+        Raises:
+            ValueError: ``window`` is not that of the model's configuration, so another kind of attention is expected.
+        """
+        if window != self.window:
+            raise ValueError(f"sliding_window = {window} of an attention layer differs from its cache's ({self.window})")
+        mask, heads = self._mask(window, value.dtype), query.shape[1]
+        if self._lengths_B is not None:
+            # Query heads that share a key head become its queries, so that keys and values are not repeated.
+            query = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+        if softcap is None:
+            found = attention(query, key, value, mask, scale=scale, dropout=dropout)
+        else:
+            found = softcapped_attention(query, key, value, mask, scale=scale, softcap=softcap)
+        return found.transpose(1, 2) if self._lengths_B is None else found.reshape(len(query), 1, heads, -1)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the mask that is added to attention scores, B x 1 x 1 x T or T x T; None for plain causal attention.
+
+        It is made once for all layers with the same window.
+        """
+        if (window, dtype) not in self._masks:
+            hidden = self._hidden(window)
+            self._masks[window, dtype] = None
+            if hidden is not None:
+                shown = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
+                self._masks[window, dtype] = shown.masked_fill_(hidden, -torch.inf)
+        return self._masks[window, dtype]
+
+    def _hidden(self, window: int | None) -> torch.Tensor | None:
+        """Return which columns are hidden from a token, as a boolean mask of the same shape; None for plain causal attention."""
+        columns_T = torch.arange(self.columns, device=self._device)
+        if self._lengths_B is not None:
+            # The new token attends to itself and to all earlier ones of its row.
+            own = self._lengths_B[:, None, None, None]
+        elif window is None or window >= self.columns:
+            return None
+        else:
+            own = columns_T[:, None]
+        return columns_T > own if window is None else (columns_T > own) | (columns_T <= own - window)
