@@ -232,7 +232,7 @@ def reading_gradients(trainee: Trainee) -> None:
 
 def generation_waits(model: LanguageModel, steps: int) -> list[dict[str, int]]:
     """Return the same counts for the contexts of three answers, then for each read of their tokens after so many steps."""
-    batch, found = _Batch(model.module, slots=3, max_new_tokens=9, is_finished=lambda _: False), []
+    batch, found = _Batch(model.module, slots=3, longest=49, max_new_tokens=9, is_finished=lambda _: False), []
     with torch.no_grad(), packed_attention(model.module):
         while not found or batch.rows:
             seen.clear()

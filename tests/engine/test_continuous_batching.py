@@ -132,7 +132,7 @@ def test_a_decoding_step_does_not_copy_the_cache(architecture: str) -> None:
     """Three rows of up to 90 tokens: no operator of four steps makes a tensor as large as their keys in one layer."""
     model, contexts = model_of(architecture), ids(90, 70, 85)
     heads = model.module.config.get_text_config().to_dict().get("num_key_value_heads") or 4
-    batch = _Batch(model.module, slots=3, max_new_tokens=LIMIT, is_finished=lambda _: False)
+    batch = _Batch(model.module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
     with torch.no_grad(), packed_attention(model.module):
         batch.enter([0, 1, 2], contexts)
         with LargeCopies(3 * 90 * heads * 8) as copies:
@@ -153,7 +153,7 @@ def test_the_host_reads_no_value_between_its_reads_of_the_tokens() -> None:
     """On device meta, tensors have no values: a context and four steps run up to the point where the host reads the tokens."""
     model, contexts = model_of("llama"), ids(90, 70, 85)
     module = copy.deepcopy(model.module).to("meta")
-    batch = _Batch(module, slots=3, max_new_tokens=LIMIT, is_finished=lambda _: False)
+    batch = _Batch(module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
     passes: list[torch.Size] = []
     module.model.embed_tokens.register_forward_hook(lambda *args: passes.append(args[-1].shape))
     with torch.no_grad(), packed_attention(module):

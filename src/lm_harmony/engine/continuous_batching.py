@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lm_harmony.engine.key_value_cache import CachePass, KeyValueCache, past_key_values
 from lm_harmony.engine.lm_head import lm_head_of
 from lm_harmony.engine.memory import halve_batch
-from lm_harmony.engine.packed_attention import packed_attention
+from lm_harmony.engine.packed_attention import attention_configs, packed_attention
 from lm_harmony.engine.sequences import to_device
 from lm_harmony.models.loading import LanguageModel
 
@@ -96,13 +96,14 @@ def decode_greedily(
     """
     module, waiting = model.module, list(range(len(contexts)))[::-1]
     steps = steps_per_read or (1 if module.device.type == "cpu" else STEPS_PER_READ)
-    batch = _Batch(module, min(batch_size, len(contexts)), max_new_tokens, is_finished)
+    longest, configs = max(map(len, contexts)) + max_new_tokens, attention_configs(module)
+    batch = _Batch(module, min(batch_size, len(contexts)), longest, max_new_tokens, is_finished)
     while waiting or batch.rows:
         free = batch_size - len(batch.rows)
         entering = waiting[-free:][::-1] if waiting and free >= batch_size * REFILL else []
         del waiting[len(waiting) - len(entering) :]
         try:
-            with packed_attention(module):
+            with packed_attention(module, configs):
                 ended = batch.enter(entering, contexts) if entering else []
                 while not ended:
                     ended = batch.decode(steps)
@@ -110,7 +111,7 @@ def decode_greedily(
             # Rows of the batch start from their contexts again, because the cache may be half changed.
             waiting += [row.place for row in reversed(batch.rows)]
             batch_size = halve_batch(batch_size, error)
-            batch = _Batch(module, min(batch_size, len(waiting)), max_new_tokens, is_finished)
+            batch = _Batch(module, min(batch_size, len(waiting)), longest, max_new_tokens, is_finished)
             continue
         yield from ended
 
@@ -133,11 +134,11 @@ class _Batch:
     """Rows that are generated together, in the order of their slots in the cache."""
 
     def __init__(
-        self, module: PreTrainedModel, slots: int, max_new_tokens: int, is_finished: Callable[[Sequence[int]], bool]
+        self, module: PreTrainedModel, slots: int, longest: int, max_new_tokens: int, is_finished: Callable[[Sequence[int]], bool]
     ) -> None:
         self.rows: list[_Row] = []
         self._body, self._head = getattr(module, module.base_model_prefix), lm_head_of(module)
-        self._cache, self._device = KeyValueCache(module, slots=slots), module.device
+        self._cache, self._device = KeyValueCache(module, slots=slots, longest=longest), module.device
         self._past_key_values = past_key_values(self._cache)
         self._limit, self._is_finished = max_new_tokens, is_finished
         # The next input of each row, and its position, which is the number of tokens in the cache.

@@ -33,15 +33,22 @@ ALIGNMENT = 8
 class KeyValueCache:
     """Keys and values of all layers of a model."""
 
-    def __init__(self, module: PreTrainedModel, *, slots: int) -> None:
-        """Make an empty cache for up to ``slots`` rows. Memory is allocated when the first contexts are computed."""
+    def __init__(self, module: PreTrainedModel, *, slots: int, longest: int) -> None:
+        """Make an empty cache. Memory is allocated when the first contexts are computed.
+
+        Args:
+            module: the model.
+            slots: largest number of rows.
+            longest: largest number of tokens that a row may have.
+        """
         self.windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=module.config).layers]
         """Sliding window of each layer in tokens; None for no window."""
         self.device, self.rows, self.columns = module.device, 0, 0
         self.current = CachePass(self, slice(0), columns=0)
         """Forward pass whose keys and values are written."""
-        self._slots = slots
-        # Of each layer the keys and the values, each slots x columns x K x D.
+        self._slots, self._longest = slots, math.ceil(longest / ALIGNMENT) * ALIGNMENT
+        # Of each layer the keys and the values, each slots x K x columns x D: attention reads them head by head, and what a head
+        # reads should be one piece of memory.
         self._stored: list[list[torch.Tensor]] = [[] for _ in self.windows]
 
     def add_contexts(self, rows: int, longest: int) -> CachePass:
@@ -66,12 +73,12 @@ class KeyValueCache:
         """Make sure that each slot has so many columns. New ones of rows in use are zero, because NaN would spread from them."""
         if columns <= self.columns:
             return
-        self.columns = math.ceil(columns / COLUMNS) * COLUMNS
+        self.columns = min(math.ceil(columns / COLUMNS) * COLUMNS, self._longest)
         for stored in self._stored:
             for index, old in enumerate(stored):
-                new = stored[index] = old.new_empty(self._slots, self.columns, *old.shape[2:])
-                new[: self.rows, : old.shape[1]] = old[: self.rows]
-                new[: self.rows, old.shape[1] :] = 0
+                new = stored[index] = old.new_empty(self._slots, old.shape[1], self.columns, old.shape[3])
+                new[: self.rows, :, : old.shape[2]] = old[: self.rows]
+                new[: self.rows, :, old.shape[2] :] = 0
 
     def keep(self, kept: Sequence[int]) -> list[int]:
         """Drop all other rows, and return the kept ones in the order of their new slots."""
@@ -93,8 +100,7 @@ class KeyValueCache:
             Keys and values that the tokens of the pass attend to, B x K x T x D.
         """
         if not self._stored[layer]:
-            shape = (self._slots, self.columns)
-            self._stored[layer] = [new.new_empty(*shape, new.shape[1], new.shape[3]) for new in (key, value)]
+            self._stored[layer] = [new.new_empty(self._slots, new.shape[1], self.columns, new.shape[3]) for new in (key, value)]
         self.current.window = self.windows[layer]
         keys, values = self._stored[layer]
         return self.current.write(keys, key), self.current.write(values, value)
@@ -139,20 +145,23 @@ class CachePass:
         self.window: int | None = None
         """Sliding window of the layer that is computed, by the model's configuration."""
         self._device, self._rows, self._lengths_B = cache.device, rows, lengths_B
-        if lengths_B is not None:
-            # Places of the new tokens if the slots are joined one after another.
-            self._places_B = torch.arange(rows.stop, device=cache.device) * cache.columns + lengths_B
+        # For each number of key heads the places of the new tokens if all columns of the cache are joined one after another.
+        self._places: dict[int, torch.Tensor] = {}
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
 
     def write(self, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write the ``new`` keys or values of a layer, B x K x N x D; return those to attend to, B x K x T x D."""
         if self._lengths_B is None:
-            cached[self._rows, : self.columns] = new.transpose(1, 2)
+            cached[self._rows, :, : self.columns] = new
             # NaN would spread from masked columns too: a slot may hold that of new memory, or of tokens after the end of a row.
-            cached[self._rows, self.columns :] = 0
+            cached[self._rows, :, self.columns :] = 0
             return new
-        cached.flatten(0, 1).index_copy_(0, self._places_B, new.squeeze(2))
-        return cached[self._rows, : self.columns].transpose(1, 2)
+        heads, columns = cached.shape[1:3]
+        if heads not in self._places:
+            firsts_BK = torch.arange(0, len(new) * heads * columns, columns, device=self._device)
+            self._places[heads] = (firsts_BK.view(-1, heads) + self._lengths_B[:, None]).flatten()
+        cached.flatten(0, 2).index_copy_(0, self._places[heads], new.flatten(0, 2))
+        return cached[self._rows, :, : self.columns]
 
     def attend(
         self,
@@ -173,14 +182,14 @@ class CachePass:
         if window != self.window:
             raise ValueError(f"sliding_window = {window} of an attention layer differs from its cache's ({self.window})")
         mask, heads = self._mask(window, value.dtype), query.shape[1]
-        if self._lengths_B is not None:
+        if self._lengths_B is not None and heads != key.shape[1]:
             # Query heads that share a key head become its queries, so that keys and values are not repeated.
             query = query.reshape(len(query), key.shape[1], -1, query.shape[3])
         if softcap is None:
             found = attention(query, key, value, mask, scale=scale, dropout=dropout)
         else:
             found = softcapped_attention(query, key, value, mask, scale=scale, softcap=softcap)
-        return found.transpose(1, 2) if self._lengths_B is None else found.reshape(len(query), 1, heads, -1)
+        return found.transpose(1, 2) if found.shape[1] == heads else found.reshape(len(query), 1, heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the mask that is added to attention scores, B x 1 x 1 x T or T x T; None for plain causal attention.

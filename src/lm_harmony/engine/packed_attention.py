@@ -198,13 +198,20 @@ class PackedAttention:
 
 
 @contextmanager
-def packed_attention(module: PreTrainedModel) -> Iterator[None]:
+def packed_attention(module: PreTrainedModel, configs: Sequence[PretrainedConfig] | None = None) -> Iterator[None]:
     """Let ``module`` use packed attention inside the with-block.
 
     A training step stays inside until its backward pass has ended, because gradient checkpointing recomputes the layers there.
+
+    Args:
+        module: a model.
+        configs: what ``attention_configs`` returns for ``module``, for code that enters often; None to search here.
     """
     # If packed attention is on already, the search through all modules is skipped.
-    configs = [] if module.config._attn_implementation == NAME else _configs(module)
+    if module.config._attn_implementation == NAME:
+        configs = []
+    elif configs is None:
+        configs = attention_configs(module)
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME
@@ -215,7 +222,7 @@ def packed_attention(module: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-def _configs(module: PreTrainedModel) -> list[PretrainedConfig]:
+def attention_configs(module: PreTrainedModel) -> list[PretrainedConfig]:
     """Return the configurations that the attention layers of ``module`` read; a nested text model has its own."""
     found = {id(module.config): module.config}
     for part in module.modules():
