@@ -157,7 +157,7 @@ class _Batch:
         ids, lengths_B, last_B = to_device(self._device, list(chain.from_iterable(padded)), lengths, last)
         positions_1xN = torch.arange(longest, device=self._device)[None]
         hidden_BxNxD = self._forward(ids.view(-1, longest), positions_1xN, self._cache.add_contexts(len(places), longest))
-        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[last_B])
+        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[last_B.to(hidden_BxNxD.device)])
         self._tokens_B, self._lengths_B = torch.cat([self._tokens_B, tokens_B]), torch.cat([self._lengths_B, lengths_B])
         return self._read([tokens_B], [largest_B], first)
 
@@ -185,7 +185,7 @@ class _Batch:
     def _most_probable(self, hidden_BxD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the most probable next token of each row, the first of equally probable ones, and its logit."""
         largest_B, tokens_B = self._head.logits(hidden_BxD).max(dim=-1)
-        return tokens_B, largest_B
+        return tokens_B.to(self._device), largest_B.to(self._device)  # the output layer may be on another device
 
     def _read(self, tokens_SxB: list[torch.Tensor], largest_SxB: list[torch.Tensor], first: int) -> list[FinishedRow]:
         """Read the tokens of the rows from number ``first`` on, and drop the rows that have ended; return their answers.

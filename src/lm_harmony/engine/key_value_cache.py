@@ -44,7 +44,7 @@ class KeyValueCache:
         self.windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=module.config).layers]
         """Sliding window of each layer in tokens; None for no window."""
         self.device, self.rows, self.columns = module.device, 0, 0
-        self.current = CachePass(self, slice(0), columns=0)
+        self.current = CachePass(self.device, slice(0), columns=0)
         """Forward pass whose keys and values are written."""
         self._slots, self._longest = slots, math.ceil(longest / ALIGNMENT) * ALIGNMENT
         # Of each layer the keys and the values, each slots x K x columns x D: attention reads them head by head, and what a head
@@ -54,7 +54,7 @@ class KeyValueCache:
     def add_contexts(self, rows: int, longest: int) -> CachePass:
         """Begin a pass over the contexts of ``rows`` new rows, each padded on the right to ``longest`` tokens."""
         self._reserve(longest)
-        self.current = CachePass(self, slice(self.rows, self.rows + rows), longest)
+        self.current = CachePass(self.device, slice(self.rows, self.rows + rows), longest)
         self.rows += rows
         return self.current
 
@@ -66,7 +66,8 @@ class KeyValueCache:
             longest: largest number of tokens of a row, with the new one.
         """
         self._reserve(longest)
-        self.current = CachePass(self, slice(self.rows), math.ceil(longest / ALIGNMENT) * ALIGNMENT, lengths_B)
+        columns = math.ceil(longest / ALIGNMENT) * ALIGNMENT
+        self.current = CachePass(self.device, slice(self.rows), columns, lengths_B)
         return self.current
 
     def _reserve(self, columns: int) -> None:
@@ -88,7 +89,8 @@ class KeyValueCache:
         if moved:
             moved_M, free_M = to_device(self.device, moved, free)
             for tensor in chain.from_iterable(self._stored):
-                tensor.index_copy_(0, free_M, tensor.index_select(0, moved_M))
+                free_here, moved_here = free_M.to(tensor.device), moved_M.to(tensor.device)
+                tensor.index_copy_(0, free_here, tensor.index_select(0, moved_here))
         self.rows = len(kept)
         taken = dict(zip(free, moved, strict=True))
         return [taken.get(slot, slot) for slot in slots]
@@ -101,9 +103,10 @@ class KeyValueCache:
         """
         if not self._stored[layer]:
             self._stored[layer] = [new.new_empty(self._slots, new.shape[1], self.columns, new.shape[3]) for new in (key, value)]
-        self.current.window = self.windows[layer]
+        current = self.current.on(key.device)
+        current.window = self.windows[layer]
         keys, values = self._stored[layer]
-        return self.current.write(keys, key), self.current.write(values, value)
+        return current.write(keys, key), current.write(values, value)
 
 
 def past_key_values(cache: KeyValueCache) -> Cache:
@@ -132,11 +135,11 @@ class _CachedLayer(DynamicLayer):
 class CachePass:
     """A forward pass that writes keys and values into the cache, and the attention of its tokens."""
 
-    def __init__(self, cache: KeyValueCache, rows: slice, columns: int, lengths_B: torch.Tensor | None = None) -> None:
+    def __init__(self, device: torch.device, rows: slice, columns: int, lengths_B: torch.Tensor | None = None) -> None:
         """Describe the pass.
 
         Args:
-            cache: cache of all layers, with enough columns.
+            device: where its tensors are.
             rows: slots of the rows of this pass.
             columns: number of columns that the pass writes or reads, T.
             lengths_B: column of each row's new token; None for a pass over contexts, which begin at the first column.
@@ -144,10 +147,18 @@ class CachePass:
         self.columns = columns
         self.window: int | None = None
         """Sliding window of the layer that is computed, by the model's configuration."""
-        self._device, self._rows, self._lengths_B = cache.device, rows, lengths_B
+        self._device, self._rows, self._lengths_B = device, rows, lengths_B
         # For each number of key heads the places of the new tokens if all columns of the cache are joined one after another.
         self._places: dict[int, torch.Tensor] = {}
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
+        self._elsewhere: dict[torch.device, CachePass] = {}
+
+    def on(self, device: torch.device) -> CachePass:
+        """Return this pass with its tensors on ``device``, where a layer computes; they are copied there once."""
+        if device != self._device and device not in self._elsewhere:
+            lengths_B = None if self._lengths_B is None else self._lengths_B.to(device, non_blocking=True)
+            self._elsewhere[device] = CachePass(device, self._rows, self.columns, lengths_B)
+        return self._elsewhere.get(device, self)
 
     def write(self, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write the ``new`` keys or values of a layer, B x K x N x D; return those to attend to, B x K x T x D."""

@@ -198,20 +198,13 @@ class PackedAttention:
 
 
 @contextmanager
-def packed_attention(module: PreTrainedModel, configs: Sequence[PretrainedConfig] | None = None) -> Iterator[None]:
-    """Let ``module`` use packed attention inside the with-block.
+def packed_attention(module: PreTrainedModel, configs: Sequence[PretrainedConfig] = ()) -> Iterator[None]:
+    """Let ``module`` use packed attention inside the with-block; ``configs`` are its ``attention_configs`` if they are known.
 
     A training step stays inside until its backward pass has ended, because gradient checkpointing recomputes the layers there.
-
-    Args:
-        module: a model.
-        configs: what ``attention_configs`` returns for ``module``, for code that enters often; None to search here.
     """
     # If packed attention is on already, the search through all modules is skipped.
-    if module.config._attn_implementation == NAME:
-        configs = []
-    elif configs is None:
-        configs = attention_configs(module)
+    configs = [] if module.config._attn_implementation == NAME else configs or attention_configs(module)
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME
