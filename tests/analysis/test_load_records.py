@@ -245,6 +245,22 @@ def test_records_accepted_by_earlier_checks_stay_readable(tmp_path: Path) -> Non
     assert matrix.notes == () and matrix.trained.values.loc["a", "arc_easy"] == 0.5
 
 
+def test_a_board_says_which_models_have_derived_lora_targets(tmp_path: Path) -> None:
+    for model, targets in (("phi", ("qkv_proj",)), ("olmo", ("q_proj", "v_proj"))):
+        store = write_run(tmp_path, model=model)
+        record = store.record()
+        store.write_record(replace(record, environment={**record.environment, "lora_targets": targets}))
+        if model == "phi":
+            assert ScoreMatrix.from_records(tmp_path).notes == ()  # one kind of targets is no mixture
+    write_run(tmp_path, model="llama")
+    matrix = ScoreMatrix.from_records(tmp_path)
+    assert matrix.notes == (
+        "adapters change different modules, because PEFT has no default for some models: q_proj v_proj in olmo; qkv_proj in phi; "
+        "PEFT's default in 1 models",
+    )
+    assert matrix.notes[0] in own_board(matrix).notes
+
+
 def test_scores_of_several_versions_are_noted(tmp_path: Path) -> None:
     write_run(tmp_path, model="a", versions={"lm_eval": "0.4.13", "lm-harmony": "0.1.0", "torch": "2.11"})
     write_run(tmp_path, model="b", versions={"lm_eval": "0.4.13", "lm-harmony": "0.1.0", "torch": "2.12"})

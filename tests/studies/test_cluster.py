@@ -1,4 +1,4 @@
-"""A study on a Ray cluster of two nodes, one of which is lost during the study."""
+"""A study on a Ray cluster that loses a node, and a run that needs the node with the large card."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from world import write_world
 
 from lm_harmony.errors import UsageError
+from lm_harmony.studies.messages import Outcome
+from lm_harmony.studies.ray_pool import RayWorker, nodes_for
 from lm_harmony.studies.study import Study
 
 
-@pytest.fixture
+def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
+    study = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0]))
+    with pytest.raises(UsageError, match=r"no cluster at '127\.0\.0\.1:1'"):
+        study.run(ray="127.0.0.1:1")
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start a Ray cluster with a head node that has no CPUs."""
+    """Start a Ray cluster with a head node that has no CPUs. This process stays connected to it."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield cluster
     ray.shutdown()
@@ -52,7 +61,22 @@ def test_a_study_that_loses_a_node_gives_the_same_records(cluster: Cluster, tmp_
     assert len(list(study.spec.results_dir.rglob("record.json"))) == 16
 
 
-def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
-    study = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0]))
-    with pytest.raises(UsageError, match=r"no cluster at '127\.0\.0\.1:1'"):
-        study.run(ray="127.0.0.1:1")
+def test_a_large_run_goes_to_the_node_with_the_large_card(cluster: Cluster, tmp_path: Path) -> None:
+    """Two nodes declare a card each. Rows of 500,000 tokens would need more than the 1 GB of the small one."""
+    options = {"num_cpus": 1, "num_gpus": 1, "memory": 4 << 30}
+    nodes = {name: cluster.add_node(resources={name: 1}, **options) for name in ("gpu_gb_1", "gpu_gb_9")}
+    models = ["models/llama", {"name": "models/gpt2", "recipe": {"max_length": 500_000}}]
+    study = Study.read(write_world(tmp_path, models=models, benchmarks=["parity.yaml"], seeds=[0]))
+    small, large = study.runs
+    kinds = nodes_for(cluster.address, study.runs)
+    assert [kind.resource for kind in kinds] == ["gpu_gb_9", "gpu_gb_1"]
+    with_large_card, with_small_card = (RayWorker(number, kind, kinds) for number, kind in enumerate(kinds))
+    assert with_small_card.rank(large) is None and with_small_card.rank(small) == 0  # small runs may go to either
+    assert with_large_card.rank(large) == 1
+    try:
+        result = with_large_card.execute([large], [None])
+        assert result.outcome == Outcome.FINISHED and large.store.record().trained is not None
+        [actor] = [actor for actor in actors().values() if actor["State"] == "ALIVE"]
+        assert actor["Address"]["NodeID"] == nodes["gpu_gb_9"].node_id != nodes["gpu_gb_1"].node_id
+    finally:
+        with_large_card.stop()

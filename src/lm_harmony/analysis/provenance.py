@@ -19,6 +19,8 @@ FileStates = dict[str, tuple[int, str | None] | None]
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     """Yield a note for each benchmark with scores of several package versions or of quantized weights, and for stale runs.
 
+    Another note names the models whose adapter changes derived modules, if PEFT's default or other modules hold for other models.
+
     Each source file is checked once, at the path in the records. Files that are missing, as on another machine, or that cannot be
     read are skipped.
     """
@@ -37,9 +39,25 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
         quantized = Counter(kind for record in group if (kind := record.spec.recipe.quantize) is not None)
         for kind, count in sorted(quantized.items()):
             yield f"{benchmark}: {count} of {len(group)} runs have weights quantized to {kind}, which is another recipe"
+    yield from _mixed_targets(record for group in found.values() for record in group)
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
         yield f"{unrecorded} runs were {UNRECORDED}, so it is not known whether they are current"
+
+
+def _mixed_targets(records: Iterable[RunRecord]) -> Iterator[str]:
+    """Yield a note on the modules that adapters change, where the recipe names none and they are not alike for all models."""
+    models: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for record in records:
+        lora = record.spec.recipe.lora
+        if lora is not None and not lora.target_modules:
+            models[tuple(record.environment.get("lora_targets", ()))].add(record.spec.model.name)
+    derived = {targets: names for targets, names in sorted(models.items()) if targets}
+    if not derived or len(models) == 1:
+        return
+    listed = [f"{' '.join(targets)} in {shortened(sorted(names))}" for targets, names in derived.items()]
+    others = f"; PEFT's default in {len(models[()])} models" if models.get(()) else ""
+    yield f"adapters change different modules, because PEFT has no default for some models: {'; '.join(listed)}{others}"
 
 
 def changed_files(recorded: Sequence[Source] | None, states: FileStates) -> str | None:

@@ -45,10 +45,8 @@ class RunQueue:
     def __init__(self, runs: Iterable[RunLocation], *, joint: int = 1) -> None:
         """Queue ``runs`` by model, in the order given; a worker executes at most ``joint`` of them at once.
 
-        ``workers`` is the number of workers, among which few waiting runs are divided.
-
-        Raises:
-            UsageError: ``joint`` is below 1, or above it for runs whose model is on several GPUs.
+        ``workers`` is the number of workers, among which few waiting runs are divided. UsageError: ``joint`` is below 1, or above
+        it for runs whose model is on several GPUs.
         """
         check_integer("joint", joint, 1)
         self._joint, self.workers = joint, 1
