@@ -10,16 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+from fork_server import forked_python
+
 from lm_harmony.cli.main import main
 from lm_harmony.demo.study import FAST_BENCHMARKS, FAST_MODELS, demo_study
 
-COMMAND = [sys.executable, "-m", "lm_harmony.cli", "demo", "--fast"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+COMMAND = ["-m", "lm_harmony.cli", "demo", "--fast"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "160"}
 
 
 def interrupted(folder: Path) -> str:
     """Start the demo in ``folder``, press Ctrl-C after a run is finished, and return its output."""
-    process = subprocess.Popen(COMMAND, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *COMMAND], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     results = folder / "results" / "demo"
     deadline = time.monotonic() + 300
     while not list(results.rglob("record.json")) and process.poll() is None and time.monotonic() < deadline:
@@ -37,7 +39,8 @@ def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> Non
     kept = {path: path.read_bytes() for path in results.rglob("record.json")}
     runs = len(FAST_MODELS) * len(FAST_BENCHMARKS)
     assert 0 < len(kept) < runs
-    done = subprocess.run(COMMAND, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    command = [forked_python(ENVIRONMENT), *COMMAND]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.read_bytes() == record for path, record in kept.items())
     assert len(list(results.rglob("record.json"))) == runs

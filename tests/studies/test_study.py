@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fork_server import INTERPRETER, forked_python
 from world import BENCHMARKS, MODELS, write_world
 
 from lm_harmony.errors import StoreError
@@ -47,6 +48,14 @@ def scores(study: Study) -> Mapping[str, tuple[object, ...]]:
         )
         for record in study.records()
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Let the studies of this file start forked workers, except where a test changes their environment or uses INTERPRETER."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forked_python())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,7 @@ def test_a_worker_loads_each_model_once_and_computes_each_direct_score_once(unin
 def test_a_finished_study_starts_no_worker_and_changes_no_record(uninterrupted: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")}
     events, started = events_of(uninterrupted), len(STARTED)
-    subprocess.run([sys.executable, "-c", ""], check=True)
+    subprocess.run([INTERPRETER, "-c", ""], check=True)
     assert len(STARTED) == started + 1  # negative control: a started process is counted
     assert len(uninterrupted.run().finished) == 24
     assert len(STARTED) == started + 1, "a worker was started although every run was finished"
@@ -105,7 +114,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted
     study = Study.read(
         write_world(tmp_path, recipe={"epochs": 2, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}})
     )
-    command = [sys.executable, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml"), "--workers", "2"]
+    command = [INTERPRETER, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml"), "--workers", "2"]
     draw, killed, unfinished = random.Random(0), 0, 0
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     while killed < KILLS:
@@ -163,7 +172,7 @@ def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> N
     (tmp_path / "models" / "broken" / "config.json").write_text("{}")
     rows = tmp_path / "data" / "threes" / "train.jsonl"
     rows.write_text(rows.read_text() + '{"number": "x"}\n')
-    command = [sys.executable, "-m", "lm_harmony.cli", "study", str(path)]
+    command = [INTERPRETER, "-m", "lm_harmony.cli", "study", str(path)]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     assert done.returncode == 1, done.stderr
@@ -285,7 +294,7 @@ def test_a_record_without_sources_counts_as_finished_but_unverified(tmp_path: Pa
 def test_ctrl_c_prints_how_to_continue(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "lm_harmony.cli", "study", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [INTERPRETER, "-m", "lm_harmony.cli", "study", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not any((tmp_path / "results").rglob(".*.lease")) and process.poll() is None:
         time.sleep(0.02)
