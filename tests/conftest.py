@@ -1,14 +1,16 @@
-"""The header of every test session, and the loopback hub that several test files share."""
+"""The header of every test session, and the loopback hub and forked workers that several test files share."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
+from fork_server import forked_python
 from hub import LoopbackHub, write_arc_dataset
 from rows import ROWS
 from shared import DATA
@@ -27,6 +29,14 @@ def pytest_report_header() -> list[str]:
     """Return the version of the tested lm_eval, and whether the tests on real rows run or are skipped."""
     rows = "present, their tests run" if DATA.is_dir() else "absent, their tests skip"
     return [f"lm_eval {version('lm_eval')}", f"real benchmark rows in ../shared/data: {rows}"]
+
+
+@pytest.fixture(scope="module")
+def forked_workers() -> Iterator[None]:
+    """Let the studies of a test file start forked workers, except where a test changes their environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forked_python())
+        yield
 
 
 @pytest.fixture(scope="module")

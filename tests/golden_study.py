@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import yaml
+from fork_server import forked_python
 from tiny import write_tiny_model
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -121,9 +121,8 @@ def _write_rows(folder: Path, row: Any) -> None:
 def command(*words: str, cwd: Path | None = None) -> str:
     """Return what a command prints, on one thread; fail if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_harmony.cli", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    program = [forked_python(environment), "-m", "lm_harmony.cli", *words]
+    done = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -22,6 +22,7 @@ from lm_harmony.recipe import Recipe
 from lm_harmony.runs.published_settings import differences_from_published, published_training_rows
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 TASKS = ("arc_easy", "arc_challenge", "openbookqa")
 FAST = ["--data_dir", "data", "--device", "cpu", "--hardware", "h100", "--train_param.num_train_epochs", "1"]
 

@@ -25,6 +25,7 @@ from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Study
 from lm_harmony.studies.worker import RunExecutor
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 LONG = {"recipe": {"epochs": 4}}
 DIVERGING = {"task": "fives.yaml", "recipe": {"learning_rate": 1e30}}
 BENCHMARKS = [{"task": "parity.yaml", "max_num_train": 9}, {"task": "threes.yaml", **LONG}, "fives.yaml", "tens.yaml"]

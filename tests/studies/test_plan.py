@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fork_server import forked_python
 from micro import write_micro
 from tiny import tiny_model, tiny_tokenizer, write_tiny_model
 from transformers import LlamaConfig
@@ -32,6 +32,8 @@ from lm_harmony.studies.study import Study
 from lm_harmony.studies.workload import size_of, workload
 
 RECIPE = Recipe(epochs=3, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",)))
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 
 @pytest.fixture
@@ -117,8 +119,8 @@ def test_calibrate_measures_the_rates_of_this_machine(spec: RunSpec) -> None:
 
 def test_the_command_prints_the_plan_in_80_columns(tmp_path: Path) -> None:
     path = write_world(tmp_path, models=["models/llama", "models/gpt2"], benchmarks=["fives.yaml"], seeds=[0])
-    command = [sys.executable, "-m", "lm_harmony.cli", "plan", str(path), "--hardware", "h200", "--workers", "8"]
     environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+    command = [forked_python(environment), "-m", "lm_harmony.cli", "plan", str(path), "--hardware", "h200", "--workers", "8"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert max(map(len, shown.splitlines())) <= 80
     assert "2 runs" in shown and "llama" in shown and "All models" in shown and "bound by fixed" in shown

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fork_server import INTERPRETER, forked_python
+from fork_server import INTERPRETER
 from world import BENCHMARKS, MODELS, write_world
 
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 KILLS = 20
 HOOK = """\
 import os, signal, sys
@@ -48,14 +49,6 @@ def scores(study: Study) -> Mapping[str, tuple[object, ...]]:
         )
         for record in study.records()
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forked_workers() -> Iterator[None]:
-    """Let the studies of this file start forked workers, except where a test changes their environment or uses INTERPRETER."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", forked_python())
-        yield
 
 
 @pytest.fixture(scope="module")
