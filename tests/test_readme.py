@@ -65,6 +65,7 @@ SMALL = {
     "--data DATA --runs 5": "--data data --runs 1 --rows 8",
     "--data DATA": "--data data",
     "_tokens 128": "_tokens 16",
+    "models/gemma-3-270m --qwen --tokens 512": "models/third --tokens 64",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
 }
 """Replacements that shorten a measurement."""
