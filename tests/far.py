@@ -232,14 +232,18 @@ def reading_gradients(trainee: Trainee) -> None:
 
 def generation_waits(model: LanguageModel, steps: int) -> list[dict[str, int]]:
     """Return the same counts for the contexts of three answers, then for each read of their tokens after so many steps."""
+    body = getattr(model.module, model.module.base_model_prefix)
     batch, found = _Batch(model.module, slots=3, longest=49, max_new_tokens=9, is_finished=lambda _: False), []
     with torch.no_grad(), packed_attention(model.module):
         while not found or batch.rows:
             seen.clear()
             if found:
-                batch.decode(steps)
+                for inputs in batch.steps(steps):
+                    batch.advance(body(**inputs).last_hidden_state)
+                batch.read_steps()
             else:
-                batch.enter([0, 1, 2], [range(5, 45), range(7, 28), range(9, 36)])
+                inputs = batch.enter([0, 1, 2], [range(5, 45), range(7, 28), range(9, 36)])
+                batch.first_tokens(body(**inputs).last_hidden_state)
             found.append(dict(seen))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -127,6 +127,18 @@ class LargeCopies(TorchDispatchMode):
         return {name for name, count in self.seen.items() if count}
 
 
+def enter(module: Any, batch: _Batch, contexts: list[list[int]]) -> None:
+    """Compute three contexts as ``decode_greedily`` does."""
+    batch.first_tokens(module.base_model(**batch.enter([0, 1, 2], contexts)).last_hidden_state)
+
+
+def decode(module: Any, batch: _Batch) -> None:
+    """Generate four tokens a row as ``decode_greedily`` does."""
+    for inputs in batch.steps(4):
+        batch.advance(module.base_model(**inputs).last_hidden_state)
+    batch.read_steps()
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
 def test_a_decoding_step_does_not_copy_the_cache(architecture: str) -> None:
     """Three rows of up to 90 tokens: no operator of four steps makes a tensor as large as their keys in one layer."""
@@ -134,9 +146,9 @@ def test_a_decoding_step_does_not_copy_the_cache(architecture: str) -> None:
     heads = model.module.config.get_text_config().to_dict().get("num_key_value_heads") or 4
     batch = _Batch(model.module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
     with torch.no_grad(), packed_attention(model.module):
-        batch.enter([0, 1, 2], contexts)
+        enter(model.module, batch, contexts)
         with LargeCopies(3 * 90 * heads * 8) as copies:
-            batch.decode(4)
+            decode(model.module, batch)
     assert copies.names == set()
     # Negative control: the cache of transformers is concatenated with the new token.
     mask = torch.tensor([[0] * (90 - len(one)) + [1] * len(one) for one in contexts])
@@ -157,7 +169,7 @@ def test_the_host_reads_no_value_between_its_reads_of_the_tokens() -> None:
     passes: list[torch.Size] = []
     module.model.embed_tokens.register_forward_hook(lambda *args: passes.append(args[-1].shape))
     with torch.no_grad(), packed_attention(module):
-        for read in (lambda: batch.enter([0, 1, 2], contexts), lambda: batch.decode(4)):
+        for read in (partial(enter, module, batch, contexts), partial(decode, module, batch)):
             with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
                 read()
             for row in batch.rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import socket
 import subprocess
 import sys
@@ -33,13 +32,14 @@ def _endpoint() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    # Its standard input closes when this process ends, even if exit functions do not run, as in workers of pytest-xdist.
+    code = (
+        "import os, sys, threading\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()\n"
+        f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     )
-    atexit.register(server.wait)
-    atexit.register(server.kill)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, **quiet)
     while True:
         assert server.poll() is None, "the server ended"
         with socket.socket() as connection:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,7 @@ def decode_greedily(
         NonFiniteLogits: a logit is NaN or infinite.
     """
     module, waiting = model.module, list(range(len(contexts)))[::-1]
+    body = getattr(module, module.base_model_prefix)
     steps = steps_per_read or (1 if module.device.type == "cpu" else STEPS_PER_READ)
     longest, configs = max(map(len, contexts)) + max_new_tokens, attention_configs(module)
     batch = _Batch(module, min(batch_size, len(contexts)), longest, max_new_tokens, is_finished)
@@ -104,9 +106,11 @@ def decode_greedily(
         del waiting[len(waiting) - len(entering) :]
         try:
             with packed_attention(module, configs):
-                ended = batch.enter(entering, contexts) if entering else []
+                ended = batch.first_tokens(body(**batch.enter(entering, contexts)).last_hidden_state) if entering else []
                 while not ended:
-                    ended = batch.decode(steps)
+                    for inputs in batch.steps(steps):
+                        batch.advance(body(**inputs).last_hidden_state)
+                    ended = batch.read_steps()
         except (RuntimeError, MemoryError) as error:
             # Rows of the batch start from their contexts again, because the cache may be half changed.
             waiting += [row.place for row in reversed(batch.rows)]
@@ -137,16 +141,21 @@ class _Batch:
         self, module: PreTrainedModel, slots: int, longest: int, max_new_tokens: int, is_finished: Callable[[Sequence[int]], bool]
     ) -> None:
         self.rows: list[_Row] = []
-        self._body, self._head = getattr(module, module.base_model_prefix), lm_head_of(module)
+        self._head = lm_head_of(module)
         self._cache, self._device = KeyValueCache(module, slots=slots, longest=longest), module.device
         self._past_key_values = past_key_values(self._cache)
         self._limit, self._is_finished = max_new_tokens, is_finished
         # The next input of each row, and its position, which is the number of tokens in the cache.
         self._tokens_B = torch.empty(0, dtype=torch.int64, device=self._device)
         self._lengths_B = self._tokens_B
+        # Of the rows that enter: their lengths, and the place of the last token of each one in the pass.
+        self._entering_B = self._last_B = self._tokens_B
+        # Tokens and their logits that were not read yet, of each step.
+        self._tokens_SxB: list[torch.Tensor] = []
+        self._largest_SxB: list[torch.Tensor] = []
 
-    def enter(self, places: Sequence[int], contexts: Sequence[Sequence[int]]) -> list[FinishedRow]:
-        """Add rows, compute their contexts and generate the first token of each; return the answers that have ended."""
+    def enter(self, places: Sequence[int], contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Add rows, and return the inputs of the forward pass of their contexts."""
         first, longest = len(self.rows), max(len(contexts[place]) for place in places)
         # The rows are added before the pass, so that none is lost when memory runs out in it.
         self.rows += [_Row(place=place, context=len(contexts[place])) for place in places]
@@ -154,33 +163,43 @@ class _Batch:
         padded = [[*contexts[place], *[contexts[place][-1]] * (longest - len(contexts[place]))] for place in places]
         lengths = [row.context for row in self.rows[first:]]
         last = [row * longest + length - 1 for row, length in enumerate(lengths)]
-        ids, lengths_B, last_B = to_device(self._device, list(chain.from_iterable(padded)), lengths, last)
+        ids, self._entering_B, self._last_B = to_device(self._device, list(chain.from_iterable(padded)), lengths, last)
         positions_1xN = torch.arange(longest, device=self._device)[None]
-        hidden_BxNxD = self._forward(ids.view(-1, longest), positions_1xN, self._cache.add_contexts(len(places), longest))
-        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[last_B.to(hidden_BxNxD.device)])
-        self._tokens_B, self._lengths_B = torch.cat([self._tokens_B, tokens_B]), torch.cat([self._lengths_B, lengths_B])
-        return self._read([tokens_B], [largest_B], first)
+        return self._inputs(ids.view(-1, longest), positions_1xN, self._cache.add_contexts(len(places), longest))
 
-    def decode(self, steps: int) -> list[FinishedRow]:
-        """Generate up to ``steps`` tokens in each row, then read them; return the answers that have ended."""
+    def first_tokens(self, hidden_BxNxD: torch.Tensor) -> list[FinishedRow]:
+        """Choose the first token of each row that entered, from its hidden states; return the answers that have ended."""
+        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[self._last_B.to(hidden_BxNxD.device)])
+        self._tokens_B = torch.cat([self._tokens_B, tokens_B])
+        self._lengths_B = torch.cat([self._lengths_B, self._entering_B])
+        return self._read([tokens_B], [largest_B], len(self.rows) - len(self._entering_B))
+
+    def steps(self, steps: int) -> Iterator[dict[str, Any]]:
+        """Yield the inputs of up to ``steps`` forward passes, each of which generates a token in each row (``advance``)."""
         longest = max(row.context + len(row.written) for row in self.rows)
         # No step goes beyond the longest allowed answer, because the model may have no position for it.
         steps = min(steps, self._limit - max(len(row.written) for row in self.rows))
-        tokens_SxB, largest_SxB = [], []
         for step in range(steps):
             cache_pass = self._cache.add_tokens(self._lengths_B, longest + step)
-            hidden_Bx1xD = self._forward(self._tokens_B[:, None], self._lengths_B[:, None], cache_pass)
-            self._tokens_B, largest_B = self._most_probable(hidden_Bx1xD.squeeze(1))
-            self._lengths_B = self._lengths_B + 1
-            tokens_SxB.append(self._tokens_B)
-            largest_SxB.append(largest_B)
+            yield self._inputs(self._tokens_B[:, None], self._lengths_B[:, None], cache_pass)
+
+    def advance(self, hidden_Bx1xD: torch.Tensor) -> None:
+        """Choose the next token of each row from its hidden state."""
+        self._tokens_B, largest_B = self._most_probable(hidden_Bx1xD.squeeze(1))
+        self._lengths_B = self._lengths_B + 1
+        self._tokens_SxB.append(self._tokens_B)
+        self._largest_SxB.append(largest_B)
+
+    def read_steps(self) -> list[FinishedRow]:
+        """Read the tokens of the last steps; return the answers that have ended."""
+        tokens_SxB, self._tokens_SxB = self._tokens_SxB, []
+        largest_SxB, self._largest_SxB = self._largest_SxB, []
         return self._read(tokens_SxB, largest_SxB, 0)
 
-    def _forward(self, ids_BxN: torch.Tensor, positions: torch.Tensor, cache_pass: CachePass) -> torch.Tensor:
-        """Return the last hidden states B x N x D."""
-        options = {"past_key_values": self._past_key_values, "use_cache": True, "packed_row": cache_pass}
-        hidden: torch.Tensor = self._body(input_ids=ids_BxN, position_ids=positions, **options).last_hidden_state
-        return hidden
+    def _inputs(self, ids_BxN: torch.Tensor, positions: torch.Tensor, cache_pass: CachePass) -> dict[str, Any]:
+        """Return the arguments of a forward pass of the model's body."""
+        cache = {"past_key_values": self._past_key_values, "use_cache": True, "packed_row": cache_pass}
+        return {"input_ids": ids_BxN, "position_ids": positions, **cache}
 
     def _most_probable(self, hidden_BxD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the most probable next token of each row, the first of equally probable ones, and its logit."""
