@@ -6,13 +6,18 @@ loaded model for its next run. The results are in a folder that every node sees,
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError
 from lm_harmony.redaction import without_secrets
@@ -29,10 +34,26 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LOOK_SECONDS = 2.0
 """Seconds between two looks at the head of the cluster. Ray ends this process 60 seconds after it has lost the head."""
 RETRIES = 3
 """How often Ray starts a run again whose node or process was lost, if need be on another node."""
+
+
+_HEAD_LOST = threading.Event()
+"""Set when the head of the cluster did not answer."""
+
+
+@atexit.register
+def _end_without_ray() -> None:
+    """End this process, with status 1, before the exit functions of Ray: without a head they wait for it, or crash."""
+    if _HEAD_LOST.is_set():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 class RayWorker:
@@ -60,29 +81,28 @@ class RayWorker:
         Raises:
             StoreUnavailable: the head of the cluster does not answer.
         """
-        _require_head()
+        return _while_head_answers(partial(self._execute, runs, abandoned))
+
+    def _execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
         needs = self.node.needs(runs[0])
         if needs != self._needs:
             self.stop()
-        if self._actor is None:
-            actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
-            self._actor, self._needs = actor.remote(), needs
         try:
-            asked = self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json())
-            while not ray.wait([asked], timeout=LOOK_SECONDS)[0]:
-                _require_head()
-            return RunResult.model_validate_json(ray.get(asked))
+            if self._actor is None:
+                actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
+                self._actor, self._needs = actor.remote(), needs
+            answer: str = ray.get(self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json()))
         except RayError as error:
             self.stop()
             return RunResult(outcome=Outcome.DIED, cause=without_secrets(" ".join(str(error).split()))[:500])
+        return RunResult.model_validate_json(answer)
 
     def stop(self) -> None:
         """End the actor at once. What it finished is stored."""
         actor, self._actor = self._actor, None
         if actor is not None and ray.is_initialized():
-            with suppress(StoreUnavailable):  # without a head Ray would wait, and it ends the actor later by itself
-                _require_head()
-                ray.kill(actor)
+            with suppress(StoreUnavailable):  # without a head, Ray ends the actor later by itself
+                _while_head_answers(partial(ray.kill, actor))
 
 
 def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) -> list[RayWorker]:
@@ -134,6 +154,27 @@ def _signal_handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _while_head_answers(call: Callable[[], T]) -> T:
+    """Return the result of a call of Ray. If the head is lost, Ray waits in the call and after 60 seconds ends this process.
+
+    Raises:
+        StoreUnavailable: the head of the cluster does not answer. The call is left behind in a thread that ends with the process.
+    """
+    answer: Future[T] = Future()
+
+    def make() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            answer.set_exception(error)
+
+    _require_head()
+    threading.Thread(target=make, daemon=True).start()
+    while not wait([answer], timeout=LOOK_SECONDS).done:
+        _require_head()
+    return answer.result()
+
+
 def _require_head() -> None:
     """Check that the head of the cluster answers.
 
@@ -144,6 +185,7 @@ def _require_head() -> None:
     try:
         _check_reachable(address)
     except OSError as error:
+        _HEAD_LOST.set()
         raise StoreUnavailable(
             f"ray: the head of the cluster at {address} does not answer: {error.strerror or error}. What was finished is "
             f"complete. Start the cluster again, or leave out --ray."
