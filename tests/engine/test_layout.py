@@ -18,7 +18,7 @@ from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.layout import Layout, concatenated_layout, end_by_tokens, prefix_tree_layout
-from lm_harmony.engine.length_groups import GATHER_COST, length_groups
+from lm_harmony.engine.length_groups import GATHER_COST, group_segments, length_groups
 from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.sequences import TokenSequence, to_device
 
@@ -168,7 +168,8 @@ def test_length_groups_have_the_least_cost(sizes: list[int], most: int) -> None:
         longest = [max(sizes[index] for index in group) for group in groups]
         return sum(len(group) * size * (size + GATHER_COST) for group, size in zip(groups, longest, strict=True))
 
-    found = [group.tolist() for group in length_groups(sizes_S, most=most)]
+    groups, least = length_groups(sizes_S, most=most)
+    found = [group.tolist() for group in groups]
     assert sorted(itertools.chain(*found)) == list(range(len(sizes))) and len(found) <= most
     by_length = sorted(range(len(sizes)), key=sizes.__getitem__)
     every = (
@@ -176,4 +177,19 @@ def test_length_groups_have_the_least_cost(sizes: list[int], most: int) -> None:
         for number in range(min(most, len(sizes)))
         for cuts in itertools.combinations(range(1, len(sizes)), number)
     )
-    assert cost(found) == min(map(cost, every))
+    assert cost(found) == least == min(map(cost, every))
+
+
+def test_a_short_row_is_one_group_without_padding() -> None:
+    """Its tokens stay where they are. Rows whose sequences are equally long need no gathers, and are grouped at every length."""
+
+    def row(*sizes: int) -> Layout:
+        return concatenated_layout([TokenSequence(ids=tuple(range(size + 1)), first_label=1) for size in sizes])
+
+    for sizes in ((5, 9), (30, 40, 50)):
+        groups, slots_Q, back_N, ends_Q = group_segments(layout := row(*sizes))
+        assert len(groups) == 1 and groups[0].segments == 1 and not groups[0].chains
+        assert slots_Q.tolist() == back_N.tolist() == list(range(sum(sizes))) and ends_Q.tolist() == layout.ends_N.tolist()
+    for sizes in ((7, 7, 7), (300, 400, 500)):
+        groups, *_ = group_segments(row(*sizes))
+        assert sum(group.segments for group in groups) == 3 and all(group.chains for group in groups)

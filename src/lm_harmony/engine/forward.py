@@ -89,7 +89,7 @@ def packed_logprobs(
         kernels: which kernels compute attention.
     """
     layout, device = arrange(sequences), next(module.parameters()).device
-    attention = PackedAttention(layout, kernels)
+    attention = PackedAttention(layout, kernels, dropout=module.training and _has_attention_dropout(module))
     # The output layer computes each position once and takes the labels in the order of their positions.
     order_L = layout.sources_L.argsort(kind="stable")
     sources_U, rows_L = np.unique(layout.sources_L[order_L], return_inverse=True)
@@ -109,6 +109,11 @@ def packed_logprobs(
     hidden_UxD = hidden_NxD[chosen_U.to(hidden_NxD.device)].to(last)
     logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_UxD, head_rows_L.to(last), labels_L.to(last), rows_L)
     return LabelLogprobs(logprobs_L=logprobs_L.to(device)[back_L], greedy_L=greedy_L.to(device)[back_L], counts=layout.counts)
+
+
+def _has_attention_dropout(module: PreTrainedModel) -> bool:
+    """Tell whether the attention of a model has dropout in training (GPT-2, GPT-Neo)."""
+    return any(getattr(module.config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
 
 
 prefix_tree_logprobs = partial(packed_logprobs, arrange=prefix_tree_layout)

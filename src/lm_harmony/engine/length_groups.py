@@ -1,5 +1,7 @@
 """Groups of segments of similar length, padded to the longest one of each group, for attention. NumPy only.
 
+A short row is one group without padding: to multiply all its queries with all its keys takes less time than the gathers.
+
 Shapes: N tokens of the row, S segments, G segments of a group, M tokens of its longest segment, Q slots of all groups.
 """
 
@@ -31,7 +33,8 @@ class LengthGroup:
     deepest: int
     """Largest position of a token of the group."""
     chains: bool
-    """Whether every segment is a single sequence. Then attention inside the segments is plain causal attention."""
+    """Whether every segment is a single sequence. Then attention inside the segments is plain causal attention. A row that is one
+    group counts as one segment."""
 
     @property
     def slots(self) -> int:
@@ -49,8 +52,12 @@ class LengthGroup:
         return self.slots * (prefix + self.longest)
 
 
-def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
+def group_segments(layout: Layout, *, unpadded: bool = True) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
     """Group the segments of a row by their lengths.
+
+    Args:
+        layout: the row.
+        unpadded: whether a short row may be one group without padding.
 
     Returns:
         The groups; the row index of the token in each slot; the slot of each token; the end of each slot's subtree, counted from
@@ -58,8 +65,12 @@ def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, I
     """
     starts_S, sizes_S, chains_S = _with_prefix(layout)
     own = int(layout.prefix > 0)  # the shared prefix is a group of its own
+    parts, cost = length_groups(sizes_S[own:], most=MAX_GROUPS - own)
+    if unpadded and not own and sizes_S.min() < sizes_S.max() and layout.tokens**2 <= cost:
+        row = LengthGroup(segments=1, longest=layout.tokens, deepest=int(layout.positions_N.max()), chains=False)
+        return (row,), np.arange(layout.tokens), np.arange(layout.tokens), layout.ends_N
     members = [np.arange(own)] if own else []
-    members += [own + part for part in length_groups(sizes_S[own:], most=MAX_GROUPS - own)]
+    members += [own + part for part in parts]
     groups, slots, ends, back_N, start = [], [], [], np.empty(layout.tokens, dtype=np.int64), 0
     for part in members:
         sizes, longest = sizes_S[part], int(sizes_S[part].max())
@@ -76,8 +87,8 @@ def group_segments(layout: Layout) -> tuple[tuple[LengthGroup, ...], Integers, I
     return tuple(groups), np.concatenate(slots), back_N, np.concatenate(ends)
 
 
-def length_groups(sizes_S: Integers, *, most: int) -> list[Integers]:
-    """Return the segments of each of at most ``most`` groups, by length, with the least cost of all padded groups.
+def length_groups(sizes_S: Integers, *, most: int) -> tuple[list[Integers], int]:
+    """Return the segments of each of at most ``most`` groups, by length, with the least cost of all padded groups, and that cost.
 
     The best first groups of every number are known for each length, so adding one group is a minimum over the places of a cut.
     """
@@ -99,7 +110,7 @@ def length_groups(sizes_S: Integers, *, most: int) -> list[Integers]:
         last = stops[-1] - 1
     bounds = [0, *sorted(stop for stop in set(stops) if stop)]
     place_S = np.searchsorted(lengths, sizes_S)
-    return [np.flatnonzero((low <= place_S) & (place_S < high)) for low, high in pairwise(bounds)]
+    return [np.flatnonzero((low <= place_S) & (place_S < high)) for low, high in pairwise(bounds)], int(best[-1])
 
 
 def _with_prefix(layout: Layout) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:

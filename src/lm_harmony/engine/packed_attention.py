@@ -6,7 +6,7 @@ that no mask over the full row is made. A model's forward pass takes the row's `
 
 The segments are padded inside attention only: queries, keys and values are gathered into at most three groups of segments of
 similar length, each group is one call of scaled_dot_product_attention, and the results are gathered back. So the number of
-kernels depends neither on the number of segments nor on their lengths.
+kernels depends neither on the number of segments nor on their lengths. A short row is one call with a mask, without gathers.
 
 Shapes: N tokens of the row, H query heads, K key heads, D head size, G segments of a group, M tokens of its longest segment, P
 tokens of the shared prefix, Q slots of all groups.
@@ -47,12 +47,13 @@ _Groups = Sequence[torch.Tensor]
 class PackedAttention:
     """How the tokens of one packed row attend to each other: the groups, and the index tensors on the device of the model."""
 
-    def __init__(self, layout: Layout, kernels: AttentionKernels = DEFAULT_KERNELS) -> None:
+    def __init__(self, layout: Layout, kernels: AttentionKernels = DEFAULT_KERNELS, *, dropout: bool = False) -> None:
         """Group the segments of ``layout``. Before the first layer, ``place`` must receive ``arrays`` on the device."""
+        # With dropout in attention a short row is padded too: the random numbers follow from the shapes of the groups.
         self.prefix, self._kernels = layout.prefix, kernels
-        self.groups, slots_Q, back_N, ends_Q = group_segments(layout)
+        self.groups, slots_Q, back_N, ends_Q = group_segments(layout, unpadded=not dropout)
         self._gathers = len(slots_Q) != layout.tokens or bool((slots_Q != np.arange(layout.tokens)).any())
-        self._plain = layout.prefix == 0 and bool(layout.chains.all())
+        self._plain, self._longest = layout.prefix == 0 and bool(layout.chains.all()), int(layout.segment_sizes.max())
         bounds = np.append(layout.starts_S, layout.tokens)
         self.arrays: tuple[Integers, ...] = (slots_Q, back_N, ends_Q, layout.positions_N[slots_Q], bounds)
         """Integer arrays that the model's device needs, to be copied together with the token ids."""
@@ -85,8 +86,8 @@ class PackedAttention:
         """Return 1 x N x H x D from the query 1 x H x N x D and the key and value 1 x K x N x D of a layer."""
         if self._kernels.varlen and self._plain and softcap is None and not dropout:
             q_NxHxD, k_NxKxD, v_NxKxD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-            longest = max(group.longest for group in self.groups)
-            return varlen_attention(q_NxHxD, k_NxKxD, v_NxKxD, self._bounds, longest=longest, window=window, scale=scale)[None]
+            inputs = q_NxHxD, k_NxKxD, v_NxKxD, self._bounds
+            return varlen_attention(*inputs, longest=self._longest, window=window, scale=scale)[None]
         q, k, v = (self._padded(tensor) for tensor in (query, key, value))
         if self.prefix and self._kernels.merged_prefix and softcap is None and not self._narrow(window):
             parts = self._merged(q, k, v, scale)
