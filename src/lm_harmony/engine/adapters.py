@@ -69,11 +69,19 @@ class Trainee:
         if isinstance(self.module, PeftModel):
             self.model.module.peft_config = self.module.peft_config  # type: ignore[assignment]
 
-    def save(self, folder: Path) -> None:
-        """Write the trained weights: in PEFT's adapter format, or as a model folder with its tokenizer."""
+    def save(self, folder: Path, *, model_card: bool = True) -> None:
+        """Write the trained weights: in PEFT's adapter format, or as a model folder with its tokenizer.
+
+        Args:
+            folder: folder of the weights.
+            model_card: whether an adapter gets a model card, which takes PEFT longer than the weights of a small adapter.
+        """
         if isinstance(self.module, PeftModel):
+            if not model_card:
+                vars(self.module)["create_or_update_model_card"] = lambda _: None
             # With save_embedding_layers="auto", PEFT would send a request to the hub.
             self.module.save_pretrained(str(folder), save_embedding_layers=False)
+            vars(self.module).pop("create_or_update_model_card", None)
         else:
             self.module.save_pretrained(folder)
             self.model.text.tokenizer.save_pretrained(folder)
@@ -188,5 +196,5 @@ def attach(model: LanguageModel, lora: Lora) -> PeftModel:
             f"model {model.name}: no adapter can be attached: {str(error).rstrip('.')}. "
             f"Set --peft_config.target_modules to names of its modules, or to all-linear."
         ) from error
-    use_fused_layers(module)
+    use_fused_layers(module, ONLY)
     return module

@@ -24,7 +24,7 @@ def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumabl
     """
     folder = store.checkpoint(epoch.number)
     store.remove(folder)  # of an attempt that was interrupted
-    save_weights(store, trainee, folder / "weights")
+    save_weights(store, trainee, folder / "weights", model_card=False)
     if resumable:
         try:
             with new_file(folder / OPTIMIZER, store.guard) as scratch:
@@ -48,8 +48,8 @@ def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption
         raise DamagedFile(f"{folder / OPTIMIZER} cannot be read: {error}. Run it again with --overwrite.") from error
 
 
-def save_weights(store: RunStore, trainee: Trainee, folder: Path) -> None:
-    """Write the trained weights to ``folder``, inside the run's, atomically.
+def save_weights(store: RunStore, trainee: Trainee, folder: Path, *, model_card: bool = True) -> None:
+    """Write the trained weights to ``folder``, inside the run's, atomically; an adapter gets a model card if ``model_card``.
 
     Raises:
         UsageError: the folder holds something that no run writes.
@@ -58,7 +58,7 @@ def save_weights(store: RunStore, trainee: Trainee, folder: Path) -> None:
     try:
         store.remove(folder)
         with new_folder(folder, store.guard) as scratch:
-            trainee.save(scratch)
+            trainee.save(scratch, model_card=model_card)
     except (OSError, SafetensorError) as error:
         if isinstance(error, HarmonyError):
             raise
