@@ -51,7 +51,20 @@ def test_a_mask_has_the_bits_of_the_definition(seed: int, step: int) -> None:
         for number, layer in enumerate(layers):
             found = layer.kept(torch.empty(1, 21, 33))
             assert np.array_equal(found.numpy(), reference(seed, step, number, 21, 33, p))
-            assert found.dtype == torch.int8 and found.shape == (21, 33)
+            assert found.shape == (21, 33)
+
+
+def test_a_small_mask_on_a_cpu_is_in_float32() -> None:
+    """A mask of bytes would be converted by each operation that uses it; one in float32 takes four times the memory."""
+    state, (layer,) = dropout_layers(1, 0.5, 64)
+    for tokens, dtype, found in (
+        (512, torch.float32, torch.float32),
+        (513, torch.float32, torch.int8),
+        (8, torch.bfloat16, torch.int8),
+    ):
+        state.set_step(0, 1, (tokens,))
+        kept = layer.kept(torch.empty(1, tokens, 64, dtype=dtype))
+        assert kept.dtype == found and np.array_equal(kept.numpy(), reference(0, 1, 0, tokens, 64, 0.5))
 
 
 def test_a_mask_does_not_depend_on_how_a_batch_is_split() -> None:

@@ -21,6 +21,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 
+SMALL_MASK = 2**15
+"""Number of inputs up to which a CPU has a mask in float32: a mask of bytes is converted by each operation that uses it."""
+
 _Words = Any
 """int32 values: a NumPy array on a CPU, where NumPy is the faster of the two, and otherwise a tensor."""
 
@@ -142,7 +145,7 @@ class SeededDropout(torch.nn.Module):
         self._words = tokens_N, features_D
 
     def kept(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the dropout mask N x D, int8, 1 where an input is kept.
+        """Return the dropout mask N x D, 1 where an input is kept; int8, or float32 if it is small and on a CPU.
 
         Args:
             x: the inputs, 1 x N x D or N x D if packed, B x T x D if padded on the right. Only shape and device are read.
@@ -151,8 +154,10 @@ class SeededDropout(torch.nn.Module):
         if not self.state.ready or len(self._words[0]) != rows * columns:
             self.state.prepare(rows, columns)
         tokens_N, features_D = self._words
-        mask = torch.as_tensor(tokens_N[:, None] * features_D < self.limit).view(torch.int8)
-        return mask.to(x.device)  # the layers of a model may be on several devices
+        kept = tokens_N[:, None] * features_D < self.limit
+        if isinstance(kept, np.ndarray) and kept.size <= SMALL_MASK and x.dtype == torch.float32:
+            return torch.from_numpy(kept.astype(np.float32)).to(x.device)
+        return torch.as_tensor(kept).view(torch.int8).to(x.device)  # the layers of a model may be on several devices
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Zero some inputs and scale the others up in training; return ``x`` in evaluation."""

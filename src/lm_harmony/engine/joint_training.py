@@ -15,9 +15,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from lm_harmony.engine.adapters import ONLY
 from lm_harmony.engine.joint_adapters import JointAdapters
-from lm_harmony.engine.lora_linear import FusedLoraLinear, has_plain_adapter
+from lm_harmony.engine.lora_linear import FusedLoraLinear
 from lm_harmony.engine.memory import halve_batch, release_freed_memory
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, micro_batches
@@ -146,7 +145,7 @@ def _obstacle(training: Training) -> str:
         return "the model uses padded batches"
     if training.backend.compiled:
         return "compiled layers are not shared"
-    if not layers or not all(isinstance(one.layer, FusedLoraLinear) and has_plain_adapter(one.layer, ONLY) for one in layers):
+    if not layers or not all(isinstance(one.layer, FusedLoraLinear) for one in layers):
         return "the recipe trains other weights than those of plain LoRA adapters"
     if any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.module.modules()) or any(
         isinstance(value, float) and value > 0 and "drop" in name for name, value in config.items()

@@ -21,18 +21,29 @@ from lm_harmony.engine.dropout import SeededDropout
 from lm_harmony.engine.onednn_linear import add_input_gradient, weight_of
 
 
-def use_fused_layers(module: PeftModel) -> None:
-    """Let the LoRA linear layers of ``module`` compute with ``FusedLoraLinear``.
+def use_fused_layers(module: PeftModel, adapter: str) -> None:
+    """Let the LoRA linear layers of ``module`` whose ``adapter`` is plain compute with ``FusedLoraLinear``.
 
     Their class is replaced, not their ``forward``: compiled code for one layer would not serve the others then.
     """
     for layer in module.modules():
-        if type(layer) is LoraLinear:
+        if type(layer) is LoraLinear and _has_plain_adapter(layer, adapter):
             layer.__class__ = FusedLoraLinear
 
 
+def _has_plain_adapter(layer: LoraLinear, adapter: str) -> bool:
+    """Tell whether the layer is a frozen linear layer with a plain LoRA adapter: no DoRA, no trained bias."""
+    base = layer.base_layer
+    return (
+        type(base) in (torch.nn.Linear, Conv1D)
+        and not any(weight.requires_grad for weight in base.parameters())
+        and adapter not in layer.lora_variant
+        and not layer.lora_bias[adapter]
+    )
+
+
 class FusedLoraLinear(LoraLinear):
-    """PEFT's LoRA linear layer with another forward pass. Adapters, their names and their files are PEFT's."""
+    """PEFT's LoRA linear layer with another forward pass, for plain adapters. Their names and files are PEFT's."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the outputs ... x O of inputs ... x D; where ``_serves`` says no, PEFT computes them."""
@@ -49,25 +60,13 @@ class FusedLoraLinear(LoraLinear):
 
 
 def _serves(layer: LoraLinear, adapter: str, x: torch.Tensor) -> bool:
-    """Tell whether ``FusedLoraLinear`` computes the layer now: it is plain, its adapter is on, and there is no autocast."""
+    """Tell whether ``FusedLoraLinear`` computes the layer now: its adapter is on, and there is no autocast."""
     dropout = layer.lora_dropout[adapter]
     return (
-        has_plain_adapter(layer, adapter)
-        and not layer.disable_adapters
+        not layer.disable_adapters
         and not layer.merged
         and not (dropout.training and isinstance(dropout, torch.nn.Dropout))
         and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
-    )
-
-
-def has_plain_adapter(layer: LoraLinear, adapter: str) -> bool:
-    """Tell whether the layer is a frozen linear layer with a plain LoRA adapter: no DoRA, no trained bias."""
-    base = layer.base_layer
-    return (
-        type(base) in (torch.nn.Linear, Conv1D)
-        and not any(weight.requires_grad for weight in base.parameters())
-        and adapter not in layer.lora_variant
-        and not layer.lora_bias[adapter]
     )
 
 
