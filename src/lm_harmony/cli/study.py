@@ -165,10 +165,18 @@ def _hours_left(started: float, ended: int, left: int) -> float | None:
     return (time.monotonic() - started) / ended * left / 3600 if ended > 0 else None
 
 
+def _left(hours: float) -> str:
+    """Return the estimated time until the end as text, in hours, minutes or seconds."""
+    if hours >= 1:
+        return f"about {hours:.1f} hours left"
+    minutes = hours * 60
+    return f"about {minutes:.0f} minutes left" if minutes >= 2 else f"about {minutes * 60:.0f} seconds left"
+
+
 def _picture(running: list[RunLocation], status: Status, total: int, hours: float | None) -> RenderableType:
     """Return a progress bar for the study, and one in epochs for each running run."""
     bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    note = "" if hours is None else f"about {hours:.1f} hours left" if hours >= 1 else f"about {hours * 60:.0f} minutes left"
+    note = "" if hours is None else _left(hours)
     failed = f"{len(status.failed)} failed  " if status.failed else ""
     bars.add_task("study", total=total, completed=len(status.finished), note=failed + note)
     for run in running:
@@ -194,7 +202,7 @@ class _Lines:
     """One line for each run that ends, for a log file or a pipe."""
 
     def show(self, queue: RunQueue, status: Status, total: int, hours: float | None) -> None:
-        left = "" if hours is None else f", about {hours:.2f} hours left"
+        left = "" if hours is None else f", {_left(hours)}"
         say(f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}", stderr=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def free_bytes(device: torch.device) -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - int(used) + int(cached)))
     except (OSError, ValueError, KeyError):
         return free
+
+
+def host_memory_of(processes: Iterable[int]) -> int:
+    """Return the host memory in bytes that ending these processes would free; one that has ended counts 0."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += int(psutil.Process(process).memory_full_info().uss)
+    return total
 
 
 def allocatable_bytes(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
+from lm_harmony.studies.pool import stop_all
 from lm_harmony.studies.run_location import RunLocation
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,15 @@ class WorkerProcess:
         """Return 0: every run is tried on this machine, and one that does not fit says so itself."""
         return 0
 
-    def runs_that_fit(self, runs: Sequence[RunLocation]) -> int:
-        """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once."""
+    def runs_that_fit(self, runs: Sequence[RunLocation], others: Sequence[int]) -> int:
+        """Return how many runs like the largest of ``runs`` the free memory of this worker's device holds at once.
+
+        Args:
+            runs: the runs.
+            others: process ids of the other workers that will execute them.
+        """
         try:
-            return MemoryResult.model_validate_json(self._ask(MemoryRequest.of(runs))).runs_that_fit
+            return MemoryResult.model_validate_json(self._ask(MemoryRequest.of(runs, others))).runs_that_fit
         except (WorkerDied, ValueError, OSError):
             return len(runs)  # the first run will report why the process ended
 
@@ -80,7 +86,7 @@ class WorkerProcess:
         Raises:
             WorkerDied: the process ended before it answered.
         """
-        process = self._process or self._start()
+        process = self._process or self.start()
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request.model_dump_json() + "\n")
@@ -103,7 +109,8 @@ class WorkerProcess:
             process.kill()
             process.wait()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
+        """Start the process, which takes seconds to import its libraries, without waiting for it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
@@ -154,11 +161,12 @@ def local_workers(count: int, runs: Sequence[RunLocation]) -> list[WorkerProcess
     workers = _make_workers(count, runs[0].results_dir)
     if count == 1:
         return workers
-    fitting = max(1, workers[0].runs_that_fit(runs)) * max(1, len(_gpus()))
+    others = [worker.start().pid for worker in workers[1:]]  # they import their libraries while the first one counts
+    fitting = max(1, workers[0].runs_that_fit(runs, others)) * max(1, len(_gpus()))
     if fitting >= count:
         return workers
     log.warning("%d workers instead of %d: the free memory holds no more runs like the largest at once.", fitting, count)
-    workers[0].stop()
+    stop_all(workers)
     return _make_workers(fitting, runs[0].results_dir)
 
 

@@ -105,11 +105,13 @@ class MemoryRequest(_Message):
 
     specs: tuple[dict[str, Any], ...]
     """Specifications of the runs as plain values. The one that needs most memory counts."""
+    others: tuple[int, ...]
+    """Process ids of the other workers, which are starting. The host memory that they take is that of runs that are counted."""
 
     @classmethod
-    def of(cls, runs: Sequence[RunLocation]) -> MemoryRequest:
-        """Return the request for ``runs``."""
-        return cls(specs=tuple(run.spec.to_dict() for run in runs))
+    def of(cls, runs: Sequence[RunLocation], others: Sequence[int]) -> MemoryRequest:
+        """Return the request for ``runs``, with the process ids of the ``others``."""
+        return cls(specs=tuple(run.spec.to_dict() for run in runs), others=tuple(others))
 
     def run_specs(self) -> list[RunSpec]:
         """Return the specifications."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_harmony.engine.memory_estimate import MemoryEstimate, estimate_memory, runs_that_fit
 from lm_harmony.engine.model_size import ModelSize
-from lm_harmony.models.device import choose_precision, free_bytes, resolve_device, resolve_precision
+from lm_harmony.models.device import choose_precision, free_bytes, host_memory_of, resolve_device, resolve_precision
 from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.memory_check import memory_settings, smallest_estimate
 from lm_harmony.runs.spec import RunSpec
@@ -199,8 +199,12 @@ def estimated_memory(spec: RunSpec, *, on_card: bool) -> tuple[int, int] | None:
     return estimate_memory(size, settings, tokens=tokens).total, smallest_estimate(spec, size, settings, tokens).total
 
 
-def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
+def runs_fitting_in_memory(specs: Sequence[RunSpec], others: Sequence[int] = ()) -> int:
     """Return how many runs like the largest of ``specs`` fit at once into the free memory of this process's device.
+
+    Args:
+        specs: the runs.
+        others: process ids of other workers that will execute some of the runs. On a CPU their memory counts as free.
 
     Raises:
         ModelError: this machine does not have the device of the runs.
@@ -215,7 +219,7 @@ def runs_fitting_in_memory(specs: Sequence[RunSpec]) -> int:
         except (OSError, ValueError):  # the run itself reports it
             continue
         needed, process = max(needed, estimate.total), estimate.process
-    return runs_that_fit(needed, process, free_bytes(device))
+    return runs_that_fit(needed, process, free_bytes(device) + (host_memory_of(others) if device.type == "cpu" else 0))
 
 
 def _memory(load: Workload, hardware: Hardware) -> MemoryEstimate:

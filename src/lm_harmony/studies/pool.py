@@ -213,14 +213,14 @@ def execute_all(queue: RunQueue, workers: Sequence[Worker], leases: Leases) -> I
         yield from queue.results()
     finally:
         queue.close()
-        _stop(workers)
+        stop_all(workers)
         while any(thread.is_alive() for thread in threads):
             for thread in threads:
                 thread.join(0.5)
-            _stop(workers)  # once more, because a thread may have started its worker while the others were stopped
+            stop_all(workers)  # once more, because a thread may have started its worker while the others were stopped
 
 
-def _stop(workers: Sequence[Worker]) -> None:
+def stop_all(workers: Sequence[Worker]) -> None:
     """Stop all workers at the same time, because each one may take seconds."""
     stops = [threading.Thread(target=worker.stop) for worker in workers]
     for stop in stops:

@@ -134,7 +134,7 @@ def _go_on() -> None:
 def _runs_that_fit(request: MemoryRequest) -> int:
     specs = request.run_specs()
     try:
-        return runs_fitting_in_memory(specs)
+        return runs_fitting_in_memory(specs, request.others)
     except HarmonyError:  # each run reports the error when it is executed
         return len(specs)
 
