@@ -14,7 +14,9 @@ import socket
 import struct
 from typing import Any
 
-LATE = ("COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_")
+MEASURED = "COVERAGE_PROCESS_CONFIG"
+"""Environment variable that lets a process measure coverage. A server does not have it: only what it forks is measured."""
+LATE = (MEASURED, "COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_")
 """Environment variables that may differ from the server's. They are read by functions, not by imports."""
 RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that this process sends on to the forked process."""

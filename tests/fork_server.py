@@ -26,7 +26,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from fork_client import LATE, NUMBER, process_state
+import coverage
+from fork_client import LATE, MEASURED, NUMBER, process_state
 
 INTERPRETER = sys.executable
 """The real interpreter. A fixture may replace ``sys.executable``, so that the program under test starts forked processes."""
@@ -46,8 +47,6 @@ def forked_python(environment: Mapping[str, str] | None = None) -> str:
     Args:
         environment: all variables of the processes; those of this process if not given.
     """
-    if any(name.startswith("COV_CORE") or name.startswith("COVERAGE_") for name in os.environ):
-        return INTERPRETER  # coverage is measured from the start of an interpreter
     wanted = dict(os.environ if environment is None else environment)
     key = frozenset((name, value) for name, value in wanted.items() if name not in LATE)
     while key not in _SERVERS and len(_SERVERS) >= MOST_SERVERS:
@@ -70,7 +69,7 @@ class ForkServer:
         self.python.chmod(0o755)
         self._process = subprocess.Popen(
             [INTERPRETER, __file__, str(folder)],
-            env={**environment, "PYTEST_CURRENT_TEST": ""},
+            env={name: value for name, value in environment.items() if name not in (MEASURED, "PYTEST_CURRENT_TEST")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -150,6 +149,7 @@ def _execute(program: str, words: list[str], folder: str, environment: dict[str,
     os.environ.clear()
     os.environ.update(environment)
     sys.executable, sys.orig_argv = program, [program, *words]
+    coverage.process_startup()  # if the environment asks for it
     sys.modules["numpy"].random.seed()  # Python's own generator does this by itself
     sys.modules["torch"].default_generator.seed()
     importlib.invalidate_caches()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coverage import Coverage, CoverageData
 from fork_server import forked_python
 
 STATE = """
@@ -111,10 +112,18 @@ def test_options_scripts_and_inherited_descriptors_need_the_real_interpreter(tmp
     assert passed.stdout == "False\n"
 
 
-def test_coverage_is_measured_in_real_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert forked_python() != sys.executable
-    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "{}")
-    assert forked_python() == sys.executable
+def test_coverage_is_measured_in_forked_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each process writes a file of its own. Without the variable none is written."""
+    code = "from lm_harmony.demo.world import make_world; make_world(0)"
+    settings = Coverage(data_file=str(tmp_path / "measured"), data_suffix=True, source=["lm_harmony"], config_file=False)
+    subprocess.run([forked_python(), "-c", code], check=True)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", settings.config.serialize())
+    subprocess.run([forked_python(), "-c", code], check=True)
+    (file,) = tmp_path.iterdir()
+    (data := CoverageData(str(file))).read()
+    (world,) = (name for name in data.measured_files() if name.endswith("demo/world.py"))
+    assert len(data.lines(world) or ()) > 20
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
