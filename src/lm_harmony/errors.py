@@ -97,7 +97,7 @@ def check_number(
         UsageError: the value has another type, is NaN or infinite, or is out of range.
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise UsageError(f"{field} must be a number, got {value!r}. Write it without quotes, with a decimal point: 1.0e-4.")
+        raise UsageError(f"{field} must be a number, got {value!r}. Write it without quotes: 1e-4.")
     if positive:
         rule = "a positive number"
     elif math.isfinite(below) or math.isfinite(high):

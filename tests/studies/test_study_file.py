@@ -124,7 +124,7 @@ def test_the_chat_template_date_of_a_model_overrides_that_of_the_study(tmp_path:
         ({"recipe": {"epochs": True}}, "must be a whole number, at least 1, got True"),
         ({"recipe": {"learning_rate": float("nan")}}, "train_param.learning_rate must be a positive number, got nan"),
         ({"recipe": {"learning_rate": float("inf")}}, "train_param.learning_rate must be a positive number, got inf"),
-        ({"recipe": {"learning_rate": "1e-4"}}, "must be a number, got '1e-4'. Write it without quotes, with a decimal point"),
+        ({"recipe": {"learning_rate": "high"}}, "must be a number, got 'high'. Write it without quotes: 1e-4"),
         ({"recipe": {"batch_size": 0}}, "recipe.batch_size: batch size must be at least 1, got 0"),
         ({"recipe": {"weight_decay": float("inf")}}, "weight_decay must be a finite number, not negative, got inf"),
         ({"recipe": {"max_grad_norm": -1.0}}, "max_grad_norm must be a finite number, not negative, got -1.0"),
@@ -255,6 +255,13 @@ def test_a_key_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
         read(tmp_path, "models: [a/a]\nbenchmarks: [arc_easy]\nmodels: [b/b]\n")
     with pytest.raises(UsageError, match=r"line 2: key 'recipe' is given twice, first in line 2"):
         read(tmp_path, "models: [a/a]\nbenchmarks: [{task: arc_easy, recipe: {epochs: 1}, recipe: {}}]\n")
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("1E-4", 1e-4), ("2.e-3", 2e-3), ("+3e-1", 0.3), ("2.0e-5", 2e-5)])
+def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path, text: str, value: float) -> None:
+    """Model names that look similar stay text."""
+    runs = read(tmp_path, f"models: [2e, e5]\nbenchmarks: [arc_easy]\nrecipe: {{learning_rate: {text}}}\n").runs
+    assert {run.recipe.learning_rate for run in runs} == {value} and {run.model.name for run in runs} == {"2e", "e5"}
 
 
 def test_a_message_names_line_and_key(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ models: [EleutherAI/pythia-70m-deduped, ./my/model, {family: Pythia, max_params_
 benchmarks: [arc_easy, leaderboard9, {task: mnli, max_num_train: 5000, recipe: {epochs: 2}}]
 corpora: [texts/wiki.jsonl]       # the texts of the suite `perplexity`
 seeds: [0, 1]
-recipe: {learning_rate: 1.0e-4}   # what differs from the published recipe; also under one model or one benchmark
+recipe: {learning_rate: 1e-4}     # what differs from the published recipe; also under one model or one benchmark
 direct: true                      # score the untouched models too
 results_dir: results              # a folder, or a URL: s3://bucket/folder
 data_dir: data                    # <task>/{train,validation,test}.jsonl; without it, rows come from the hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,11 @@ Key = tuple[int | str, ...]
 Content = TypeVar("Content", bound=BaseModel)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML and refuses a key that a mapping has twice. YAML itself would keep the last one without a message."""
+class _Loader(yaml.SafeLoader):
+    """Reads YAML and refuses a key that a mapping has twice. YAML itself would keep the last one without a message.
+
+    ``2e-5`` is a number, as in YAML 1.2 and in JSON. PyYAML follows YAML 1.1, where a number with an exponent needs a point.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -37,6 +41,10 @@ class _UniqueKeys(yaml.SafeLoader):
         return node
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
 def read_yaml(path: Path) -> tuple[Any, Places]:
     """Return the content of a YAML file and the places of its values.
 
@@ -44,7 +52,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
         UsageError: the file cannot be read, is not YAML, or gives a key twice in one mapping.
     """
     try:
-        loader = _UniqueKeys(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
         loader.name = str(path)  # for the messages
         node = loader.get_single_node()
         values = None if node is None else loader.construct_document(node)
