@@ -26,9 +26,10 @@ from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.bootstrap import pc1_intervals
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components
-from lm_harmony.analysis.placement import predict_pc1, published_placement
-from lm_harmony.analysis.placement_regression import PlacementBoard
+from lm_harmony.analysis.placement import published_placement, validate
+from lm_harmony.analysis.placement_board import PlacementBoard
 from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
+from lm_harmony.analysis.sequential_placement import SequentialPlacement
 from lm_harmony.analysis.training_noise import NO_NOISE, estimate_noise
 
 Floats = npt.NDArray[np.float64]
@@ -38,34 +39,49 @@ CHEAP = ("anli_r1", "arc_easy"), ("piqa", "gsm8k", "openbookqa", "rte")
 """The benchmarks that ``place --suggest`` names for two and for four."""
 
 
+def left_out(
+    board: PlacementBoard, second: pd.DataFrame, *, family: bool = False, estimated: bool = True
+) -> dict[str, SequentialPlacement]:
+    """Return, for each model, the placement that was fitted without it.
+
+    Args:
+        board: the reference.
+        second: standardised scores of the other training, models x benchmarks.
+        family: leave the whole family of a model out, also when the noise between trainings is estimated.
+        estimated: False: without the noise between trainings, as if it did not exist.
+    """
+    found = {}
+    for model in board.pc1.index:
+        members = list(board.families.index[board.families == board.families[model]]) if family else [model]
+        noise = board.noise
+        if family:
+            noise = estimate_noise((second - board.scores).drop(index=members), board.pc1)
+        others = replace(board.without(members), noise=noise if estimated else NO_NOISE)
+        found[str(model)] = SequentialPlacement(others, rivals=board.pc1.drop(model))
+    return found
+
+
 def placement_coverage(
-    board: PlacementBoard, second: pd.DataFrame, count: int, subsets: int, *, family_out: bool = False, estimated: bool = True
+    board: PlacementBoard, second: pd.DataFrame, placements: dict[str, SequentialPlacement], count: int, subsets: int
 ) -> dict[str, float]:
     """Place every model by its scores of another training, and compare with the PC1 and the rank of the board.
 
     Args:
         board: the reference.
         second: standardised scores of the other training, models x benchmarks.
+        placements: what ``left_out`` returns.
         count: number of benchmarks that a model is placed by.
         subsets: number of random choices of these benchmarks.
-        family_out: leave the whole family of a model out, also when the noise between trainings is estimated.
-        estimated: False: without the noise between trainings, as if it did not exist.
     """
     random, tasks = np.random.default_rng(count), list(board.scores.columns)
     chosen = [tasks] if count == len(tasks) else [list(random.choice(tasks, count, replace=False)) for _ in range(subsets)]
     found = []
-    for model in board.pc1.index:
-        left_out = board.families.index[board.families == board.families[model]] if family_out else [model]
-        others = board.without(list(left_out))
-        if family_out:
-            others = replace(others, noise=estimate_noise((second - board.scores).drop(index=left_out)))
-        if not estimated:
-            others = replace(others, noise=NO_NOISE)
-        rivals, truth = board.pc1.drop(model), board.pc1[model]
+    for model, placement in placements.items():
+        truth = board.pc1[model]
+        rank = 1 + int((placement.rivals > truth).sum())
         for subset in chosen:
-            pc1, low, high = predict_pc1(others, second.loc[model, subset], np.zeros(count))
-            best, rank, worst = (1 + int((rivals > value).sum()) for value in (high, truth, low))
-            found.append((low <= truth <= high, best <= rank <= worst, worst - best + 1, abs(pc1 - truth)))
+            now = placement.position(second.loc[model, subset].to_dict(), {})
+            found.append((now.low <= truth <= now.high, now.best <= rank <= now.worst, now.width + 1, abs(now.pc1 - truth)))
     values = pd.DataFrame(found, columns=["pc1", "rank", "places", "error"], dtype=float)
     return {"pc1": values["pc1"].mean(), "rank": values["rank"].mean(), "places": values["places"].median()}
 
@@ -96,20 +112,17 @@ def board_coverage(
 
 def worth(board: PlacementBoard, second: pd.DataFrame, subset: Sequence[str]) -> tuple[float, float]:
     """Return Kendall's tau of PC1 and its prediction without the family, by the board's own scores and by the second training."""
-    taus = []
-    for scores in (board.scores, second):
-        predicted = {}
-        for model in board.pc1.index:
-            others = board.without(list(board.families.index[board.families == board.families[model]]))
-            predicted[model] = predict_pc1(others, scores.loc[model, list(subset)], np.zeros(len(subset)))[0]
-        taus.append(kendall(pd.Series(predicted), board.pc1))
-    return taus[0], taus[1]
+    placements = left_out(board, second, family=True)
+    predicted = {
+        model: placement.position(second.loc[model, list(subset)].to_dict(), {}).pc1 for model, placement in placements.items()
+    }
+    return validate(board, subset).tau, kendall(pd.Series(predicted), board.pc1)
 
 
 def main(
     second: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
-    subsets: int = 5,
+    subsets: int = 30,
     repetitions: int = 100,
     until: tuple[int, ...] = (),
 ) -> None:
@@ -155,9 +168,9 @@ def _show_repetition(console: Console, path: Path, subsets: int) -> None:
     second = _standardised(board, matrix)
     heads = ("K", "PC1", "rank", "places", "PC1", "rank", "places", "PC1, no noise")
     table = Table(*heads, title="Placement by the second training: the model left out, its family left out, and without noise")
+    ways = [left_out(board, second, family=family) for family in (False, True)] + [left_out(board, second, estimated=False)]
     for count in range(1, len(board.scores.columns) + 1):
-        own, family = (placement_coverage(board, second, count, subsets, family_out=out) for out in (False, True))
-        before = placement_coverage(board, second, count, subsets, estimated=False)
+        own, family, before = (placement_coverage(board, second, placements, count, subsets) for placements in ways)
         shown = [f"{found[name]:.3f}" if name != "places" else f"{found[name]:.0f}" for found in (own, family) for name in own]
         table.add_row(str(count), *shown, f"{before['pc1']:.3f}")
     console.print(table)

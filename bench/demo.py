@@ -16,14 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import tyro
+from scipy.stats import mannwhitneyu
 
 from lm_harmony.analysis.agreement import rank_agreement, upper_triangle
+from lm_harmony.analysis.audit import audit
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.cli.demo import demo_matrix
 from lm_harmony.cli.study import run_study
 from lm_harmony.demo import build
+from lm_harmony.demo.family import MEMBERS
 from lm_harmony.demo.study import demo_study, demo_workers
 
 Outcomes = dict[str, npt.NDArray[np.float64]]
@@ -45,11 +48,12 @@ class Flags:
 def main(flags: Flags) -> None:
     """Build, run and compare; print a Markdown table and one JSON line."""
     pooled: dict[str, list[npt.NDArray[np.float64]]] = {preparation: [] for preparation in PREPARATIONS}
-    results = {}
+    results, audits = {}, []
     print("| seed | tau direct | tau trained | pairs improved | PC1 direct | PC1 trained | study |")
     print("|---|---|---|---|---|---|---|")
     for seed in flags.seeds:
         matrix, seconds = study_of(seed, flags.folder / f"seed-{seed}")
+        audits.append(audited(matrix))
         draws = {preparation: taus(matrix, preparation, flags.draws, seed) for preparation in PREPARATIONS}
         found = {preparation: observed(matrix, preparation) for preparation in PREPARATIONS}
         improved = float((found["trained"] > found["direct"]).mean())
@@ -70,6 +74,9 @@ def main(flags: Flags) -> None:
     gain = interval(difference[0].mean(), resampled(difference[1:]).mean(axis=1))
     print(f"| all | {' | '.join(cells)} | {(difference[0] > 0).mean():.0%} | | | |")
     print(f"trained minus direct, over {difference.shape[1]} pairs of benchmarks: {gain}")
+    for seed, found in zip(flags.seeds, audits, strict=True):
+        print(f"audit of seed {seed}: {audit_line(found)}")
+    print(f"audit of all seeds: {audit_line(pd.concat(audits))}")
     print(json.dumps({"bench": "demo", "seeds": results, "direct": cells[0], "trained": cells[1], "gain": gain}))
 
 
@@ -81,6 +88,25 @@ def study_of(seed: int, folder: Path) -> tuple[ScoreMatrix, float]:
     study = demo_study(folder / "results", build=folder)
     assert run_study(study, workers=demo_workers(), ray=None, retry_failed=False), "the study failed"
     return demo_matrix(study, folder), time.perf_counter() - started
+
+
+def audited(matrix: ScoreMatrix) -> pd.DataFrame:
+    """Return the z and the flag of the preparedness audit, and whether the model's pre-training had formats of benchmarks."""
+    table = audit(matrix).table[["z", "flagged"]]
+    return table.assign(planted=[name in {member.name for member in MEMBERS if member.exposed} for name in table.index])
+
+
+def audit_line(found: pd.DataFrame) -> str:
+    """Return the ROC curve of z against what was planted, and the area under it, as text."""
+    planted, others = found.loc[found["planted"], "z"], found.loc[~found["planted"], "z"]
+    area = mannwhitneyu(planted, others).statistic / (len(planted) * len(others))
+    steps = [(float((others >= z).mean()), float((planted >= z).mean())) for z in sorted(found["z"].unique(), reverse=True)]
+    marked = found["flagged"]
+    return (
+        f"area under the ROC curve {area:.2f} for {len(planted)} exposed and {len(others)} other models; flagged "
+        f"{marked[found['planted']].sum()} and {marked[~found['planted']].sum()}; false and true positive rates: "
+        + ", ".join(f"{false:.2f} {true:.2f}" for false, true in steps)
+    )
 
 
 def observed(matrix: ScoreMatrix, preparation: str) -> npt.NDArray[np.float64]:

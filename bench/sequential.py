@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_harmony.analysis.agreement import kendall
+from lm_harmony.analysis.placement_board import PlacementBoard
 from lm_harmony.analysis.placement_order import Progress
-from lm_harmony.analysis.placement_regression import PlacementBoard
 from lm_harmony.analysis.sequential_placement import SequentialPlacement
 from lm_harmony.analysis.training_noise import estimate_noise
 from lm_harmony.benchmarks.types import Caps
@@ -49,7 +49,7 @@ def sequential_placements(
     for _, members in groups.groupby(groups):
         others = board.without(list(members.index))
         if families_out:
-            others = replace(others, noise=estimate_noise((second - board.scores).drop(index=members.index)))
+            others = replace(others, noise=estimate_noise((second - board.scores).drop(index=members.index), board.pc1))
         if not common_shift:
             others = replace(others, noise=replace(others.noise, common_shift=0.0))
         placement = SequentialPlacement(others)

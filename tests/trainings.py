@@ -9,7 +9,7 @@ import pandas as pd
 from boards import matrix_of
 
 from lm_harmony.analysis.pca import fit_reference
-from lm_harmony.analysis.placement_regression import PlacementBoard, placement_board
+from lm_harmony.analysis.placement_board import PlacementBoard, placement_board
 from lm_harmony.analysis.training_noise import TrainingNoise
 
 MODELS, TASKS, FAMILIES = 30, 8, 5

@@ -13,8 +13,8 @@ from trainings import known_board, known_trainings
 
 from bench.sequential import sequential_placements
 from lm_harmony.analysis.pca import fit_reference
+from lm_harmony.analysis.placement_board import PlacementBoard, placement_board
 from lm_harmony.analysis.placement_order import OUT_OF_REACH, Progress, planned_order
-from lm_harmony.analysis.placement_regression import PlacementBoard, placement_board
 from lm_harmony.analysis.sequential_placement import SequentialPlacement, rank_intervals
 from lm_harmony.analysis.training_noise import NO_NOISE, TrainingNoise
 
@@ -51,9 +51,8 @@ def test_rank_intervals_are_the_shortest_by_brute_force(mean: float, sd: float) 
 def test_the_position_equals_a_regression_where_there_is_no_noise(board: PlacementBoard) -> None:
     """Without noise and with the sample covariance alone, the conditional mean is the least squares prediction."""
     placement = SequentialPlacement(replace(board, noise=NO_NOISE))
-    scores, tasks = board.scores, list(SPECIFIC)
-    placement.covariance = np.cov(scores.to_numpy(), rowvar=False)
-    placement.with_pc1 = placement.covariance @ board.reference.loadings[tasks].to_numpy() * 100
+    scores = board.scores
+    placement.exact = np.cov(scores.to_numpy(), rowvar=False)
     fit = stats.linregress(scores["good"], board.pc1)
     found = placement.position({"good": 0.7}, {})
     assert found.pc1 == pytest.approx(fit.intercept + 0.7 * fit.slope)
@@ -66,13 +65,33 @@ def test_the_variance_is_that_of_simulated_trainings(board: PlacementBoard) -> N
     noise, loadings = board.noise, board.reference.loadings[list(SPECIFIC)].to_numpy() * 100
     run = np.diag(noise.run.to_numpy() ** 2) + noise.common_run**2
     shift = noise.shift**2 * np.eye(4) + noise.common_shift**2
-    same = placement.covariance - shift
+    same = placement.covariance() - shift
     exact = random.multivariate_normal(np.zeros(4), same - run, size)
     first, second = (exact + random.multivariate_normal(np.zeros(4), run, size) for _ in range(2))
     second = second + random.multivariate_normal(np.zeros(4), shift, size)
     weights = np.linalg.lstsq(second[:, :2], first @ loadings, rcond=None)[0]
     residuals = first @ loadings - second[:, :2] @ weights
     assert placement.variance(["exact", "fair"], {}) == pytest.approx(residuals.var(), rel=0.02)
+
+
+def test_a_computed_pc1_has_the_variance_of_two_trainings(board: PlacementBoard) -> None:
+    placement, random, size = SequentialPlacement(board), np.random.default_rng(0), 400_000
+    noise, loadings = board.noise, placement.loadings
+    moved = np.sqrt(2) * (noise.run.to_numpy() * random.normal(size=(size, 4)) + noise.common_run * random.normal(size=(size, 1)))
+    moved += noise.shift * random.normal(size=(size, 4)) + noise.common_shift * random.normal(size=(size, 1))
+    assert placement.variance(list(SPECIFIC), {}) == pytest.approx(float((moved @ loadings).var()), rel=0.01)
+    scores = dict.fromkeys(SPECIFIC, 0.5)
+    assert placement.position(scores, {}).pc1 == pytest.approx(0.5 * loadings.sum())
+
+
+def test_weak_models_have_wider_intervals_where_noise_grows(board: PlacementBoard) -> None:
+    grown = SequentialPlacement(replace(board, noise=replace(board.noise, growth=-2.0)))
+    even = SequentialPlacement(board)
+    for placement, ratio in ((grown, 1.5), (even, 1.0)):
+        weak, strong = (placement.position(dict.fromkeys(SPECIFIC, score), {}) for score in (-1.5, 1.5))
+        assert weak.sd / strong.sd >= ratio and (placement is grown or weak.sd == pytest.approx(strong.sd))
+    weak = grown.position({"good": -1.5}, {})
+    assert weak.noise == pytest.approx(grown.noise.factor(weak.pc1), rel=0.02)  # the repetitions have settled
 
 
 def test_few_test_questions_widen_the_interval(board: PlacementBoard) -> None:
@@ -90,7 +109,7 @@ def test_the_next_benchmark_is_the_best_by_brute_force(board: PlacementBoard, co
     for task in ("exact", "good", "fair"):
         # Given the score on poor, the score on the task is normal.
         place, poor = (list(SPECIFIC).index(name) for name in (task, "poor"))
-        cover = placement.covariance
+        cover = placement.covariance()
         slope = cover[place, poor] / cover[poor, poor]
         mean = placement.means[place] + slope * (0.2 - placement.means[poor])
         sd = np.sqrt(cover[place, place] - slope * cover[place, poor])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.placement_regression import PlacementBoard, fit_placement
+from lm_harmony.analysis.placement_board import PlacementBoard
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError
 
@@ -93,8 +93,8 @@ def nested_tau(board: PlacementBoard, count: int, *, tolerance: float = TOLERANC
         members = board.families.index[board.families == family]
         rest = board.without(members)
         tasks = list(select_benchmarks(rest, count, tolerance=tolerance).chosen.benchmarks)
-        weights = fit_placement(rest, tuple(tasks)).solve(penalty=0.0)
-        predicted[members] = weights[0] + board.scores.loc[members, tasks].to_numpy() @ weights[1:]
+        design, own = (np.column_stack([np.ones(len(part)), part[tasks]]) for part in (rest.scores, board.scores.loc[members]))
+        predicted[members] = own @ np.linalg.lstsq(design, rest.pc1.to_numpy(), rcond=None)[0]
     return kendall(predicted, board.pc1)
 
 

@@ -1,36 +1,26 @@
 """The placement of a new model on a reference board, from the benchmarks that it was scored on.
 
-With all benchmarks of the reference board, PC1 is computed. With some of them, it is predicted by ``placement_regression``. The
+With all benchmarks of the reference board, PC1 is computed. With some of them, it is predicted by ``sequential_placement``. The
 interval is for the PC1 that the model would have had in the training of the reference board: it contains the error of the
 prediction and what differs between two trainings (``training_noise``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
-import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
+from lm_harmony.analysis.agreement import kendall
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.pca import PC1_SCALE, fit_reference
-from lm_harmony.analysis.placement_regression import (
-    CONFIDENCE,
-    Floats,
-    PlacementBoard,
-    PlacementValidation,
-    fit_placement,
-    placement_board,
-    validate,
-)
+from lm_harmony.analysis.pca import fit_reference
+from lm_harmony.analysis.placement_board import PlacementBoard, placement_board
+from lm_harmony.analysis.sequential_placement import SequentialPlacement
 from lm_harmony.analysis.training_noise import published_noise
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.errors import UsageError
-
-_Z = float(ndtri((1 + CONFIDENCE) / 2))
-"""Half width of a normal confidence interval, in standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +48,21 @@ class Placement:
     of: int
     """Number of other models that it is ranked among."""
     outside: tuple[str, ...]
-    """Benchmarks with a score outside the range of the reference models, where the regression extrapolates."""
-    validation: PlacementValidation
-    """Cross-validated errors of placements by these benchmarks."""
+    """Benchmarks with a score outside the range of the reference models, where the prediction extrapolates."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacementValidation:
+    """Leave-one-family-out errors of placements by some benchmarks, on the scores of the reference board itself."""
+
+    predicted: pd.Series[float]
+    """PC1 of each model, predicted without its family."""
+    tau: float
+    """Kendall's tau-b between ``predicted`` and the PC1 of the reference board, over all its models."""
+    rmse: float
+    """Root mean squared error of PC1, times 100."""
+    rank_error: float
+    """Mean absolute error of the rank."""
 
 
 def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs: pd.Series[float]) -> Placement:
@@ -85,50 +87,46 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     others = board.without([model])
     tasks = list(known.index)
     standardised = (known - reference.means[tasks]) / reference.scales[tasks]
-    errors = np.nan_to_num((stderrs.reindex(tasks) / reference.scales[tasks]).to_numpy())
-    missing = tuple(task for task in reference.benchmarks if task not in tasks)
-    pc1, low, high = predict_pc1(others, standardised, errors)
-    ranks = [1 + int((others.pc1 > value).sum()) for value in (pc1, high, low)]
+    errors = stderrs.reindex(tasks) / reference.scales[tasks]
+    found = fit_placement(others).position(standardised.to_dict(), errors.to_dict())
     seen, own = others.scores[tasks].to_numpy(), standardised.to_numpy()
     beyond = (own < seen.min(axis=0)) | (own > seen.max(axis=0))
     return Placement(
         model=model,
         benchmarks=tuple(tasks),
-        missing=missing,
-        pc1=pc1,
-        low=low,
-        high=high,
-        rank=ranks[0],
-        rank_low=ranks[1],
-        rank_high=ranks[2],
+        missing=tuple(task for task in reference.benchmarks if task not in tasks),
+        pc1=found.pc1,
+        low=found.low,
+        high=found.high,
+        rank=1 + int((others.pc1 > found.pc1).sum()),
+        rank_low=found.best,
+        rank_high=found.worst,
         of=len(others.pc1),
         outside=tuple(task for task, is_beyond in zip(tasks, beyond, strict=True) if is_beyond),
-        validation=validate(others, tasks),
     )
 
 
-def predict_pc1(board: PlacementBoard, standardised: pd.Series[float], errors: Floats) -> tuple[float, float, float]:
-    """Return PC1 and the ends of its interval: computed from all benchmarks of the reference board, or predicted from some.
+@lru_cache(maxsize=128)  # most models of a study are placed on the same board
+def fit_placement(board: PlacementBoard) -> SequentialPlacement:
+    """Return the distribution of scores and PC1, fitted on the models of ``board``."""
+    return SequentialPlacement(board)
 
-    Args:
-        board: models to fit on, without the model itself.
-        standardised: standardised scores of the model by benchmark.
-        errors: their standard errors in standardised units, shape (benchmarks,); 0: not known.
-    """
-    tasks, target = list(standardised.index), board.reference.loadings * PC1_SCALE
-    if len(tasks) == len(target):
-        weights: Floats = target[tasks].to_numpy()
-        pc1 = low = high = float(weights @ standardised.to_numpy())
-    else:
-        fit = fit_placement(board, tuple(tasks))
-        weights, row = fit.weights[1:], np.concatenate([[1.0], standardised.to_numpy()])
-        pc1, (lows, highs) = float(row @ fit.weights), fit.intervals(row[None, :])
-        low, high = min(float(lows[0]), pc1), max(float(highs[0]), pc1)
-    # The residuals of the fit, and the noise between trainings, contain test errors of the usual size. Only the excess of the
-    # model's own errors is added.
-    excess = np.maximum(0, errors**2 - np.nan_to_num(board.stderrs[tasks].to_numpy()) ** 2)
-    noise = _Z * np.sqrt((weights**2 * excess).sum() + board.noise.repeat_variance(weights, tasks, target))
-    return pc1, pc1 - float(np.hypot(pc1 - low, noise)), pc1 + float(np.hypot(high - pc1, noise))
+
+def validate(board: PlacementBoard, tasks: Sequence[str]) -> PlacementValidation:
+    """Predict PC1 of every model of ``board`` from its scores on ``tasks``, with its family left out of the fit."""
+    predicted = pd.Series(0.0, index=board.pc1.index)
+    for family in board.families.unique():
+        members = list(board.families.index[board.families == family])
+        fitted = fit_placement(board.without(members))
+        for model in members:
+            predicted[model] = fitted.position(board.scores.loc[model, list(tasks)].to_dict(), {}).pc1
+    ranks = (pc1.rank(ascending=False) for pc1 in (predicted, board.pc1))
+    return PlacementValidation(
+        predicted=predicted,
+        tau=kendall(predicted, board.pc1),
+        rmse=float(((predicted - board.pc1) ** 2).mean() ** 0.5),
+        rank_error=float((next(ranks) - next(ranks)).abs().mean()),
+    )
 
 
 @cache

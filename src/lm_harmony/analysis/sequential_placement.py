@@ -1,12 +1,13 @@
-"""Placement one benchmark after another: PC1 and rank after some benchmarks, and the benchmark to run next.
+"""Where a model stands after some benchmarks: the distribution of its PC1 and rank, and the width expected after further ones.
 
 The scores of a model on all benchmarks and its PC1 have a joint normal distribution, so that the scores on some benchmarks give
-PC1 a normal distribution of known mean and variance. Let z be the standardised scores of the reference board with covariance C,
-D the covariance of the noise of one training, V that of the shift between two trainings, and PC1 = l'z. The scores z' of another
-training have the covariance C + V, and their covariance with PC1 is (C - D) l, because both trainings have independent noise. C
-is the mean of the sample covariance and of its factor model, in the manner of Ledoit and Wolf (2003). D and V are from
-``training_noise``. The variance of PC1 after a set of benchmarks does not depend on their scores, so that the shrinking of the
-rank interval can be predicted before a benchmark is run.
+PC1 a normal distribution of known mean and variance. Let A be the covariance of the scores that a model would have without the
+noise of a training, D the covariance of the noise of one training, V that of the shift between two trainings, and PC1 = l'z with
+the standardised scores z of the reference board. D and V are from ``training_noise``; a factor g makes them larger for weak
+models. The scores z' of another training have the covariance A + g D + g V, and their covariance with PC1 is A l, because both
+trainings have independent noise. A + D is estimated by the mean of the sample covariance and of its factor model, in the manner
+of Ledoit and Wolf (2003). The variance of PC1 after a set of benchmarks does not depend on their scores except through g, so that the shrinking
+of the rank interval can be predicted before a benchmark is run. With all benchmarks, PC1 is not predicted but computed: l'z'.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from lm_harmony.analysis.pca import PC1_SCALE
-from lm_harmony.analysis.placement_regression import CONFIDENCE, PlacementBoard
+from lm_harmony.analysis.placement_board import PlacementBoard
 
+CONFIDENCE = 0.95
+"""Nominal coverage of intervals."""
 FACTORS = 2
 """Number of factors of the covariance's model."""
 FACTOR_SHARE = 0.5
 """Weight of the factor model in the covariance; the rest is the weight of the sample covariance."""
 _FACTOR_STEPS = 200
+_NOISE_STEPS = 3
+"""Repetitions in which a model's PC1 gives the factor of its noise, and the factor gives PC1."""
 _LEAST_VARIANCE = 1.0
 """Smallest variance of PC1 (times 100), which keeps rounding from making it negative."""
 
@@ -48,6 +53,8 @@ class Position:
     """Best rank of the interval, counted from 1."""
     worst: int
     """Worst rank of the interval."""
+    noise: float
+    """Factor g of the variances of the noise between trainings, for a model with this PC1."""
 
     @property
     def width(self) -> int:
@@ -76,15 +83,13 @@ class SequentialPlacement:
             rivals: PC1 of the models to rank among; None: those of ``board``.
         """
         self.tasks = tuple(board.scores.columns)
-        scores, noise = board.scores.to_numpy(), board.noise
-        loadings = board.reference.loadings[list(self.tasks)].to_numpy() * PC1_SCALE
-        same = _covariance(scores)
-        run = np.diag(noise.run.reindex(self.tasks).fillna(0.0).to_numpy() ** 2) + noise.common_run**2
-        self.covariance: Floats = same + noise.shift**2 * np.eye(len(same)) + noise.common_shift**2
-        self.with_pc1: Floats = (same - run) @ loadings
+        scores, self.noise = board.scores.to_numpy(), board.noise
+        self.loadings: Floats = board.reference.loadings[list(self.tasks)].to_numpy() * PC1_SCALE
+        run = self.noise.run.reindex(self.tasks).fillna(0.0).to_numpy()
+        self.run: Floats = np.diag(run**2) + self.noise.common_run**2
+        self.shift: Floats = self.noise.shift**2 * np.eye(len(run)) + self.noise.common_shift**2
+        self.exact: Floats = _covariance(scores) - self.run
         self.means: Floats = scores.mean(axis=0)
-        self.pc1_mean = float(self.means @ loadings)
-        self.pc1_variance = float(loadings @ same @ loadings)
         self.usual_errors: Floats = np.nan_to_num(board.stderrs.reindex(self.tasks).to_numpy())
         self.rivals: Floats = np.sort((board.pc1 if rivals is None else rivals).to_numpy())
 
@@ -96,19 +101,26 @@ class SequentialPlacement:
             errors: standard error by benchmark, in standardised units; the usual one is used where it is not given. Only an
                 excess over the usual one matters, because the covariance contains the usual one.
         """
-        places, mean = self._places(scores), self.pc1_mean
-        if places:
-            own = np.array([scores[self.tasks[place]] for place in places]) - self.means[places]
-            mean += float(self._weights(places, errors) @ own)
-        sd = float(np.sqrt(self.variance(scores, errors)))
+        places, factor = self._places(scores), 1.0
+        own = np.array([scores[self.tasks[place]] for place in places])
+        for _ in range(_NOISE_STEPS if places else 1):
+            weights = self._weights(places, errors, factor)
+            mean = float(self.means @ self.loadings + weights @ (own - self.means[places]))
+            sd = float(np.sqrt(self.variance(scores, errors, factor)))
+            used, factor = factor, self.noise.factor(mean)
         best, worst = rank_intervals(np.array([mean]), np.array([sd]), self.rivals)
-        return Position(pc1=mean, sd=sd, best=int(best[0]), worst=int(worst[0]))
+        return Position(pc1=mean, sd=sd, best=int(best[0]), worst=int(worst[0]), noise=used)
 
-    def variance(self, known: Sequence[str] | Mapping[str, float], errors: Mapping[str, float]) -> float:
+    def covariance(self, factor: float = 1.0) -> Floats:
+        """Return the covariance of the scores of another training, for models with this factor of the noise."""
+        return np.asarray(self.exact + factor * (self.run + self.shift))
+
+    def variance(self, known: Sequence[str] | Mapping[str, float], errors: Mapping[str, float], factor: float = 1.0) -> float:
         """Return the variance of PC1 (times 100) once the benchmarks ``known`` have scores with these standard errors."""
-        places = self._places(known)
-        explained = float(self._weights(places, errors) @ self.with_pc1[places]) if places else 0.0
-        return max(self.pc1_variance - explained, _LEAST_VARIANCE)
+        places, loadings = self._places(known), self.loadings
+        weights = self._weights(places, errors, factor)
+        missing = float(loadings @ (self.exact + factor * self.run) @ loadings - 2 * weights @ (self.exact @ loadings)[places])
+        return max(missing + float(weights @ self._measured(places, errors, factor) @ weights), _LEAST_VARIANCE)
 
     def expected_widths(
         self, position: Position, known: Sequence[str], more: Sequence[Sequence[str]], errors: Mapping[str, float]
@@ -124,7 +136,7 @@ class SequentialPlacement:
         Returns:
             Equally probable widths in places, shape (sets, nodes).
         """
-        variances = np.minimum([self.variance([*known, *names], errors) for names in more], position.sd**2)
+        variances = np.minimum([self.variance([*known, *names], errors, position.noise) for names in more], position.sd**2)
         means = position.pc1 + np.sqrt(position.sd**2 - variances)[:, None] * _NODES
         best, worst = rank_intervals(means.ravel(), np.sqrt(variances).repeat(len(_NODES)), self.rivals)
         return (worst - best).reshape(means.shape).astype(np.float64)
@@ -132,13 +144,18 @@ class SequentialPlacement:
     def _places(self, names: Sequence[str] | Mapping[str, float]) -> list[int]:
         return [place for place, task in enumerate(self.tasks) if task in set(names)]
 
-    def _weights(self, places: list[int], errors: Mapping[str, float]) -> Floats:
-        """Return the weights of the scores in the expectation of PC1, shape (places,)."""
+    def _weights(self, places: list[int], errors: Mapping[str, float], factor: float) -> Floats:
+        """Return the weights of the scores, shape (places,): in the expectation of PC1, or in PC1 if no score is missing."""
+        if len(places) == len(self.tasks):
+            return self.loadings
+        return np.asarray(np.linalg.solve(self._measured(places, errors, factor), (self.exact @ self.loadings)[places]))
+
+    def _measured(self, places: list[int], errors: Mapping[str, float], factor: float) -> Floats:
+        """Return the covariance of scores with these standard errors, places x places."""
         usual = self.usual_errors[places]
         own = np.array([errors.get(self.tasks[place], error) for place, error in zip(places, usual, strict=True)])
         own = np.where(np.isfinite(own), own, usual)
-        covariance = self.covariance[np.ix_(places, places)] + np.diag(np.maximum(own**2 - usual**2, 0.0))
-        return np.asarray(np.linalg.solve(covariance, self.with_pc1[places]))
+        return np.asarray(self.covariance(factor)[np.ix_(places, places)] + np.diag(np.maximum(own**2 - usual**2, 0.0)))
 
 
 def rank_intervals(means: Floats, sds: Floats, rivals: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from lm_harmony.models.catalogue import MODELS
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
-    from lm_harmony.analysis.placement import Placement
+    from lm_harmony.analysis.placement import Placement, PlacementValidation
 
 _Name = Annotated[str | None, tyro.conf.Positional]
 _OF_RESULTS = {"model", "suggest"}
@@ -81,7 +81,7 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
 
 def _place_results(results: Path | None, model: str | None, suggest: int | None) -> None:
     from lm_harmony.analysis.benchmark_selection import select_benchmarks
-    from lm_harmony.analysis.placement import placement_of, published_placement
+    from lm_harmony.analysis.placement import placement_of, published_placement, validate
 
     if results is None and suggest is None:
         raise UsageError("results is missing. Give a folder of runs, or ask for benchmarks with --suggest 3.")
@@ -94,14 +94,13 @@ def _place_results(results: Path | None, model: str | None, suggest: int | None)
             raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
         placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
         known = placed.benchmarks
-        _show_placement(placed)
+        _show_placement(placed, validate(published_placement(), known))
     if suggest is not None:
         _show_suggestion(select_benchmarks(published_placement(), suggest), known)
 
 
-def _show_placement(placed: Placement) -> None:
+def _show_placement(placed: Placement, check: PlacementValidation) -> None:
     how = f"predicted from {', '.join(placed.benchmarks)}" if placed.missing else "computed from all its benchmarks"
-    check = placed.validation
     say(
         f"{placed.model} on the published board: PC1 {placed.pc1:.1f} ({placed.low:.1f} to {placed.high:.1f}), "
         f"rank {placed.rank} ({placed.rank_low} to {placed.rank_high}) among {placed.of} other models; {how}"
@@ -109,8 +108,7 @@ def _show_placement(placed: Placement) -> None:
     if placed.missing:
         say(
             f"cross-validated over families, these benchmarks predict with Kendall's tau {check.tau:.3f}, a root mean square "
-            f"error of {check.rmse:.1f} in PC1 and a mean error of {check.rank_error:.1f} ranks; {check.coverage:.0%} of the "
-            "models lie in their 95% interval"
+            f"error of {check.rmse:.1f} in PC1 and a mean error of {check.rank_error:.1f} ranks"
         )
     if placed.outside:
         say(f"outside the range of published scores on {', '.join(placed.outside)}: the prediction extrapolates")

@@ -10,9 +10,8 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from lm_harmony.analysis.placement import published_placement
+from lm_harmony.analysis.placement import fit_placement, published_placement
 from lm_harmony.analysis.placement_order import Stop
-from lm_harmony.analysis.sequential_placement import SequentialPlacement
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.cli.console import quiet_libraries, say
 from lm_harmony.cli.place_flags import PlaceFlags
@@ -53,7 +52,7 @@ def place_until(model: str, flags: PlaceFlags, given: Collection[str]) -> bool:
     placing = Placing(
         study=Study(StudySpec(runs=tuple(specs.values()), results_dir=flags.results_dir, data_dir=flags.data_dir)),
         until=flags.until,
-        placement=SequentialPlacement(published_placement().without([model])),
+        placement=fit_placement(published_placement().without([model])),
     )
     placing.read_results()
     failed = {} if flags.retry_failed else dict(placing.failed)
