@@ -148,9 +148,25 @@ def test_the_name_published_selects_the_published_board() -> None:
     assert "rank 31 (" in done.stdout and "computed from all its benchmarks" in done.stdout
 
 
+def test_analyze_published_has_the_published_models_and_the_audit_of_new_ones(tmp_path: Path) -> None:
+    alone = harmony("analyze", "--published", "-o", str(tmp_path / "alone"), "--no-figures")
+    assert alone.returncode == 0 and "audit:" not in alone.stdout  # the published board has no direct scores
+    for number in range(4):
+        for task in TASKS:
+            scores = {"trained": 0.3 + 0.1 * number + 0.01 * len(task), "direct": 0.6 - 0.1 * number + 0.01 * len(task)}
+            write_run(tmp_path / "runs", model=f"local/m{number}", task=task, **scores)
+    both = harmony("analyze", str(tmp_path / "runs"), "--published", "-o", str(tmp_path / "both"), "--no-figures")
+    assert both.returncode == 0, both.stderr
+    assert "audit: 100.0% of the pairs of models have another order by PC1 after training" in both.stdout
+    lines = (tmp_path / "both" / "tables" / "audit.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 5 and all(line.startswith("local/m") for line in lines[1:])
+    assert "61 models" in alone.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["analyze"], "results is missing. Give a folder of runs or"),
         (["leaderboard"], "results is missing. Give a folder of runs or"),
         (["leaderboard", "nowhere"], "neither a folder nor"),
         (["leaderboard", "--published", "--preparation", "direct"], "only trained scores"),

@@ -21,6 +21,7 @@ def test_the_published_board_has_the_published_values() -> None:
     assert [row.rank for row in board.rows] == list(range(1, 62))
     assert all(abs((row.pc1 or 0) - places[row.model].pc1) < 0.01 and row.rank == places[row.model].rank for row in board.rows)
     assert board.explained == pytest.approx(0.8546, abs=1e-4) and "standard errors are not known for cola" in board.notes[0]
+    assert "what a place is worth" in board.notes[1]
 
 
 def test_new_models_are_placed_and_do_not_change_published_models(tmp_path: Path) -> None:

@@ -165,6 +165,16 @@ def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
         assert sorted(owners) == ["lab/", "other/"]
 
 
+@pytest.mark.parametrize("screen", ["desktop", "phone"])
+def test_every_rank_has_its_range_beside_it(open_board: Open, screen: str) -> None:
+    page = open_board(page_data(None, published=True), viewport=SCREENS[screen])
+    first = page.locator("#board tbody tr").first
+    assert first.locator(".rank .range").is_visible() and first.locator(".rank .range").text_content() == "1–4"
+    box, cell = first.locator(".rank .range").bounding_box(), first.locator("td.rank").bounding_box()
+    assert cell["x"] <= box["x"] and box["x"] + box["width"] <= cell["x"] + cell["width"]
+    assert cell["y"] <= box["y"] and box["y"] + box["height"] <= cell["y"] + cell["height"]
+
+
 def test_hints_close_on_phones(open_board: Open) -> None:
     page = open_board(DATA, viewport=SCREENS["phone"], has_touch=True)
     cell = page.locator("#board [data-cell]").first

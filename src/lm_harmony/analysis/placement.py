@@ -62,7 +62,7 @@ class PlacementValidation:
     rmse: float
     """Root mean squared error of PC1, times 100."""
     rank_error: float
-    """Mean absolute error of the rank."""
+    """Mean absolute error of the rank among the other models."""
 
 
 def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs: pd.Series[float]) -> Placement:
@@ -120,12 +120,12 @@ def validate(board: PlacementBoard, tasks: Sequence[str]) -> PlacementValidation
         fitted = fit_placement(board.without(members))
         for model in members:
             predicted[model] = fitted.position(board.scores.loc[model, list(tasks)].to_dict(), {}).pc1
-    ranks = (pc1.rank(ascending=False) for pc1 in (predicted, board.pc1))
+    ranks = pd.Series({name: 1 + int((board.pc1.drop(name) > pc1).sum()) for name, pc1 in predicted.items()})
     return PlacementValidation(
         predicted=predicted,
         tau=kendall(predicted, board.pc1),
         rmse=float(((predicted - board.pc1) ** 2).mean() ** 0.5),
-        rank_error=float((next(ranks) - next(ranks)).abs().mean()),
+        rank_error=float((ranks - board.pc1.rank(ascending=False)).abs().mean()),
     )
 
 

@@ -6,8 +6,9 @@ noise of a training, D the covariance of the noise of one training, V that of th
 the standardised scores z of the reference board. D and V are from ``training_noise``; a factor g makes them larger for weak
 models. The scores z' of another training have the covariance A + g D + g V, and their covariance with PC1 is A l, because both
 trainings have independent noise. A + D is estimated by the mean of the sample covariance and of its factor model, in the manner
-of Ledoit and Wolf (2003). The variance of PC1 after a set of benchmarks does not depend on their scores except through g, so that the shrinking
-of the rank interval can be predicted before a benchmark is run. With all benchmarks, PC1 is not predicted but computed: l'z'.
+of Ledoit and Wolf (2003). The variance of PC1 after a set of benchmarks does not depend on their scores except through g, so that
+the shrinking of the rank interval can be predicted before a benchmark is run. With all benchmarks, PC1 is not predicted but
+computed: l'z'.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ class SequentialPlacement:
         return (worst - best).reshape(means.shape).astype(np.float64)
 
     def _places(self, names: Sequence[str] | Mapping[str, float]) -> list[int]:
-        return [place for place, task in enumerate(self.tasks) if task in set(names)]
+        known = set(names)
+        return [place for place, task in enumerate(self.tasks) if task in known]
 
     def _weights(self, places: list[int], errors: Mapping[str, float], factor: float) -> Floats:
         """Return the weights of the scores, shape (places,): in the expectation of PC1, or in PC1 if no score is missing."""

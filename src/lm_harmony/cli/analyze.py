@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lm_harmony.cli.console import Format, say, show_table
-from lm_harmony.errors import MissingExtra
+from lm_harmony.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.matrix import ScoreMatrix
@@ -18,8 +18,9 @@ PUBLISHED = Path("published")
 
 
 def analyze(
-    results: Annotated[Path, tyro.conf.Positional],
+    results: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
+    published: bool = False,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("analysis"),
     figures: bool = True,
     bump: tuple[str, str] | None = None,
@@ -31,7 +32,8 @@ def analyze(
     """Write agreement, principal components, perplexity, significance and stability into a folder, as tables and figures.
 
     Args:
-        results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
+        results: a folder of runs, a .csv or .json file of scores, or the word published; may be left out with --published.
+        published: analyse the models of the published board, together with those of the results on its benchmarks.
         output: folder for the files; those of an earlier analysis are overwritten.
         figures: draw figures (pdf and png), which need matplotlib.
         bump: two benchmarks for the bump chart; default: the two that agree least after training.
@@ -52,13 +54,13 @@ def analyze(
             raise MissingExtra(
                 f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
             ) from error
-    matrix = chosen_models(read(results), family, kind, size)
+    matrix = chosen_models(_analysed(results, published), family, kind, size)
     if scale == "logit":
         matrix = logit_matrix(matrix)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
-    whole = scale == "score" and not (family or kind or size)
-    made = analyze_matrix(matrix, seeds=_by_seed(results, matrix) if whole else ())
+    whole = scale == "score" and not (family or kind or size or published)
+    made = analyze_matrix(matrix, seeds=_by_seed(results, matrix) if whole and results is not None else ())
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
@@ -98,6 +100,19 @@ def read(results: Path) -> ScoreMatrix:
     from lm_harmony.analysis.matrix import ScoreMatrix
 
     return ScoreMatrix.published() if results == PUBLISHED and not results.exists() else ScoreMatrix.read(results)
+
+
+def _analysed(results: Path | None, published: bool) -> ScoreMatrix:
+    """Return the scores to analyse: of the results, of the published board, or of both on the published benchmarks."""
+    from lm_harmony.analysis.leaderboard import published_with_new_models
+    from lm_harmony.analysis.matrix import ScoreMatrix
+
+    if results is None:
+        if not published:
+            raise UsageError("results is missing. Give a folder of runs or a .csv or .json file, or add --published.")
+        return ScoreMatrix.published()
+    both = published and (results != PUBLISHED or results.exists())
+    return published_with_new_models(read(results)) if both else read(results)
 
 
 def _by_seed(results: Path, matrix: ScoreMatrix) -> list[ScoreMatrix]:
