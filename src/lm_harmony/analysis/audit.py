@@ -49,7 +49,7 @@ def audit(matrix: ScoreMatrix) -> Audit:
         UsageError: fewer than three models or two benchmarks have both scores.
     """
     part = matrix.downstream()
-    # Models without any direct score, such as the published ones, are no gaps that benchmarks are given up for.
+    # Models without any direct score, such as the published ones, must not cost the others their benchmarks.
     has_both = part.direct.values.notna().any(axis=1) & part.trained.values.notna().any(axis=1)
     part = part.subset(models=[str(name) for name in has_both.index[has_both]])
     for preparation in ("trained", "direct", "trained"):
