@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub import LoopbackHub
+from huggingface_hub import HfApi
 from micro import write_micro
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tiny import tiny_tokenizer, write_tiny_model
@@ -135,3 +139,48 @@ def test_prompt_tuning_is_refused(tmp_path: Path) -> None:
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(tmp_path / "adapter"))
     change(tmp_path / "adapter", base_model_name_or_path=str(base))
     assert "PROMPT_TUNING cannot be merged" in refusal(tmp_path / "adapter")
+
+
+LOAD = """
+import sys
+from lm_harmony.errors import ModelError
+from lm_harmony.models.loading import load_model
+
+for name in sys.argv[1:]:
+    try:
+        model = load_model(name, device="cpu")
+        print(model.name, model.revision, model.base and (model.base.name, model.base.commit))
+        print([float(weight.sum()) for name, weight in model.module.named_parameters() if "q_proj" in name])
+    except ModelError as error:
+        print(error)
+"""
+
+
+def load(environment: dict[str, str], *names: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_an_adapter_on_the_hub_is_merged_like_one_in_a_folder(tmp_path: Path) -> None:
+    """Both commits are known, and both are read from the cache without network. Weights of a whole model beside it refuse it."""
+    base = write_tiny_model(tmp_path / "base")
+    write_adapter(tmp_path / "adapter", base, named="a/base")
+    write_adapter(tmp_path / "local", base)
+    write_adapter(tmp_path / "both", base, named="a/base")
+    (tmp_path / "both" / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    write_adapter(tmp_path / "second", base, named="a/adapter")
+    names = ("base", "adapter", "both", "second")
+    with LoopbackHub(models={f"a/{name}": tmp_path / name for name in names}) as hub:
+        online = hub.environment(tmp_path / "cache")
+        folders = [str(tmp_path / "local"), str(base)]
+        merged, weights, both, second, _, same, _, unmerged = load(online, "a/adapter", "a/both", "a/second", *folders)
+        read = [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
+        commits = {name: HfApi(endpoint=hub.endpoint).model_info(f"a/{name}").sha for name in names}
+    assert merged.startswith(f"a/adapter {commits['adapter']} ('a/base', '{commits['base']}')")
+    assert weights == same != unmerged
+    assert "both: adapter_config.json lies beside config.json or weights of a whole model" in both
+    assert "model a/adapter: adapter_config.json lies beside" in second
+    assert not any("a/both" in request for request in read)
+    offline = {**online, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert load(offline, "a/adapter") == [merged, weights]

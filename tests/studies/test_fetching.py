@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from hub import LoopbackHub, write_arc_dataset
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from tiny import write_tiny_model
+from transformers import AutoModelForCausalLM
 
 ARC, MODEL = "allenai/ai2_arc", "EleutherAI/pythia-14m"
 ROWS = {
@@ -101,3 +104,35 @@ def test_downloaded_rows_that_were_edited_are_an_error(hub: LoopbackHub, tmp_pat
     done = command(["fetch", str(file)], online)
     assert done.returncode == 1
     assert "differs from its checksum in source.json" in done.stdout
+
+
+def test_an_adapter_is_fetched_with_its_base_model(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The records of a study from the hub name both commits. The same study also runs from the fetched folders."""
+    served = tmp_path / "served"
+    config = LoraConfig(target_modules=["query_key_value"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(served / "model"), config).save_pretrained(served / "adapter")
+    file = served / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": MODEL}), encoding="utf-8")
+    models = {MODEL: served / "model", "user/adapter": served / "adapter"}
+    with LoopbackHub(models=models, datasets={ARC: served / "arc"}) as both:
+        online = both.environment(tmp_path / "cache")
+        study = write_study(tmp_path, "user/adapter")
+        folders = study.read_text(encoding="utf-8")
+        from_hub = {key: value for key, value in yaml.safe_load(folders).items() if key not in ("data_dir", "models_dir")}
+        study.write_text(yaml.safe_dump(from_hub), encoding="utf-8")
+        done = command(["study", str(study)], online)
+        assert done.returncode == 0, done.stdout + done.stderr
+        study.write_text(folders, encoding="utf-8")
+        fetched = command(["fetch", str(study)], online)
+        assert fetched.returncode == 0, fetched.stderr
+        commits = {name: HfApi(endpoint=both.endpoint).model_info(name).sha for name in models}
+    (record,) = (tmp_path / "results").rglob("record.json")
+    values = json.loads(record.read_text(encoding="utf-8"))
+    assert values["model_revision"] == commits["user/adapter"]
+    assert {one["name"]: one["commit"] for one in values["sources"] if one["kind"] == "model"} == commits
+    assert {path.name for path in (tmp_path / "models").glob("*/*")} == {"adapter", "pythia-14m"}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    ran = command(["study", str(study)], offline)
+    assert ran.returncode == 0, ran.stderr
+    scores = [json.loads(path.read_text(encoding="utf-8"))["trained"] for path in (tmp_path / "results").rglob("record.json")]
+    assert len(scores) == 2 and scores[0] == scores[1]

@@ -43,24 +43,24 @@ def first_named(what: str, names: Iterable[str]) -> str:
     return next((f"{what} {name!r}" for name in sorted(names)), "")
 
 
-def merge_adapter(name: str, module: PreTrainedModel) -> PreTrainedModel:
+def merge_adapter(name: str, folder: Path, module: PreTrainedModel) -> PreTrainedModel:
     """Add the weights of a PEFT adapter to its base model, and return the base model.
 
     Args:
-        name: folder of the adapter.
+        name: name of the adapter, for messages and for adapters that are trained on the merged model.
+        folder: folder of its files.
         module: base model; its weights are changed.
 
     Raises:
         ModelError: the adapter cannot be read, does not fit the base model, cannot be merged (prompt tuning), or contains NaN.
     """
-    folder = Path(name)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise ModelError(
             f"model {name}: {folder} holds no adapter_model.safetensors. Pickled adapters (.bin) are not read; save it again "
             f"with save_pretrained of a current PEFT."
         )
     try:
-        config = PeftConfig.from_pretrained(name)
+        config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise ModelError(f"model {name}: an adapter of type {config.peft_type} cannot be merged. Use LoRA or another one.")
         config.base_model_name_or_path = module.name_or_path  # PEFT warns about another spelling of the path
@@ -78,6 +78,6 @@ def merge_adapter(name: str, module: PreTrainedModel) -> PreTrainedModel:
         fault = damaged_file(folder, error) or f"it cannot be merged into its base model: {one_line(error)}. Merge it with PEFT."
         raise ModelError(f"model {name}: {fault}") from error
     refuse_non_finite(name, merged)
-    merged.config.name_or_path = name  # adapters that are trained on the merged model name this folder as their base
+    merged.config.name_or_path = name  # adapters that are trained on the merged model name it as their base
     merged.name_or_path = name
     return merged

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
 
@@ -35,23 +34,6 @@ _OLD_BUFFERS = re.compile(r"(\.(attn|attention)(\.attention)?\.(masked_)?bias|ro
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "merges.txt")
 _ALSO_CAUSAL = ("gpt_neox_japanese",)
 """Model types that are causal although their configuration has is_decoder false."""
-
-
-def refuse_adapter(name: str, revision: str) -> None:
-    """Raise for an adapter on the hub or beside a whole model. transformers would load its base model from elsewhere.
-
-    Args:
-        name: hub id or folder of the model.
-        revision: branch, tag or commit on the hub.
-
-    Raises:
-        ModelError: the model has an adapter_config.json.
-    """
-    if find_adapter_config_file(name, revision=revision) is not None:  # from_pretrained calls the same function
-        raise ModelError(
-            f"model {name}: adapter_config.json lies beside config.json or weights: a PEFT adapter, whose base would be loaded "
-            f"from elsewhere. Give a local folder that holds the adapter alone; it is merged into its base model."
-        )
 
 
 def refuse_pickles(name: str, revision: str) -> None:

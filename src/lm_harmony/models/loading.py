@@ -9,23 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from lm_harmony.errors import ModelError
 from lm_harmony.models.adapter_weights import merge_adapter
 from lm_harmony.models.checkpoint import meta_module, read_weights
-from lm_harmony.models.checkpoint_checks import (
-    one_line,
-    refuse_adapter,
-    refuse_ambiguous_tokenizer,
-    tokenizer_fault,
-    tokenizer_files,
-)
+from lm_harmony.models.checkpoint_checks import refuse_ambiguous_tokenizer, tokenizer_fault, tokenizer_files
 from lm_harmony.models.device import Precision, configure_device, resolve_device
 from lm_harmony.models.device_map import free_on_gpus
-from lm_harmony.models.model_folder import adapter_base, refuse_no_model
+from lm_harmony.models.model_folder import AdapterBase
+from lm_harmony.models.model_location import ModelLocation, locate_model, why_not
 from lm_harmony.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -52,6 +46,8 @@ class LanguageModel:
     """Type in which matrix products are computed; None: the type of the weights."""
     quantize: str | None = None
     """Format of quantized weights: nf4 or int8; None: the weights are not quantized."""
+    base: AdapterBase | None = None
+    """Base model of an adapter on the hub, with its commit; None: the model is no adapter on the hub."""
 
     @property
     def precision(self) -> Precision:
@@ -96,10 +92,10 @@ def load_model(
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
-    A PEFT adapter is merged into its base model. Its tokenizer is used if its folder holds one, else that of the base model.
+    A PEFT adapter is merged into its base model. Its tokenizer is used if there is one beside it, else that of the base model.
 
     Args:
-        name: hub id, a folder with config, safetensors and tokenizer, or a folder with a PEFT adapter.
+        name: hub id or folder of a model with config, safetensors and tokenizer, or of a PEFT adapter.
         revision: branch, tag or commit on the hub.
         dtype: type of the weights, "float32" or "bfloat16".
         autocast: type that matrix products are computed in, "bfloat16", or None for that of the weights.
@@ -115,68 +111,45 @@ def load_model(
             the device.
     """
     configure_device(place := resolve_device(device))
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config, folder, commit = locate_model(name, **options)
-    tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
-    base = adapter_base(name)
+    found = locate_model(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer, base = load_text_encoder(found, trust_remote_code=trust_remote_code).tokenizer, found.base
     if base is not None and quantize is not None:
         raise ModelError(
             f"model {name}: quantize = {quantize}, but it is a PEFT adapter, which cannot be merged into quantized weights. "
             f"Merge it (merge_and_unload) and give the folder that save_pretrained wrote."
         )
-    whole = (name, options) if base is None else (base.name, {**options, "revision": base.revision})
+    whole, revision = (name, revision) if base is None else (base.name, base.revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
     types = {"dtype": getattr(torch, dtype), "quantize": quantize}
     gpus = None if device_map is None else free_on_gpus()
-    module = read_weights(whole[0], folder, config, device=place, options=whole[1], gpus=gpus, **types)
+    module = read_weights(whole, found.folder, found.config, device=place, options=options, gpus=gpus, **types)
     if base is not None:
-        module = merge_adapter(name, module)
-    model = replace(build_language_model(name, module, tokenizer, revision=commit), quantize=quantize)
+        module = merge_adapter(name, Path(found.place), module)
+    model = replace(build_language_model(name, module, tokenizer, revision=found.commit), quantize=quantize, base=found.hub_base)
     return model if autocast is None else replace(model, autocast=getattr(torch, autocast))
 
 
 def load_without_weights(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> LanguageModel:
     """Return a model on the meta device, with its tokenizer: shapes without weights; raises as ``load_model`` does."""
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config, folder, commit = locate_model(name, **options)
-    tokenizer = load_text_encoder(name, folder=folder, **options).tokenizer
-    module = meta_module(name, config, trust_remote_code=trust_remote_code)
-    return build_language_model(name, module, tokenizer, revision=commit)
+    found = locate_model(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_text_encoder(found, trust_remote_code=trust_remote_code).tokenizer
+    module = meta_module(name, found.config, trust_remote_code=trust_remote_code)
+    return build_language_model(name, module, tokenizer, revision=found.commit)
 
 
-def locate_model(
-    name: str, *, revision: str = "main", trust_remote_code: bool = False
-) -> tuple[PretrainedConfig, Path, str | None]:
-    """Return a model's configuration, the folder of its files, and its commit on the hub; raises as ``load_model`` does.
-
-    For an adapter they are those of its base model.
-    """
-    refuse_no_model(name, revision)
-    base = adapter_base(name)
-    if base is not None:
-        return locate_model(base.name, revision=base.revision, trust_remote_code=trust_remote_code)
-    local = Path(name).is_dir()
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        found = cached_file(name, "config.json", revision=revision)
-    except Exception as error:  # a damaged file raises an error of any kind
-        raise ModelError(_why_not(name, error)) from error
-    refuse_adapter(name, revision)
-    return config, *((Path(name), None) if local else (Path(str(found)).parent, extract_commit_hash(found, None)))
-
-
-def load_text_encoder(name: str, *, folder: Path, **options: Any) -> TextEncoder:
-    """Load the tokenizer of a model whose files are in ``folder``; raises as ``load_model`` does."""
-    base = adapter_base(name)
-    if base is not None and not tokenizer_files(Path(name)):
-        name, options = base.name, {**options, "revision": base.revision}
+def load_text_encoder(found: ModelLocation, *, trust_remote_code: bool) -> TextEncoder:
+    """Load the tokenizer of a model; raises as ``load_model`` does. An adapter without one has that of its base model."""
+    name, revision = found.place, found.revision
+    if found.base is not None and not tokenizer_files(Path(name)):
+        name, revision = found.base.name, found.base.revision
     refuse_ambiguous_tokenizer(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        if "tokenizer.model" in tokenizer_files(folder) and len(tokenizer) <= len(tokenizer.all_special_tokens):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if "tokenizer.model" in tokenizer_files(found.folder) and len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("it has no tokens but special ones")  # of an empty tokenizer.model
     except Exception as error:
         elsewhere = isinstance(error, OSError) and not Path(name).is_dir()  # the hub could not be reached
-        raise ModelError(_why_not(name, error) if elsewhere else tokenizer_fault(name, folder, error)) from error
+        raise ModelError(why_not(name, error) if elsewhere else tokenizer_fault(name, found.folder, error)) from error
     return TextEncoder(tokenizer, name=name)
 
 
@@ -221,13 +194,3 @@ def longest_input(config: PretrainedConfig, tokenizer: Tokenizer) -> int:
             return int(value)
     # transformers writes a number above 10**29 where a tokenizer sets no limit.
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**29 else DEFAULT_MAX_LENGTH
-
-
-def _why_not(name: str, error: Exception) -> str:
-    """Return the message for a configuration that cannot be loaded."""
-    reason = one_line(error, 300)
-    if "trust_remote_code" in reason:
-        return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."
-    if Path(name).is_dir():
-        return f"model {name}: {Path(name) / 'config.json'} cannot be used: {reason}. Take the one saved with the weights."
-    return f"model {name!r} cannot be loaded: {reason}. Give a hub id that exists, or an existing model folder."

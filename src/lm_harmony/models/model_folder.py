@@ -44,6 +44,8 @@ class AdapterBase:
     """Hub id or folder of the base model."""
     revision: str
     """Branch, tag or commit of the base model on the hub."""
+    commit: str | None = None
+    """Commit of the base model that was read; None: not known yet."""
 
 
 def adapter_base(name: str | Path) -> AdapterBase | None:
@@ -55,7 +57,7 @@ def adapter_base(name: str | Path) -> AdapterBase | None:
         ModelError: adapter_config.json cannot be read, or names no base model or another adapter.
     """
     file = Path(name) / "adapter_config.json"
-    if not file.is_file() or any(_WHOLE.fullmatch(one.name) for one in Path(name).iterdir()):
+    if not file.is_file() or is_whole_model(one.name for one in Path(name).iterdir()):
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -72,6 +74,11 @@ def adapter_base(name: str | Path) -> AdapterBase | None:
             f"(merge_and_unload) and write the merged folder there."
         )
     return AdapterBase(name=found, revision=str(revision or "main"))
+
+
+def is_whole_model(files: Iterable[str]) -> bool:
+    """Return whether there are weights of a whole model among ``files``."""
+    return any(_WHOLE.fullmatch(name) for name in files)
 
 
 def shown_name(model: str) -> str:

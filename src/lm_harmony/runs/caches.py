@@ -21,13 +21,14 @@ from lm_harmony.benchmarks.types import Score
 from lm_harmony.engine.backends import Backend, choose_backend
 from lm_harmony.errors import DamagedFile, LeaseHeld, LeaseLost
 from lm_harmony.models.device import Precision, resolve_device, resolve_precision
-from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, load_without_weights, locate_model
+from lm_harmony.models.loading import LanguageModel, load_model, load_text_encoder, load_without_weights
 from lm_harmony.models.loading_turn import loading_turn
+from lm_harmony.models.model_location import locate_model
 from lm_harmony.models.text import TextEncoder
 from lm_harmony.runs.lease import Lease
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.remote_lease import leases_for
-from lm_harmony.runs.sources import Source, model_sources, with_commit
+from lm_harmony.runs.sources import Source, base_on_hub, model_sources, with_commit
 from lm_harmony.runs.spec import ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -81,13 +82,13 @@ class ModelCache:
             ModelError: the device or model does not exist, or the tokenizer cannot be loaded or has no chat template.
         """
         resolve_device(spec.execution.device)
-        options: dict[str, Any] = {"revision": spec.model.revision, "trust_remote_code": spec.model.trust_remote_code}
-        _, folder, _ = locate_model(spec.model.name, **options)
+        code = spec.model.trust_remote_code
+        found = locate_model(spec.model.name, revision=spec.model.revision, trust_remote_code=code)
         if not spec.model.apply_chat_template:
             return None
         same_model = self._key is not None and self._key.model == _without_chat(spec.model)
         cached = self._loaded if same_model and self._key == _model_key(spec) else None
-        text = load_text_encoder(spec.model.name, folder=folder, **options) if cached is None else cached.model.text
+        text = load_text_encoder(found, trust_remote_code=code) if cached is None else cached.model.text
         text.require_chat_template()
         return text
 
@@ -245,5 +246,5 @@ def _load(key: _ModelKey) -> LoadedModel:
     if key.gradient_checkpointing:
         enable_gradient_checkpointing(model.module)
     backend = choose_backend(model, key.engine)
-    sources = with_commit(key.sources, "model", model.revision)
+    sources = (*with_commit(key.sources, "model", model.revision), *base_on_hub(model.base))
     return LoadedModel(model=model, backend=backend, checksum=checksum(model.module), sources=sources)

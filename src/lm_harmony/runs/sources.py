@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import FILE_RULES, BenchmarkError, HarmonyError, ModelError, StoreError
-from lm_harmony.models.model_folder import adapter_base, files_read, model_files
+from lm_harmony.models.model_folder import AdapterBase, adapter_base, files_read, model_files
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
@@ -95,7 +95,12 @@ def model_sources(asked: ModelSpec) -> tuple[Source, ...]:
     read, base = tuple(_read("model", name, path) for name, path in files.items()), adapter_base(asked.name)
     if base is None or os.path.isdir(base.name):
         return read
-    return (*read, Source(kind="model", name=base.name, revision=base.revision))
+    return (*read, *base_on_hub(base))
+
+
+def base_on_hub(base: AdapterBase | None) -> tuple[Source, ...]:
+    """Return the base model of an adapter as a source; none for a model that is no adapter."""
+    return () if base is None else (Source(kind="model", name=base.name, revision=base.revision, commit=base.commit),)
 
 
 def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:

@@ -8,9 +8,11 @@ A folder is complete or does not exist: it is written under another name and ren
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
-from lm_harmony.models.model_folder import refuse_other_revision, write_source
+from lm_harmony.models.model_folder import adapter_base, refuse_other_revision, write_source
 from lm_harmony.runs.files import new_folder
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 
@@ -115,6 +117,7 @@ def _download_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
         with new_folder(folder) as place:
             snapshot_download(model.name, revision=info.sha, local_dir=place, allow_patterns=wanted)
             shutil.rmtree(place / ".cache", ignore_errors=True)
+            _download_base(model, place, folder, models_dir)
             write_source(place, name=model.name, asked=model.revision, revision=str(info.sha))
     except ModelError:
         raise
@@ -124,3 +127,24 @@ def _download_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
             f"Check the name, the network and your access to the model, and repeat."
         ) from error
     return DownloadResult(name=model.name, folder=folder, outcome=DownloadOutcome.FETCHED)
+
+
+def _download_base(model: ModelSpec, place: Path, folder: Path, models_dir: Path) -> None:
+    """Download the base model of an adapter too, and let the adapter name its folder; do nothing for a whole model.
+
+    Args:
+        model: the adapter, or a whole model.
+        place: folder of its files now.
+        folder: folder that its files will have.
+        models_dir: folder for the models.
+
+    Raises:
+        ModelError: the base model is not known, or cannot be fetched.
+    """
+    base = adapter_base(place)
+    if base is not None:
+        there = _download_model(replace(model, name=base.name, revision=base.revision), models_dir).folder
+        file = place / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = os.path.relpath(there, folder).replace(os.sep, "/")
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
