@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from boards import write_run
 from micro import write_micro
 from test_cli import harmony, status_of
 from tiny import write_tiny_model
+
+from lm_harmony.recipe import PUBLISHED
 
 TASKS = ("arc_easy", "sciq", "piqa")
 
@@ -38,6 +42,21 @@ def test_the_published_board_needs_no_results() -> None:
     assert done.returncode == 0 and len(rows) == 61 and rows[0]["model"] == "Qwen/Qwen2.5-14B" and rows[-1]["rank"] == "61"
     shown = harmony("leaderboard", "--published").stdout
     assert "Reference: the published board" in shown and "PC1 explains 85.5% of the variance" in shown
+
+
+def test_notes_on_mixed_recipes_reach_who_reads_csv(results: Path, tmp_path: Path) -> None:
+    """They go to standard error, so that standard output stays a table, and into a table of their own."""
+    mixed = shutil.copytree(results, tmp_path / "mixed")
+    recipe = replace(PUBLISHED, quantize="nf4")
+    for number, task in enumerate(TASKS):
+        write_run(mixed, model="local/e", task=task, trained=0.3 + 0.1 * number, recipe=recipe)
+    note = "sciq: 1 of 5 runs have weights quantized to nf4, which is another recipe"
+    done = harmony("leaderboard", str(mixed), "--format", "csv")
+    assert note in done.stderr.splitlines() and len(list(csv.DictReader(io.StringIO(done.stdout)))) == 5
+    assert note not in harmony("leaderboard", str(results), "--format", "csv").stderr  # negative control
+    harmony("analyze", str(mixed), "--no-figures", "-o", str(tmp_path / "analysis"))
+    with (tmp_path / "analysis" / "tables" / "notes.csv").open(encoding="utf-8", newline="") as file:
+        assert {"table": "leaderboard_trained", "note": note} in csv.DictReader(file)
 
 
 def test_the_published_board_imports_nothing_heavy() -> None:

@@ -26,7 +26,8 @@ def leaderboard(
     Args:
         results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.
         published: rank on the PC1 of the published board (61 models x 24 benchmarks), which new models do not change.
-        format: table shows the columns that fit the terminal; the other formats have every benchmark.
+        format: table shows the columns that fit the terminal; the other formats have every benchmark. With csv, notes such as one
+            on mixed recipes go to standard error.
         preparation: scores after fine-tuning (trained) or before it (direct).
     """
     from lm_harmony.analysis.leaderboard import own_board, published_board
@@ -45,6 +46,8 @@ def leaderboard(
     if format != "table":
         written = {"csv": text.board_csv, "json": text.board_json, "markdown": text.board_markdown}[format](board)
         sys.stdout.write(written)
+        if format == "csv":  # the other formats hold the notes, and a CSV file has no place for them
+            say(*board.notes, stderr=True)
         return
     console = Console()
     table = text.board_table(board, console.width if console.is_terminal else PIPE_WIDTH)

@@ -3,6 +3,7 @@
 <folder>/summary.md                     the main results, and the analyses that were not possible
 <folder>/tables/scores.csv              every score, in the long layout
 <folder>/tables/leaderboard_<p>.csv     <p>: direct or trained
+<folder>/tables/notes.csv               what limits each leaderboard: mixed recipes and versions, gaps
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
@@ -147,6 +148,8 @@ def _significance(summary: AnalysisSummary) -> Iterator[str]:
 
 def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "scores", _long(summary.matrix)
+    noted = [(f"leaderboard_{preparation}", note) for preparation, board in summary.boards.items() for note in board.notes]
+    yield "notes", pd.DataFrame(noted, columns=["table", "note"])
     for name, found in summary.agreements.items():
         for kind in ("tau", "pearson", "decision", "common"):
             yield f"{kind}_{name}", _named(getattr(found, kind), "benchmark")
