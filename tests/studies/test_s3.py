@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -78,8 +79,14 @@ def test_finished_epochs_survive_a_machine_that_is_lost_with_its_disk(endpoint: 
     before = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
     assert before, "no epoch was finished"
     shutil.rmtree(tmp_path / "cache")
-    for key in [key for key in keys(endpoint) if "/.leases/" in key]:  # they would be stale after two minutes
-        client(endpoint).delete_object(Bucket=BUCKET, Key=key)
+    (run,) = Study.read(file).runs
+    (lease,) = [key for key in keys(endpoint) if f"/.leases/{run.name}/" in key]
+    left = client(endpoint).get_object(Bucket=BUCKET, Key=lease)["Body"].read()
+    elsewhere = json.dumps({**json.loads(left), "machine": "another"}).encode()
+    client(endpoint).put_object(Bucket=BUCKET, Key=lease, Body=elsewhere)
+    assert RemoteLeases(RemoteSync(URL)).working([run.name])  # negative control: nobody knows whether it still works
+    client(endpoint).put_object(Bucket=BUCKET, Key=lease, Body=left)
+    assert not RemoteLeases(RemoteSync(URL)).working([run.name])  # its process has ended on this machine: free at once
     status = Study.read(file).run()
     assert len(status.finished) == 1
     after = client(endpoint).get_object(Bucket=BUCKET, Key=lines)["Body"].read()
