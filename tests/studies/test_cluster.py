@@ -1,4 +1,4 @@
-"""A study on a Ray cluster that loses a node, and a run that needs the node with the large card."""
+"""A study on a Ray cluster that loses nodes, and runs that need a node which is large enough or is there at all."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.node import Node
 from ray._private.state import actors
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from world import write_world
 
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import StoreUnavailable, UsageError
+from lm_harmony.studies import cluster_watch
+from lm_harmony.studies.cluster_nodes import NodeKind
 from lm_harmony.studies.messages import Outcome
 from lm_harmony.studies.ray_pool import RayWorker, nodes_for
 from lm_harmony.studies.study import Study
+
+STORE_BYTES = 80 << 20
+"""Size of the object store of a node; Ray allows no less than 75 MB."""
+NODE = {"num_cpus": 1, "memory": 4 << 30}
+NO_DISK = {"automatic_object_spilling_enabled": False, "local_fs_capacity_threshold": 0.0}
+"""Options of a cluster whose object stores do not continue on the disk when they are full."""
 
 
 def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
@@ -27,43 +40,95 @@ def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start a Ray cluster with a head node that has no CPUs. This process stays connected to it."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    """Start a Ray cluster with a head node that has no CPUs. This process stays connected to it. Object stores use no disk."""
+    options = {"num_cpus": 0, "include_dashboard": False, "_system_config": NO_DISK}
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "object_store_memory": STORE_BYTES})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
-def test_a_study_that_loses_a_node_gives_the_same_records(cluster: Cluster, tmp_path: Path) -> None:
-    """Both nodes execute runs. One node is killed during a run. The records equal those of a study without Ray."""
-    nodes = [cluster.add_node(num_cpus=1, memory=4 << 30) for _ in range(2)]
-    local = Study.read(write_world(tmp_path / "local", models=["models/llama", "models/gpt2"]))
+def fill_store(node: Node) -> ray.ObjectRef:
+    """Leave no room in the object store of a node for an object of half its size, as long as the result is kept."""
+    placed = ray.remote(num_cpus=0, max_retries=0)(lambda size: bytes(size)).options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    )
+    filler = placed.remote(STORE_BYTES * 3 // 4)
+    ray.wait([filler], fetch_local=False)
+    with pytest.raises(RayError, match="full"):
+        ray.get(placed.remote(STORE_BYTES // 2))
+    return filler
+
+
+def drain(cluster: Cluster, node: Node) -> None:
+    """Ask the cluster to give no more work to a node, as `ray drain-node` does."""
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, refusal = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "reclaimed", 0)
+    assert accepted, refusal
+
+
+def test_a_study_that_loses_nodes_gives_the_same_records(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The object stores are full, one raylet is killed and one node is drained while runs are executed."""
+    nodes = {node.node_id: node for node in [cluster.add_node(**NODE, object_store_memory=STORE_BYTES) for _ in range(3)]}
+    local = Study.read(write_world(tmp_path / "local", models=["models/llama", "models/gpt2"], seeds=[0]))
     local.run()
-    study = Study.read(write_world(tmp_path / "ray", models=["models/llama", "models/gpt2"]))
-    lost = list[float]()
+    study = Study.read(write_world(tmp_path / "ray", models=["models/llama", "models/gpt2"], seeds=[0]))
+    nodes_for(cluster.address, study.runs)
+    fillers = [fill_store(node) for node in nodes.values()]
+    lost = list[str]()
 
-    def kill_one() -> None:
-        while not any(study.spec.results_dir.rglob("record.json")) or len(list(study.spec.results_dir.rglob(".*.lease"))) < 2:
+    def finished() -> int:
+        return len(list(study.spec.results_dir.rglob("record.json")))
+
+    def node_of_a_run() -> Node:
+        before = finished()
+        while finished() <= before:  # so that the worker of the last node that was lost has been replaced
             time.sleep(0.01)
-        cluster.remove_node(nodes[1], allow_graceful=False)
-        lost.append(time.monotonic())
+        used = {actor["Address"]["NodeID"] for actor in actors().values() if actor["State"] == "ALIVE"}
+        lost.append(min(used & nodes.keys()))
+        return nodes.pop(lost[-1])
 
-    killer = threading.Thread(target=kill_one, daemon=True)
+    def lose_nodes() -> None:
+        raylet = node_of_a_run().all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()
+        node = node_of_a_run()
+        drain(cluster, node)
+        cluster.remove_node(node)
+
+    killer = threading.Thread(target=lose_nodes, daemon=True)
     killer.start()
-    status = study.run(ray=cluster.address)
+    status = study.run(ray=cluster.address, workers=2)
     killer.join(timeout=60)
-    assert lost, "no node was lost"
-    assert len(status.finished) == 16 and not status.failed
+    assert len(lost) == 2 and fillers, "no node was lost while runs were executed"
+    assert len(status.finished) == 8 and not status.failed
     expected = {(Path(r.spec.model.name).name, r.benchmark, r.spec.seed): r for r in local.records()}
     for record in study.records():
         same = expected[Path(record.spec.model.name).name, record.benchmark, record.spec.seed]
         assert (record.epochs, record.direct, record.trained) == (same.epochs, same.direct, same.trained)
-    assert len(list(study.spec.results_dir.rglob("record.json"))) == 16
+    assert finished() == 8
+    assert {line.split()[3] for line in caplog.messages if "has left" in line} == {f"({node[:8]})" for node in lost}
+
+
+def test_a_run_for_which_no_node_is_left_ends_with_one_line(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster_watch, "NODE_SECONDS", 0.0)
+    (run,) = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])).runs
+    kinds = [NodeKind(resource=None, gpus=1, cpus=0, memory=4e9)]  # of a node with a GPU that has left the cluster
+    nodes_for(cluster.address, [run])
+    worker = RayWorker(0, kinds[0], kinds)
+    with pytest.raises(StoreUnavailable, match=r"ray: the cluster has had no node for \d+ seconds that can execute") as error:
+        worker.execute([run], [None])
+    assert "\n" not in str(error.value)
+    assert caplog.messages.count("ray: no node of the cluster can execute the waiting runs. Waiting for one.") == 1
 
 
 def test_a_large_run_goes_to_the_node_with_the_large_card(cluster: Cluster, tmp_path: Path) -> None:
     """Two nodes declare a card each. Rows of 500,000 tokens would need more than the 1 GB of the small one."""
-    options = {"num_cpus": 1, "num_gpus": 1, "memory": 4 << 30}
+    options = {**NODE, "num_gpus": 1}
     nodes = {name: cluster.add_node(resources={name: 1}, **options) for name in ("gpu_gb_1", "gpu_gb_9")}
     models = ["models/llama", {"name": "models/gpt2", "recipe": {"max_length": 500_000}}]
     study = Study.read(write_world(tmp_path, models=models, benchmarks=["parity.yaml"], seeds=[0]))

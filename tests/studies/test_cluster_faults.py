@@ -1,4 +1,4 @@
-"""What ends a study on a Ray cluster, a signal or the loss of the head, is one line; the study can be repeated."""
+"""What ends a study on a Ray cluster, a signal or the loss of raylet or head, is one line; the study can be repeated."""
 
 from __future__ import annotations
 
@@ -6,22 +6,36 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
+from chaos import equal
 from fork_server import forked_python
 from ray.cluster_utils import Cluster
 from world import write_world
 
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.studies.study import Study
+
+NODE = {"num_cpus": 1, "memory": 4 << 30}
+
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 4 << 30, "include_dashboard": False})
-    yield cluster
+def new_cluster() -> Iterator[Callable[[], Cluster]]:
+    """Return a function that starts a cluster with a head of one CPU."""
+    clusters: list[Cluster] = []
+
+    def begin() -> Cluster:
+        clusters.append(Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False}))
+        return clusters[-1]
+
+    yield begin
     ray.shutdown()
-    cluster.shutdown()
+    for cluster in clusters:
+        cluster.shutdown()
 
 
 def start(file: Path, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
@@ -35,20 +49,49 @@ def start(file: Path, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_signal_and_the_loss_of_the_head_end_a_study_with_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    file = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])
+def end(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until a study has ended with status 1, and return its last line."""
+    assert process.wait(timeout=300) == 1
+    said = log.read_text()
+    assert "Traceback" not in said and "raylet)" not in said  # negative control: Ray's own text begins with (raylet)
+    return said.splitlines()[-1]
+
+
+def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_line(
+    new_cluster: Callable[[], Cluster], tmp_path: Path
+) -> None:
+    """The study is then repeated on a cluster with a new head. Its matrix equals that of an undisturbed study."""
+    file = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0])
+    cluster = new_cluster()
     process = start(file, cluster, tmp_path / "signal.txt")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == 128 + signal.SIGTERM
     *_, stopped, last = (tmp_path / "signal.txt").read_text().splitlines()
-    assert stopped == "stopped by SIGTERM; 0 of 1 runs are finished. Repeat the command to continue."
+    assert stopped == "stopped by SIGTERM; 0 of 2 runs are finished. Repeat the command to continue."
     assert last == "lm-harmony: interrupted by SIGTERM."
 
+    process = start(file, cluster, tmp_path / "raylet.txt")
+    raylet = cluster.head_node.all_processes["raylet"][0].process
+    raylet.kill()
+    raylet.wait()
+    last = end(process, tmp_path / "raylet.txt")
+    assert re.match(r"lm-harmony: ray: the raylet of this machine at .* does not answer: .* Then repeat the study", last)
+
+    cluster.add_node(**NODE)
     process = start(file, cluster, tmp_path / "head.txt")
-    cluster.remove_node(cluster.head_node, allow_graceful=False)
-    assert process.wait(timeout=300) == 1
-    said = (tmp_path / "head.txt").read_text()
-    assert re.match(
-        r"lm-harmony: ray: the head of the cluster at .* does not answer: .* Then repeat the study", said.splitlines()[-1]
-    )
-    assert "Traceback" not in said
+    while not any((tmp_path / "results").rglob("record.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    cluster.head_node.all_processes["gcs_server"][0].process.kill()
+    last = end(process, tmp_path / "head.txt")
+    assert re.match(r"lm-harmony: ray: the head of the cluster at .* does not answer: .* Then repeat the study", last)
+
+    study = Study.read(file)
+    before = {run.name: run.store.record() for run in study.status().finished}
+    assert before
+    status = study.run(ray=new_cluster().address)
+    assert len(status.finished) == 2 and not status.failed
+    assert before.items() <= {run.name: run.store.record() for run in status.finished}.items()
+    undisturbed = Study(replace(study.spec, results_dir=tmp_path / "undisturbed"))
+    undisturbed.run()
+    assert equal(*(ScoreMatrix.from_records(one.spec.results_dir) for one in (study, undisturbed)))

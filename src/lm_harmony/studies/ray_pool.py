@@ -6,18 +6,13 @@ loaded model for its next run. The results are in a folder that every node sees,
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import signal
-import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError
 from lm_harmony.redaction import without_secrets
@@ -29,31 +24,15 @@ from lm_harmony.studies.worker import RunExecutor
 try:
     import ray
     from ray.exceptions import RayError
+
+    from lm_harmony.studies.cluster_watch import check_reachable, cluster_watch
 except ImportError as error:
     raise MissingExtra("--ray needs Ray, which is not installed. Run: pip install 'lm-harmony[ray]'") from error
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-LOOK_SECONDS = 2.0
-"""Seconds between two looks at the head of the cluster. Ray ends this process 60 seconds after it has lost the head."""
 RETRIES = 3
 """How often Ray starts a run again whose node or process was lost, if need be on another node."""
-
-
-_HEAD_LOST = threading.Event()
-"""Set when the head of the cluster did not answer."""
-
-
-@atexit.register
-def _end_without_ray() -> None:
-    """End this process, with status 1, before the exit functions of Ray: without a head they wait for it, or crash."""
-    if _HEAD_LOST.is_set():
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
 
 
 class RayWorker:
@@ -79,9 +58,13 @@ class RayWorker:
         """Advance runs until one ends, and return how it ended; the outcome is DIED if Ray could not restart the actor.
 
         Raises:
-            StoreUnavailable: the head of the cluster does not answer.
+            StoreUnavailable: the cluster is lost, or has no node left for the runs (``ClusterWatch.answer``).
         """
-        return _while_head_answers(partial(self._execute, runs, abandoned))
+        try:
+            return cluster_watch().answer(partial(self._execute, runs, abandoned), self.node.needs(runs[0]))
+        except StoreUnavailable:
+            self.stop()
+            raise
 
     def _execute(self, runs: Sequence[RunLocation], abandoned: Sequence[str | None]) -> RunResult:
         needs = self.node.needs(runs[0])
@@ -102,7 +85,7 @@ class RayWorker:
         actor, self._actor = self._actor, None
         if actor is not None and ray.is_initialized():
             with suppress(StoreUnavailable):  # without a head, Ray ends the actor later by itself
-                _while_head_answers(partial(ray.kill, actor))
+                cluster_watch().answer(partial(ray.kill, actor))
 
 
 def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) -> list[RayWorker]:
@@ -131,12 +114,14 @@ def nodes_for(address: str, runs: Sequence[RunLocation]) -> list[NodeKind]:
     """
     if not ray.is_initialized():
         try:
-            _check_reachable(address)
+            check_reachable(address)
+            ray._private.worker._worker_logs_enabled = False  # dozens of lines of Ray's log where ClusterWatch logs one
             with _signal_handlers_kept():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"ray: no cluster at {address!r}: {reason}. Start one with `ray start --head`, see docs.") from error
+    cluster_watch()  # knows the nodes from now on
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     kinds = kinds_of_nodes(node["Resources"] for node in nodes if node["Alive"])
     refuse_too_large(kinds, runs)
@@ -152,48 +137,3 @@ def _signal_handlers_kept() -> Iterator[None]:
         for number, handler in kept.items():
             if handler is not None:  # None: not set by Python
                 signal.signal(number, handler)
-
-
-def _while_head_answers(call: Callable[[], T]) -> T:
-    """Return the result of a call of Ray. If the head is lost, Ray waits in the call and after 60 seconds ends this process.
-
-    Raises:
-        StoreUnavailable: the head of the cluster does not answer. The call is left behind in a thread that ends with the process.
-    """
-    answer: Future[T] = Future()
-
-    def make() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - the caller raises it
-            answer.set_exception(error)
-
-    _require_head()
-    threading.Thread(target=make, daemon=True).start()
-    while not wait([answer], timeout=LOOK_SECONDS).done:
-        _require_head()
-    return answer.result()
-
-
-def _require_head() -> None:
-    """Check that the head of the cluster answers.
-
-    Raises:
-        StoreUnavailable: it does not.
-    """
-    address = ray.get_runtime_context().gcs_address
-    try:
-        _check_reachable(address)
-    except OSError as error:
-        _HEAD_LOST.set()
-        raise StoreUnavailable(
-            f"ray: the head of the cluster at {address} does not answer: {error.strerror or error}. What was finished is "
-            f"complete. Start the cluster again, or leave out --ray."
-        ) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Raise OSError if nothing listens at host:port. Ray itself would wait for minutes and then end this process."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=10).close()
