@@ -1,8 +1,9 @@
 """``python -m tests.chaos --minutes 10 --seed 0``: faults at random moments on a small study, until the time is over.
 
-A study of eight runs is executed again and again, by one or two commands at once. A random generator with the given seed chooses
-what happens to it and when: SIGKILL, SIGTERM, SIGSTOP and SIGCONT, a full disk, a read-only file system, damaged files. Then the
-study ends without faults. Its records and its score matrix must equal those of a study that nothing disturbed.
+A study of eight runs is executed again and again, by one or two commands at once: first with its results in a folder, then on S3
+behind a proxy that spoils requests, and in longer runs also on a Ray cluster. A random generator with the given seed chooses what
+happens and when: SIGKILL, SIGTERM, SIGSTOP, SIGCONT, a full disk, a read-only file system, damaged files, failing requests. Each
+part ends without faults. The records and the score matrix must equal those of a study that nothing disturbed.
 
 The processes are forked (``fork_server``), so that a killed worker is replaced in a fraction of a second. Where this user may not
 mount file systems, the disk is never full or read-only.
@@ -23,19 +24,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "studies"), str(HERE.parent / "src")]
 
+import yaml  # noqa: E402
 from fork_server import forked_python  # noqa: E402
+from s3 import BUCKET, KEYS, client, keys, s3_server  # noqa: E402
+from s3_proxy import CLIENT, FaultyProxy  # noqa: E402
 from world import write_world  # noqa: E402
 
 from lm_harmony.analysis.matrix import ScoreMatrix  # noqa: E402
 from lm_harmony.runs.lease import Holder  # noqa: E402
 from lm_harmony.runs.record import RunRecord  # noqa: E402
+from lm_harmony.runs.remote import RemoteSync  # noqa: E402
+from lm_harmony.studies.run_location import remote_of  # noqa: E402
 from lm_harmony.studies.study import Study  # noqa: E402
 
 WORLD = {
@@ -53,6 +59,15 @@ KINDS = {
 }
 NEED_MOUNT = {"full disk": 1, "read-only file system": 1}
 """Faults, with how often they happen relative to each other."""
+KINDS_ON_RAY = {kind: times for kind, times in KINDS.items() if kind.startswith("SIGKILL")}
+"""Faults of the part on a Ray cluster, where each worker takes seconds to start."""
+URL = f"s3://{BUCKET}/results"
+FAULTY_REQUESTS = 0.05
+"""Share of the requests to S3 that meet a fault."""
+SHARES = {"folder": 5, "S3": 3}
+"""Parts, with how long each one takes relative to the others."""
+MINUTES_FOR_RAY, SHARE_OF_RAY = 5.0, 2
+"""The part on a Ray cluster is left out of shorter runs, because the cluster takes half a minute to start."""
 SUSPENDED = (0.2, 1.0, 3.0)
 """Seconds for which a process is stopped."""
 SUSPENDED_LONG = 170.0
@@ -71,31 +86,61 @@ class Chaos:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(self.disk)]
         self.mounted = subprocess.run(mount, capture_output=True).returncode == 0
         self.file = write_world(folder, **WORLD, results_dir=str(self.results))
-        self.python, self.log = forked_python(), folder / "log.txt"
+        self.open = ExitStack()
+        self.s3 = self.open.enter_context(s3_server())
+        self.proxy = self.open.enter_context(FaultyProxy(self.s3, seed=seed))
+        given = {**os.environ, **KEYS, **CLIENT, "AWS_MAX_ATTEMPTS": "3", "LM_HARMONY_CACHE_DIR": str(self.disk / "cache")}
+        self.environment = {**given, "AWS_ENDPOINT_URL": self.proxy.url}
+        os.environ |= KEYS | {"AWS_ENDPOINT_URL": self.s3, "LM_HARMONY_CACHE_DIR": str(folder / "cache")}  # of the checks
+        self.url, self.kinds, self.options = "", KINDS | (NEED_MOUNT if self.mounted else {}), list[str]()
+        self.python, self.log = forked_python(self.environment), folder / "log.txt"
         self.commands: list[subprocess.Popen[bytes]] = []
         self.stopped: dict[int, tuple[float, Path, str]] = {}
         self.left: dict[Path, str] = {}
         self.overtaken: set[str] = set()
         self.long = 0
-        self.records: dict[Path, bytes] = {}
+        self.records: dict[str, bytes] = {}
         started = time.monotonic()
         self.start()
         self.commands[0].wait()
         self.wait = (time.monotonic() - started) / 6  # most seconds between two faults: a run may be finished in between
         self.expected, self.matrix = self.finished(), ScoreMatrix.from_records(self.results)
         assert len(self.expected) == len(Study.read(self.file).runs), self.log.read_text()
-        shutil.rmtree(self.results)
+        self.remove_results()
 
     def start(self) -> None:
         """Start a command that continues the study."""
         words = [self.python, "-m", "lm_harmony.cli", "study", str(self.file), "--workers", "1", "--retry-failed"]
         with self.log.open("ab") as log:
-            self.commands.append(subprocess.Popen(words, stdout=log, stderr=log, cwd=self.file.parent))
+            started = subprocess.Popen(
+                [*words, *self.options], stdout=log, stderr=log, cwd=self.file.parent, env=self.environment
+            )
+        self.commands.append(started)
 
-    def finished(self) -> dict[str, RunRecord]:
+    def finished(self) -> dict[tuple[str, str, int], RunRecord]:
         """Return the records of all finished runs."""
         study = Study.read(self.file)
-        return {run.name: run.store.record() for run in study.status().finished}
+        records = [run.store.record() for run in study.status().finished]
+        return {(record.spec.model.name, record.benchmark, record.spec.seed): record for record in records}
+
+    def contents(self, name: str) -> dict[str, bytes]:
+        """Return the content of every file of the results with this name, by its path."""
+        found = {}
+        if self.url:
+            for key in [key for key in keys(self.s3) if key.endswith(f"/{name}")]:
+                found[key] = client(self.s3).get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        for path in () if self.url else find(self.results, name):
+            with suppress(OSError):
+                found[str(path)] = path.read_bytes()
+        return found
+
+    def remove_results(self) -> None:
+        """Remove the results and the working copies, for the next study."""
+        for key in keys(self.s3):
+            client(self.s3).delete_object(Bucket=BUCKET, Key=key)
+        for folder in (self.results, Path(os.environ["LM_HARMONY_CACHE_DIR"])):
+            shutil.rmtree(folder, ignore_errors=True)
+        remote_of.cache_clear()
 
     def leases(self) -> dict[Path, Holder]:
         """Return the holders of all leases, ended ones included."""
@@ -112,15 +157,13 @@ class Chaos:
 
     def look(self) -> None:
         """Check that no record changed, and that no epoch of a run is there twice. Count leases that were taken over."""
-        for path in find(self.results, "record.json"):
-            content = path.read_bytes()
-            if self.records.setdefault(path, content) != content:
+        records = self.contents("record.json")
+        for name, content in records.items():
+            if self.records.setdefault(name, content) != content:
                 self.bad["changed"] += 1
-        for path in self.records:
-            self.bad["lost"] += not path.exists()
-        for path in find(self.results, "epochs.jsonl"):
-            with suppress(OSError):
-                self.bad["doubled"] += doubled(path.read_text(errors="replace"))
+        self.bad["lost"] += len(self.records.keys() - records.keys())
+        for content in self.contents("epochs.jsonl").values():
+            self.bad["doubled"] += doubled(content.decode(errors="replace"))
         tokens = {path: holder.token for path, holder in self.leases().items()}
         for path, token in [*self.left.items()]:
             if tokens.get(path, token) != token:
@@ -155,8 +198,7 @@ class Chaos:
 
     def fault(self) -> None:
         """Let one fault happen."""
-        kinds = KINDS | (NEED_MOUNT if self.mounted else {})
-        kind = self.draw.choices([*kinds], [*kinds.values()])[0]
+        kind = self.draw.choices([*self.kinds], [*self.kinds.values()])[0]
         holders = [holder for holder in self.holders() if holder[1] not in self.stopped and "direct" not in holder[0].parts]
         running = [command for command in self.commands if command.poll() is None]
         if self.suspended_long():
@@ -170,7 +212,7 @@ class Chaos:
             self.left[path] = token
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if "STOP" in kind else signal.SIGKILL)
-                self.happened[kind] += 1
+                self.happened[kind + (" on Ray" if self.options else "")] += 1
                 if "STOP" in kind:
                     self.stopped[pid] = time.monotonic() + seconds, path, token
         elif kind.endswith("of a command") and running:
@@ -220,18 +262,50 @@ class Chaos:
         self.bad["lost"] += len(self.expected.keys() - found.keys())
         self.bad["different"] += sum(found[name] != self.expected[name] for name in found.keys() & self.expected.keys())
         self.bad["doubled"] += sum(len({e.epoch for e in record.epochs}) != len(record.epochs) for record in found.values())
-        self.bad["doubled"] += len(find(self.results, "record.json")) != len(self.expected)
-        self.bad["matrix"] += not equal(ScoreMatrix.from_records(self.results), self.matrix)
+        self.bad["doubled"] += len(self.contents("record.json")) != len(self.expected)
+        self.bad["matrix"] += not equal(
+            ScoreMatrix.from_records(RemoteSync(URL).folder if self.url else self.results), self.matrix
+        )
         self.bad["tracebacks"] += self.log.read_text(errors="replace").count("Traceback")
         self.happened["studies"] += 1
-        shutil.rmtree(self.results)
+        self.remove_results()
         self.records.clear()
         self.left.clear()
 
     def run(self, minutes: float) -> None:
+        """Let faults happen in each part until its time is over, and then let its study end without any."""
+        parts = SHARES | ({"Ray": SHARE_OF_RAY} if minutes >= MINUTES_FOR_RAY else {})
+        for part, share in parts.items():
+            own = minutes * share / sum(parts.values())
+            self.long = int(own // 3) if part == "folder" else 0
+            if part == "S3":
+                self.use_s3()
+            elif part == "Ray":
+                self.use_ray()
+            self.run_part(own)
+
+    def use_s3(self) -> None:
+        """Move the results of the study behind the proxy. Their working copy is on the disk that may be full."""
+        study = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        self.file = self.file.with_name("on_s3.yaml")
+        self.file.write_text(yaml.safe_dump({**study, "results_dir": URL}), encoding="utf-8")
+        self.url, self.folder_of_results = URL, self.results
+        self.results = self.disk / "cache" / RemoteSync(URL).folder.name
+        self.proxy.rate = FAULTY_REQUESTS
+
+    def use_ray(self) -> None:
+        """Let a Ray cluster execute the study, whose results are in a folder again."""
+        from ray.cluster_utils import Cluster  # imports for seconds
+
+        self.proxy.rate, self.url, self.results = 0.0, "", self.folder_of_results
+        self.file, self.kinds = self.file.with_name("study.yaml"), KINDS_ON_RAY
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 4 << 30, "include_dashboard": False})
+        self.open.callback(cluster.shutdown)
+        self.options = ["--ray", cluster.address]
+
+    def run_part(self, minutes: float) -> None:
         """Let faults happen until the time is over, and then let the study end without any."""
-        end = time.monotonic() + 60 * minutes
-        next_fault, self.long = 0.0, int(minutes // 5)
+        end, next_fault, next_look = time.monotonic() + 60 * minutes, 0.0, 0.0
         while time.monotonic() < end:
             running = [command for command in self.commands if command.poll() is None]
             if not running:
@@ -243,9 +317,12 @@ class Chaos:
                 self.fault()
                 next_fault = time.monotonic() + self.draw.uniform(0.1, self.wait)
             self.wake()
-            self.look()
+            if time.monotonic() > next_look:
+                self.look()
+                next_look = time.monotonic() + (1.0 if self.url else 0.1)
             time.sleep(0.1)
         self.kill_all()
+        self.proxy.rate = 0.0
         self.start()
         self.commands[0].wait()
         self.compare()
@@ -253,6 +330,7 @@ class Chaos:
     def close(self) -> None:
         """End all processes and unmount the disk."""
         self.kill_all()
+        self.open.close()
         if self.mounted:
             subprocess.run(["umount", "-l", str(self.disk)], check=True)
 
@@ -309,6 +387,7 @@ def main() -> int:
             chaos.run(given.minutes)
         finally:
             chaos.close()
+        chaos.happened |= {f"S3: {fault}": times for fault, times in chaos.proxy.counts.items()}
         for what, times in sorted(chaos.happened.items()):
             print(f"{times:6} {what}")
         bad = {what: times for what, times in chaos.bad.items() if times}

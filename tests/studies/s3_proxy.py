@@ -56,7 +56,7 @@ class FaultyProxy:
         class Handler(_Handler):
             faulty = proxy
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -83,6 +83,11 @@ class FaultyProxy:
         content = answer.read()
         connection.close()
         return answer.status, answer.getheaders(), content
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: clients are killed while they wait for an answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):
