@@ -59,8 +59,10 @@ KINDS = {
 }
 NEED_MOUNT = {"full disk": 1, "read-only file system": 1}
 """Faults, with how often they happen relative to each other."""
-KINDS_ON_RAY = {kind: times for kind, times in KINDS.items() if kind.startswith("SIGKILL")}
-"""Faults of the part on a Ray cluster, where each worker takes seconds to start."""
+KINDS_ON_RAY = {"SIGKILL of a worker": 1}
+"""Faults of the part on a Ray cluster. A command that is killed would leave a worker that has taken seconds to start."""
+RAY_SLOWER = 5
+"""By how much longer the time between two faults is on Ray, so that workers finish epochs in between."""
 URL = f"s3://{BUCKET}/results"
 FAULTY_REQUESTS = 0.05
 """Share of the requests to S3 that meet a fault."""
@@ -301,7 +303,7 @@ class Chaos:
         self.file, self.kinds = self.file.with_name("study.yaml"), KINDS_ON_RAY
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 4 << 30, "include_dashboard": False})
         self.open.callback(cluster.shutdown)
-        self.options = ["--ray", cluster.address]
+        self.options, self.wait = ["--ray", cluster.address], RAY_SLOWER * self.wait
 
     def run_part(self, minutes: float) -> None:
         """Let faults happen until the time is over, and then let the study end without any."""

@@ -1,6 +1,6 @@
 """Watches a Ray cluster while a call of Ray waits for its answer. Ray itself would wait for ever, or end this process.
 
-The call is given up if the head of the cluster or the raylet of this machine is lost, or if no node is left that can execute it.
+The caller gets an error if the head of the cluster or the raylet of this machine is lost, or if no node is left for the call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ClusterWatch:
         """Return the result of a call of Ray.
 
         Args:
-            call: the call. If this raises, the call is left behind in a thread that ends with the process.
+            call: the call. If this method raises, the call is left behind in a thread that ends with the process.
             needs: what the call needs on one node, as options of an actor; None: nothing.
 
         Raises:
