@@ -211,7 +211,7 @@ def test_planned_operators_are_wrong_for_another_architecture() -> None:
 def test_planned_operators_of_a_scoring_pass_are_within_10_percent(branches: int) -> None:
     model = deep_model()
     texts = [
-        TokenSequence(ids=(100 + tree, *range(7, 17 + tree), last, last + 1), first_label=12 + tree)
+        TokenSequence(ids=(100 + tree, *range(7, 47 + tree), last, last + 1), first_label=42 + tree)
         for tree in range(8)
         for last in range(20, 20 + branches)
     ]
@@ -273,12 +273,15 @@ def test_attention_calls_and_passes_are_those_of_the_engine(spec: RunSpec) -> No
                 size, budget = spec.execution.micro_batch, backend.memory_budget.training_tokens
                 for start, stop in micro_batches(state.batch, size, budget, state.regimes):
                     groups = PackedAttention(concatenated_layout(state.batch[start:stop])).groups
-                    pairs += sum(group.segments * sum(range(1, group.longest + 1)) for group in groups)
+                    pairs += sum(
+                        group.segments * (sum(range(1, group.longest + 1)) if group.chains else group.longest**2)
+                        for group in groups
+                    )
                 state.advance(losses)
     assert (load.training.passes, load.training.calls, load.training.pairs) == (passed, calls, pairs)
     assert load.training.passes > load.training.steps == 5
-    unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (5, 5, 6, 5)]
-    assert [group.slots for group in PackedAttention(concatenated_layout(unequal)).groups] == [12, 5]
+    unequal = [TokenSequence(ids=tuple(range(size)), first_label=1) for size in (51, 51, 61, 51)]
+    assert [group.slots for group in PackedAttention(concatenated_layout(unequal)).groups] == [150, 60]
 
 
 def test_the_gpu_plan_uses_the_memory_budget_of_a_gpu(spec: RunSpec) -> None:
