@@ -106,6 +106,20 @@ def test_screen_readers_get_names(open_board: Open) -> None:
     assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "hint"
 
 
+def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(open_board: Open) -> None:
+    """The browser reports scrolling in one of the next frames."""
+    page = open_board(DATA, viewport={"width": 390, "height": 480})
+    drawn(page)
+    page.evaluate("addEventListener('scroll', () => { globalThis.scrolled = true; }, true)")
+    page.locator("#board-region").focus()
+    for key in ("Enter", *["ArrowDown"] * 9, *["ArrowRight"] * 3):
+        page.keyboard.press(key)
+        page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "hint"
+        assert page.locator("#hint").is_visible()
+    assert page.evaluate("globalThis.scrolled")
+
+
 def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
     page = open_board(DATA, viewport=SCREENS["desktop"])
     drawn(page)

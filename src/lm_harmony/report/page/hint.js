@@ -28,7 +28,9 @@ const makeHint = (page) => {
     const cell = event.target.closest?.("td")?.querySelector("[data-cell]") ?? null;
     if (!cell || (event.pointerType === "touch" && cell === described)) hide();
   });
-  addEventListener("scroll", hide, { passive: true, capture: true });
+  // A cell that the keyboard has moved to scrolls into view, and keeps its hint.
+  const scrolled = () => { if (described && described === document.activeElement) show(described); else hide(); };
+  addEventListener("scroll", scrolled, { passive: true, capture: true });
   region.addEventListener("mouseover", (event) => {
     const cell = event.target.closest("td")?.querySelector("[data-cell]");
     if (cell) show(cell); else hide();
