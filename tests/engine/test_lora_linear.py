@@ -28,7 +28,7 @@ from lm_harmony.recipe import Lora, Recipe
 
 Results = dict[str, torch.Tensor]
 TOKENS, INPUTS, OUTPUTS = 50, 96, 64
-SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=length) for length in (9, 14, 6)]
+SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=length) for length in (9, 14, 6, 30, 21, 17, 26, 12)]
 LORA = Lora(target_modules=("all-linear",), lora_dropout=0.3)
 
 
@@ -209,7 +209,7 @@ def test_a_model_is_as_exact_as_with_peft(architecture: str) -> None:
     ours, theirs = (errors(one, exact) for one in (found, peft))
     assert max(theirs.values()) < 1e-5
     assert max(ours.values()) < 1.5 * max(theirs.values())
-    assert sum(ours.values()) < 1.25 * sum(theirs.values())  # by chance: the order of summation differs
+    assert sum(ours.values()) < 1.1 * sum(theirs.values())
 
 
 @pytest.mark.parametrize(
