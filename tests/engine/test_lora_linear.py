@@ -28,7 +28,9 @@ from lm_harmony.recipe import Lora, Recipe
 
 Results = dict[str, torch.Tensor]
 TOKENS, INPUTS, OUTPUTS = 50, 96, 64
-SEQUENCES = [TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=length) for length in (9, 14, 6, 30, 21, 17, 26, 12)]
+SEQUENCES = [
+    TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=length) for length in (9, 14, 6, 30, 21, 17, 26, 12)
+]
 LORA = Lora(target_modules=("all-linear",), lora_dropout=0.3)
 
 
