@@ -153,13 +153,13 @@ class _HubServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, repositories: Mapping[tuple[str, str], _Repository], earlier: Mapping[tuple[str, str], _Repository]
+        self, repositories: Mapping[tuple[str, str], _Repository], earlier: Mapping[tuple[str, str], _Repository], port: int
     ) -> None:
         self.repositories, self.earlier = repositories, earlier
         self.requests: list[str] = []
         self.slow: set[str] = set()
         self.ended = threading.Event()
-        super().__init__(("127.0.0.1", 0), _HubRequests)
+        super().__init__(("127.0.0.1", port), _HubRequests)
 
     def answer(self, segments: list[str], fields: _Fields) -> _Answer:
         """Answer requests for /api/KIND/REPOSITORY/... and, for files, [/datasets]/REPOSITORY/resolve/..."""
@@ -223,16 +223,23 @@ class LoopbackHub:
     """Folders served as hub repositories, by repository id, for as long as the ``with`` block lasts.
 
     The folders are read once, in ``__init__``. Later changes are ignored. ``earlier`` holds folders of repositories as they
-    were one commit before. A request whose path contains one of ``slow`` is answered when the block ends.
+    were one commit before. ``port`` is 0 for any free one. A request whose path contains one of ``slow`` is answered when
+    the block ends.
     """
 
     def __init__(
-        self, *, models: Mapping[str, Path] = {}, datasets: Mapping[str, Path] = {}, earlier: Mapping[str, Path] = {}
+        self,
+        *,
+        models: Mapping[str, Path] = {},
+        datasets: Mapping[str, Path] = {},
+        earlier: Mapping[str, Path] = {},
+        port: int = 0,
     ) -> None:
         served = [("models", *item) for item in models.items()] + [("datasets", *item) for item in datasets.items()]
         kinds = dict.fromkeys(models, "models") | dict.fromkeys(datasets, "datasets")
         before = {(kinds[name], name): _read_repository(name, folder) for name, folder in earlier.items()}
-        self._server = _HubServer({(kind, name): _read_repository(name, folder) for kind, name, folder in served}, before)
+        now = {(kind, name): _read_repository(name, folder) for kind, name, folder in served}
+        self._server = _HubServer(now, before, port)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.requests, self.slow = self._server.requests, self._server.slow
         """Requests received so far, each as "METHOD path". The path is unquoted and has no query."""

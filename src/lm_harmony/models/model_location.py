@@ -11,6 +11,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lm_harmony.errors import ModelError
+from lm_harmony.hub_connection import missing_hub
 from lm_harmony.models.checkpoint_checks import one_line
 from lm_harmony.models.model_folder import AdapterBase, adapter_base, is_whole_model, refuse_no_model
 
@@ -47,6 +48,8 @@ def locate_model(name: str, *, revision: str = "main", trust_remote_code: bool =
         ModelError: it does not exist, cannot be reached, needs its own code, or is an adapter whose base is not clear.
     """
     refuse_no_model(name, revision)
+    if not Path(name).is_dir():
+        missing_hub()
     adapter = _hub_adapter(name, revision)
     place = name if adapter is None else str(adapter[0])
     base = adapter_base(place)
@@ -57,6 +60,8 @@ def locate_model(name: str, *, revision: str = "main", trust_remote_code: bool =
         )
     whole, at = (name, revision) if base is None else (base.name, base.revision)
     refuse_no_model(whole, at)
+    if not Path(whole).is_dir():
+        missing_hub()
     config, folder, commit = _locate_whole(whole, at, trust_remote_code)
     found = ModelLocation(name=name, place=place, revision=revision, commit=commit, config=config, folder=folder, base=base)
     if adapter is None or base is None:
@@ -119,4 +124,9 @@ def why_not(name: str, error: Exception) -> str:
         return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."
     if Path(name).is_dir():
         return f"model {name}: {Path(name) / 'config.json'} cannot be used: {reason}. Take the one saved with the weights."
+    if (missing := missing_hub()) is not None:
+        return (
+            f"model {name!r} cannot be loaded: {missing}, and the hub's cache on this machine has not all of its files. "
+            f"Connect to the hub, or give an existing model folder."
+        )
     return f"model {name!r} cannot be loaded: {reason}. Give a hub id that exists, or an existing model folder."

@@ -16,19 +16,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNo
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+from lm_harmony.hub_connection import REQUEST_SECONDS, is_connection_error
 from lm_harmony.models.model_folder import files_read
 from lm_harmony.runs.sources import Source
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 3.0
-"""Timeout of one request to the hub, in seconds."""
 ALL_SECONDS = 15.0
 """Timeout of all requests together, in seconds. A repository without an answer by then counts as unchanged."""
 _AT_ONCE = 8
 _CARD = "README.md"
-_CONNECTION = frozenset(("ConnectionError", "ConnectError", "ConnectTimeout", "ProxyError"))
-"""Names of the error classes of HTTP libraries that mean that there is no connection."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -70,7 +67,7 @@ class HubRevisions:
                 log.debug("%s: the hub refuses the request: %s", source.name, error)
             except Exception as error:  # noqa: BLE001 - a run must not fail because there is no network or the hub is slow
                 self._answers[source] = None
-                self._unreachable |= not _CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+                self._unreachable |= is_connection_error(error)
                 log.debug("%s: no answer from the hub: %s", source.name, error)
 
     def _difference(self, source: Source) -> str | None:

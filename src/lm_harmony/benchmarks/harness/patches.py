@@ -28,6 +28,7 @@ from lm_eval import utils as lm_eval_utils
 from lm_harmony.benchmarks.harness.hub_rows import sha256
 from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.errors import BenchmarkError
+from lm_harmony.hub_connection import missing_hub
 
 LOADED_FROM = "loaded_from"
 """Attribute of a data set: the files that its rows were loaded from."""
@@ -150,11 +151,14 @@ def _load(task: str, path: Any, name: Any, options: Mapping[str, Any], /, **_: A
     Raises:
         BenchmarkError: local files of the task cannot be read. The message names them and the cause.
     """
+    local = local_row_files({"dataset_path": path, "dataset_kwargs": options})
+    if local is None:
+        missing_hub()
     try:
         with files_keyed_by_content():
             return _in_memory(datasets.load_dataset(path=path, name=name, **options))
     except Exception as error:  # a broken file raises an error of any kind
-        files = list(local_row_files({"dataset_path": path, "dataset_kwargs": options}) or ())
+        files = list(local or ())
         if not files:
             raise
         more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""

@@ -26,10 +26,11 @@ from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxe
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
-from lm_harmony.benchmarks.task_files import CORPUS_FILE
+from lm_harmony.benchmarks.task_files import CORPUS_FILE, local_row_files
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score
 from lm_harmony.errors import BenchmarkError
+from lm_harmony.hub_connection import missing_hub
 
 # Errors of lm_eval and of a task's functions for a row that does not fit the task.
 _ROW_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
@@ -228,7 +229,7 @@ def _build(name: str, config: dict[str, Any], scored: Path | None) -> Configurab
     except BenchmarkError:
         raise
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = (missing_hub() if local_row_files(config) is None else None) or str(error).strip().split("\n")[0]
         raise BenchmarkError(
             f"benchmark {name}: data set {config.get('dataset_path')!r} cannot be loaded: {reason}. "
             f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
