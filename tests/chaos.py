@@ -101,6 +101,7 @@ class Chaos:
         self.left: dict[Path, str] = {}
         self.overtaken: set[str] = set()
         self.long = 0
+        self.drawn = ""
         self.records: dict[str, bytes] = {}
         started = time.monotonic()
         self.start()
@@ -199,10 +200,11 @@ class Chaos:
             time.sleep(0.05)
 
     def fault(self) -> None:
-        """Let one fault happen."""
-        kind = self.draw.choices([*self.kinds], [*self.kinds.values()])[0]
+        """Let one fault happen. A fault of a worker is put off while no worker holds the lease of a run."""
+        kind = self.drawn or self.draw.choices([*self.kinds], [*self.kinds.values()])[0]
         holders = [holder for holder in self.holders() if holder[1] not in self.stopped and "direct" not in holder[0].parts]
         running = [command for command in self.commands if command.poll() is None]
+        self.drawn = kind if kind.endswith("worker") and not holders else ""
         if self.suspended_long():
             if len(running) == 1:
                 self.start()  # one command waits for its stopped worker, and the other one watches the lease
@@ -317,7 +319,7 @@ class Chaos:
                 self.start()
             if time.monotonic() > next_fault:
                 self.fault()
-                next_fault = time.monotonic() + self.draw.uniform(0.1, self.wait)
+                next_fault = time.monotonic() + (0.0 if self.drawn else self.draw.uniform(0.1, self.wait))
             self.wake()
             if time.monotonic() > next_look:
                 self.look()

@@ -399,6 +399,28 @@ def test_the_error_names_missing_weight_files(tmp_path: Path) -> None:
     assert "model.safetensors" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known model type", "unknown model type"])
+def test_code_of_a_model_runs_only_on_request(known: bool, tmp_path: Path) -> None:
+    folder, ran = write_tiny_model(tmp_path / "model"), tmp_path / "ran"
+    (folder / "code.py").write_text(
+        f"from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n\nPath({str(ran)!r}).touch()\n\n\n"
+        f"class Config(LlamaConfig):\n    model_type = {'llama' if known else 'other'!r}\n\n\n"
+        f"class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    change_config(
+        folder,
+        auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+        **({} if known else {"model_type": "other"}),
+    )
+    if known:
+        assert type(load_model(str(folder), device="cpu").module).__module__.startswith("transformers.")
+    else:
+        assert refusal(folder).endswith("needs code from its own repository. If you trust it, add --trust_remote_code.")
+    assert not ran.exists()
+    module = load_model(str(folder), device="cpu", trust_remote_code=True).module  # negative control
+    assert ran.exists() and type(module).__name__ == "Model"
+
+
 def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json. Give the folder" in refusal(tmp_path)
 

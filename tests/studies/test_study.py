@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -18,8 +20,9 @@ from fork_server import INTERPRETER
 from world import BENCHMARKS, MODELS, write_world
 
 from lm_harmony.errors import StoreError
+from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.studies.study import Study
+from lm_harmony.studies.study import HELD_PAUSE, Study
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 KILLS = 20
@@ -93,6 +96,25 @@ def test_a_finished_study_starts_no_worker_and_changes_no_record(uninterrupted: 
     new = events_of(uninterrupted)[len(events) :]
     assert [(event["event"], event.get("runs")) for event in new] == [("study_started", 0), ("study_ended", None)]
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.spec.results_dir.rglob("record.json")} == before
+
+
+def test_waiting_for_a_run_that_another_process_executes_starts_no_worker(tmp_path: Path) -> None:
+    """The study looks at its lease every second. Starting a worker for each look would cost ten seconds of CPU time."""
+    study = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0]))
+    before, started = len(STARTED), list[int]()
+    with ExitStack() as holding:
+
+        def release() -> None:
+            started.append(len(STARTED))
+            holding.close()
+
+        holding.enter_context(FolderLeases(study.spec.results_dir).hold(study.runs[0].name, lost=lambda: None))
+        threading.Timer(2.5 * HELD_PAUSE, release).start()
+        assert len(study.run(workers=1).finished) == 1
+    assert started == [before]
+    assert len(STARTED) == before + 1  # negative control: the run itself needs a worker
+    waited = [event["event"] for event in events_of(study)]
+    assert waited == ["study_started", "run_held", "run_finished", "study_ended"]
 
 
 def processes_below(pid: int) -> list[psutil.Process]:

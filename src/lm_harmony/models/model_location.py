@@ -120,7 +120,7 @@ def _two_models(name: str) -> ModelError:
 def why_not(name: str, error: Exception) -> str:
     """Return the message for a configuration that cannot be loaded."""
     reason = one_line(error, 300)
-    if "trust_remote_code" in reason:
+    if "trust_remote_code" in str(error):
         return f"model {name} needs code from its own repository. If you trust it, add --trust_remote_code."
     if Path(name).is_dir():
         return f"model {name}: {Path(name) / 'config.json'} cannot be used: {reason}. Take the one saved with the weights."
