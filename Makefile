@@ -46,10 +46,10 @@ demo: env
 test coverage real: export TOKENIZERS_PARALLELISM = false
 test coverage: export OMP_NUM_THREADS = 1
 test: env
-	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile
+	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: env
-	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 chaos: env
 	$(BIN)/python -m tests.chaos --minutes 1 --seed 0

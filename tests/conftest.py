@@ -25,6 +25,15 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _handler)
 
 
+LONGEST = ("test_cluster.py", "test_readme.py", "test_cluster_faults.py", "test_demo_command.py", "test_study.py", "test_plan.py")
+"""Files whose tests take minutes. They start first, so that no test process waits for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_report_header() -> list[str]:
     """Return the version of the tested lm_eval, and whether the tests on real rows run or are skipped."""
     rows = "present, their tests run" if DATA.is_dir() else "absent, their tests skip"
