@@ -32,6 +32,7 @@ COMMANDS = (
     "analyze",
     "audit",
     "compare",
+    "export",
     "place",
     "page",
     "benchmarks",

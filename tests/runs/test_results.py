@@ -20,8 +20,10 @@ from lm_eval_alone import lm_eval_task
 from micro import TASK, write_micro
 from tiny import write_tiny_model
 
+from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.report.export import export
 from lm_harmony.runs.lm_eval_results import direct_results
 from lm_harmony.runs.protocol import add_direct_score, score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
@@ -29,7 +31,7 @@ from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
-SCHEMA = Path(__file__).parent / "every_eval_ever" / "eval.schema.json"
+SCHEMA = Path(__file__).parents[1] / "every_eval_ever" / "eval.schema.json"
 """Schema 0.3.0 of Every Eval Ever (github.com/evaleval/every_eval_ever). Its MIT license is in the same folder."""
 BRIER = """\
   - metric: brier_score
@@ -279,6 +281,19 @@ def test_both_files_convert_to_valid_every_eval_ever_records_that_differ_in_mode
         assert found == dict(score.metrics)
         lower = [line["metric_config"]["lower_is_better"] for line in records[name]["evaluation_results"]]
         assert lower == ["brier_score" in key for key in found]
+
+
+def test_exported_files_are_read_as_an_output_folder_of_lm_eval(run: RunStore, tmp_path: Path) -> None:
+    written = export(run.folder, tmp_path / "out", "lm_eval")
+    assert written.left_out == () and len(written.files) == 4
+    for name, file in files_of(run).items():
+        (copied,) = (tmp_path / "out").rglob(file.name)
+        (samples,) = (one for one in copied.parent.iterdir() if one.name.startswith("samples_micro_"))
+        assert get_latest_filename([copied.name]) == copied.name and copied.read_bytes() == file.read_bytes()
+        split = {"trained": "test", "direct": "direct"}[name]
+        assert samples.read_bytes() == (run.folder / f"samples_{split}.jsonl").read_bytes()
+    direct = ScoreMatrix.read(tmp_path / "out").scores("direct").values
+    assert run.record().direct is not None and direct.notna().any(axis=None)
 
 
 def test_the_every_eval_ever_schema_refuses_a_record_without_model_or_direction(run: RunStore) -> None:

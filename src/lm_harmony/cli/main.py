@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from lm_harmony.cli import board as board_command
 from lm_harmony.cli.console import Format, say, show_table
+from lm_harmony.cli.export import export
 from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.place import place_command
 from lm_harmony.cli.run_flags import RunFlags
@@ -64,7 +65,7 @@ def _carry_out(words: list[str]) -> int:
 
         run_command.run(flags, words)
 
-    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, place_command(words), benchmarks, models, demo)
+    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, export, place_command(words), benchmarks, models, demo)
     try:
         said = parse(words, commands, description=DESCRIPTION)()
     except HarmonyError as error:

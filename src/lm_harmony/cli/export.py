@@ -1,0 +1,40 @@
+"""``lm-harmony export``: the scores of finished runs in the formats of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lm_harmony.cli.console import say
+
+_MOST_LEFT_OUT = 10
+
+
+def export(
+    results: Annotated[Path, tyro.conf.Positional],
+    /,
+    to: Literal["csv", "parquet", "lm_eval", "every-eval-ever", "hub"],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("export"),
+    organization: str | None = None,
+) -> None:
+    """Write the scores of finished runs in the format of another tool. Runs whose files have changed since are left out.
+
+    Example: `lm-harmony export results --to csv`
+
+    Args:
+        results: a folder of runs.
+        to: csv and parquet: one table with a row for each score. lm_eval: the files of `lm_eval --output_path`. every-eval-ever:
+            records of Every Eval Ever, schema 0.3.0. hub: .eval_results/<benchmark>.yaml for the repository of each model.
+        output: folder for the files; those of an earlier export are overwritten. Nothing is uploaded.
+        organization: who publishes the scores, for every-eval-ever.
+    """
+    from lm_harmony.report.export import export as write
+
+    written = write(results, output, to, organization=organization)
+    say(*written.left_out[:_MOST_LEFT_OUT], stderr=True)
+    more = len(written.left_out) - _MOST_LEFT_OUT
+    if more > 0:
+        say(f"{more} more are left out", stderr=True)
+    say(f"{len(written.files)} files in {output}")

@@ -1,0 +1,204 @@
+"""Scores of finished runs in the formats of other tools: a table, lm_eval's output folders, Every Eval Ever, and the hub.
+
+Runs that are not current are left out, because a reader of these files cannot see that something has changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from lm_harmony.analysis.load_tables import csv_text
+from lm_harmony.errors import UsageError
+from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
+from lm_harmony.runs.files import write_atomically
+
+ExportFormat = Literal["csv", "parquet", "lm_eval", "every-eval-ever", "hub"]
+SCHEMA_VERSION = "0.3.0"
+"""Version of the schema of Every Eval Ever (github.com/evaleval/every_eval_ever)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export wrote, and what it left out."""
+
+    files: tuple[Path, ...]
+    """Files that were written."""
+    left_out: tuple[str, ...]
+    """A sentence for each run, or kind of runs, that is not in them."""
+
+
+def export(results: Path, output: Path, to: ExportFormat, *, organization: str | None = None) -> Exported:
+    """Write the scores of all finished runs below ``results`` into ``output``.
+
+    Args:
+        results: a folder of runs.
+        output: folder for the files; those of an earlier export are overwritten.
+        to: csv and parquet write one table with a row for each score. lm_eval writes results and samples files as
+            ``lm_eval --output_path`` names them. every-eval-ever writes a record of its schema for each score. hub writes
+            ``.eval_results/<benchmark>.yaml`` for each model, as the model's repository has it.
+        organization: who publishes the scores; every-eval-ever requires it.
+
+    Raises:
+        UsageError: there is no finished and current run, or the organization is missing.
+    """
+    if to == "every-eval-ever" and not organization:
+        raise UsageError("organization is missing: Every Eval Ever records who publishes a score. Add --organization NAME.")
+    found, left_out = finished_scores(results)
+    output.mkdir(parents=True, exist_ok=True)
+    if to in ("csv", "parquet"):
+        files = [_write_table(found, output / f"scores.{to}")]
+    elif to == "lm_eval":
+        files = [file for result in found for file in _copy_lm_eval(result, output, left_out)]
+    elif to == "every-eval-ever":
+        files = [_write_every_eval_ever(result, output, str(organization)) for result in found]
+    else:
+        files = _write_hub(found, output, left_out)
+    return Exported(files=tuple(files), left_out=tuple(left_out))
+
+
+def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
+    """Write one row for each score and metric. The metric that chose the epoch is marked."""
+    rows = [
+        {
+            "model": result.model,
+            "revision": result.record.spec.model.revision,
+            "commit": result.record.model_revision,
+            "parameters": result.record.parameters,
+            "benchmark": result.record.benchmark,
+            "preparation": result.preparation,
+            "metric": key,
+            "is_main_metric": key == result.record.metric,
+            "value": value,
+            "stderr": result.stderrs.get(key),
+            "test_documents": result.documents,
+            "training_rows": result.record.data.train,
+            "chosen_epoch": result.record.chosen_epoch if result.preparation == "trained" else None,
+            "seed": result.record.spec.seed,
+            "recipe": result.record.spec.recipe.fingerprint(),
+            "notes": result.notes,
+        }
+        for result in found
+        for key, value in result.metrics.items()
+    ]
+    table = pd.DataFrame(rows).astype({"parameters": "Int64", "chosen_epoch": "Int64", "stderr": "float64"})
+    if file.suffix == ".csv":
+        write_atomically(file, table.map(csv_text).to_csv(index=False, lineterminator="\n"))
+    else:
+        table.to_parquet(file, index=False)
+    return file
+
+
+def _copy_lm_eval(result: FinishedScore, output: Path, left_out: list[str]) -> Iterator[Path]:
+    """Copy the last results file of a score and its samples under the names that lm_eval gives them."""
+    folder, split = (
+        (result.store.folder, "test") if result.preparation == "trained" else (result.store.folder / "direct", "direct")
+    )
+    written = sorted(folder.glob("results_*.json"))
+    if not written:
+        left_out.append(f"{folder}: it holds no results file. Score the run again to write one")
+        return
+    values = json.loads(written[-1].read_text(encoding="utf-8"))
+    place = output / str(values["model_name_sanitized"])
+    place.mkdir(parents=True, exist_ok=True)
+    yield Path(shutil.copyfile(written[-1], place / written[-1].name))
+    samples = result.store.folder / f"samples_{split}.jsonl"
+    if samples.is_file():
+        stamp = written[-1].stem.removeprefix("results_")
+        yield Path(shutil.copyfile(samples, place / f"samples_{result.record.benchmark}_{stamp}.jsonl"))
+
+
+def _write_every_eval_ever(result: FinishedScore, output: Path, organization: str) -> Path:
+    """Write a record in the folder that the data set of Every Eval Ever has for it: benchmark/developer/model/<id>.json."""
+    values = every_eval_ever(result, organization)
+    owner, _, name = result.model.rpartition("/")
+    digest = hashlib.sha256(
+        json.dumps([result.record.to_dict(), result.preparation], sort_keys=True, default=str).encode()
+    ).hexdigest()
+    file = output / result.record.benchmark / (owner or "unknown") / name / f"{digest[:32]}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False))
+    return file
+
+
+def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
+    """Return a score as a record of Every Eval Ever. A trained model is another model: its base model's name with a suffix."""
+    record, trained, now = result.record, result.preparation == "trained", str(int(time.time()))
+    versions, dataset = record.environment.get("versions", {}), dataset_of(record)
+    identity = f"{result.model}@{TRAINED}" if trained else result.model
+    details = {
+        "base_model": result.model,
+        "revision": record.spec.model.revision,
+        "commit": record.model_revision or "unknown",
+        "preparation": result.notes,
+        "recipe": json.dumps(record.to_dict()["spec"]["recipe"], sort_keys=True) if trained else "none",  # type: ignore[index]
+        "deployment_type": "self_deployed",
+        "model_availability": "open_weights" if record.model_revision else "unknown",
+    }
+    source = {"dataset_name": record.benchmark, "source_type": "other"}
+    if dataset is not None:
+        source = {"dataset_name": record.benchmark, "source_type": "hf_dataset", "hf_repo": dataset[0]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "evaluation_id": f"{record.benchmark}/{identity}/{now}",
+        "retrieved_timestamp": now,
+        "source_metadata": {
+            "source_type": "evaluation_run",
+            "source_organization_name": organization,
+            "evaluator_relationship": "other",
+        },
+        "eval_library": {"name": "lm-harmony", "version": str(versions.get("lm-harmony", "unknown"))},
+        "model_info": {"name": identity, "id": identity, "additional_details": details},
+        "evaluation_results": [
+            {
+                "evaluation_name": record.benchmark,
+                "source_data": source,
+                "metric_config": {
+                    "evaluation_description": f"{key}: {result.notes}",
+                    "metric_name": key.split(",")[0],
+                    "lower_is_better": not record.higher_is_better,
+                },
+                "score_details": {"score": value, "uncertainty": _uncertainty(result, key)},
+            }
+            for key, value in result.metrics.items()
+            if key == record.metric  # the direction of the others is not recorded
+        ],
+    }
+
+
+def _uncertainty(result: FinishedScore, key: str) -> dict[str, Any]:
+    stderr = result.stderrs.get(key)
+    error = {} if stderr is None else {"standard_error": {"value": stderr}}
+    return {**error, "num_samples": result.documents}
+
+
+def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]) -> list[Path]:
+    """Write the results of each model and benchmark as the model's repository on the hub has them."""
+    entries: dict[Path, list[EvalResultEntry]] = defaultdict(list)
+    for result in found:
+        record, dataset = result.record, dataset_of(result.record)
+        if dataset is None:
+            left_out.append(f"{result.store.folder}: its rows are local files, so that no data set of the hub can be named")
+            continue
+        file = output / result.model / ".eval_results" / f"{record.benchmark}.yaml"
+        value, (name, commit) = result.metrics.get(record.metric), dataset
+        if value is not None:
+            notes = f"{record.metric}, {result.notes}"
+            entries[file].append(
+                EvalResultEntry(dataset_id=name, task_id=record.benchmark, value=value, dataset_revision=commit, notes=notes)
+            )
+    for file, lines in entries.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, yaml.safe_dump(eval_result_entries_to_yaml(lines), sort_keys=False, allow_unicode=True))
+    return list(entries)

@@ -1,0 +1,126 @@
+"""Scores of finished runs, one by one. Runs that are not current are left out, as are those that failed or cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.analysis.provenance import FileStates, changed_files
+from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
+from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.report.shown_names import short_names
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.store import RunStore, find_runs
+
+TRAINED = "train-before-test"
+"""What other tools call a trained model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedScore:
+    """One score of one run."""
+
+    record: RunRecord
+    """Record of the run."""
+    store: RunStore
+    """Files of the run."""
+    preparation: Preparation
+    """Whether the model was trained."""
+    metrics: Mapping[str, float]
+    """Value of every metric on the test split, by "metric,filter"."""
+    stderrs: Mapping[str, float | None]
+    """Standard error of every metric, by the same keys; None: not known."""
+    documents: int
+    """Number of test documents."""
+    model: str
+    """Name of the model without a path of this machine."""
+
+    @property
+    def notes(self) -> str:
+        """How the score was made, in one line."""
+        record, recipe = self.record, self.record.spec.recipe
+        tested = f"{self.documents} test documents"
+        if self.preparation == "direct":
+            return f"without training, zero-shot, {tested}"
+        adapter = "all weights" if recipe.lora is None else f"LoRA r {recipe.lora.r}"
+        chosen = f"epoch {record.chosen_epoch} of {len(record.epochs)}" + (
+            " chosen on validation" if record.spec.choose_best else ""
+        )
+        return (
+            f"{TRAINED}, {adapter}, learning rate {recipe.learning_rate:g}, {record.data.train} training rows, {chosen}, {tested}"
+        )
+
+
+def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
+    """Return all scores of finished and current runs, and what is left out.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not results.is_dir():
+        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
+    states: FileStates = {}
+    records: list[tuple[RunRecord, RunStore]] = []
+    left_out = []
+    for store in find_runs(results):
+        try:
+            record = store.outcome()
+        except StoreError as error:
+            left_out.append(str(error))
+            continue
+        if not isinstance(record, RunRecord):
+            left_out.append(f"{store.folder}: the run has failed, so that it has no score")
+        elif changed := changed_files(record.sources, states):
+            left_out.append(f"{store.folder}: the run is not current: {changed}")
+        else:
+            records.append((record, store))
+    if not records:
+        reason = f" {left_out[0]}." if left_out else ""
+        raise UsageError(
+            f"results: no finished and current run lies below {results}.{reason} Run a study, or name its results_dir."
+        )
+    names = short_names(tuple({record.spec.model.name: None for record, _ in records}))
+    found: dict[object, FinishedScore] = {}
+    for record, store in records:
+        for preparation in PREPARATIONS:
+            score = record.direct if preparation == "direct" else record.trained
+            if score is None:
+                continue
+            result = FinishedScore(
+                record=record,
+                store=store,
+                preparation=preparation,
+                metrics=score.metrics,
+                stderrs=score.stderrs,
+                documents=score.documents,
+                model=names[record.spec.model.name],
+            )
+            # Runs that differ only in their seed or recipe have one direct score.
+            same = (result.model, record.model_revision, record.benchmark, *score.metrics.items(), score.documents)
+            found.setdefault(same if preparation == "direct" else store.folder, result)
+    return list(found.values()), left_out
+
+
+def dataset_of(record: RunRecord) -> tuple[str, str | None] | None:
+    """Return the data set on the hub that a run's rows are from, and its commit; None if they are from elsewhere.
+
+    Rows that `lm-harmony fetch` wrote have source.json beside them. They count if all are as it lists them.
+    """
+    rows = [source for source in record.sources or () if source.kind == "rows"]
+    for source in rows:
+        if source.path is None:
+            return source.name, source.commit
+    folders = {Path(str(source.path)).parent for source in rows}
+    if len(folders) != 1:
+        return None
+    try:
+        known = json.loads((folders.pop() / "source.json").read_text(encoding="utf-8"))
+        files: Mapping[str, Any] = known["files"]
+        if all(files[Path(str(source.path)).name]["sha256"] == source.sha256 for source in rows):
+            return str(known["dataset_path"]), str(known["revision"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return None

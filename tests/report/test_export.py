@@ -1,0 +1,142 @@
+"""``export``: every score of finished, current runs once, in the formats of other tools, and nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+import yaml
+from boards import write_failure, write_run
+from huggingface_hub import parse_eval_result_entries
+
+from lm_harmony.cli.main import main
+from lm_harmony.runs.file_hashes import sha256_of
+from lm_harmony.runs.sources import Source
+
+SCHEMA = Path(__file__).parents[1] / "every_eval_ever" / "eval.schema.json"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ON_HUB = (Source(kind="rows", name="allenai/ai2_arc", revision="main", commit=COMMIT),)
+
+
+def file_source(file: Path, kind: str = "rows") -> Source:
+    return Source(kind=kind, name=file.name, path=str(file), size=file.stat().st_size, sha256=sha256_of(file))  # type: ignore[arg-type]
+
+
+def exported(folder: Path, to: str, *more: str) -> Path:
+    """Export the runs in ``folder`` and return the folder of the files."""
+    assert main(["export", str(folder / "results"), "--to", to, "--output", str(folder / "out"), *more]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Write runs of two seeds on the hub's rows, a run with a model in a folder, a failed run, and a run whose task changed."""
+    results, task = tmp_path / "results", tmp_path / "own.yaml"
+    task.write_text("task: own\n")
+    for seed, score in ((0, 0.6), (1, 0.7)):
+        write_run(results, model="a/a", trained=score, direct=0.25, seed=seed, sources=ON_HUB, parameters=10)
+    write_run(results, model=str(tmp_path / "models" / "b"), trained=0.5, sources=ON_HUB, metric="perplexity,none", higher=False)
+    write_failure(results, model="c")
+    write_run(results, model="d", sources=(file_source(task, "task"),))
+    task.write_text("task: own\nchanged: 1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+def test_a_table_has_each_score_once(to: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = exported(study, to) / f"scores.{to}"
+    table = pd.read_csv(file) if to == "csv" else pd.read_parquet(file)
+    rows = table[["model", "preparation", "seed", "value", "stderr"]].to_numpy().tolist()
+    assert sorted(rows) == [
+        ["a/a", "direct", 0, 0.25, 0.05],  # one direct score for both seeds
+        ["a/a", "trained", 0, 0.6, 0.05],
+        ["a/a", "trained", 1, 0.7, 0.05],
+        ["b", "trained", 0, 0.5, 0.05],
+    ]
+    assert set(table.loc[table["preparation"] == "trained", "notes"]) == {
+        "train-before-test, LoRA r 8, learning rate 2e-05, 10 training rows, epoch 1 of 1 chosen on validation, "
+        "100 test documents"
+    }
+    assert str(study) not in file.read_bytes().decode(errors="ignore")
+    errors = capsys.readouterr().err
+    assert "the run has failed" in errors and "the run is not current: own.yaml changed since" in errors
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
+    write_run(tmp_path / "results", model="=1+1")
+    assert (exported(tmp_path, "csv") / "scores.csv").read_text().splitlines()[1].startswith("'=1+1,")
+
+
+def test_every_record_follows_the_schema_and_has_its_direction(study: Path) -> None:
+    folder = exported(study, "every-eval-ever", "--organization", "us")
+    schema, files = json.loads(SCHEMA.read_text(encoding="utf-8")), sorted(folder.rglob("*.json"))
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for record in records:
+        jsonschema.validate(record, schema)
+    found = {
+        (record["model_info"]["id"], line["score_details"]["score"], line["metric_config"]["lower_is_better"])
+        for record in records
+        for line in record["evaluation_results"]
+    }
+    tested = "@train-before-test"
+    assert found == {("a/a", 0.25, False), (f"a/a{tested}", 0.6, False), (f"a/a{tested}", 0.7, False), (f"b{tested}", 0.5, True)}
+    assert all(line["source_data"]["hf_repo"] == "allenai/ai2_arc" for record in records for line in record["evaluation_results"])
+    assert files[0].relative_to(folder).parts[:3] == ("arc_easy", "a", "a")
+    with pytest.raises(jsonschema.ValidationError):  # negative control
+        jsonschema.validate({**records[0], "model_info": {}}, schema)
+
+
+def test_entries_for_the_hub_name_data_set_commit_and_preparation(study: Path) -> None:
+    folder = exported(study, "hub")
+    (file,) = (folder / "a" / "a").rglob("*.yaml")
+    assert file.relative_to(folder / "a" / "a") == Path(".eval_results/arc_easy.yaml")
+    entries = parse_eval_result_entries(yaml.safe_load(file.read_text(encoding="utf-8")))
+    assert [(entry.dataset_id, entry.task_id, entry.dataset_revision) for entry in entries] == 3 * [
+        ("allenai/ai2_arc", "arc_easy", COMMIT)
+    ]
+    assert sorted(entry.value for entry in entries) == [0.25, 0.6, 0.7]
+    assert sum("train-before-test, LoRA r 8" in str(entry.notes) for entry in entries) == 2
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_fetched_rows_have_the_data_set_of_their_source_file(
+    changed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "data" / "arc_easy" / "train.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}\n")
+    files = {"train.jsonl": {"sha256": "0" * 64 if changed else sha256_of(rows)}}
+    known = {"dataset_path": "allenai/ai2_arc", "revision": COMMIT, "files": files}
+    (rows.parent / "source.json").write_text(json.dumps(known))
+    write_run(tmp_path / "results", model="a", sources=(file_source(rows),))
+    assert len(list(exported(tmp_path, "hub").rglob("*.yaml"))) == (not changed)
+    assert ("its rows are local files" in capsys.readouterr().err) == changed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["results", "--to", "every-eval-ever"], "organization is missing: Every Eval Ever records who publishes a score."),
+        (["nowhere", "--to", "csv"], "results: nowhere is not a folder. Name the results_dir of a study."),
+        (
+            ["empty", "--to", "csv"],
+            "no finished and current run lies below empty. Run a study, or name its results_dir.",
+        ),
+        (["failed", "--to", "hub"], "no finished and current run lies below failed. failed/arc_easy/c/seed0: the run has failed"),
+        (["results", "--to", "csv", "-o", "file"], "file: File exists. Give another path, or check its permissions."),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results", model="a")
+    write_failure(tmp_path / "failed", model="c")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    assert main(["export", *words]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
