@@ -85,9 +85,10 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
         reference = fit_reference(matrix.downstream(), preparation)
         explained, reference_name = reference.explained, str(reference)
         rows = [_row(str(name), found) for name, found in intervals.table.iterrows()]
-        if intervals.basis.dropped_models or intervals.basis.dropped_benchmarks:
-            notes.append(f"PC1 is computed from {intervals.basis}")
-        notes.append(_interval_note(intervals))
+        basis = replace(intervals.basis, dropped_benchmarks=_titles(matrix, intervals.basis.dropped_benchmarks))
+        if basis.dropped_models or basis.dropped_benchmarks:
+            notes.append(f"PC1 is computed from {basis}")
+        notes.append(_interval_note(intervals, matrix))
     except UsageError as error:
         reference_name = f"no PC1: {error}"
     ranked = {row.model for row in rows}
@@ -96,7 +97,7 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
     gaps = matrix.gaps(preparation)
     if gaps:
         count = f"{len(gaps)} scores are" if len(gaps) > 1 else "1 score is"
-        notes.append(f"{count} missing, such as {gaps[0].model} on {gaps[0].benchmark}: {gaps[0].cause}")
+        notes.append(f"{count} missing, such as {gaps[0].model} on {_titles(matrix, (gaps[0].benchmark,))[0]}: {gaps[0].cause}")
     return Board(
         preparation=preparation,
         reference=reference_name,
@@ -121,7 +122,7 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     reference = fit_reference(published)
     intervals = pc1_intervals(published)
     rows = [_row(str(name), found) for name, found in intervals.table.iterrows()]
-    notes = [_interval_note(intervals), REPEATED]
+    notes = [_interval_note(intervals, published), REPEATED]
     scores = published.trained.values
     if matrix is not None:
         _refuse_empty(matrix, "trained")
@@ -129,9 +130,9 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
         rows += [row for row, _ in new_rows]
         scores = pd.concat([scores, *(values.to_frame(row.model).T for row, values in new_rows)])
         notes += matrix.notes
-        further = [task for task in matrix.benchmark_names if task not in published.benchmark_names]
+        further = tuple(task for task in matrix.benchmark_names if task not in published.benchmark_names)
         if further:
-            notes.append(f"not shown, because the published board does not have them: {', '.join(further)}")
+            notes.append(f"not shown, because the published board does not have them: {', '.join(_titles(matrix, further))}")
         notes.append("models of these results are ranked among the published models and do not change their PC1 or ranks")
     rows.sort(key=lambda row: (row.pc1 is None, -(row.pc1 or 0), row.model))
     return Board(
@@ -236,9 +237,14 @@ def _row_without_pc1(name: str) -> BoardRow:
     return BoardRow(model=name, basis="none", **nothing)
 
 
-def _interval_note(intervals: PC1Intervals) -> str:
+def _interval_note(intervals: PC1Intervals, matrix: ScoreMatrix) -> str:
     if intervals.table["low"].isna().all():
         return f"no intervals of PC1: at least {MIN_BENCHMARKS} benchmarks are needed (got {len(intervals.basis.benchmarks)})"
     note = f"intervals: {CONFIDENCE:.0%} of {intervals.draws:,} bootstrap draws over test examples and benchmarks"
-    without = intervals.without_stderr
+    without = _titles(matrix, intervals.without_stderr)
     return note + (f"; standard errors are not known for {', '.join(without)}" if without else "")
+
+
+def _titles(matrix: ScoreMatrix, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names that tables show for benchmarks, so that notes name them alike."""
+    return tuple(benchmark.title for benchmark in matrix.benchmarks if benchmark.task in tasks)

@@ -135,8 +135,9 @@ def _significance(summary: AnalysisSummary) -> Iterator[str]:
         if widths:
             groups = max(row.group or 0 for row in board.rows)
             yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} ranks or fewer; {groups} tie groups"
+    titles = {benchmark.task: benchmark.title for benchmark in summary.matrix.benchmarks}
     for preparation, table in summary.distinguishable.items():
-        known = table[table["pairs"] > 0]
+        known = table[table["pairs"] > 0].rename(index=titles)
         if not known.empty:
             yield (
                 f"pairs of models that differ significantly, {preparation}: {known['plain'].mean():.1%} by 1.96 standard errors, "
