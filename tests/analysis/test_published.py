@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from boards import published_ranks
+from scipy import stats
 from shared import REFERENCE, needs_reference
 
+from lm_harmony.analysis.audit import audit, flips
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
 from lm_harmony.analysis.published import TEST_ROWS
@@ -124,3 +130,45 @@ def test_the_papers_matrix_gives_the_papers_values() -> None:
     means = {(r.perplexity, r.downstream, r.group): round(r.mean_tau, 2) for r in perplexity_agreement(paper)}
     assert means["direct", "direct", "all"] == 0.48 and means["trained", "trained", "all"] == 0.74
     assert means["direct", "trained", "base"] == 0.78
+
+
+def _raw_pc1(scores: pd.DataFrame) -> tuple[pd.Series[float], npt.NDArray[np.float64]]:
+    """Return PC1 and the variance explained by each component, by numpy alone."""
+    standard = (scores - scores.mean()) / scores.std(ddof=0)
+    variances, vectors = np.linalg.eigh(np.corrcoef(standard.to_numpy().T))
+    return standard @ (vectors[:, -1] * np.sign(vectors[:, -1].sum())), variances[::-1] / variances.sum()
+
+
+def _changed_pairs(one: pd.Series[float], other: pd.Series[float]) -> float:
+    """Return the share of pairs of models that two scores order differently, counted pair by pair."""
+    pairs = list(combinations(one.index, 2))
+    return sum((one[a] > one[b]) != (other[a] > other[b]) for a, b in pairs) / len(pairs)
+
+
+@needs_reference
+def test_components_flips_and_leads_equal_those_of_the_raw_matrices(published: ScoreMatrix) -> None:
+    """Components and flips of ``analyze`` and ``audit``, and those in docs/analysis.md, against numpy and scipy."""
+    path = REFERENCE / "paper_results.json"
+    raw, paper = json.loads(path.read_text(encoding="utf-8")), ScoreMatrix.from_json(path)
+    direct, direct_shares = _raw_pc1(pd.DataFrame(raw["direct_eval"])[list(BENCHMARKS)])
+    trained, trained_shares = _raw_pc1(pd.DataFrame(raw["train_before_test"])[list(BENCHMARKS)])
+    for preparation, shares, documented in (
+        ("direct", direct_shares, [0.696, 0.126, 0.037, 0.03, 0.024]),
+        ("trained", trained_shares, [0.864, 0.067, 0.024, 0.012, 0.007]),
+    ):
+        fitted = components(paper.downstream(), preparation)  # type: ignore[arg-type]
+        assert np.allclose(fitted.explained, shares, atol=1e-12)
+        assert np.round(shares[:5], 3).tolist() == documented, preparation
+
+    found = audit(paper)
+    assert found.flips == _changed_pairs(direct, trained) and round(found.flips, 3) == 0.104
+    assert found.flips == pytest.approx((1 - stats.kendalltau(direct, trained[direct.index]).statistic) / 2)
+    # Two trainings: the scores of the paper, and those of the published board, which two decimals would not give exactly.
+    again, _ = _raw_pc1(published.trained.values)
+    assert flips(components(published).pc1, components(paper.downstream()).pc1) == _changed_pairs(again, trained)
+    assert round(_changed_pairs(again, trained), 3) == 0.023
+    pairs = [(re.sub(r"-(Instruct|Chat|it)$", "", name), name) for name in direct.index]
+    pairs = [(base, name) for base, name in pairs if base != name and base in direct.index]
+    leads = [np.mean([pc1[name] > pc1[base] for base, name in pairs]) for pc1 in (direct, trained)]
+    assert found.leads is not None and found.leads[["direct", "trained"]].mean().tolist() == leads
+    assert (len(pairs), [round(lead, 2) for lead in leads]) == (24, [0.88, 0.29])

@@ -128,3 +128,12 @@ def test_tables_can_be_written_and_read_again(tmp_path: Path) -> None:
     lines = summary_lines(made)
     assert any(line.startswith("agreement, trained: mean Kendall's tau") for line in lines)
     assert any(line.startswith("perplexity (direct) and benchmarks (trained), all") for line in lines)
+
+
+def test_the_summary_has_the_shares_of_five_components() -> None:
+    table = random_table(9, 6)
+    shares = np.linalg.eigvalsh(np.corrcoef(table.to_numpy().T))[::-1] / 6
+    [line] = [
+        line for line in summary_lines(analyze_matrix(matrix_of(table, stderr=0.1))) if line.startswith("components, trained")
+    ]
+    assert line.startswith(f"components, trained: variance explained {', '.join(f'{share:.1%}' for share in shares[:5])}; on ")
