@@ -143,7 +143,8 @@ def write_images(folder: Path, demo: Path) -> None:
             page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
             page.goto(source.resolve().as_uri())
             page.wait_for_selector(DRAWN)
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128)
+            # The default method would merge the colours of small dots with grey.
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
             picture.save(folder / f"{name}.png", optimize=True)
             print(f"{folder / name}.png: {(folder / f'{name}.png').stat().st_size / 1000:.0f} kB")
             page.close()

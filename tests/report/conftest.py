@@ -48,17 +48,20 @@ def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     contexts: list[Any] = []
     problems: list[str] = []
 
-    def opened(text: str, *, state: str = "", watched: bool = True, **context: Any) -> Opened:
+    def opened(text: str, *, state: str = "", watched: bool = True, first_script: str = "", **context: Any) -> Opened:
         path = tmp_path / "board.html"
         path.write_text(text, encoding="utf-8")
         contexts.append(chromium.new_context(**{"viewport": {"width": 1400, "height": 560}, **context}))
         page = contexts[-1].new_page()
+        page.add_init_script(first_script)
         if watched:
             page.on("console", lambda message: problems.append(f"console: {message.text}"))
             page.on("pageerror", lambda error: problems.append(f"error: {error}"))
             page.on("request", lambda request: problems.append(f"request: {request.url}") if _asks(request.url, path) else None)
         page.goto(f"{path.as_uri()}{state}")
         page.wait_for_selector("html[data-ready]")
+        # Chromium drops clicks and keys until a document is painted, which is at the end of the first frame.
+        page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
         return page
 
     yield opened
@@ -88,7 +91,7 @@ def column() -> Callable[[Opened, str], list[str]]:
     def read(page: Opened, name: str) -> list[str]:
         return page.evaluate(
             """(name) => {
-                const heads = [...document.querySelectorAll("#board thead .titles th")];
+                const heads = [...document.querySelectorAll("#board thead .sortable")];
                 const at = heads.findIndex((head) => head.classList.contains(name) || head.dataset.task === name);
                 return [...document.querySelectorAll("#board tbody tr")].map((row) => {
                     const cell = row.cells[at].cloneNode(true);

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from page_boards import TASKS, small_board
 
+from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.report.page_data import page_data
 
 Open = Callable[..., Any]
@@ -18,7 +20,7 @@ SCREENS = {
     "phone": {"width": 390, "height": 844},
 }
 
-CONTRASTS = """() => {
+LUMINANCE = """
     const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     const pen = canvas.getContext("2d", { willReadFrequently: true });
     const luminance = (colours) => {
@@ -28,14 +30,26 @@ CONTRASTS = """() => {
             .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
     };
-    return [...document.querySelectorAll("#board .range")].filter((range) => range.checkVisibility()).map((range) => {
+    const contrast = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+"""
+"""JavaScript for the luminance of colours on each other, and the contrast of two of them, as WCAG 2 defines both."""
+CONTRASTS = f"""() => {{
+    {LUMINANCE}
+    return [...document.querySelectorAll("#board .range")].filter((range) => range.checkVisibility()).map((range) => {{
         const below = [];
         for (let node = range; node; node = node.parentElement) below.unshift(getComputedStyle(node).backgroundColor);
-        const [text, ground] = [luminance([...below, getComputedStyle(range).color]), luminance(below)];
-        return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
-    });
-}"""
-"""JavaScript for the contrast of every interval with what is behind it, as WCAG 2 defines it."""
+        return contrast(luminance([...below, getComputedStyle(range).color]), luminance(below));
+    }});
+}}"""
+"""JavaScript for the contrast of every interval with what is behind it."""
+LINES = f"""() => {{
+    {LUMINANCE}
+    const ground = [document.body, document.querySelector(".card")].map((node) => getComputedStyle(node).backgroundColor);
+    return [...document.querySelectorAll("[id^=chart-] .plot")].flatMap(({{ data }}) => data ?? [])
+        .filter(({{ type }}) => type === "scatter").flatMap((trace) => [trace.line?.color, trace.marker?.color].filter(Boolean)
+            .map((colour) => [trace.opacity ?? 1, colour, contrast(luminance([...ground, colour]), luminance(ground))]));
+}}"""
+"""JavaScript for the opacity, the colour and the contrast of every line and marker of the charts."""
 
 
 @pytest.fixture
@@ -74,6 +88,20 @@ def test_axe_finds_nothing(open_board: Open, violations: Callable[..., list[str]
         "(all) => all.map((one) => parseFloat(getComputedStyle(one).fontSize))"
     )
     assert sizes and min(sizes) >= 12
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_markers_are_visible(open_board: Open, scheme: str) -> None:
+    """Graphics need the contrast of WCAG's level AA, 3:1. Every hue is used by a family."""
+    page = open_board(page_data(small_board()), color_scheme=scheme)
+    drawn(page)
+    page.evaluate("harmonyBoard.board.models.forEach((model, i) => { model.family = `family ${i}`; })")
+    page.evaluate("harmonyBoard.board.families = Array.from({ length: 12 }, (_, i) => `family ${i + 2 * (i >= 10)}`)")
+    page.evaluate("harmonyBoard.page.redraw()")
+    drawn(page)
+    found = page.evaluate(LINES)
+    assert len({colour for _, colour, _ in found}) >= 10
+    assert {opacity for opacity, *_ in found} == {1} and min(contrast for *_, contrast in found) >= 3
 
 
 def test_negative_control_axe_finds_what_is_broken(open_board: Open, violations: Callable[..., list[str]]) -> None:
@@ -139,6 +167,95 @@ def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
     )
     assert len(plots) == 3 and max(plots) <= 900
     assert page.locator("#findings").bounding_box()["y"] < 900
+
+
+@pytest.mark.parametrize("screen", ["desktop", "tablet"])
+@pytest.mark.parametrize("benchmarks", [6, 24])
+def test_ranks_and_heat_maps_are_on_the_first_screen(open_board: Open, screen: str, benchmarks: int) -> None:
+    page = open_board(page_data(small_board(tasks=tuple(BENCHMARKS)[:benchmarks])), viewport=SCREENS[screen])
+    drawn(page)
+    boxes = [box.bounding_box() for box in page.locator("#chart-bump .plot, #chart-tau .plot").all()]
+    assert len(boxes) == 3 and all(box["x"] + box["width"] <= SCREENS[screen]["width"] for box in boxes)
+    assert max(box["y"] + box["height"] for box in boxes) <= SCREENS[screen]["height"]
+    assert page.locator("#findings").bounding_box()["y"] < SCREENS[screen]["height"]
+    # Both heat maps have cells of the same size, although the names of the rows are beside the first one only.
+    cells = page.evaluate(
+        """[...document.querySelectorAll("#chart-tau .plot")].map(({ _fullLayout }) => [_fullLayout.xaxis, _fullLayout.yaxis])
+            .map(([x, y]) => [x._length, y._length, y.showticklabels])"""
+    )
+    assert cells[0][:2] == pytest.approx(cells[1][:2], abs=1) and [named for *_, named in cells] == [True, False]
+    # Names of rows do not overlap: their lines are at least as far apart as the letters are high.
+    rows = page.evaluate(
+        """[...document.querySelectorAll("#chart-tau .plot .ytick text")].map((text) => text.getBoundingClientRect().y)"""
+    )
+    assert len(rows) == benchmarks and min(abs(one - other) for one, other in pairwise(rows)) >= 10
+
+
+WHERE = """() => [...document.querySelectorAll("#menus summary, #search, #views")]
+    .map((control) => control.getBoundingClientRect()).map(({ x, y }) => [x, y])"""
+"""JavaScript for the places of the controls above the table."""
+REMEMBER_FIRST = f"""
+    new MutationObserver((_, observer) => {{
+        if (document.documentElement?.dataset.ready !== "true") return;
+        observer.disconnect();
+        globalThis.firstPlaces = ({WHERE})();
+    }}).observe(document, {{ subtree: true, attributes: true, childList: true }});
+"""
+"""JavaScript that keeps these places at the moment when the table is ready and no chart is drawn."""
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_nothing_moves_when_charts_are_drawn(open_board: Open, screen: str) -> None:
+    page = open_board(DATA, viewport=SCREENS[screen], first_script=REMEMBER_FIRST)
+    drawn(page)
+    first = page.evaluate("firstPlaces")
+    assert page.evaluate(WHERE) == first
+    for change in ("{columns: ['mnli', 'cola']}", "{columns: ['mnli']}", "{families: ['Qwen']}", "{columns: null, bump: 'mnli'}"):
+        page.evaluate(f"harmonyBoard.page.set({change})")
+        assert page.evaluate(WHERE) == first
+        drawn(page)
+        assert page.evaluate(WHERE) == first
+    # Negative control: something that grows above the table is noticed.
+    page.evaluate("document.querySelector('#chart-tau .plot').style.height = '700px'")
+    assert page.evaluate(WHERE) != first
+
+
+DRAW_LATER = """() => {
+    const later = globalThis.setTimeout;
+    let draw = null;
+    globalThis.setTimeout = (then, pause, ...more) => {
+        if (pause !== 120) return later(then, pause, ...more);
+        draw = then;
+        return 0;
+    };
+    globalThis.drawNow = () => draw();
+}"""
+"""JavaScript that delays the drawing of the charts until the test calls it. The page itself waits for 120 milliseconds."""
+
+
+@pytest.mark.parametrize("means", ["mouse", "keyboard"])
+def test_a_box_changes_although_charts_are_drawn_meanwhile(open_board: Open, means: str) -> None:
+    """The charts are drawn while the button of the mouse, or the space bar, is held down."""
+    # The screen is high enough for the browser not to have scrolled. Otherwise it hides that something above has grown.
+    page = open_board(DATA, viewport={"width": 1400, "height": 1800})
+    drawn(page)
+    page.evaluate(DRAW_LATER)
+    page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
+    page.locator("summary", has_text="Benchmarks").click()
+    page.evaluate("drawNow()")
+    drawn(page)
+    start, end = (page.mouse.down, page.mouse.up) if means == "mouse" else (page.keyboard.down, page.keyboard.up)
+    held = () if means == "mouse" else ("Space",)
+    columns = []
+    for name in ("CoLA", "GSM8K", "MNLI"):
+        box = page.get_by_role("checkbox", name=name, exact=True)
+        box.hover() if means == "mouse" else box.focus()
+        start(*held)
+        page.evaluate("drawNow()")
+        drawn(page)
+        end(*held)
+        columns.append(page.evaluate("harmonyBoard.page.derived.columns"))
+    assert columns == [["mnli"], ["mnli", "gsm8k"], ["gsm8k"]]
 
 
 @pytest.mark.parametrize("screen", SCREENS)

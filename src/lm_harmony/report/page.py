@@ -36,6 +36,7 @@ SCRIPTS = (
     "findings",
     "charts",
     "bump",
+    "heat",
     "download",
     "start",
 )

@@ -1,7 +1,11 @@
 // The four charts. Plotly is large, so it is unpacked after the table was painted. Charts without data are hidden.
+// Two of them are above the table. Their size depends on the width and on the board, never on what is selected: otherwise the
+// menus would move when the charts are drawn, and a click would miss the box that it began on.
 
-// Twelve hues of equal lightness for light and dark themes. More families reuse them in order.
-const HUES = ["#4e79a7", "#e08a3c", "#c9565b", "#4fa3a0", "#5f9e53", "#c9a227", "#9b72a8", "#d87f96", "#8d6e58", "#6f8fd0", "#7f9b3a", "#808489"];
+// Twelve hues, each dark enough on the light surface and light enough on the dark one. More families reuse them in order.
+const HUES = ["light-dark(#4e79a7, #5f88b4)", "light-dark(#d27521, #e08a3c)", "light-dark(#c9565b, #cd6468)", "light-dark(#4a9996, #4fa3a0)",
+  "light-dark(#5e9c52, #5f9e53)", "light-dark(#a98821, #c9a227)", "light-dark(#9b72a8, #9e77ab)", "light-dark(#d36d88, #d87f96)",
+  "light-dark(#8d6e58, #a07e66)", "light-dark(#6b8ccf, #6f8fd0)", "light-dark(#7c9739, #7f9b3a)", "light-dark(#808489, #81858a)"];
 const familyColour = (family) => HUES[board.families.indexOf(family) % HUES.length];
 
 // Plotly interprets some HTML, and TeX between dollar signs. Names must be shown literally.
@@ -15,10 +19,10 @@ const shortName = (name) => {
 const makeCharts = (page) => {
   const shows = (view) => board.has(view) && board.views[view].components;
   const charts = [
-    { card: byId("chart-bump"), draw: drawBump, has: board.has("gain") },
-    { card: byId("chart-tau"), draw: drawTau, has: ["direct", "trained"].some((view) => board.has(view) && board.views[view].tau) },
-    { card: byId("chart-scree"), draw: drawScree, has: ["direct", "trained"].some(shows) },
-    { card: byId("chart-size"), draw: drawSize, has: board.models.some(({ params }) => params !== null) && ["direct", "trained"].some(shows) },
+    { card: byId("chart-bump"), describe: describeBump, draw: drawBump, height: bumpHeight, has: board.has("gain") },
+    { card: byId("chart-tau"), describe: describeTau, draw: drawTau, height: heatHeight, has: tauViews().length > 0 },
+    { card: byId("chart-scree"), draw: drawScree, height: () => 360, has: ["direct", "trained"].some(shows) },
+    { card: byId("chart-size"), draw: drawSize, height: () => 360, has: board.models.some(({ params }) => params !== null) && ["direct", "trained"].some(shows) },
   ];
   charts.forEach(({ card, has }) => { card.hidden = !has; });
   // Without both kinds of scores there is no comparison to begin with, and the table comes first.
@@ -27,6 +31,15 @@ const makeCharts = (page) => {
   byId("charts").hidden = ![...byId("charts").children].some((card) => !card.hidden);
   if (board.has("gain")) fillBumpChoice(page);
   const present = charts.filter(({ has }) => has);
+  // The space of the charts is reserved before they are drawn.
+  const reserve = () => {
+    placeHeatMaps();
+    for (const { card, height } of present) {
+      card.querySelector(".note").style.minHeight = "";
+      card.querySelectorAll(".plot").forEach((node) => { node.style.height = `${height()}px`; });
+    }
+  };
+  reserve();
   let ready = null;
   const refresh = async ({ card, draw }) => {
     try {
@@ -47,16 +60,26 @@ const makeCharts = (page) => {
     const own = turn;
     for (const chart of present) if (own === turn) await refresh(chart);
   };
-  listenForPrinting(page, present);
-  addEventListener("resize", () => { if (narrowWhenDrawn !== isNarrow()) refreshAll(); });
+  listenForPrinting(page, present, reserve);
   // While the reader types a search, the table is redrawn at once and the charts after a pause.
   let pause;
-  return () => {
+  const redrawSoon = () => {
     byId("bump-by").value = page.state.bump;
-    present.forEach(({ card }) => { delete card.dataset.drawn; });
+    present.forEach(({ card, describe }) => {
+      delete card.dataset.drawn;
+      if (describe) setNote(card, describe(page));
+    });
     clearTimeout(pause);
     pause = setTimeout(refreshAll, 120);
   };
+  let width = document.documentElement.clientWidth;
+  addEventListener("resize", () => {
+    if (paper || width === document.documentElement.clientWidth) return;
+    width = document.documentElement.clientWidth;
+    reserve();
+    redrawSoon();
+  });
+  return redrawSoon;
 };
 
 // A screen reader gets the title and the sentence of a chart as the name of each figure.
@@ -67,9 +90,10 @@ const nameFigures = (card) => card.querySelectorAll(".plot").forEach((node) => {
 
 let paper = null;
 // On paper the charts have light colours and the width of a page.
-const listenForPrinting = (page, charts) => {
+const listenForPrinting = (page, charts, reserve) => {
   const draw = (width) => {
     paper = width;
+    reserve();
     document.documentElement.style.colorScheme = width ? "light" : page.state.theme === "auto" ? "" : page.state.theme;
     if (globalThis.Plotly) charts.forEach((chart) => chart.draw(page, chart.card));
   };
@@ -87,76 +111,42 @@ const afterPaint = () => new Promise((done) => {
   requestAnimationFrame(() => requestAnimationFrame(() => idle(done)));
 });
 
-const setNote = (card, text) => { card.querySelector(".note").textContent = text; };
+// A note keeps the lines that it has had, so that a shorter one does not move what is below it.
+const setNote = (card, text) => {
+  const note = card.querySelector(".note");
+  note.textContent = text;
+  note.style.minHeight = `${note.offsetHeight}px`;
+};
 
-// The colours of the current theme, as the browser computes them.
-const colours = () => {
+// A colour as the browser computes it for the current theme.
+const computedColour = (colour) => {
   const probe = document.body.appendChild(element("i", { hidden: true }));
-  const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const found = Object.fromEntries(["ink", "muted", "line", "surface", "accent", "warm", "agree", "disagree"].map((name) => [name, of(name)]));
+  probe.style.color = colour;
+  const found = getComputedStyle(probe).color;
   probe.remove();
   return found;
 };
 
-let narrowWhenDrawn = null;
-const plot = (node, traces, layout, height) => {
-  narrowWhenDrawn = isNarrow();
-  node.style.minHeight = `${height}px`;
+const colours = () => Object.fromEntries(["ink", "muted", "line", "surface", "accent", "warm", "agree", "disagree"]
+  .map((name) => [name, computedColour(`var(--${name})`)]));
+
+const familyColours = () => new Map(board.families.map((family) => [family, computedColour(familyColour(family))]));
+
+const plot = (node, traces, layout) => {
   const { ink, muted, line, surface } = colours();
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: muted, size: 11 }, title: { font: { color: muted, size: 12 } }, automargin: true };
   const full = { font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink }, hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height,
+    margin: { l: 52, r: 16, t: 34, b: 46 }, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink }, hoverlabel: { bgcolor: surface, bordercolor: line, font: { color: ink } }, dragmode: false, height: Number.parseInt(node.style.height, 10),
     legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: muted } }, showlegend: true,
-    ...(paper ? { width: node.closest(".pair") && board.has("gain") ? paper / 2 - 10 : paper, autosize: false } : { autosize: true }), ...layout,
+    ...(paper ? { width: paper, autosize: false } : { autosize: true }), ...layout,
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   return Plotly.react(node, traces, full, { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: "board" } });
 };
 
 const shownIndices = (page) => shownModels(page).map(({ index }) => index);
-const isNarrow = () => document.documentElement.clientWidth < 700;
-
-const tauOf = (view, places) => {
-  const { tau } = board.views[view];
-  const kept = places.filter((j) => tau[j].some((value) => value !== null));
-  const z = kept.map((i) => kept.map((j) => tau[i][j]));
-  const others = z.flatMap((row, i) => row.filter((value, j) => i !== j && value !== null));
-  return { z, titles: kept.map((j) => plotText(board.benchmarks[j].title)), mean: others.length ? others.reduce((sum, value) => sum + value, 0) / others.length : null };
-};
-
-const drawTau = (page, card) => {
-  const nodes = card.querySelectorAll(".plot");
-  const places = columnOrder().filter((j) => page.derived.columns.includes(board.benchmarks[j].task));
-  const drawings = [];
-  const means = [];
-  for (const [at, view] of ["direct", "trained"].entries()) {
-    nodes[at].hidden = !(board.has(view) && board.views[view].tau && places.length > 1);
-  }
-  card.querySelector(".pair").classList.toggle("alone", [...nodes].some((node) => node.hidden));
-  for (const [at, view] of ["direct", "trained"].entries()) {
-    if (nodes[at].hidden) continue;
-    const found = tauOf(view, places);
-    if (found.mean !== null) means.push(`${view} ${found.mean.toFixed(2)}`);
-    drawings.push(drawHeat(nodes[at], view, found));
-  }
-  setNote(card, places.length > 1 ? `Kendall’s τ between every two benchmarks; 1 is the same order.${means.length ? ` Mean: ${means.join(", ")}.` : ""}` : "Select at least two benchmarks.");
-  return Promise.all(drawings);
-};
-
-// Numbers are written into the cells where a cell has room for them.
-const drawHeat = (node, view, { z, titles, mean }) => {
-  const { surface, agree, disagree, muted, ink } = colours();
-  const width = paper ? (board.has("gain") ? paper / 2 - 10 : paper) : node.clientWidth;
-  const size = width < 460 ? 10 : 11;
-  const label = Math.min(0.4 * width, 14 + 0.66 * size * Math.max(...titles.map((title) => title.length)));
-  const height = Math.round(Math.max(240, Math.min(520, width - label + label * 0.9 + 40)));
-  const [cell, line] = [(width - label - 8) / titles.length, (height - 34 - label) / titles.length];
-  const text = z.map((row, i) => row.map((value, j) => (value === null || i === j || cell < 24 || line < 13 ? "" : value.toFixed(2).replace(/^(-?)0/, "$1").replace("-", "−"))));
-  return plot(node, [{ type: "heatmap", z, x: titles, y: titles, zmin: -1, zmax: 1, xgap: 1, ygap: 1, colorscale: [[0, disagree], [0.5, surface], [1, agree]],
-    text, texttemplate: "%{text}", textfont: { size: cell < 30 ? 10 : 12, color: ink }, hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", showscale: false }],
-  { title: { text: mean === null ? view : `${view}: mean ${mean.toFixed(2)}`, font: { size: 13, color: ink }, x: 0.5, xanchor: "center", y: 0.98, yanchor: "top" }, margin: { l: label, r: 8, t: 30, b: label }, showlegend: false,
-    xaxis: { tickangle: -90, showgrid: false, tickfont: { size, color: muted }, fixedrange: true, automargin: false, dtick: 1 },
-    yaxis: { autorange: "reversed", showgrid: false, tickfont: { size, color: muted }, fixedrange: true, automargin: false, dtick: 1 } }, height);
-};
+// The widths at which page.css changes the layout.
+const isNarrow = () => matchMedia("(max-width: 700px)").matches;
+const isMedium = () => matchMedia("(max-width: 1200px)").matches;
 
 const drawScree = (page, card) => {
   const { accent, warm } = colours();
@@ -172,7 +162,7 @@ const drawScree = (page, card) => {
       line: { color: colour, width: 2 }, marker: { size: 7 }, hovertemplate: `component %{x}: %{y:.1f}%<extra>${view}</extra>` });
   }
   setNote(card, `Share of the variance that each principal component explains. First component, ${sentences.join(", ")}.`);
-  return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "principal component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } }, 360);
+  return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "principal component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } });
 };
 
 // From 10 thousand to 3 trillion parameters, in billions.
@@ -183,18 +173,22 @@ const drawSize = (page, card) => {
   const shown = shownIndices(page).filter((i) => pc1[i] !== null);
   const sized = shown.filter((i) => board.models[i].params !== null);
   const without = shown.length - sized.length;
-  setNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}. Filled: base models; open: other models.`);
+  const symbols = board.kinds.length > 1 ? " Filled: base models; open: other models." : "";
+  setNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}.${symbols}`);
   // The base models of a family come first, so that the legend shows the filled symbol where there is one.
   sized.sort((a, b) => (board.models[a].kind !== "base") - (board.models[b].kind !== "base"));
   const families = board.families.filter((family) => sized.some((i) => board.models[i].family === family));
+  const colourOf = familyColours();
   const traces = families.map((family) => {
+    const colour = colourOf.get(family);
+    const isFilled = (i) => board.models[i].kind === "base" || board.kinds.length === 1;
     const own = sized.filter((i) => board.models[i].family === family);
     const error = low && own.every((i) => low[i] !== null)
-      ? { type: "data", symmetric: false, array: own.map((i) => high[i] - pc1[i]), arrayminus: own.map((i) => pc1[i] - low[i]), thickness: 1, width: 0, color: familyColour(family) } : undefined;
+      ? { type: "data", symmetric: false, array: own.map((i) => high[i] - pc1[i]), arrayminus: own.map((i) => pc1[i] - low[i]), thickness: 1, width: 0, color: colour } : undefined;
     return { type: "scatter", mode: "markers", name: plotText(family), x: own.map((i) => board.models[i].params), y: own.map((i) => pc1[i]), error_y: error,
-      marker: { color: familyColour(family), size: own.map((i) => (page.state.pins.includes(board.models[i].name) ? 13 : 8)), symbol: own.map((i) => (board.models[i].kind === "base" ? "circle" : "circle-open")), line: { width: 1.5, color: familyColour(family) } },
+      marker: { color: colour, opacity: 1, size: own.map((i) => (page.state.pins.includes(board.models[i].name) ? 13 : 8)), symbol: own.map((i) => (isFilled(i) ? "circle" : "circle-open")), line: { width: 1.5, color: colour } },
       hoverinfo: "text", hovertext: own.map((i) => `${plotText(board.models[i].name)}<br>${billions(board.models[i].params)}, PC1 ${fixed(pc1[i], 0)}`) };
   });
-  return plot(card.querySelector(".plot"), traces, { xaxis: { type: "log", title: { text: "parameters" }, tickvals: SIZE_TICKS, ticktext: SIZE_TICKS.map(billions), fixedrange: true },
-    yaxis: { title: { text: "PC1" }, fixedrange: true } }, 360);
+  return plot(card.querySelector(".plot"), traces, { showlegend: families.length > 1, xaxis: { type: "log", title: { text: "parameters" }, tickvals: SIZE_TICKS, ticktext: SIZE_TICKS.map(billions), fixedrange: true },
+    yaxis: { title: { text: "PC1" }, fixedrange: true } });
 };

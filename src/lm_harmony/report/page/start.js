@@ -123,7 +123,7 @@ const listen = (page) => {
 const markSortedColumn = (page) => {
   const { sort, direction } = page.state;
   document.querySelectorAll("#board thead [aria-sort]").forEach((head) => head.removeAttribute("aria-sort"));
-  for (const head of document.querySelectorAll("#board thead .titles th")) {
+  for (const head of document.querySelectorAll("#board thead .sortable")) {
     const name = head.dataset.task ?? LEADING.find((one) => head.classList.contains(one));
     const sorted = name === sort;
     head.classList.toggle("sorted", sorted);

@@ -59,12 +59,16 @@ const headRows = (order) => {
     if (groups.at(-1)?.category === category) groups.at(-1).span += 1;
     else groups.push({ category, span: 1 });
   }
-  const above = element("tr", { class: "categories" }, ...LEADING.map((name) => element("td", { class: name, "data-dt-order": "disable" })),
-    ...groups.map(({ category, span }) => element("th", { colspan: span, scope: "colgroup", "data-dt-order": "disable" }, element("span", { text: category }))));
-  const below = element("tr", { class: "titles" },
-    ...LEADING.map((name) => element("th", { scope: "col", class: name, text: TITLES[name] })),
-    ...order.map((j) => element("th", { scope: "col", class: "score", "data-task": board.benchmarks[j].task, text: board.benchmarks[j].title })));
-  return [above, below];
+  // With several categories, a row above the benchmarks names them, and the other heads span both rows.
+  const title = (name, more) => element("th", { scope: "col", class: `sortable ${name}`, ...more });
+  const leading = LEADING.map((name) => title(name, { text: TITLES[name], rowspan: groups.length > 1 ? 2 : null }));
+  const scores = order.map((j) => title("score", { "data-task": board.benchmarks[j].task, text: board.benchmarks[j].title }));
+  if (groups.length < 2) return [element("tr", { class: "titles" }, ...leading, ...scores)];
+  return [
+    element("tr", { class: "categories" }, ...leading, ...groups.map(({ category, span }) =>
+      element("th", { class: "category", colspan: span, scope: "colgroup", "data-dt-order": "disable" }, element("span", { text: category })))),
+    element("tr", { class: "titles" }, ...scores),
+  ];
 };
 
 // Functions that DataTables calls with (model, type): they return an element for "display", otherwise a number or text.
