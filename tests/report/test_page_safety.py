@@ -108,7 +108,7 @@ def test_a_thousand_models(open_board: Open, column: Column) -> None:
     assert column(page, "model")[0] == best
     page.locator("#chart-bump").scroll_into_view_if_needed()
     page.wait_for_selector("#chart-bump[data-drawn]")
-    assert "the best 150 of 1000 models" in page.locator("#chart-bump .note").inner_text()
+    assert "The best 150 of 1000 models" in page.locator("#chart-bump .note").inner_text()
 
 
 def gain(data: dict[str, Any], row: int) -> float:
