@@ -13,7 +13,6 @@ import numpy as np
 from lm_harmony.analysis.load_lm_eval import lm_eval_files, lm_eval_rows
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
-from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
@@ -92,13 +91,13 @@ def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRo
 
 def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
     """Return the cause by (model, benchmark) of those without any finished run whose config.yaml can be read."""
-    known = {record.spec.benchmark.task: record.benchmark for group in runs.values() for record, _ in group}
+    known = {record.spec.benchmark.name: record.benchmark for group in runs.values() for record, _ in group}
     missing = {}
     for store, cause in causes:
         requested = store.requested()
         if requested is not None:  # otherwise a note or `lm-harmony status` names the folder
-            model, task = requested
-            key = (model, known.get(task, benchmark_name(task)))
+            name = requested.benchmark.name
+            key = (requested.model.name, known.get(name, name))
             if key not in runs:
                 missing[key] = cause
     return missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from lm_harmony.benchmarks import catalogue as benchmark_catalogue
@@ -143,6 +143,10 @@ def benchmark_metadata(task: str, *, metric: str | None = None, higher_is_better
         metric: recorded metric, as "metric,filter"; None: the catalogued one.
         higher_is_better: recorded direction; None: the direction of the metric.
     """
+    tested, trained_on = benchmark_catalogue.name_parts(task)
+    if trained_on is not None:
+        found = benchmark_metadata(tested, metric=metric, higher_is_better=higher_is_better)
+        return found and replace(found, task=task, title=f"{found.title} (trained on {trained_on})", train_rows=None)
     info = benchmark_catalogue.find(task)
     if higher_is_better is None and metric is not None and (known := metric_metadata(metric)) is not None:
         higher_is_better = known.higher_is_better
@@ -195,11 +199,11 @@ def is_corpus(task: str) -> bool:
 
 def default_metric(task: str) -> str | None:
     """Return the metric of a benchmark's scores for sources that do not name one; None: not known."""
-    info = benchmark_catalogue.find(task)
+    info = benchmark_catalogue.find(benchmark_catalogue.name_parts(task)[0])
     return info.metric if info is not None else BITS_PER_BYTE if is_corpus(task) else None
 
 
 def benchmark_order(task: str) -> tuple[int, str]:
     """Return a sort key: catalogued benchmarks in the order of the catalogue, then other benchmarks by name."""
-    known = list(benchmark_catalogue.BENCHMARKS)
-    return (known.index(task) if task in known else len(known), task)
+    known, tested = list(benchmark_catalogue.BENCHMARKS), benchmark_catalogue.name_parts(task)[0]
+    return (known.index(tested) if tested in known else len(known), task)

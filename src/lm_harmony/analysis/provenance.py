@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from lm_harmony.benchmarks.catalogue import name_parts
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
@@ -29,6 +30,8 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     for record in records:
         found[record.benchmark].append(record)
     for benchmark, group in sorted(found.items()):
+        if group[0].spec.benchmark.train_on is not None:
+            yield f"{benchmark}: {_other_rows(group)}"
         for package in _DECIDING:
             versions = Counter(version for record in group if (version := _version(record, package)) is not None)
             if len(versions) > 1:
@@ -43,6 +46,17 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
         yield f"{unrecorded} runs were {UNRECORDED}, so it is not known whether they are current"
+
+
+def _other_rows(group: Sequence[RunRecord]) -> str:
+    """Return what the models of a column were trained on that is not the benchmark's own training split."""
+    left_out = {one.exact + one.overlapping for record in group if (one := record.data.train_on) is not None}
+    tested, trained = name_parts(group[0].benchmark)
+    counts = " to ".join(f"{count:,}" for count in sorted({min(left_out), max(left_out)})) if left_out else "no"
+    return (
+        f"trained on rows of {trained} in the format of {tested}, so its scores are not comparable with those of {tested}; "
+        f"{counts} rows that recur in the test rows were left out"
+    )
 
 
 def _mixed_targets(records: Iterable[RunRecord]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
+from lm_harmony.benchmarks.types import SplitUse
 from lm_harmony.errors import UsageError
 
 
@@ -92,6 +93,50 @@ def benchmark_name(task: str) -> str:
     if corpus is not None:
         return f"{_RECORDED_CORPUS}{corpus.stem}"
     return Path(task).stem if task.endswith((".yaml", ".yml")) else task
+
+
+MMLU_AUX_FILE = Path(__file__).with_name("mmlu_aux.yaml")
+"""Task file of MMLU's auxiliary training rows, which lm_eval has no task for."""
+TRAINING_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "mmlu_aux": (str(MMLU_AUX_FILE),),
+        "mc_mix": (
+            *("arc_challenge", "arc_easy", "commonsense_qa", "headqa_en", "hellaswag", "mathqa", "medmcqa", "openbookqa"),
+            *("piqa", "sciq", "social_iqa"),
+        ),
+    }
+)
+"""Named sets of training rows -> their tasks. mc_mix: the catalogued benchmarks whose rows have a question and choices."""
+_TRAINED_ON = ".train_on."
+
+
+def tasks_of(task: str, train_on: str | None) -> tuple[tuple[str, SplitUse], ...]:
+    """Return the tasks that a benchmark reads, each with the use of its splits: the tested one, and those it trains on.
+
+    Args:
+        task: the tested task.
+        train_on: task or named set that has the training rows; None: the tested task itself.
+    """
+    if train_on is None:
+        return ((task, "all"),)
+    others: list[tuple[str, SplitUse]] = [(one, "training") for one in TRAINING_SETS.get(train_on, (train_on,))]
+    return ((task, "scoring"), *others)
+
+
+def trained_name(benchmark: str, train_on: str | None) -> str:
+    """Return the name of a benchmark's runs and columns: "TESTED.train_on.TRAINED" where it trains on rows of another one.
+
+    Args:
+        benchmark: name of the tested benchmark.
+        train_on: task or named set that has the training rows; None: the benchmark itself.
+    """
+    return benchmark if train_on is None else f"{benchmark}{_TRAINED_ON}{benchmark_name(train_on)}"
+
+
+def name_parts(name: str) -> tuple[str, str | None]:
+    """Return the tested benchmark of a name that ``trained_name`` made, and what it trains on; None: itself."""
+    tested, _, trained = name.partition(_TRAINED_ON)
+    return tested, trained or None
 
 
 def is_corpus(name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
+from datasets import Dataset
 
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.types import (
@@ -18,6 +19,7 @@ from lm_harmony.benchmarks.types import (
     Example,
     Role,
     SplitProtocol,
+    TrainOnRecord,
     fingerprint_of,
 )
 from lm_harmony.errors import BenchmarkError
@@ -44,6 +46,8 @@ class Splits:
     """Number of training rows left out because they have no usable answer, including those taken for validation."""
     carved: bool
     """Whether the validation rows were taken from the training rows."""
+    train_on: TrainOnRecord | None = None
+    """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
 
     def sizes(self) -> str:
         """Return the number of rows of each split as text."""
@@ -83,25 +87,63 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
     if own:
         train, validation = np.arange(len(rows["train"])), np.arange(len(rows["validation"]))
     else:
-        order = _permutation(len(rows["train"]), seed)
-        kept = int(TRAIN_SHARE * len(order))
-        train, validation = order[:kept], order[kept : kept + int(VALIDATION_SHARE * len(order))]
+        train, validation = cut(len(rows["train"]), seed)
     aliases: Aliases = "joined" if protocol == "published" else "first"
-    rendered = []
     origins: tuple[tuple[str, Role, np.ndarray, int], ...] = (
         ("train", "train", train, caps.train),
         ("validation", "validation" if own else "train", validation, caps.validation),
         ("test", evaluation, test, caps.test),
     )
-    for role, origin, chosen, cap in origins:
-        _refuse_empty(task.name, role, chosen)
-        kept_rows = chosen if len(chosen) <= cap else chosen[_permutation(len(chosen), seed)[:cap]]
-        documents = track(rows[origin].select(kept_rows), f"reading {role} rows", total=len(kept_rows))
-        numbered, split = zip(kept_rows, documents, strict=True), task.split_names[origin]
-        rendered.append([task.example(int(row), one, chat=chat, aliases=aliases, split=split) for row, one in numbered])
-        if origin != "train":
-            _refuse_unlabelled(task, role, rendered[-1], split)
-    return _disjoint(task.name, *rendered, carved=not own, clean=protocol == "clean")
+    splits = [
+        rendered(task, rows[origin], chosen, role=role, origin=origin, cap=cap, seed=seed, chat=chat, aliases=aliases)
+        for role, origin, chosen, cap in origins
+    ]
+    return disjoint(task.name, *splits, carved=not own, clean=protocol == "clean")
+
+
+def rendered(
+    task: HarnessTask,
+    rows: Dataset,
+    chosen: np.ndarray,
+    *,
+    role: str,
+    origin: Role,
+    cap: int,
+    seed: int,
+    chat: ChatTemplate | None,
+    aliases: Aliases,
+) -> list[Example]:
+    """Render the chosen rows of a split, at most ``cap`` of them.
+
+    Args:
+        task: the benchmark.
+        rows: its documents of the role ``origin``.
+        chosen: numbers of rows.
+        role: what the rows are for: train, validation or test.
+        origin: role of the split that they come from.
+        cap: the largest number of rows.
+        seed: decides which rows are kept.
+        chat: the model's chat template, or None.
+        aliases: which of several right answers is trained on.
+
+    Raises:
+        BenchmarkError: there is no row, a row does not fit the task, or a row that is not of the training split has no answer.
+    """
+    refuse_empty(task.name, role, chosen)
+    kept = chosen if len(chosen) <= cap else chosen[permutation(len(chosen), seed)[:cap]]
+    documents, split = track(rows.select(kept), f"reading {role} rows", total=len(kept)), task.split_names[origin]
+    numbered = zip(kept, documents, strict=True)
+    found = [task.example(int(row), one, chat=chat, aliases=aliases, split=split) for row, one in numbered]
+    if origin != "train":
+        _refuse_unlabelled(task, role, found, split)
+    return found
+
+
+def cut(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the training rows that become train and validation where there are no validation rows."""
+    order = permutation(rows, seed)
+    kept = int(TRAIN_SHARE * len(order))
+    return order[:kept], order[kept : kept + int(VALIDATION_SHARE * len(order))]
 
 
 def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example], split: str) -> None:
@@ -117,12 +159,13 @@ def _refuse_unlabelled(task: HarnessTask, role: str, examples: Sequence[Example]
         )
 
 
-def _permutation(rows: int, seed: int) -> np.ndarray:
+def permutation(rows: int, seed: int) -> np.ndarray:
+    """Return the numbers from 0 to ``rows`` - 1 in an order that ``seed`` decides."""
     # NumPy's legacy generator, because the published splits are defined by it.
     return np.random.RandomState(seed).permutation(rows)
 
 
-def _disjoint(
+def disjoint(
     name: str,
     train: Sequence[Example],
     validation: Sequence[Example],
@@ -131,6 +174,11 @@ def _disjoint(
     carved: bool,
     clean: bool,
 ) -> Splits:
+    """Return the splits without rows that have no answer and, if ``clean``, without rows whose question is in a later split.
+
+    Raises:
+        BenchmarkError: a split has no rows left.
+    """
     rows = len(train) + len(validation)
     train = [example for example in train if example.continuation is not None]
     validation = [example for example in validation if example.continuation is not None]
@@ -141,7 +189,7 @@ def _disjoint(
         scored = in_test | _questions(chosen)
         trained = tuple(example for example in train if example.request_texts not in scored)
     for role, examples in (("train", trained), ("validation", chosen), ("test", test)):
-        _refuse_empty(name, role, examples)
+        refuse_empty(name, role, examples)
     splits = Splits(
         train=trained,
         validation=chosen,
@@ -165,7 +213,8 @@ def _questions(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
     return {example.request_texts for example in examples}
 
 
-def _refuse_empty(name: str, role: str, rows: Sized) -> None:
+def refuse_empty(name: str, role: str, rows: Sized) -> None:
+    """Refuse a split without rows."""
     if len(rows) == 0:
         raise BenchmarkError(
             f"benchmark {name}: the {role} split has no rows (rows that recur or have no answer are dropped). "

@@ -18,7 +18,7 @@ import yaml
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
-from lm_harmony.benchmarks.types import SPLIT_FIELDS
+from lm_harmony.benchmarks.types import SPLIT_FIELDS, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
 
 CORPUS_FILE = Path(__file__).with_name("corpus.yaml")
@@ -41,15 +41,18 @@ class TaskFiles:
     """Modules of ``!function`` tags that are none of the task's files and belong neither to lm_eval nor to LM-Harmony."""
     metric_list: tuple[Any, ...] = ()
     """Metrics as the task lists them; empty if a function of the task computes them."""
+    output_type: str = ""
+    """Type of the task's requests, as its file names it; "" for a text corpus."""
 
 
-def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None) -> TaskFiles:
+def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None, use: SplitUse = "all") -> TaskFiles:
     """Return the files and the data set that define a task.
 
     Args:
         task: a task's name, its YAML file, or ``corpus:PATH``.
         include_path: folder of the user's own task files.
         data_dir: folder that holds <task>/{train,validation,test}.jsonl; None: the rows that the task names.
+        use: which of these files are listed.
 
     Raises:
         UsageError: no task has that name.
@@ -62,20 +65,17 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
     parts = _Parts({}, {}, {})
     config = _read(file, parts)
     code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*parts.yamls, *parts.modules)}
-    metrics = () if "process_results" in config else tuple(config.get("metric_list") or ())
-    rows = local_row_files(config) if data_dir is None else _rows_in(config, data_dir)
-    if rows is not None:
-        return TaskFiles(code=code, rows=rows, imported=tuple(parts.imported), metric_list=metrics)
-    options = config.get("dataset_kwargs")
+    rows = local_row_files(config) if data_dir is None else _rows_in(config, data_dir, use)
+    options, path = config.get("dataset_kwargs"), config.get("dataset_path")
     revision = options.get("revision") if isinstance(options, Mapping) else None
-    path = config.get("dataset_path")
     return TaskFiles(
         code=code,
-        rows={},
-        dataset=str(path) if path else None,
-        revision=revision,
+        rows=rows or {},
+        dataset=str(path) if path and rows is None else None,
+        revision=revision if rows is None else None,
         imported=tuple(parts.imported),
-        metric_list=metrics,
+        metric_list=() if "process_results" in config else tuple(config.get("metric_list") or ()),
+        output_type=str(config.get("output_type")),
     )
 
 
@@ -195,13 +195,11 @@ def _module_file(name: str, folder: Path) -> Path | None:
     return None
 
 
-def _rows_in(config: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
+def _rows_in(config: Mapping[str, Any], data_dir: Path, use: SplitUse) -> dict[str, Path]:
     """Return the row files in ``data_dir``: one for each split, named after the first role that uses the split."""
-    splits: dict[str, str] = {}
-    for role, key in SPLIT_FIELDS.items():
-        if config.get(key):
-            splits.setdefault(str(config[key]), f"{config.get('task')}/{role}.jsonl")
-    return {name: data_dir / name for name in splits.values()}
+    named = {role: str(config[key]) for role, key in SPLIT_FIELDS.items() if config.get(key)}
+    files = {split: f"{config.get('task')}/{role}.jsonl" for role, split in reversed(named.items())}
+    return {files[split]: data_dir / files[split] for split in used_splits(named, use).values()}
 
 
 def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:

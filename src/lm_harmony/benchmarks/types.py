@@ -21,6 +21,24 @@ SPLIT_FIELDS: Mapping[Role, str] = {"train": "training_split", "validation": "va
 """Role -> the field of a task's file that names its split."""
 SplitProtocol = Literal["clean", "published"]
 """How splits are made. "clean" removes scored questions from training; "published" keeps the overlaps of the paper."""
+SplitUse = Literal["all", "training", "scoring"]
+"""What a task is opened for: all splits; training and validation rows for another benchmark; the scored split only."""
+
+
+def used_splits(splits: Mapping[Role, str], use: SplitUse) -> dict[Role, str]:
+    """Return the part of ``splits`` (role -> split of the data set) that ``use`` reads.
+
+    Training uses the validation split only if it differs from the training split. Scoring uses the test split, or the validation
+    split of a task without one.
+    """
+    if use == "all":
+        return dict(splits)
+    if use == "scoring":
+        return {role: splits[role] for role in (("test",) if "test" in splits else ("validation",)) if role in splits}
+    names: tuple[Role, ...] = ("train", "validation") if splits.get("validation") != splits.get("train") else ("train",)
+    return {role: splits[role] for role in names if role in splits}
+
+
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.2
 """Shares of the training rows that become train and validation where a task has no validation rows, each rounded down."""
 
@@ -41,6 +59,34 @@ class Caps:
     def __post_init__(self) -> None:
         for name, flag in (("train", "max_num_train"), ("validation", "max_num_valid"), ("test", "max_num_test")):
             check_integer(f"dataset_param.{flag}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOnRecord:
+    """What a run used and left out of another benchmark's training and validation rows."""
+
+    __pydantic_config__ = FILE_RULES
+
+    rows: Mapping[str, int]
+    """Task -> number of its rows that were written in the tested benchmark's format."""
+    shortened: int
+    """Number of rows that lost wrong choices, because the tested benchmark has fewer choices."""
+    unusable: int
+    """Number of rows left out because they have no question, no usable answer, or fewer choices than the tested benchmark."""
+    exact: int
+    """Number of rows left out because a test row has the same question and the same right answer, or the same text."""
+    overlapping: int
+    """Number of rows left out because they share 13 consecutive words with a test row."""
+
+    def sentence(self) -> str:
+        """Return the counts as one sentence without a full stop, for people."""
+        rows = ", ".join(f"{count:,} rows of {task}" for task, count in self.rows.items())
+        recurring = self.exact + self.overlapping
+        left_out = f"{recurring:,} rows that recur in the test rows are left out"
+        if recurring:
+            left_out += f" ({self.exact:,} with the same question, {self.overlapping:,} with 13 words in a row)"
+        unusable = f"; {self.unusable:,} rows could not be used" if self.unusable else ""
+        return f"trained and validated on {rows}; {left_out}{unusable}"
 
 
 Aliases = Literal["first", "joined"]

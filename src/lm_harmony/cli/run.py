@@ -69,6 +69,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     if record.direct or record.trained:
         show_table(result_table(record))
     data = record.data
+    if data.train_on is not None:
+        say(f"{record.benchmark}: {data.train_on.sentence()}.")
     say(
         f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {data.validation:,} validation rows "
         f"({record.metric} {record.epochs[record.chosen_epoch - 1].validation[record.metric]:.4f}). "

@@ -126,6 +126,8 @@ class RunFlags:
     """Name of an lm_eval task with a training split, a task's YAML file, or corpus:PATH. See `lm-harmony benchmarks`."""
     exp_name: str | None = None
     """Folder of the run below results_dir; default: <task>/<model>/seed<n>-<id>, where a study looks for the same run."""
+    train_on: str | None = None
+    """Train and validate on rows of another benchmark, in this one's format: a task, its YAML file, mmlu_aux or mc_mix."""
     data_dir: Path | None = None
     """Folder with <task>/{train,validation,test}.jsonl; default: rows come from the hub."""
     include_path: Path | None = None

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.types import Example, fingerprint_of
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.recipe import fingerprint
@@ -45,12 +45,14 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
         asked["model"].pop("chat_template_date")  # unused
     asked["model"]["name"] = _place(spec.model.name, base)
     asked["benchmark"] |= {"data_dir": None, "include_path": None, "task": _task(spec.benchmark.task, base)}
+    if spec.benchmark.train_on is not None:
+        asked["benchmark"]["train_on"] = _task(spec.benchmark.train_on, base)
     return fingerprint(asked)
 
 
 def folder_name(spec: RunSpec, base: Path | None = None) -> str:
     """Return the path of a run below the results folder, <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
-    names = (benchmark_name(spec.benchmark.task), shown_name(spec.model.name))
+    names = (spec.benchmark.name, shown_name(spec.model.name))
     return "/".join((*map(_clean, names), f"seed{spec.seed}-{run_id(spec, base)}"))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
 from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples
 from lm_harmony.benchmarks.types import MetricKey, Score
@@ -73,7 +74,9 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
     results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
     # A folder has neither commit nor branch: lm_eval leaves the hash empty and writes its default branch.
     results["config"] |= {"model_sha": "", "model_revision": "main"} if record.spec.recipe.lora is None else {"peft_sha": ""}
-    results["results"][run.task.name]["alias"] += f" ({TRAINED})"
+    train_on = record.spec.benchmark.train_on
+    how = TRAINED if train_on is None else f"{TRAINED} on {benchmark_name(train_on)}"
+    results["results"][run.task.name]["alias"] += f" ({how})"
     return {**results, "train_before_test": record.to_dict()}
 
 

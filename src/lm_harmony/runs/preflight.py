@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from lm_harmony.benchmarks.foreign_code import check_task_code
-from lm_harmony.benchmarks.task_files import task_files
+from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.models.model_folder import refuse_no_model
-from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 LONGEST_NAME = 255
 """Longest name of a file or folder in bytes, on the file systems of Linux."""
@@ -26,11 +26,29 @@ def check_request(spec: RunSpec) -> None:
     refuse_no_model(spec.model.name, spec.model.revision)
     benchmark = spec.benchmark
     if not spec.execution.allow_task_code:
-        check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=False)
-    found = task_files(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
-    for path in found.rows.values():
+        for task, _ in benchmark.tasks:
+            check_task_code(task, include_path=benchmark.include_path, allowed=False)
+    for path in (path for found in check_train_on(benchmark) for path in found.rows.values()):
         if not path.is_file():
             raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
+
+
+def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
+    """Return the files of a benchmark's tasks. If it trains on another one, check that all are multiple-choice tasks.
+
+    Raises:
+        UsageError: there is no such task, or it is of another type.
+        BenchmarkError: a file of a task cannot be read.
+    """
+    places = {"include_path": benchmark.include_path, "data_dir": benchmark.data_dir}
+    found = {task: task_files(task, **places, use=use) for task, use in benchmark.tasks}
+    for task, files in found.items():
+        if benchmark.train_on is not None and files.output_type != "multiple_choice":
+            raise UsageError(
+                f"train_on = {benchmark.train_on} needs multiple-choice tasks, and {task} has output_type {files.output_type}. "
+                f"Remove train_on, or choose multiple-choice tasks."
+            )
+    return tuple(found.values())
 
 
 def check_results_folder(results: Path, name: str = "") -> None:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
+from lm_harmony.benchmarks.catalogue import trained_name
 from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
@@ -64,7 +65,7 @@ def run_by_epochs(
         tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
-        benchmark=run.task.name,
+        benchmark=trained_name(run.task.name, spec.benchmark.train_on),
         model_revision=run.model.revision,
         metric=run.metric,
         higher_is_better=run.higher_is_better,

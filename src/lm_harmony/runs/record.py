@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from lm_harmony.benchmarks.types import Score
+from lm_harmony.benchmarks.types import Score, TrainOnRecord
 from lm_harmony.errors import FILE_RULES, StoreError
 from lm_harmony.recipe import Number
 from lm_harmony.runs.files import from_plain, to_plain
@@ -108,6 +108,8 @@ class DataRecord:
     """Number of training rows left out because their answer is longer than a training sequence may be."""
     appended_tokens: tuple[str, ...] = ()
     """Tokens that the tokenizer appends to every text; they were left out."""
+    train_on: TrainOnRecord | None = None
+    """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ class RunRecord:
     spec: RunSpec
     """Specification that the run executed."""
     benchmark: str
-    """Name of the benchmark's task."""
+    """Name of the benchmark's task, with what it was trained on if that is another benchmark (``catalogue.trained_name``)."""
     model_revision: str | None
     """Commit of the weights on the hub; None: not known."""
     metric: str
@@ -194,7 +196,10 @@ class RunRecord:
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
         sources = None if self.sources is None else [source.to_dict() for source in self.sources]
-        return {"format": FORMAT, **to_plain(self), "spec": self.spec.to_dict(), "sources": sources}
+        plain = to_plain(self)
+        if self.data.train_on is None:  # as versions without this field wrote it
+            plain["data"].pop("train_on")
+        return {"format": FORMAT, **plain, "spec": self.spec.to_dict(), "sources": sources}
 
     @classmethod
     def from_dict(cls, values: object) -> RunRecord:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
+from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
-from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
 from lm_harmony.benchmarks.types import Example, Reply, Score, requests_of
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
@@ -91,6 +92,7 @@ class RunSetup:
             truncated=sum(sequence.truncated for sequence in self.sequences),
             answer_too_long=self.answer_too_long,
             appended_tokens=self.model.text.appended,
+            train_on=splits.train_on,
         )
 
     def phases(self) -> list[tuple[str, float]]:
@@ -149,11 +151,11 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     """
     benchmark, recipe = spec.benchmark, spec.recipe
     found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
-    code = [Path(source.path) for source in found if source.kind == "task" and source.path]
+    code = [Path(one.path) for one in found if one.path and (one.kind == "task" or one.path.endswith(".py"))]
     unload_modules([*code, *IMPORTED_MODULES])
-    allowed = spec.execution.allow_task_code
     with files_opened_by(code) as opened:
-        task = open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir, allow_code=allowed)
+        places, allowed = (benchmark.include_path, benchmark.data_dir), spec.execution.allow_task_code
+        task, *others = open_tasks(benchmark.tasks, *places, allow_code=allowed)
     metric, higher = choosing_metric(spec, task)
     if recipe.quantize is not None:
         refuse_quantization(recipe.quantize)
@@ -161,7 +163,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     text = models.chat_encoder(spec)
     chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
     with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
-        splits = make_splits(task, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
+        splits = run_splits(task, others, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
         score_placeholder_replies(task, splits.validation[0])
     structure = models.structure(spec)
     structure.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
@@ -170,6 +172,8 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     fitted = _fitted(spec, structure, sequences, models)
     loaded = _load(fitted, models, text)
     opened_files = sources_opened_by_code(found, opened | opened_later)
+    for one in (task, *others):
+        found = with_commit(found, "rows", dataset_commit(one), name=one.lm_eval_task.DATASET_PATH)
     run = RunSetup(
         spec=spec,
         task=task,
@@ -178,7 +182,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
-        sources=(*with_commit(found, "rows", dataset_commit(task)), *opened_files, *loaded.sources),
+        sources=(*found, *opened_files, *loaded.sources),
         fingerprints=request_fingerprints(
             spec, splits, sequences, counting=scoring_rules(task), longest=loaded.model.max_length, targets=targets
         ),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import FILE_RULES, BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_folder import AdapterBase, adapter_base, files_read, model_files
@@ -63,11 +64,10 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
         UsageError: there is no such task.
         BenchmarkError: a file of the task, or of its rows, cannot be read.
     """
-    found = _files_of_task(asked)
-    files = [("task", name, path) for name, path in found.code.items()]
-    files += [("rows", name, path) for name, path in found.rows.items()]
-    hub = () if found.dataset is None else (_dataset(found),)
-    return (*(_read(kind, name, path) for kind, name, path in files), *hub)
+    files = [_read(kind, name, path) for (kind, name), path in _paths(asked).items()]
+    sets = [(found.dataset, found.revision or "main") for found in _files_of_tasks(asked) if found.dataset is not None]
+    hub = [Source(kind="rows", name=name, revision=revision) for name, revision in sets]
+    return tuple(dict.fromkeys((*files, *hub)))  # several tasks may be of one data set
 
 
 def sources_opened_by_code(task: Sequence[Source], opened: Iterable[Path]) -> tuple[Source, ...]:
@@ -103,11 +103,11 @@ def base_on_hub(base: AdapterBase | None) -> tuple[Source, ...]:
     return () if base is None else (Source(kind="model", name=base.name, revision=base.revision, commit=base.commit),)
 
 
-def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None) -> tuple[Source, ...]:
-    """Return ``sources`` with the commit of the hub repository of one kind filled in."""
+def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None, name: str | None = None) -> tuple[Source, ...]:
+    """Return ``sources`` with the commit of the hub repository of one kind filled in; ``name``: of that repository only."""
     return tuple(
         Source(kind=source.kind, name=source.name, revision=source.revision, commit=commit)
-        if source.kind == kind and source.path is None
+        if source.kind == kind and source.path is None and name in (None, source.name)
         else source
         for source in sources
     )
@@ -205,9 +205,13 @@ def _place(source: Source, now: Mapping[tuple[str, str], Path]) -> Path:
 def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
     if isinstance(asked, ModelSpec):
         return {("model", name): path for name, path in (_files_of_model(asked) or {}).items()}
-    found = _files_of_task(asked)
-    rows = {("rows", name): path for name, path in found.rows.items()}
-    return {**{("task", name): path for name, path in found.code.items()}, **rows}
+    tested, *others = _files_of_tasks(asked)
+    found = {("task", name): path for name, path in tested.code.items()}
+    found |= {("rows", name): path for name, path in tested.rows.items()}
+    for (task, _), other in zip(asked.tasks[1:], others, strict=True):  # all these files have an effect on training rows alone
+        names = {**other.code, **other.rows}
+        found |= {("rows", f"train_on/{benchmark_name(task)}/{name}"): path for name, path in names.items()}
+    return found
 
 
 def _files_of_model(asked: ModelSpec) -> Mapping[str, Path] | None:
@@ -219,17 +223,14 @@ def _files_of_model(asked: ModelSpec) -> Mapping[str, Path] | None:
         raise ModelError(f"model {asked.name}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
 
 
-def _files_of_task(asked: BenchmarkSpec) -> TaskFiles:
-    """Return the files of a task, and those files of its rows that exist."""
+def _files_of_tasks(asked: BenchmarkSpec) -> list[TaskFiles]:
+    """Return the files of each task that a benchmark reads, and those files of its rows that exist."""
     try:
-        found = task_files(asked.task, include_path=asked.include_path, data_dir=asked.data_dir)
-        return replace(found, rows={name: path for name, path in found.rows.items() if path.is_file()})
+        places = {"include_path": asked.include_path, "data_dir": asked.data_dir}
+        found = [task_files(task, **places, use=use) for task, use in asked.tasks]
+        return [replace(one, rows={name: path for name, path in one.rows.items() if path.is_file()}) for one in found]
     except OSError as error:
         raise BenchmarkError(f"{asked.task}: {error.filename} cannot be read: {error.strerror}. {_READABLE}") from error
-
-
-def _dataset(found: TaskFiles) -> Source:
-    return Source(kind="rows", name=str(found.dataset), revision=found.revision or "main")
 
 
 def _read(kind: Any, name: str, path: Path) -> Source:

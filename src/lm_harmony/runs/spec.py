@@ -8,7 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.benchmarks.types import Caps, SplitProtocol
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks_of, trained_name
+from lm_harmony.benchmarks.types import Caps, SplitProtocol, SplitUse
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
 from lm_harmony.runs.files import from_plain, to_plain
@@ -71,12 +72,38 @@ class BenchmarkSpec:
     """Largest number of rows of each split."""
     split_protocol: SplitProtocol = "clean"
     """"clean" or "published": see ``benchmarks.splits.make_splits``."""
+    train_on: str | None = None
+    """Task, task's YAML file or named set that has the training rows (``benchmarks.auxiliary``); None: the task's own rows."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder and the column of these runs."""
+        return trained_name(benchmark_name(self.task), self.train_on)
+
+    @property
+    def tasks(self) -> tuple[tuple[str, SplitUse], ...]:
+        """The tested task and those whose rows are trained on, each with the use of its splits."""
+        return tasks_of(self.task, self.train_on)
 
     def __post_init__(self) -> None:
+        self._check_train_on()
         for name in ("include_path", "data_dir"):
             folder = getattr(self, name)
             if not isinstance(folder, Path | None):
                 raise UsageError(f"{name} must be a pathlib.Path or None, got {folder!r}. Write Path({folder!r}).")
+
+    def _check_train_on(self) -> None:
+        """Raise UsageError for a value of ``train_on`` that names no other benchmark, or contradicts the split protocol."""
+        given = self.train_on
+        if given is not None and (not isinstance(given, str) or not given.strip() or CORPUS_PREFIX in (given + self.task)):
+            raise UsageError(
+                f"train_on must be a task or a named set for a task that is no text corpus, got {given!r} for {self.task}. "
+                f"Give one such as mmlu_aux."
+            )
+        if given == self.task:
+            raise UsageError(f"train_on = {given} is the benchmark itself. Remove train_on, or name another benchmark.")
+        if given is not None and self.split_protocol == "published":
+            raise UsageError(f"train_on = {given} contradicts split_protocol = published. Remove one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +209,8 @@ class RunSpec:
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
         plain = to_plain(self)
+        if self.benchmark.train_on is None:  # as versions without this field wrote it
+            plain["benchmark"].pop("train_on")
         plain["recipe"] = written_recipe(plain["recipe"])
         if self.execution.memory == "auto":  # as versions without this field wrote it, so that they can read the file
             plain["execution"].pop("memory")

@@ -57,13 +57,13 @@ class RunStore:
         """Return the record of a finished run, the failure of a failed one, or None."""
         return self.record() if self.is_finished() else self.failure()
 
-    def requested(self) -> tuple[str, str] | None:
-        """Return (model, task) from config.yaml, or None if there is none that can be read."""
+    def requested(self) -> RunSpec | None:
+        """Return the specification in config.yaml, or None if there is none that can be read."""
         try:
             config = self.config()
         except DamagedFile:
             return None
-        return None if config is None else (config.model.name, config.benchmark.task)
+        return None if config is None else config.spec
 
     def refuse_conflict(self, spec: RunSpec, *, resume: bool, overwrite: bool) -> None:
         """Check, before anything is loaded, that a run may start or continue in this folder.

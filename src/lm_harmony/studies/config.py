@@ -30,6 +30,7 @@ from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue
 from lm_harmony.models.model_folder import refuse_other_revision
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
+from lm_harmony.runs.preflight import check_train_on
 from lm_harmony.runs.remote import RemoteSync, is_url
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.studies.study_file import BenchmarkEntry, ModelEntry, StudyFile
@@ -111,8 +112,8 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     )
     _refuse_duplicates(runs, places)
     if not execution.allow_task_code:
-        for benchmark, *_ in benchmarks:
-            check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=False)
+        for task, include_path in ((task, benchmark.include_path) for benchmark, *_ in benchmarks for task, _ in benchmark.tasks):
+            check_task_code(task, include_path=include_path, allowed=False)
     results = study.results_dir.rstrip("/")
     return StudySpec(
         runs=runs,
@@ -189,17 +190,18 @@ def _benchmarks(
     data_dir, include_path = _path(base, study.data_dir), _path(base, study.include_path)
     with places.at("task"):
         tasks = [_task(task, base, include_path) for task in suites.expand(entry.task, study.corpora)]
+    with places.at("train_on"):
+        train_on = None if entry.train_on is None else _task(entry.train_on, base, include_path)
     metric = {key: value for key in ("metric", "greater_is_better") if (value := getattr(entry, key)) is not None}
-    return [
-        (
-            BenchmarkSpec(
-                task=task, include_path=include_path, data_dir=data_dir, caps=caps, split_protocol=study.split_protocol
-            ),
-            metric,
-            entry.recipe,
-        )
-        for task in tasks
-    ]
+    places_of_rows = {"include_path": include_path, "data_dir": data_dir}
+    with places.at("train_on"):
+        found = [
+            BenchmarkSpec(task=task, **places_of_rows, caps=caps, split_protocol=study.split_protocol, train_on=train_on)
+            for task in tasks
+        ]
+        for benchmark in found if train_on is not None else ():
+            check_train_on(benchmark)
+    return [(benchmark, metric, entry.recipe) for benchmark in found]
 
 
 def _task(task: str, base: Path, include_path: Path | None) -> str:
@@ -210,7 +212,8 @@ def _task(task: str, base: Path, include_path: Path | None) -> str:
             raise UsageError(f"{base / corpus} does not exist. Give a file or a folder; a path starts beside the study file.")
         return f"{CORPUS_PREFIX}{base / corpus}"
     name = str(base / task) if task.endswith((".yaml", ".yml")) else task
-    find_task_file(name, include_path)
+    if name not in suites.TRAINING_SETS:
+        find_task_file(name, include_path)
     return name
 
 

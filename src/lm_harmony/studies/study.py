@@ -165,10 +165,7 @@ class Study:
     def advance(
         self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False, joint: int | None = None
     ) -> Iterator[RunQueue]:
-        """Execute the runs that are not finished, and yield the queue at the start and whenever a run has ended.
-
-        The arguments and errors are those of ``run``.
-        """
+        """Execute the runs that are not finished as ``run`` does, and yield the queue at the start and whenever a run has ended."""
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
@@ -182,9 +179,10 @@ class Study:
         queue, attempts = RunQueue(unfinished, joint=self.spec.joint if joint is None else joint), Counter[str]()
         events = EventLog(self.spec.results_dir)
         events.add("study_started", runs=len(unfinished), finished=len(now.finished))
-        for benchmark in {run.spec.benchmark: None for run in unfinished}:
+        benchmarks = (run.spec.benchmark for run in unfinished)
+        for task, path in dict.fromkeys((task, one.include_path) for one in benchmarks for task, _ in one.tasks):
             with suppress(BenchmarkError):  # fails its own runs only
-                check_task_code(benchmark.task, include_path=benchmark.include_path, allowed=True)  # names the code in the log
+                check_task_code(task, include_path=path, allowed=True)  # names the code in the log
         yield queue
         pool = _make_workers(unfinished, workers, ray) if unfinished else []
         held: dict[RunLocation, str] = {}

@@ -71,6 +71,8 @@ class BenchmarkEntry(StudyMapping):
 
     task: Text
     """Name of an lm_eval task, its YAML file, corpus:PATH, or a suite: paper24, leaderboard9, perplexity."""
+    train_on: Text | None = None
+    """Train and validate on rows of another benchmark: a task, its YAML file, mmlu_aux or mc_mix. If not given: on its own."""
     metric: Text | None = None
     """Metric that chooses the epoch, such as "acc_norm,none". If not given, the benchmark's own is used."""
     greater_is_better: Flag | None = None

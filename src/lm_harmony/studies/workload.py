@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from lm_harmony.benchmarks.harness import HarnessTask, open_task
-from lm_harmony.benchmarks.splits import Splits, make_splits
+from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
+from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.types import Example, Request
 from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_tree_layout
@@ -197,12 +198,13 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
 
 
 @lru_cache(maxsize=4)
-def _task(benchmark: BenchmarkSpec) -> HarnessTask:
-    return open_task(benchmark.task, include_path=benchmark.include_path, data_dir=benchmark.data_dir)
+def _tasks(benchmark: BenchmarkSpec) -> tuple[HarnessTask, ...]:
+    return open_tasks(benchmark.tasks, benchmark.include_path, benchmark.data_dir)
 
 
 @lru_cache(maxsize=8)
 def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int) -> Splits:
     text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
     chat = partial(text.render_chat, date=day) if model.apply_chat_template else None
-    return make_splits(_task(benchmark), caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)
+    task, *others = _tasks(benchmark)
+    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)

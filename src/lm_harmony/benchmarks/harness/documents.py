@@ -1,18 +1,26 @@
-"""Parts of a document: its right answer, nulls that a template prints as "None", and its file and line for messages."""
+"""lm_eval's task with its documents, and of a document its right answer, printed nulls, and file and line for messages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from lm_harmony.benchmarks.harness.patches import sandboxed_templates
 from lm_harmony.benchmarks.local_data import line_of, read_splits
+from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.benchmarks.types import Aliases, Example
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.hub_connection import missing_hub
+
+ROW_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+"""Errors of lm_eval and of a task's functions for a row that does not fit the task."""
 
 
 class _Mark(str):
@@ -46,14 +54,10 @@ def right_answer(
     if kind == "loglikelihood":
         context, answer = instances[0].args
         return context, answer if isinstance(answer, str) and answer.strip() else None
-    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     if kind == "multiple_choice":
-        choices = task.doc_to_choice(document)
-        gold = gold[0] if isinstance(gold, list) and gold else gold
-        index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-        if not isinstance(index, int) or not 0 <= index < len(choices):
-            return "", None
-        return instances[index].args[0], instances[index].args[1]
+        index = right_choice(task, document, task.doc_to_choice(document))
+        return ("", None) if index is None else (instances[index].args[0], instances[index].args[1])
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     context = instances[0].args[0]
     if task.config.doc_to_choice is not None:
         choices = task.doc_to_choice(document)
@@ -68,6 +72,14 @@ def right_answer(
     prefix = task.doc_to_prefix(document)
     bare = prefix[-1].isspace() if prefix else chat
     return context, f"{'' if bare else task.config.target_delimiter}{gold}"
+
+
+def right_choice(task: ConfigurableTask, document: Mapping[str, Any], choices: Sequence[str]) -> int | None:
+    """Return the index of the right one of a document's choices; None: it has no usable answer."""
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    gold = gold[0] if isinstance(gold, list) and gold else gold
+    index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+    return index if isinstance(index, int) and 0 <= index < len(choices) else None
 
 
 Sources = Callable[[], Iterable[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Example]]]]
@@ -184,3 +196,37 @@ def _processed(rows: datasets.Dataset, row: int, processing: Processing) -> data
         return processing(rows.select([row]))
     except Exception as error:  # noqa: BLE001 any error of the task's code is returned
         return error
+
+
+def build_task(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
+    """Load the rows and build lm_eval's task.
+
+    Args:
+        name: name of the task.
+        config: its configuration.
+        scored: local file of the scored split, for messages; None: there is none.
+
+    Raises:
+        BenchmarkError: the rows cannot be loaded, or do not fit the task.
+    """
+    try:
+        with sandboxed_templates():
+            return ConfigurableTask(config=config)
+    except BenchmarkError:
+        raise
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        reason = (missing_hub() if local_row_files(config) is None else None) or str(error).strip().split("\n")[0]
+        raise BenchmarkError(
+            f"benchmark {name}: data set {config.get('dataset_path')!r} cannot be loaded: {reason}. "
+            f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
+        ) from error
+    except ROW_ERRORS as error:
+        if str(error) == "string index out of range":  # lm_eval reads the first letter of every choice of the first row
+            where = file_and_line(scored, 0, moved=config.get("process_docs") is not None)
+            raise BenchmarkError(
+                f"benchmark {name}, first test row{where}: doc_to_choice gives an empty choice. Give every choice a text."
+            ) from error
+        where = unprocessable_row(scored, config.get("process_docs"))
+        raise BenchmarkError(
+            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the columns and types of the task."
+        ) from error

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import jinja2
-from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.harness.documents import (
+    ROW_ERRORS,
+    build_task,
     drop_null_answer,
     file_and_line,
     null_column,
@@ -26,18 +27,19 @@ from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxe
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_corpus, read_splits
-from lm_harmony.benchmarks.task_files import CORPUS_FILE, local_row_files
+from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.task_index import find_task_file
-from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score
+from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
-from lm_harmony.hub_connection import missing_hub
-
-# Errors of lm_eval and of a task's functions for a row that does not fit the task.
-_ROW_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def open_task(
-    name: str, *, include_path: Path | None = None, data_dir: Path | None = None, allow_code: bool = True
+    name: str,
+    *,
+    include_path: Path | None = None,
+    data_dir: Path | None = None,
+    allow_code: bool = True,
+    use: SplitUse = "all",
 ) -> HarnessTask:
     """Load a task by its name, its YAML file, or ``corpus:PATH``.
 
@@ -46,6 +48,7 @@ def open_task(
         include_path: a folder of the user's own task files, searched first.
         data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the data set that the task names.
         allow_code: whether Python code that lm_eval does not ship may run; each of its files is logged.
+        use: which of its splits are needed.
 
     Raises:
         UsageError: no task has that name, or it runs code that is not allowed.
@@ -55,34 +58,40 @@ def open_task(
     if corpus is not None:
         return HarnessTask(CORPUS_FILE, corpus=corpus)
     check_task_code(name, include_path=include_path, allowed=allow_code)
-    return HarnessTask(find_task_file(name, include_path), data_dir)
+    return HarnessTask(find_task_file(name, include_path), data_dir, use=use)
 
 
 class HarnessTask:
     """One lm_eval task: loads documents, renders them as examples, and scores the replies to them."""
 
-    def __init__(self, path: Path, data_dir: Path | None = None, *, corpus: Path | None = None) -> None:
+    def __init__(self, path: Path, data_dir: Path | None = None, *, corpus: Path | None = None, use: SplitUse = "all") -> None:
         """Load a task with its rows from the hub, from ``data_dir``, or from a text corpus.
 
         Args:
             path: the task's YAML file.
             data_dir: a folder that has <task>/{train,validation,test}.jsonl; None: the rows that the task names.
             corpus: file or folder of the user's texts, which are the rows and give the task its name.
+            use: which of its splits are needed; the others may be missing.
 
         Raises:
             BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
         """
-        config = read_config(path)
+        config = read_config(path, use)
         self.name: str = config["task"]
-        self.split_names = split_names_of(config)
+        named = split_names_of(config)
+        self.split_names = used_splits(named, use)
+        scored = self.split_names.get("test") or self.split_names.get("validation") or self.split_names["train"]
+        if use == "training":  # lm_eval builds no task without a split to score
+            config |= {"validation_split": scored, "test_split": None}
         self._files: dict[str, Path] = {}
         if corpus is not None:
             self.name = config["task"] = benchmark_name(f"{CORPUS_PREFIX}{corpus}")
             texts = read_corpus(corpus)
             config["custom_dataset"] = lambda **_: texts
         elif data_dir is not None:
-            for role, split in self.split_names.items():  # MedMCQA: validation and test are one split, and so one file
-                self._files.setdefault(split, data_dir / self.name / f"{role}.jsonl")
+            # Of roles that share a split, as validation and test of MedMCQA do, the first one names its file.
+            files = {split: data_dir / self.name / f"{role}.jsonl" for role, split in reversed(named.items())}
+            self._files = {split: files[split] for split in self.split_names.values()}
             config["custom_dataset"] = lambda **_: read_splits(self._files)
             config.pop("dataset_kwargs", None)
         else:
@@ -93,8 +102,7 @@ class HarnessTask:
             bypass_dataset_cache(config)
         # With an empty list of samples lm_eval does not build few-shot documents.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-        scored = self.split_names.get("test") or self.split_names["validation"]
-        self.lm_eval_task = _build(self.name, config, self._files.get(scored))
+        self.lm_eval_task = build_task(self.name, config, self._files.get(scored))
         self.output_type = str(self.lm_eval_task.OUTPUT_TYPE)
 
     @property
@@ -117,13 +125,17 @@ class HarnessTask:
             "validation": self.lm_eval_task.validation_docs,
             "test": self.lm_eval_task.test_docs,
         }[role]
+        state = random.getstate()
+        random.seed(0)  # process_docs of GPQA shuffles the choices
         try:
             return docs()
-        except _ROW_ERRORS as error:
+        except ROW_ERRORS as error:
             where = unprocessable_row(self._files.get(self.split_names[role]), self.lm_eval_task.config.process_docs)
             raise BenchmarkError(
                 f"benchmark {self.name}, {role} rows{where}: {error}. Correct the rows to the columns and types of the task."
             ) from error
+        finally:
+            random.setstate(state)
 
     def example(
         self, row: int, document: Mapping[str, Any], *, chat: ChatTemplate | None, aliases: Aliases, split: str = ""
@@ -146,7 +158,7 @@ class HarnessTask:
             with sandboxed_templates():
                 example = render(document)
                 column = null_column(example, sources)
-        except _ROW_ERRORS as error:
+        except ROW_ERRORS as error:
             raise BenchmarkError(
                 f"benchmark {self.name}, {self.location(split, row, document)}: {error} (columns: {', '.join(document)}). "
                 f"Correct the row to the columns and types of the task."
@@ -219,28 +231,3 @@ class HarnessTask:
         config.pop("custom_dataset", None)  # a function of ours, whose source lm_eval would write
         plain = json.loads(json.dumps(config, default=str))
         return {"version": self.lm_eval_task.VERSION, "rows": len(self.lm_eval_task.eval_docs), "config": plain}
-
-
-def _build(name: str, config: dict[str, Any], scored: Path | None) -> ConfigurableTask:
-    """Load the rows and build lm_eval's task; ``scored`` is the local file of the scored split, for messages."""
-    try:
-        with sandboxed_templates():
-            return ConfigurableTask(config=config)
-    except BenchmarkError:
-        raise
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = (missing_hub() if local_row_files(config) is None else None) or str(error).strip().split("\n")[0]
-        raise BenchmarkError(
-            f"benchmark {name}: data set {config.get('dataset_path')!r} cannot be loaded: {reason}. "
-            f"Connect to the hub once, or give its rows with --data_dir DIR as DIR/{name}/train.jsonl ..."
-        ) from error
-    except _ROW_ERRORS as error:
-        if str(error) == "string index out of range":  # lm_eval reads the first letter of every choice of the first row
-            where = file_and_line(scored, 0, moved=config.get("process_docs") is not None)
-            raise BenchmarkError(
-                f"benchmark {name}, first test row{where}: doc_to_choice gives an empty choice. Give every choice a text."
-            ) from error
-        where = unprocessable_row(scored, config.get("process_docs"))
-        raise BenchmarkError(
-            f"benchmark {name}, test rows{where}: {error}. Correct the rows to the columns and types of the task."
-        ) from error

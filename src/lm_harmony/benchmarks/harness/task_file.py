@@ -12,12 +12,12 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.local_data import ENCODING
 from lm_harmony.benchmarks.task_files import local_row_files
-from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role
+from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a task's file with its functions.
+def read_config(path: Path, use: SplitUse = "all") -> dict[str, Any]:
+    """Read a task's file with its functions, for a use of its splits.
 
     Raises:
         BenchmarkError: the file does not define a single task, or a task that can be fine-tuned.
@@ -26,7 +26,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(plain.get("task"), str):
         raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give the task a name.")
     # First without the task's own Python code: in tasks that execute code, importing it downloads files and may fail.
-    _refuse_unusable(plain["task"], plain, split_names_of(plain))
+    _refuse_unusable(plain["task"], plain, used_splits(split_names_of(plain), use), use)
     config = _read(path, with_functions=True)
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
@@ -87,9 +87,9 @@ def _is_jsonl(file: Path) -> bool:
         return False
 
 
-def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role, str]) -> None:
+def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role, str], use: SplitUse) -> None:
     """Refuse a task that cannot be trained on or scored, with the reason."""
-    reason = None
+    reason, remedy = None, "Choose another"
     if "class" in config:
         reason = "it is a Python class, for which lm_eval defines no training text"
     elif config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -98,9 +98,10 @@ def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role,
         reason = "its metric executes code that the model writes"
     elif config.get("repeats", 1) != 1:
         reason = f"repeats: {config['repeats']} is not supported (only 1)"
-    elif "train" not in splits:
+    elif "train" not in splits and use != "scoring":
         reason = "it has no training split"
-    elif not splits.keys() & {"validation", "test"}:
+        remedy = "Train on rows of another benchmark, as in --train_on mmlu_aux (in a study: train_on), or choose another"
+    elif not splits.keys() & {"validation", "test"} and use != "training":
         reason = "it has neither a validation nor a test split to score"
     if reason:
-        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
+        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. {remedy} (`lm-harmony benchmarks`).")

@@ -1,0 +1,179 @@
+"""Training and validation rows of another benchmark, written in the tested benchmark's own format (``train_on``).
+
+For benchmarks without training rows: models that know the task's format and models that do not are compared after equal training.
+Source: Dominguez-Olmedo, Dorner, Hardt, "Training on the Test Task Confounds Evaluation and Emergence" (arXiv 2407.07890).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_harmony.benchmarks.choice_questions import ChoiceQuestion, ScoredQuestions
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
+from lm_harmony.benchmarks.harness.documents import ROW_ERRORS
+from lm_harmony.benchmarks.splits import Splits, cut, disjoint, make_splits, permutation, rendered
+from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, Role, SplitProtocol, SplitUse, TrainOnRecord
+from lm_harmony.errors import BenchmarkError
+from lm_harmony.progress import track
+
+log = logging.getLogger(__name__)
+_SAMPLE = 100
+"""Number of documents from which the columns of a task with training rows are found."""
+
+
+def open_tasks(
+    tasks: Iterable[tuple[str, SplitUse]], include_path: Path | None, data_dir: Path | None, *, allow_code: bool = True
+) -> tuple[HarnessTask, ...]:
+    """Return the opened tasks of a benchmark, as ``catalogue.tasks_of`` lists them. The arguments are those of ``open_task``.
+
+    Raises:
+        UsageError: no task has that name, or it runs code that is not allowed.
+        BenchmarkError: a task cannot be used, or its rows cannot be loaded.
+    """
+    return tuple(
+        open_task(one, include_path=include_path, data_dir=data_dir, allow_code=allow_code, use=use) for one, use in tasks
+    )
+
+
+def run_splits(
+    task: HarnessTask,
+    others: Sequence[HarnessTask],
+    *,
+    caps: Caps,
+    seed: int,
+    protocol: SplitProtocol,
+    chat: ChatTemplate | None,
+) -> Splits:
+    """Choose and render the rows of one run on ``task``.
+
+    Without ``others`` these are its own rows (``make_splits``). Otherwise each of the others gives at most an equal share of the
+    training and of the validation rows: its own validation rows, or rows split off from its training rows as ``make_splits``
+    does it. A row that recurs in the test split is left out: with the same question and right answer, or with 13 consecutive
+    words. The other arguments are those of ``make_splits``.
+
+    Raises:
+        BenchmarkError: a split is empty, a row does not fit its task, or rows of one task cannot be written as rows of the other.
+    """
+    if not others:
+        return make_splits(task, caps=caps, seed=seed, protocol=protocol, chat=chat)
+    evaluation: Role = "test" if "test" in task.split_names else "validation"
+    rows = task.documents(evaluation)
+    places, cap = np.arange(len(rows)), caps.test
+    test = rendered(task, rows, places, role="test", origin=evaluation, cap=cap, seed=seed, chat=chat, aliases="first")
+    fields = ChoiceFields.find(task, [example.document for example in test])
+    texts = frozenset(example.request_texts for example in test)
+    written = _Writer(fields=fields, scored=fields.check(test, chat), texts=texts, chat=chat)
+    shares = {"train": max(1, caps.train // len(others)), "validation": max(1, caps.validation // len(others))}
+    parts: dict[str, list[Example]] = {"train": [], "validation": []}
+    for other in others:
+        written.add(other, parts, shares=shares, seed=seed)
+    for role, examples in parts.items():
+        if not examples:
+            raise BenchmarkError(
+                f"train_on: benchmark {task.name} gets no {role} rows from {', '.join(one.name for one in others)}: "
+                f"{written.unusable:,} rows have no usable question or fewer than {min(written.counts)} choices, and "
+                f"{written.exact.total() + written.overlapping.total():,} recur in its test rows. Train on another benchmark."
+            )
+    _refuse_unscorable(task, parts["validation"][0])
+    carved = any("validation" not in one.split_names for one in others)
+    splits = disjoint(task.name, parts["train"], parts["validation"], test, carved=carved, clean=True)
+    return replace(
+        splits,
+        dropped_from_train=splits.dropped_from_train + written.dropped("train"),
+        dropped_from_validation=splits.dropped_from_validation + written.dropped("validation"),
+        train_on=written.record(task.name),
+    )
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    """Writes rows of other tasks as examples of the tested task, and counts what is left out."""
+
+    fields: ChoiceFields
+    scored: Sequence[ChoiceQuestion]
+    texts: frozenset[tuple[tuple[str, str], ...]]
+    chat: ChatTemplate | None
+    rows: Counter[str] = field(default_factory=Counter)
+    shortened: int = 0
+    unusable: int = 0
+    exact: Counter[str] = field(default_factory=Counter)
+    overlapping: Counter[str] = field(default_factory=Counter)
+    _offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.counts = frozenset(len(question.choices) for question in self.scored)
+        self._known = ScoredQuestions(self.scored)
+
+    def add(self, task: HarnessTask, parts: Mapping[str, list[Example]], *, shares: Mapping[str, int], seed: int) -> None:
+        """Append rows of ``task`` to the training and validation examples, at most its share of each."""
+        training = task.documents("train")
+        found = ChoiceFields.find(task, list(training.select(range(min(len(training), _SAMPLE)))))
+        if "validation" in task.split_names:
+            validation = task.documents("validation")
+            origins = {"train": (training, np.arange(len(training))), "validation": (validation, np.arange(len(validation)))}
+        else:
+            kept, taken = cut(len(training), seed)
+            origins = {"train": (training, kept), "validation": (training, taken)}
+        for role, (rows, places) in origins.items():
+            order = places if len(places) <= shares[role] else places[permutation(len(places), seed)]
+            usable = (one for one in map(partial(self._example, found, role), order, rows.select(order)) if one is not None)
+            examples = list(track(islice(usable, shares[role]), f"reading {role} rows", total=min(len(order), shares[role])))
+            parts[role].extend(examples)
+            self.rows[task.name] += len(examples)
+        self._offset += len(training)
+
+    def _example(self, found: ChoiceFields, role: str, place: int, document: Mapping[str, Any]) -> Example | None:
+        """Return a row as an example of the tested task; None if it is left out."""
+        asked, where = found.read(document), f"{found.task.name} {role} row {place}"
+        fitted = None
+        if asked is not None and asked.is_usable:
+            fitted = asked.with_choices(self.counts, shuffle=found.position is not None, seed=where)
+        if asked is None or fitted is None:
+            self.unusable += 1
+            return None
+        recurrence = self._known.recurrence(asked)
+        example = None if recurrence else self.fields.render(fitted, self._offset + int(place), self.chat, place=where)
+        if example is not None and example.request_texts in self.texts:
+            recurrence = "exact"
+        if recurrence is not None:
+            (self.exact if recurrence == "exact" else self.overlapping)[role] += 1
+            return None
+        self.shortened += len(fitted.choices) < len(asked.choices)
+        return example
+
+    def dropped(self, role: str) -> int:
+        """Return the number of rows that were left out because they recur in the test split."""
+        return self.exact[role] + self.overlapping[role]
+
+    def record(self, name: str) -> TrainOnRecord:
+        """Return what was used and left out, and log it."""
+        record = TrainOnRecord(
+            rows=dict(self.rows),
+            shortened=self.shortened,
+            unusable=self.unusable,
+            exact=self.exact.total(),
+            overlapping=self.overlapping.total(),
+        )
+        log.info("%s: %s", name, record.sentence())
+        return record
+
+
+def _refuse_unscorable(task: HarnessTask, example: Example) -> None:
+    """Refuse a task whose metrics need columns that a written row does not have."""
+    try:
+        task.score([example], [[(0.0, False)] * len(example.requests)], errors=False, samples=False)
+    except ROW_ERRORS as error:
+        raise BenchmarkError(
+            f"train_on: the metrics of benchmark {task.name} need more than question, choices and answer ({error}), so rows of "
+            f"another benchmark cannot validate it. Choose another benchmark to test."
+        ) from error
