@@ -119,9 +119,10 @@ def _write_rows(folder: Path, row: Any) -> None:
         number += size
 
 
-def command(*words: str, cwd: Path | None = None) -> str:
-    """Return what a command prints, on one thread; fail if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200", "NO_COLOR": "1"}
+def command(*words: str, cwd: Path | None = None, columns: int = 200) -> str:
+    """Return what a command prints, on one thread and a terminal of ``columns``; fail if it fails."""
+    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": str(columns), "NO_COLOR": "1"}
+    environment = {**os.environ, **settings}
     program = [forked_python(environment), "-m", "lm_harmony.cli", *words]
     done = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
@@ -197,7 +198,8 @@ def flags() -> dict[str, list[str]]:
     """Return the flags of each command with their values and defaults, as --help shows them; words of help are free."""
     found = {}
     for name in COMMANDS:
-        text = re.sub(r"[│╭╮╰╯─]", " ", command(name, "--help"))
+        # On a wide terminal the number of flags decides whether they are printed in one column or in several.
+        text = re.sub(r"[│╭╮╰╯─]", " ", command(name, "--help", columns=129))
         lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines() if re.match(r"\s+(-|[A-Z{\[])", line)]
         defaults = re.findall(r"\(default: [^)]*\)", re.sub(r"\s+", " ", text))
         found[name] = [*(line for line in lines if line.startswith("-") or line.isupper() or line.endswith("PATH")), *defaults]

@@ -27,8 +27,8 @@ FLAGS = {
     "eval_before_train", "eval_after_train", "eval_every_epoch", "resume_from_checkpoint", "completion_only",
     "max_new_tokens", "use_peft",
     # LM-Harmony's own
-    "data_dir", "include_path", "split_protocol", "overwrite", "dtype", "device", "engine", "revision", "trust_remote_code",
-    "allow_task_code", "quantize", "memory", "device_map",
+    "data_dir", "include_path", "split_protocol", "train_on", "overwrite", "dtype", "device", "engine", "revision",
+    "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map",
     "results_dir", "debug",
 }  # fmt: skip
 DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}

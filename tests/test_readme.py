@@ -51,7 +51,7 @@ GUIDES = {
     "docs/studies.md": 6,
     "docs/page.md": 3,
     "docs/analysis.md": 7,
-    "docs/own_benchmark.md": 1,
+    "docs/own_benchmark.md": 2,
     "docs/api.md": 0,
     "docs/read_a_board.md": 2,
 }

@@ -13,7 +13,7 @@ from typing import Any
 from lm_harmony.analysis.load_open_llm import OPEN_LLM_NOTE, is_open_llm, open_llm_rows
 from lm_harmony.analysis.metadata import default_metric, is_corpus, metric_metadata
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
-from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.benchmarks.catalogue import BENCHMARKS, name_parts
 from lm_harmony.errors import UsageError, did_you_mean
 
 LONG = ("model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better")
@@ -147,12 +147,12 @@ def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Sco
 def _wide(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
     tasks = [column for column in columns if column not in ("model", *_BOARD)]
     for task in tasks:
-        if task not in BENCHMARKS and not is_corpus(task):
+        if name_parts(task)[0] not in BENCHMARKS and not is_corpus(task):
             near = did_you_mean(task, BENCHMARKS)
             raise UsageError(
                 f"{path}: the column {task!r} is not a catalogued benchmark.{near} Use the long layout for other benchmarks."
             )
-    corpora = {task for task in tasks if task not in BENCHMARKS}
+    corpora = {task for task in tasks if name_parts(task)[0] not in BENCHMARKS}
     scores = []
     for place, row in rows:
         preparation = _preparation(row.get("preparation") or "trained", place)

@@ -120,21 +120,20 @@ class _Writer:
         found = ChoiceFields.find(task, list(training.select(range(min(len(training), _SAMPLE)))))
         if "validation" in task.split_names:
             validation = task.documents("validation")
-            origins = {"train": (training, np.arange(len(training))), "validation": (validation, np.arange(len(validation)))}
+            parted = (training, "train", np.arange(len(training))), (validation, "validation", np.arange(len(validation)))
         else:
             kept, taken = cut(len(training), seed)
-            origins = {"train": (training, kept), "validation": (training, taken)}
-        for role, (rows, places) in origins.items():
+            parted = (training, "train", kept), (training, "train", taken)
+        for role, (rows, origin, places) in zip(("train", "validation"), parted, strict=True):
             order = places if len(places) <= shares[role] else places[permutation(len(places), seed)]
-            usable = (one for one in map(partial(self._example, found, role), order, rows.select(order)) if one is not None)
-            examples = list(track(islice(usable, shares[role]), f"reading {role} rows", total=min(len(order), shares[role])))
-            parts[role].extend(examples)
-            self.rows[task.name] += len(examples)
+            written = map(partial(self._example, found, role, f"{task.name} {origin} row"), order, rows.select(order))
+            usable = islice((one for one in written if one is not None), shares[role])
+            parts[role].extend(track(usable, f"reading {role} rows of {task.name}", total=min(len(order), shares[role])))
         self._offset += len(training)
 
-    def _example(self, found: ChoiceFields, role: str, place: int, document: Mapping[str, Any]) -> Example | None:
-        """Return a row as an example of the tested task; None if it is left out."""
-        asked, where = found.read(document), f"{found.task.name} {role} row {place}"
+    def _example(self, found: ChoiceFields, role: str, rows: str, place: int, document: Mapping[str, Any]) -> Example | None:
+        """Return a row as an example of the tested task, and count it; None if it is left out."""
+        asked, where = found.read(document), f"{rows} {place}"
         fitted = None
         if asked is not None and asked.is_usable:
             fitted = asked.with_choices(self.counts, shuffle=found.position is not None, seed=where)
@@ -149,6 +148,7 @@ class _Writer:
             (self.exact if recurrence == "exact" else self.overlapping)[role] += 1
             return None
         self.shortened += len(fitted.choices) < len(asked.choices)
+        self.rows[found.task.name] += 1
         return example
 
     def dropped(self, role: str) -> int:

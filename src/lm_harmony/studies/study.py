@@ -165,7 +165,7 @@ class Study:
     def advance(
         self, *, workers: int | None = None, ray: str | None = None, retry_failed: bool = False, joint: int | None = None
     ) -> Iterator[RunQueue]:
-        """Execute the runs that are not finished as ``run`` does, and yield the queue at the start and whenever a run has ended."""
+        """Execute the runs that are not finished as ``run`` does; yield the queue at the start and whenever a run has ended."""
         if workers is not None:
             check_integer("workers", workers, 1)
         now = self.status()
