@@ -200,7 +200,7 @@ def flags() -> dict[str, list[str]]:
     for name in COMMANDS:
         # On a wide terminal the number of flags decides whether they are printed in one column or in several.
         text = re.sub(r"[│╭╮╰╯─]", " ", command(name, "--help", columns=129))
-        lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines() if re.match(r"\s+(-|[A-Z{\[])", line)]
+        lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines() if re.match(r"\s{1,3}(-|[A-Z{\[])", line)]
         defaults = re.findall(r"\(default: [^)]*\)", re.sub(r"\s+", " ", text))
         found[name] = [*(line for line in lines if line.startswith("-") or line.isupper() or line.endswith("PATH")), *defaults]
     return found
