@@ -89,7 +89,7 @@ def _is_jsonl(file: Path) -> bool:
 
 def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role, str], use: SplitUse) -> None:
     """Refuse a task that cannot be trained on or scored, with the reason."""
-    reason, remedy = None, "Choose another"
+    reason = None
     if "class" in config:
         reason = "it is a Python class, for which lm_eval defines no training text"
     elif config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -99,9 +99,8 @@ def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role,
     elif config.get("repeats", 1) != 1:
         reason = f"repeats: {config['repeats']} is not supported (only 1)"
     elif "train" not in splits and use != "scoring":
-        reason = "it has no training split"
-        remedy = "Train on rows of another benchmark, as in --train_on mmlu_aux (in a study: train_on), or choose another"
+        reason = "it has no training split; --train_on mmlu_aux (in a study: train_on) trains on rows of another benchmark"
     elif not splits.keys() & {"validation", "test"} and use != "training":
         reason = "it has neither a validation nor a test split to score"
     if reason:
-        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. {remedy} (`lm-harmony benchmarks`).")
+        raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
