@@ -19,7 +19,7 @@ class ChoiceQuestion:
     context: str
     """Text that the question is about; "" for none."""
     question: str
-    """The question itself."""
+    """Text of the question, without its choices."""
     choices: tuple[str, ...]
     """Texts of the choices, in their order."""
     right: int

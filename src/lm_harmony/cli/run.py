@@ -68,15 +68,19 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
             raise
     if record.direct or record.trained:
         show_table(result_table(record))
-    data = record.data
-    if data.train_on is not None:
-        say(f"{record.benchmark}: {data.train_on.sentence()}.")
-    say(
+    say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
+
+
+def closing_lines(record: RunRecord) -> list[str]:
+    """Return what a run did, in lines: which epoch was chosen, how many rows were used, and rows of another benchmark."""
+    data, chosen = record.data, record.epochs[record.chosen_epoch - 1]
+    lines = [] if data.train_on is None else [f"{record.benchmark}: {data.train_on.sentence()}."]
+    return [
+        *lines,
         f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {data.validation:,} validation rows "
-        f"({record.metric} {record.epochs[record.chosen_epoch - 1].validation[record.metric]:.4f}). "
+        f"({record.metric} {chosen.validation[record.metric]:.4f}). "
         f"{data.train:,} training rows, {data.test:,} test rows. ± is one standard error.",
-        f"Record, samples and adapter: {store.folder}",
-    )
+    ]
 
 
 def _end_process() -> None:

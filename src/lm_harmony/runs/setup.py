@@ -145,8 +145,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     Raises:
         UsageError: the task or the metric is unknown, or no one says whether a higher metric is better.
         BenchmarkError: the benchmark has no training split, or its rows cannot be loaded or do not fit into the model.
-        ModelError: the model cannot be loaded, lacks the chat template that ``spec`` asks for, cannot get the adapter, or does
-            not fit into memory.
+        ModelError: the model cannot be loaded, lacks a chat template, cannot get the adapter, or does not fit into memory.
         MissingExtra: the recipe quantizes the weights, and bitsandbytes is not installed.
     """
     benchmark, recipe = spec.benchmark, spec.recipe
@@ -171,7 +170,6 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     sequences = training_sequences(structure, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
     fitted = _fitted(spec, structure, sequences, models)
     loaded = _load(fitted, models, text)
-    opened_files = sources_opened_by_code(found, opened | opened_later)
     for one in (task, *others):
         found = with_commit(found, "rows", dataset_commit(one), name=one.lm_eval_task.DATASET_PATH)
     run = RunSetup(
@@ -182,7 +180,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         sequences=sequences,
         metric=metric,
         higher_is_better=higher,
-        sources=(*found, *opened_files, *loaded.sources),
+        sources=(*found, *sources_opened_by_code(found, opened | opened_later), *loaded.sources),
         fingerprints=request_fingerprints(
             spec, splits, sequences, counting=scoring_rules(task), longest=loaded.model.max_length, targets=targets
         ),
