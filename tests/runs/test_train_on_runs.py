@@ -112,7 +112,7 @@ def test_a_catalogued_benchmark_keeps_its_metric_and_chance_and_is_not_the_publi
     matrix = ScoreMatrix.from_csv(table)
     board = published_board(matrix)
     assert board.scores.loc["mine"].notna().sum() == 1  # sciq only
-    assert any("does not have them: arc_easy.train_on.mc_mix" in note for note in board.notes)
+    assert any("does not have them: ARC-Easy (trained on mc_mix)" in note for note in board.notes)
 
 
 def test_train_on_is_part_of_the_identity_and_plain_runs_keep_theirs(world: Path) -> None:
