@@ -198,7 +198,10 @@ def test_analyze_published_has_the_published_models_and_the_audit_of_new_ones(tm
         (["place", "--model", "x"], "Give a folder of runs"),
         (["place", "--model", "x", "--suggest", "1"], "Give the folder with the runs of 'x'"),
         (["place", "{results}"], "has 4 models. Name one with --model"),
-        (["analyze", "{results}", "--no-figures", "-o", "/dev/null"], "/dev/null/tables: Not a directory. Give another path"),
+        (
+            ["analyze", "{results}", "--no-figures", "-o", "/dev/null"],
+            "output: /dev/null is a file, so /dev/null cannot be a folder.",
+        ),
         (["place", "--suggest", "9"], "between 1 and 6 (got 9)"),
     ],
 )

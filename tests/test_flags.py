@@ -29,7 +29,7 @@ FLAGS = {
     # LM-Harmony's own
     "data_dir", "include_path", "split_protocol", "train_on", "overwrite", "dtype", "device", "engine", "revision",
     "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map",
-    "results_dir", "debug",
+    "results_dir", "format", "debug",
 }  # fmt: skip
 DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}
 PEFT_CONFIG = {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"}
@@ -73,7 +73,7 @@ def test_the_table_sets_every_field_of_a_specification_once() -> None:
 
 def test_every_flag_is_used() -> None:
     """Each flag changes the specification, has a built-in value, is refused, or controls the command itself."""
-    command = {"exp_name", "results_dir", "only_evaluate", "resume_from_checkpoint", "overwrite", "debug"}
+    command = {"exp_name", "results_dir", "only_evaluate", "resume_from_checkpoint", "overwrite", "format", "debug"}
     used = {source for source in FIELDS.values() if isinstance(source, str)} | {*BUILT_IN, *_PROTOCOL, *command}
     for source in FIELDS.values():
         if not isinstance(source, str):

@@ -68,7 +68,7 @@ def csv_rows(path: Path) -> ScoreRows:
         return ScoreRows(source=str(path), rows=tuple(open_llm_rows(rows, columns)), notes=(OPEN_LLM_NOTE,))
     if "model" not in columns or not rows:
         raise UsageError(
-            f"{path}: a table needs the column 'model' and at least one line (got the columns {', '.join(columns)})."
+            f"{path}: a table needs the column 'model' and at least one line (got {', '.join(columns) or 'no columns'})."
         )
     for column in columns:
         if columns.count(column) > 1:

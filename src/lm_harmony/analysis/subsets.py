@@ -24,7 +24,7 @@ def chosen_models(
         size: smallest number of parameters (included) and largest (excluded), in billions; models of unknown size are dropped.
 
     Raises:
-        UsageError: a family is not in the matrix, or no model fits.
+        UsageError: a family is not in the matrix, the sizes are reversed, or no model fits.
     """
     known = sorted({model.family for model in matrix.models if model.family})
     for family in families:
@@ -37,6 +37,8 @@ def chosen_models(
         sized = size is None or (model.params_b is not None and size[0] <= model.params_b < size[1])
         return sized and (not families or model.family in families) and (not kinds or model.kind in kinds)
 
+    if size is not None and not 0 <= size[0] < size[1]:
+        raise UsageError(f"size = {size[0]:g} {size[1]:g} holds no size. Give the smaller number of billions first, such as 1 7.")
     names = [model.name for model in matrix.models if fits(model)]
     if not names:
         raise UsageError(

@@ -9,7 +9,6 @@ documents are in the same split.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX
+from lm_harmony.benchmarks.json_lines import ENCODING, rows_of
 from lm_harmony.errors import BenchmarkError
 
-ENCODING = "utf-8-sig"
-"""UTF-8, with or without the byte order mark that Windows editors write."""
 _LARGEST = 2**63
 
 
@@ -34,7 +32,7 @@ def read_splits(files: Mapping[str, Path]) -> DatasetDict:
     Raises:
         BenchmarkError: a file is missing, empty or malformed. The message names the file, the line and the column.
     """
-    read = {split: _rows(path) for split, path in files.items()}
+    read = {split: rows_of(path) for split, path in files.items()}
     for split, rows in read.items():
         _refuse_other_columns(files[split], rows)
     _refuse_mixed_types([(files[split], rows) for split, rows in read.items()])
@@ -67,33 +65,6 @@ def _refuse_other_columns(path: Path, rows: list[tuple[int, dict[str, Any]]]) ->
                 f"{path} line {line}: {state} column {column!r}, unlike line {rows[0][0]}. Every row needs the same columns: "
                 f"correct that line."
             )
-
-
-def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return (line number from 1, row) of every line that is not blank."""
-    rows: list[tuple[int, dict[str, Any]]] = []
-    try:
-        text = path.read_text(encoding=ENCODING)
-    except FileNotFoundError as error:
-        raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path} cannot be read: {error}. Give a readable UTF-8 file.") from error
-    # Not splitlines(): it also splits at U+2028, which a JSON string may contain.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BenchmarkError(
-                f"{path} line {number}, column {error.colno}: not JSON ({error.msg}). Correct that line."
-            ) from error
-        if not isinstance(row, dict):
-            raise BenchmarkError(f"{path} line {number}: a {type(row).__name__}, not an object. Write one object a line.")
-        rows.append((number, row))
-    if not rows:
-        raise BenchmarkError(f"{path} has no rows. Put the split's rows there, one JSON object in each line.")
-    return rows
 
 
 def _refuse_mixed_types(files: list[tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> None:

@@ -35,8 +35,8 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         raise UsageError("task_name is empty. Give a task's name; `lm-harmony benchmarks` lists the catalogue.")
     if "*" in name or "," in name:
         raise UsageError(
-            f"task_name = {name!r} stands for several tasks, and a run has one. List them in a study file "
-            f"(benchmarks: [arc_easy, sst2]) and run `lm-harmony study`."
+            f"task_name = {name!r} stands for several tasks, and a run has one. Name each task by itself, several of them in a "
+            f"study file (benchmarks: [arc_easy, sst2]) for `lm-harmony study`."
         )
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
@@ -56,8 +56,11 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
     tasks = _lm_eval_tasks()
     if name in tasks:
         return tasks[name]
-    if name in _groups(lm_eval_tasks_folder()):
-        raise UsageError(f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group.")
+    groups = _groups(lm_eval_tasks_folder())
+    if name in groups:
+        members = sorted({*groups[name], *(task for task in tasks if task.startswith(f"{name}_"))})
+        such = f", such as {members[0]}" if members else ""
+        raise UsageError(f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group{such}.")
     hint = did_you_mean(name, {**own, **tasks})
     raise UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
@@ -89,11 +92,13 @@ def _scan(folder: Path) -> Mapping[str, Path]:
     return found
 
 
-def _groups(folder: Path) -> set[str]:
-    """Return the names of all groups and tags. A file may list several tags."""
-    return {
-        name.decode()
-        for path in folder.rglob("*.yaml")
-        for lines in _GROUP_LINES.findall(path.read_bytes())
-        for name in _GROUP_NAME.findall(lines)
-    }
+def _groups(folder: Path) -> Mapping[str, list[str]]:
+    """Return the name of every group and tag -> the tasks whose own file names it. A file may list several tags."""
+    found: dict[str, list[str]] = {}
+    for path in folder.rglob("*.yaml"):
+        text = path.read_bytes()
+        task = _TASK_LINE.search(text)
+        for lines in _GROUP_LINES.findall(text):
+            for name in _GROUP_NAME.findall(lines):
+                found.setdefault(name.decode(), []).extend([task[1].decode()] if task else [])
+    return found

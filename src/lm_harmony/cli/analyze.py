@@ -9,6 +9,7 @@ import tyro
 
 from lm_harmony.cli.console import Format, say, show_table
 from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.runs.preflight import check_folder
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.matrix import ScoreMatrix
@@ -47,6 +48,7 @@ def analyze(
     from lm_harmony.analysis.summary import analyze_matrix
     from lm_harmony.report.report_folder import summary_lines, write_tables
 
+    check_folder("output", output)
     if figures:
         try:
             from lm_harmony.report.figures import write_figures

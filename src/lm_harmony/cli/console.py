@@ -8,13 +8,13 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lm_harmony.redaction import SafeFormatter, without_secrets
@@ -58,6 +58,24 @@ def show_table(table: Table, *, optional: Sequence[str] = (), format: Format = "
     console.print(table)
     if omitted:
         say(f"columns left out: {', '.join(reversed(omitted))} (a wider terminal or --format csv has them)")
+
+
+def show_rows(rows: Sequence[Mapping[str, str | float]], format: Format) -> None:
+    """Print rows with equal keys in a format for other programs; a column of numbers has no thousands separators."""
+    heads = [
+        Column(key, justify="left" if isinstance(value, str) else "right") for key, value in (rows[0] if rows else {}).items()
+    ]
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*(Text(value) if isinstance(value, str) else f"{value:.10g}" for value in row.values()))
+    show_table(table, format=format)
+
+
+@contextmanager
+def lines_beside(format: Format) -> Iterator[None]:
+    """Print what the block prints to standard error, if standard output is for another program."""
+    with nullcontext() if format == "table" else redirect_stdout(sys.stderr):
+        yield
 
 
 def _written(table: Table, format: Format) -> str:

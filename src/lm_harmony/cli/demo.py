@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
 from lm_harmony.benchmarks.catalogue import benchmark_name
-from lm_harmony.cli.console import say, show_table
+from lm_harmony.cli.console import Format, lines_beside, say, show_table
 from lm_harmony.cli.study import run_study
 from lm_harmony.demo.study import demo_study, demo_workers
 from lm_harmony.errors import MissingExtra, UsageError
@@ -27,22 +27,30 @@ from lm_harmony.studies.study import Study
 _TITLES: dict[Preparation, str] = {"direct": "Direct evaluation", "trained": "Train-before-test"}
 
 
-def run_demo(results_dir: Path, build: Path, *, fast: bool) -> bool:
+def run_demo(results_dir: Path, build: Path, *, fast: bool, format: Format = "table") -> bool:
     """Carry out what remains of the demo's study, print its scores and write the page; return whether every run is finished.
+
+    Args:
+        results_dir: folder for records and the page.
+        build: folder with models and rows.
+        fast: only three models and three benchmarks.
+        format: "table", or a format for other programs, which has direct and trained scores in one table.
 
     Raises:
         UsageError: ``build`` is not a finished build of the demo.
     """
     study = demo_study(results_dir, build=build, fast=fast)
-    if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
-        return False
+    with lines_beside(format):
+        if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
+            return False
     matrix = demo_matrix(study, build)
-    for preparation in PREPARATIONS:
-        show_table(_board(matrix, preparation))
-    say("Scores in %, in brackets the rank among the models.")
-    for preparation in PREPARATIONS:
-        say(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}")
-    _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"))
+    for preparations in [PREPARATIONS] if format != "table" else [(one,) for one in PREPARATIONS]:
+        show_table(_board(matrix, preparations), format=format)
+    with lines_beside(format):
+        say("Scores in %, in brackets the rank among the models.")
+        for preparation in PREPARATIONS:
+            say(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}")
+        _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"))
     return True
 
 
@@ -85,19 +93,33 @@ def _renamed(scores: Scores, names: dict[str, str]) -> Scores:
     return Scores(**{table: getattr(scores, table).rename(index=names) for table in ("values", "stderrs", "counts")})
 
 
-def _board(matrix: ScoreMatrix, preparation: Preparation) -> Table:
-    """Return a table of scores in percent with the model's rank on each benchmark, sorted by PC1."""
+def _board(matrix: ScoreMatrix, preparations: Sequence[Preparation]) -> Table:
+    """Return a table of scores in percent with the model's rank on each benchmark, sorted by PC1.
+
+    One kind of scores is the title of the table, several are its first column.
+    """
+    columns = [Column(fact.title, justify="right") for fact in matrix.benchmarks]
+    table = Table("model", *columns, Column("PC1", justify="right"), title_justify="left")
+    if len(preparations) > 1:
+        table.columns.insert(0, Column("scores"))
+    else:
+        table.title = _TITLES[preparations[0]]
+    for preparation in preparations:
+        for cells in _lines(matrix, preparation):
+            table.add_row(*([preparation] if len(preparations) > 1 else []), *cells)
+    return table
+
+
+def _lines(matrix: ScoreMatrix, preparation: Preparation) -> Iterator[tuple[str, ...]]:
+    """Yield for each model its name, its score and rank on each benchmark, and its PC1."""
     values, places = matrix.scores(preparation).values, matrix.oriented(preparation).rank(ascending=False, method="min")
     try:
         pc1 = components(matrix, preparation).pc1
     except UsageError:  # all models have the same score on a benchmark
         pc1 = places.mean(axis=1) * float("nan")
-    columns = (Column(fact.title, justify="right") for fact in matrix.benchmarks)
-    table = Table("model", *columns, Column("PC1", justify="right"), title=_TITLES[preparation], title_justify="left")
     for model in pc1.sort_values(ascending=False).index:
         cells = (f"{100 * values.loc[model, task]:.0f} ({places.loc[model, task]:.0f})" for task in values)
-        table.add_row(model, *cells, "-" if pc1.isna().all() else f"{pc1[model]:.0f}")
-    return table
+        yield model, *cells, "-" if pc1.isna().all() else f"{pc1[model]:.0f}"
 
 
 def _agreement(matrix: ScoreMatrix, preparation: Preparation) -> str:

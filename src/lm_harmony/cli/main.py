@@ -94,6 +94,7 @@ def plan(
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     joint: int | None = None,
+    format: Format = "table",
 ) -> bool:
     """Estimate what a study takes before anything runs: tokens, FLOPs, memory, disk space and hours.
 
@@ -105,21 +106,23 @@ def plan(
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are counted.
         skip: texts or glob patterns; runs whose name contains one of them are left out.
         joint: most runs of one model that train jointly; default: the study's joint, or 1.
+        format: table is for people; csv, json and markdown have a row for each model, without the constants.
     """
-    from lm_harmony.cli import plan as plan_command
     from lm_harmony.cli.console import quiet_libraries
-    from lm_harmony.studies.plan import make_plan
     from lm_harmony.studies.study import Study
 
     for name, value in (("workers", workers), ("joint", 1 if joint is None else joint)):
         check_integer(name, value, 1)
-    quiet_libraries()
     asked = Study.read(file, only=only, skip=skip)
+    from lm_harmony.cli import plan as plan_command  # the following modules import torch
+    from lm_harmony.studies.plan import make_plan
+
+    quiet_libraries()
     if ray is not None:
         plan_command.check_cluster(ray, asked.runs)
     specs = [run.spec for run in asked.runs]
     planned = make_plan(specs, plan_command.machine_of(hardware, specs), joint or asked.spec.joint)
-    plan_command.show_plan(planned, workers)
+    plan_command.show_plan(planned, workers, format)
     return not planned.missing
 
 
@@ -147,6 +150,7 @@ def study(
     retry_failed: bool = False,
     joint: int | None = None,
     dry_run: bool = False,
+    format: Format = "table",
 ) -> bool:
     """Carry out the runs of a study that are not finished. Repeat the command to continue. The exit status is 1 if a run failed.
 
@@ -159,13 +163,16 @@ def study(
         retry_failed: carry out failed runs again.
         joint: most runs of one model that a worker trains jointly, in common passes; default: the study's joint, or 1.
         dry_run: only list the runs with their states, and check models, tasks, rows and the results folder.
+        format: table is for people; csv, json and markdown have a row for each run, with its state at the end and the reason.
     """
     from lm_harmony.cli.study import list_runs, run_study
     from lm_harmony.studies.study import Study
 
     check_integer("workers", 1 if workers is None else workers, 1)
     asked = Study.read(file, only=only, skip=skip)
-    return list_runs(asked) if dry_run else run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed, joint=joint)
+    if dry_run:
+        return list_runs(asked, format)
+    return run_study(asked, workers=workers, ray=ray, retry_failed=retry_failed, joint=joint, format=format)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, format: Format = "table") -> bool:
@@ -183,10 +190,7 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, 
     if watch:
         study_command.watch(asked)
     now = study_command.status_of(asked)
-    if format == "table":
-        study_command.show_status(now, asked.spec)
-    else:
-        study_command.show_states(asked, now, format)
+    study_command.show_status(asked, now, format)
     return not now.failed
 
 
@@ -221,18 +225,21 @@ def models(format: Format = "table") -> None:
     show_table(table, optional=("training tokens (billions)", "family", "kind"), format=format)
 
 
-def demo(fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None) -> bool:
+def demo(
+    fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None, format: Format = "table"
+) -> bool:
     """Run the demo study in minutes: eight tiny models of the package on six small benchmarks, before and after training.
 
     Args:
         fast: only three models and three benchmarks, in under a minute.
         results_dir: folder for records and the page. Repeat the command to continue an interrupted study.
         build_dir: folder that `python -m lm_harmony.demo.build` wrote; default: the models of the package.
+        format: table has a table of direct and one of trained scores; the other formats have both in one.
     """
     from lm_harmony.cli.demo import run_demo
     from lm_harmony.demo.study import SHIPPED
 
-    return run_demo(results_dir, build_dir or SHIPPED, fast=fast)
+    return run_demo(results_dir, build_dir or SHIPPED, fast=fast, format=format)
 
 
 if __name__ == "__main__":

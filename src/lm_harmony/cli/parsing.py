@@ -17,6 +17,7 @@ from lm_harmony.errors import did_you_mean
 
 PROGRAM = "lm-harmony"
 Command = Callable[..., Any]
+_KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 
 
 def parse(words: Sequence[str], commands: Sequence[Command], *, description: str) -> Callable[[], object]:
@@ -37,6 +38,7 @@ def parse(words: Sequence[str], commands: Sequence[Command], *, description: str
     if "-h" in words:
         say(*_short_help(named, first))
         raise SystemExit(0)
+    _refuse_empty(words, first if first in named else "")
     app, captured = tyro.extras.SubcommandApp(), io.StringIO()
     for command in commands:
         app.command(_deferred(command))
@@ -58,6 +60,15 @@ def _deferred(command: Command) -> Command:
         return partial(command, *arguments, **flags)
 
     return call
+
+
+def _refuse_empty(words: Sequence[str], command: str) -> None:
+    """Refuse an empty value, which would be the working folder as a path and no restriction as a name."""
+    for before, word in zip(["", *words], words, strict=False):
+        flag = word[:-1] if word.startswith("--") and word.endswith("=") else before if word == "" else None
+        if flag is not None:
+            what = f"the value of {flag}" if flag.startswith("-") else "a value"
+            _refuse(f"{what} is empty. Give one, or leave it out.", f"{PROGRAM} {command}".strip())
 
 
 def _refuse(message: str, place: str) -> NoReturn:
@@ -85,6 +96,13 @@ def one_line(box: str, command: str) -> str:
         meant = "".join(f" Unknown: {flag}.{did_you_mean(flag, names)}" for flag in unknown)
         return f"missing: {', '.join(names)}.{meant}"
     said = " ".join(re.sub(r"\(applied to .*?\)", "", message.split("\nArguments are applied")[0]).split()).rstrip(".") + "."
+    said = re.sub(r"^Error parsing __tyro\S*: ", "", said)  # the message of one of our classes, which names the flag
+    optional = re.match(
+        r"Error parsing (--\S+): No type matching \{None\}\|(\w+) could be instantiated from \['(.*?)'\]", said, re.IGNORECASE
+    )
+    if optional:
+        flag, kind, value = optional.groups()
+        said = f"{flag} must be {_KINDS.get(kind, kind)}, got {value!r}."
     return said[0].lower() + said[1:] + _suggestion(rest, command)
 
 

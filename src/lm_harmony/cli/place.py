@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.cli.analyze import read
-from lm_harmony.cli.console import say
+from lm_harmony.cli.console import Format, lines_beside, say, show_rows
 from lm_harmony.cli.place_flags import PlaceFlags
-from lm_harmony.cli.run_spec import given_flags
+from lm_harmony.cli.run_flags import RunFlags
+from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError, check_integer, check_number
 from lm_harmony.models.catalogue import MODELS
+from lm_harmony.models.model_folder import refuse_no_model
+from lm_harmony.runs.preflight import check_device, check_results_folder
+from lm_harmony.runs.spec import RunSpec
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.benchmark_selection import BenchmarkSelection
@@ -21,7 +26,14 @@ if TYPE_CHECKING:
 
 _Name = Annotated[str | None, tyro.conf.Positional]
 _OF_RESULTS = {"model", "suggest"}
-"""Flags for finished runs; all others are for runs that the command carries out."""
+"""Flags for finished runs only."""
+_SHARED = (
+    *("data_dir", "split_protocol", "random_seed", "dtype", "device", "engine", "revision", "trust_remote_code", "results_dir"),
+    *("dataset_param", "peft_config", "train_param"),
+)
+"""Flags that have the same name and meaning as those of ``lm-harmony run``."""
+_OF_BOTH = {"format"}
+"""Flags for finished runs and for runs that the command carries out; all others are for the latter."""
 
 
 def place_command(words: Sequence[str]) -> Callable[..., bool]:
@@ -54,6 +66,7 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
         False if a run failed.
 
     Raises:
+        ModelError: the model is neither a hub id nor a folder with a model, or the device cannot be used.
         UsageError: an argument is missing, or flags of both forms of the command are mixed.
     """
     if flags.until is not None or flags.hours is not None:
@@ -69,19 +82,40 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
         if flags.hours is not None:
             check_number("hours", flags.hours, positive=True)
         check_integer("workers", flags.workers, 1)
-        from lm_harmony.cli.place_until import place_until
+        specs = _specs(results, flags, given)
+        check_device(flags.device)
+        refuse_no_model(results, flags.revision)
+        check_results_folder(flags.results_dir)
+        from lm_harmony.cli.place_until import place_until  # it imports torch
 
-        return place_until(results, flags, given)
-    others = sorted(set(given) - _OF_RESULTS)
+        return place_until(results, flags, specs)
+    others = sorted(set(given) - _OF_RESULTS - _OF_BOTH)
     if others:
         raise UsageError(f"{others[0]} has an effect only with --until or --hours. Add --until 10, or remove --{others[0]}.")
-    _place_results(None if results is None else Path(results), flags.model, flags.suggest)
+    _place_results(None if results is None else Path(results), flags.model, flags.suggest, flags.format)
     return True
 
 
-def _place_results(results: Path | None, model: str | None, suggest: int | None) -> None:
+def _specs(model: str, flags: PlaceFlags, given: Collection[str]) -> dict[str, RunSpec]:
+    """Return the run of each published benchmark, cheapest first, after all checks that need no model and no rows."""
+    if flags.train_param.metric_for_best_model is not None:
+        raise UsageError(
+            "train_param.metric_for_best_model cannot be chosen: each published benchmark has its metric. Remove it."
+        )
+    tasks = [task for task in reversed(list(BENCHMARKS)) if flags.data_dir is None or (flags.data_dir / task).is_dir()]
+    if not tasks:
+        raise UsageError(
+            f"data_dir = {flags.data_dir} has no folder of a published benchmark, such as {flags.data_dir}/arc_challenge with "
+            "train.jsonl. Give another folder, or remove --data_dir to read rows from the hub."
+        )
+    shared = {name: getattr(flags, name) for name in _SHARED}
+    return {task: run_spec(RunFlags(base_model=model, task_name=task, **shared), given) for task in tasks}
+
+
+def _place_results(results: Path | None, model: str | None, suggest: int | None, format: Format) -> None:
     from lm_harmony.analysis.benchmark_selection import select_benchmarks
     from lm_harmony.analysis.placement import placement_of, published_placement, validate
+    from lm_harmony.report.tables import placement_row
 
     if results is None and suggest is None:
         raise UsageError("results is missing. Give a folder of runs, or ask for benchmarks with --suggest 3.")
@@ -92,11 +126,26 @@ def _place_results(results: Path | None, model: str | None, suggest: int | None)
         matrix = read(results)
         if model is None and len(matrix.models) != 1:
             raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")
-        placed = placement_of(matrix, matrix.find_model(model) if model else matrix.model_names[0])
+        placed = placement_of(matrix, matrix.model_names[0] if model is None else matrix.find_model(model))
         known = placed.benchmarks
-        _show_placement(placed, validate(published_placement(), known))
+        with lines_beside(format):
+            _show_placement(placed, validate(published_placement(), known))
+        if format != "table" and suggest is None:
+            show_rows([placement_row(placed)], format)
     if suggest is not None:
-        _show_suggestion(select_benchmarks(published_placement(), suggest), known)
+        found = select_benchmarks(published_placement(), suggest)
+        with lines_beside(format):
+            _show_suggestion(found, known)
+        if format != "table":
+            show_rows(_suggestion_rows(found), format)
+
+
+def _suggestion_rows(found: BenchmarkSelection) -> list[dict[str, str | float]]:
+    choices = {"suggested": found.chosen, "best": found.best, "cheapest": found.cheapest}
+    return [
+        {"choice": name, "benchmarks": " ".join(one.benchmarks), "tau": one.tau, "training rows": one.train_rows}
+        for name, one in choices.items()
+    ]
 
 
 def _show_placement(placed: Placement, check: PlacementValidation) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.benchmarks.types import SplitProtocol
+from lm_harmony.cli.console import Format
 from lm_harmony.cli.run_flags import DatasetParam, TrainParam
 from lm_harmony.recipe import Lora
 
@@ -22,6 +23,9 @@ class PlaceFlags:
     """Run benchmarks until the worst rank of the interval is at most this many places below the best one."""
     hours: float | None = None
     """Run benchmarks as long as the next one is predicted to end within this many hours from now."""
+    format: Format = "table"
+    """table is for people; csv, json and markdown have the position, the suggested benchmarks or, with --dry_run, the plan. The
+    lines for people then go to standard error."""
     dry_run: bool = False
     """Only show the order of the benchmarks, their hours and what is expected of them."""
     hardware: str = "here"

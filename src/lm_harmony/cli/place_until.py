@@ -7,19 +7,17 @@ the results folder count, so that a repeated command continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lm_harmony.analysis.placement import fit_placement, published_placement
 from lm_harmony.analysis.placement_order import Stop
-from lm_harmony.benchmarks.catalogue import BENCHMARKS
-from lm_harmony.cli.console import quiet_libraries, say
+from lm_harmony.cli.console import lines_beside, quiet_libraries, say, show_rows
 from lm_harmony.cli.place_flags import PlaceFlags
-from lm_harmony.cli.placing import Placing, show_differences, show_end, show_plan, show_position
-from lm_harmony.cli.run_flags import RunFlags
-from lm_harmony.cli.run_spec import run_spec
+from lm_harmony.cli.placing import Placing, show_differences, show_end, show_place, show_plan, show_position
 from lm_harmony.cli.study import run_study
 from lm_harmony.errors import BenchmarkError, UsageError
+from lm_harmony.report.tables import placement_row
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.calibration import calibrate
 from lm_harmony.studies.config import StudySpec
@@ -27,67 +25,58 @@ from lm_harmony.studies.hardware import Hardware, hardware_named
 from lm_harmony.studies.plan import price
 from lm_harmony.studies.study import Study
 
-_SHARED = (
-    *("data_dir", "split_protocol", "random_seed", "dtype", "device", "engine", "revision", "trust_remote_code", "results_dir"),
-    *("dataset_param", "peft_config", "train_param"),
-)
-"""Flags that have the same name and meaning as those of ``lm-harmony run``."""
 
-
-def place_until(model: str, flags: PlaceFlags, given: Collection[str]) -> bool:
+def place_until(model: str, flags: PlaceFlags, specs: Mapping[str, RunSpec]) -> bool:
     """Run benchmarks until the rank interval is narrow enough or the hours are used; return whether no run failed.
 
     Args:
         model: name of the model on the hub, or its folder.
         flags: the parsed command line, with ``until`` or ``hours``.
-        given: names of the flags that stood on the command line.
+        specs: the run of each benchmark that may be run, cheapest first.
 
     Raises:
-        UsageError: a flag has a value that is not allowed, no benchmark can be run, or the hours suffice for none.
+        UsageError: no data for the hardware, no benchmark can be run, or the hours suffice for none.
         ModelError: the model cannot be loaded.
         KeyboardInterrupt: after a line that says how to continue.
     """
-    specs = _specs(model, flags, given)
+    if flags.hardware != "here":
+        hardware_named(flags.hardware)
     quiet_libraries()
     placing = Placing(
         study=Study(StudySpec(runs=tuple(specs.values()), results_dir=flags.results_dir, data_dir=flags.data_dir)),
         until=flags.until,
         placement=fit_placement(published_placement().without([model])),
     )
+    with lines_beside(flags.format):
+        done = _place(placing, model, flags)
+    if flags.dry_run and placing.left:
+        show_plan(placing, flags.hardware, flags.format)
+    elif flags.format == "table":
+        show_place(placing, model)
+    else:
+        show_rows([placement_row(placing.position(model))] if placing.scores else [], flags.format)
+    return done
+
+
+def _place(placing: Placing, model: str, flags: PlaceFlags) -> bool:
+    """Run benchmarks as ``place_until`` does, and print all but the result; return whether no run failed."""
     placing.read_results()
     failed = {} if flags.retry_failed else dict(placing.failed)
     say(*(f"left out, because its run failed: {task}: {cause}" for task, cause in failed.items()))
     if placing.scores:
         show_differences(placing)
         show_position(placing, model)
-    if placing.progress.stop(flags.until, specs) == "narrow":  # nothing has to be run
+    if placing.progress.stop(flags.until, placing.specs) == "narrow":  # nothing has to be run
         show_end(placing, "narrow")
         return True
     _price_runs(placing, flags)
     placing.failed = failed
-    show_plan(placing, flags.hardware)
+    show_differences(placing)
     if flags.dry_run:
         return True
+    show_plan(placing, flags.hardware)
     show_end(placing, _run(placing, model, flags))
     return not placing.failed
-
-
-def _specs(model: str, flags: PlaceFlags, given: Collection[str]) -> dict[str, RunSpec]:
-    """Return the run of each published benchmark, cheapest first, after all checks that need no model and no rows."""
-    if flags.hardware != "here":
-        hardware_named(flags.hardware)
-    if flags.train_param.metric_for_best_model is not None:
-        raise UsageError(
-            "train_param.metric_for_best_model cannot be chosen: each published benchmark has its metric. Remove it."
-        )
-    tasks = [task for task in reversed(list(BENCHMARKS)) if flags.data_dir is None or (flags.data_dir / task).is_dir()]
-    if not tasks:
-        raise UsageError(
-            f"data_dir = {flags.data_dir} has no folder of a published benchmark, such as {flags.data_dir}/arc_challenge with "
-            "train.jsonl. Give another folder, or remove --data_dir to read rows from the hub."
-        )
-    shared = {name: getattr(flags, name) for name in _SHARED}
-    return {task: run_spec(RunFlags(base_model=model, task_name=task, **shared), given) for task in tasks}
 
 
 def _price_runs(placing: Placing, flags: PlaceFlags) -> None:

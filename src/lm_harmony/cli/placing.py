@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.table import Column, Table
 
-from lm_harmony.analysis.placement import published_placement
+from lm_harmony.analysis.placement import Placement, published_placement
 from lm_harmony.analysis.placement_order import Progress, Stop, planned_order
 from lm_harmony.analysis.published import TEST_ROWS
 from lm_harmony.analysis.sequential_placement import SequentialPlacement
-from lm_harmony.cli.console import say, show_table
+from lm_harmony.cli.console import Format, say, show_table
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.runs.published_settings import differences_from_published
 from lm_harmony.runs.spec import RunSpec
@@ -58,6 +58,23 @@ class Placing:
         """The placement with the scores of now."""
         return Progress(placement=self.placement, scores=self.scores, errors=self.errors)
 
+    def position(self, model: str) -> Placement:
+        """Return where the model stands with the scores of now."""
+        now, rivals = self.progress.position, self.placement.rivals
+        return Placement(
+            model=shown_name(model),
+            benchmarks=tuple(self.scores),
+            missing=tuple(task for task in self.placement.tasks if task not in self.scores),
+            pc1=now.pc1,
+            low=now.low,
+            high=now.high,
+            rank=1 + int((rivals > now.pc1).sum()),
+            rank_low=now.best,
+            rank_high=now.worst,
+            of=len(rivals),
+            outside=(),
+        )
+
     def read_results(self) -> None:
         """Read the scores of finished runs and the causes of failed ones."""
         reference, status = published_placement().reference, self.study.status()
@@ -84,9 +101,8 @@ class Placing:
         return float(usual * np.sqrt(max(1.0, TEST_ROWS[task] / test_rows)))
 
 
-def show_plan(placing: Placing, hardware: str) -> None:
+def show_plan(placing: Placing, hardware: str, format: Format = "table") -> None:
     """Print the order of the benchmarks, what each one takes, and the width that is expected after it."""
-    show_differences(placing)
     right = [Column(head, justify="right") for head in ("training rows", "hours", "hours so far", "expected width")]
     narrow = [] if placing.until is None else [Column(f"at most {placing.until} places", justify="right")]
     table = Table("", "benchmark", *right, *narrow, title="Planned order", title_justify="left")
@@ -95,7 +111,9 @@ def show_plan(placing: Placing, hardware: str) -> None:
         total += left[one.task].hours
         cells = [f"{left[one.task].training_rows:,}", f"{left[one.task].hours:.3g}", f"{total:.3g}", f"{one.width:.1f}"]
         table.add_row(str(number), one.task, *cells, *([f"{one.reached:.0%}"] if narrow else []))
-    show_table(table)
+    show_table(table, optional=("hours so far", "training rows"), format=format)
+    if format != "table":
+        return
     say(
         f"Hours are predicted for {hardware}. The width is that of the 95% interval of the rank, in places. "
         "The order changes with the scores."
@@ -116,14 +134,34 @@ def show_differences(placing: Placing) -> None:
 
 
 def show_position(placing: Placing, model: str) -> None:
-    now = placing.progress.position
-    rank = 1 + int((placing.placement.rivals > now.pc1).sum())
-    incomparable = sorted(task for task in placing.scores if placing.differences.get(task))
-    note = f" NOT COMPARABLE ({len(incomparable)} of {len(placing.scores)} runs differ)" if incomparable else ""
+    """Print where the model stands, if it has a score."""
+    if not placing.scores:
+        return
+    now = placing.position(model)
     say(
-        f"{shown_name(model)} after {', '.join(placing.scores)}: rank {rank} ({now.best} to {now.worst}, {now.width} places "
-        f"wide) among {len(placing.placement.rivals)} other models, PC1 {now.pc1:.0f} ({now.low:.0f} to {now.high:.0f}){note}"
+        f"{now.model} after {', '.join(now.benchmarks)}: rank {now.rank} ({now.rank_low} to {now.rank_high}, "
+        f"{now.rank_high - now.rank_low} places wide) among {now.of} other models, PC1 {now.pc1:.0f} ({now.low:.0f} to "
+        f"{now.high:.0f}){_incomparable(placing)}"
     )
+
+
+def _incomparable(placing: Placing) -> str:
+    differing = sum(bool(placing.differences.get(task)) for task in placing.scores)
+    return f" NOT COMPARABLE ({differing} of {len(placing.scores)} runs differ)" if differing else ""
+
+
+def show_place(placing: Placing, model: str) -> None:
+    """Print the place of the model in one sentence, if it has a score."""
+    if placing.scores:
+        now = placing.position(model)
+        span = f"{_ordinal(now.rank_low)} to {_ordinal(now.rank_high)} (95% interval)"
+        say(f"{now.model} is {_ordinal(now.rank)} of {now.of + 1}, {span}{_incomparable(placing)}")
+
+
+def _ordinal(number: int) -> str:
+    """Return "1st", "2nd", "3rd", "4th", "11th" and so on."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"
 
 
 def show_end(placing: Placing, reason: Stop | None) -> None:

@@ -9,12 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from lm_harmony.cli.console import say
+from lm_harmony.cli.console import Format, say, show_rows
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.calibration import calibrate, smallest_run
 from lm_harmony.studies.hardware import Hardware, hardware_named
-from lm_harmony.studies.plan import Plan
+from lm_harmony.studies.plan import ModelPlan, Plan
 from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.time_model import TERMS, add_phases, binding_term
 
@@ -46,8 +46,19 @@ def machine_of(hardware: str, specs: Sequence[RunSpec]) -> Hardware:
     return calibrate(smallest_run(specs)) if hardware == "here" else hardware_named(hardware)
 
 
-def show_plan(plan: Plan, workers: int) -> None:
-    """Print the work, the time by phase and term, and the constants of a study, for each model and in total."""
+def show_plan(plan: Plan, workers: int, format: Format = "table") -> None:
+    """Print the work, the time by phase and term, and the constants of a study, for each model and in total.
+
+    Args:
+        plan: the cost of the study.
+        workers: number of processes or GPUs that share it.
+        format: "table", or a format for other programs, which has a row for each model.
+    """
+    missing = [f"not counted: {run}: {cause}" for run, cause in plan.missing.items()]
+    if format != "table":
+        show_rows([_figures(model, plan.hardware.name) for model in plan.models], format)
+        say(*missing, stderr=True)
+        return
     if plan.models:
         console = Console()  # wraps to the width of the terminal, or of COLUMNS in a pipe
         console.print(_work(plan))
@@ -59,7 +70,25 @@ def show_plan(plan: Plan, workers: int) -> None:
     if workers > 1:
         total += f", {_time(plan.hours / workers)} for {workers} (if no worker is idle)"
     Console().print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", markup=False, highlight=False)
-    say(*(f"not counted: {run}: {cause}" for run, cause in plan.missing.items()))
+    say(*missing)
+
+
+def _figures(model: ModelPlan, hardware: str) -> dict[str, str | float]:
+    """Return the work, the hours and the cards of a model, for other programs."""
+    hours = {phase: one.seconds / 3600 for phase, one in model.phases.items()}
+    work = {
+        "parameters": model.size.parameters,
+        "runs": model.runs,
+        "training tokens": model.training_tokens,
+        "scoring tokens": model.scoring_tokens,
+        "decoding steps": model.decoding_steps,
+        "FLOPs": model.flops,
+        "memory in bytes": model.memory.total,
+        "hours": model.hours,
+        **{f"{phase} hours": hours.get(phase, 0.0) for phase in ("training", "scoring", "decoding", "fixed")},
+    }
+    cards = {card.card: card.way or "does not fit" for card in model.cards}
+    return {"model": shown_name(model.model), "hardware": hardware, **work, "bound by": binding_term(model.phases)[0], **cards}
 
 
 def _plan_table(title: str, *columns: str | Column) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.cli.console import logging_to, quiet_libraries, say, show_table
+from lm_harmony.cli.console import lines_beside, logging_to, quiet_libraries, say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.progress import display
@@ -41,6 +41,10 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     store = RunStore.at(flags.results_dir, flags.exp_name or folder_name(spec, flags.results_dir))
     check_request(spec)
     check_results_folder(flags.results_dir, store.folder.relative_to(flags.results_dir).as_posix())
+    if flags.only_evaluate:
+        store.record()  # raises if the run is not finished
+    elif store.is_finished() and not flags.overwrite:
+        store.refuse_conflict(spec, resume=False, overwrite=False)
     console = Console(stderr=True)
     with logging_to(console, store.folder / "log.txt", debug=flags.debug), display(console):
         for line in built_in_lines(given):
@@ -67,8 +71,9 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
                 log.warning("stopped by %s; %s. %s", stopped_by(), kept, advice)
             raise
     if record.direct or record.trained:
-        show_table(result_table(record))
-    say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
+        show_table(result_table(record), format=flags.format)
+    with lines_beside(flags.format):
+        say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
 
 
 def closing_lines(record: RunRecord) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_harmony.benchmarks.types import SplitProtocol
+from lm_harmony.cli.console import Format
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
 
 BUILT_IN = {
@@ -184,6 +185,8 @@ class RunFlags:
     """Folder in which runs are kept."""
     use_git: bool = True
     """Write the git revision of the working folder into the record."""
+    format: Format = "table"
+    """Format of the scores at the end: table is for people; csv, json and markdown are for other programs."""
     debug: bool = False
     """Show tracebacks, debug messages and the messages of other libraries."""
     dataset_param: DatasetParam = DatasetParam()

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from lm_harmony.cli.console import Format, logging_to, say, show_table
+from lm_harmony.cli.console import Format, lines_beside, logging_to, say, show_table
 from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
 from lm_harmony.progress import display
-from lm_harmony.runs.preflight import check_request, check_results_folder
+from lm_harmony.runs.preflight import check_device, check_folder, check_request, check_results_folder
 from lm_harmony.runs.record import EpochRecord
 from lm_harmony.stop_signals import stop_caught, stopped_by
 from lm_harmony.studies.config import StudySpec
@@ -26,15 +26,26 @@ from lm_harmony.studies.run_location import RunLocation
 from lm_harmony.studies.study import Status, Study
 
 
-def run_study(study: Study, *, workers: int | None, ray: str | None, retry_failed: bool, joint: int | None = None) -> bool:
-    """Carry out what remains of ``study`` and print its state; return whether every run is finished.
+def run_study(
+    study: Study,
+    *,
+    workers: int | None,
+    ray: str | None,
+    retry_failed: bool,
+    joint: int | None = None,
+    format: Format = "table",
+) -> bool:
+    """Carry out what remains of ``study`` and print its state in a format; return whether every run is finished.
 
     Raises:
+        UsageError: the results folder cannot be written, or this machine cannot have the device.
         StoreError: the results cannot be written.
         KeyboardInterrupt: after a line that says how to continue.
     """
     if study.spec.results_url is None:
         check_results_folder(study.spec.results_dir)
+    for device in {run.spec.execution.device for run in study.runs} if ray is None else ():
+        check_device(device)
     console = Console(stderr=True, soft_wrap=True)
     before, started = status_of(study), time.monotonic()
     total = len(study.runs)
@@ -51,18 +62,34 @@ def run_study(study: Study, *, workers: int | None, ray: str | None, retry_faile
             console.print(f"stopped by {stopped_by()}; {finished} of {total} runs are finished. Repeat the command to continue.")
             raise
     status = study.status()
-    show_status(status, study.spec)
+    show_status(study, status, format)
     return not status.failed and len(status.finished) == total
 
 
 def status_of(study: Study) -> Status:
-    """Return the state of a study, with a progress bar while large files are checked for changes."""
+    """Return the state of a study, with a progress bar while large files are checked for changes.
+
+    Raises:
+        UsageError: the results folder is a file.
+    """
+    if study.spec.results_url is None:
+        check_results_folder(study.spec.results_dir, written=False)
     with display(Console(stderr=True)):
         return study.status()
 
 
-def show_status(status: Status, spec: StudySpec) -> None:
-    """Print how many runs are finished, running, failed and waiting, with the causes of failures."""
+def show_status(study: Study, status: Status, format: Format = "table") -> None:
+    """Print how many runs are finished, running, failed and waiting, with the causes of failures.
+
+    Args:
+        study: the study.
+        status: its state.
+        format: "table", or a format for other programs, which has a row for each run.
+    """
+    if format != "table":
+        _show_states(study, status, format)
+        return
+    spec = study.spec
     say(
         f"{len(status.finished)} finished, {len(status.running)} running, {len(status.failed)} failed, "
         f"{len(status.waiting)} waiting. Results: {spec.results_url or spec.results_dir}"
@@ -90,13 +117,16 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     """Download the rows and models of a study, with a line for each; return whether all of them are there.
 
     Raises:
-        UsageError: neither the flag nor the study names a folder for rows.
+        UsageError: neither the flag nor the study names a folder for rows, or a folder cannot be written.
     """
     from lm_harmony.studies.download import download
 
     rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
     if rows is None:
         raise UsageError("data_dir is missing in the flags and in the study file. Add --data_dir FOLDER.")
+    check_folder("data_dir", rows)
+    if models is not None:
+        check_folder("models_dir", models)
     whole = True
     for part in download(spec.runs, data_dir=rows, models_dir=models):
         say(f"{part.outcome:13} {part.name}: {part.error or part.folder}")
@@ -107,7 +137,7 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     return whole
 
 
-def list_runs(study: Study) -> bool:
+def list_runs(study: Study, format: Format = "table") -> bool:
     """Print the state of every run and what is wrong with models, tasks, rows and the results folder; return whether nothing is.
 
     Raises:
@@ -115,19 +145,23 @@ def list_runs(study: Study) -> bool:
     """
     if study.spec.results_url is None:
         check_results_folder(study.spec.results_dir)
-    for name, state, reason in _states(study, status_of(study)):
-        say(f"{state:9} {name}" + (f" ({reason})" if reason else ""))
+    if format == "table":
+        for name, state, reason in _states(study, status_of(study)):
+            say(f"{state:9} {name}" + (f" ({reason})" if reason else ""))
+    else:
+        _show_states(study, status_of(study), format)
     problems: Counter[str] = Counter()
     for run in study.runs:
         try:
             check_request(run.spec)
         except HarmonyError as error:
             problems[str(error)] += 1
-    say(*(f"{runs} runs cannot start: {problem}" for problem, runs in problems.items()))
+    with lines_beside(format):
+        say(*(f"{runs} run{'s' * (runs > 1)} cannot start: {problem}" for problem, runs in problems.items()))
     return not problems
 
 
-def show_states(study: Study, status: Status, format: Format) -> None:
+def _show_states(study: Study, status: Status, format: Format) -> None:
     """Print a table with the name, the state and the reason of the state of every run."""
     table = Table("run", "state", "reason")
     for cells in _states(study, status):

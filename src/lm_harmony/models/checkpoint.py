@@ -22,6 +22,7 @@ from lm_harmony.models.checkpoint_checks import (
 )
 from lm_harmony.models.device import allocatable_bytes, gib, is_out_of_memory, memory_error
 from lm_harmony.models.device_map import balanced_map
+from lm_harmony.models.model_folder import USE_A_DECODER
 from lm_harmony.models.quantization import loading_options
 
 
@@ -98,7 +99,7 @@ def meta_module(name: str, config: PretrainedConfig, *, trust_remote_code: bool)
             module: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever the modules make of a wrong number
         if "Unrecognized configuration class" in str(error):
-            fault, remedy = "is no causal language model", "Use a decoder such as Llama, Qwen or GPT-NeoX"
+            fault, remedy = "is no causal language model", USE_A_DECODER
         else:
             fault, remedy = f"cannot be built: {one_line(error)}", "Use the config.json that was saved with the weights"
         raise ModelError(f"model {name}: model_type = {config.model_type!r} in config.json {fault}. {remedy}.") from error

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lm_harmony.errors import ModelError
+from lm_harmony.models.model_folder import no_safetensors
 
 SHOWN = 4
 """Maximum number of tensor names that a message lists."""
@@ -51,12 +52,7 @@ def refuse_pickles(name: str, revision: str) -> None:
     except OSError:  # the hub cannot be reached: loading says so
         return
     if found == [None, None]:
-        pickles = sorted(file.name for file in Path(name).glob("*.bin"))
-        has = f"has {', '.join(pickles[:SHOWN])} and no model.safetensors" if pickles else "has no model.safetensors"
-        raise ModelError(
-            f"model {name}: it {has}. Other weights are pickles, which can run code, and are never loaded. Save it with "
-            f"save_pretrained in a sandbox, or give the --revision of the hub that has safetensors (often refs/pr/<n>)."
-        )
+        raise no_safetensors(name)
     if found[0] is None:
         try:
             shards = json.loads(Path(str(found[1])).read_text(encoding="utf-8"))["weight_map"].values()

@@ -20,6 +20,7 @@ from lm_harmony.analysis.metadata import BenchmarkMetadata
 
 if TYPE_CHECKING:  # it imports scipy.stats, which takes half a second that a leaderboard does not need
     from lm_harmony.analysis.paired import Comparison, PairedTest
+    from lm_harmony.analysis.placement import Placement
 
 _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc1_high", "group", "preparation")
 
@@ -122,6 +123,22 @@ def audit_table(found: Audit) -> Table:
         cells = (f"{row['direct']:.0f}", f"{row['trained']:.0f}", f"{row['difference']:+.0f}", f"{row['error']:.1f}", z)
         table.add_row(escape(str(name)), *cells)
     return table
+
+
+def placement_row(placed: Placement) -> dict[str, str | float]:
+    """Return a placement as one row for other programs; lists of benchmarks are separated by spaces."""
+    return {
+        "model": placed.model,
+        "rank": placed.rank,
+        "rank_low": placed.rank_low,
+        "rank_high": placed.rank_high,
+        "of": placed.of + 1,
+        "pc1": placed.pc1,
+        "pc1_low": placed.low,
+        "pc1_high": placed.high,
+        "benchmarks": " ".join(placed.benchmarks),
+        "missing": " ".join(placed.missing),
+    }
 
 
 def format_score(value: float, benchmark: BenchmarkMetadata) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lm_harmony.benchmarks.foreign_code import check_task_code
+from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
-from lm_harmony.errors import BenchmarkError, UsageError
-from lm_harmony.models.model_folder import refuse_no_model
+from lm_harmony.errors import BenchmarkError, ModelError, UsageError
+from lm_harmony.models.model_folder import refuse_no_model, refuse_no_weights
 from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 LONGEST_NAME = 255
@@ -16,21 +20,27 @@ LONGEST_NAME = 255
 
 
 def check_request(spec: RunSpec) -> None:
-    """Check that the model, the task and local rows of a run exist.
+    """Check that the model, the task and local rows of a run exist and can be read, and that this machine may have the device.
 
     Raises:
-        ModelError: the name of the model is neither a hub id nor a folder with a model.
+        ModelError: the name of the model is neither a hub id nor a folder with a model, or the device cannot be used.
         UsageError: no task has the name, or it runs code that is not allowed.
         BenchmarkError: a file of the task or of its rows does not exist or cannot be read.
     """
+    check_device(spec.execution.device)
     refuse_no_model(spec.model.name, spec.model.revision)
+    refuse_no_weights(spec.model.name)
     benchmark = spec.benchmark
+    if benchmark.include_path is not None and not benchmark.include_path.is_dir():
+        raise UsageError(f"include_path = {benchmark.include_path} is not a folder. Give the folder of your task YAML files.")
     if not spec.execution.allow_task_code:
         for task, _ in benchmark.tasks:
             check_task_code(task, include_path=benchmark.include_path, allowed=False)
     for path in (path for found in check_train_on(benchmark) for path in found.rows.values()):
         if not path.is_file():
             raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
+        if path.suffix == ".jsonl":
+            _check_rows(path, path.stat().st_mtime_ns)
 
 
 def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
@@ -51,27 +61,67 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
     return tuple(found.values())
 
 
-def check_results_folder(results: Path, name: str = "") -> None:
+@cache
+def _check_rows(path: Path, changed: int) -> None:
+    """Check that a JSONL file can be read, once for the time at which it was ``changed``."""
+    rows_of(path)
+
+
+def check_device(device: str) -> None:
+    """Check what can be known of a device without torch.
+
+    Raises:
+        ModelError: mps on a machine that is no Mac, or cuda with a torch that has no CUDA.
+    """
+    if device == "mps" and platform.system() != "Darwin":
+        raise ModelError(
+            f"device 'mps' cannot be used: it is the GPU of a Mac, and this machine runs {platform.system()}. "
+            f"Use --device cpu, cuda or auto."
+        )
+    if device.startswith("cuda") and _torch_version().endswith("+cpu"):
+        raise ModelError(
+            f"device {device!r} cannot be used: the installed torch {_torch_version()} has no CUDA. Install a build with CUDA, "
+            f"or use --device cpu."
+        )
+
+
+def _torch_version() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:  # a build that was not installed by pip
+        return ""
+
+
+def check_results_folder(results: Path, name: str = "", *, written: bool = True) -> None:
     """Check that files can be written below a results folder, which need not exist yet.
 
     Args:
         results: the results folder.
         name: path of a run below it.
+        written: whether the command writes there; else only what cannot be a folder is refused.
 
     Raises:
         UsageError: a part of the path is a file, is too long, or may not be written.
     """
-    long = next((part for part in (*results.parts, *Path(name).parts) if len(os.fsencode(part)) > LONGEST_NAME - 10), None)
+    check_folder("results_dir", results, written=written)
+    if name:
+        check_folder("exp_name", results / name, written=written)
+
+
+def check_folder(field: str, folder: Path, *, written: bool = True) -> None:
+    """Check that ``folder`` exists or can be made, and that files can be written there; ``field`` names it in the message.
+
+    Raises:
+        UsageError: a part of the path is a file, is too long, or may not be written.
+    """
+    long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_NAME - 10), None)
     if long is not None:
         raise UsageError(
-            f"exp_name: the name {long[:20]}... has {len(os.fsencode(long))} bytes, and file systems allow {LONGEST_NAME}. "
-            f"Choose a shorter --exp_name or results_dir."
+            f"{field}: the name {long[:20]}... has {len(os.fsencode(long))} bytes, and file systems allow {LONGEST_NAME}. "
+            f"Choose a shorter name."
         )
-    folder = results / name
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UsageError(f"results_dir: {there} is a file, so {folder} cannot be a folder. Choose another results folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"results_dir: {there} cannot be written by this user. Choose another folder, or change its permissions."
-        )
+        raise UsageError(f"{field}: {there} is a file, so {folder} cannot be a folder. Choose another folder.")
+    if written and not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{field}: {there} cannot be written by this user. Choose another folder, or change its permissions.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,6 +20,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 ENGINES = ("auto", "plain", "compiled")
 """Values of --engine: auto (packed rows where a probe finds them exact), plain (padded batches), and compiled (auto with compiled
 layers, on CUDA only)."""
+_DEVICE = re.compile(r"auto|cpu|mps|meta|(cuda|xpu|hpu|npu|mlu|musa)(:\d+)?")
 MEMORY_MODES = ("auto", "check", "off")
 """Values of --memory: auto (switch gradient checkpointing on where a run fits only with it, refuse what does not fit even then),
 check (refuse what does not fit as requested), off (no estimate before loading)."""
@@ -143,6 +145,10 @@ class Execution:
     """Allow Python code of a task that lm_eval does not ship."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise UsageError(
+                f"device must be auto, cpu, mps, cuda or a numbered one such as cuda:1, got {self.device!r}. Use auto."
+            )
         if self.device_map is not None:
             self._check_device_map()
         if self.engine not in ENGINES:

@@ -1,0 +1,311 @@
+"""Wrong inputs of every command, chosen from the documents alone: each is answered in one line, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from micro import write_micro
+from rows import ROWS
+from tiny import write_tiny_model
+
+from lm_harmony.cli.main import main
+
+ALL = """
+import io, json, shlex, sys
+from contextlib import redirect_stderr, redirect_stdout
+from lm_harmony.cli.main import main
+
+def answer(words):
+    out, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    loaded = [name for name in ("torch", "transformers", "datasets", "lm_eval") if name in sys.modules]
+    return {"status": status, "out": out.getvalue(), "error": errors.getvalue(), "loaded": loaded}
+
+print(json.dumps([answer(words) for words in json.load(sys.stdin)]))
+"""
+"""Carries out command lines in one process and prints their answers as JSON."""
+RUN = "run --base_model model --task_name micro.yaml --data_dir ."
+STUDY = "models: [model]\nbenchmarks: [micro.yaml]\nresults_dir: out\ndata_dir: .\n"
+STUDIES = {
+    "good": STUDY,
+    "key": f"{STUDY}sedes: [1]\n",
+    "seed": f"{STUDY}seeds: [-1]\n",
+    "huge_seed": f"{STUDY}seeds: [99999999999]\n",
+    "text": f"{STUDY}seeds: one\n",
+    "device": f"{STUDY}execution: {{device: gpu}}\n",
+    "several": STUDY.replace("micro.yaml", "'arc_*'"),
+    "file": STUDY.replace("out", "a_file"),
+    "null": STUDY.replace("results_dir: out", "results_dir:"),
+    "unclosed": "models: [a\nb: }",
+    "empty": "",
+    "no_rows": STUDY.replace("data_dir: .\n", ""),
+}
+LONG = "x" * 300
+CASES: dict[str, list[tuple[str, str]]] = {
+    "run": [
+        ("run --base_model model --task_name 'arc_*'", "'arc_*' stands for several tasks"),
+        ("run --base_model model --task_name arc_easy,sst2", "'arc_easy,sst2' stands for several tasks"),
+        (
+            "run --base_model model --task_name mmlu",
+            "'mmlu' is a group of lm_eval tasks. Give the name of one task of that group",
+        ),
+        ("run --base_model model --task_name ''", "the value of --task_name is empty"),
+        ("run --base_model '' --task_name arc_easy", "the value of --base_model is empty"),
+        ("run --base_model= --task_name arc_easy", "the value of --base_model is empty"),
+        ("run --base_model ./modle --task_name arc_easy", "the folder ./modle does not exist. Did you mean 'model'?"),
+        (
+            "run --base_model t5 --task_name arc_easy",
+            "model_type = 't5' in config.json is no causal language model. Use a decoder",
+        ),
+        ("run --base_model not_json --task_name arc_easy", "not_json/config.json cannot be used: it is not JSON"),
+        ("run --base_model a_list --task_name arc_easy", "a_list/config.json cannot be used: it holds no mapping"),
+        ("run --base_model no_weights --task_name arc_easy", "model no_weights: it has no model.safetensors."),
+        ("run --base_model model --task_name corpus:", "'corpus:' names no file"),
+        (f"{RUN} --device mps", "it is the GPU of a Mac"),
+        (f"{RUN} --device gpu", "device must be auto, cpu, mps, cuda or a numbered one such as cuda:1, got 'gpu'"),
+        (f"{RUN} --results_dir a_file", "results_dir: a_file is a file"),
+        (f"{RUN} --exp_name {LONG}", "has 300 bytes, and file systems allow 255"),
+        (f"{RUN} --exp_name ''", "the value of --exp_name is empty"),
+        (f"{RUN} --random_seed -1", "random_seed must be from 0 to 4294967295, got -1"),
+        (f"{RUN} --random_seed 99999999999999999999", "random_seed must be from 0 to 4294967295"),
+        (f"{RUN} --peft_config.r 0", "lm-harmony: peft_config.r must be at least 1, got 0"),
+        (f"{RUN} --include_path nowhere", "include_path = nowhere is not a folder"),
+        (f"{RUN} --only_evaluate", "the run is not finished"),
+        (f"{RUN} --eval_max_batch_size two", "--eval_max_batch_size must be a whole number, got 'two'"),
+        (f"{RUN[:-1]}latin", "latin/micro/train.jsonl cannot be read: 'utf-8' codec"),
+        (f"{RUN[:-1]}broken", "broken/micro/train.jsonl line 1, column 2: not JSON"),
+    ],
+    "plan": [
+        ("plan", "missing: PATH (the study's YAML file)"),
+        ("plan nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("plan .", ". cannot be read: Is a directory"),
+        ("plan latin.csv", "latin.csv is not YAML: 'utf-8' codec"),
+        ("plan empty.yaml", "empty.yaml must be a mapping of keys to values"),
+        ("plan good.yaml --workers 0", "workers must be at least 1, got 0"),
+        ("plan good.yaml --joint -1", "joint must be at least 1, got -1"),
+        ("plan good.yaml --only nothing", "'nothing' matches none of the 1 runs"),
+        ("plan good.yaml --hardware ''", "the value of --hardware is empty"),
+        ("plan good.yaml --format xml", "invalid choice 'xml' for argument '--format'"),
+        ("plan several.yaml", "several.yaml, line 2: benchmarks[0].task: task_name = 'arc_*'"),
+    ],
+    "fetch": [
+        ("fetch", "missing: PATH"),
+        ("fetch nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("fetch model", "model cannot be read: Is a directory"),
+        ("fetch good.yaml --data_dir a_file", "data_dir: a_file is a file"),
+        ("fetch good.yaml --models_dir a_file/models", "a_file is a file, so a_file/models cannot be a folder"),
+        (f"fetch good.yaml --data_dir {LONG}", "data_dir: the name xxxx"),
+        ("fetch good.yaml --models_dir ''", "the value of --models_dir is empty"),
+        ("fetch no_rows.yaml", "data_dir is missing in the flags and in the study file"),
+        ("fetch key.yaml", "key.yaml, line 5: no key 'sedes'. Did you mean 'seeds'?"),
+        ("fetch unclosed.yaml", "unclosed.yaml is not YAML"),
+    ],
+    "study": [
+        ("study", "missing: PATH"),
+        ("study nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("study latin.csv", "latin.csv is not YAML: 'utf-8' codec"),
+        ("study seed.yaml", "seed.yaml, line 5: seeds[0]: a seed must be from 0 to 4294967295, got -1"),
+        ("study huge_seed.yaml", "huge_seed.yaml, line 5: seeds[0]: a seed must be from 0 to 4294967295"),
+        ("study text.yaml", "text.yaml, line 5: seeds"),
+        ("study device.yaml", "device.yaml, line 5: execution.device must be auto, cpu, mps, cuda"),
+        ("study null.yaml", "null.yaml, line 3: results_dir must be text, got None"),
+        ("study file.yaml", "a_file is a file"),
+        ("study file.yaml --dry_run", "a_file is a file"),
+        ("study good.yaml --workers -1", "workers must be at least 1, got -1"),
+        ("study good.yaml --dry-runs", "Did you mean --dry-run?"),
+    ],
+    "status": [
+        ("status", "missing: PATH"),
+        ("status nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("status .", "Is a directory"),
+        ("status latin.csv", "is not YAML"),
+        ("status empty.yaml", "must be a mapping"),
+        ("status unclosed.yaml", "is not YAML"),
+        ("status key.yaml", "line 5: no key 'sedes'"),
+        ("status file.yaml", "a_file is a file"),
+        ("status good.yaml more", "unrecognized options: more"),
+        ("status good.yaml --format yaml", "invalid choice 'yaml'"),
+    ],
+    "leaderboard": [
+        ("leaderboard", "results is missing"),
+        ("leaderboard nowhere", "nowhere is neither a folder nor"),
+        ("leaderboard a_folder", "no finished run lies below a_folder"),
+        ("leaderboard latin.csv", "latin.csv: it cannot be read as CSV: 'utf-8' codec"),
+        ("leaderboard latin.json", "latin.json is not JSON: 'utf-8' codec"),
+        ("leaderboard empty.csv", "needs the column 'model' and at least one line (got no columns)"),
+        ("leaderboard other.csv", "needs the column 'model' and at least one line (got a, b)"),
+        ("leaderboard list.json", "it needs the key train_before_test or direct_eval"),
+        ("leaderboard words.csv", "words.csv, line 2, column arc_easy: 'abc' is not a number"),
+        ("leaderboard twice.csv", "x has two trained scores on arc_easy"),
+        ("leaderboard --published --preparation direct", "only trained scores"),
+    ],
+    "analyze": [
+        ("analyze", "results is missing"),
+        ("analyze nowhere", "nowhere is neither a folder nor"),
+        ("analyze a_folder", "no finished run lies below a_folder"),
+        ("analyze published -o a_file --no-figures", "output: a_file is a file"),
+        (f"analyze published -o {LONG} --no-figures", "output: the name xxxx"),
+        ("analyze published --family Pithia --no-figures", "Did you mean 'Pythia'?"),
+        ("analyze published --size 7 1 --no-figures", "size = 7 1 holds no size"),
+        ("analyze published --bump arc_easy nope --no-figures", "benchmark 'nope' is not in"),
+        ("analyze published --scale log", "invalid choice 'log'"),
+        ("analyze published --kind chat", "invalid choice 'chat'"),
+    ],
+    "audit": [
+        ("audit", "missing: PATH"),
+        ("audit nowhere", "nowhere is neither a folder nor"),
+        ("audit published", "has direct and trained scores of 0 models"),
+        ("audit one.csv", "3 models and 2 benchmarks are needed"),
+        ("audit a_folder", "no finished run lies below a_folder"),
+        ("audit a_file", "a_file is neither a folder nor"),
+        ("audit latin.csv", "it cannot be read as CSV"),
+        ("audit latin.json", "is not JSON"),
+        ("audit one.csv more", "unrecognized options: more"),
+        ("audit one.csv --format xml", "invalid choice 'xml'"),
+    ],
+    "compare": [
+        ("compare", "missing: PATH"),
+        ("compare published", "missing: STR (name of a model in the results"),
+        ("compare published google/gemma-7b", "missing: STR (name of another model)"),
+        ("compare published google/gemma-7b google/gemma-7b", "the two models must differ"),
+        ("compare published google/gemma-7b google/gema-2b", "Did you mean 'google/gemma-2b'"),
+        ("compare published google/gemma-7b ''", "a value is empty"),
+        ("compare nowhere a b", "nowhere is neither a folder nor"),
+        ("compare latin.csv a b", "it cannot be read as CSV"),
+        ("compare one.csv x y", "model 'y' is not in one.csv"),
+        ("compare published a b --format xml", "invalid choice 'xml'"),
+    ],
+    "page": [
+        ("page", "results is missing"),
+        ("page nowhere", "nowhere is neither a folder nor"),
+        ("page a_folder", "no finished run lies below a_folder"),
+        ("page --published -o a_folder", "output: a_folder is a folder"),
+        ("page --published -o a_file/board.html", "a_file is not a folder"),
+        ("page --published -o nowhere/board.html", "nowhere is not a folder"),
+        (f"page --published -o {LONG}.html", "File name too long"),
+        ("page --published -o ''", "the value of -o is empty"),
+        ("page latin.csv", "it cannot be read as CSV"),
+        ("page list.json", "it needs the key train_before_test or direct_eval"),
+    ],
+    "place": [
+        ("place", "results is missing"),
+        ("place nowhere", "nowhere is neither a folder nor"),
+        ("place --suggest 0", "suggest must be between 1 and 6 (got 0)"),
+        ("place --suggest two", "--suggest must be a whole number, got 'two'"),
+        ("place published", "has 61 models. Name one with --model"),
+        ("place published --model nope", "model 'nope' is not in the published board"),
+        ("place published --model ''", "the value of --model is empty"),
+        ("place '' --until 10", "a value is empty"),
+        ("place ./modle --until 10", "the folder ./modle does not exist. Did you mean 'model'?"),
+        ("place t5 --until 10", "model_type = 't5' in config.json is no causal language model"),
+        ("place model --until abc", "--until must be a whole number, got 'abc'"),
+        ("place model --until 100", "until must be from 1 to 61, got 100"),
+        ("place model --hours nan", "hours must be a positive number, got nan"),
+        ("place model --until 10 --device mps", "it is the GPU of a Mac"),
+        ("place model --until 10 --data_dir nowhere", "data_dir = nowhere has no folder of a published benchmark"),
+        ("place model --until 10 --data_dir data --random_seed -1", "random_seed must be from 0"),
+        ("place model --until 10 --data_dir data --results_dir a_file", "results_dir: a_file is a file"),
+    ],
+    "benchmarks": [
+        ("benchmarks more", "unrecognized options: more"),
+        ("benchmarks --format xml", "invalid choice 'xml'"),
+        ("benchmarks --format CSV", "invalid choice 'CSV'"),
+        ("benchmarks --format ''", "the value of --format is empty"),
+        ("benchmarks --format", "missing value for argument '--format'"),
+        ("benchmarks --frmat csv", "Did you mean --format?"),
+        ("benchmarks --published", "unrecognized or misplaced options: --published"),
+        ("benchmarks --category language", "unrecognized or misplaced options"),
+        ("benchmark", "there is no command 'benchmark'. Did you mean 'benchmarks'?"),
+        ("benchmarks arc_easy --format csv", "unrecognized options: arc_easy"),
+    ],
+    "models": [
+        ("models more", "unrecognized options: more"),
+        ("models --format xml", "invalid choice 'xml'"),
+        ("models --format JSON", "invalid choice 'JSON'"),
+        ("models --format ''", "the value of --format is empty"),
+        ("models --format", "missing value for argument '--format'"),
+        ("models --fromat csv", "Did you mean --format?"),
+        ("models --family Pythia", "unrecognized or misplaced options"),
+        ("models --published", "unrecognized or misplaced options"),
+        ("model", "there is no command 'model'. Did you mean 'models'?"),
+        ("models Pythia", "unrecognized options: Pythia"),
+    ],
+    "demo": [
+        ("demo more", "unrecognized options: more"),
+        ("demo --fast yes", "unrecognized options: yes"),
+        ("demo --workers 2", "unrecognized or misplaced options: --workers 2"),
+        ("demo --results_dir a_file", "a_file is a file"),
+        ("demo --results_dir a_file/demo", "a_file is a file"),
+        (f"demo --results_dir {LONG}", "results_dir: the name xxxx"),
+        ("demo --results_dir ''", "the value of --results_dir is empty"),
+        ("demo --results_dir /proc/nowhere/demo", "/proc/nowhere"),
+        ("demo --build_dir nowhere", "build_dir = nowhere: no finished build of the demo"),
+        ("demo --build_dir a_file", "build_dir = a_file: no finished build of the demo"),
+    ],
+}
+"""Command -> command lines with a part of their answer."""
+SLOW = ("demo", "fetch")
+"""Commands that import torch or the hub's clients before they look at their folders, because they read a study for that."""
+
+
+def write_world(folder: Path) -> None:
+    """Write the models, rows, studies and files of scores that the command lines name."""
+    write_micro(folder)
+    write_tiny_model(folder / "model")
+    (folder / "a_file").touch()
+    (folder / "a_folder").mkdir()
+    for name, config in {"t5": '{"model_type": "t5", "is_encoder_decoder": true}', "not_json": "{", "a_list": "[1]"}.items():
+        shutil.copytree(folder / "model", folder / name)
+        (folder / name / "config.json").write_text(config, encoding="utf-8")
+    shutil.copytree(folder / "model", folder / "no_weights")
+    (folder / "no_weights" / "model.safetensors").unlink()
+    for name, content in {"latin": b'{"number": "caf\xe9"}\n', "broken": b"{\n"}.items():
+        shutil.copytree(folder / "micro", folder / name / "micro")
+        (folder / name / "micro" / "train.jsonl").write_bytes(content)
+    for name, text in STUDIES.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (folder / "latin.csv").write_bytes(b"model,arc_easy\ncaf\xe9,1\n")
+    (folder / "latin.json").write_bytes(b'{"a": "caf\xe9"}')
+    scores = {"empty": "", "other": "a,b\n1,2\n", "one": "model,arc_easy\nx,50\n", "words": "model,arc_easy\nx,abc\n"}
+    for name, text in {**scores, "twice": "model,arc_easy\nx,1\nx,2\n"}.items():
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    (folder / "list.json").write_text("[1, 2]", encoding="utf-8")
+    (folder / "data" / "arc_easy").mkdir(parents=True)
+    for split, lines in ROWS["arc_easy"].items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "data" / "arc_easy" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_ten_wrong_inputs_of_a_command_are_answered_in_one_line(command: str, tmp_path: Path) -> None:
+    write_world(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    lines = [line for line, _ in CASES[command]]
+    assert len(lines) >= 10
+    given = json.dumps([shlex.split(line) for line in lines])
+    done = subprocess.run([sys.executable, "-c", ALL], cwd=tmp_path, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for (line, message), answer in zip(CASES[command], json.loads(done.stdout), strict=True):
+        first, *more = answer["error"].splitlines() or [""]
+        assert first.startswith("lm-harmony: ") and message in first, f"{line}\n{answer['error']}"
+        assert answer["status"] == (2 if more else 1) and answer["out"] == "", line
+        assert [text.startswith("See lm-harmony") for text in more] == [True] * len(more) and len(more) <= 1, line
+        assert not answer["loaded"] or command in SLOW, line
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was written
+
+
+def test_every_command_has_wrong_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["-h"])
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert sorted(shown) == sorted(CASES)
