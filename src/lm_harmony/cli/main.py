@@ -114,13 +114,13 @@ def plan(
     for name, value in (("workers", workers), ("joint", 1 if joint is None else joint)):
         check_integer(name, value, 1)
     asked = Study.read(file, only=only, skip=skip)
-    from lm_harmony.cli import plan as plan_command  # the following modules import torch
+    specs = [run.spec for run in asked.runs]
+    from lm_harmony.cli import plan as plan_command  # these modules import torch
     from lm_harmony.studies.plan import make_plan
 
     quiet_libraries()
     if ray is not None:
         plan_command.check_cluster(ray, asked.runs)
-    specs = [run.spec for run in asked.runs]
     planned = make_plan(specs, plan_command.machine_of(hardware, specs), joint or asked.spec.joint)
     plan_command.show_plan(planned, workers, format)
     return not planned.missing

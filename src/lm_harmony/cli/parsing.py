@@ -111,7 +111,7 @@ def _suggestion(text: str, command: str) -> str:
     flag = ""
     for line in text.splitlines():
         if line.startswith("--"):
-            flag = line.split()[0]
+            flag = line.split()[0].rstrip(",")  # a switch is listed with its opposite: --x, --no_x
         elif flag and line == f"in {PROGRAM} {command} --help":
             return f" Did you mean {flag}?"
     return ""

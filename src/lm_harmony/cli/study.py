@@ -119,14 +119,14 @@ def fetch_study(spec: StudySpec, *, data_dir: Path | None, models_dir: Path | No
     Raises:
         UsageError: neither the flag nor the study names a folder for rows, or a folder cannot be written.
     """
-    from lm_harmony.studies.download import download
-
     rows, models = data_dir or spec.data_dir, models_dir or spec.models_dir
     if rows is None:
         raise UsageError("data_dir is missing in the flags and in the study file. Add --data_dir FOLDER.")
     check_folder("data_dir", rows)
     if models is not None:
         check_folder("models_dir", models)
+    from lm_harmony.studies.download import download  # it imports datasets
+
     whole = True
     for part in download(spec.runs, data_dir=rows, models_dir=models):
         say(f"{part.outcome:13} {part.name}: {part.error or part.folder}")
