@@ -87,9 +87,7 @@ def _corpus_files(path: Path) -> dict[str, Path]:
     """
     if path.is_file():
         return {path.name: path}
-    if path == Path():
-        raise BenchmarkError(f"task_name = {CORPUS_PREFIX!r} names no file. Give corpus:PATH, such as corpus:texts/wiki.jsonl.")
-    if not path.is_dir():
+    if not path.is_dir() or path == Path():  # without a path, the working folder would be meant
         raise BenchmarkError(f"{CORPUS_PREFIX}{path} does not exist. Give a .jsonl or .txt file, or a folder of them.")
     return {file.name: file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".txt") and file.is_file()}
 

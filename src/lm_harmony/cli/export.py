@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lm_harmony.cli.console import say
+from lm_harmony.runs.preflight import check_folder
 
 _MOST_LEFT_OUT = 10
 
@@ -30,6 +31,7 @@ def export(
         output: folder for the files; those of an earlier export are overwritten. Nothing is uploaded.
         organization: who publishes the scores, for every-eval-ever.
     """
+    check_folder("output", output)
     from lm_harmony.report.export import export as write
 
     written = write(results, output, to, organization=organization)

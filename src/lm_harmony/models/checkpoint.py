@@ -22,7 +22,7 @@ from lm_harmony.models.checkpoint_checks import (
 )
 from lm_harmony.models.device import allocatable_bytes, gib, is_out_of_memory, memory_error
 from lm_harmony.models.device_map import balanced_map
-from lm_harmony.models.model_folder import USE_A_DECODER
+from lm_harmony.models.folder_checks import USE_A_DECODER
 from lm_harmony.models.quantization import loading_options
 
 

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lm_harmony.errors import ModelError
-from lm_harmony.models.model_folder import no_safetensors
+from lm_harmony.models.folder_checks import no_safetensors
 
 SHOWN = 4
 """Maximum number of tensor names that a message lists."""

@@ -12,7 +12,8 @@ from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.errors import BenchmarkError, ModelError, UsageError
-from lm_harmony.models.model_folder import refuse_no_model, refuse_no_weights
+from lm_harmony.models.folder_checks import refuse_no_weights
+from lm_harmony.models.model_folder import refuse_no_model
 from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 LONGEST_NAME = 255

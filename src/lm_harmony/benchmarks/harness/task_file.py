@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lm_harmony.benchmarks.local_data import ENCODING
+from lm_harmony.benchmarks.json_lines import ENCODING
 from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
