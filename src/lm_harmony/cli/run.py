@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.cli.console import lines_beside, logging_to, quiet_libraries, say, show_table
+from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.progress import display
@@ -70,9 +70,13 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
                 advice = "Repeat the command with --resume_from_checkpoint to continue."
                 log.warning("stopped by %s; %s. %s", stopped_by(), kept, advice)
             raise
+    _show_scores(record, store, flags.format)
+
+
+def _show_scores(record: RunRecord, store: RunStore, format: Format) -> None:
     if record.direct or record.trained:
-        show_table(result_table(record), format=flags.format)
-    with lines_beside(flags.format):
+        show_table(result_table(record), format=format)
+    with lines_beside(format):
         say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
 
 
