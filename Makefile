@@ -10,6 +10,7 @@
 #   make types          check types with mypy
 #   make docs           build the documentation as a site in build/site; a link that leads nowhere is an error
 #   make check-install  install the package without development tools into a new environment and run its command
+#   make images         build the Docker images without and with CUDA, and run the fast demo in the first
 #   make dist           build the wheel and the source distribution in dist/
 #   make clean          remove caches and build outputs (.venv and results stay)
 
@@ -23,7 +24,7 @@ IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test coverage chaos real lint types docs check-install dist clean
+.PHONY: help env demo test coverage chaos real lint types docs check-install images dist clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -74,6 +75,11 @@ check-install:
 	cd build/install && bin/lm-harmony --help
 	cd build/install && bin/lm-harmony leaderboard --published
 	cd build/install && bin/python -c "import lm_harmony; [getattr(lm_harmony, name) for name in lm_harmony.__all__]"
+
+images:
+	docker build --build-arg PIP_EXTRA_INDEX_URL -t lm-harmony .
+	docker run --rm lm-harmony demo --fast
+	docker build -f Dockerfile.cuda -t lm-harmony:cuda .
 
 dist:
 	rm -rf build/dist dist && $(or $(PYTHON),python3) -m venv build/dist

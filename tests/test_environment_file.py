@@ -26,6 +26,21 @@ def test_conda_environment_has_the_core_dependencies_of_pyproject() -> None:
     assert from_pip == PROJECT["dependencies"]
 
 
+def test_the_recipe_for_conda_forge_has_the_core_dependencies_of_pyproject() -> None:
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    python, *others = [entry.replace(" ", "") for entry in recipe["requirements"]["run"]]
+    names = {"pytorch": "torch"}  # the name on conda-forge -> that of the Python package
+    found = [
+        Requirement(entry.replace(*next(iter(names.items())), 1) if entry.startswith("pytorch") else entry) for entry in others
+    ]
+    wanted = [Requirement(entry) for entry in PROJECT["dependencies"]]
+    assert [(canonicalize_name(one.name), one.specifier) for one in found] == [
+        (canonicalize_name(one.name), one.specifier) for one in wanted
+    ]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert recipe["context"]["version"] == PROJECT["version"]
+
+
 def test_the_conda_environment_has_the_name_of_the_project_and_a_supported_python() -> None:
     assert CONDA["name"] == PROJECT["name"]
     [python] = [entry for entry in CONDA["dependencies"] if isinstance(entry, str) and entry.startswith("python=")]

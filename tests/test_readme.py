@@ -40,13 +40,16 @@ NAMES = {
     "make ": ": make ",
     "lm-harmony fetch": ": lm-harmony fetch",
     "python -m bench.coverage": ": python -m bench.coverage",
+    "--until 10 --results_dir placed": "--until 9 --hardware h100 --results_dir placed",
+    "--until 10 --hardware h100 --data_dir data": "--until 58 --hardware h100 --data_dir data --results_dir small",
     "--until 10": "--until 58 --hardware h100",
     "--until 3 ": "--until 58 --hardware h100 --results_dir tonight ",
 }
 """Replacements for names of the reader's own files, a flag that waits, a width that one benchmark reaches without measuring the
 machine, and commands with other tests."""
 GUIDES = {
-    "README.md": 14,
+    "README.md": 5,
+    "docs/guide.md": 12,
     "docs/quickstart.md": 6,
     "docs/studies.md": 6,
     "docs/page.md": 3,
@@ -145,14 +148,19 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
     if page in ("docs/page.md", "docs/analysis.md", "docs/read_a_board.md"):  # these pages start with the results of a study
         assert Study.read(world / "study.yaml").run().failed == {}
     variables, forked = environment(hub, world), page not in INSTALLED
+    printed = ""
     for command in commands(page):
         done = in_shell(command, variables, world, forked=forked)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        printed += done.stdout
         assert "Traceback" not in done.stderr, command
     for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its code reads a file that is not included
         python = [forked_python(variables) if forked else sys.executable, "-c", block]
         done = subprocess.run(python, cwd=world, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
+    if page == "README.md":  # three commands from nothing to the place of a model, with rows from the hub, and its page
+        assert re.search(r"^model is \d+(st|nd|rd|th) of 62, \d+\w\w to \d+\w\w \(95% interval\)", printed, flags=re.MULTILINE)
+        assert "next: arc_easy" in printed and (world / "board.html").stat().st_size > 1e6
 
 
 @pytest.mark.parametrize("page", MEASURED)
@@ -168,7 +176,7 @@ def test_measured_values_can_be_measured_again(page: str, hub: LoopbackHub, worl
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{script}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
+@pytest.mark.parametrize("page", ["docs/guide.md", "docs/studies.md"])
 def test_the_study_file_in_the_page_is_valid(page: str, world: Path) -> None:
     (block,) = blocks(page, "yaml")
     (world / "theirs.yaml").write_text(block, encoding="utf-8")
