@@ -57,7 +57,8 @@ def test_benchmarks_run_until_none_is_left_and_a_repetition_runs_nothing(
     assert {len(tasks.split(", ")) for tasks, _ in positions} == {1, 2} and "stopped: no benchmark is left to run" in done
     assert all(int(width) > 10 for _, width in positions)  # two test questions say little
     assert done.count("next: ") == 3 and "BenchmarkError: data/openbookqa/test.jsonl line 1" in done
-    assert done.count("NOT COMPARABLE") == 1 + len(positions)  # before the plan, and after each benchmark
+    assert done.count("NOT COMPARABLE") == 2 + len(positions)  # before the plan, after each benchmark, and with the place
+    assert re.search(r"^model is \d+\w\w of 62, \d+\w\w to \d+\w\w \(95% interval\)", done, re.MULTILINE)
     assert "epochs 1 instead of 5" in done and "The ranks below are therefore not the model's place" in done
     records = {path: path.stat().st_mtime_ns for path in (world / "results").rglob("record.json")}
     again = place("--hours", "50", status=1)

@@ -224,7 +224,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("benchmarks --format", "missing value for argument '--format'"),
         ("benchmarks --frmat csv", "Did you mean --format?"),
         ("benchmarks --published", "unrecognized or misplaced options: --published"),
-        ("benchmarks --category language", "unrecognized or misplaced options"),
+        ("benchmarks --category language", "unrecognized options: --category, language"),
         ("benchmark", "there is no command 'benchmark'. Did you mean 'benchmarks'?"),
         ("benchmarks arc_easy --format csv", "unrecognized options: arc_easy"),
     ],
