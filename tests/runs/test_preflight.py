@@ -113,7 +113,7 @@ def test_a_dry_run_names_what_cannot_start(world: Path, capsys: pytest.CaptureFi
         assert main(["study", str(world / "study.yaml"), "--dry_run"]) == status
         out = capsys.readouterr().out
         assert "waiting   micro/SmolLM2-135M/seed0-" in out
-        assert ("1 runs cannot start: " in out and "train.jsonl does not exist" in out) == bool(status)
+        assert ("1 run cannot start: " in out and "train.jsonl does not exist" in out) == bool(status)
     (world / "study.yaml").write_text(
         f"{text}\n".replace("DATA", ".").replace(f"{tmp_path / 'results'}", "a_file"), encoding="utf-8"
     )

@@ -146,9 +146,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            raise UsageError(
-                f"device must be auto, cpu, mps, cuda or a numbered one such as cuda:1, got {self.device!r}. Use auto."
-            )
+            raise UsageError(f"device must be auto, cpu, mps, cuda or one such as cuda:1, got {self.device!r}. Use auto.")
         if self.device_map is not None:
             self._check_device_map()
         if self.engine not in ENGINES:
