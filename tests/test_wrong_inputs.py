@@ -72,7 +72,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("run --base_model no_weights --task_name arc_easy", "model no_weights: it has no model.safetensors."),
         ("run --base_model model --task_name corpus:", "corpus:. does not exist. Give a .jsonl or .txt file"),
         (f"{RUN} --device mps", "it is the GPU of a Mac"),
-        (f"{RUN} --device gpu", "device must be auto, cpu, mps, cuda or a numbered one such as cuda:1, got 'gpu'"),
+        (f"{RUN} --device gpu", "device must be auto, cpu, mps, cuda or one such as cuda:1, got 'gpu'"),
         (f"{RUN} --results_dir a_file", "results_dir: a_file is a file"),
         (f"{RUN} --exp_name {LONG}", "has 300 bytes, and file systems allow 255"),
         (f"{RUN} --exp_name ''", "the value of --exp_name is empty"),
