@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import re
 import signal
@@ -104,6 +107,41 @@ def test_a_run_shows_its_epochs_and_its_table(world: Path, tmp_path: Path) -> No
     assert scored.returncode == 0, scored.stderr
     assert record.trained is not None
     assert f"{record.trained.metrics['acc_norm,none']:.4f}" in scored.stdout
+
+
+def test_every_command_with_a_table_writes_it_for_programs(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers are numbers in JSON, and standard output has nothing else."""
+
+    def printed(*words: str) -> tuple[str, str]:
+        assert status_of(*words) == 0, capsys.readouterr().err
+        return capsys.readouterr()
+
+    monkeypatch.chdir(world)
+    values = {"models": ["./model"], "benchmarks": ["micro.yaml"], "data_dir": ".", "recipe": {"epochs": 1}, "direct": False}
+    study = {**values, "execution": {"device": "cpu"}, "results_dir": str(tmp_path / "study")}
+    (world / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+
+    out, errors = printed(*run_arguments(world, "--results_dir", str(tmp_path / "run"), "--format", "json"))
+    (folder,) = (tmp_path / "run" / "micro" / "model").iterdir()
+    record = RunStore(folder).record()
+    trained, direct = record.trained, record.direct
+    assert trained is not None and direct is not None and f"Record, samples and adapter: {folder}" in errors
+    rows = json.loads(out)
+    assert {row["metric"]: row["trained"] for row in rows} == trained.metrics and rows[0]["metric"] == "acc_norm,none"
+    assert rows[0]["trained_stderr"] == trained.stderrs["acc_norm,none"] and rows[0]["direct"] == direct.metrics["acc_norm,none"]
+
+    out, _ = printed("plan", "study.yaml", "--hardware", "h100", "--format", "json")
+    (row,) = json.loads(out)
+    assert row["model"] == "model" and row["runs"] == 1 and row["hours"] > 0 and row["memory in bytes"] > 1e6
+    for words, state in (("--dry_run --format csv", "waiting"), ("--workers 1 --format csv", "finished")):
+        out, _ = printed("study", "study.yaml", *words.split())
+        (run,) = csv.DictReader(io.StringIO(out))
+        assert state in run.values()
+    out, errors = printed("place", "published", "--model", "Qwen/Qwen2.5-7B", "--format", "json")
+    (row,) = json.loads(out)
+    assert (row["rank"], row["of"]) == (14, 61) and row["rank_low"] < 14 < row["rank_high"] and "rank 14 (6 to 18)" in errors
 
 
 def test_a_study_counts_a_run_of_the_same_folder_that_was_carried_out_alone(world: Path, tmp_path: Path) -> None:

@@ -60,14 +60,18 @@ def show_table(table: Table, *, optional: Sequence[str] = (), format: Format = "
         say(f"columns left out: {', '.join(reversed(omitted))} (a wider terminal or --format csv has them)")
 
 
-def show_rows(rows: Sequence[Mapping[str, str | float]], format: Format) -> None:
-    """Print rows with equal keys in a format for other programs; a column of numbers has no thousands separators."""
+def show_rows(rows: Sequence[Mapping[str, str | float | None]], format: Format) -> None:
+    """Print rows with equal keys in a format for other programs. Numbers are numbers in JSON, without thousands separators."""
+    if format == "json":
+        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        return
     heads = [
         Column(key, justify="left" if isinstance(value, str) else "right") for key, value in (rows[0] if rows else {}).items()
     ]
     table = Table(*heads)
     for row in rows:
-        table.add_row(*(Text(value) if isinstance(value, str) else f"{value:.10g}" for value in row.values()))
+        cells = ("" if value is None else Text(value) if isinstance(value, str) else f"{value:.10g}" for value in row.values())
+        table.add_row(*cells)
     show_table(table, format=format)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_table
+from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.progress import display
@@ -74,8 +74,10 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
 
 
 def _show_scores(record: RunRecord, store: RunStore, format: Format) -> None:
-    if record.direct or record.trained:
-        show_table(result_table(record), format=format)
+    if format != "table":
+        show_rows(result_rows(record), format)
+    elif record.direct or record.trained:
+        show_table(result_table(record))
     with lines_beside(format):
         say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
 
@@ -102,6 +104,17 @@ def _log_waiting(holder: str) -> None:
     log.info("the run is held by %s; watching for up to %.0f seconds whether it still works.", holder, STALE)
 
 
+def result_rows(record: RunRecord) -> list[dict[str, str | float | None]]:
+    """Return what ``result_table`` shows as numbers for other programs; None: not known."""
+    rows: list[dict[str, str | float | None]] = []
+    for metric in _metrics(record):
+        rows.append({"metric": metric})
+        for name, score in (("direct", record.direct), ("trained", record.trained)):
+            rows[-1][name] = None if score is None else score.metrics.get(metric)
+            rows[-1][f"{name}_stderr"] = None if score is None else score.stderrs.get(metric)
+    return rows
+
+
 def result_table(record: RunRecord) -> Table:
     """Return a table of the direct and the trained test score: a row for each metric, first the one that chose the epoch."""
     table = Table(title=f"{record.spec.model.name} on {record.benchmark}", title_justify="left")
@@ -111,8 +124,14 @@ def result_table(record: RunRecord) -> Table:
     if record.trained:
         table.add_column("train-before-test", justify="right")
     scores = [score for score in (record.direct, record.trained) if score]
-    reported = dict.fromkeys(metric for score in scores for metric in score.metrics)
-    for metric in sorted(reported, key=lambda key: key != record.metric):
+    for metric in _metrics(record):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
         table.add_row(*cells, *(score.shown(metric) for score in scores))
     return table
+
+
+def _metrics(record: RunRecord) -> list[str]:
+    """Return the metrics of both scores, first the one that chose the epoch."""
+    scores = [score for score in (record.direct, record.trained) if score]
+    reported = dict.fromkeys(metric for score in scores for metric in score.metrics)
+    return sorted(reported, key=lambda key: key != record.metric)
