@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +14,7 @@ from boards import write_failure, write_run
 from huggingface_hub import parse_eval_result_entries
 
 from lm_harmony.cli.main import main
+from lm_harmony.report.finished_scores import dataset_of
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.sources import Source
 
@@ -101,6 +103,14 @@ def test_entries_for_the_hub_name_data_set_commit_and_preparation(study: Path) -
     assert sum("train-before-test, LoRA r 8" in str(entry.notes) for entry in entries) == 2
 
 
+def test_a_score_after_training_on_another_benchmark_is_not_exported_to_the_hub(tmp_path: Path) -> None:
+    """Its rows are of two data sets, and the hub would show it as a score of one."""
+    store = write_run(tmp_path / "results", model="a/a", sources=ON_HUB)
+    assert dataset_of(record := store.record()) == ("allenai/ai2_arc", COMMIT)  # negative control
+    benchmark = replace(record.spec.benchmark, train_on="mc_mix")
+    assert dataset_of(replace(record, spec=replace(record.spec, benchmark=benchmark))) is None
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_fetched_rows_have_the_data_set_of_their_source_file(
     changed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -113,7 +123,7 @@ def test_fetched_rows_have_the_data_set_of_their_source_file(
     (rows.parent / "source.json").write_text(json.dumps(known))
     write_run(tmp_path / "results", model="a", sources=(file_source(rows),))
     assert len(list(exported(tmp_path, "hub").rglob("*.yaml"))) == (not changed)
-    assert ("its rows are local files" in capsys.readouterr().err) == changed
+    assert ("its rows are not of one data set of the hub" in capsys.readouterr().err) == changed
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]
     for result in found:
         record, dataset = result.record, dataset_of(result.record)
         if dataset is None:
-            left_out.append(f"{result.store.folder}: its rows are local files, so that no data set of the hub can be named")
+            left_out.append(f"{result.store.folder}: its rows are not of one data set of the hub, so that none can be named")
             continue
         file = output / result.model / ".eval_results" / f"{record.benchmark}.yaml"
         value, (name, commit) = result.metrics.get(record.metric), dataset

@@ -105,10 +105,12 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
 
 
 def dataset_of(record: RunRecord) -> tuple[str, str | None] | None:
-    """Return the data set on the hub that a run's rows are from, and its commit; None if they are from elsewhere.
+    """Return the data set on the hub that a run's rows are from, and its commit; None if they are from elsewhere or from several.
 
     Rows that `lm-harmony fetch` wrote have source.json beside them. They count if all are as it lists them.
     """
+    if record.spec.benchmark.train_on is not None:
+        return None
     rows = [source for source in record.sources or () if source.kind == "rows"]
     for source in rows:
         if source.path is None:
