@@ -105,8 +105,8 @@ def test_entries_for_the_hub_name_data_set_commit_and_preparation(study: Path) -
 
 def test_a_score_after_training_on_another_benchmark_is_not_exported_to_the_hub(tmp_path: Path) -> None:
     """Its rows are of two data sets, and the hub would show it as a score of one."""
-    store = write_run(tmp_path / "results", model="a/a", sources=ON_HUB)
-    assert dataset_of(record := store.record()) == ("allenai/ai2_arc", COMMIT)  # negative control
+    record = write_run(tmp_path / "results", model="a/a", sources=ON_HUB).record()
+    assert dataset_of(record) == ("allenai/ai2_arc", COMMIT)  # negative control
     benchmark = replace(record.spec.benchmark, train_on="mc_mix")
     assert dataset_of(replace(record, spec=replace(record.spec, benchmark=benchmark))) is None
 
@@ -136,7 +136,7 @@ def test_fetched_rows_have_the_data_set_of_their_source_file(
             "no finished and current run lies below empty. Run a study, or name its results_dir.",
         ),
         (["failed", "--to", "hub"], "no finished and current run lies below failed. failed/arc_easy/c/seed0: the run has failed"),
-        (["results", "--to", "csv", "-o", "file"], "file: File exists. Give another path, or check its permissions."),
+        (["results", "--to", "csv", "-o", "file"], "output: file is a file, so file cannot be a folder. Choose another folder."),
     ],
 )
 def test_bad_input_is_one_line(
