@@ -40,10 +40,19 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _from_root(name: str) -> str:
-    """Return a file of the repository's root with the links of a page of the site."""
+    """Return a file of the repository's root with the links of a page of the site. Of other links, only the text stays."""
+
+    def linked(link: re.Match[str]) -> str:
+        text, path, anchor = link[1], link[2], link[3] or ""
+        if path.startswith("docs/"):
+            return f"[{text}]({path.removeprefix('docs/')}{anchor})"
+        if path == "CONTRIBUTING.md":
+            return f"[{text}](contributing.md)"
+        return text if (ROOT / path).exists() else link[0]
+
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"\[(?:docs/)?(\w+)\.md\]\(", lambda link: f"[{link[1].lower().replace('_', ' ')}](", text)
-    return re.sub(r"\]\((?:docs/)?([\w./-]+)\)", lambda link: f"]({link[1].replace('CONTRIBUTING.md', 'contributing.md')})", text)
+    return re.sub(r"\[([^][]*)\]\(([\w./-]+)(#[\w-]+)?\)", linked, text)
 
 
 def command_line() -> str:
