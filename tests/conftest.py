@@ -12,6 +12,7 @@ from importlib.metadata import version
 import pytest
 from fork_server import forked_python
 from hub import LoopbackHub, write_arc_dataset
+from huggingface_hub import constants
 from rows import ROWS
 from shared import DATA
 from tiny import write_tiny_model
@@ -38,6 +39,14 @@ def pytest_report_header() -> list[str]:
     """Return the version of the tested lm_eval, and whether the tests on real rows run or are skipped."""
     rows = "present, their tests run" if DATA.is_dir() else "absent, their tests skip"
     return [f"lm_eval {version('lm_eval')}", f"real benchmark rows in ../shared/data: {rows}"]
+
+
+@pytest.fixture(autouse=True)
+def hub_clients_ask_again() -> Iterator[None]:
+    """Undo after each test that a missing network switched the hub's clients in this process to their cache."""
+    offline = constants.HF_HUB_OFFLINE
+    yield
+    constants.HF_HUB_OFFLINE = offline
 
 
 @pytest.fixture(scope="module")
