@@ -14,6 +14,7 @@ from boards import write_failure, write_run
 from huggingface_hub import parse_eval_result_entries
 
 from lm_harmony.cli.main import main
+from lm_harmony.recipe import PUBLISHED
 from lm_harmony.report.finished_scores import dataset_of
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.sources import Source
@@ -109,6 +110,15 @@ def test_a_score_after_training_on_another_benchmark_is_not_exported_to_the_hub(
     assert dataset_of(record) == ("allenai/ai2_arc", COMMIT)  # negative control
     benchmark = replace(record.spec.benchmark, train_on="mc_mix")
     assert dataset_of(replace(record, spec=replace(record.spec, benchmark=benchmark))) is None
+
+
+def test_a_table_says_that_weights_were_quantized_and_rows_are_of_another_benchmark(tmp_path: Path) -> None:
+    store = write_run(tmp_path / "results", model="a/a", recipe=replace(PUBLISHED, quantize="nf4"))
+    record = store.record()
+    benchmark = replace(record.spec.benchmark, train_on="mc_mix")
+    store.write_record(replace(record, spec=replace(record.spec, benchmark=benchmark)))
+    (notes,) = pd.read_csv(exported(tmp_path, "csv") / "scores.csv")["notes"]
+    assert "LoRA r 8 on nf4 weights, " in notes and ", 10 training rows of mc_mix, " in notes
 
 
 @pytest.mark.parametrize("changed", [False, True])

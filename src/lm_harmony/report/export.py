@@ -36,7 +36,7 @@ class Exported:
     files: tuple[Path, ...]
     """Files that were written."""
     left_out: tuple[str, ...]
-    """A sentence for each run, or kind of runs, that is not in them."""
+    """A sentence for each run that is not in them."""
 
 
 def export(results: Path, output: Path, to: ExportFormat, *, organization: str | None = None) -> Exported:

@@ -46,12 +46,16 @@ class FinishedScore:
         if self.preparation == "direct":
             return f"without training, zero-shot, {tested}"
         adapter = "all weights" if recipe.lora is None else f"LoRA r {recipe.lora.r}"
+        if recipe.quantize is not None:
+            adapter += f" on {recipe.quantize} weights"
+        other = record.spec.benchmark.train_on
+        rows = f"{record.data.train} training rows" + (
+            "" if other is None else f" of {Path(other).stem if other.endswith('.yaml') else other}"
+        )
         chosen = f"epoch {record.chosen_epoch} of {len(record.epochs)}" + (
             " chosen on validation" if record.spec.choose_best else ""
         )
-        return (
-            f"{TRAINED}, {adapter}, learning rate {recipe.learning_rate:g}, {record.data.train} training rows, {chosen}, {tested}"
-        )
+        return f"{TRAINED}, {adapter}, learning rate {recipe.learning_rate:g}, {rows}, {chosen}, {tested}"
 
 
 def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
