@@ -137,7 +137,7 @@ def kernels() -> str:
 def without_machine(values: Any, folder: Path) -> Any:
     """Return a record without seconds, versions and hardware, and with <study> for its folder."""
     if isinstance(values, dict):
-        dropped = ("environment", "costs", "seconds", "validation_seconds", "sha256", "direct_id")
+        dropped = ("environment", "costs", "seconds", "validation_seconds", "sha256", "direct_id", "check")
         return {key: without_machine(value, folder) for key, value in values.items() if key not in dropped}
     if isinstance(values, list):
         return [without_machine(value, folder) for value in values]

@@ -17,16 +17,17 @@ from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.leaderboard import own_board
-from lm_harmony.analysis.load_records import MAX_NAMED, mean_over_seeds
+from lm_harmony.analysis.load_records import MAX_NAMED, find_runs, mean_over_seeds
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.errors import UsageError
 from lm_harmony.models import catalogue as model_catalogue
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.file_hashes import _cache_in, sha256_of
+from lm_harmony.runs.file_values import without_check
 from lm_harmony.runs.record import Failure
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import ModelSpec
-from lm_harmony.runs.store import RunStore, find_runs
+from lm_harmony.runs.store import RunStore
 
 
 def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def rewritten(**changes: Any) -> Callable[[str], bytes]:
     """Return a function that changes values in the text of a record. Double underscores separate nested keys."""
 
     def rewrite(text: str) -> bytes:
-        record = json.loads(text)
+        record = without_check(json.loads(text))
         for key, value in changes.items():
             *path, last = key.split("__")
             part = record
@@ -146,7 +147,9 @@ def rewritten(**changes: Any) -> Callable[[str], bytes]:
 DAMAGES: dict[str, tuple[Callable[[str], bytes], str]] = {
     "cut off": (lambda text: text[: len(text) // 2].encode(), "it is not JSON"),
     "of a newer version": (rewritten(format=2), "format = 2 is not the record format 1"),
-    "without a field": (lambda text: text.replace('"chosen_epoch"', '"chosen"').encode(), "field chosen_epoch is missing"),
+    "without a field": (lambda text: text.replace('"chosen_epoch"', '"chosen"').encode(), "check differs from the checksum"),
+    "another score": (lambda text: text.replace("0.9", "0.8").encode(), "check differs from the checksum of the other fields"),
+    "without a metric": (rewritten(trained__metrics=None), "field trained.metrics = None"),
     "a score in words": (rewritten(trained__metrics={"acc_norm,none": "high"}), "field trained.metrics.acc_norm,none = 'high'"),
     "a score that is NaN": (rewritten(trained__metrics={"acc_norm,none": math.nan}), "it must be a finite number"),
 }

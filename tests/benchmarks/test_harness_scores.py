@@ -20,7 +20,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Reply, Request, Score
 from lm_harmony.engine.scoring import Scorer
-from lm_harmony.runs.files import from_plain, to_plain
+from lm_harmony.runs.file_values import from_plain, to_plain
 
 Answer = Callable[[Sequence[Request]], list[Reply]]
 WIKI: dict[str, Any] = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from lm_harmony.errors import DamagedFile, NotCurrent
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.caches import DirectScoreCache
 from lm_harmony.runs.conflicts import refuse_other_content, refuse_other_request
-from lm_harmony.runs.record import Failure, RunRecord
+from lm_harmony.runs.file_values import read_json_lines, without_check
+from lm_harmony.runs.record import Failure, RunRecord, Sample
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -45,7 +48,7 @@ READERS: dict[str, Callable[[RunStore], object]] = {
     "direct.json": RunStore.direct_score,
     "failure.json": RunStore.failure,
     "epochs.jsonl": RunStore.epochs,
-    "samples_direct.jsonl": lambda store: store.samples("direct"),
+    "samples_direct.jsonl": lambda store: read_json_lines(store.folder / "samples_direct.jsonl", Sample),
 }
 
 
@@ -54,20 +57,21 @@ def store(tmp_path: Path) -> RunStore:
     """Return a run's folder with one file of each kind."""
     source = Source(kind="rows", name="train.jsonl", path="/gone", size=1, sha256="0")
     store = write_run(tmp_path, model="a", direct=0.5, versions={"torch": "2.11"}, sources=(source,))
-    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3))
+    samples = ({"doc_id": 0}, {"doc_id": 1})
+    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3, samples=samples))
     store.write_failure(Failure(kind="ModelError", cause="no weights", attempts=1, log_tail=("one", "two")))
     store.add_epoch(store.record().epochs[0])
-    store.write_samples("direct", [{"doc_id": 0}, {"doc_id": 1}])
     for read in READERS.values():
         read(store)  # negative control
     return store
 
 
 def values_of(file: Path) -> Any:
+    """Return what the file, or its first line, holds, without the checksum that a changed value would not match."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".yaml":
-        return yaml.safe_load(text)
-    return json.loads(text.splitlines()[0] if file.suffix == ".jsonl" else text)
+        return without_check(yaml.safe_load(text))
+    return without_check(json.loads(text.splitlines()[0] if file.suffix == ".jsonl" else text))
 
 
 def write_values(file: Path, values: Any) -> None:
@@ -202,6 +206,39 @@ def test_any_value_in_any_field_is_read_or_gives_a_one_line_error(store: RunStor
         message = str(error)
     file.write_bytes(before)
     assert message.startswith(f"{file} cannot be read: ") and "\n" not in message
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_changed_byte_changes_a_value(store: RunStore, name: str) -> None:
+    """One byte after the other is changed in ways that a digit, a letter or a space may survive as another one."""
+    file = store.folder / name
+    whole = {"config.yaml": store.config, "samples_direct.jsonl": store.direct_score}
+    read = whole.get(name) or partial(READERS[name], store)
+    expected, content, unread = read(), file.read_bytes(), 0
+    for place, flipped in itertools.product(range(len(content)), (0x01, 0x55)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ flipped]) + content[place + 1 :])
+        try:
+            found = read()
+            torn = name == "epochs.jsonl" and place == len(content) - 1 and found == ()  # the line without its end is left out
+            assert torn or found == expected, (place, content[max(place - 40, 0) : place + 40])
+        except DamagedFile:
+            unread += 1
+    assert unread > len(content), "too few changes were noticed"
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "samples_direct.jsonl"])
+def test_a_file_without_checksum_is_read(store: RunStore, name: str) -> None:
+    """Versions 0.2 and earlier wrote none. Negative control of the test above: such a file is read with its changed value."""
+    values, file = values_of(store.folder / name), store.folder / name
+    assert '"check"' in file.read_text() or "check:" in file.read_text()
+    expected = READERS[name](store)
+    write_values(file, values)
+    assert READERS[name](store) == expected
+    if name != "config.yaml":
+        numbers = {"direct.json": "documents", "failure.json": "attempts", "epochs.jsonl": "tokens"}
+        number = numbers.get(name, "chosen_epoch")
+        write_values(file, {**values, number: values[number] + 1})
+        assert READERS[name](store) != expected
 
 
 def test_a_truncated_epoch_line_is_ignored_and_a_truncated_sample_line_is_an_error(store: RunStore) -> None:

@@ -14,7 +14,7 @@ from boards import write_run
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.errors import DamagedFile
-from lm_harmony.runs.files import read_yaml
+from lm_harmony.runs.file_values import read_yaml, without_check
 from lm_harmony.runs.record import RunConfig
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.untrusted_files import MOST_JSON, MOST_YAML
@@ -30,7 +30,7 @@ def sparse(path: Path, size: int) -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, object]], object]) -> None:
-    values = json.loads(path.read_text())
+    values = without_check(json.loads(path.read_text()))
     change(values)
     path.write_text(json.dumps(values))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,13 @@ def changed_digit(path: Path) -> None:
     path.write_text(first + second.replace('"acc_norm,none": 0.', '"acc_norm,none": 0.9'))
 
 
+def changed_value(path: Path) -> None:
+    text = path.read_text()
+    changed = re.sub(r"(acc_norm,none\W+|learning_rate: )0\.", r"\g<1>0.9", text, count=1)
+    assert changed != text
+    path.write_text(changed)
+
+
 def own_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         found.getMessage() for found in caplog.records if found.levelname == "WARNING" and found.name.startswith("lm_harmony")
@@ -115,9 +123,11 @@ DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
     ("config.yaml", empty, "config.yaml cannot be read"),
     ("config.yaml", missing, "config.yaml is missing"),
     ("direct.json", garbage, "direct.json cannot be read: it is not UTF-8"),
+    ("config.yaml", changed_value, "config.yaml cannot be read: check differs from the checksum"),
     ("direct.json", missing, ""),
-    ("samples_direct.jsonl", missing, "samples_direct.jsonl is missing"),
-    ("samples_direct.jsonl", torn_line, "samples_direct.jsonl cannot be read: line 12 is not JSON"),
+    ("direct.json", changed_value, "direct.json cannot be read: check differs from the checksum"),
+    ("samples_direct.jsonl", missing, "samples_direct.jsonl cannot be read: No such file"),
+    ("samples_direct.jsonl", torn_line, "samples_direct.jsonl cannot be read: it differs from its checksum"),
     ("epochs.jsonl", garbage, "epochs.jsonl cannot be read: it is not UTF-8"),
     ("epochs.jsonl", missing, ""),
     ("epochs.jsonl", torn_line, ""),
@@ -176,11 +186,11 @@ def test_an_undamaged_run_continues_after_its_last_epoch(
 def test_a_line_without_checksums_is_read(stopped: Path) -> None:
     """Versions 0.2 and earlier wrote none."""
     line = RunStore(stopped).epoch_lines()[0]
-    assert line.check and line.checkpoint
+    assert line.checkpoint
     old = RunStore(stopped.parent / "old")
     old.folder.mkdir()
     old.write_epochs([EpochLine(**{name: getattr(line, name) for name in line.record.__dataclass_fields__})])
     text = (old.folder / "epochs.jsonl").read_text()
-    (old.folder / "epochs.jsonl").write_text(text.replace(', "checkpoint": {}, "check": null', ""))
+    (old.folder / "epochs.jsonl").write_text(re.sub(r', "checkpoint": {}, "check": "[0-9a-f]{16}"', "", text))
     assert "check" not in (old.folder / "epochs.jsonl").read_text()
     assert old.epochs() == RunStore(stopped).epochs()[:1]

@@ -24,8 +24,7 @@ def write_all(results: Path, name: str = "run") -> RunStore:
     store = RunStore.at(results, name)
     store.begin(SPEC, data="f", overwrite=False)
     write_run(results, model="a", name=name)
-    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3))
-    store.write_samples("direct", [{"doc_id": 0}])
+    store.write_direct_score(Score(metrics={"acc,none": 0.5}, stderrs={"acc,none": None}, documents=3, samples=({"doc_id": 0},)))
     store.write_results({}, time="1")
     for file in ("adapter/adapter_model.safetensors", "checkpoints/epoch-2/weights/adapter_config.json", "direct/results_1.json"):
         (store.folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -192,7 +192,7 @@ def test_autocast_is_recorded_as_mixed_precision_dtype_of_lm_eval(run: RunStore)
     setup, record = set_up_run(run.record().spec), run.record()
     model = dataclasses.replace(setup.model, autocast=torch.bfloat16)
     mixed = dataclasses.replace(setup, scorer=dataclasses.replace(setup.scorer, model=model))
-    ours = direct_results(mixed, record, samples=run.samples("direct"), date=0.0)
+    ours = direct_results(mixed, dataclasses.replace(record, direct=run.direct_score()), date=0.0)
     direct_args = results_of(run)["direct"]["config"]["model_args"]
     assert ours["config"]["model_args"] == {**direct_args, "mixed_precision_dtype": "bfloat16"}
     assert identity(ours) == identity(lm_eval_writes(run.folder.parent, ours))

@@ -16,6 +16,7 @@ from micro import write_micro
 from tiny import write_tiny_model
 
 import lm_harmony.errors
+from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import HarmonyError, UsageError
 from lm_harmony.runs.record import EpochRecord
 from lm_harmony.runs.remote import RemoteSync
@@ -106,6 +107,6 @@ def test_a_record_that_changed_at_the_url_is_downloaded_again(tmp_path: Path, mo
 def test_samples_are_read_back_unchanged(tmp_path: Path) -> None:
     samples = ({"doc_id": 0, "text": "one\u2028two\x85three\nfour"}, {"doc_id": 1, "text": "five\r\nsix"})
     store = RunStore(tmp_path)
-    assert store.samples("direct") == ()
-    store.write_samples("direct", samples)
-    assert store.samples("direct") == samples
+    store.write_direct_score(Score(metrics={}, stderrs={}, documents=2, samples=samples))
+    known = store.direct_score()
+    assert known is not None and known.samples == samples

@@ -14,6 +14,7 @@ from tiny import write_tiny_model
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.leaderboard import own_board, published_board
+from lm_harmony.analysis.load_records import find_runs
 from lm_harmony.analysis.metadata import benchmark_metadata, benchmark_order, default_metric
 from lm_harmony.cli.main import main
 from lm_harmony.errors import HarmonyError, UsageError
@@ -25,7 +26,7 @@ from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.sources import SourceCheck
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
-from lm_harmony.runs.store import RunStore, find_runs
+from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.config import study_spec
 
 NAME = "exam.train_on.quiz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.store import RunStore, find_runs
+from lm_harmony.runs.store import RunStore
 
 _MAY_DIFFER = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
 """Fields of a specification in which the runs of one score may differ. Metrics are compared as recorded."""
@@ -25,6 +26,15 @@ MAX_NAMED = 10
 """Maximum number of unreadable records that are named in a note of their own."""
 
 Run = tuple[RunRecord, RunStore]
+
+
+def find_runs(results: Path) -> Iterator[RunStore]:
+    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
+    for folder, folders, files in os.walk(results):
+        # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
+        folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
+        if "record.json" in files or "failure.json" in files:
+            yield RunStore(Path(folder))
 
 
 def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:

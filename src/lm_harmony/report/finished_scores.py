@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_harmony.analysis.load_records import find_runs
 from lm_harmony.analysis.provenance import FileStates, changed_files
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.store import RunStore, find_runs
+from lm_harmony.runs.store import RunStore
 
 TRAINED = "train-before-test"
 """What other tools call a trained model."""

@@ -140,8 +140,7 @@ class DirectScoreCache:
         store = RunStore(self.folder / name, self.remote)
         store.pull()
         try:
-            known = store.direct_score()
-            return known and replace(known, samples=store.samples("direct"))
+            return store.direct_score()
         except DamagedFile as error:
             log.warning("the direct score is computed again: %s", error)
             return None
@@ -173,10 +172,9 @@ class DirectScoreCache:
                 time.sleep(HELD_PAUSE)
 
     def put(self, name: str, score: Score, lease: Lease | None = None) -> None:
-        """Store a score. Samples are written first, so every stored score has its samples."""
+        """Store a score with its samples."""
         store = RunStore(self.folder / name, self.remote, lease)
         store.folder.mkdir(parents=True, exist_ok=True)
-        store.write_samples("direct", score.samples)
         store.write_direct_score(score)
 
 

@@ -25,31 +25,28 @@ TRAINED = "train-before-test"
 """Suffix of the task's alias for the score of a trained model."""
 
 
-def write_outcomes(store: RunStore, run: RunSetup, record: RunRecord) -> None:
-    """Write the chosen epoch's samples_test.jsonl and results file, and the results file of the direct score.
+def write_trained(store: RunStore, run: RunSetup, record: RunRecord) -> None:
+    """Write samples_test.jsonl and results_<time>.json of the chosen epoch, if it was tested.
 
     Args:
         store: the run's folder, with the weights of the chosen epoch.
         run: the loaded benchmark and model, without an adapter.
-        record: record of the run.
+        record: record of the run, whose score has its samples.
     """
     if record.trained is not None:
         store.write_samples("test", record.trained.samples)
         now = time.time()
         store.write_results(trained_results(store, run, record, date=now), time=_stamp(now))
-    write_direct(store, run, record)
 
 
 def write_direct(store: RunStore, run: RunSetup, record: RunRecord) -> None:
-    """Write direct/results_<time>.json unless there is one: scoring a run again does not repeat its direct score."""
+    """Write direct/results_<time>.json, if there is a direct score and no such file; the score must have its samples."""
     base = replace(store, folder=store.folder / "direct")
     if record.direct is None or any(base.folder.glob("results_*.json")):
         return
     now = time.time()
     base.folder.mkdir(parents=True, exist_ok=True)
-    # A direct score that was read back after an interruption has no samples; they are in their own file.
-    results = direct_results(run, record, samples=record.direct.samples or store.samples("direct"), date=now)
-    base.write_results(results, time=_stamp(now))
+    base.write_results(direct_results(run, record, date=now), time=_stamp(now))
 
 
 def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
         del args["revision"]
     else:
         args, parameters = {**args, "peft": str(folder)}, parameters + _adapter_parameters(folder)
-    results = _results(run, record, record.trained, args=args, parameters=parameters, samples=record.trained.samples, date=date)
+    results = _results(run, record, record.trained, args=args, parameters=parameters, date=date)
     # A folder has neither commit nor branch: lm_eval leaves the hash empty and writes its default branch.
     results["config"] |= {"model_sha": "", "model_revision": "main"} if record.spec.recipe.lora is None else {"peft_sha": ""}
     train_on = record.spec.benchmark.train_on
@@ -80,18 +77,17 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
     return {**results, "train_before_test": record.to_dict()}
 
 
-def direct_results(run: RunSetup, record: RunRecord, *, samples: Any, date: float) -> dict[str, Any]:
+def direct_results(run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
     """Return what ``lm_eval`` writes about the untouched model.
 
     Args:
         run: the benchmark and the base model.
-        record: record of the run; its ``direct`` is not None.
-        samples: per-document outcomes of the direct score.
+        record: record of the run; its ``direct`` is not None and has its samples.
         date: seconds since 1970.
     """
     assert record.direct is not None
     parameters = int(run.model.module.num_parameters())
-    return _results(run, record, record.direct, args=_base_args(run), parameters=parameters, samples=samples, date=date)
+    return _results(run, record, record.direct, args=_base_args(run), parameters=parameters, date=date)
 
 
 def _adapter_parameters(folder: Path) -> int:
@@ -119,7 +115,7 @@ def _stamp(now: float) -> str:
 
 
 def _results(
-    run: RunSetup, record: RunRecord, score: Score, *, args: dict[str, Any], parameters: int, samples: Any, date: float
+    run: RunSetup, record: RunRecord, score: Score, *, args: dict[str, Any], parameters: int, date: float
 ) -> dict[str, Any]:
     """Return what ``lm_eval.simple_evaluate`` and its tracker return for ``score`` (lm_eval.result_schema.EvalResults)."""
     name, described, spec = run.task.name, run.task.lm_eval_config(), record.spec
@@ -153,7 +149,7 @@ def _results(
         "tokenizer_bos_token": [tokenizer.bos_token, str(tokenizer.bos_token_id)],
         "eot_token_id": tokenizer.eos_token_id,
         "max_length": run.model.max_length,
-        "task_hashes": {name: hash_of_samples(samples)},
+        "task_hashes": {name: hash_of_samples(score.samples)},
         **experiment_of(args, chat_template=template["default"] if isinstance(template, dict) else template),
     }
 

@@ -20,7 +20,7 @@ from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, describe_environment, training_costs
-from lm_harmony.runs.lm_eval_results import write_direct, write_outcomes
+from lm_harmony.runs.lm_eval_results import write_direct, write_trained
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.record import Environment, EpochRecord, RunRecord
 from lm_harmony.runs.recovery import recover_direct_score, recover_epochs, recover_request
@@ -90,7 +90,8 @@ train_before_test = alone(run_by_epochs, "train_before_test")
 
 def _finish(store: RunStore, run: RunSetup, record: RunRecord) -> RunRecord:
     """Write the record, after every other file, and remove the checkpoints."""
-    write_outcomes(store, run, record)
+    write_trained(store, run, record)
+    write_direct(store, run, record)
     store.write_record(record)
     store.remove_other_checkpoints(())
     return record
@@ -178,7 +179,6 @@ def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCache
         shared = caches.direct_scores if caches else None
         compute = partial(_test, run, meter, "direct test")
         known = shared.get_or_compute(run.direct_score_id, compute) if shared else compute()
-        store.write_samples("direct", known.samples)
         store.write_direct_score(known)
     log.info("direct score: %s %s", run.metric, known.shown(run.metric))
     return known
@@ -223,7 +223,7 @@ def score_again(store: RunStore, *, allow_task_code: bool = True) -> RunRecord:
         trainee.load(store.folder / "adapter")
         score = _test(run, Meter())
     again = replace(record, trained=score)
-    write_outcomes(store, run, again)
+    write_trained(store, run, again)
     return again
 
 

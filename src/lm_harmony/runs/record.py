@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, with_config
@@ -14,7 +12,7 @@ from typing_extensions import TypedDict
 from lm_harmony.benchmarks.types import Score, TrainOnRecord
 from lm_harmony.errors import FILE_RULES, StoreError
 from lm_harmony.recipe import Number
-from lm_harmony.runs.files import from_plain, to_plain
+from lm_harmony.runs.file_values import from_plain, to_plain, without_check
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec, upgrade_spec
 
@@ -53,31 +51,28 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochLine(EpochRecord):
-    """A line of epochs.jsonl: an epoch with checksums, which lines of version 0.2 and earlier lack."""
+    """A line of epochs.jsonl: an epoch with the checksums of its checkpoint, which lines of version 0.2 and earlier lack."""
 
     checkpoint: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every file of the epoch's checkpoint, by its path inside the checkpoint's folder."""
-    check: str | None = None
-    """Start of the SHA-256 of this line without this field."""
-
-    def __post_init__(self) -> None:
-        if self.check is not None and self.check != self._checksum():
-            raise ValueError("check differs from the checksum of the line, so the line was changed after it was written")
 
     @classmethod
     def of(cls, epoch: EpochRecord, checkpoint: Mapping[str, str]) -> EpochLine:
         """Return the line of an epoch whose checkpoint's files have the checksums ``checkpoint``."""
-        line = cls(**{one.name: getattr(epoch, one.name) for one in fields(EpochRecord)}, checkpoint=checkpoint)
-        return replace(line, check=line._checksum())
+        return cls(**{one.name: getattr(epoch, one.name) for one in fields(EpochRecord)}, checkpoint=checkpoint)
 
     @property
     def record(self) -> EpochRecord:
         """The epoch alone."""
         return EpochRecord(**{one.name: getattr(self, one.name) for one in fields(EpochRecord)})
 
-    def _checksum(self) -> str:
-        values = {name: value for name, value in to_plain(self).items() if name != "check"}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+@dataclass(frozen=True, kw_only=True)
+class DirectScoreFile(Score):
+    """What direct.json holds: a score whose samples are in a file of their own."""
+
+    samples_sha256: str | None = None
+    """SHA-256 of samples_direct.jsonl; None: the score was written by an older version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,17 +229,17 @@ def upgrade_config(values: Any) -> Any:
     """Return a written config.yaml with the fields of today."""
     if not isinstance(values, Mapping):
         return values
-    return {**upgrade_spec(values), "recipe_fingerprint": values.get("recipe_fingerprint")}
+    return {**upgrade_spec(without_check(values)), "recipe_fingerprint": values.get("recipe_fingerprint")}
 
 
 def upgrade_record(values: Any) -> Any:
     """Return a written record with the fields of today.
 
     Raises:
-        StoreError: it is of another format.
+        StoreError: it is of another format, or a value was changed after it was written.
     """
     known = values.get("format") if isinstance(values, Mapping) else None
     if known != FORMAT:
         raise StoreError(f"format = {known!r} is not the record format {FORMAT}. Read it with the LM-Harmony that wrote it.")
-    rest = {key: value for key, value in values.items() if key != "format"}
+    rest = {key: value for key, value in without_check(values).items() if key != "format"}
     return {**rest, "spec": upgrade_spec(rest["spec"])} if "spec" in rest else rest

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError
-from lm_harmony.runs.files import not_written, read_json_lines
+from lm_harmony.runs.file_values import read_json_lines, without_check
+from lm_harmony.runs.files import not_written
 from lm_harmony.runs.record import EpochLine, EpochRecord
 from lm_harmony.runs.store import RunStore
 
@@ -65,16 +66,9 @@ def recover_request(store: RunStore, *, resume: bool) -> None:
 def recover_direct_score(store: RunStore) -> Score | None:
     """Return the direct score in the run's folder, or None if there is none or it or its samples are damaged."""
     try:
-        score = store.direct_score()
-        if score is None:
-            return None
-        cause = None
-        if not store.samples("direct"):
-            cause = f"{store.folder / 'samples_direct.jsonl'} is missing"
+        return store.direct_score()
     except DamagedFile as error:
         cause = _said(error)
-    if cause is None:
-        return score
     for name in ("direct.json", "samples_direct.jsonl"):
         set_aside(store, store.folder / name)
     log.warning("%s. It was set aside, and the direct score is computed again.", cause)
@@ -137,7 +131,7 @@ def _lines_before_damage(path: Path) -> list[EpochLine]:
         part = path.with_name(f".{path.name}.line.part")
         try:
             part.write_bytes(text)
-            lines += read_json_lines(part, EpochLine)
+            lines += read_json_lines(part, EpochLine, without_check)
         except StoreError:
             break
         finally:

@@ -13,7 +13,7 @@ from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks
 from lm_harmony.benchmarks.types import Caps, SplitProtocol, SplitUse
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
-from lm_harmony.runs.files import from_plain, to_plain
+from lm_harmony.runs.file_values import from_plain, to_plain
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +14,21 @@ import yaml
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
-from lm_harmony.runs.files import read_json, read_json_lines, read_yaml, to_plain, write_atomically
+from lm_harmony.runs.file_values import read_json, read_json_lines, read_yaml, to_plain, with_check, without_check
+from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.layout import refuse_foreign, refuse_nested, remove_files, remove_leftovers, remove_run
 from lm_harmony.runs.lease import Lease
-from lm_harmony.runs.record import EpochLine, EpochRecord, Failure, RunConfig, RunRecord, Sample, upgrade_config, upgrade_record
+from lm_harmony.runs.record import (
+    DirectScoreFile,
+    EpochLine,
+    EpochRecord,
+    Failure,
+    RunConfig,
+    RunRecord,
+    Sample,
+    upgrade_config,
+    upgrade_record,
+)
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
@@ -59,11 +70,10 @@ class RunStore:
 
     def requested(self) -> RunSpec | None:
         """Return the specification in config.yaml, or None if there is none that can be read."""
-        try:
+        with suppress(DamagedFile):
             config = self.config()
-        except DamagedFile:
-            return None
-        return None if config is None else config.spec
+            return config and config.spec
+        return None
 
     def refuse_conflict(self, spec: RunSpec, *, resume: bool, overwrite: bool) -> None:
         """Check, before anything is loaded, that a run may start or continue in this folder.
@@ -108,7 +118,7 @@ class RunStore:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             made_from = {"data_fingerprint": data, "asked_fingerprint": asked, "sources": [one.to_dict() for one in sources]}
-            self._write("config.yaml", yaml.safe_dump({**spec.to_dict(), **made_from}, sort_keys=False))
+            self._write("config.yaml", yaml.safe_dump(with_check({**spec.to_dict(), **made_from}), sort_keys=False))
 
     def config(self) -> RunConfig | None:
         """Return what config.yaml holds, or None where no run was begun.
@@ -124,13 +134,13 @@ class RunStore:
         return tuple(line.record for line in self.epoch_lines())
 
     def epoch_lines(self) -> tuple[EpochLine, ...]:
-        """Return the lines of ``epochs`` with their checksums."""
+        """Return the lines of ``epochs`` with the checksums of their checkpoints."""
         path = self.folder / "epochs.jsonl"
-        return read_json_lines(path, EpochLine, skip_torn_end=True) if path.exists() else ()
+        return read_json_lines(path, EpochLine, without_check, skip_torn_end=True) if path.exists() else ()
 
     def write_epochs(self, lines: Iterable[EpochLine]) -> None:
         """Write the finished epochs, whose checkpoints must be written before."""
-        self._write("epochs.jsonl", "".join(json.dumps(to_plain(line)) + "\n" for line in lines))
+        self._write("epochs.jsonl", "".join(json.dumps(with_check(to_plain(line))) + "\n" for line in lines))
         self._push()
 
     def add_epoch(self, epoch: EpochRecord, checkpoint: Mapping[str, str] = {}) -> None:
@@ -157,24 +167,24 @@ class RunStore:
             remove_files(self.folder, part)
 
     def direct_score(self) -> Score | None:
-        """Return the test score of the untouched model, without samples; None: not computed yet."""
-        path = self.folder / "direct.json"
-        return read_json(path, Score) if path.exists() else None
+        """Return the test score of the untouched model with its samples; None: not computed yet."""
+        if not (path := self.folder / "direct.json").exists():
+            return None
+        known = read_json(path, DirectScoreFile)
+        samples = read_json_lines(self.folder / "samples_direct.jsonl", Sample, sha256=known.samples_sha256)
+        return Score(metrics=known.metrics, stderrs=known.stderrs, documents=known.documents, samples=samples)
 
     def write_direct_score(self, score: Score) -> None:
-        """Write the test score of the untouched model, which a resumed run reads."""
-        self._write("direct.json", json.dumps(to_plain(score)))
+        """Write the test score of the untouched model, which a resumed run reads. Its samples are written first."""
+        checksum = self.write_samples("direct", score.samples)
+        self._write("direct.json", json.dumps(with_check({**to_plain(score), "samples_sha256": checksum})))
         self._push()
 
-    def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> None:
-        """Write the per-document outcomes of a split."""
-        lines = [json.dumps(sample, default=str, ensure_ascii=False) for sample in samples]
-        self._write(f"samples_{split}.jsonl", "\n".join(lines) + "\n")
-
-    def samples(self, split: str) -> tuple[Mapping[str, object], ...]:
-        """Return the per-document outcomes of a split; empty if none were written."""
-        path = self.folder / f"samples_{split}.jsonl"
-        return read_json_lines(path, Sample) if path.exists() else ()
+    def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> str:
+        """Write the per-document outcomes of a split, and return the SHA-256 of the file."""
+        text = "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples)
+        self._write(f"samples_{split}.jsonl", text)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def write_results(self, results: Mapping[str, object], *, time: str) -> None:
         """Write `results_<time>.json` in lm_eval's schema."""
@@ -182,13 +192,13 @@ class RunStore:
 
     def write_record(self, record: RunRecord) -> None:
         """Write record.json, which marks the run as finished."""
-        self._write("record.json", json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        self._write("record.json", json.dumps(with_check(record.to_dict()), indent=2, ensure_ascii=False))
         self._push()
 
     def write_failure(self, failure: Failure) -> None:
         """Write failure.json; epochs and checkpoints stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write("failure.json", json.dumps(to_plain(failure), indent=2, ensure_ascii=False))
+        self._write("failure.json", json.dumps(with_check(to_plain(failure)), indent=2, ensure_ascii=False))
         self._push()
 
     def failure(self) -> Failure | None:
@@ -221,7 +231,7 @@ class RunStore:
 
     def _push(self) -> None:
         if self.remote is not None:
-            self.remote.push(self._path, *([] if self.lease is None else [self.lease.check]))
+            self.remote.push(self._path, *([self.lease.check] if self.lease else []))
 
     @property
     def _path(self) -> str:
@@ -235,16 +245,6 @@ class RunStore:
             StoreError: the run is not finished.
             DamagedFile: record.json cannot be read.
         """
-        path = self.folder / "record.json"
-        if not path.exists():
+        if not (path := self.folder / "record.json").exists():
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.")
         return read_json(path, RunRecord, upgrade_record)
-
-
-def find_runs(results: Path) -> Iterator[RunStore]:
-    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
-    for folder, folders, files in os.walk(results):
-        # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
-        folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
-        if "record.json" in files or "failure.json" in files:
-            yield RunStore(Path(folder))
