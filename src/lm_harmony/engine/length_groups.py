@@ -65,8 +65,11 @@ def group_segments(layout: Layout, *, unpadded: bool = True) -> tuple[tuple[Leng
     """
     starts_S, sizes_S, chains_S = _with_prefix(layout)
     own = int(layout.prefix > 0)  # the shared prefix is a group of its own
-    parts, cost = length_groups(sizes_S[own:], most=MAX_GROUPS - own)
-    if unpadded and not own and sizes_S.min() < sizes_S.max() and layout.tokens**2 <= cost:
+    unpadded = unpadded and not own and bool(sizes_S.min() < sizes_S.max())
+    # No grouping costs less than each segment without padding: often that says enough, without looking for the groups.
+    whole = unpadded and layout.tokens**2 <= int((sizes_S * (sizes_S + GATHER_COST)).sum())
+    parts, cost = ([], 0) if whole else length_groups(sizes_S[own:], most=MAX_GROUPS - own)
+    if whole or (unpadded and layout.tokens**2 <= cost):
         row = LengthGroup(segments=1, longest=layout.tokens, deepest=int(layout.positions_N.max()), chains=False)
         return (row,), np.arange(layout.tokens), np.arange(layout.tokens), layout.ends_N
     members = [np.arange(own)] if own else []
