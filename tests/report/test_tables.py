@@ -137,3 +137,17 @@ def test_the_summary_has_the_shares_of_five_components() -> None:
         line for line in summary_lines(analyze_matrix(matrix_of(table, stderr=0.1))) if line.startswith("components, trained")
     ]
     assert line.startswith(f"components, trained: variance explained {', '.join(f'{share:.1%}' for share in shares[:5])}; on ")
+
+
+def test_a_narrow_terminal_cuts_no_number_and_shows_the_ends_of_paths() -> None:
+    folders = [f"/home/somebody/projects/language-models/checkpoints/model-{letter}" for letter in "abcd"]
+    board = own_board(matrix_of(random_table(4, 3).set_axis(folders, axis=0)))
+    printed = _printed(board_table(board, 80), width=80)
+    for row in board.rows:
+        assert f"│ {row.model.rsplit('/', 1)[1]} " in printed and "/home" not in printed
+        assert row.pc1 is not None and f" {row.pc1:.2f} " in printed
+    long = [f"organisation-of-many/model-of-{letter * 60}" for letter in "abcd"]
+    hub = own_board(matrix_of(random_table(4, 3).set_axis(long, axis=0)))
+    printed = _printed(board_table(hub, 80), width=80)
+    assert all(f" {row.pc1:.2f} " in printed for row in hub.rows if row.pc1 is not None)
+    assert all(letter * 60 in "".join(character for character in printed if character == letter) for letter in "abcd")

@@ -81,7 +81,7 @@ def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "t
     from lm_harmony.report.tables import audit_table
 
     found = audits.audit(read(results))
-    show_table(audit_table(found), optional=("error", "difference"), format=format)
+    show_table(audit_table(found, full_names=format != "table"), optional=("error", "difference"), format=format)
     if format != "table":
         return
     say(

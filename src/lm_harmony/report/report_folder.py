@@ -73,11 +73,12 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
         shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:5])
         lines.append(f"components, {preparation}: variance explained {shares}; on {fitted.basis}")
     for preparation, scaled in summary.scaling.items():
-        rho, known = scaled.spearman, scaled.known
-        lines.append(
-            f"PC1, {preparation}: Spearman's rho with parameters {rho['params_b']:.3f} ({known['params_b']} models), "
-            f"with pre-training compute {rho['compute']:.3f} ({known['compute']} models)"
+        sizes = (("params_b", "parameters"), ("compute", "pre-training compute"))
+        parts = (
+            f"with {name} " + (f"{scaled.spearman[size]:.3f} ({scaled.known[size]} models)" if scaled.known[size] else "unknown")
+            for size, name in sizes
         )
+        lines.append(f"PC1, {preparation}: Spearman's rho {', '.join(parts)}")
     for result in summary.perplexity:
         lines.append(
             f"perplexity ({result.perplexity}) and benchmarks ({result.downstream}), {result.group}: mean tau "
@@ -134,7 +135,7 @@ def _significance(summary: AnalysisSummary) -> Iterator[str]:
         widths = [row.rank_high - row.rank_low + 1 for row in board.rows if row.rank_low and row.rank_high]
         if widths:
             groups = max(row.group or 0 for row in board.rows)
-            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} ranks or fewer; {groups} tie groups"
+            yield f"PC1 ranks, {preparation}: half of the intervals span {median(widths):g} ranks or fewer; tie groups: {groups}"
     titles = {benchmark.task: benchmark.title for benchmark in summary.matrix.benchmarks}
     for preparation, table in summary.distinguishable.items():
         known = table[table["pairs"] > 0].rename(index=titles)

@@ -17,6 +17,7 @@ from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.leaderboard import Board, BoardRow
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.metadata import BenchmarkMetadata
+from lm_harmony.report.shown_names import short_names
 
 if TYPE_CHECKING:  # it imports scipy.stats, which takes half a second that a leaderboard does not need
     from lm_harmony.analysis.paired import Comparison, PairedTest
@@ -26,8 +27,12 @@ _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc
 
 
 def board_table(board: Board, width: int) -> Table:
-    """Return a board as a table for a terminal of ``width`` characters; a caption states how many benchmarks do not fit."""
-    name_width = max((len(row.model) for row in board.rows), default=5)
+    """Return a board as a table for a terminal of ``width`` characters; a caption states how many benchmarks do not fit.
+
+    Of a model folder's path the end is shown (``short_names``). Long names are wrapped, so that no number is cut.
+    """
+    names = short_names(tuple(row.model for row in board.rows))
+    name_width = max((len(name) for name in names.values()), default=5)
     free_width = width - name_width - 50
     kept: list[BenchmarkMetadata] = []
     for benchmark in board.benchmarks:
@@ -38,7 +43,7 @@ def board_table(board: Board, width: int) -> Table:
     omitted = len(board.benchmarks) - len(kept)
     table = Table(
         *(Column(name, justify="right", no_wrap=True) for name in ("rank", "places")),
-        Column("model", no_wrap=True),
+        Column("model"),
         *(Column(name, justify="right", no_wrap=True) for name in ("PC1", "95% interval", "tie")),
         *(Column(benchmark.title, justify="right", no_wrap=True) for benchmark in kept),
         caption=f"{omitted} of {len(board.benchmarks)} benchmarks do not fit; --format csv has all" if omitted else None,
@@ -47,7 +52,9 @@ def board_table(board: Board, width: int) -> Table:
     for row in board.rows:
         scores = _row_scores(board, row, kept)
         mark = "~" if row.basis == "predicted" else ""
-        table.add_row(_text(row.rank, mark), _span(row.rank_low, row.rank_high), escape(row.model), *_pc1(row, mark), *scores)
+        table.add_row(
+            _text(row.rank, mark), _span(row.rank_low, row.rank_high), escape(names[row.model]), *_pc1(row, mark), *scores
+        )
     return table
 
 
@@ -113,15 +120,16 @@ def comparison_table(comparison: Comparison, benchmarks: Mapping[str, BenchmarkM
     return table
 
 
-def audit_table(found: Audit) -> Table:
-    """Return the preparedness audit as a table for a terminal, one line per model."""
+def audit_table(found: Audit, *, full_names: bool) -> Table:
+    """Return the preparedness audit as a table, one line per model; without ``full_names`` as ``board_table`` names them."""
+    names = short_names(tuple(map(str, found.table.index)))
     table = Table(
         "model", *(Column(name, justify="right") for name in ("direct rank", "trained rank", "difference", "error", "z"))
     )
     for name, row in found.table.iterrows():
         z = f"{row['z']:.2f}" + (" *" if row["flagged"] else "")
         cells = (f"{row['direct']:.0f}", f"{row['trained']:.0f}", f"{row['difference']:+.0f}", f"{row['error']:.1f}", z)
-        table.add_row(escape(str(name)), *cells)
+        table.add_row(escape(str(name) if full_names else names[str(name)]), *cells)
     return table
 
 
