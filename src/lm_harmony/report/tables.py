@@ -43,7 +43,7 @@ def board_table(board: Board, width: int) -> Table:
     omitted = len(board.benchmarks) - len(kept)
     table = Table(
         *(Column(name, justify="right", no_wrap=True) for name in ("rank", "places")),
-        Column("model"),
+        Column("model", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in ("PC1", "95% interval", "tie")),
         *(Column(benchmark.title, justify="right", no_wrap=True) for benchmark in kept),
         caption=f"{omitted} of {len(board.benchmarks)} benchmarks do not fit; --format csv has all" if omitted else None,
