@@ -528,3 +528,21 @@ def test_the_command_prints_one_line_for_a_damaged_model(damage: str, tmp_path: 
     assert status == (0 if damage == "none" else 1)
     assert len([line for line in shown.splitlines() if str(folder) in line]) == (0 if damage == "none" else 1)
     assert bool(list((tmp_path / "results").rglob("record.json"))) is (damage == "none")
+
+
+def test_float16_weights_whose_logits_would_overflow_score_finitely(tmp_path: Path) -> None:
+    """Weights in float16 are loaded in float32, in which the logits fit. Negative control: in float16 they do not."""
+    folder = write_tiny_model(tmp_path / "model")
+
+    def in_float16(weights: Weights) -> Weights:
+        weights[OUTPUT] *= 6e4 / weights[OUTPUT].abs().max()
+        return {name: weight.half() for name, weight in weights.items()}
+
+    change_tensors(folder, in_float16)
+    model = load_model(str(folder))
+    assert {weight.dtype for weight in model.module.parameters()} == {torch.float32}
+    assert all(map(math.isfinite, scores(model)))
+    module = model.module.half()
+    with torch.no_grad():
+        logits = module(input_ids=torch.tensor([SEQUENCES[0].ids])).logits
+    assert not bool(torch.isfinite(logits).all())
