@@ -71,18 +71,22 @@ class ScoredQuestions:
         return None if self._ngrams.isdisjoint(_ngrams(question)) else "overlapping"
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     """Return the words of a text in small letters, without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 
 def _answered(question: ChoiceQuestion) -> tuple[str, ...]:
     texts = (f"{question.context} {question.question}", question.choices[question.right])
-    return tuple(" ".join(_words(text)) for text in texts)
+    return tuple(" ".join(words(text)) for text in texts)
 
 
 def _ngrams(question: ChoiceQuestion) -> Iterator[str]:
-    """Yield all ``NGRAM`` consecutive words of the question with its context, and of each choice."""
     for text in (f"{question.context} {question.question}", *question.choices):
-        words = _words(text)
-        yield from (" ".join(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1))
+        yield from ngrams(text)
+
+
+def ngrams(text: str) -> Iterator[str]:
+    """Yield all ``NGRAM`` consecutive words of a text."""
+    found = words(text)
+    yield from (" ".join(found[start : start + NGRAM]) for start in range(len(found) - NGRAM + 1))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Column, Table
 
 from lm_harmony.cli import board as board_command
-from lm_harmony.cli.console import Format, say, show_table
+from lm_harmony.cli.catalogues import benchmarks, models
+from lm_harmony.cli.console import Format, say
 from lm_harmony.cli.export import export
 from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.place import place_command
@@ -192,37 +192,6 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, 
     now = study_command.status_of(asked)
     study_command.show_status(asked, now, format)
     return not now.failed
-
-
-def benchmarks(format: Format = "table") -> None:
-    """List the benchmarks of the catalogue. Every other lm_eval task with a training split works too.
-
-    Args:
-        format: table shows the columns that fit the terminal; the other formats have all of them.
-    """
-    from lm_harmony.benchmarks.catalogue import BENCHMARKS
-
-    table = Table("task", "title", "category", "metric", Column("training rows", justify="right"), "splits", "chance")
-    for info in BENCHMARKS.values():
-        splits, rows = " ".join(info.splits), f"{info.train_rows:,}"
-        table.add_row(info.task, info.title, info.category, info.metric, rows, splits, f"{info.chance:.2f}")
-    show_table(table, optional=("splits", "category", "chance", "title"), format=format)
-
-
-def models(format: Format = "table") -> None:
-    """List the models of the published board. Every other causal language model from the hub or a folder works too.
-
-    Args:
-        format: table shows the columns that fit the terminal; the other formats have all of them.
-    """
-    from lm_harmony.models.catalogue import MODELS
-
-    sizes = (Column(f"{what} (billions)", justify="right") for what in ("parameters", "training tokens"))
-    table = Table("model", "family", "kind", *sizes)
-    for info in MODELS.values():
-        tokens = "" if info.pretraining_tokens_b is None else f"{info.pretraining_tokens_b:,.0f}"
-        table.add_row(info.model, info.family, info.kind, f"{info.params_b or info.nominal_params_b:g}", tokens)
-    show_table(table, optional=("training tokens (billions)", "family", "kind"), format=format)
 
 
 def demo(

@@ -1,0 +1,103 @@
+"""Scored rows whose question recurs in the training rows are found by how they recur; unrelated rows are not found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shared import DATA, needs_data
+from task_files import PARITY, numbers, own_task, write_task
+
+from lm_harmony.benchmarks.harness import open_task
+from lm_harmony.benchmarks.near_duplicates import MOST_ROWS, RECURRENCES, near_duplicates
+from lm_harmony.cli.main import main
+
+CHOICES: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "Question: {{question}}\nChoices: {{choices | join(', ')}}\nAnswer:",
+    "doc_to_target": "label",
+    "doc_to_choice": "choices",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+ASKED = "How many rooms does the house at the end of the long road behind the old mill have today?"
+
+
+def row(question: str, *choices: str) -> dict[str, Any]:
+    return {"question": question, "choices": list(choices or ("two rooms", "ten rooms")), "label": 0}
+
+
+def found(task: Any, split: str = "test") -> dict[str, tuple[int, ...]]:
+    (one,) = (one for one in near_duplicates(task) if one.split == split)
+    return {kind: rows for kind, rows in one.found.items() if rows}
+
+
+@pytest.mark.parametrize(
+    ("test_row", "kind"),
+    [
+        (row(ASKED), "exact"),
+        (row(f"  {ASKED.upper()} ".replace("?", " ?!")), "normalized"),
+        (row(ASKED, "ten rooms", "two rooms"), "choices"),
+        (row(ASKED, "three rooms", "none", "nine rooms"), "choices"),
+        (row(f"Yesterday I asked. {ASKED}"), "overlapping"),
+        (row(ASKED.replace("today", "yesterday")), "overlapping"),
+    ],
+)
+def test_a_row_that_recurs_is_found_by_how_it_recurs(tmp_path: Path, test_row: dict[str, Any], kind: str) -> None:
+    """Negative control: without the training row, or with rows that share fewer words, nothing is found."""
+    other = row("How many rooms does the castle on the hill above the river have?")
+    shared = row(" ".join(ASKED.split()[:13]) + " and what else is written in the letter that nobody has read until now?")
+    others = [other, row("Who lives there?")]
+    rows = {"train": [*others, row(ASKED)], "validation": [row("Why?")], "test": [row("Where is it?"), test_row, shared]}
+    assert found(own_task(tmp_path / "with", rows, **CHOICES)) == {kind: (1,)}
+    assert found(own_task(tmp_path / "without", {**rows, "train": others}, **CHOICES)) == {}
+
+
+def test_rows_of_both_scored_splits_are_compared_with_all_training_rows(tmp_path: Path) -> None:
+    rows = {"train": numbers(5), "validation": numbers(3, 4), "test": numbers(4, 3)}
+    validation, test = near_duplicates(own_task(tmp_path, rows, **PARITY))
+    assert (validation.split, validation.rows, validation.training_rows) == ("validation", 3, 5)
+    assert (validation.found["exact"], test.found["exact"]) == ((0,), (0, 1))
+    assert list(test.found) == list(RECURRENCES) and not any(test.found[kind] for kind in RECURRENCES[1:])
+
+
+def test_questions_without_words_are_not_equal_to_each_other(tmp_path: Path) -> None:
+    rows = {"train": [row("?", "a", "b")], "test": [row("!", "c", "d"), row("?", "a", "b")]}
+    assert found(own_task(tmp_path, rows, **CHOICES)) == {"exact": (1,)}
+
+
+def test_words_of_the_prompt_that_all_rows_share_are_not_compared(tmp_path: Path) -> None:
+    """They would make every row overlap, and would take a time that grows with the product of both numbers of rows."""
+    prompt = "Read the following text with care and then say in one word what it is about: "
+    for count, kinds in ((MOST_ROWS, {"overlapping"}), (MOST_ROWS + 1, set())):
+        rows = {"train": [row(prompt + "rain")], "test": [row(f"{prompt}{number}") for number in range(count)]}
+        assert set(found(own_task(tmp_path / str(count), rows, **CHOICES))) == kinds
+
+
+def test_the_command_prints_counts_and_row_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"train": numbers(5), "validation": numbers(3, 10), "test": [*numbers(2, 20), *numbers(2, 4)]}
+    words = ["benchmarks", "--overlap", str(write_task(tmp_path, rows, **PARITY)), "--data_dir", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "test, exact: rows 2 (from 0)" in printed and "5 training rows" in printed
+    assert main([*words, "--format", "json"]) == 0
+    validation, test = json.loads(capsys.readouterr().out)
+    assert (test["split"], test["rows"], test["exact"], test["exact_rows"]) == ("test", 4, 1, "2") and validation["exact"] == 0
+    assert main([*words, "--format", "csv"]) == 0
+    assert [line["exact"] for line in csv.DictReader(io.StringIO(capsys.readouterr().out))] == ["0", "1"]
+
+
+def test_flags_of_the_comparison_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmarks", "--data_dir", str(tmp_path)]) == 1
+    assert "Add --overlap TASK" in capsys.readouterr().err
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("task", "rows"), [("arc_challenge", (56, 209, 224, 409)), ("arc_easy", (8, 446)), ("headqa_en", (81, 431, 487))]
+)
+def test_real_questions_with_other_choices_are_found(task: str, rows: tuple[int, ...]) -> None:
+    assert found(open_task(task, data_dir=DATA))["choices"] == rows
