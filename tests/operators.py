@@ -1,8 +1,9 @@
-"""Count the PyTorch operators of the engine's passes, each of which launches a kernel on a GPU."""
+"""Count the PyTorch operators of the engine's passes, each of which launches a kernel on a GPU, and the bytes of its tensors."""
 
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from lm_harmony.engine.adapters import trainable
@@ -41,6 +43,24 @@ class Operators(TorchDispatchMode):
     @property
     def attention_calls(self) -> int:
         return sum(count for name, count in self.seen.items() if name.endswith("attention_for_cpu"))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = dict[int, int](), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.live:
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return result
 
 
 def deep_model(architecture: str = "llama", layers: int = 6, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:

@@ -48,6 +48,8 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "olmo2": {},
     "granite": {**_GROUPED, "logits_scaling": 4.0},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "phi": {},
+    "cohere": {},
     "bloom": {},
     "falcon": {"alibi": True},
     "mamba": {},

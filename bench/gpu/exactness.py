@@ -20,6 +20,7 @@ from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.attention_kernels import AttentionKernels
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.lm_head_blocks import HeadBlocks
 from lm_harmony.engine.memory import memory_budget
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
@@ -38,10 +39,20 @@ def _with_kernels(kernels: AttentionKernels, model: LanguageModel) -> Backend:
     )
 
 
+def _with_head_blocks(model: LanguageModel) -> Backend:
+    """Return the packed backend with the output layer in blocks of its vocabulary, which the engine chooses on a CPU only."""
+    return replace(
+        PACKED,
+        train_forward=partial(packed_logprobs, head_blocks=HeadBlocks()),
+        score_forward=partial(prefix_tree_logprobs, head_blocks=HeadBlocks()),
+        memory_budget=memory_budget(model.module),
+    )
+
+
 CANDIDATES: dict[str, Make] = {
     name: partial(_with_kernels, kernels)
     for name, kernels in {"varlen": AttentionKernels(varlen=True), "merged prefix": AttentionKernels(merged_prefix=True)}.items()
-} | {"compiled": partial(choose_backend, engine="compiled")}
+} | {"compiled": partial(choose_backend, engine="compiled"), "head blocks": _with_head_blocks}
 """Name of a new backend, which needs CUDA -> function that makes it for a model. Step 8 compares it with the CPU and times it."""
 KNOWN: dict[str, Make] = {"auto": choose_backend}
 """Backends of step 1."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -16,9 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import LiveBytes
 from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
@@ -137,24 +135,6 @@ def test_weights_after_fifty_steps_equal_those_of_padded_batches() -> None:
     for other in ends[1:]:
         for name, expected in ends[0].items():
             assert (other[name] - expected).norm() <= 1e-4 * expected.norm(), name
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = dict[int, int](), 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.live:
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.live.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self.live.values()))
-        return result
 
 
 def checkpointed(architecture: str, forward: Forward, *, on: bool) -> tuple[int, dict[str, torch.Tensor]]:

@@ -90,7 +90,7 @@ def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = 
 def test_flops_equal_the_values_computed_by_hand() -> None:
     training = TrainingWork(tokens=10, labels=3)
     assert training_flops(SIZE, training) == 10 * (4 * 3_000 + 6 * 100) + 3 * 4 * 1_000
-    assert training_flops(replace(SIZE, adapted=0), training) == 10 * 6 * 3_000 + 3 * 4 * 1_000
+    assert training_flops(replace(SIZE, adapted=0), training) == 10 * 6 * 3_000 + 3 * 8 * 1_000
     assert loglikelihood_flops(SIZE, ScoringWork(tokens=50, computed=20, predicted=7)) == 20 * 2 * 3_000 + 7 * 2 * 1_000
     assert generation_flops(SIZE, DecodingWork(contexts=20, tokens=6)) == 26 * 2 * 3_000 + 6 * 2 * 1_000
 

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS
 from lm_harmony.engine.attention_probe import choose_kernels
 from lm_harmony.engine.compiled_layers import compiled_layers
-from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
-from lm_harmony.engine.generation_settings import GenerationSettings
+from lm_harmony.engine.generation_probe import PROBE_FAILURES, generates_exactly
 from lm_harmony.engine.layout import end_by_tokens
+from lm_harmony.engine.lm_head_blocks import HeadBlocks
+from lm_harmony.engine.lm_head_probe import choose_head_blocks
 from lm_harmony.engine.memory import MemoryBudget, memory_budget, recompute_pays
 from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
 from lm_harmony.engine.packed_attention import packed_attention
@@ -36,10 +37,6 @@ ROUNDING_STEPS = 8
 """The same in rounding steps of the weights' type, where that is more: 0.06 nats in bfloat16. Other kernels may round differently
 even where padded batches repeat to the last bit. On trained models, a lost boundary between sequences changes some
 log-probability by 2 nats or more, and bfloat16 itself changes it by 0.04 to 1.7 (docs/performance.md)."""
-PROBE_TOKENS = 3
-"""Largest number of tokens that the probe generates after each of its contexts."""
-PROBE_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
-"""What an architecture may raise for inputs that it does not expect. It must not stop a run that padded batches can do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,8 @@ class Backend:
     """Linear layers that use oneDNN, on a CPU where a probe found it faster."""
     recompute: bool = False
     """Whether training recomputes activations, on a CPU where that saves a notable share of memory."""
+    head_blocks: HeadBlocks | None = None
+    """How training and scoring compute the output layer in blocks of its vocabulary, on a CPU where a probe found that faster."""
     compiled: bool = False
     """Whether the decoder layers are compiled, on request and on CUDA only."""
 
@@ -82,6 +81,7 @@ class Backend:
         """Return the choices under their names in record.json."""
         onednn, recompute = str(self.onednn), self.recompute
         found = {"fast": self.packed, "writes": self.continuous_batching, "onednn": onednn, "recompute": recompute}
+        found |= {"head": str(self.head_blocks)} if self.head_blocks else {}
         return {**found, "compiled": True} if self.compiled else found
 
     def scoring_order(self, sequences: Sequence[TokenSequence]) -> list[int]:
@@ -133,22 +133,40 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
                 return PADDED
     # oneDNN's float32 operator does not support autocast.
     onednn = probe_onednn(model.module) if model.autocast is None else OneDnnLinear()
+    head_blocks = choose_head_blocks(model, onednn)
+    if head_blocks is not None and not _head_blocks_are_exact(model, head_blocks, sequences, padded, allowed):
+        head_blocks = None
     recompute = recompute_pays(model.module)
     kernels = choose_kernels(model) if model.device.type == "cuda" else DEFAULT_KERNELS
     if model.device.type == "cpu":
         log.info("linear layers that use oneDNN (where it is faster on this machine): %s", onednn)
+        log.info("output layer (what is faster on this machine): %s", head_blocks or "chunks of few rows")
     elif model.device.type == "cuda":
         log.info("attention kernels (where they are faster on this machine): %s", kernels)
+    contexts = [sequence.ids[-7 - index :] for index, sequence in enumerate(sequences[1:])]
     return replace(
         PACKED,
-        train_forward=partial(packed_logprobs, recompute=recompute, kernels=kernels),
-        score_forward=partial(prefix_tree_logprobs, kernels=kernels),
-        continuous_batching=_generates_exactly(model, allowed),
+        train_forward=partial(packed_logprobs, recompute=recompute, kernels=kernels, head_blocks=head_blocks),
+        score_forward=partial(prefix_tree_logprobs, kernels=kernels, head_blocks=head_blocks),
+        continuous_batching=generates_exactly(model, contexts, allowed),
         memory_budget=memory_budget(model.module),
         onednn=onednn,
         recompute=recompute,
+        head_blocks=head_blocks,
         compiled=engine == "compiled" and _compiles_exactly(model, sequences, padded, allowed),
     )
+
+
+def _head_blocks_are_exact(
+    model: LanguageModel, blocks: HeadBlocks, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float
+) -> bool:
+    """Tell whether an output layer in blocks of its vocabulary gives the log-probabilities of padded batches."""
+    with torch.no_grad():
+        reason = _inexact(model, partial(packed_logprobs, head_blocks=blocks), sequences, expected_L, allowed)
+    if reason:
+        kind = model.module.config.model_type
+        log.info("blocks of the vocabulary are not exact for %s (%s): falling back to chunks of rows.", kind, reason)
+    return not reason
 
 
 def _compiles_exactly(model: LanguageModel, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float) -> bool:
@@ -207,44 +225,3 @@ def _probe_sequences(model: LanguageModel) -> list[TokenSequence]:
         (*begin, *second, *ids[38:]),
     ]
     return [TokenSequence(ids=tuple(text), first_label=2) for text in texts]
-
-
-@torch.no_grad()
-def _generates_exactly(model: LanguageModel, allowed: float) -> bool:
-    """Tell whether continuous batching gives the tokens of ``transformers.generate``, except for ties within ``allowed`` nats."""
-    module, contexts = model.module, [sequence.ids[-7 - index :] for index, sequence in enumerate(_probe_sequences(model)[1:])]
-    settings = GenerationSettings.read({}, default_limit=PROBE_TOKENS)
-    if not supports_continuous_batching(module) or settings.beyond_greedy(module.generation_config):
-        return False
-    try:
-        found = decode_greedily(model, contexts, batch_size=2, max_new_tokens=PROBE_TOKENS, is_finished=_at_different_times)
-        differing = [row.place for row in found if not _is_generated(module, contexts[row.place], row.written, allowed)]
-    except PROBE_FAILURES as error:
-        if is_out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        if not differing:
-            return True
-        reason = "the tokens differ from those of transformers.generate"
-    kind = module.config.model_type
-    log.info("continuous batching is not exact for %s (%s): falling back to transformers.generate.", kind, reason.split("\n")[0])
-    return False
-
-
-def _at_different_times(written: Sequence[int]) -> bool:
-    """End answers after one to three tokens, so that rows leave the batch and others enter."""
-    return len(written) > written[0] % 3
-
-
-def _is_generated(module: PreTrainedModel, context: Sequence[int], written: Sequence[int], allowed: float) -> bool:
-    """Tell whether ``generate()`` gives these tokens, or another one only where both are equally probable."""
-    ids_1xT = torch.tensor([list(context)], device=module.device)
-    options: dict[str, Any] = {"max_new_tokens": len(written), "do_sample": False, "return_dict_in_generate": False}
-    output = module.generate(input_ids=ids_1xT, attention_mask=torch.ones_like(ids_1xT), **options)  # type: ignore[operator]
-    expected = output[0, len(context) :].tolist()
-    place = next((place for place, (one, other) in enumerate(zip(written, expected, strict=False)) if one != other), None)
-    if place is None:
-        return True
-    logprobs_V = module(input_ids=output[:, : len(context) + place], use_cache=False).logits[0, -1].float().log_softmax(dim=-1)
-    return float((logprobs_V[written[place]] - logprobs_V[expected[place]]).abs()) <= allowed

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels
 from lm_harmony.engine.layout import Layout, concatenated_layout, prefix_tree_layout
 from lm_harmony.engine.lm_head import lm_head_logprobs, lm_head_of
+from lm_harmony.engine.lm_head_blocks import HeadBlocks
 from lm_harmony.engine.packed_attention import PackedAttention, packed_attention
 from lm_harmony.engine.recompute import recompute_activations
 from lm_harmony.engine.sequences import TokenSequence, to_device
@@ -78,6 +79,7 @@ def packed_logprobs(
     arrange: Callable[[Sequence[TokenSequence]], Layout] = concatenated_layout,
     recompute: bool = False,
     kernels: AttentionKernels = DEFAULT_KERNELS,
+    head_blocks: HeadBlocks | None = None,
 ) -> LabelLogprobs:
     """Run ``module`` over one row without padding and return the log-probability of every label.
 
@@ -87,6 +89,7 @@ def packed_logprobs(
         arrange: sequences -> layout of the row. The default shares nothing, as training needs (each copy has its own dropout).
         recompute: keep fewer activations for the backward pass, see ``recompute.recompute_activations``.
         kernels: which kernels compute attention.
+        head_blocks: how the output layer is computed in blocks of the vocabulary; None: in chunks of few rows.
     """
     layout, device = arrange(sequences), next(module.parameters()).device
     attention = PackedAttention(layout, kernels, dropout=module.training and _has_attention_dropout(module))
@@ -107,7 +110,9 @@ def packed_logprobs(
     # The layers of a model may be on several devices: the last one computes hidden states, and the output layer may be elsewhere.
     last = next(module.get_output_embeddings().parameters()).device
     hidden_UxD = hidden_NxD[chosen_U.to(hidden_NxD.device)].to(last)
-    logprobs_L, greedy_L = lm_head_logprobs(lm_head_of(module), hidden_UxD, head_rows_L.to(last), labels_L.to(last), rows_L)
+    logprobs_L, greedy_L = lm_head_logprobs(
+        lm_head_of(module), hidden_UxD, head_rows_L.to(last), labels_L.to(last), rows_L, blocks=head_blocks
+    )
     return LabelLogprobs(logprobs_L=logprobs_L.to(device)[back_L], greedy_L=greedy_L.to(device)[back_L], counts=layout.counts)
 
 

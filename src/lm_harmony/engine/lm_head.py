@@ -16,6 +16,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.lm_head_blocks import HeadBlocks, PlainHead, scoring_logprobs
+from lm_harmony.engine.lm_head_training import training_logprobs
+
 LOGITS_ON_CPU, LOGITS_ON_GPU = 10_000_000, 120_000_000
 """Number of logits of a chunk: 40 MB on a CPU, 480 MB on a GPU. Each chunk reads all weights of the output layer."""
 
@@ -30,26 +33,36 @@ class LMHead:
     """Number of logits of a row."""
     trained: bool
     """Whether training changes its weights."""
+    plain: PlainHead | None = None
+    """The same as weights and factors, if it is one linear layer."""
 
 
 def lm_head_of(module: PreTrainedModel) -> LMHead:
     """Return the output layer of ``module`` with its scaling and soft-capping."""
-    output: Callable[[torch.Tensor], torch.Tensor] = module.get_output_embeddings()
+    output: torch.nn.Module = module.get_output_embeddings()
     config = module.config.get_text_config()
     divided = float(getattr(config, "logits_scaling", None) or 1.0)  # granite
     multiplied = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
     softcap = getattr(config, "final_logit_softcapping", None)  # gemma
 
     def logits_of(hidden: torch.Tensor) -> torch.Tensor:
-        logits = output(hidden) * (multiplied / divided) if multiplied != divided else output(hidden)
+        logits: torch.Tensor = output(hidden) * (multiplied / divided) if multiplied != divided else output(hidden)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    weights = list(module.get_output_embeddings().parameters())
-    return LMHead(logits_of, vocabulary=len(weights[0]), trained=any(weight.requires_grad for weight in weights))
+    weights = list(output.parameters())
+    plain = PlainHead.of(output, scale=multiplied / divided, softcap=softcap)
+    trained = any(weight.requires_grad for weight in weights)
+    return LMHead(logits_of, vocabulary=len(weights[0]), trained=trained, plain=plain)
 
 
 def lm_head_logprobs(
-    head: LMHead, hidden_UxD: torch.Tensor, rows_L: torch.Tensor, labels_L: torch.Tensor, known_rows_L: npt.NDArray[np.int64]
+    head: LMHead,
+    hidden_UxD: torch.Tensor,
+    rows_L: torch.Tensor,
+    labels_L: torch.Tensor,
+    known_rows_L: npt.NDArray[np.int64],
+    *,
+    blocks: HeadBlocks | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probability of each label, and whether it is the most probable token.
 
@@ -59,7 +72,13 @@ def lm_head_logprobs(
         rows_L: for each label the row of its hidden state, in ascending order.
         labels_L: token ids of the labels.
         known_rows_L: ``rows_L`` in host memory (reading it from the device would wait until the device has finished).
+        blocks: compute blocks of the vocabulary for many rows instead of the whole vocabulary for few, if ``head`` is plain.
     """
+    if blocks is not None and head.plain is not None:
+        if not torch.is_grad_enabled() or not (hidden_UxD.requires_grad or head.trained):
+            return scoring_logprobs(head.plain, blocks, hidden_UxD, rows_L, labels_L, known_rows_L)
+        if len(known_rows_L) == len(hidden_UxD):
+            return training_logprobs(head.plain, blocks, hidden_UxD, labels_L)
     if hidden_UxD.requires_grad and not head.trained:
         assert len(known_rows_L) == len(hidden_UxD), "in training, each hidden state predicts one label"
         logprobs_L, greedy_L = _FrozenHead.apply(hidden_UxD, head, labels_L)  # type: ignore[no-untyped-call]

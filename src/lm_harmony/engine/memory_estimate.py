@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from lm_harmony.engine.lm_head import LOGITS_ON_CPU, LOGITS_ON_GPU
+from lm_harmony.engine.lm_head_blocks import SMALLEST_VOCABULARY, HeadBlocks
 from lm_harmony.engine.model_size import ModelSize
 from lm_harmony.models.device import Precision, gib
 from lm_harmony.recipe import Recipe
@@ -92,7 +93,7 @@ def estimate_memory(size: ModelSize, settings: MemorySettings, *, tokens: int) -
 
     Weights, gradients and moments: bytes per weight as in ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1), for the
     formats that the engine uses. Adapters are float32 (PEFT's ``autocast_adapter_dtype``). Activations: ``block_bytes``. Logits:
-    the chunks of ``lm_head``.
+    the chunks of ``lm_head``, or the blocks of ``lm_head_blocks`` where a probe may choose them.
 
     Args:
         size: model with its adapter.
@@ -169,13 +170,19 @@ def _logit_bytes(size: ModelSize, settings: MemorySettings, tokens: int) -> int:
     """Return the bytes of logits and their gradients that exist at the same time.
 
     A frozen output layer overwrites its float32 logits with the gradient, beside two copies in half precision. A trained one
-    keeps the logits, their probabilities, and two gradients. Padded batches do this for all tokens at once.
+    keeps the logits, their probabilities, and two gradients. Padded batches do this for all tokens at once. Blocks of a large
+    vocabulary, on a CPU, need two blocks of float32 logits, the converted weights of a block, and two float32 numbers for each
+    hidden state's width. Whether a probe will choose them is not known yet, but it does for large vocabularies.
     """
+    half = _product_bytes(settings.precision) == 2
+    if settings.device_type == "cpu" and not settings.padded and size.vocabulary >= SMALLEST_VOCABULARY:
+        rows, block = HeadBlocks().sizes(tokens, size.vocabulary, copied=size.hidden if half else 0)
+        return 8 * rows * block + (4 * block * size.hidden if half else 0) + 8 * tokens * size.hidden
     most = LOGITS_ON_CPU if settings.device_type == "cpu" else LOGITS_ON_GPU
     count = tokens * size.vocabulary if settings.padded else min(tokens * size.vocabulary, max(most, size.vocabulary))
     if settings.padded or settings.recipe.lora is None:
         return 16 * count
-    return count * (4 if _product_bytes(settings.precision) == 4 else 8)
+    return count * (8 if half else 4)
 
 
 def _product_bytes(precision: Precision) -> int:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> 
         module: a model in float32 on a CPU; otherwise, or if PyTorch has no oneDNN, the result is empty.
         seconds: longest time to take; the layers with the most weights are timed first.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_onednn():
         return OneDnnLinear()
     layers = _layers(module)
     weights = {shape: layer for layer, shape in layers}
@@ -78,11 +79,17 @@ def probe_onednn(module: torch.nn.Module, *, seconds: float = PROBE_SECONDS) -> 
         if min(shape) < SMALLEST_SIDE:
             continue
         weight_OxI = weight_of(weights[shape]).detach()
-        ratios = [_ratios(weight_OxI, tokens, _FLOPS / len(counts)) for tokens in _TOKENS if time.perf_counter() < deadline]
+        flops = _FLOPS / len(counts)
+        ratios = [onednn_speedups(weight_OxI, tokens, flops) for tokens in _TOKENS if time.perf_counter() < deadline]
         if len(ratios) == len(_TOKENS):
             forward |= {shape} if min(ratio for ratio, _ in ratios) >= GAIN else set()
             backward |= {shape} if min(ratio for _, ratio in ratios) >= GAIN else set()
     return OneDnnLinear(forward=frozenset(forward), backward=frozenset(backward))
+
+
+def has_onednn() -> bool:
+    """Tell whether PyTorch has the operator of oneDNN."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @contextmanager
@@ -149,6 +156,25 @@ def add_input_gradient(layer: torch.nn.Linear | Conv1D, grad_NxO: torch.Tensor, 
     return sum_NxI.addmm_(grad_NxO, weight_of(layer))
 
 
+def forward_is_replaced(layer: torch.nn.Module) -> bool:
+    """Tell whether something other than ``use_onednn`` has replaced the forward pass of a layer (an offloading hook)."""
+    return not isinstance(vars(layer).get("forward"), _Forward | None)
+
+
+def onednn_linear(
+    weight_OxI: torch.Tensor, bias_O: torch.Tensor | None, forward: bool, backward: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function x -> x W^T + b that uses oneDNN in its forward pass, its backward pass, both, or neither."""
+    if not forward and not backward:
+        return partial(linear, weight=weight_OxI, bias=bias_O)
+    return lambda x: _Product.apply(x, weight_OxI, bias_O, forward, backward)  # type: ignore[no-untyped-call]
+
+
+def onednn_product(x: torch.Tensor, weight_OxI: torch.Tensor) -> torch.Tensor:
+    """Return x W^T in float32 by oneDNN, without a gradient: N x O of N x I."""
+    return _onednn(x, weight_OxI)
+
+
 def _onednn(x: torch.Tensor, weight_OxI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OxI, bias_O, "none", [], "")
     return result
@@ -175,7 +201,7 @@ def weight_of(layer: torch.nn.Linear | Conv1D) -> torch.Tensor:
     return layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
 
 
-def _ratios(weight_OxI: torch.Tensor, tokens: int, flops: float) -> tuple[float, float]:
+def onednn_speedups(weight_OxI: torch.Tensor, tokens: int, flops: float) -> tuple[float, float]:
     """Return the speed-up of oneDNN in the (forward, backward) pass over ``tokens`` tokens, measured on about ``flops`` FLOPs."""
     inputs = weight_OxI.shape[1]
     weight_OxI = weight_OxI[: max(SMALLEST_SIDE, int(flops / (2 * inputs * tokens)))]

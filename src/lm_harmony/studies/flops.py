@@ -102,10 +102,11 @@ class ScoringWork:
 def training_flops(size: ModelSize, work: TrainingWork) -> float:
     """Return the FLOPs of training: 2 forward and 2 backward for each frozen weight and token, 2 more for each trained weight.
 
+    The logits of a trained output layer are computed twice, so each of its weights has 8 for each label (``engine.lm_head``).
     Source: 6 x parameters x tokens (Kaplan et al. 2020, arXiv 2001.08361), without the gradients that are not needed.
     """
     each = 4 * size.computing + 6 * size.trained if size.adapted else 6 * size.computing
-    return float(each * work.tokens + 4 * size.output * work.labels)
+    return float(each * work.tokens + (4 if size.adapted else 8) * size.output * work.labels)
 
 
 def loglikelihood_flops(size: ModelSize, work: ScoringWork) -> float:
