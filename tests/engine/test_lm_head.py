@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from operators import LiveBytes
+from peft.utils import ModulesToSaveWrapper
 from tiny import tiny_model, tiny_module, tiny_tokenizer
 
 from lm_harmony.engine import lm_head_blocks, lm_head_probe
@@ -239,12 +240,13 @@ def questions(tokens: int) -> list[TokenSequence]:
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "granite", "phi", "cohere", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "granite", "phi", "cohere"])
 def test_fifty_steps_and_scores_are_those_without_blocks(architecture: str) -> None:
     blocks, sequences = HeadBlocks(logits=900, smallest_block=32), questions(300)
     with_blocks = replace(PACKED, train_forward=partial(packed_logprobs, head_blocks=blocks))
     # AdamW would enlarge the rounding of gradients that are zero, such as those of the biases of keys.
-    for recipe in (RECIPE, replace(RECIPE, lora=None, optimizer="sgd")):
+    all_weights = replace(RECIPE, lora=None, optimizer="sgd")
+    for recipe in (RECIPE, all_weights) if architecture in ("gemma2", "phi", "cohere") else (RECIPE,):
         ends = []
         for backend in (PACKED, with_blocks):
             with trainable(tiny_model(architecture), recipe, seed=0) as trainee:
@@ -274,16 +276,17 @@ def test_the_architectures_above_have_scale_softcap_bias_and_tied_weights() -> N
 
 
 def test_a_head_in_modules_to_save_is_trained_without_blocks() -> None:
-    """PEFT wraps the layer, so that blocks must not read the weights of the layer inside."""
+    """PEFT keeps the former weights of the layer beside the trained ones. Blocks must not read them."""
     gradients = []
     recipe = Recipe(lora=Lora(lora_dropout=0.0))
     for blocks in (None, SMALL):
         model = tiny_model()
-        model.module.lm_head = Wrapped(model.module.lm_head)
+        model.module.lm_head = wrapper = ModulesToSaveWrapper(model.module.lm_head, "default")
+        wrapper.enable_adapters(True)
         with trainable(model, recipe, seed=0) as trainee:
             head = lm_head_of(trainee.model.module)
             assert head.plain is None
-            trained = [*trainee.trained_parameters().values(), model.module.lm_head.inner.weight.requires_grad_()]  # type: ignore[union-attr]
+            trained = [*trainee.trained_parameters().values(), wrapper.modules_to_save["default"].weight.requires_grad_()]
             loss = packed_logprobs(trainee.model.module, questions(300), head_blocks=blocks).logprobs_L.sum()
             gradients.append(torch.autograd.grad(loss, trained))
     for one, other in zip(*gradients, strict=True):

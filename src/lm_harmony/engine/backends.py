@@ -133,14 +133,11 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
                 return PADDED
     # oneDNN's float32 operator does not support autocast.
     onednn = probe_onednn(model.module) if model.autocast is None else OneDnnLinear()
-    head_blocks = choose_head_blocks(model, onednn)
-    if head_blocks is not None and not _head_blocks_are_exact(model, head_blocks, sequences, padded, allowed):
-        head_blocks = None
+    head_blocks = _exact_head_blocks(model, onednn, sequences, padded, allowed)
     recompute = recompute_pays(model.module)
     kernels = choose_kernels(model) if model.device.type == "cuda" else DEFAULT_KERNELS
     if model.device.type == "cpu":
         log.info("linear layers that use oneDNN (where it is faster on this machine): %s", onednn)
-        log.info("output layer (what is faster on this machine): %s", head_blocks or "chunks of few rows")
     elif model.device.type == "cuda":
         log.info("attention kernels (where they are faster on this machine): %s", kernels)
     contexts = [sequence.ids[-7 - index :] for index, sequence in enumerate(sequences[1:])]
@@ -157,16 +154,20 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
     )
 
 
-def _head_blocks_are_exact(
-    model: LanguageModel, blocks: HeadBlocks, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float
-) -> bool:
-    """Tell whether an output layer in blocks of its vocabulary gives the log-probabilities of padded batches."""
+def _exact_head_blocks(
+    model: LanguageModel, onednn: OneDnnLinear, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float
+) -> HeadBlocks | None:
+    """Return the blocks of the output layer that the probe chooses, if they give the log-probabilities of padded batches."""
+    blocks = choose_head_blocks(model, onednn)
+    log.info("output layer (what is faster on this machine): %s", blocks or "chunks of few rows")
+    if blocks is None:
+        return None
     with torch.no_grad():
         reason = _inexact(model, partial(packed_logprobs, head_blocks=blocks), sequences, expected_L, allowed)
     if reason:
         kind = model.module.config.model_type
         log.info("blocks of the vocabulary are not exact for %s (%s): falling back to chunks of rows.", kind, reason)
-    return not reason
+    return None if reason else blocks
 
 
 def _compiles_exactly(model: LanguageModel, sequences: Sequence[TokenSequence], expected_L: torch.Tensor, allowed: float) -> bool:

@@ -39,9 +39,9 @@ class PlainHead:
     """An output layer that is one linear layer: logits = cap(scale (W h + b)), with cap(x) = c tanh(x / c) or cap(x) = x."""
 
     weight_VxD: torch.Tensor
-    """Weights W."""
+    """Weights W of the layer."""
     bias_V: torch.Tensor | None = None
-    """Bias b, or None."""
+    """Bias b of the layer; None: it has none."""
     scale: float = 1.0
     """Factor of the logits before soft-capping."""
     softcap: float | None = None
