@@ -6,7 +6,6 @@ Each vocabulary and hidden size is a process of its own, with random float32 wei
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from bench.side_by_side import peak_bytes
 from lm_harmony.engine.lm_head import LMHead, lm_head_logprobs
 from lm_harmony.engine.lm_head_blocks import HeadBlocks, PlainHead
 from lm_harmony.engine.onednn_linear import has_onednn, onednn_speedups
@@ -69,7 +69,7 @@ def main(flags: Flags) -> None:
 
 
 def measure(vocabulary: int, width: int, *, rows: int, runs: int) -> dict[str, object]:
-    """Return medians of alternating passes, and what the largest resident memory grew by: blocks first, then chunks."""
+    """Return medians of alternating passes, and how far resident memory rises in one: blocks first, then chunks."""
     torch.manual_seed(0)
     weight = torch.empty(vocabulary, width).normal_(std=width**-0.5)
     forward, backward = onednn_speedups(weight, rows, 1e9) if has_onednn() else (0.0, 0.0)
@@ -78,11 +78,10 @@ def measure(vocabulary: int, width: int, *, rows: int, runs: int) -> dict[str, o
     head = LMHead(partial(torch.nn.functional.linear, weight=weight), vocabulary=vocabulary, trained=False, plain=plain)
     hidden, labels, places = torch.randn(rows, width), torch.randint(vocabulary, (rows,)), np.arange(rows)
     found: dict[str, object] = {"vocabulary": vocabulary, "hidden": width, "products": str(blocks).partition(": ")[2]}
-    before = _peak()
-    for name, flops in (("scoring", 2), ("training", 4)):  # scoring first, because it needs less memory
+    for name, flops in (("scoring", 2), ("training", 4)):
         state = hidden.requires_grad_(name == "training")
         ways = [partial(_pass, head, state, torch.from_numpy(places), labels, places, way) for way in (blocks, None)]
-        megabytes = [(way(), (_peak() - before) / 1e6)[1] for way in ways]
+        megabytes = [peak_bytes(way) / 1e6 for way in ways]
         taken = [[_seconds(way) for way in ways] for _ in range(runs)]
         seconds = [statistics.median(pair[side] for pair in taken) for side in (0, 1)]
         speeds = [flops * rows * vocabulary * width / one / 1e9 for one in seconds]
@@ -108,10 +107,6 @@ def _seconds(work: Callable[[], None]) -> float:
     started = clock()
     work()
     return clock() - started
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps, Example
+from lm_harmony.engine.memory import release_freed_memory
 from lm_harmony.runs.environment import describe_cpu
 
 
@@ -74,6 +75,20 @@ def compare(what: str, sides: Mapping[str, Callable[[], object]], *, runs: int) 
     best = min(others, key=lambda name: medians[name])
     ratios = [other / own for own, other in zip(taken[ours], taken[best], strict=True)]
     return Measured(what=what, seconds=medians, ratio=statistics.median(ratios), spread=(min(ratios), max(ratios)))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return how far the resident memory of this process rises during ``work``, by Linux's VmHWM, which is reset before."""
+    release_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM to the resident memory
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def show(title: str, measured: Sequence[Measured]) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import tyro
 
-from bench.side_by_side import BenchFlags, Measured, compare, show, splits_of
+from bench.side_by_side import BenchFlags, Measured, compare, peak_bytes, show, splits_of
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import choose_backend
@@ -57,6 +57,11 @@ def main(flags: BenchFlags) -> None:
             _, splits = splits_of(task, flags.data, Caps(train=flags.rows or 48, validation=8, test=8))
             rows = training_sequences(model, splits.train, max_length=1024, completion_only=False)
             sides = {"LM-Harmony": partial(ours, rows), "right-padded, transformers' loss": partial(padded, rows)}
+            step = {name: peak_bytes(partial(side.func, rows[:BATCH])) for name, side in sides.items()}
+            print(
+                f"{task}, largest rise of memory in a step (MB): "
+                + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in step.items())
+            )
             measured.append(compare(f"{task}, {len(rows)} rows in steps of {BATCH}", sides, runs=flags.runs))
     show("training", measured)
 
