@@ -95,6 +95,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("plan good.yaml --joint -1", "joint must be at least 1, got -1"),
         ("plan good.yaml --only nothing", "'nothing' matches none of the 1 runs"),
         ("plan good.yaml --hardware ''", "the value of --hardware is empty"),
+        ("plan good.yaml --hardware h10", "hardware: no data for 'h10'. Did you mean 'h100'? Known: h200, h100"),
         ("plan good.yaml --format xml", "invalid choice 'xml' for argument '--format'"),
         ("plan several.yaml", "several.yaml, line 2: benchmarks[0].task: task_name = 'arc_*'"),
     ],
@@ -214,6 +215,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("place model --until 10 --device mps", "it is the GPU of a Mac"),
         ("place model --until 10 --data_dir nowhere", "data_dir = nowhere has no folder of a published benchmark"),
         ("place model --until 10 --data_dir data --random_seed -1", "random_seed must be from 0"),
+        ("place model --until 10 --hardware tpu", "hardware: no data for 'tpu'"),
         ("place model --until 10 --data_dir data --results_dir a_file", "results_dir: a_file is a file"),
     ],
     "benchmarks": [

@@ -19,6 +19,7 @@ from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.preflight import GPUS
 from lm_harmony.runs.protocol import train_before_test
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -101,6 +102,7 @@ def test_a_run_that_cannot_be_counted_is_listed_as_missing(tmp_path: Path) -> No
 def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="Did you mean 'h200'"):
         hardware_named("H2O0")
+    assert tuple(HARDWARE) == GPUS  # the names that are checked before torch is imported
 
 
 def test_calibrate_measures_the_rates_of_this_machine(spec: RunSpec) -> None:

@@ -109,10 +109,13 @@ def plan(
         format: table is for people; csv, json and markdown have a row for each model, without the constants.
     """
     from lm_harmony.cli.console import quiet_libraries
+    from lm_harmony.runs.preflight import check_hardware
     from lm_harmony.studies.study import Study
 
     for name, value in (("workers", workers), ("joint", 1 if joint is None else joint)):
         check_integer(name, value, 1)
+    if hardware != "here":
+        check_hardware(hardware)
     asked = Study.read(file, only=only, skip=skip)
     specs = [run.spec for run in asked.runs]
     from lm_harmony.cli import plan as plan_command  # these modules import torch

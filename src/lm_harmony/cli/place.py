@@ -17,7 +17,7 @@ from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError, check_integer, check_number
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.models.model_folder import refuse_no_model
-from lm_harmony.runs.preflight import check_device, check_results_folder
+from lm_harmony.runs.preflight import check_device, check_hardware, check_results_folder
 from lm_harmony.runs.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
         if flags.hours is not None:
             check_number("hours", flags.hours, positive=True)
         check_integer("workers", flags.workers, 1)
+        if flags.hardware != "here":
+            check_hardware(flags.hardware)
         specs = _specs(results, flags, given)
         check_device(flags.device)
         refuse_no_model(results, flags.revision)

@@ -35,12 +35,10 @@ def place_until(model: str, flags: PlaceFlags, specs: Mapping[str, RunSpec]) -> 
         specs: the run of each benchmark that may be run, cheapest first.
 
     Raises:
-        UsageError: no data for the hardware, no benchmark can be run, or the hours suffice for none.
+        UsageError: no benchmark can be run, or the hours suffice for none.
         ModelError: the model cannot be loaded.
         KeyboardInterrupt: after a line that says how to continue.
     """
-    if flags.hardware != "here":
-        hardware_named(flags.hardware)
     quiet_libraries()
     placing = Placing(
         study=Study(StudySpec(runs=tuple(specs.values()), results_dir=flags.results_dir, data_dir=flags.data_dir)),

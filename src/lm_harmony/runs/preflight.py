@@ -11,13 +11,29 @@ from pathlib import Path
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
-from lm_harmony.errors import BenchmarkError, ModelError, UsageError
+from lm_harmony.errors import BenchmarkError, ModelError, UsageError, did_you_mean
 from lm_harmony.models.folder_checks import refuse_no_weights
 from lm_harmony.models.model_folder import refuse_no_model
 from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 LONGEST_NAME = 255
 """Longest name of a file or folder in bytes, on the file systems of Linux."""
+
+GPUS = ("h200", "h100", "a100", "a100-40", "l40s", "rtx4090")
+"""GPUs whose time can be predicted: the names in ``studies.hardware``, which imports torch."""
+
+
+def check_hardware(name: str) -> None:
+    """Check the name of a GPU, in capital or small letters.
+
+    Raises:
+        UsageError: there is no GPU of that name.
+    """
+    if name.lower() not in GPUS:
+        raise UsageError(
+            f"hardware: no data for {name!r}.{did_you_mean(name.lower(), GPUS)} Known: {', '.join(GPUS)}. "
+            f"Or give here, which measures this machine in under 60 seconds."
+        )
 
 
 def check_request(spec: RunSpec) -> None:

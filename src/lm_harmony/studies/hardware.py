@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from lm_harmony.engine.memory import GPU_GENERATION_ROWS, GPU_SCORING_TOKENS, GPU_TRAINING_TOKENS, MemoryBudget
 from lm_harmony.engine.memory_estimate import PROCESS_BYTES
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.runs.preflight import check_hardware
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +151,5 @@ def hardware_named(name: str) -> Hardware:
     Raises:
         UsageError: there is no GPU of that name.
     """
-    if name.lower() not in HARDWARE:
-        raise UsageError(
-            f"hardware: no data for {name!r}.{did_you_mean(name.lower(), HARDWARE)} Known: {', '.join(HARDWARE)}. "
-            f"Or give here, which measures this machine in under 60 seconds."
-        )
+    check_hardware(name)
     return HARDWARE[name.lower()]
