@@ -50,14 +50,15 @@ def left_out(
         family: leave the whole family of a model out, also when the noise between trainings is estimated.
         estimated: False: without the noise between trainings, as if it did not exist.
     """
+    groups = board.families if family else pd.Series(board.pc1.index, index=board.pc1.index)
     found = {}
-    for model in board.pc1.index:
-        members = list(board.families.index[board.families == board.families[model]]) if family else [model]
+    for _, members in groups.groupby(groups):
         noise = board.noise
         if family:
-            noise = estimate_noise((second - board.scores).drop(index=members), board.pc1)
-        others = replace(board.without(members), noise=noise if estimated else NO_NOISE)
-        found[str(model)] = SequentialPlacement(others, rivals=board.pc1.drop(model))
+            noise = estimate_noise((second - board.scores).drop(index=members.index), board.pc1)
+        others = replace(board.without(list(members.index)), noise=noise if estimated else NO_NOISE)
+        for model in members.index:
+            found[str(model)] = SequentialPlacement(others, rivals=board.pc1.drop(model), family=board.families[model])
     return found
 
 

@@ -52,7 +52,7 @@ def sequential_placements(
             others = replace(others, noise=estimate_noise((second - board.scores).drop(index=members.index), board.pc1))
         if not common_shift:
             others = replace(others, noise=replace(others.noise, common_shift=0.0))
-        placement = SequentialPlacement(others)
+        placement = SequentialPlacement(others, family=board.families[members.index[0]])
         for model in members.index:
             rivals = board.pc1.drop(model)
             placement.rivals = np.sort(rivals.to_numpy())

@@ -17,11 +17,18 @@ NOISE = TrainingNoise(run=pd.Series(np.linspace(0.05, 0.3, TASKS)), common_run=0
 """The noise of the simulated trainings, in units of the exact scores' standard deviation, which is near 1."""
 
 
-def known_trainings(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the scores of the same models in two trainings, models x benchmarks."""
+def known_trainings(seed: int, family_sd: float = 0.0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the scores of the same models in two trainings, models x benchmarks.
+
+    Args:
+        seed: of the random numbers.
+        family_sd: standard deviation of what the models of a family have in common on one benchmark, besides their ability.
+    """
     random = np.random.default_rng(seed)
     ability = random.normal(size=(FAMILIES, 1)).repeat(MODELS // FAMILIES, axis=0) * 0.6 + 0.8 * random.normal(size=(MODELS, 1))
     exact = (ability + 0.4 * random.normal(size=(MODELS, TASKS))) / np.sqrt(1.16)
+    if family_sd:
+        exact += family_sd * random.normal(size=(FAMILIES, TASKS)).repeat(MODELS // FAMILIES, axis=0)
     trainings = []
     for _ in range(2):
         run = NOISE.run.to_numpy() * random.normal(size=exact.shape) + NOISE.common_run * random.normal(size=(MODELS, 1))

@@ -17,6 +17,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import fit_reference
 from lm_harmony.analysis.placement import fit_placement, place, published_placement, validate
 from lm_harmony.analysis.placement_board import PlacementBoard, placement_board
+from lm_harmony.analysis.placement_fit import misfit
 from lm_harmony.analysis.training_noise import NO_NOISE
 from lm_harmony.errors import UsageError
 
@@ -51,6 +52,25 @@ def test_a_fit_never_sees_the_family_it_predicts(board: PlacementBoard) -> None:
     right, other = (fit_placement(one.without(list(own.index[own]))) for one in (board, spoiled))
     assert np.array_equal(right.exact, other.exact)
     assert not np.allclose(fit_placement(board).exact, fit_placement(spoiled).exact)
+
+
+def test_the_misfit_of_a_new_family_is_what_families_have_in_common(board: PlacementBoard) -> None:
+    """Negative control: groups of the same sizes with random members are predicted better."""
+    shuffled = pd.Series(np.random.default_rng(0).permutation(board.families), index=board.families.index)
+    known, new, random = misfit(board, new_family=False), misfit(board, new_family=True), replace(board, families=shuffled)
+    assert 1 <= known < 1.3 and new > 1.5 * known
+    assert misfit(random, new_family=True) < 0.8 * new  # what remains is the loss of so many models
+    assert fit_placement(board).misfit == fit_placement(board, "Mistral").misfit == new
+    assert fit_placement(board, "Yi").misfit == known
+
+
+def test_unlike_models_are_predicted_from_nearly_all_benchmarks(board: PlacementBoard) -> None:
+    """One missing benchmark of 24 says little about PC1, also of the weakest model, whose whole family is left out."""
+    name = "EleutherAI/pythia-70m-deduped"
+    placement = fit_placement(board.without(list(board.families.index[board.families == "Pythia"])))
+    for missing in ("mrpc", "hellaswag", "arc_easy"):
+        scores = board.scores.loc[name].drop(missing)
+        assert placement.position(scores.to_dict(), {}).pc1 == pytest.approx(board.pc1[name], abs=60)
 
 
 def test_a_model_with_every_benchmark_is_computed_not_predicted(board: PlacementBoard) -> None:

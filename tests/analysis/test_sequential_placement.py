@@ -37,15 +37,36 @@ def board() -> PlacementBoard:
 
 
 @pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (-3.0, 0.2), (2.5, 0.5), (9.0, 1.0), (0.3, 30.0)])
-def test_rank_intervals_are_the_shortest_by_brute_force(mean: float, sd: float) -> None:
+def test_rank_intervals_are_the_nearest_to_95_percent_by_brute_force(mean: float, sd: float) -> None:
     rivals = np.sort(np.random.default_rng(1).normal(size=12) * 2)
     # The probability of each rank: a model of rank r has r - 1 rivals above it.
     edges = np.concatenate([[-np.inf], rivals, [np.inf]])
     shares = np.diff(stats.norm.cdf(edges, mean, sd))[::-1]
-    pairs = [(a, b) for a in range(13) for b in range(a, 13) if shares[a : b + 1].sum() >= 0.95 - 1e-12]
-    best, worst = min(pairs, key=lambda pair: (pair[1] - pair[0], -shares[pair[0] : pair[1] + 1].sum()))
+    held = {(a, b): shares[a : b + 1].sum() for a in range(13) for b in range(a, 13)}
+    likeliest = [max((pair for pair in held if pair[1] - pair[0] == width), key=lambda pair: held[pair]) for width in range(13)]
+    best, worst = min(likeliest, key=lambda pair: abs(held[pair] - 0.95))
     found = rank_intervals(np.array([mean]), np.array([sd]), rivals)
     assert (found[0][0], found[1][0]) == (best + 1, worst + 1)
+    # It is the shortest interval with at least 95%, or has one rank less.
+    shortest = min(pair[1] - pair[0] for pair in held if held[pair] >= 0.95 - 1e-12)
+    assert worst - best in (shortest, shortest - 1)
+
+
+@pytest.mark.parametrize("sd", [0.2, 0.6, 2.0])
+def test_rank_intervals_hold_95_percent_on_average(sd: float) -> None:
+    """Negative control: the shortest intervals with at least 95% hold more. Truths are drawn from each model's distribution."""
+    random = np.random.default_rng(2)
+    rivals, means = np.sort(random.normal(size=40)), random.normal(size=4_000)
+    best, worst = rank_intervals(means, np.full(4_000, sd), rivals)
+    truths = 1 + (rivals > (means + sd * random.normal(size=4_000))[:, None]).sum(axis=1)
+    held = np.mean((best <= truths) & (truths <= worst))
+    ends = np.concatenate([[-np.inf], rivals, [np.inf]])
+    below = stats.norm.cdf((ends - means[:, None]) / sd)
+    masses = [below[:, length:] - below[:, :-length] for length in range(1, 42)]
+    longest = np.max([mass.max(axis=1) * (mass.max(axis=1) < 0.95) for mass in masses], axis=0)
+    shortest = np.min([np.where(mass.max(axis=1) >= 0.95, mass.max(axis=1), 1.0) for mass in masses], axis=0)
+    assert held == pytest.approx(0.95, abs=0.012) and shortest.mean() > held
+    assert np.all(longest <= 0.95)
 
 
 def test_the_position_equals_a_regression_where_there_is_no_noise(board: PlacementBoard) -> None:

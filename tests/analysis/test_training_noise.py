@@ -43,12 +43,26 @@ def test_noise_that_grows_for_weak_models_is_estimated() -> None:
 @pytest.mark.parametrize("count", [3, 8])
 def test_placements_hold_when_a_training_of_known_noise_is_repeated(count: int) -> None:
     boards = [known_board(*known_trainings(seed)) for seed in range(4)]
-    covered = [placement_coverage(*board, left_out(*board), count, subsets=1)["pc1"] for board in boards]
+    covered = [placement_coverage(*board, left_out(*board), count, subsets=1) for board in boards]
     # The shift of a training is common to its placements, so that four trainings leave an error of some percent.
-    assert 0.9 <= np.mean(covered) <= 0.995
+    assert 0.9 <= np.mean([one["pc1"] for one in covered]) <= 0.995
+    assert 0.9 <= np.mean([one["rank"] for one in covered]) <= 0.995
     if count == TASKS:  # without noise between trainings, a computed PC1 has hardly an interval at all
         blind = left_out(*boards[0], estimated=False)
         assert placement_coverage(*boards[0], blind, count, subsets=1)["pc1"] < 0.2
+
+
+def test_intervals_of_a_new_family_hold() -> None:
+    """Models of one family deviate together from the others. Negative control: intervals for models of a family that is known."""
+    covered, trusting = [], []
+    for seed in range(6):
+        board, second = known_board(*known_trainings(seed, family_sd=0.6))
+        placements = left_out(board, second, family=True)
+        covered.append(placement_coverage(board, second, placements, 2, subsets=2)["pc1"])
+        for placement in placements.values():
+            placement.misfit = 1.0
+        trusting.append(placement_coverage(board, second, placements, 2, subsets=2)["pc1"])
+    assert np.mean(covered) >= 0.92 and np.mean(trusting) < np.mean(covered) - 0.02
 
 
 def test_the_shipped_noise_covers_all_benchmarks_of_the_published_board() -> None:

@@ -88,7 +88,7 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
     tasks = list(known.index)
     standardised = (known - reference.means[tasks]) / reference.scales[tasks]
     errors = stderrs.reindex(tasks) / reference.scales[tasks]
-    found = fit_placement(others).position(standardised.to_dict(), errors.to_dict())
+    found = fit_placement(others, family=board.families.get(model)).position(standardised.to_dict(), errors.to_dict())
     seen, own = others.scores[tasks].to_numpy(), standardised.to_numpy()
     beyond = (own < seen.min(axis=0)) | (own > seen.max(axis=0))
     return Placement(
@@ -107,9 +107,9 @@ def place(board: PlacementBoard, model: str, oriented: pd.Series[float], stderrs
 
 
 @lru_cache(maxsize=128)  # most models of a study are placed on the same board
-def fit_placement(board: PlacementBoard) -> SequentialPlacement:
-    """Return the distribution of scores and PC1, fitted on the models of ``board``."""
-    return SequentialPlacement(board)
+def fit_placement(board: PlacementBoard, family: str | None = None) -> SequentialPlacement:
+    """Return the distribution of scores and PC1, fitted on ``board``, for a model of ``family`` (None: not known)."""
+    return SequentialPlacement(board, family=family)
 
 
 def validate(board: PlacementBoard, tasks: Sequence[str]) -> PlacementValidation:

@@ -1,20 +1,27 @@
 """Where a model stands after some benchmarks: the distribution of its PC1 and rank, and the width expected after further ones.
 
-The scores of a model on all benchmarks and its PC1 have a joint normal distribution, so that the scores on some benchmarks give
-PC1 a normal distribution of known mean and variance. Let A be the covariance of the scores that a model would have without the
-noise of a training, D the covariance of the noise of one training, V that of the shift between two trainings, and PC1 = l'z with
-the standardised scores z of the reference board. D and V are from ``training_noise``; a factor g makes them larger for weak
-models. The scores z' of another training have the covariance A + g D + g V, and their covariance with PC1 is A l, because both
-trainings have independent noise. A + D is estimated by the mean of the sample covariance and of its factor model, in the manner
-of Ledoit and Wolf (2003). The variance of PC1 after a set of benchmarks does not depend on their scores except through g, so that
-the shrinking of the rank interval can be predicted before a benchmark is run. With all benchmarks, PC1 is not predicted but
-computed: l'z'.
+PC1 is predicted by the regression on the scores of some benchmarks (``placement_fit``), which is fitted to the reference board
+and applied to the scores of another training. With all benchmarks, PC1 is not predicted but computed: l'z. Let w be the weights
+of the scores in the prediction, u = l - w, C the covariance of the scores on the reference board, D that of the noise of one
+training, V that of the shift between two trainings (``training_noise``), and f the misfit of models of a new family. The
+difference between the PC1 of the reference board and the prediction has the variance
+
+    g (f u'C u + w'(2 D + V) w + 2 u'D w)
+
+where 2 D + V is the covariance of the difference between two trainings, and the last term is there because the noise of the
+first training is in PC1 and in that difference. The factor g makes all variances larger for weak models. The variance does not
+depend on the scores except through g, so that the shrinking of the rank interval can be predicted before a benchmark is run.
+
+The weights are those of the regression within one training, and not those that would be best by D and V. The latter contain
+contrasts between benchmarks in which a common shift cancels. Such contrasts are estimated from few models, and fail for models
+that are unlike them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +30,10 @@ from scipy.special import ndtr, ndtri
 
 from lm_harmony.analysis.pca import PC1_SCALE
 from lm_harmony.analysis.placement_board import PlacementBoard
+from lm_harmony.analysis.placement_fit import misfit, regression_weights, score_covariance
 
 CONFIDENCE = 0.95
 """Nominal coverage of intervals."""
-FACTORS = 2
-"""Number of factors of the covariance's model."""
-FACTOR_SHARE = 0.5
-"""Weight of the factor model in the covariance; the rest is the weight of the sample covariance."""
-_FACTOR_STEPS = 200
-_NOISE_STEPS = 3
-"""Repetitions in which a model's PC1 gives the factor of its noise, and the factor gives PC1."""
 _LEAST_VARIANCE = 1.0
 """Smallest variance of PC1 (times 100), which keeps rounding from making it negative."""
 
@@ -76,23 +77,31 @@ class Position:
 class SequentialPlacement:
     """A normal distribution of all scores of a new training and of PC1, and the models that a new one is ranked among."""
 
-    def __init__(self, board: PlacementBoard, rivals: pd.Series[float] | None = None) -> None:
+    def __init__(self, board: PlacementBoard, rivals: pd.Series[float] | None = None, *, family: str | None = None) -> None:
         """Estimate the distribution.
 
         Args:
             board: models to fit on, without the model that is placed, and the noise between two trainings.
             rivals: PC1 of the models to rank among; None: those of ``board``.
+            family: family of the model that is placed. A family that ``board`` does not have, or None (not known), has wider
+                intervals.
         """
+        self._board, self._family = board, family
         self.tasks = tuple(board.scores.columns)
         scores, self.noise = board.scores.to_numpy(), board.noise
         self.loadings: Floats = board.reference.loadings[list(self.tasks)].to_numpy() * PC1_SCALE
         run = self.noise.run.reindex(self.tasks).fillna(0.0).to_numpy()
         self.run: Floats = np.diag(run**2) + self.noise.common_run**2
         self.shift: Floats = self.noise.shift**2 * np.eye(len(run)) + self.noise.common_shift**2
-        self.exact: Floats = _covariance(scores) - self.run
+        self.exact: Floats = score_covariance(scores) - self.run
         self.means: Floats = scores.mean(axis=0)
         self.usual_errors: Floats = np.nan_to_num(board.stderrs.reindex(self.tasks).to_numpy())
         self.rivals: Floats = np.sort((board.pc1 if rivals is None else rivals).to_numpy())
+
+    @cached_property
+    def misfit(self) -> float:
+        """Factor f of the variance of the regression, by cross-validation on the board."""
+        return misfit(self._board, new_family=self._family not in set(self._board.families))
 
     def position(self, scores: Mapping[str, float], errors: Mapping[str, float]) -> Position:
         """Return where a model stands.
@@ -102,26 +111,40 @@ class SequentialPlacement:
             errors: standard error by benchmark, in standardised units; the usual one is used where it is not given. Only an
                 excess over the usual one matters, because the covariance contains the usual one.
         """
-        places, factor = self._places(scores), 1.0
+        places = self._places(scores)
         own = np.array([scores[self.tasks[place]] for place in places])
-        for _ in range(_NOISE_STEPS if places else 1):
-            weights = self._weights(places, errors, factor)
-            mean = float(self.means @ self.loadings + weights @ (own - self.means[places]))
-            sd = float(np.sqrt(self.variance(scores, errors, factor)))
-            used, factor = factor, self.noise.factor(mean)
+        weights = self._weights(places, self._excess(places, errors))
+        mean = float(self.means @ self.loadings + weights @ (own - self.means[places]))
+        factor = self.noise.factor(mean) if places else 1.0
+        sd = float(np.sqrt(self.variance(scores, errors, factor, self.misfit)))
         best, worst = rank_intervals(np.array([mean]), np.array([sd]), self.rivals)
-        return Position(pc1=mean, sd=sd, best=int(best[0]), worst=int(worst[0]), noise=used)
+        return Position(pc1=mean, sd=sd, best=int(best[0]), worst=int(worst[0]), noise=factor)
 
     def covariance(self, factor: float = 1.0) -> Floats:
         """Return the covariance of the scores of another training, for models with this factor of the noise."""
         return np.asarray(self.exact + factor * (self.run + self.shift))
 
-    def variance(self, known: Sequence[str] | Mapping[str, float], errors: Mapping[str, float], factor: float = 1.0) -> float:
-        """Return the variance of PC1 (times 100) once the benchmarks ``known`` have scores with these standard errors."""
-        places, loadings = self._places(known), self.loadings
-        weights = self._weights(places, errors, factor)
-        missing = float(loadings @ (self.exact + factor * self.run) @ loadings - 2 * weights @ (self.exact @ loadings)[places])
-        return max(missing + float(weights @ self._measured(places, errors, factor) @ weights), _LEAST_VARIANCE)
+    def variance(
+        self, known: Sequence[str] | Mapping[str, float], errors: Mapping[str, float], factor: float = 1.0, misfit: float = 1.0
+    ) -> float:
+        """Return the variance of PC1 (times 100) once the benchmarks ``known`` have scores with these standard errors.
+
+        Args:
+            known: benchmarks with a score.
+            errors: standard errors as for ``position``.
+            factor: factor g of all variances.
+            misfit: factor f of the variance of the regression.
+        """
+        places = self._places(known)
+        excess = self._excess(places, errors)
+        weights = np.zeros_like(self.loadings)
+        weights[places] = self._weights(places, excess)
+        rest = self.loadings - weights
+        predicted = float(rest @ (self.exact + self.run) @ rest + 2 * rest @ self.run @ weights)
+        repeated = float(weights @ (2 * self.run + self.shift) @ weights)
+        # If nearly all is noise, the first part is negative, and a misfit must not make the sum smaller.
+        variance = factor * (max(predicted, misfit * predicted) + repeated) + float(weights[places] ** 2 @ excess)
+        return max(variance, _LEAST_VARIANCE)
 
     def expected_widths(
         self, position: Position, known: Sequence[str], more: Sequence[Sequence[str]], errors: Mapping[str, float]
@@ -137,8 +160,11 @@ class SequentialPlacement:
         Returns:
             Equally probable widths in places, shape (sets, nodes).
         """
-        variances = np.minimum([self.variance([*known, *names], errors, position.noise) for names in more], position.sd**2)
-        means = position.pc1 + np.sqrt(position.sd**2 - variances)[:, None] * _NODES
+        after, factor = [[*known, *names] for names in more], position.noise
+        variances = np.minimum([self.variance(names, errors, factor, self.misfit) for names in after], position.sd**2)
+        # The expectation moves by what the regression says, without the misfit.
+        moved = self.variance(known, errors, factor) - np.array([self.variance(names, errors, factor) for names in after])
+        means = position.pc1 + np.sqrt(np.maximum(moved, 0.0))[:, None] * _NODES
         best, worst = rank_intervals(means.ravel(), np.sqrt(variances).repeat(len(_NODES)), self.rivals)
         return (worst - best).reshape(means.shape).astype(np.float64)
 
@@ -146,47 +172,56 @@ class SequentialPlacement:
         known = set(names)
         return [place for place, task in enumerate(self.tasks) if task in known]
 
-    def _weights(self, places: list[int], errors: Mapping[str, float], factor: float) -> Floats:
-        """Return the weights of the scores, shape (places,): in the expectation of PC1, or in PC1 if no score is missing."""
-        if len(places) == len(self.tasks):
-            return self.loadings
-        return np.asarray(np.linalg.solve(self._measured(places, errors, factor), (self.exact @ self.loadings)[places]))
+    def _weights(self, places: list[int], excess: Floats) -> Floats:
+        """Return the weights of the scores of another training, shape (places,)."""
+        within = self.exact + self.run
+        weights = regression_weights(within, self.loadings, places, excess)
+        if not 0 < len(places) < len(self.tasks):
+            return weights
+        spread = weights @ (within + self.shift)[np.ix_(places, places)] @ weights + weights**2 @ excess
+        return weights * np.clip(weights @ (self.exact @ self.loadings)[places] / spread, 0.0, 1.0)
 
-    def _measured(self, places: list[int], errors: Mapping[str, float], factor: float) -> Floats:
-        """Return the covariance of scores with these standard errors, places x places."""
+    def _excess(self, places: list[int], errors: Mapping[str, float]) -> Floats:
+        """Return the variance of scores with these standard errors beyond that with the usual ones, shape (places,)."""
         usual = self.usual_errors[places]
         own = np.array([errors.get(self.tasks[place], error) for place, error in zip(places, usual, strict=True)])
-        own = np.where(np.isfinite(own), own, usual)
-        return np.asarray(self.covariance(factor)[np.ix_(places, places)] + np.diag(np.maximum(own**2 - usual**2, 0.0)))
+        return np.asarray(np.maximum(np.where(np.isfinite(own), own, usual) ** 2 - usual**2, 0.0))
 
 
 def rank_intervals(means: Floats, sds: Floats, rivals: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the shortest intervals of ranks that hold at least 95% of the probability; of equally short ones the likeliest.
+    """Return the intervals of ranks whose probability is nearest to 95%, as best ranks and worst ranks, each of shape (models,).
 
-    A model's rank is 1 + the number of rivals with a larger PC1.
+    A model's rank is 1 + the number of rivals with a larger PC1. Of all intervals of one length the likeliest counts. Ranks are
+    whole numbers, so that the shortest interval with at least 95% would hold more than 95% on average. Therefore the one with one
+    rank less is returned where its probability is nearer to 95%.
 
     Args:
         means: expected PC1 of each model, shape (models,).
         sds: its standard deviation, shape (models,).
         rivals: PC1 of the other models in ascending order, shape (rivals,).
     """
-    count = len(rivals)
-    lower_ends, upper_ends = np.concatenate([[-np.inf], rivals]), np.concatenate([rivals, [np.inf]])
-    below = ndtr((upper_ends - means[:, None]) / sds[:, None])  # probability of the best rank count + 1, ..., 1 and all worse
+    below = ndtr((np.concatenate([[-np.inf], rivals, [np.inf]]) - means[:, None]) / sds[:, None])
+    count = len(rivals) + 1
+    # For each upper end, the largest lower end of an interval with at least 95%. The ends limit the ranks count, ..., 1.
     limits = means[:, None] + sds[:, None] * ndtri(np.maximum(below - CONFIDENCE, 0.0))
-    start = np.searchsorted(rivals, limits, side="right")  # the largest of the lower ends that are at most the limit
-    widths = np.where(below >= CONFIDENCE, np.arange(count + 1) - start, count + 1)
-    held = below - ndtr((lower_ends[start] - means[:, None]) / sds[:, None])
-    chosen = np.argmin(widths - held / 2, axis=1)
-    return count + 1 - chosen, count + 1 - start[np.arange(len(means)), chosen]
+    lengths = np.arange(count + 1) - np.searchsorted(rivals, limits, side="right")
+    lengths = np.where(below >= CONFIDENCE, lengths, count).min(axis=1)
+    start, held = _likeliest(below, lengths)
+    shorter_start, shorter_held = _likeliest(below, np.maximum(lengths - 1, 1))
+    is_nearer = CONFIDENCE - shorter_held < held - CONFIDENCE
+    lengths = np.where(is_nearer, np.maximum(lengths - 1, 1), lengths)
+    start = np.where(is_nearer, shorter_start, start)
+    return count + 1 - start - lengths, count - start
 
 
-def _covariance(scores: Floats) -> Floats:
-    """Return the mean of the sample covariance and of its factor model (iterated principal factors), columns x columns."""
-    sample = np.cov(scores, rowvar=False)
-    specific = sample.diagonal() * 0.3
-    for _ in range(_FACTOR_STEPS):
-        sizes, vectors = np.linalg.eigh(sample - np.diag(specific))
-        factors = vectors[:, -FACTORS:] * np.sqrt(np.maximum(sizes[-FACTORS:], 0.0))
-        specific = np.maximum(sample.diagonal() - (factors**2).sum(axis=1), 0.02 * sample.diagonal())
-    return np.asarray((1 - FACTOR_SHARE) * sample + FACTOR_SHARE * (factors @ factors.T + np.diag(specific)))
+def _likeliest(below: Floats, lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return where the likeliest interval of each model starts, and its probability.
+
+    Args:
+        below: probability below each end of a rank, models x (ranks + 1).
+        lengths: number of ranks in the interval, shape (models,).
+    """
+    stops = np.arange(below.shape[1]) + lengths[:, None]
+    inside = stops < below.shape[1]
+    held = np.where(inside, np.take_along_axis(below, np.where(inside, stops, 0), axis=1) - below, -1.0)
+    return held.argmax(axis=1), held.max(axis=1)

@@ -40,10 +40,11 @@ def place_until(model: str, flags: PlaceFlags, specs: Mapping[str, RunSpec]) -> 
         KeyboardInterrupt: after a line that says how to continue.
     """
     quiet_libraries()
+    board = published_placement()
     placing = Placing(
         study=Study(StudySpec(runs=tuple(specs.values()), results_dir=flags.results_dir, data_dir=flags.data_dir)),
         until=flags.until,
-        placement=fit_placement(published_placement().without([model])),
+        placement=fit_placement(board.without([model]), board.families.get(model)),
     )
     with lines_beside(flags.format):
         done = _place(placing, model, flags)
