@@ -186,6 +186,11 @@ class RunStore:
         self._write(f"samples_{split}.jsonl", text)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def samples(self, split: str) -> tuple[Mapping[str, object], ...]:
+        """Return the per-document outcomes of a split; empty if none were written."""
+        path = self.folder / f"samples_{split}.jsonl"
+        return read_json_lines(path, Sample) if path.exists() else ()
+
     def write_results(self, results: Mapping[str, object], *, time: str) -> None:
         """Write `results_<time>.json` in lm_eval's schema."""
         self._write(f"results_{time}.json", json.dumps(results, indent=2, default=str, ensure_ascii=False))
@@ -239,12 +244,7 @@ class RunStore:
         return self.folder.relative_to(self.remote.folder).as_posix()
 
     def record(self) -> RunRecord:
-        """Read the record of a finished run.
-
-        Raises:
-            StoreError: the run is not finished.
-            DamagedFile: record.json cannot be read.
-        """
+        """Read the record of a finished run; raises StoreError if the run is not finished."""
         if not (path := self.folder / "record.json").exists():
             raise StoreError(f"{path} does not exist: the run is not finished. Run it first.")
         return read_json(path, RunRecord, upgrade_record)
