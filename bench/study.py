@@ -22,7 +22,7 @@ from lm_harmony.studies.study import Study
 READ = """
 import json, resource, sys, time
 from pathlib import Path
-from lm_harmony.runs.store import find_runs
+from lm_harmony.analysis.load_records import find_runs
 started = time.perf_counter()
 records = [store.record() for store in find_runs(Path(sys.argv[1]))]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
