@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -131,9 +130,8 @@ def command(*words: str, cwd: Path | None = None, columns: int = 200) -> str:
 
 
 def kernels() -> str:
-    """Name what decides the last digits: the processor's instructions, torch, and Python, whose sum() rounds less since 3.12."""
-    versions = f"torch {torch.__version__.split('+')[0]} python {sys.version_info.major}.{sys.version_info.minor}"
-    return f"{torch.backends.cpu.get_cpu_capability()} {versions}"
+    """Name what decides the last digits of a training: the processor's instructions and the version of torch."""
+    return f"{torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.split('+')[0]}"
 
 
 def without_machine(values: Any, folder: Path) -> Any:
