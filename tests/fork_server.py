@@ -11,6 +11,7 @@ import atexit
 import gc
 import importlib
 import json
+import linecache
 import os
 import runpy
 import select
@@ -176,6 +177,8 @@ def _status_of(words: list[str]) -> int:
             runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]  # as the interpreter does
         else:
             sys.argv, sys.path[0] = ["-c", *words[2:]], ""
+            if sys.version_info >= (3, 13):  # where a traceback shows the lines of this code
+                linecache.cache["<string>"] = (len(words[1]), None, words[1].splitlines(keepends=True), "<string>")
             exec(compile(words[1], "<string>", "exec"), vars(main))
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):

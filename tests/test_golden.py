@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from golden_study import GOLDEN, boards, command, differences, file_names, flags
 
 KERNELS = 1e-4
 """Largest relative difference of a number computed with other kernels than those of the golden files."""
+SUMS = 1e-14
+"""Largest relative difference of a standard error on Python 3.12 and newer, where ``sum()``, which lm_eval computes it with, rounds
+less than on the Python 3.11 of the golden files."""
 LIBRARIES = 1e-9
 """Largest relative difference of a number on a board, which NumPy and SciPy compute from equal records."""
 
@@ -30,7 +34,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_records_of_the_study_equal_the_golden_files(study: Path) -> None:
     """Equal to the last digit with the same kernels, and within a tolerance on another processor."""
     allowed = 0.0 if kernels() == golden("kernels") else KERNELS
-    assert list(differences(records(study), golden("records"), allowed=allowed)) == []
+    made, known = records(study), golden("records")
+    found = list(differences(made, known, allowed=allowed))
+    assert [line for line in found if ".stderrs." not in line or sys.version_info < (3, 12)] == []
+    assert list(differences(made, known, allowed=max(allowed, SUMS))) == []
 
 
 def test_files_and_formats_equal_the_golden_files(study: Path) -> None:

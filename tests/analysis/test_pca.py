@@ -26,6 +26,16 @@ def test_components_equal_scikit_learns() -> None:
     assert np.allclose(np.abs(fitted.pc1), np.abs(expected))
 
 
+def test_components_without_variance_are_left_out() -> None:
+    table = random_table(3, 5)  # the ranks of three centred rows are two
+    fitted = components(matrix_of(table))
+    assert [len(fitted.explained), *fitted.loadings.columns] == [2, 1, 2] == [2, *fitted.scores.columns]
+    assert sum(fitted.explained) == pytest.approx(1)
+    assert len(components(matrix_of(random_table(4, 5))).explained) == 3  # negative control: all that have variance are kept
+    copied = table.assign(b1=table["b0"] * 2, b2=table["b0"] + 1, b3=-table["b0"], b4=table["b0"])
+    assert len(components(matrix_of(copied)).explained) == 1
+
+
 def test_better_models_have_higher_pc1_also_if_lower_scores_are_better() -> None:
     table = random_table(12, 4)
     ability = table.mean(axis=1)

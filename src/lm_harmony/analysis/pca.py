@@ -3,7 +3,8 @@
 Scores are oriented so that larger is better. Each benchmark's column is standardised over the models (mean 0, population standard
 deviation 1, as on the published board). The resulting matrix Z (models x benchmarks) has the singular value decomposition
 Z = U S V'. The component scores are U S, reported times 100. The share of variance of component k is S_k^2 / sum(S^2), and its
-loadings are column k of V.
+loadings are column k of V. Components that have no variance beyond rounding are left out, because their directions are arbitrary. The
+last component of no more models than benchmarks is always one of these.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Components:
 def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Components:
     """Return the principal components of the complete part of ``matrix``, including its text corpora.
 
-    Use ``matrix.downstream()`` to leave text corpora out. The sign of each component is chosen so that its loadings have a
+    Use ``matrix.downstream()`` to leave text corpora out. There are as many components as the matrix has ranks, by the rule of
+    ``numpy.linalg.matrix_rank``. The sign of each component is chosen so that its loadings have a
     positive sum. On the first component, better models therefore have higher scores.
 
     Raises:
@@ -83,6 +85,8 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
             "Leave the benchmark out, or add models."
         )
     left, sizes, right = np.linalg.svd(((values - means) / scales).to_numpy(), full_matrices=False)
+    rank = int((sizes > sizes[0] * max(values.shape) * np.finfo(np.float64).eps).sum())
+    left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     signs = np.where(right.sum(axis=1) < 0, -1.0, 1.0)
     numbers = range(1, len(sizes) + 1)
     return Components(
