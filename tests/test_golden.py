@@ -14,8 +14,8 @@ from golden_study import GOLDEN, boards, command, differences, file_names, flags
 KERNELS = 1e-4
 """Largest relative difference of a number computed with other kernels than those of the golden files."""
 SUMS = 1e-14
-"""Largest relative difference of a standard error on Python 3.12 and newer, where ``sum()``, which lm_eval computes it with, rounds
-less than on the Python 3.11 of the golden files."""
+"""Largest relative difference of a standard error on Python 3.12 and newer. lm_eval computes it with ``sum()``, which rounds less
+there than on the Python 3.11 of the golden files."""
 LIBRARIES = 1e-9
 """Largest relative difference of a number on a board, which NumPy and SciPy compute from equal records."""
 

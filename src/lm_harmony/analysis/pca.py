@@ -3,8 +3,8 @@
 Scores are oriented so that larger is better. Each benchmark's column is standardised over the models (mean 0, population standard
 deviation 1, as on the published board). The resulting matrix Z (models x benchmarks) has the singular value decomposition
 Z = U S V'. The component scores are U S, reported times 100. The share of variance of component k is S_k^2 / sum(S^2), and its
-loadings are column k of V. Components that have no variance beyond rounding are left out, because their directions are arbitrary. The
-last component of no more models than benchmarks is always one of these.
+loadings are column k of V. Components that have no variance beyond rounding are left out, because their directions are arbitrary.
+The last component of no more models than benchmarks is always one of these.
 """
 
 from __future__ import annotations
