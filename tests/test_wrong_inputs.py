@@ -83,6 +83,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{RUN} --only_evaluate", "the run is not finished"),
         (f"{RUN} --eval_max_batch_size two", "--eval_max_batch_size must be a whole number, got 'two'"),
         (f"{RUN[:-1]}latin", "latin/micro/train.jsonl cannot be read: 'utf-8' codec"),
+        ("run --base_model model --task_name corpus:latin.txt", "latin.txt cannot be read: 'utf-8' codec"),
+        (
+            "run --base_model model --task_name corpus:page.jsonl",
+            "page.jsonl line 1: the row lacks the column 'text', it has page",
+        ),
         (f"{RUN[:-1]}broken", "broken/micro/train.jsonl line 1, column 2: not JSON"),
     ],
     "plan": [
@@ -287,6 +292,8 @@ def write_world(folder: Path) -> None:
     for name, text in STUDIES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     (folder / "latin.csv").write_bytes(b"model,arc_easy\ncaf\xe9,1\n")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n\none\n\ntwo")
+    (folder / "page.jsonl").write_text('{"page": "x"}\n', encoding="utf-8")
     (folder / "latin.json").write_bytes(b'{"a": "caf\xe9"}')
     scores = {"empty": "", "other": "a,b\n1,2\n", "one": "model,arc_easy\nx,50\n", "words": "model,arc_easy\nx,abc\n"}
     for name, text in {**scores, "twice": "model,arc_easy\nx,1\nx,2\n"}.items():

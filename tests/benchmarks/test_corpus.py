@@ -14,8 +14,8 @@ from lm_eval_alone import lm_eval_task
 from rich.console import Console
 from tiny import MAX_LENGTH, tiny_model, write_tiny_model
 
+from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.benchmarks.local_data import read_corpus
 from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.types import Caps
@@ -50,7 +50,7 @@ def test_bits_per_byte_equal_lm_evals(corpus: Path, bos: bool) -> None:
     scorer = Scorer(model=model, backend=choose_backend(model))
     replies = [[reply] for reply in scorer.reply([example.requests[0] for example in splits.test])]
     ours = task.score(splits.test, replies, errors=True, samples=False)
-    rows = {role: [{"text": text} for text in read_corpus(corpus)[role]["text"]] for role in ("train", "validation", "test")}
+    rows = {role: [{"text": text} for text in read_corpus(corpus)[role]] for role in ("train", "validation", "test")}
     alone = lm_eval_task(CORPUS_FILE, rows)
     harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, max_length=MAX_LENGTH, device="cpu", batch_size=2)
     theirs = lm_eval.evaluate(harness, {"corpus": alone}, bootstrap_iters=0)["results"]["corpus"]
@@ -78,12 +78,12 @@ def test_texts_without_spaces_have_bits_per_byte(language: str, tmp_path: Path) 
     splits = make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None)
     nats = Scorer(model=model).reply([example.requests[0] for example in splits.train])
     ours = task.score(splits.train, [[value] for value in nats], errors=True, samples=False)
-    size = sum(len(text.encode("utf-8")) for text in read_corpus(path)["train"]["text"])
+    size = sum(len(text.encode("utf-8")) for text in read_corpus(path)["train"])
     assert ours.metrics["bits_per_byte,none"] == pytest.approx(-sum(nats) / math.log(2) / size)
     assert ours.metrics["byte_perplexity,none"] == pytest.approx(math.exp(-sum(nats) / size))
     assert ours.metrics.keys() == ours.stderrs.keys() == {"bits_per_byte,none", "byte_perplexity,none"}
     harness = HFLM(pretrained=model.module, tokenizer=model.text.tokenizer, max_length=MAX_LENGTH, device="cpu", batch_size=2)
-    rows = {role: [{"text": text} for text in read_corpus(path)["train"]["text"]] for role in ("train", "validation", "test")}
+    rows = {role: [{"text": text} for text in read_corpus(path)["train"]] for role in ("train", "validation", "test")}
     with pytest.raises(OverflowError):  # negative control
         lm_eval.evaluate(harness, {"corpus": lm_eval_task(CORPUS_FILE, rows)}, bootstrap_iters=0)
     metrics = [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}]
@@ -130,11 +130,11 @@ def test_a_complete_run_trains_on_the_corpus(corpus: Path, tmp_path: Path) -> No
 
 
 def test_no_document_is_in_two_splits_and_the_order_of_the_file_does_not_matter(corpus: Path, tmp_path: Path) -> None:
-    first = {role: rows["text"] for role, rows in read_corpus(corpus).items()}
+    first = read_corpus(corpus)
     assert sorted(text for texts in first.values() for text in texts) == sorted(TEXTS)
     turned = tmp_path / "turned.txt"
     turned.write_text("\n\n".join(reversed(TEXTS)) + "\n\n\n", encoding="utf-8")
-    assert {role: list(rows["text"]) for role, rows in read_corpus(turned).items()} == {r: list(t) for r, t in first.items()}
+    assert read_corpus(turned) == first
     doubled = tmp_path / "doubled.txt"
     doubled.write_text("\n\n".join([*TEXTS[:9], *[TEXTS[0]] * 30]), encoding="utf-8")
     splits = make_splits(open_task(f"corpus:{doubled}"), caps=Caps(), seed=0, protocol="clean", chat=None)
@@ -145,7 +145,10 @@ def test_no_document_is_in_two_splits_and_the_order_of_the_file_does_not_matter(
 def test_a_folder_defines_its_own_splits(tmp_path: Path) -> None:
     for role, texts in (("train", TEXTS[:5]), ("validation", TEXTS[5:7]), ("test", TEXTS[7:9])):
         (tmp_path / f"{role}.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    assert list(read_corpus(tmp_path)["validation"]["text"]) == TEXTS[5:7]
+    assert read_corpus(tmp_path)["validation"] == TEXTS[5:7]
+    (tmp_path / "test.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"test\.txt has no documents"):
+        read_corpus(tmp_path)
     (tmp_path / "test.txt").unlink()
     with pytest.raises(BenchmarkError, match="test must be one file"):
         read_corpus(tmp_path)
@@ -159,7 +162,7 @@ def test_a_folder_defines_its_own_splits(tmp_path: Path) -> None:
         ("a.txt", b"one\n\ntwo", "2 different documents"),
         ("a.txt", b"", "0 different documents"),
         ("a.txt", b"\xff\xfe", "Give a UTF-8 file"),
-        ("a.jsonl", b'{"page": "x"}', "lack the column 'text', they have page"),
+        ("a.jsonl", b'{"page": "x"}', "line 1: the row lacks the column 'text', it has page"),
         ("a.jsonl", b'{"text": 3}', "line 1, column 'text': int, not a string"),
         ("a.jsonl", b'{"text": "x"', "line 1"),
     ],
@@ -194,10 +197,8 @@ def test_windows_files_are_read_like_other_files(ending: str, tmp_path: Path) ->
     plain.write_bytes(content.encode())
     windows.write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
     found = read_corpus(windows)
-    assert {role: list(found[role]["text"]) for role in found} == {
-        role: list(rows["text"]) for role, rows in read_corpus(plain).items()
-    }
-    assert sorted(text for role in found for text in found[role]["text"]) == texts
+    assert found == read_corpus(plain)
+    assert sorted(text for role in found for text in found[role]) == texts
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "null"), (3, "int")])

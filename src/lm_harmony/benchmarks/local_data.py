@@ -1,22 +1,13 @@
-"""Rows of a benchmark from local JSONL files, and text corpora as perplexity benchmarks (``corpus:PATH``). No network.
-
-JSONL rows have the columns of the data set on the hub. PATH of a corpus is a .jsonl file whose rows have a ``text``, a .txt file
-whose documents are separated by blank lines, or a folder with one file of either kind for each of train, validation and test.
-A single file is split by the SHA-256 of each document's text. So the split does not depend on the order of the file, and equal
-documents are in the same split.
-"""
+"""Rows of a benchmark from local JSONL files, which have the columns of the data set on the hub. No network."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX
 from lm_harmony.benchmarks.json_lines import ENCODING, rows_of
 from lm_harmony.errors import BenchmarkError
 
@@ -99,68 +90,3 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for item in value:
             yield from _values(item, f"{name}[]")
-
-
-ROLES = ("train", "validation", "test")
-HELD_OUT = 0.1
-"""Share of the documents in validation, and also in test; each gets at least one document."""
-_KINDS = (".jsonl", ".txt")
-
-
-def read_corpus(path: Path) -> DatasetDict:
-    """Return the splits of a corpus. Each row is one document, in the column ``text``.
-
-    Raises:
-        BenchmarkError: the file does not exist, is neither .jsonl nor .txt, or has fewer than three different documents.
-    """
-    if path.is_dir():
-        files = {role: _one_file(path, role) for role in ROLES}
-        return _dataset({role: _documents(file) for role, file in files.items()})
-    if not path.is_file():
-        raise BenchmarkError(f"{CORPUS_PREFIX}{path} does not exist. Give a .jsonl or .txt file, or a folder of them.")
-    return _dataset(_cut(path, _documents(path)))
-
-
-def _one_file(folder: Path, role: str) -> Path:
-    found = [folder / f"{role}{kind}" for kind in _KINDS if (folder / f"{role}{kind}").is_file()]
-    if len(found) != 1:
-        raise BenchmarkError(f"{CORPUS_PREFIX}{folder}: {role} must be one file, .jsonl or .txt, got {len(found)} files.")
-    return found[0]
-
-
-def _documents(path: Path) -> list[str]:
-    if path.suffix == ".txt":
-        try:
-            content = path.read_text(encoding=ENCODING)
-        except UnicodeDecodeError as error:
-            raise BenchmarkError(f"{path} cannot be read: {error}. Give a UTF-8 file.") from error
-        texts = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", content)]
-    elif path.suffix == ".jsonl":
-        rows = read_splits({"all": path})["all"]
-        if "text" not in rows.column_names:
-            raise BenchmarkError(f"{path}: rows lack the column 'text', they have {', '.join(rows.column_names)}. Rename it.")
-        texts = list(rows["text"])
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                kind = "null" if text is None else type(text).__name__
-                raise BenchmarkError(
-                    f"{path} line {line_of(path, row)}, column 'text': {kind}, not a string. Write every text as a JSON string."
-                )
-    else:
-        raise BenchmarkError(f"{CORPUS_PREFIX}{path}: a corpus must be .jsonl or .txt, got {path.suffix or 'no ending'}.")
-    return [text for text in texts if text.strip()]
-
-
-def _cut(path: Path, documents: Sequence[str]) -> dict[str, list[str]]:
-    if len(set(documents)) < len(ROLES):
-        raise BenchmarkError(
-            f"{CORPUS_PREFIX}{path}: {len(set(documents))} different documents, but train, validation and test need one each. "
-            f"Separate documents by blank lines (.txt), or write one in each line (.jsonl)."
-        )
-    ordered = sorted(documents, key=lambda text: hashlib.sha256(text.encode()).digest())
-    held = max(1, int(HELD_OUT * len(ordered)))
-    return {"test": ordered[:held], "validation": ordered[held : 2 * held], "train": ordered[2 * held :]}
-
-
-def _dataset(splits: Mapping[str, Sequence[str]]) -> DatasetDict:
-    return DatasetDict({role: Dataset.from_dict({"text": list(splits[role])}) for role in ROLES})

@@ -33,7 +33,7 @@ def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) 
         )
     models, tasks = (FAST_MODELS, FAST_BENCHMARKS) if fast else (MODELS, tuple(BENCHMARKS))
     asked = {
-        "models": [str(build.resolve() / "models" / name) for name in models],
+        "models": [str(build.resolve() / "models" / name) for name in reversed(models)],  # long runs first
         "benchmarks": [str(TASKS / f"{task}.yaml") for task in tasks],
         "data_dir": str(build.resolve() / "rows"),
         "results_dir": str(results_dir.resolve()),

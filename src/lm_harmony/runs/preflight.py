@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lm_harmony.benchmarks.catalogue import corpus_path
+from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
@@ -53,11 +55,17 @@ def check_request(spec: RunSpec) -> None:
     if not spec.execution.allow_task_code:
         for task, _ in benchmark.tasks:
             check_task_code(task, include_path=benchmark.include_path, allowed=False)
-    for path in (path for found in check_train_on(benchmark) for path in found.rows.values()):
-        if not path.is_file():
-            raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
-        if path.suffix == ".jsonl":
-            _check_rows(path, path.stat().st_mtime_ns)
+    for (task, _), files in zip(benchmark.tasks, check_train_on(benchmark), strict=True):
+        for path in files.rows.values():
+            if not path.is_file():
+                raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
+        corpus = corpus_path(task)
+        if corpus is not None:
+            _check_corpus(corpus, _changed(*files.rows.values()))
+            continue
+        for path in files.rows.values():
+            if path.suffix == ".jsonl":
+                _check_rows(path, _changed(path))
 
 
 def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
@@ -78,10 +86,21 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
     return tuple(found.values())
 
 
+def _changed(*paths: Path) -> tuple[int, ...]:
+    """Return when the files were changed, so that a study checks them once."""
+    return tuple(path.stat().st_mtime_ns for path in paths)
+
+
 @cache
-def _check_rows(path: Path, changed: int) -> None:
+def _check_rows(path: Path, changed: tuple[int, ...]) -> None:
     """Check that a JSONL file can be read, once for the time at which it was ``changed``."""
     rows_of(path)
+
+
+@cache
+def _check_corpus(path: Path, changed: tuple[int, ...]) -> None:
+    """Check that a corpus has documents for all splits, once for the times at which its files were ``changed``."""
+    read_corpus(path)
 
 
 def check_device(device: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
+from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.harness.documents import (
     ROW_ERRORS,
@@ -26,7 +27,7 @@ from lm_harmony.benchmarks.harness.documents import (
 from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxed_templates
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
-from lm_harmony.benchmarks.local_data import read_corpus, read_splits
+from lm_harmony.benchmarks.local_data import read_splits
 from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score, SplitUse, used_splits
@@ -86,8 +87,8 @@ class HarnessTask:
         self._files: dict[str, Path] = {}
         if corpus is not None:
             self.name = config["task"] = benchmark_name(f"{CORPUS_PREFIX}{corpus}")
-            texts = read_corpus(corpus)
-            config["custom_dataset"] = lambda **_: texts
+            texts = {role: datasets.Dataset.from_dict({"text": texts}) for role, texts in read_corpus(corpus).items()}
+            config["custom_dataset"] = lambda **_: datasets.DatasetDict(texts)
         elif data_dir is not None:
             # Of roles that share a split, as validation and test of MedMCQA do, the first one names its file.
             files = {split: data_dir / self.name / f"{role}.jsonl" for role, split in reversed(named.items())}
