@@ -222,13 +222,16 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         f"{module.name.rsplit('.', 1)[1]}.{function.name}"
         for module in PACKAGE.values()
         for function in module.functions
-        if re.search(r"\bsplits\.test\b", ast.unparse(function))
+        if re.search(r"\bsplits\.test\b|\bdirect\[shots\]", ast.unparse(function))
     ]
-    # request_fingerprints hashes its texts; data_record, phases and workload count its rows or texts. Only _test scores them.
+    # set_up_run puts examples before its questions; request_fingerprints hashes its texts; data_record, phases, few_shot_score
+    # and workload count its rows, texts or tokens. Only _test scores them.
     assert sorted(using) == [
         "fingerprint.request_fingerprints",
         "protocol._test",
-        "setup.data_record",
-        "setup.phases",
+        "run_setup.data_record",
+        "run_setup.few_shot_score",
+        "run_setup.phases",
+        "setup.set_up_run",
         "workload.workload",
     ]

@@ -28,7 +28,7 @@ FLAGS = {
     "max_new_tokens", "use_peft",
     # LM-Harmony's own
     "data_dir", "include_path", "split_protocol", "train_on", "overwrite", "dtype", "device", "engine", "revision",
-    "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map",
+    "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map", "direct_fewshot",
     "results_dir", "format", "debug",
 }  # fmt: skip
 DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}

@@ -16,7 +16,8 @@ from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id
 from lm_harmony.runs.protocol import train_before_test
-from lm_harmony.runs.setup import RunSetup, set_up_run
+from lm_harmony.runs.run_setup import RunSetup
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
@@ -84,12 +85,12 @@ def test_every_setting_that_affects_a_score_changes_the_fingerprints(folder: Pat
     first = set_up(folder, caches)
     assert (
         set_up(folder, caches).fingerprints == first.fingerprints
-        and set_up(folder, caches).direct_score_id == first.direct_score_id
+        and set_up(folder, caches).direct_score_id() == first.direct_score_id()
     )
     others = {name: set_up(folder, caches, **changes) for name, changes in CHANGES.items()}
     assert len({first.fingerprints.run, *(run.fingerprints.run for run in others.values())}) == len(others) + 1
     assert len({first.fingerprints.test, *(run.fingerprints.test for run in others.values())}) == len(others) + 1
-    assert len({first.direct_score_id, *(run.direct_score_id for run in others.values())}) == len(others) + 1
+    assert len({first.direct_score_id(), *(run.direct_score_id() for run in others.values())}) == len(others) + 1
 
 
 def test_training_settings_change_the_run_fingerprint_and_not_the_direct_score_id(folder: Path, caches: RunCaches) -> None:
@@ -101,33 +102,33 @@ def test_training_settings_change_the_run_fingerprint_and_not_the_direct_score_i
         replace(spec, benchmark=replace(spec.benchmark, caps=Caps(train=2))),
     ):
         changed = set_up_run(other, caches)
-        assert changed.fingerprints.run != first.fingerprints.run and changed.direct_score_id == first.direct_score_id
+        assert changed.fingerprints.run != first.fingerprints.run and changed.direct_score_id() == first.direct_score_id()
     other_rate = set_up_run(replace(spec, recipe=replace(spec.recipe, learning_rate=1.0)), caches)
-    assert other_rate.fingerprints == first.fingerprints and other_rate.direct_score_id == first.direct_score_id
+    assert other_rate.fingerprints == first.fingerprints and other_rate.direct_score_id() == first.direct_score_id()
     other_seed = set_up_run(replace(spec, seed=1), caches)
-    assert other_seed.direct_score_id == first.direct_score_id
+    assert other_seed.direct_score_id() == first.direct_score_id()
 
 
 def test_the_direct_score_id_depends_on_generation_limit_dtype_model_files_and_test_rows(folder: Path, caches: RunCaches) -> None:
     """It does not depend on the name of the model folder."""
     spec = request(folder)
-    ids = [set_up_run(spec, caches).direct_score_id]
+    ids = [set_up_run(spec, caches).direct_score_id()]
     for other in (
         replace(spec, recipe=replace(spec.recipe, max_new_tokens=3)),
         replace(spec, recipe=replace(spec.recipe, dtype="bfloat16")),
         replace(spec, benchmark=replace(spec.benchmark, caps=Caps(test=3))),
     ):
-        ids.append(set_up_run(other, caches).direct_score_id)
+        ids.append(set_up_run(other, caches).direct_score_id())
     with (folder / "model" / "generation_config.json").open("a") as file:
         file.write("\n")
-    ids.append(set_up_run(spec, caches).direct_score_id)
+    ids.append(set_up_run(spec, caches).direct_score_id())
     rows = folder / "own" / "test.jsonl"
     rows.write_text(rows.read_text().replace("}", ', "hint": "a"}'))
-    ids.append(set_up_run(spec, caches).direct_score_id)
+    ids.append(set_up_run(spec, caches).direct_score_id())
     assert len(set(ids)) == len(ids)
     (folder / "model").rename(folder / "moved")
     moved = replace(spec, model=replace(spec.model, name=str(folder / "moved")))
-    assert set_up_run(moved, caches).direct_score_id == ids[-1], "the same model in another folder"
+    assert set_up_run(moved, caches).direct_score_id() == ids[-1], "the same model in another folder"
 
 
 def test_two_revisions_share_a_direct_score_only_if_both_are_known_to_be_the_same_commit() -> None:
@@ -145,7 +146,7 @@ def test_two_revisions_share_a_direct_score_only_if_both_are_known_to_be_the_sam
 def test_the_seed_changes_the_direct_score_id_of_sampled_answers(folder: Path, caches: RunCaches) -> None:
     sampling = {"until": ["\n"], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
     spec = request(folder, generation_kwargs=sampling)
-    assert set_up_run(spec, caches).direct_score_id != set_up_run(replace(spec, seed=1), caches).direct_score_id
+    assert set_up_run(spec, caches).direct_score_id() != set_up_run(replace(spec, seed=1), caches).direct_score_id()
 
 
 def test_a_direct_score_is_shared_across_seeds_and_not_across_metrics(folder: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_train_on_is_part_of_the_identity_and_plain_runs_keep_theirs(world: Path
 
 def test_the_direct_score_is_that_of_the_plain_run(world: Path) -> None:
     plain, other = (set_up_run(asked(world, train_on)) for train_on in (None, "quiz.yaml"))
-    assert plain.direct_score_id == other.direct_score_id
+    assert plain.direct_score_id() == other.direct_score_id()
     assert plain.fingerprints.run != other.fingerprints.run and plain.fingerprints.test == other.fingerprints.test
 
 

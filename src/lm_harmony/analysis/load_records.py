@@ -19,7 +19,10 @@ from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore
 
-_MAY_DIFFER = ("seed", "execution", "direct", "test", "test_curve", "recipe_fingerprint", "greater_is_better", "metric")
+_MAY_DIFFER = (
+    *("seed", "execution", "direct", "direct_fewshot", "test", "test_curve", "recipe_fingerprint", "greater_is_better"),
+    "metric",
+)
 """Fields of a specification in which the runs of one score may differ. Metrics are compared as recorded."""
 
 MAX_NAMED = 10

@@ -139,6 +139,8 @@ class RunFlags:
     """Seed of everything random: validation split, order of rows, dropout, initial adapter."""
     eval_before_train: bool = True
     """Score the model before training too (direct score)."""
+    direct_fewshot: tuple[str, ...] = ("0",)
+    """Numbers of examples before each question (few-shot), each a direct score of its own: 0 5. task: as the task's file says."""
     eval_after_train: bool = True
     """Score the chosen epoch on the test split."""
     eval_every_epoch: bool = False

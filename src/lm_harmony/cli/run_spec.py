@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import Any
 
-from lm_harmony.benchmarks.types import Caps
+from lm_harmony.benchmarks.types import Caps, Shots
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
 from lm_harmony.errors import UsageError, check_integer, did_you_mean
 from lm_harmony.recipe import Recipe
 from lm_harmony.runs.spec import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
+
+_INTEGER = re.compile(r"-?\d+")
 
 
 def given_flags(arguments: Sequence[str]) -> frozenset[str]:
@@ -95,6 +98,12 @@ def _trackers(flags: RunFlags, given: Collection[str]) -> tuple[str, ...]:
     return names
 
 
+def _shots(flags: RunFlags, given: Collection[str]) -> tuple[Shots, ...]:
+    if "direct_fewshot" in given and not flags.eval_before_train:
+        raise UsageError("direct_fewshot contradicts no-eval_before_train: no direct score is computed. Remove one of them.")
+    return tuple(int(shots) if _INTEGER.fullmatch(shots) else shots for shots in flags.direct_fewshot)  # type: ignore[misc]
+
+
 def _metric(flags: RunFlags, given: Collection[str]) -> str | None:
     metric = flags.train_param.metric_for_best_model
     return None if metric is None else metric.removeprefix("eval_")
@@ -156,6 +165,7 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
     ),
     "run.choose_best": "train_param.load_best_model_at_end",
     "run.direct": "eval_before_train",
+    "run.direct_fewshot": _shots,
     "run.test": "eval_after_train",
     "run.test_curve": "eval_every_epoch",
 }

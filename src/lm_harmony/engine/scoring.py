@@ -11,6 +11,7 @@ import torch
 from lm_harmony.benchmarks.types import Reply, Request
 from lm_harmony.engine.backends import PADDED, Backend
 from lm_harmony.engine.generation import generate, not_finite
+from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.memory import halve_batch
 from lm_harmony.engine.rope import regimes_of
 from lm_harmony.engine.sequences import TokenSequence, scoring_sequences
@@ -76,6 +77,18 @@ class Scorer:
             for index, answer in zip(written, answers, strict=True):
                 replies[index] = answer
         return replies
+
+    def truncated(self, requests: Sequence[Request]) -> list[bool]:
+        """Return for each request whether the beginning of its context is cut, because it is too long for the model."""
+        cut = [False] * len(requests)
+        sequences, owners = scoring_sequences(self.model, requests)
+        for sequence, owner in zip(sequences, owners, strict=True):
+            cut[owner] |= sequence.truncated
+        for index, request in enumerate(requests):
+            if request.kind == "generate_until":
+                limit = GenerationSettings.read(request.generation, default_limit=self.max_new_tokens).max_new_tokens
+                cut[index] = len(self.model.text.encode([request.context])[0]) > self.model.max_length - limit
+        return cut
 
     def _log_likelihoods(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, bool]]:
         """Return for each sequence (sum of its labels' log-probabilities in nats, whether all labels are greedy)."""

@@ -118,6 +118,8 @@ def _refuse_changed(folder: Path, changed: str | None) -> None:
 
 def _decides(key: str, value: Any) -> Any:
     """Return what a continued run must repeat of a part of the specification: of ``execution`` only what changes rounding."""
+    if key == "direct_fewshot":  # each of these scores has a file of its own
+        return None
     if key != "execution" or value is None:
         return value
     return {name: value[name] for name in ("engine", "device", "micro_batch", "gradient_checkpointing")}

@@ -12,7 +12,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
 
 if TYPE_CHECKING:  # types alone: a study coordinator reads this module and needs no torch
+    from lm_harmony.benchmarks.harness.few_shot import DirectRows
     from lm_harmony.benchmarks.splits import Splits
     from lm_harmony.engine.sequences import TokenSequence
 
@@ -41,6 +42,7 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
     asked.pop("execution")  # changes scores by rounding only
     asked.pop("recipe_fingerprint")
     asked.pop("direct")  # direct scores are stored apart from the runs
+    asked.pop("direct_fewshot", None)
     if not spec.model.apply_chat_template:
         asked["model"].pop("chat_template_date")  # unused
     asked["model"]["name"] = _place(spec.model.name, base)
@@ -89,6 +91,8 @@ class RequestFingerprints:
     """Of requests, targets and rows of the test split, scoring rules, and limits."""
     sampled: bool
     """Whether the test split has sampled answers, which depend on the seed."""
+    few_shot: Mapping[int, str] = field(default_factory=dict)
+    """Number of examples before each question, from 1 -> the same as ``test``, of the requests with these examples."""
 
 
 def request_fingerprints(
@@ -99,6 +103,7 @@ def request_fingerprints(
     counting: Mapping[str, Any],
     longest: int,
     targets: Sequence[str] = (),
+    direct: Mapping[int, DirectRows] = {},
 ) -> RequestFingerprints:
     """Return the fingerprints of a run.
 
@@ -109,19 +114,25 @@ def request_fingerprints(
         counting: ``harness.provenance.scoring_rules`` of its task.
         longest: the model's longest input in tokens, to which requests are cut.
         targets: names of the adapted modules where neither the recipe nor PEFT names them.
+        direct: number of examples before a question -> the test rows with them.
     """
     limits = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}
     trained = {"caps": asdict(spec.benchmark.caps), "max_length": spec.recipe.max_length, "tokens": _tokens(sequences)}
     if targets:  # the recipe says all others
         trained["targets"] = list(targets)
+
+    def of_test(rows: Sequence[Example]) -> str:
+        return fingerprint([fingerprint_of(rows), _rows(rows), counting, limits])
+
     return RequestFingerprints(
         run=fingerprint([splits.fingerprint(), counting, limits, trained]),
-        test=fingerprint([fingerprint_of(splits.test), _rows(splits.test), counting, limits]),
+        test=of_test(splits.test),
         sampled=_is_sampled(splits.test),
+        few_shot={shots: of_test(rows.examples) for shots, rows in direct.items() if shots},
     )
 
 
-def direct_score_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable[Source], *, dtype: str) -> str:
+def direct_score_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable[Source], *, dtype: str, shots: int = 0) -> str:
     """Return the key of a direct score: a fingerprint of everything that affects it, which excludes recipe and training seed.
 
     Args:
@@ -129,11 +140,14 @@ def direct_score_id(spec: RunSpec, asked: RequestFingerprints, sources: Iterable
         asked: fingerprints of its requests.
         sources: sources of its model and task; rows count through their requests.
         dtype: number formats of weights and matrix products, as ``LanguageModel.precision`` writes them.
+        shots: number of examples before each question.
     """
     model = asdict(spec.model) | {"name": None, "revision": None, "chat_template_date": None}  # only the content counts
     content = [_content(source) for source in sources if source.kind != "rows"]
     versions = {package: version(package) for package in ("lm_eval", "lm-harmony")}
-    return fingerprint([model, content, asked.test, dtype, versions, spec.seed if asked.sampled else None])
+    return fingerprint(
+        [model, content, asked.few_shot.get(shots, asked.test), dtype, versions, spec.seed if asked.sampled else None]
+    )
 
 
 def _content(source: Source) -> tuple[str | None, ...]:

@@ -4,13 +4,14 @@
         config.yaml               the specification, its fingerprints and sources; written first
         log.txt                   the log, with times
         direct.json               test score of the untouched model, where requested
+        direct_<k>shot.json       the same with k examples before each question, where requested
         epochs.jsonl              one line per epoch, appended when it ends
         checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, until the run has finished
         trackers/                 TensorBoard's files, where requested
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema
         results_<time>.json       the trained model in lm_eval's results schema, plus the key train_before_test
-        direct/results_<time>.json  the untouched model in lm_eval's results schema, where requested
+        direct/results_<time>.json  the untouched model in lm_eval's results schema, where requested; also direct_<k>shot/
         failure.json              why the run of a study failed; removed when it is tried again
         record.json               the record; written last, so that a run that has it is finished
         *.damaged                 a file that could not be read and was therefore written again
@@ -44,6 +45,7 @@ _RUN = (
     "config.yaml",
     "log.txt",
     "direct.json",
+    "direct_*shot.json",
     "epochs.jsonl",
     "failure.json",
     "record.json",
@@ -52,8 +54,9 @@ _RUN = (
 )
 _KNOWN = (
     *_RUN,
-    *(f"{name}.damaged*" for name in ("config.yaml", "direct.json", "epochs.jsonl", "samples_*.jsonl")),
+    *(f"{name}.damaged*" for name in ("config.yaml", "direct.json", "direct_*shot.json", "epochs.jsonl", "samples_*.jsonl")),
     "direct/results_*.json",
+    "direct_*shot/results_*.json",
     "checkpoints/epoch-*/optimizer.safetensors",
     *(f"{folder}/{name}" for folder in ("adapter", "checkpoints/epoch-*/weights") for name in _WEIGHTS),
 )  # fmt: skip

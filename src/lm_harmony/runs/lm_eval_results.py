@@ -5,6 +5,7 @@ The trained and the untouched model have one file each: results_<time>.json and 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -16,9 +17,9 @@ from safetensors import safe_open
 from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
 from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples
-from lm_harmony.benchmarks.types import MetricKey, Score
+from lm_harmony.benchmarks.types import MetricKey, Score, direct_name
 from lm_harmony.runs.record import RunRecord
-from lm_harmony.runs.setup import RunSetup
+from lm_harmony.runs.run_setup import RunSetup
 from lm_harmony.runs.store import RunStore
 
 TRAINED = "train-before-test"
@@ -40,13 +41,13 @@ def write_trained(store: RunStore, run: RunSetup, record: RunRecord) -> None:
 
 
 def write_direct(store: RunStore, run: RunSetup, record: RunRecord) -> None:
-    """Write direct/results_<time>.json, if there is a direct score and no such file; the score must have its samples."""
-    base = replace(store, folder=store.folder / "direct")
-    if record.direct is None or any(base.folder.glob("results_*.json")):
-        return
-    now = time.time()
-    base.folder.mkdir(parents=True, exist_ok=True)
-    base.write_results(direct_results(run, record, date=now), time=_stamp(now))
+    """Write <direct score>/results_<time>.json for each direct score without such a file; the score must have its samples."""
+    for shots in (*([] if record.direct is None else [0]), *record.direct_fewshot):
+        base = replace(store, folder=store.folder / direct_name(shots))
+        if not any(base.folder.glob("results_*.json")):
+            now = time.time()
+            base.folder.mkdir(parents=True, exist_ok=True)
+            base.write_results(direct_results(run, record, date=now, shots=shots), time=_stamp(now))
 
 
 def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
@@ -77,17 +78,32 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
     return {**results, "train_before_test": record.to_dict()}
 
 
-def direct_results(run: RunSetup, record: RunRecord, *, date: float) -> dict[str, Any]:
+def direct_results(run: RunSetup, record: RunRecord, *, date: float, shots: int = 0) -> dict[str, Any]:
     """Return what ``lm_eval`` writes about the untouched model.
 
     Args:
         run: the benchmark and the base model.
-        record: record of the run; its ``direct`` is not None and has its samples.
+        record: record of the run; its direct score with that number of examples is not None and has its samples.
         date: seconds since 1970.
+        shots: number of examples before each question.
     """
-    assert record.direct is not None
+    score = record.direct_fewshot[shots] if shots else record.direct
+    assert score is not None
     parameters = int(run.model.module.num_parameters())
-    return _results(run, record, record.direct, args=_base_args(run), parameters=parameters, date=date)
+    results = _results(run, record, score, args=_base_args(run), parameters=parameters, date=date)
+    if shots:
+        name, fields = run.task.name, json.loads(json.dumps(run.task.few_shot_fields, default=str))
+        config = results["configs"][name]
+        given = {
+            **config["fewshot_config"],
+            "samples": None,
+            "split": fields["fewshot_split"],
+            **(fields["fewshot_config"] or {}),
+        }
+        results["configs"][name] = {**config, **fields, "num_fewshot": shots, "fewshot_config": given}
+        results["n-shot"][name] = shots
+        results["fewshot_as_multiturn"] = record.spec.model.apply_chat_template
+    return results
 
 
 def _adapter_parameters(folder: Path) -> int:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from lm_harmony.benchmarks.catalogue import trained_name
-from lm_harmony.benchmarks.types import Score, requests_of
+from lm_harmony.benchmarks.types import Score, direct_name, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, alone
@@ -19,12 +19,13 @@ from lm_harmony.progress import phase, show_phases
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
-from lm_harmony.runs.environment import Meter, describe_environment, training_costs
+from lm_harmony.runs.environment import Meter, training_costs
 from lm_harmony.runs.lm_eval_results import write_direct, write_trained
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.record import Environment, EpochRecord, RunRecord
+from lm_harmony.runs.record import EpochRecord, RunRecord
 from lm_harmony.runs.recovery import recover_direct_score, recover_epochs, recover_request
-from lm_harmony.runs.setup import RunSetup, set_up_run
+from lm_harmony.runs.run_setup import RunSetup
+from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers
@@ -47,39 +48,39 @@ def run_by_epochs(
     Raises:
         HarmonyError: the input is invalid, or the training diverged. What was finished before stays readable.
     """
-    meter = Meter()
     recover_request(store, resume=resume)
     store.refuse_conflict(spec, resume=resume, overwrite=overwrite)
-    with meter.phase("preparation"):
+    with (meter := Meter()).phase("preparation"):
         run = set_up_run(spec, caches)
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
     show_phases(run.phases())
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
-        direct = _direct_score(run, store, meter, caches) if spec.direct else None
+        direct = {shots: _direct_score(run, store, meter, caches, shots) for shots in run.direct}
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
             epochs = yield from _train_and_validate(run, trainee, store, tracker)
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
             tested = {number: _test(run, meter) for number in _load_tested_epochs(run, trainee, store, epochs, chosen)}
             trained = tested[chosen.epoch] if spec.test else None
             save_weights(store, trainee, store.folder / "adapter")
-        tracker.tested({"direct": direct, "test": trained}, step=chosen.epoch)
+        tracker.tested({direct_name(shots): score for shots, score in direct.items()} | {"test": trained}, step=chosen.epoch)
     record = RunRecord(
         spec=spec,
         benchmark=trained_name(run.task.name, spec.benchmark.train_on),
         model_revision=run.model.revision,
         metric=run.metric,
         higher_is_better=run.higher_is_better,
-        direct=direct,
+        direct=direct.pop(0, None),
         epochs=epochs,
         chosen_epoch=chosen.epoch,
         trained=trained,
         test_curve={number: score.metrics for number, score in tested.items() if spec.test_curve},
-        environment=_environment(run),
+        environment=run.environment(),
         costs={**meter.summary(), **training_costs(epochs), "scoring_tokens": run.scorer.counter.tokens},
         data=run.data_record(),
         sources=run.sources,
         request_fingerprint=run.fingerprints.run,
         parameters=int(run.model.module.num_parameters()),
+        direct_fewshot=direct,  # type: ignore[arg-type]
     )
     return _finish(store, run, record)
 
@@ -166,26 +167,28 @@ def _load_tested_epochs(
     trainee.load(store.checkpoint(chosen.epoch) / "weights")
 
 
-def _test(run: RunSetup, meter: Meter, name: str = "test") -> Score:
+def _test(run: RunSetup, meter: Meter, name: str = "test", shots: int = 0) -> Score:
     """Score the current weights on the test split. No other function of the package scores test rows."""
-    with phase(name, f"{len(run.splits.test)} documents"), meter.phase("test"), memory_errors(run.spec, "scoring"):
-        return run.grade(run.splits.test, iter(run.scorer.reply(requests_of(run.splits.test))), final=True)
+    rows = run.direct[shots].examples if shots else run.splits.test
+    with phase(name, f"{len(rows)} documents"), meter.phase("test"), memory_errors(run.spec, "scoring"):
+        return run.grade(rows, iter(run.scorer.reply(requests_of(rows))), final=True)
 
 
-def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None) -> Score:
-    """Return the test score of the untouched model: from this run's folder, from the shared cache, or computed now."""
-    known = recover_direct_score(store)
+def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCaches | None, shots: int) -> Score:
+    """Return a test score of the untouched model: from this run's folder, from the shared cache, or computed now."""
+    name, requests = direct_name(shots), run.fingerprints.few_shot.get(shots)
+    known = recover_direct_score(store, name, requests)
     if known is None:
         shared = caches.direct_scores if caches else None
-        compute = partial(_test, run, meter, "direct test")
-        known = shared.get_or_compute(run.direct_score_id, compute) if shared else compute()
-        store.write_direct_score(known)
-    log.info("direct score: %s %s", run.metric, known.shown(run.metric))
-    return known
+        compute = partial(_test, run, meter, f"{name} test", shots)
+        known = shared.get_or_compute(run.direct_score_id(shots), compute) if shared else compute()
+        store.write_direct_score(known, name, requests)
+    log.info("%s score: %s %s", name, run.metric, known.shown(run.metric))
+    return run.few_shot_score(shots, known) if shots else known
 
 
 def add_direct_score(store: RunStore, spec: RunSpec, caches: RunCaches | None = None) -> RunRecord:
-    """Add the test score of the untouched model to the record of a finished run that lacks it, and return the record.
+    """Add the direct scores that the record of a finished run lacks, and return the record.
 
     Args:
         store: the run's folder.
@@ -198,7 +201,14 @@ def add_direct_score(store: RunStore, spec: RunSpec, caches: RunCaches | None = 
     """
     record = store.record()
     run = _set_up_again(store, record, spec, caches)
-    again = replace(record, spec=replace(record.spec, direct=True), direct=_direct_score(run, store, Meter(), caches))
+    direct = {shots: _direct_score(run, store, Meter(), caches, shots) for shots in run.direct}
+    asked = replace(record.spec, direct=True, direct_fewshot=tuple(dict.fromkeys((*record.spec.shots, *spec.shots))))
+    again = replace(
+        record,
+        spec=asked,
+        direct=direct.pop(0, record.direct),
+        direct_fewshot={**record.direct_fewshot, **direct},  # type: ignore[dict-item]
+    )
     write_direct(store, run, again)
     store.write_record(again)
     return again
@@ -237,11 +247,3 @@ def _set_up_again(store: RunStore, record: RunRecord, spec: RunSpec, caches: Run
     run = set_up_run(spec, caches)
     refuse_other_answer(store.folder, record, asked=run.fingerprints.run, sources=run.sources)
     return run
-
-
-def _environment(run: RunSetup) -> Environment:
-    """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
-    described = describe_environment(run.model.device, use_git=run.spec.execution.use_git)
-    found: Environment = {**described, "precision": asdict(run.model.precision), "engine": run.scorer.backend.describe()}
-    optional = {"device_map": run.model.device_map, "ways_out": run.ways_out, "lora_targets": run.derived_targets}
-    return {**found, **{key: value for key, value in optional.items() if value}}  # type: ignore[typeddict-item]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from lm_harmony.benchmarks.types import Score, TrainOnRecord
+from lm_harmony.benchmarks.types import FewShotScore, Score, TrainOnRecord
 from lm_harmony.errors import FILE_RULES, StoreError
 from lm_harmony.recipe import Number
 from lm_harmony.runs.file_values import from_plain, to_plain, without_check
@@ -73,6 +73,8 @@ class DirectScoreFile(Score):
 
     samples_sha256: str | None = None
     """SHA-256 of samples_direct.jsonl; None: the score was written by an older version."""
+    requests: str | None = None
+    """Fingerprint of the requests if they have examples (``FewShotScore``); None: they have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +189,16 @@ class RunRecord:
     """Fingerprint of all requests and training tokens (``RequestFingerprints.run``); None: the record is older."""
     parameters: int | None = None
     """Number of the model's parameters, without the adapter; None: the record is older than this field."""
+    direct_fewshot: Mapping[int, FewShotScore] = field(default_factory=dict)
+    """Number of examples before each question, from 1 -> test score of the untouched model with them."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
         sources = None if self.sources is None else [source.to_dict() for source in self.sources]
         plain = to_plain(self)
-        if self.data.train_on is None:  # as versions without this field wrote it
-            plain["data"].pop("train_on")
+        for part, name in ((plain["data"], "train_on"), (plain, "direct_fewshot")):
+            if not part[name]:  # as versions without this field wrote it
+                part.pop(name)
         return {"format": FORMAT, **plain, "spec": self.spec.to_dict(), "sources": sources}
 
     @classmethod

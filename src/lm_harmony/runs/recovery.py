@@ -57,19 +57,26 @@ def recover_request(store: RunStore, *, resume: bool) -> None:
         cause = f"{config} is missing"
     except DamagedFile as error:
         cause = _said(error)
-    for name in (*_BEGUN, "config.yaml"):
+    few_shot = (path.name for path in store.folder.glob("*direct_*shot.json*"))
+    for name in (*_BEGUN, *few_shot, "config.yaml"):
         set_aside(store, store.folder / name)
     store.remove(store.folder / "checkpoints")
     log.warning("%s. It was set aside, and the run begins again.", cause)
 
 
-def recover_direct_score(store: RunStore) -> Score | None:
-    """Return the direct score in the run's folder, or None if there is none or it or its samples are damaged."""
+def recover_direct_score(store: RunStore, score: str, requests: str | None) -> Score | None:
+    """Return a direct score in the run's folder, or None if there is none or it or its samples are damaged.
+
+    Args:
+        store: the run's folder.
+        score: ``direct_name`` of the number of examples before each question.
+        requests: fingerprint of the requests with examples; None: they have none.
+    """
     try:
-        return store.direct_score()
+        return store.direct_score(score, requests)
     except DamagedFile as error:
         cause = _said(error)
-    for name in ("direct.json", "samples_direct.jsonl"):
+    for name in (f"{score}.json", f"samples_{score}.jsonl"):
         set_aside(store, store.folder / name)
     log.warning("%s. It was set aside, and the direct score is computed again.", cause)
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks_of, trained_name
-from lm_harmony.benchmarks.types import Caps, SplitProtocol, SplitUse
+from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, SplitUse, check_shots
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
 from lm_harmony.runs.file_values import from_plain, to_plain
@@ -18,12 +18,10 @@ from lm_harmony.runs.file_values import from_plain, to_plain
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
 ENGINES = ("auto", "plain", "compiled")
-"""Values of --engine: auto (packed rows where a probe finds them exact), plain (padded batches), and compiled (auto with compiled
-layers, on CUDA only)."""
+"""Values of --engine, which ``Execution.engine`` explains."""
 _DEVICE = re.compile(r"auto|cpu|mps|meta|(cuda|xpu|hpu|npu|mlu|musa)(:\d+)?")
 MEMORY_MODES = ("auto", "check", "off")
-"""Values of --memory: auto (switch gradient checkpointing on where a run fits only with it, refuse what does not fit even then),
-check (refuse what does not fit as requested), off (no estimate before loading)."""
+"""Values of --memory, which ``Execution.memory`` explains."""
 LARGEST_SEED = 2**32 - 1
 """Largest seed of NumPy's legacy generator, which defines the published splits."""
 
@@ -110,11 +108,7 @@ class BenchmarkSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run is executed.
-
-    These options change a score by rounding only. In models with dropout of their own, such as GPT-2, they also change which
-    activations are dropped.
-    """
+    """How a run is executed: options that change a score by rounding, and in GPT-2 and others which activations are dropped."""
 
     __pydantic_config__ = FILE_RULES
 
@@ -195,6 +189,8 @@ class RunSpec:
     """Test the epoch with the best validation score, as the method does; False: test the last epoch."""
     direct: bool = False
     """Also score the untouched model on the test split."""
+    direct_fewshot: tuple[Shots, ...] = (0,)
+    """Numbers of examples before each question, each a direct score of its own; "task": as the task's file says."""
     test: bool = True
     """Whether the chosen epoch is scored on the test split."""
     test_curve: bool = False
@@ -204,22 +200,26 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
+        check_shots(self.direct_fewshot)
         if self.execution.device_map is not None and self.recipe.lora is None:
             raise UsageError(
                 "device_map = auto trains adapters only, and the recipe trains all weights. Remove --device_map, or train an "
                 "adapter (--use_peft; in a study: lora)."
             )
 
+    @property
+    def shots(self) -> tuple[Shots, ...]:
+        """The number of examples before each question of every requested direct score."""
+        return self.direct_fewshot if self.direct else ()
+
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
         plain = to_plain(self)
-        if self.benchmark.train_on is None:  # as versions without this field wrote it
-            plain["benchmark"].pop("train_on")
         plain["recipe"] = written_recipe(plain["recipe"])
-        if self.execution.memory == "auto":  # as versions without this field wrote it, so that they can read the file
-            plain["execution"].pop("memory")
-        if self.execution.device_map is None:
-            plain["execution"].pop("device_map")
+        optional = (plain, "direct_fewshot", [0]), (plain["benchmark"], "train_on", None), (plain["execution"], "memory", "auto")
+        for part, name, default in (*optional, (plain["execution"], "device_map", None)):
+            if part[name] == default:  # as versions without this field wrote it, so that they can read the file
+                part.pop(name)
         return {**plain, "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod

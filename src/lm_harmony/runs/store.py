@@ -166,18 +166,18 @@ class RunStore:
         with self.guard():
             remove_files(self.folder, part)
 
-    def direct_score(self) -> Score | None:
-        """Return the test score of the untouched model with its samples; None: not computed yet."""
-        if not (path := self.folder / "direct.json").exists():
+    def direct_score(self, name: str = "direct", requests: str | None = None) -> Score | None:
+        """Return the direct score ``name`` (``direct_name``) with its samples; None: there is none of these requests."""
+        path = self.folder / f"{name}.json"
+        if not path.exists() or (known := read_json(path, DirectScoreFile)).requests != requests:
             return None
-        known = read_json(path, DirectScoreFile)
-        samples = read_json_lines(self.folder / "samples_direct.jsonl", Sample, sha256=known.samples_sha256)
+        samples = read_json_lines(self.folder / f"samples_{name}.jsonl", Sample, sha256=known.samples_sha256)
         return Score(metrics=known.metrics, stderrs=known.stderrs, documents=known.documents, samples=samples)
 
-    def write_direct_score(self, score: Score) -> None:
-        """Write the test score of the untouched model, which a resumed run reads. Its samples are written first."""
-        checksum = self.write_samples("direct", score.samples)
-        self._write("direct.json", json.dumps(with_check({**to_plain(score), "samples_sha256": checksum})))
+    def write_direct_score(self, score: Score, name: str = "direct", requests: str | None = None) -> None:
+        """Write a score of the untouched model, which a resumed run reads. Its samples are written first."""
+        more = {"samples_sha256": self.write_samples(name, score.samples)} | ({"requests": requests} if requests else {})
+        self._write(f"{name}.json", json.dumps(with_check({**to_plain(score), **more})))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> str:

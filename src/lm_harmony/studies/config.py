@@ -6,6 +6,7 @@ corpora: [texts/wiki.jsonl]       # the texts of the suite `perplexity`
 seeds: [0, 1]
 recipe: {learning_rate: 1e-4}     # what differs from the published recipe; also under one model or one benchmark
 direct: true                      # score the untouched models too
+direct_fewshot: [0, 5]            # without and with 5 examples before each question
 results_dir: results              # a folder, or a URL: s3://bucket/folder
 data_dir: data                    # <task>/{train,validation,test}.jsonl; without it, rows come from the hub
 models_dir: models                # <owner>/<name>/ as `lm-harmony fetch` writes them; other models come from the hub
@@ -105,6 +106,7 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
             recipe=Recipe.from_dict(_override(_override(common, model_recipe), benchmark_recipe)),
             seed=seed,
             direct=study.direct,
+            direct_fewshot=tuple(study.direct_fewshot),
             execution=execution,
             **metric,
         )

@@ -86,7 +86,8 @@ class RunLocation:
         except StoreError as error:
             return RunState(finished=False, reason=str(error), readable=False)
         changed = (check or SourceCheck()).difference(record.sources, self.spec)
-        lacks_direct = self.spec.direct and record.direct is None
+        missing = set(self.spec.shots) - set(record.spec.shots)
+        lacks_direct = bool(missing) or (0 in self.spec.shots and record.direct is None)
         if changed == UNRECORDED:
             return RunState(finished=not lacks_direct, reason=changed)
         return RunState(finished=changed is None and not lacks_direct, reason=changed, sources=record.sources or ())
@@ -130,7 +131,10 @@ class RunLocation:
                 record = RunStore(other.parent).record()
             except StoreError:
                 continue
-            if record.sources is None and replace(record.spec, direct=self.spec.direct) == self.spec:
+            if (
+                record.sources is None
+                and replace(record.spec, direct=self.spec.direct, direct_fewshot=self.spec.direct_fewshot) == self.spec
+            ):
                 return other.parent.relative_to(self.results_dir).as_posix()
         return None
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import GenerateJsonSchema
 
-from lm_harmony.benchmarks.types import Caps, SplitProtocol
+from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, check_shots
 from lm_harmony.errors import check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.studies.value_rules import (
@@ -102,6 +102,10 @@ class StudyFile(StudyMapping):
     """Values that differ from the published recipe."""
     direct: Flag = True
     """Score the untouched models too."""
+    direct_fewshot: Annotated[
+        list[Shots], rule(lambda _, value: check_shots(value), list[Annotated[int, Field(ge=0)] | Literal["task"]])
+    ] = Field(default=[0])
+    """Numbers of examples before each question, each a direct score of its own. task: as the task's file says."""
     apply_chat_template: Flag = False
     """Render training and scoring with the models' chat templates."""
     chat_template_date: Date | None = CHAT_TEMPLATE_DATE

@@ -101,6 +101,8 @@ class HarnessTask:
                 # Only a check. lm_eval reads the rows with `datasets`, which makes timestamps of dates that JSON has as strings.
                 read_splits(self._files)
             bypass_dataset_cache(config)
+        self.few_shot_fields = {key: config.get(key) for key in ("num_fewshot", "fewshot_split", "fewshot_config")}
+        """What the task's file says of examples before a question (``harness.few_shot``)."""
         # With an empty list of samples lm_eval does not build few-shot documents.
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         self.lm_eval_task = build_task(self.name, config, self._files.get(scored))
