@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from micro import TASK, write_micro
 from tiny import write_tiny_model
 
 from lm_harmony.benchmarks.types import Caps, Score
+from lm_harmony.cli.main import main
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs import protocol
@@ -30,6 +32,8 @@ from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.config import study_spec
+from lm_harmony.studies.study import Study
 
 SHOTS = (0, 2, 20)
 """The last number of examples is too long for the tiny model."""
@@ -224,3 +228,56 @@ def test_the_tasks_own_number_is_resolved_in_the_record(tmp_path: Path, caplog: 
         record = train_before_test(spec, RunStore(tmp_path / "run"))
     assert record.direct is None and record.direct_fewshot.keys() == {3} and record.spec.direct_fewshot == ("task",)
     assert "direct_3shot score: acc_norm,none" in caplog.text and "num_fewshot" not in caplog.text
+
+
+def test_the_command_shows_every_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = asked(tmp_path)
+    flags = {
+        "base_model": spec.model.name,
+        "task_name": spec.benchmark.task,
+        "data_dir": tmp_path,
+        "results_dir": tmp_path / "out",
+    }
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    run = ["run", *words, "--device", "cpu", "--train_param.num_train_epochs", "1"]
+    assert main([*run, "--direct_fewshot", "0", "2", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"metric +.? *direct +.? *direct, 2-shot +.? *direct, 20-shot +.? *train-before-test", shown), shown
+    assert "direct, 20-shot: examples from the split train; 12 of 12 rows were too long" in " ".join(shown.split())
+    assert main([*run, "--exp_name", "csv", "--direct_fewshot", "2", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split(",")[:4] == ["metric", "direct", "direct_stderr", "trained"]
+    for given, message in (
+        (["--direct_fewshot", "-1"], "direct_fewshot must be at least 0, got -1"),
+        (["--direct_fewshot", "five"], "direct_fewshot must be whole numbers from 0, or task, got 'five'"),
+        (["--direct_fewshot", "2", "--no-eval_before_train"], "direct_fewshot contradicts no-eval_before_train"),
+    ):
+        assert main([*run, "--exp_name", "wrong", *given]) != 0
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "wrong").exists()
+
+
+def test_a_study_adds_scores_to_finished_runs_without_training(tmp_path: Path) -> None:
+    spec = asked(tmp_path)
+    values = {
+        "models": [spec.model.name],
+        "benchmarks": [spec.benchmark.task],
+        "data_dir": str(tmp_path),
+        "seeds": [0, 1],
+        "recipe": {"epochs": 1},
+        "execution": {"device": "cpu"},
+    }
+    first = Study(study_spec(values, tmp_path))
+    assert first.run().failed == {}
+    records = [run.store.record() for run in first.runs]
+    assert [record.direct_fewshot for record in records] == [{}, {}]
+    more = Study(study_spec({**values, "direct_fewshot": [0, 2]}, tmp_path))
+    assert [run.name for run in more.runs] == [run.name for run in first.runs]
+    assert not any(run.state().finished for run in more.runs) and all(run.state().finished for run in first.runs)
+    assert more.run().failed == {}
+    for run, record in zip(more.runs, records, strict=True):
+        again = run.store.record()
+        assert again.direct_fewshot.keys() == {2} and run.state().finished
+        assert dataclasses.replace(again, spec=record.spec, direct_fewshot={}) == record
+    assert len(list((tmp_path / "results" / "direct").glob("*/direct.json"))) == 3  # without examples both seeds share one
+    with pytest.raises(UsageError, match=r"direct_fewshot must be at least 0, got -2"):
+        study_spec({**values, "direct_fewshot": [-2]}, tmp_path)

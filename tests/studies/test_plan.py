@@ -91,6 +91,21 @@ def test_direct_scores_are_counted_once_for_all_seeds(tmp_path: Path) -> None:
     assert plans[1].scoring_tokens == 2 * without_direct.scoring_tokens + direct
 
 
+def test_direct_scores_with_examples_are_counted_for_each_seed(spec: RunSpec, tmp_path: Path) -> None:
+    """Their tokens are those of the run itself; another seed draws other examples, and another recipe has the same."""
+    few = replace(spec, direct=True, direct_fewshot=(0, 2))
+    record = train_before_test(few, RunStore(tmp_path / "run"))
+    [one] = make_plan([few], HARDWARE["h200"]).models
+    assert one.scoring_tokens == record.costs["scoring_tokens"]
+    [plain] = make_plan([replace(few, direct_fewshot=(0,))], HARDWARE["h200"]).models
+    added = one.scoring_tokens - plain.scoring_tokens
+    other = replace(few, recipe=replace(RECIPE, learning_rate=1.0))
+    [both] = make_plan([few, other], HARDWARE["h200"]).models
+    assert added > 0 and both.scoring_tokens == one.scoring_tokens + workload(spec, MemoryBudget()).scoring_tokens
+    [seeds] = make_plan([few, replace(few, seed=1)], HARDWARE["h200"]).models
+    assert seeds.scoring_tokens - both.scoring_tokens > added / 2
+
+
 def test_a_run_that_cannot_be_counted_is_listed_as_missing(tmp_path: Path) -> None:
     study = Study.read(write_world(tmp_path, models=["models/llama", "no/model"], benchmarks=["fives.yaml"], seeds=[0]))
     plan = make_plan(study.spec.runs, HARDWARE["h200"])

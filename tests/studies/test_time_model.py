@@ -79,6 +79,7 @@ def load_of(size: ModelSize, training: TrainingWork, test: ScoringWork | None = 
         epochs=1,
         validation=nothing,
         test=test or nothing,
+        direct={},
         test_rows=1,
         text_bytes=0,
     )

@@ -55,7 +55,7 @@ def run_by_epochs(
     store.begin(spec, data=run.splits.fingerprint(), overwrite=overwrite, asked=run.fingerprints.run, sources=run.sources)
     show_phases(run.phases())
     with open_trackers(spec.execution, folder=store.folder / "trackers", run=run.task.name) as tracker:
-        direct = {shots: _direct_score(run, store, meter, caches, shots) for shots in run.direct}
+        direct = dict(zip(run.direct, map(partial(_direct_score, run, store, meter, caches), run.direct), strict=True))
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
             epochs = yield from _train_and_validate(run, trainee, store, tracker)
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]

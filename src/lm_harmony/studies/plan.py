@@ -13,7 +13,7 @@ from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.memory_check import memory_settings, smallest_estimate
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.cards import CHECKPOINTING, CardPlan, settings_on_card, way_to_fit
-from lm_harmony.studies.flops import scoring_flops, training_flops
+from lm_harmony.studies.flops import ScoringWork, scoring_flops, training_flops
 from lm_harmony.studies.hardware import HARDWARE, Hardware
 from lm_harmony.studies.time_model import Phase, add_phases, decoding_phase, overlapped, scoring_phase, training_phase
 from lm_harmony.studies.workload import Workload, size_of, workload
@@ -124,9 +124,9 @@ def make_plan(specs: Iterable[RunSpec], hardware: Hardware, joint: int = 1) -> P
 
 def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int = 1, *, cards: bool = True) -> ModelPlan:
     """Return the cost of all runs of one model, of which ``joint`` train jointly; ``cards`` also compares all cards."""
-    directs = _direct_scores(loads)
+    direct = _direct_scores(loads)
     asked = [(load.size, one) for load in loads for one in (*[load.validation] * load.epochs, load.test)]
-    asked += [(load.size, load.test) for load in directs]
+    asked += direct
     phases = {
         "training": add_phases(
             training_phase(load, hardware, min(joint, len(loads)) if shared_adapter(load.spec.recipe) else 1) for load in loads
@@ -140,7 +140,7 @@ def model_plan(name: str, loads: list[Workload], hardware: Hardware, joint: int 
         runs=len(loads),
         size=max((load.size for load in loads), key=lambda size: size.trained),
         training_tokens=sum(load.training_tokens for load in loads),
-        scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(load.test.tokens for load in directs),
+        scoring_tokens=sum(load.scoring_tokens for load in loads) + sum(one.tokens for _, one in direct),
         decoding_steps=sum(one.decoding.steps for _, one in asked),
         flops=sum(training_flops(load.size, load.training) for load in loads)
         + sum(scoring_flops(size, one) for size, one in asked),
@@ -174,9 +174,13 @@ def _cards(name: str, loads: list[Workload], hardware: Hardware, joint: int) -> 
     return tuple(plans)
 
 
-def _direct_scores(loads: Iterable[Workload]) -> list[Workload]:
-    """Return one run for each benchmark with a direct score, because seeds and recipes share it."""
-    return list({load.spec.benchmark: load for load in loads if load.spec.direct}.values())
+def _direct_scores(loads: Iterable[Workload]) -> list[tuple[ModelSize, ScoringWork]]:
+    """Return the work of every direct score. Recipes share it, and seeds too if there are no examples before the questions."""
+    found = {}
+    for load in loads:
+        for shots, work in load.direct.items():
+            found[load.spec.benchmark, shots, load.spec.seed if shots else 0] = load.size, work
+    return list(found.values())
 
 
 def estimated_memory(spec: RunSpec, *, on_card: bool) -> tuple[int, int] | None:
@@ -232,6 +236,6 @@ def _memory(load: Workload, hardware: Hardware) -> MemoryEstimate:
 
 
 def _disk(load: Workload) -> int:
-    """Return the bytes that a run keeps: its adapter in float32, and samples that contain the texts about twice."""
+    """Return the bytes that a run keeps: its adapter in float32, and samples that have texts and examples about twice."""
     samples = 2 * load.text_bytes + 800 * load.test_rows
-    return load.size.trained * 4 + samples * (2 if load.spec.direct else 1) + 20_000
+    return load.size.trained * 4 + samples * (1 + sum(shots + 1 for shots in load.direct)) + 20_000

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
 from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.splits import Splits
-from lm_harmony.benchmarks.types import Example, Request
+from lm_harmony.benchmarks.types import ChatTemplate, Example, Request
 from lm_harmony.engine.generation_settings import GenerationSettings
 from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_tree_layout
 from lm_harmony.engine.memory import MemoryBudget
@@ -46,6 +47,8 @@ class Workload:
     """Work of one validation."""
     test: ScoringWork
     """Work of one test."""
+    direct: Mapping[int, ScoringWork]
+    """Number of examples before each question -> work of that direct score."""
     test_rows: int
     """Number of test documents."""
     text_bytes: int
@@ -76,6 +79,8 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
     """
     model = _hollow(spec.model)
     splits = _splits(spec.benchmark, spec.model, spec.seed)
+    test = _scoring_work(model, splits.test, spec.recipe, budget)
+    direct = direct_rows(_tasks(spec.benchmark)[0], splits.test, spec.shots, seed=spec.seed, chat=_chat(spec.model))
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
@@ -88,7 +93,10 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
         longest=max((len(one.ids) - 1 for one in sequences), default=1),
         epochs=epochs,
         validation=_scoring_work(model, splits.validation, spec.recipe, budget),
-        test=_scoring_work(model, splits.test, spec.recipe, budget),
+        test=test,
+        direct={
+            shots: _scoring_work(model, rows.examples, spec.recipe, budget) if shots else test for shots, rows in direct.items()
+        },
         test_rows=len(splits.test),
         text_bytes=sum(len(request.context) + len(request.continuation) for one in splits.test for request in one.requests),
     )
@@ -204,7 +212,10 @@ def _tasks(benchmark: BenchmarkSpec) -> tuple[HarnessTask, ...]:
 
 @lru_cache(maxsize=8)
 def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int) -> Splits:
-    text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
-    chat = partial(text.render_chat, date=day) if model.apply_chat_template else None
     task, *others = _tasks(benchmark)
-    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)
+    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=_chat(model))
+
+
+def _chat(model: ModelSpec) -> ChatTemplate | None:
+    text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
+    return partial(text.render_chat, date=day) if model.apply_chat_template else None
