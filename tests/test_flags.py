@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tyro
 
+from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
 from lm_harmony.cli.run_spec import _PROTOCOL, FIELDS, built_in_lines, given_flags, run_spec
 from lm_harmony.errors import UsageError
@@ -31,7 +32,10 @@ FLAGS = {
     "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map", "direct_fewshot",
     "results_dir", "format", "debug",
 }  # fmt: skip
-DATASET_PARAM = {"max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date"}
+DATASET_PARAM = {
+    "max_num_train", "max_num_valid", "max_num_test", "apply_chat_template", "chat_template_date",
+    "chat_template_args", "system_instruction", "gen_prefix", "think_end_token", "max_gen_toks",
+}  # fmt: skip
 PEFT_CONFIG = {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"}
 TRAIN_PARAM = {
     "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size",
@@ -65,6 +69,7 @@ def test_the_flags_are_frozen() -> None:
 def test_the_table_sets_every_field_of_a_specification_once() -> None:
     spec = spec_of("--base_model m --task_name t")
     parts = {"model": spec.model, "benchmark": spec.benchmark, "caps": spec.benchmark.caps, "recipe": spec.recipe}
+    parts["prompt"] = spec.prompt
     expected = {f"{name}.{field}" for name, part in parts.items() for field in names(part) if field != "caps"}
     expected |= {f"execution.{field}" for field in names(spec.execution)}
     expected |= {f"run.{field}" for field in names(spec) - {*parts, "execution"}}
@@ -101,6 +106,17 @@ def test_the_published_recipe_equals_the_papers() -> None:
         "max_new_tokens": 256, "completion_only": False,
     }  # fmt: skip
     assert {name: getattr(PUBLISHED, name) for name in paper} == paper
+
+
+def test_the_flags_of_a_prompt() -> None:
+    command = "--base_model m --task_name t --dataset_param.apply_chat_template --dataset_param.chat_template_args "
+    spec = spec_of(command + "'{\"enable_thinking\": false}' --dataset_param.gen_prefix A: --dataset_param.max_gen_toks 9")
+    assert spec.prompt == Prompt(chat_template_args='{"enable_thinking": false}', gen_prefix="A:", max_gen_toks=9)
+    assert spec_of("--base_model m --task_name t").prompt == PLAIN_PROMPT
+    for given, token in (("</think>", "</think>"), ("200008", 200008)):  # digits are an id, as in lm_eval
+        assert spec_of(f"--base_model m --task_name t --dataset_param.think_end_token '{given}'").prompt.think_end_token == token
+    with pytest.raises(UsageError, match="no effect without a chat template"):
+        spec_of("--base_model m --task_name t --dataset_param.chat_template_args '{\"enable_thinking\": false}'")
 
 
 def test_every_flag_that_affects_a_number_is_in_the_recipe() -> None:

@@ -17,6 +17,7 @@ from lm_harmony import (
     HarmonyError,
     Lora,
     ModelSpec,
+    Prompt,
     Recipe,
     RunRecord,
     RunSpec,
@@ -39,7 +40,8 @@ except HarmonyError as error:
     raise SystemExit(str(error)) from error
 if record.trained is not None:
     accuracy: float = record.trained.metrics["acc,none"]
-spec = RunSpec(model=ModelSpec(name="folder"), benchmark=BenchmarkSpec(task="arc_easy"), recipe=recipe)
+asked = Prompt(system_instruction="Be brief.", max_gen_toks=64)
+spec = RunSpec(model=ModelSpec(name="folder"), benchmark=BenchmarkSpec(task="arc_easy"), recipe=recipe, prompt=asked)
 again: RunRecord = train_before_test(spec, RunStore(Path("results/again")))
 records: list[RunRecord] = list(Study.read(Path("study.yaml")).records())
 names: list[str] = list(ScoreMatrix.published().model_names)

@@ -101,7 +101,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder with the models, rows, texts and study file that the guides use."""
     folder = tmp_path_factory.mktemp("reader")
     for number, model in enumerate(MODELS):
-        write_tiny_model(folder / model, "llama", seed=number)
+        write_tiny_model(folder / model, "llama", seed=number, chat=True)
         config = folder / model / "config.json"
         longer = json.loads(config.read_text(encoding="utf-8")) | {"max_position_embeddings": 1024}
         config.write_text(json.dumps(longer), encoding="utf-8")

@@ -11,6 +11,7 @@ __all__ = [
     "HarmonyError",
     "Lora",
     "ModelSpec",
+    "Prompt",
     "Recipe",
     "RunRecord",
     "RunSpec",
@@ -26,6 +27,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lm_harmony.analysis.matrix import ScoreMatrix
     from lm_harmony.api import evaluate, fine_tune
+    from lm_harmony.benchmarks.prompt import Prompt
     from lm_harmony.benchmarks.types import Caps
     from lm_harmony.errors import HarmonyError
     from lm_harmony.models.loading import load_model
@@ -39,6 +41,7 @@ else:
     _MODULES = {
         "analysis.matrix": ("ScoreMatrix",),
         "api": ("evaluate", "fine_tune"),
+        "benchmarks.prompt": ("Prompt",),
         "benchmarks.types": ("Caps",),
         "errors": ("HarmonyError",),
         "models.loading": ("load_model",),

@@ -8,11 +8,16 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCABULARY, tiny_module, tiny_tokenizer
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import postprocess_generated_text
+from tiny import TEXTS, VOCABULARY, tiny_model, tiny_module, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.generation_settings import GenerationSettings
+from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.stop_strings import REPLACEMENT, StopStrings
 from lm_harmony.models.loading import LanguageModel, build_language_model
 
@@ -132,3 +137,60 @@ def test_rows_are_decoded_only_after_tokens_that_can_complete_a_stop_string() ->
         assert length(found, written) is None
         assert 0 < tokenizer.decoded <= 2 * len(set(written)) + most
     assert tokenizer.decoded > 2 * len(set(written))  # negative control: every "g" can complete "dig"
+
+
+THINKING = tuple("a dog\n.:")
+"""Single characters of which answers with a think part are made; "." ends the think part and ":" is a stop string."""
+
+
+def ids_of(text: str) -> list[int]:
+    """Return the tokens of the single characters of a text."""
+    tokenizer = model_of("bytes").text.tokenizer
+    return [token for one in text for token in tokenizer.encode(one, add_special_tokens=False)]
+
+
+def thinking(end: str | int | None, *stop: str) -> StopStrings:
+    return StopStrings(model_of("bytes"), GenerationSettings(stop=stop, max_new_tokens=99, options=()), end)
+
+
+@settings(max_examples=300, deadline=None)
+@given(written=st.lists(st.sampled_from(THINKING), min_size=1, max_size=30), as_id=st.booleans())
+def test_the_think_part_is_cut_off_as_by_lm_eval(written: list[str], as_id: bool) -> None:
+    """HFLM cuts an id from the tokens and a text from the decoded text, strips spaces, and then searches stop strings."""
+    tokens = ids_of("".join(written))
+    (end_id,) = ids_of(".")
+    found = thinking(end_id if as_id else ".", ":", "\n")
+    # What HFLM.generate_until does with the generated tokens of a row.
+    kept = tokens[len(tokens) - tokens[::-1].index(end_id) :] if as_id and end_id in tokens else tokens
+    decoded = found.tokenizer.decode(kept, skip_special_tokens=True)
+    decoded = decoded.lstrip() if as_id else decoded
+    assert found.text_of(tokens) == postprocess_generated_text(decoded, [":", "\n", "<|end|>"], None if as_id else ".")
+
+
+@pytest.mark.parametrize("as_id", [False, True])
+def test_an_answer_does_not_end_inside_its_think_part(as_id: bool) -> None:
+    (end_id,) = ids_of(".")
+    end: str | int = end_id if as_id else "."
+    tokens = ids_of("a: dog\n a. dog: a")
+    assert length(thinking(end, ":"), tokens) == len(ids_of("a: dog\n a. dog:"))
+    assert thinking(end, ":").text_of(ids_of("a: dog\n a. dog:")) == "dog"
+    assert length(thinking(end, ":"), ids_of("a: dog: a")) is None  # no think part has ended
+    assert length(thinking(end, ":"), [*ids_of("a: dog"), 0]) == len(ids_of("a: dog")) + 1  # an end token always ends
+    assert length(thinking(None, ":"), tokens) == 2  # negative control: without a think part
+
+
+def test_hflm_generates_the_same_answers() -> None:
+    """HFLM itself, with batches of one row: texts and ids that tiny models generate end their think part."""
+    model = tiny_model(seed=3)
+    requests = [Request(kind="generate_until", context=text, generation={"until": [], "max_gen_toks": 24}) for text in TEXTS]
+    whole = Scorer(model=model).reply(requests)
+    cut = 0
+    for end in (str(whole[0])[5], str(whole[1])[3:5], model.text.encode([str(whole[2])])[0][6]):
+        harness = HFLM(
+            pretrained=tiny_module(seed=3), tokenizer=tiny_tokenizer(), device="cpu", batch_size=1, think_end_token=end
+        )
+        instances = [Instance("generate_until", {}, (one.context, dict(one.generation)), 0) for one in requests]
+        ours = Scorer(model=model, think_end=end).reply(requests)
+        assert ours == harness.generate_until(instances, disable_tqdm=True)
+        cut += sum(str(one) != str(other) for one, other in zip(ours, whole, strict=True))
+    assert cut >= 3  # negative control: most answers have a think part

@@ -17,6 +17,7 @@ import yaml
 from world import write_world
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.benchmarks.prompt import PLAIN_PROMPT
 from lm_harmony.cli.main import main
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import given_flags, run_spec
@@ -110,11 +111,50 @@ def test_the_chat_template_date_of_a_model_overrides_that_of_the_study(tmp_path:
     assert [run.model.chat_template_date for run in read(tmp_path, text).runs] == ["2024-07-26", "2025-02-03"]
 
 
+def test_prompts_come_from_study_model_and_benchmark(tmp_path: Path) -> None:
+    """Variables of the template and the end of the think part belong to a model; prefix and limit of answers to a benchmark."""
+    models = [
+        "a/a",
+        {"name": "b/b", "chat_template_args": {"enable_thinking": True, "a": 1}, "think_end_token": "</think>"},
+        {"name": "c/c", "think_end_token": 200008, "system_instruction": "Of the model."},
+    ]
+    benchmarks = ["arc_easy", {"task": "gsm8k", "gen_prefix": "Answer:", "max_gen_toks": 4096}]
+    spec = read(tmp_path, models=models, benchmarks=benchmarks, apply_chat_template=True, system_instruction="Of the study.")
+    answers = {"gen_prefix": "Answer:", "max_gen_toks": 4096}
+    thinks = {"chat_template_args": '{"a": 1, "enable_thinking": true}', "think_end_token": "</think>"}
+    study, model = {"system_instruction": "Of the study."}, {"system_instruction": "Of the model."}
+    assert [run.prompt.changes() for run in spec.runs] == [
+        *(study, study | answers),
+        *(thinks | study, thinks | study | answers),
+        *({"think_end_token": 200008} | model, {"think_end_token": 200008} | model | answers),
+    ]
+    assert all(run.prompt == PLAIN_PROMPT for run in read(tmp_path).runs)
+
+
+THINKER = {"name": "a/a", "chat_template_args": {"enable_thinking": True}}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"chat_template_date": "today"}, "chat_template_date must be a date as YYYY-MM-DD, got 'today'"),
         ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'"),
+        ({"system_instruction": ""}, "line 5: system_instruction must be text, not empty, got ''"),
+        (
+            {"models": [{"name": "a/a", "think_end_token": -1}]},
+            "think_end_token must be text or a token id from 0, not empty, got -1",
+        ),
+        (
+            {"models": [{"name": "a/a", "chat_template_args": ["enable_thinking"]}]},
+            "models[0].chat_template_args must be a JSON object",
+        ),
+        ({"models": [THINKER]}, "models[0]: chat_template_args: enable_thinking = true needs think_end_token"),
+        (
+            {"models": [THINKER | {"think_end_token": "</think>"}]},
+            'models[0]: chat_template_args = {"enable_thinking": true} has no',
+        ),
+        ({"benchmarks": [{"task": "gsm8k", "max_gen_toks": 0}]}, "benchmarks[0].max_gen_toks must be at least 1"),
+        ({"benchmarks": [{"task": "gsm8k", "gen_prefix": 5}]}, "benchmarks[0].gen_prefix must be text"),
         ({"recipe": {"epoch": 2}}, "no key 'epoch'. Did you mean 'epochs'"),
         ({"recipe": {"lora": {"rank": 2}}}, "recipe.lora: no key 'rank'"),
         ({"recipe": {"epochs": 0}}, "recipe.epochs: train_param.num_train_epochs must be at least 1, got 0"),
@@ -219,6 +259,7 @@ def test_a_value_of_a_wrong_type_is_refused_in_every_field(tmp_path: Path, field
         ({"recipe": {"batch_size": 0}}, "--train_param.per_device_train_batch_size 0"),
         ({"recipe": {"weight_decay": float("inf")}}, "--train_param.weight_decay inf"),
         ({"max_num_test": 0}, "--dataset_param.max_num_test 0"),
+        ({"system_instruction": ""}, "--dataset_param.system_instruction="),
         ({"execution": {"eval_batch_size": 0}}, "--train_param.per_device_eval_batch_size 0"),
     ],
     ids=str,
@@ -362,6 +403,9 @@ def test_the_schema_accepts_the_studies_of_the_tests(tmp_path: Path) -> None:
         {"split_protocol": "leaky"},
         {"max_num_test": 0},
         {"execution": {"trackers": ["wandb"]}},
+        {"models": [{"name": "a/a", "chat_template_args": ["x"]}]},
+        {"models": [{"name": "a/a", "think_end_token": 1.5}]},
+        {"benchmarks": [{"task": "mnli", "max_gen_toks": 0}]},
     ],
     ids=str,
 )

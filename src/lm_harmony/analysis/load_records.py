@@ -6,6 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,12 @@ def _unread(damaged: Sequence[str]) -> Iterator[str]:
 
 
 def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]:
-    """Yield a note for each benchmark whose models differ in recipe, number of test rows or split rule. This is allowed."""
+    """Yield a note for each benchmark whose models differ in recipe, number of test rows, split rule or prompt, as they may."""
     wording = {
         "recipe": "trained by {} recipes",
         "test": "tested on {} different numbers of questions",
         "split": "split by {} rules",
+        "prompt": "asked with {} prompts",
     }
     for benchmark in sorted({benchmark for _, benchmark in runs}):
         records = [record for (_, other), group in runs.items() if other == benchmark for record, _ in group]
@@ -135,6 +137,8 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
             "recipe": {record.spec.recipe.fingerprint() for record in records},
             "test": {record.data.test for record in records},
             "split": {record.spec.benchmark.split_protocol for record in records},
+            # Arguments of a chat template and the end of the think part belong to the model.
+            "prompt": {replace(record.spec.prompt, chat_template_args="{}", think_end_token=None) for record in records},
         }
         for key, found in kinds.items():
             if len(found) > 1:
@@ -209,9 +213,10 @@ def _refuse_mixture(runs: Sequence[Run]) -> None:
             raise UsageError(
                 f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Remove one of them."
             )
-        differing = [key for key, value in _settings(record).items() if settings.get(key) != value]
+        theirs = _settings(record)
+        differing = [key for key in {**settings, **theirs} if settings.get(key) != theirs.get(key)]
         if differing:
-            pairs = ", ".join(f"{key} {settings.get(key)!r} and {_settings(record)[key]!r}" for key in differing)
+            pairs = ", ".join(f"{key} {settings.get(key)!r} and {theirs.get(key)!r}" for key in differing)
             raise UsageError(
                 f"results: {first.spec.model.name} on {first.benchmark} was run with different settings: {pairs} "
                 f"(in {store.folder} and {other.folder}). Name a folder that has only one of them."

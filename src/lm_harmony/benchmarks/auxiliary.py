@@ -21,6 +21,7 @@ from lm_harmony.benchmarks.choice_questions import ChoiceQuestion, ScoredQuestio
 from lm_harmony.benchmarks.harness import HarnessTask, open_task
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
 from lm_harmony.benchmarks.harness.documents import ROW_ERRORS
+from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
 from lm_harmony.benchmarks.splits import Splits, cut, disjoint, make_splits, permutation, rendered
 from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, Role, SplitProtocol, SplitUse, TrainOnRecord
 from lm_harmony.errors import BenchmarkError
@@ -32,17 +33,21 @@ _SAMPLE = 100
 
 
 def open_tasks(
-    tasks: Iterable[tuple[str, SplitUse]], include_path: Path | None, data_dir: Path | None, *, allow_code: bool = True
+    tasks: Iterable[tuple[str, SplitUse]],
+    include_path: Path | None,
+    data_dir: Path | None,
+    *,
+    allow_code: bool = True,
+    prompt: Prompt = PLAIN_PROMPT,
 ) -> tuple[HarnessTask, ...]:
     """Return the opened tasks of a benchmark, as ``catalogue.tasks_of`` lists them. The arguments are those of ``open_task``.
 
     Raises:
-        UsageError: no task has that name, or it runs code that is not allowed.
+        UsageError: no task has that name, it runs code that is not allowed, or the prompt does not suit it.
         BenchmarkError: a task cannot be used, or its rows cannot be loaded.
     """
-    return tuple(
-        open_task(one, include_path=include_path, data_dir=data_dir, allow_code=allow_code, use=use) for one, use in tasks
-    )
+    places: dict[str, Any] = {"include_path": include_path, "data_dir": data_dir}
+    return tuple(open_task(one, **places, allow_code=allow_code, use=use, prompt=prompt) for one, use in tasks)
 
 
 def run_splits(

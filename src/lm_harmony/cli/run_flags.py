@@ -39,6 +39,16 @@ class DatasetParam:
     """Render training and scoring with the model's chat template."""
     chat_template_date: str = CHAT_TEMPLATE_DATE
     """Current date for chat templates that print one, as YYYY-MM-DD."""
+    chat_template_args: str = "{}"
+    """Further variables of the chat template, as a JSON object: '{"enable_thinking": false}'."""
+    system_instruction: str | None = None
+    """Text before every question; with a chat template, the system message."""
+    gen_prefix: str | None = None
+    """Beginning of every answer, after which the model continues; replaces that of the task."""
+    think_end_token: str | None = None
+    """Text (</think>) or token id that ends the think part of an answer, which is cut off before it is scored."""
+    max_gen_toks: int | None = None
+    """Maximum tokens of a generated answer, think part included; replaces the task's own limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

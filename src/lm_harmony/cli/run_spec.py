@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import Any
 
+from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.types import Caps, Shots
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
 from lm_harmony.errors import UsageError, check_integer, did_you_mean
@@ -52,6 +53,7 @@ def run_spec(flags: RunFlags, given: Collection[str] = ()) -> RunSpec:
         model=ModelSpec(**parts["model"]),
         benchmark=BenchmarkSpec(caps=Caps(**parts["caps"]), **parts["benchmark"]),
         recipe=Recipe(**parts["recipe"]),
+        prompt=Prompt(**parts["prompt"]),
         execution=Execution(**parts["execution"]),
         **parts["run"],
     )
@@ -65,6 +67,11 @@ def _chat_template_date(flags: RunFlags, given: Collection[str]) -> str:
             f"Add --dataset_param.apply_chat_template, or remove the date."
         )
     return day
+
+
+def _think_end_token(flags: RunFlags, given: Collection[str]) -> str | int | None:
+    token = flags.dataset_param.think_end_token
+    return int(token) if token is not None and token.isdecimal() else token  # lm_eval's rule
 
 
 def _dtype(flags: RunFlags, given: Collection[str]) -> str:
@@ -123,6 +130,11 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
     "caps.train": "dataset_param.max_num_train",
     "caps.validation": "dataset_param.max_num_valid",
     "caps.test": "dataset_param.max_num_test",
+    "prompt.chat_template_args": "dataset_param.chat_template_args",
+    "prompt.system_instruction": "dataset_param.system_instruction",
+    "prompt.gen_prefix": "dataset_param.gen_prefix",
+    "prompt.think_end_token": _think_end_token,
+    "prompt.max_gen_toks": "dataset_param.max_gen_toks",
     "recipe.lora": lambda flags, given: flags.peft_config if flags.use_peft else None,
     "recipe.epochs": "train_param.num_train_epochs",
     "recipe.learning_rate": "train_param.learning_rate",

@@ -56,6 +56,7 @@ def generate(
     max_new_tokens: int,
     seed: int,
     backend: Backend = PADDED,
+    think_end: str | int | None = None,
 ) -> list[str]:
     """Generate an answer to each context, cut before its first stop string or end-of-text token.
 
@@ -67,6 +68,7 @@ def generate(
         seed: seed of sampled answers; greedy decoding, the default, does not use it.
         backend: continuous batching where it allows it and the settings are those of plain greedy decoding, else
             ``transformers.generate``. Attention over the cache is transformers' own in both.
+        think_end: text or token id that ends the think part of an answer, which is cut off; stop strings count after it only.
 
     Raises:
         BenchmarkError: the longest answer leaves no space for a context, or several answers to a question are requested.
@@ -83,7 +85,7 @@ def generate(
     ):
         torch.manual_seed(seed)
         for group in groups:
-            stop = StopStrings(model, group.settings)
+            stop = StopStrings(model, group.settings, think_end)
             try:
                 for row in _rows(model, group, stop, backend, batch_size):
                     answers[group.numbers[row.place]] = stop.text_of(row.written)

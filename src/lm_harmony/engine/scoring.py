@@ -40,6 +40,8 @@ class Scorer:
     """Longest generated answer in tokens, where the request sets no limit."""
     seed: int = 0
     """Seed of sampled answers."""
+    think_end: str | int | None = None
+    """Text or token id that ends the think part of a generated answer, which is cut off; None: nothing is."""
     backend: Backend = PADDED
     """Which forward passes compute the replies."""
     counter: TokenCounter = field(default_factory=TokenCounter, compare=False)
@@ -71,7 +73,7 @@ class Scorer:
         if written:
             asked = [requests[index] for index in written]
             options = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
-            answers = generate(self.model, asked, backend=self.backend, **options)
+            answers = generate(self.model, asked, backend=self.backend, think_end=self.think_end, **options)
             for texts in ([request.context for request in asked], answers):
                 self.counter.tokens += sum(map(len, self.model.text.encode(texts)))
             for index, answer in zip(written, answers, strict=True):

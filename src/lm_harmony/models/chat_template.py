@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from lm_harmony.errors import ModelError, did_you_mean
 from lm_harmony.models.time_limit import cpu_limit
 
 SECONDS = 10.0
@@ -23,7 +26,18 @@ _NUMBERS = "deHIjklmMSUVWyG"
 """Format codes that give numbers. With a hyphen (``%-d``), the leading zeros are dropped."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, day: str, generation_prompt: bool) -> str:
+_RESERVED = ("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+"""Arguments of ``apply_chat_template`` that ``render`` sets."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    *,
+    day: str,
+    generation_prompt: bool,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """Render messages as ``apply_chat_template`` does, with ``day`` as the current date. transformers uses Jinja's sandbox.
 
     A template reads the date from the function ``strftime_now`` or from the variable ``date_string`` (Llama 3: "26 Jul 2024").
@@ -33,6 +47,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]
         messages: mappings with the keys "role" and "content".
         day: date that the template uses as the current date, as YYYY-MM-DD.
         generation_prompt: if True, the text ends with the start of an assistant message. If False, the last message is continued.
+        variables: further variables of the template, such as enable_thinking.
 
     Raises:
         jinja2.TemplateError: or another exception of ``FAILURES``. ``failed_line`` gives the line in the template.
@@ -42,6 +57,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]
         options["chat_template"] = _with_date(template, today)
     if "date_string" in template:
         options["date_string"] = today.strftime("%d %b %Y")
+    options |= variables
     with cpu_limit(SECONDS):
         return str(
             tokenizer.apply_chat_template(
@@ -71,6 +87,53 @@ def failed_line(error: Exception, tokenizer: PreTrainedTokenizerBase) -> int | N
     found = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else (lines or [None])[-1]
     added = "strftime_now" in str(tokenizer.chat_template)  # the macro adds one line
     return None if found is None else max(1, found - added)
+
+
+def refuse_unused(variables: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse variables that a chat template does not use, or that are set by this program.
+
+    Args:
+        variables: name -> value.
+        tokenizer: tokenizer with the chat template.
+        name: the model, for the message.
+
+    Raises:
+        ModelError: there is such a variable.
+    """
+    template = str(tokenizer.get_chat_template())
+    used = set(re.findall(r"[A-Za-z_]\w*", template))
+    for variable in variables:
+        if variable in _RESERVED:
+            raise ModelError(f"chat_template_args: {variable} is set by lm-harmony itself. Remove it.")
+        if variable not in used:
+            raise ModelError(
+                f"chat_template_args: the chat template of model {name} has no variable {variable!r} ({place_of_template(name)})."
+                f"{did_you_mean(variable, used)} Remove it, or correct its name."
+            )
+
+
+def think_end_text(token: str | int, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """Return the text that ends the think part of an answer: ``token`` itself, or the text of a token id.
+
+    Args:
+        token: the text or the id.
+        tokenizer: the model's tokenizer.
+        name: the model, for messages.
+
+    Raises:
+        ModelError: there is no such id, or the text is that of a special token, which is left out of the text of an answer.
+    """
+    if isinstance(token, str) and token in tokenizer.all_special_tokens:
+        raise ModelError(
+            f"think_end_token = {token!r} is a special token of model {name}, which is left out of the text of answers. "
+            f"Give its id: {tokenizer.convert_tokens_to_ids(token)}."
+        )
+    if isinstance(token, int) and token >= len(tokenizer):
+        raise ModelError(
+            f"think_end_token = {token} is no token of model {name}, which has ids below {len(tokenizer)}. "
+            f"Give an id below that, or a text such as </think>."
+        )
+    return token if isinstance(token, str) else str(tokenizer.decode([token]))
 
 
 def place_of_template(name: str) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lm_harmony.errors import ModelError
-from lm_harmony.models.chat_template import FAILURES, failed_line, place_of_template, render
+from lm_harmony.models.chat_template import FAILURES, failed_line, place_of_template, refuse_unused, render, think_end_text
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 
 log = logging.getLogger(__name__)
@@ -131,7 +133,12 @@ class TextEncoder:
         return EncodedPair(context=(self.prefix_id,), continuation=ids)
 
     def render_chat(
-        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, *, date: str = CHAT_TEMPLATE_DATE
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        date: str = CHAT_TEMPLATE_DATE,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """Render messages with the model's chat template. Drops system messages if it refuses them (as lm_eval).
 
@@ -140,19 +147,21 @@ class TextEncoder:
             add_generation_prompt: if True, the text ends with the start of an assistant message. If False, the last message
                 is continued.
             date: date that the template uses as the current date, as YYYY-MM-DD.
+            variables: further variables of the template, such as enable_thinking (lm_eval's chat_template_args).
 
         Raises:
             ModelError: the tokenizer has no chat template, or the template fails. The message names its file and line.
         """
         self.require_chat_template()
+        options: dict[str, Any] = {"day": date, "generation_prompt": add_generation_prompt, "variables": variables}
         try:
             try:
-                return render(self.tokenizer, messages, day=date, generation_prompt=add_generation_prompt)
+                return render(self.tokenizer, messages, **options)
             except jinja2.TemplateError as error:
                 without_system = [message for message in messages if message["role"] != "system"]
                 if len(without_system) in (0, len(messages)):
                     raise
-                text = render(self.tokenizer, without_system, day=date, generation_prompt=add_generation_prompt)
+                text = render(self.tokenizer, without_system, **options)
                 self._warn_without_system(error)
                 return text
         except FAILURES as error:
@@ -162,6 +171,20 @@ class TextEncoder:
                 f"{'' if line is None else f', line {line} of the template'}). Correct the template, "
                 f"or drop --dataset_param.apply_chat_template."
             ) from error
+
+    def chat_renderer(self, date: str | None, variables: Mapping[str, Any]) -> Callable[..., str]:
+        """Return ``render_chat`` with a date (None: the default) and further variables of the template.
+
+        Raises:
+            ModelError: the tokenizer has no chat template, or the template uses no variable of such a name.
+        """
+        self.require_chat_template()
+        refuse_unused(variables, self.tokenizer, self.name)
+        return partial(self.render_chat, date=date or CHAT_TEMPLATE_DATE, variables=variables)
+
+    def think_end_text(self, token: str | int) -> str:
+        """Return the text of a think_end_token: see ``chat_template.think_end_text``."""
+        return think_end_text(token, self.tokenizer, self.name)
 
     def _warn_without_system(self, error: Exception) -> None:
         if not self._warned_without_system:

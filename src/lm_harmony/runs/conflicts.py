@@ -51,11 +51,11 @@ def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec, *, resum
         raise UsageError(
             f"exp_name: {folder} holds an unfinished run. Add --resume_from_checkpoint to continue it, or --overwrite."
         )
-    asked = begun.spec.to_dict() | {"recipe_fingerprint": begun.recipe_fingerprint}
+    asked, wanted = begun.spec.to_dict() | {"recipe_fingerprint": begun.recipe_fingerprint}, spec.to_dict()
     other = [
-        f"{key} was {asked.get(key)}, is {value}"
-        for key, value in spec.to_dict().items()
-        if _decides(key, asked.get(key)) != _decides(key, value)
+        f"{key} was {asked.get(key)}, is {wanted.get(key)}"
+        for key in {**wanted, **asked}
+        if _decides(key, asked.get(key)) != _decides(key, wanted.get(key))
     ]
     if other:
         raise NotCurrent(

@@ -116,7 +116,9 @@ def request_fingerprints(
         targets: names of the adapted modules where neither the recipe nor PEFT names them.
         direct: number of examples before a question -> the test rows with them.
     """
-    limits = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}
+    limits: dict[str, Any] = {"longest": longest, "max_new_tokens": spec.recipe.max_new_tokens}
+    if spec.prompt.think_end_token is not None:  # changes answers; requests hold the rest of the prompt
+        limits["think_end_token"] = spec.prompt.think_end_token
     trained = {"caps": asdict(spec.benchmark.caps), "max_length": spec.recipe.max_length, "tokens": _tokens(sequences)}
     if targets:  # the recipe says all others
         trained["targets"] = list(targets)

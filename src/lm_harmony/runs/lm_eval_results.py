@@ -123,6 +123,10 @@ def _base_args(run: RunSetup) -> dict[str, Any]:
         args["mixed_precision_dtype"] = precision.autocast
     if spec.trust_remote_code:
         args["trust_remote_code"] = True
+    if run.spec.prompt.template_variables:
+        args["chat_template_args"] = run.spec.prompt.template_variables
+    if run.spec.prompt.think_end_token is not None:
+        args["think_end_token"] = run.spec.prompt.think_end_token
     return args
 
 
@@ -166,7 +170,11 @@ def _results(
         "eot_token_id": tokenizer.eos_token_id,
         "max_length": run.model.max_length,
         "task_hashes": {name: hash_of_samples(score.samples)},
-        **experiment_of(args, chat_template=template["default"] if isinstance(template, dict) else template),
+        **experiment_of(
+            args,
+            chat_template=template["default"] if isinstance(template, dict) else template,
+            system_instruction=spec.prompt.system_instruction,
+        ),
     }
 
 
@@ -184,6 +192,6 @@ def _config(run: RunSetup, record: RunRecord, *, args: dict[str, Any], parameter
         "device": record.environment.get("device"),
         "use_cache": None,
         "bootstrap_iters": BOOTSTRAP_DRAWS,
-        "gen_kwargs": None,
+        "gen_kwargs": None if spec.prompt.max_gen_toks is None else {"max_gen_toks": spec.prompt.max_gen_toks},
         **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), spec.seed),
     }

@@ -24,8 +24,9 @@ SHORTEST = 64
 
 def memory_settings(spec: RunSpec, precision: Precision, device_type: str) -> MemorySettings:
     """Return what decides the memory of ``spec`` on a kind of device, as it is requested."""
+    longest_answer = max(spec.recipe.max_new_tokens, spec.prompt.max_gen_toks or 0)
     return MemorySettings(
-        recipe=spec.recipe,
+        recipe=replace(spec.recipe, max_new_tokens=longest_answer),
         precision=precision,
         device_type=device_type,
         gradient_checkpointing=spec.execution.gradient_checkpointing,

@@ -42,4 +42,5 @@ def differences_from_published(spec: RunSpec, training_rows: int) -> tuple[str, 
             found.append(f"{field.name} {own} instead of {published}")
     if spec.model.apply_chat_template:
         found.append("a chat template instead of none")
+    found += [f"{name} {value!r} instead of none" for name, value in spec.prompt.changes().items()]
     return tuple(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
@@ -18,7 +17,7 @@ from lm_harmony.errors import ModelError
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.models.quantization import refuse_quantization
 from lm_harmony.models.text import TextEncoder
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
+from lm_harmony.recipe import Lora
 from lm_harmony.runs.caches import LoadedModel, ModelCache, RunCaches
 from lm_harmony.runs.fingerprint import request_fingerprints
 from lm_harmony.runs.memory_check import fit_into_memory, free_for
@@ -40,18 +39,19 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         ModelError: the model cannot be loaded, lacks a chat template, cannot get the adapter, or does not fit into memory.
         MissingExtra: the recipe quantizes the weights, and bitsandbytes is not installed.
     """
-    benchmark, recipe, allowed = spec.benchmark, spec.recipe, spec.execution.allow_task_code
+    benchmark, recipe, models = spec.benchmark, spec.recipe, (caches or RunCaches()).model
     found = task_sources(benchmark)  # hashed before they are read, so that a change in between shows
     code = [Path(one.path) for one in found if one.path and (one.kind == "task" or one.path.endswith(".py"))]
     unload_modules([*code, *IMPORTED_MODULES])
+    prompt = spec.prompt.with_text(lambda token: models.structure(spec).text.think_end_text(token))
     with files_opened_by(code) as opened:
-        task, *others = open_tasks(benchmark.tasks, benchmark.include_path, benchmark.data_dir, allow_code=allowed)
+        places, allowed = (benchmark.include_path, benchmark.data_dir), spec.execution.allow_task_code
+        task, *others = open_tasks(benchmark.tasks, *places, allow_code=allowed, prompt=prompt)
     metric, higher = choosing_metric(spec, task)
     if recipe.quantize is not None:
         refuse_quantization(recipe.quantize)
-    models = (caches or RunCaches()).model
     text = models.chat_encoder(spec)
-    chat = None if text is None else partial(text.render_chat, date=spec.model.chat_template_date or CHAT_TEMPLATE_DATE)
+    chat = None if text is None else text.chat_renderer(spec.model.chat_template_date, prompt.template_variables)
     with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
         splits = run_splits(task, others, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
         score_placeholder_replies(task, splits.validation[0])
@@ -122,6 +122,7 @@ def _scorer(spec: RunSpec, loaded: LoadedModel) -> Scorer:
         max_new_tokens=spec.recipe.max_new_tokens,
         seed=spec.seed,
         backend=loaded.backend,
+        think_end=spec.prompt.think_end_token,
     )
 
 

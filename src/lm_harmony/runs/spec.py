@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks_of, trained_name
+from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
 from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, SplitUse, check_shots
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
@@ -86,14 +87,10 @@ class BenchmarkSpec:
         return tasks_of(self.task, self.train_on)
 
     def __post_init__(self) -> None:
-        self._check_train_on()
         for name in ("include_path", "data_dir"):
             folder = getattr(self, name)
             if not isinstance(folder, Path | None):
                 raise UsageError(f"{name} must be a pathlib.Path or None, got {folder!r}. Write Path({folder!r}).")
-
-    def _check_train_on(self) -> None:
-        """Raise UsageError for a value of ``train_on`` that names no other benchmark, or contradicts the split protocol."""
         given = self.train_on
         if given is not None and (not isinstance(given, str) or not given.strip() or CORPUS_PREFIX in (given + self.task)):
             raise UsageError(
@@ -179,6 +176,8 @@ class RunSpec:
     """Benchmark that the model is fine-tuned and scored on."""
     recipe: Recipe = PUBLISHED
     """Every hyperparameter of the fine-tuning."""
+    prompt: Prompt = PLAIN_PROMPT
+    """Changes to prompts and answers, beyond the task's own file."""
     seed: int = 0
     """Seed of the validation split, the order of rows, dropout and the initial adapter."""
     metric: str | None = None
@@ -201,6 +200,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
         check_shots(self.direct_fewshot)
+        self.prompt.check_chat(self.model.apply_chat_template)
         if self.execution.device_map is not None and self.recipe.lora is None:
             raise UsageError(
                 "device_map = auto trains adapters only, and the recipe trains all weights. Remove --device_map, or train an "
@@ -215,9 +215,9 @@ class RunSpec:
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
         plain = to_plain(self)
-        plain["recipe"] = written_recipe(plain["recipe"])
+        plain |= {"prompt": self.prompt.changes(), "recipe": written_recipe(plain["recipe"])}
         optional = (plain, "direct_fewshot", [0]), (plain["benchmark"], "train_on", None), (plain["execution"], "memory", "auto")
-        for part, name, default in (*optional, (plain["execution"], "device_map", None)):
+        for part, name, default in (*optional, (plain["execution"], "device_map", None), (plain, "prompt", {})):
             if part[name] == default:  # as versions without this field wrote it, so that they can read the file
                 part.pop(name)
         return {**plain, "recipe_fingerprint": self.recipe.fingerprint()}
@@ -239,8 +239,7 @@ def upgrade_spec(values: Any) -> Any:
     model = values.get("model")
     if isinstance(model, Mapping) and model.get("apply_chat_template"):
         model = {"chat_template_date": None, **model}  # the template was rendered with the day of the run
-    derived = {"recipe_fingerprint"}
-    return {key: model if key == "model" else value for key, value in values.items() if key not in derived}
+    return {key: model if key == "model" else value for key, value in values.items() if key != "recipe_fingerprint"}
 
 
 def _is_date(text: Any) -> bool:

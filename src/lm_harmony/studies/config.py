@@ -16,8 +16,9 @@ Paths are relative to the study file. ``study_file`` lists every key.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from lm_harmony.benchmarks import catalogue as suites
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.foreign_code import check_task_code
+from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError, did_you_mean
@@ -104,13 +106,16 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
             model=model,
             benchmark=benchmark,
             recipe=Recipe.from_dict(_override(_override(common, model_recipe), benchmark_recipe)),
+            prompt=replace(prompt, **answers),
             seed=seed,
             direct=study.direct,
             direct_fewshot=tuple(study.direct_fewshot),
             execution=execution,
             **metric,
         )
-        for (model, model_recipe), (benchmark, metric, benchmark_recipe), seed in product(models, benchmarks, study.seeds)
+        for (model, prompt, model_recipe), (benchmark, metric, answers, benchmark_recipe), seed in product(
+            models, benchmarks, study.seeds
+        )
     )
     _refuse_duplicates(runs, places)
     if not execution.allow_task_code:
@@ -134,8 +139,8 @@ def _override(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return {**recipe, **overrides, **changed}
 
 
-def _models(entry: ModelEntry, study: StudyFile, base: Path, places: Places) -> list[tuple[ModelSpec, Mapping[str, Any]]]:
-    """Return the models of one entry with their recipe: a name, a folder, or a group of the catalogue."""
+def _models(entry: ModelEntry, study: StudyFile, base: Path, places: Places) -> list[tuple[ModelSpec, Prompt, Mapping[str, Any]]]:
+    """Return the models of one entry with their prompt and recipe: a name, a folder, or a group of the catalogue."""
     group = entry.group()
     with places.at():
         if entry.name is not None and group:
@@ -144,6 +149,13 @@ def _models(entry: ModelEntry, study: StudyFile, base: Path, places: Places) -> 
         models_dir = _path(base, study.models_dir)
         names = [_folder_or_name(name, entry.revision, base, models_dir) for name in names]
     chat = entry if "apply_chat_template" in entry.model_fields_set else study
+    with places.at():
+        prompt = Prompt(
+            chat_template_args=json.dumps(entry.chat_template_args),
+            system_instruction=entry.system_instruction or study.system_instruction,
+            think_end_token=entry.think_end_token,
+        )
+        prompt.check_chat(chat.apply_chat_template)
     day = entry.chat_template_date or study.chat_template_date
     options = {} if day is None else {"chat_template_date": str(day)}  # YAML reads a date without quotes as a date
     return [
@@ -155,6 +167,7 @@ def _models(entry: ModelEntry, study: StudyFile, base: Path, places: Places) -> 
                 apply_chat_template=chat.apply_chat_template,
                 **options,
             ),
+            prompt,
             entry.recipe,
         )
         for name in names
@@ -186,15 +199,18 @@ def _folder_or_name(name: str, revision: str, base: Path, models_dir: Path | Non
 
 def _benchmarks(
     entry: BenchmarkEntry, study: StudyFile, base: Path, places: Places
-) -> list[tuple[BenchmarkSpec, dict[str, Any], Mapping[str, Any]]]:
-    """Return the benchmarks of one entry, a task or a suite, each with its metric and its recipe."""
+) -> list[tuple[BenchmarkSpec, dict[str, Any], dict[str, Any], Mapping[str, Any]]]:
+    """Return the benchmarks of one entry, a task or a suite, each with its metric, its fields of a prompt, and its recipe."""
     caps = Caps(**{ours: getattr(entry if key in entry.model_fields_set else study, key) for key, ours in CAPS.items()})
     data_dir, include_path = _path(base, study.data_dir), _path(base, study.include_path)
     with places.at("task"):
         tasks = [_task(task, base, include_path) for task in suites.expand(entry.task, study.corpora)]
     with places.at("train_on"):
         train_on = None if entry.train_on is None else _task(entry.train_on, base, include_path)
-    metric = {key: value for key in ("metric", "greater_is_better") if (value := getattr(entry, key)) is not None}
+    metric, answers = (
+        {key: value for key in keys if (value := getattr(entry, key)) is not None}
+        for keys in (("metric", "greater_is_better"), ("gen_prefix", "max_gen_toks"))
+    )
     places_of_rows = {"include_path": include_path, "data_dir": data_dir}
     with places.at("train_on"):
         found = [
@@ -203,7 +219,7 @@ def _benchmarks(
         ]
         for benchmark in found if train_on is not None else ():
             check_train_on(benchmark)
-    return [(benchmark, metric, entry.recipe) for benchmark in found]
+    return [(benchmark, metric, answers, entry.recipe) for benchmark in found]
 
 
 def _task(task: str, base: Path, include_path: Path | None) -> str:

@@ -22,12 +22,16 @@ from lm_harmony.studies.value_rules import (
     Flag,
     LoraOverrides,
     Number,
+    PromptText,
     RecipeMapping,
     RecipeOverrides,
     Rows,
     Seed,
     StudyMapping,
     Text,
+    Token,
+    Tokens,
+    Variables,
     check_not_empty,
     check_protocol,
     check_seeds,
@@ -50,6 +54,12 @@ class ModelEntry(StudyMapping):
     """Render training and scoring with the model's chat template. If not given, the study's value is used."""
     chat_template_date: Date | None = None
     """Date that the chat template takes for today. If not given, the study's value is used."""
+    chat_template_args: Variables = Field(default={})
+    """Further variables of the chat template, such as {enable_thinking: false}."""
+    system_instruction: PromptText | None = None
+    """Text before every question; with a chat template, the system message. If not given, the study's value is used."""
+    think_end_token: Token | None = None
+    """Text or token id that ends the think part of an answer, which is cut off before it is scored."""
     recipe: RecipeMapping = Field(default={})
     """Values that differ from the study's recipe, for this model."""
     family: Text | None = None
@@ -79,6 +89,10 @@ class BenchmarkEntry(StudyMapping):
     """Direction of the metric, if neither the task nor lm_eval gives it."""
     recipe: RecipeMapping = Field(default={})
     """Values that differ from the recipe of the study and of the model, for this benchmark."""
+    gen_prefix: PromptText | None = None
+    """Beginning of every answer, after which the model continues. If not given, the task's own is used."""
+    max_gen_toks: Tokens | None = None
+    """Longest generated answer in tokens, think part included. If not given, the task's own limit is used."""
     max_num_train: Rows = Caps().train
     """Most training rows. If not given, the study's value is used."""
     max_num_valid: Rows = Caps().validation
@@ -110,6 +124,8 @@ class StudyFile(StudyMapping):
     """Render training and scoring with the models' chat templates."""
     chat_template_date: Date | None = CHAT_TEMPLATE_DATE
     """Date that chat templates take for today."""
+    system_instruction: PromptText | None = None
+    """Text before every question; with a chat template, the system message."""
     results_dir: Text = "results"
     """Folder of the results, or a URL such as s3://bucket/folder."""
     data_dir: Text | None = None

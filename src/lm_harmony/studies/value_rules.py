@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.types import Caps, SplitProtocol
 from lm_harmony.errors import UsageError, check_flag, check_integer, check_number
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
@@ -83,6 +84,11 @@ def check_seeds(value: Any) -> Any:
     return value
 
 
+def _check_prompt(key: str, value: Any) -> None:
+    ended = {"think_end_token": "</think>"} if key == "chat_template_args" else {}  # its absence is an error of the whole entry
+    Prompt(**{**ended, key: value})
+
+
 def _check_lora(key: str, value: Any) -> None:
     Recipe.from_dict({"lora": {key: value}})
 
@@ -98,6 +104,10 @@ Text = Annotated[str, rule(_check_text, str)]
 Flag = Annotated[bool, rule(check_flag, bool)]
 Number = Annotated[float, rule(check_number, Annotated[float, Field(ge=0)])]
 Rows = Annotated[int, rule(lambda key, value: Caps(**{CAPS[key]: value}), Annotated[int, Field(ge=1)])]
+Variables = Annotated[Mapping[str, Any], rule(_check_prompt, dict[str, Any])]
+PromptText = Annotated[str, rule(_check_prompt, str)]
+Token = Annotated[str | int, rule(_check_prompt, str | int)]
+Tokens = Annotated[int, rule(_check_prompt, Annotated[int, Field(ge=1)])]
 Date = Annotated[str | date, rule(_check_date, date)]
 Seed = Annotated[
     int, rule(lambda _, value: check_integer("a seed", value, 0, LARGEST_SEED), Annotated[int, Field(ge=0, le=LARGEST_SEED)])

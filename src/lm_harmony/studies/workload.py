@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
+from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.types import ChatTemplate, Example, Request
 from lm_harmony.engine.generation_settings import GenerationSettings
@@ -22,7 +23,7 @@ from lm_harmony.engine.sequences import TokenSequence, scoring_sequences, traini
 from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import micro_batches
 from lm_harmony.models.loading import LanguageModel, load_without_weights
-from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Recipe
+from lm_harmony.recipe import Recipe
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies.flops import DecodingWork, ScoringWork, TrainingWork
 
@@ -78,9 +79,10 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
         ModelError: the model's configuration or tokenizer cannot be read.
     """
     model = _hollow(spec.model)
-    splits = _splits(spec.benchmark, spec.model, spec.seed)
+    splits = _splits(spec.benchmark, spec.model, spec.seed, spec.prompt)
     test = _scoring_work(model, splits.test, spec.recipe, budget)
-    direct = direct_rows(_tasks(spec.benchmark)[0], splits.test, spec.shots, seed=spec.seed, chat=_chat(spec.model))
+    (task, *_), chat = _tasks(spec.benchmark, _with_text(spec.prompt, spec.model)), _chat(spec.model, spec.prompt)
+    direct = direct_rows(task, splits.test, spec.shots, seed=spec.seed, chat=chat)
     sequences = training_sequences(
         model, splits.train, max_length=spec.recipe.max_length, completion_only=spec.recipe.completion_only
     )
@@ -206,16 +208,20 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
 
 
 @lru_cache(maxsize=4)
-def _tasks(benchmark: BenchmarkSpec) -> tuple[HarnessTask, ...]:
-    return open_tasks(benchmark.tasks, benchmark.include_path, benchmark.data_dir)
+def _tasks(benchmark: BenchmarkSpec, prompt: Prompt) -> tuple[HarnessTask, ...]:
+    return open_tasks(benchmark.tasks, benchmark.include_path, benchmark.data_dir, prompt=prompt)
 
 
 @lru_cache(maxsize=8)
-def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int) -> Splits:
-    task, *others = _tasks(benchmark)
-    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=_chat(model))
+def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int, prompt: Prompt) -> Splits:
+    (task, *others), chat = _tasks(benchmark, _with_text(prompt, model)), _chat(model, prompt)
+    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)
 
 
-def _chat(model: ModelSpec) -> ChatTemplate | None:
-    text, day = _hollow(model).text, model.chat_template_date or CHAT_TEMPLATE_DATE
-    return partial(text.render_chat, date=day) if model.apply_chat_template else None
+def _with_text(prompt: Prompt, model: ModelSpec) -> Prompt:
+    return prompt.with_text(_hollow(model).text.think_end_text)
+
+
+def _chat(model: ModelSpec, prompt: Prompt) -> ChatTemplate | None:
+    text, variables = _hollow(model).text, prompt.template_variables
+    return text.chat_renderer(model.chat_template_date, variables) if model.apply_chat_template else None

@@ -14,6 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from lm_harmony.benchmarks.harness.patches import sandboxed_templates
 from lm_harmony.benchmarks.local_data import line_of, read_splits
+from lm_harmony.benchmarks.prompt import cut_think_part
 from lm_harmony.benchmarks.task_files import local_row_files
 from lm_harmony.benchmarks.types import Aliases, Example
 from lm_harmony.errors import BenchmarkError
@@ -35,7 +36,13 @@ _MARK = _Mark("\ue000\ue001")
 
 
 def right_answer(
-    task: ConfigurableTask, document: Mapping[str, Any], instances: list[Instance], *, chat: bool, aliases: Aliases
+    task: ConfigurableTask,
+    document: Mapping[str, Any],
+    instances: list[Instance],
+    *,
+    chat: bool,
+    aliases: Aliases,
+    think_end: str | None = None,
 ) -> tuple[str, str | None]:
     """Return the (context, continuation) of the right answer, as in the requests that score the document.
 
@@ -47,6 +54,7 @@ def right_answer(
         instances: the requests of the row, as lm_eval's instances.
         chat: whether the context is a rendered chat, after which an answer needs no delimiter.
         aliases: which of several right answers is returned.
+        think_end: text that ends the think part of a generated answer, which is cut off; None: there is none.
     """
     kind = task.OUTPUT_TYPE
     if kind == "loglikelihood_rolling":
@@ -66,7 +74,8 @@ def right_answer(
         gold = choices[gold]
     if isinstance(gold, list):
         gold = (" ".join(map(str, gold)) if aliases == "joined" else gold[0]) if gold else None
-    if gold is None or not str(gold).strip():
+    gold = gold if gold is None else cut_think_part(str(gold), think_end)
+    if gold is None or not gold.strip():
         return context, None
     # As lm_eval joins a few-shot answer: no delimiter after a chat, and no second space after a gen_prefix.
     prefix = task.doc_to_prefix(document)

@@ -218,6 +218,7 @@ class _Drawing:
                 context = task.fewshot_context(
                     example.document,
                     num_fewshot=self._shots,
+                    system_instruction=self._harness.prompt.system_instruction,
                     apply_chat_template=chat is not None,
                     fewshot_as_multiturn=chat is not None,
                     chat_template=chat,

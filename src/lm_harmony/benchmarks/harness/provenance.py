@@ -121,18 +121,21 @@ def _plain(value: Any) -> Any:
     return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
-def experiment_of(model_args: Mapping[str, Any], *, chat_template: str | None) -> dict[str, Any]:
+def experiment_of(
+    model_args: Mapping[str, Any], *, chat_template: str | None, system_instruction: str | None = None
+) -> dict[str, Any]:
     """Return what lm_eval writes of an experiment: model_name (the adapter's, if there is one), chat_template_sha and others.
 
     Args:
         model_args: the arguments that ``lm_eval --model hf --model_args`` would get.
         chat_template: the template that rendered the requests; None: plain text.
+        system_instruction: text before every question; None: there is none.
     """
     tracker = GeneralConfigTracker()
     tracker.log_experiment_args(
         model_source="hf",
         model_args=dict(model_args),
-        system_instruction=None,
+        system_instruction=system_instruction,
         chat_template=chat_template,
         fewshot_as_multiturn=False,
     )

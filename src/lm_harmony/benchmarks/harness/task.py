@@ -28,6 +28,7 @@ from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxe
 from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_splits
+from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
 from lm_harmony.benchmarks.task_files import CORPUS_FILE
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score, SplitUse, used_splits
@@ -41,6 +42,7 @@ def open_task(
     data_dir: Path | None = None,
     allow_code: bool = True,
     use: SplitUse = "all",
+    prompt: Prompt = PLAIN_PROMPT,
 ) -> HarnessTask:
     """Load a task by its name, its YAML file, or ``corpus:PATH``.
 
@@ -50,16 +52,17 @@ def open_task(
         data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the data set that the task names.
         allow_code: whether Python code that lm_eval does not ship may run; each of its files is logged.
         use: which of its splits are needed.
+        prompt: changes to its prompts and answers.
 
     Raises:
-        UsageError: no task has that name, or it runs code that is not allowed.
+        UsageError: no task has that name, it runs code that is not allowed, or the prompt does not suit it.
         BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
     """
     corpus = corpus_path(name)
     if corpus is not None:
-        return HarnessTask(CORPUS_FILE, corpus=corpus)
+        return HarnessTask(CORPUS_FILE, corpus=corpus).with_prompt(prompt)
     check_task_code(name, include_path=include_path, allowed=allow_code)
-    return HarnessTask(find_task_file(name, include_path), data_dir, use=use)
+    return HarnessTask(find_task_file(name, include_path), data_dir, use=use).with_prompt(prompt)
 
 
 class HarnessTask:
@@ -107,6 +110,19 @@ class HarnessTask:
         config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
         self.lm_eval_task = build_task(self.name, config, self._files.get(scored))
         self.output_type = str(self.lm_eval_task.OUTPUT_TYPE)
+        self.prompt = PLAIN_PROMPT
+
+    def with_prompt(self, prompt: Prompt) -> HarnessTask:
+        """Change the task's prompts and answers, and return the task; the think_end_token of ``prompt`` is text.
+
+        Raises:
+            UsageError: the prompt does not suit the task.
+        """
+        prompt.check_task(self.name, self.output_type)
+        self.prompt = prompt
+        for key, value in prompt.task_fields().items():
+            self.lm_eval_task.set_config(key, value, update=isinstance(value, dict))
+        return self
 
     @property
     def metrics(self) -> Mapping[str, bool | None]:
@@ -196,23 +212,19 @@ class HarnessTask:
     def _render(
         self, row: int, chat: ChatTemplate | None, aliases: Aliases, location: str, document: Mapping[str, Any]
     ) -> Example:
-        task = self.lm_eval_task
+        task, chats = self.lm_eval_task, {"apply_chat_template": chat is not None, "chat_template": chat}
         context = task.fewshot_context(
             document,
             num_fewshot=0,
-            apply_chat_template=chat is not None,
-            chat_template=chat,
+            system_instruction=self.prompt.system_instruction,
             gen_prefix=task.doc_to_prefix(document),
+            **chats,
         )
-        built = task.construct_requests(
-            doc=document,
-            ctx=context,
-            metadata=(self.name, row, task.config.repeats),
-            apply_chat_template=chat is not None,
-            chat_template=chat,
-        )
+        metadata = (self.name, row, task.config.repeats)
+        built = task.construct_requests(doc=document, ctx=context, metadata=metadata, **chats)
         instances = built if isinstance(built, list) else [built]
-        right_context, answer = right_answer(task, document, instances, chat=chat is not None, aliases=aliases)
+        rules: dict[str, Any] = {"chat": chat is not None, "aliases": aliases, "think_end": self.prompt.think_end_token}
+        right_context, answer = right_answer(task, document, instances, **rules)
         return Example(
             row=row,
             document=document,
