@@ -169,6 +169,13 @@ def test_the_think_part_is_cut_off_training_targets(world: Path) -> None:
     assert set_up_run(spec_of(world, "written", Prompt(think_end_token=as_id))).scorer.think_end == as_id
 
 
+def test_questions_after_examples_have_the_prompt_too(world: Path) -> None:
+    run = set_up_run(spec_of(world, "choice", THINKING, direct_fewshot=(0, 2)))
+    for shots in (0, 2):
+        context = run.direct[shots].examples[0].requests[0].context
+        assert context.startswith("/no_think\n<|sys|>Answer in one word.") and context.count("So it is") == shots + 1
+
+
 def test_a_plain_prompt_leaves_the_request_as_it_was(world: Path) -> None:
     plain, other = spec_of(world, "written", PLAIN_PROMPT), spec_of(world, "written", Prompt(think_end_token="."))
     assert "prompt" not in plain.to_dict() and other.to_dict()["prompt"] == {"think_end_token": "."}

@@ -56,7 +56,7 @@ def check_request(spec: RunSpec) -> None:
         for task, _ in benchmark.tasks:
             check_task_code(task, include_path=benchmark.include_path, allowed=False)
     for (task, _), files in zip(benchmark.tasks, check_train_on(benchmark), strict=True):
-        spec.prompt.check_task(task, files.output_type)
+        spec.prompt.check_task(benchmark.name, files.output_type)
         for path in files.rows.values():
             if not path.is_file():
                 raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
