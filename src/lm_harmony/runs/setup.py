@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
+from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
@@ -24,7 +25,7 @@ from lm_harmony.runs.memory_check import fit_into_memory, free_for
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.metric_choice import choosing_metric
 from lm_harmony.runs.run_setup import RunSetup
-from lm_harmony.runs.sources import sources_opened_by_code, task_sources, with_commit
+from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
 from lm_harmony.runs.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     sequences = training_sequences(structure, splits.train, max_length=recipe.max_length, completion_only=recipe.completion_only)
     fitted = _fitted(spec, structure, sequences, models)
     loaded = _load(fitted, models, text)
-    for one in (task, *others):
-        found = with_commit(found, "rows", dataset_commit(one), name=one.lm_eval_task.DATASET_PATH)
+    found = _with_commits(found, (task, *others))
     run = RunSetup(
         spec=spec,
         task=task,
@@ -81,6 +81,13 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         ways_out=() if fitted.execution == spec.execution else ("gradient checkpointing",),
     )
     return _logged(run)
+
+
+def _with_commits(found: tuple[Source, ...], tasks: Iterable[HarnessTask]) -> tuple[Source, ...]:
+    """Return the sources with the commits of the data sets on the hub that the tasks were loaded from."""
+    for task in tasks:
+        found = with_commit(found, "rows", dataset_commit(task), name=task.lm_eval_task.DATASET_PATH)
+    return found
 
 
 def _fitted(spec: RunSpec, structure: LanguageModel, sequences: Sequence[TokenSequence], models: ModelCache) -> RunSpec:
