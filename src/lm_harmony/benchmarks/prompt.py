@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from lm_harmony.errors import FILE_RULES, UsageError, check_integer
 
@@ -52,9 +51,9 @@ class Prompt:
             )
 
     @property
-    def template_variables(self) -> dict[str, Any]:
+    def template_variables(self) -> dict[str, object]:
         """Name -> value of the further variables of the chat template."""
-        variables: dict[str, Any] = json.loads(self.chat_template_args)
+        variables: dict[str, object] = json.loads(self.chat_template_args)
         return variables
 
     @property
@@ -62,7 +61,7 @@ class Prompt:
         """Whether the chat template is told to let the model think."""
         return bool(self.template_variables.get("enable_thinking"))
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, object]:
         """Return the fields that are not at their defaults, as a record has them."""
         return {name: value for name, value in asdict(self).items() if value != getattr(PLAIN_PROMPT, name)}
 
@@ -71,7 +70,7 @@ class Prompt:
         token = self.think_end_token
         return self if token is None else replace(self, think_end_token=text_of(token))
 
-    def task_fields(self) -> dict[str, Any]:
+    def task_fields(self) -> dict[str, object]:
         """Return the fields of lm_eval's task configuration that are changed; a mapping changes only its own keys."""
         fields = {"gen_prefix": self.gen_prefix, "generation_kwargs": self.max_gen_toks and {"max_gen_toks": self.max_gen_toks}}
         return {name: value for name, value in fields.items() if value is not None}
