@@ -31,9 +31,17 @@ CAUSE = "gave up after 3 attempts"
 
 
 def small_board(
-    models: Sequence[str] = MODELS, tasks: Sequence[str] = TASKS, *, direct: bool = True, stderr: float = 0.01
+    models: Sequence[str] = MODELS,
+    tasks: Sequence[str] = TASKS,
+    *,
+    direct: bool = True,
+    few_shot: Sequence[int] = (),
+    stderr: float = 0.01,
 ) -> ScoreMatrix:
-    """Return a board with noisy scores. Earlier models are better, and the differences are larger after training."""
+    """Return a board with noisy scores. Earlier models are better, and the differences are larger after training.
+
+    ``few_shot``: numbers of examples of further direct scores, which text corpora do not have.
+    """
     random = np.random.default_rng(0)
     rows = []
     for place, model in enumerate(models):
@@ -48,6 +56,8 @@ def small_board(
                 rows.append(_score_row(model, task, "trained", trained, stderr))
             if direct:
                 rows.append(_score_row(model, task, "direct", before, stderr))
+            for shots in few_shot if not task.startswith("corpus:") else ():
+                rows.append(_score_row(model, task, f"direct_{shots}shot", (before + trained) / 2, stderr))
     return ScoreMatrix.from_rows(ScoreRows(source="a small board", rows=tuple(rows)))
 
 
@@ -56,7 +66,7 @@ def _score_row(model: str, task: str, preparation: str, value: float, stderr: fl
     return ScoreRow(
         model=model,
         benchmark=task,
-        preparation=preparation,  # type: ignore[arg-type]
+        preparation=preparation,
         value=float(value) if corpus else round(float(np.clip(value, 0, 1)), 4),
         stderr=None if corpus else stderr,
         count=None if corpus else 1_000,

@@ -64,6 +64,30 @@ def test_charts_agree_with_analysis(open_board: Open) -> None:
     assert len(traces(page, "bump")) == len(MODELS) - 1
 
 
+def test_scores_with_examples_are_a_view_of_their_own(open_board: Open, column: Column) -> None:
+    """They have a switch, scores, PC1, hint and download of their own, and none of them enters the direct view."""
+    matrix = small_board(few_shot=(5, 25))
+    data = page_data(matrix)
+    assert list(data["views"]) == ["direct", "direct_5shot", "direct_25shot", "trained"]
+    assert {name: view for name, view in data["views"].items() if "shot" not in name} == DATA["views"]
+    page = open_board(data)
+    labels = page.locator("#views label").all_inner_texts()
+    assert labels == ["Direct", "Direct 5-shot", "Direct 25-shot", "Trained", "Gain"]
+    page.get_by_role("radio", name="Direct 5-shot").check()
+    assert "view=direct_5shot" in page.url
+    standing = page.locator("#standing").inner_text()
+    explained = data["views"]["direct_5shot"]["components"]["explained"][0]
+    assert f"PC1 of the direct 5-shot scores explains {100 * explained:.1f}%" in standing
+    best = matrix.scores("direct_5shot").values["mnli"]
+    page.evaluate("harmonyBoard.page.set({sort: 'mnli', direction: 'desc'})")
+    assert column(page, "mnli")[0] == f"{100 * best.max():.1f}"
+    drawn(page, "scree")
+    assert [trace["name"] for trace in traces(page, "scree")] == ["direct", "direct 5-shot", "direct 25-shot", "trained"]
+    assert page.locator("#findings thead th").all_inner_texts()[1:] == ["direct", "direct 5-shot", "direct 25-shot", "trained"]
+    plain = open_board(DATA)
+    assert plain.locator("#views label").all_inner_texts() == ["Direct", "Trained", "Gain"]
+
+
 def test_charts_follow_filters_columns_and_pins(open_board: Open) -> None:
     page = open_board(DATA)
     page.evaluate("harmonyBoard.page.set({families: ['Qwen', 'Gemma'], columns: ['mnli', 'cola'], pins: ['google/gemma-2-9b']})")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from lm_eval import simple_evaluate
@@ -19,10 +20,12 @@ from lm_eval_alone import lm_eval_task
 from micro import TASK, write_micro
 from tiny import write_tiny_model
 
+from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.benchmarks.types import Caps, Score
 from lm_harmony.cli.main import main
 from lm_harmony.errors import BenchmarkError, UsageError
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.report.export import export
 from lm_harmony.runs import protocol
 from lm_harmony.runs.caches import DirectScoreCache, RunCaches
 from lm_harmony.runs.environment import Meter
@@ -242,8 +245,8 @@ def test_the_command_shows_every_score(tmp_path: Path, capsys: pytest.CaptureFix
     run = ["run", *words, "--device", "cpu", "--train_param.num_train_epochs", "1"]
     assert main([*run, "--direct_fewshot", "0", "2", "20"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"metric +.? *direct +.? *direct, 2-shot +.? *direct, 20-shot +.? *train-before-test", shown), shown
-    assert "direct, 20-shot: examples from the split train; 12 of 12 rows were too long" in " ".join(shown.split())
+    assert re.search(r"metric +.? *direct +.? *direct 2-shot +.? *direct 20-shot +.? *train-before-test", shown), shown
+    assert "direct 20-shot: examples from the split train; 12 of 12 rows were too long" in " ".join(shown.split())
     assert main([*run, "--exp_name", "csv", "--direct_fewshot", "2", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines()[0].split(",")[:4] == ["metric", "direct", "direct_stderr", "trained"]
     for given, message in (
@@ -281,3 +284,24 @@ def test_a_study_adds_scores_to_finished_runs_without_training(tmp_path: Path) -
     assert len(list((tmp_path / "results" / "direct").glob("*/direct.json"))) == 3  # without examples both seeds share one
     with pytest.raises(UsageError, match=r"direct_fewshot must be at least 0, got -2"):
         study_spec({**values, "direct_fewshot": [-2]}, tmp_path)
+
+
+def test_boards_and_exports_keep_them_apart(run: RunStore, tmp_path: Path) -> None:
+    """The matrix, the table, the folder of lm_eval and the records of Every Eval Ever have each score once."""
+    record, matrix = run.record(), ScoreMatrix.from_records(run.folder.parent)
+    assert matrix.preparations == ("direct", "direct_2shot", "direct_20shot", "trained")
+    for name, score in record.scores.items():
+        assert matrix.scores(name).values.iloc[0, 0] == score.metrics[record.metric]
+        assert [path.name for path in matrix.samples[record.spec.model.name, "micro", name]] == [
+            f"samples_{'test' if name == 'trained' else name}.jsonl"
+        ]
+    table = pd.read_csv(export(run.folder.parent, tmp_path / "csv", "csv").files[0])
+    main_rows = table[table["is_main_metric"]]
+    assert list(main_rows["preparation"]) == list(record.scores)
+    assert [note.split(", ")[1] for note in main_rows["notes"]][:3] == ["zero-shot", "2-shot", "20-shot"]
+    files = export(run.folder.parent, tmp_path / "lm_eval", "lm_eval").files
+    shots = sorted(json.loads(path.read_text())["n-shot"]["micro"] for path in files if path.suffix == ".json")
+    assert shots == [0, 0, 2, 20] and len(files) == 8
+    records = export(run.folder.parent, tmp_path / "eee", "every-eval-ever", organization="a test").files
+    identities = {json.loads(path.read_text())["evaluation_id"].split("/")[0] for path in records}
+    assert len({*records}) == 4 and identities == {"micro", "micro-2shot", "micro-20shot"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -154,10 +154,13 @@ def published_with_new_models(matrix: ScoreMatrix) -> ScoreMatrix:
     published = ScoreMatrix.published()
     names = {name: _new_name(name, published) for name in matrix.model_names}
     direct, trained = (_appended(published.scores(name), matrix.scores(name), names) for name in PREPARATIONS)
+    nothing = published.direct.values * float("nan")
+    empty = Scores(values=nothing, stderrs=nothing, counts=nothing)
     causes = {(names[model], task, name): cause for (model, task, name), cause in matrix.causes.items()}
     return ScoreMatrix(
         direct=direct,
         trained=trained,
+        few_shot={name: _appended(empty, scores, names) for name, scores in matrix.few_shot.items()},
         models=(*published.models, *(replace(model, name=names[model.name]) for model in matrix.models)),
         benchmarks=published.benchmarks,
         source=f"{published.source} and {matrix.source}",
@@ -210,26 +213,15 @@ def _new_model_rows(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[B
 
 def _refuse_empty(matrix: ScoreMatrix, preparation: Preparation) -> None:
     if not matrix.has(preparation):
-        other: Preparation = "direct" if preparation == "trained" else "trained"
-        remedy = f"Ask for the {other} scores with --preparation {other}." if matrix.has(other) else "Run a study first."
+        others = " or ".join(name for name in reversed(matrix.preparations) if matrix.has(name))
+        remedy = f"Ask for the {others} scores with --preparation {others}." if others else "Run a study first."
         raise UsageError(f"preparation: {matrix.source} has no {preparation} scores. {remedy}")
 
 
 def _row(name: str, found: pd.Series[float]) -> BoardRow:
-    low, high, rank_low, rank_high, group = (
-        None if pd.isna(found[column]) else found[column] for column in ("low", "high", "rank_low", "rank_high", "group")
-    )
-    return BoardRow(
-        model=name,
-        basis="board",
-        pc1=float(found["pc1"]),
-        low=None if low is None else float(low),
-        high=None if high is None else float(high),
-        rank=int(found["rank"]),
-        rank_low=None if rank_low is None else int(rank_low),
-        rank_high=None if rank_high is None else int(rank_high),
-        group=None if group is None else int(group),
-    )
+    kinds = {"low": float, "high": float, "rank_low": int, "rank_high": int, "group": int}
+    known: dict[str, Any] = {column: None if pd.isna(found[column]) else kind(found[column]) for column, kind in kinds.items()}
+    return BoardRow(model=name, basis="board", pc1=float(found["pc1"]), rank=int(found["rank"]), **known)
 
 
 def _row_without_pc1(name: str) -> BoardRow:

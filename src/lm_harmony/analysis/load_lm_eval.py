@@ -1,7 +1,8 @@
 """Reads score rows from the output folders of lm_eval: ``results_<time>.json`` and ``samples_<task>_<time>.jsonl``.
 
-lm_eval scores a model as it is, so that its scores are direct scores. Of several results of one model on one task, the newest
-file counts. Files inside the folder of one of our runs are left out: ``load_records`` reads those runs.
+lm_eval scores a model as it is, so that its scores are direct scores, with the number of examples that the file
+says (n-shot). Of several results of one model on one task, the newest file counts.
+Files inside the folder of one of our runs are left out: ``load_records`` reads those runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lm_harmony.analysis.score_rows import ScoreRow
 from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.types import MetricKey
 from lm_harmony.errors import UsageError
+from lm_harmony.runs.shots import direct_name
 
 PREFIX, SAMPLES = "results_", "samples_"
 
@@ -66,7 +68,7 @@ def _file_rows(path: Path, metrics: Mapping[str, str]) -> Iterator[ScoreRow]:
         yield ScoreRow(
             model=model,
             benchmark=benchmark_name(task),
-            preparation="direct",
+            preparation=direct_name(int((values.get("n-shot") or {}).get(task) or 0)),
             value=float(scores[key]),
             stderr=_number(scores.get(metric.stderr)),
             count=int(sized["effective"]),

@@ -18,7 +18,7 @@ RAW = ("IFEval", "BBH", "MATH Lvl 5", "GPQA", "MUSR", "MMLU-PRO")
 """Benchmarks of version 2."""
 PERCENT = ("ARC", "HellaSwag", "MMLU", "TruthfulQA", "Winogrande", "GSM8K")
 """Benchmarks of version 1."""
-OPEN_LLM_NOTE = "scores of the Open LLM Leaderboard are direct scores, without standard errors"
+OPEN_LLM_NOTE = "scores of the Open LLM Leaderboard are direct scores without standard errors, some with examples (few-shot)"
 """Remark for readers of the matrix."""
 _NAMES = ("fullname", "Model", "model_name_for_query")
 _LINK = re.compile(r"<[^>]*>")

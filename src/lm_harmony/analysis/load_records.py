@@ -146,14 +146,14 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
 
 
 def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
-    """Return the direct and the trained score row of all runs of one model on one benchmark."""
+    """Return a score row for each preparation of all runs of one model on one benchmark."""
     _refuse_mixture(runs)
     first = runs[0][0]
     rows = []
-    for preparation in PREPARATIONS:
+    for preparation in dict.fromkeys((*PREPARATIONS, *(name for record, _ in runs for name in record.scores))):
         kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
         value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept])
-        file = f"samples_{'test' if preparation == 'trained' else 'direct'}.jsonl"
+        file = f"samples_{'test' if preparation == 'trained' else preparation}.jsonl"
         rows.append(
             ScoreRow(
                 model=first.spec.model.name,
@@ -188,14 +188,14 @@ def mean_over_seeds(scores: Sequence[tuple[float, float | None]]) -> tuple[float
 
 
 def _score(record: RunRecord, preparation: Preparation) -> Score | None:
-    score = record.direct if preparation == "direct" else record.trained
+    score = record.scores.get(preparation)
     return score if score is not None and math.isfinite(score.metrics.get(record.metric, math.nan)) else None
 
 
 def _why_none(runs: Sequence[Run], preparation: Preparation) -> str:
     """Return why no run has the score: it was not requested, or the record has no finite value."""
     record, store = runs[0]
-    score = record.direct if preparation == "direct" else record.trained
+    score = record.scores.get(preparation)
     if score is None:
         return f"not requested in {store.folder}"
     return f"{store.folder / 'record.json'} has no finite {record.metric}: {score.metrics.get(record.metric)}"

@@ -12,9 +12,10 @@ from typing import Any
 
 from lm_harmony.analysis.load_open_llm import OPEN_LLM_NOTE, is_open_llm, open_llm_rows
 from lm_harmony.analysis.metadata import default_metric, is_corpus, metric_metadata
-from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
+from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS, name_parts
 from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.runs.shots import shots_of
 
 LONG = ("model", "benchmark", "preparation", "score", "stderr", "count", "metric", "higher_is_better")
 """Columns of the long layout, one line per score; the first four are required."""
@@ -211,10 +212,9 @@ def _number(cell: Any, place: str) -> float | None:
 
 
 def _preparation(cell: str, place: str) -> Preparation:
-    for known in PREPARATIONS:
-        if cell == known:
-            return known
-    raise UsageError(f"{place}: preparation must be direct or trained (got {cell!r}).")
+    if cell != "trained" and shots_of(cell) is None:
+        raise UsageError(f"{place}: preparation must be direct, direct_<k>shot such as direct_5shot, or trained (got {cell!r}).")
+    return cell
 
 
 def _direction(cell: str | None, place: str) -> bool | None:

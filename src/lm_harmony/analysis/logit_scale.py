@@ -36,10 +36,8 @@ def logit_matrix(matrix: ScoreMatrix) -> ScoreMatrix:
             limits[benchmark.task] = (benchmark.chance or 0.0, metric.high)
     kept = [task for task in matrix.benchmark_names if task not in limits]
     note = f"scores are log-odds above chance, limited to {FLOOR:.0%} and {1 - FLOOR:.0%} of the way from chance to the best"
-    return replace(
-        matrix,
-        direct=_logits(matrix.direct, limits),
-        trained=_logits(matrix.trained, limits),
+    return matrix.with_scores(
+        lambda scores: _logits(scores, limits),
         benchmarks=tuple(
             replace(benchmark, metric=METRIC, chance=None, percent=False) if benchmark.task in limits else benchmark
             for benchmark in matrix.benchmarks

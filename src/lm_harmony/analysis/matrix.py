@@ -1,27 +1,29 @@
-"""ScoreMatrix: scores of models x benchmarks x (direct, trained), with standard errors, numbers of examples and gaps."""
+"""ScoreMatrix: scores of models x benchmarks x preparations, with standard errors, numbers of examples and gaps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lm_harmony.analysis.load_records import record_rows
 from lm_harmony.analysis.load_tables import csv_rows, json_rows
-from lm_harmony.analysis.metadata import (
-    BenchmarkMetadata,
-    ModelMetadata,
-    benchmark_metadata,
-    benchmark_order,
-    is_fraction,
-    model_metadata,
-)
+from lm_harmony.analysis.metadata import BenchmarkMetadata, ModelMetadata, benchmark_order, model_metadata, scored_benchmark
 from lm_harmony.analysis.published import published_rows
-from lm_harmony.analysis.score_rows import PREPARATIONS, CompletePart, Gap, Preparation, ScoreRow, ScoreRows, Scores
-from lm_harmony.benchmarks.catalogue import BENCHMARKS
+from lm_harmony.analysis.score_rows import (
+    PREPARATIONS,
+    CompletePart,
+    Gap,
+    Preparation,
+    ScoreRow,
+    ScoreRows,
+    Scores,
+    preparation_order,
+)
 from lm_harmony.errors import UsageError, did_you_mean
 
 
@@ -47,9 +49,11 @@ class ScoreMatrix:
     """Seeds that were averaged, if the source is a folder of runs."""
     notes: tuple[str, ...] = ()
     """Remarks for readers who compare the scores, such as benchmarks whose models were trained by different recipes."""
+    few_shot: Mapping[Preparation, Scores] = field(default_factory=dict)
+    """Preparation "direct_<k>shot" -> scores without fine-tuning and with k examples before each question, by k."""
 
     def __post_init__(self) -> None:
-        for scores in (self.direct, self.trained):
+        for scores in map(self.scores, self.preparations):
             for table in (scores.values, scores.stderrs, scores.counts):
                 assert tuple(table.index) == self.model_names and tuple(table.columns) == self.benchmark_names
 
@@ -63,13 +67,23 @@ class ScoreMatrix:
         """Names of the benchmarks, in the order of the columns."""
         return tuple(benchmark.task for benchmark in self.benchmarks)
 
+    @property
+    def preparations(self) -> tuple[Preparation, ...]:
+        """Every preparation: direct, direct with examples, trained."""
+        return ("direct", *self.few_shot, "trained")
+
     def scores(self, preparation: Preparation) -> Scores:
         """Return the scores of one preparation, models x benchmarks."""
-        return self.direct if preparation == "direct" else self.trained
+        return {"direct": self.direct, "trained": self.trained, **self.few_shot}[preparation]
+
+    def with_scores(self, change: Callable[[Scores], Scores], **fields: Any) -> ScoreMatrix:
+        """Return the matrix with the changed scores of every preparation, and other values of the given fields."""
+        few_shot = {name: change(scores) for name, scores in self.few_shot.items()}
+        return replace(self, direct=change(self.direct), trained=change(self.trained), few_shot=few_shot, **fields)
 
     def has(self, preparation: Preparation) -> bool:
         """Tell whether the matrix has any score of that preparation."""
-        return bool(self.scores(preparation).values.notna().to_numpy().any())
+        return preparation in self.preparations and bool(self.scores(preparation).values.notna().to_numpy().any())
 
     def oriented(self, preparation: Preparation) -> pd.DataFrame:
         """Return the scores, models x benchmarks, negated where lower is better, so that larger is always better."""
@@ -77,7 +91,7 @@ class ScoreMatrix:
         return self.scores(preparation).values * np.array(signs)
 
     def gaps(self, preparation: Preparation | None = None) -> tuple[Gap, ...]:
-        """Return every missing score of one preparation; None: of both."""
+        """Return every missing score of one preparation; None: of direct scores without examples and of trained ones."""
         found = []
         for name in PREPARATIONS if preparation is None else (preparation,):
             missing = self.scores(name).values.isna().to_numpy()
@@ -98,10 +112,8 @@ class ScoreMatrix:
         _refuse_unknown("model", rows, self.model_names, self.source)
         _refuse_unknown("benchmark", columns, self.benchmark_names, self.source)
         by_name, by_task = {model.name: model for model in self.models}, {metadata.task: metadata for metadata in self.benchmarks}
-        return replace(
-            self,
-            direct=self.direct.subset(rows, columns),
-            trained=self.trained.subset(rows, columns),
+        return self.with_scores(
+            lambda scores: scores.subset(rows, columns),
             models=tuple(by_name[name] for name in rows),
             benchmarks=tuple(by_task[name] for name in columns),
         )
@@ -162,11 +174,13 @@ class ScoreMatrix:
         """
         models = list(dict.fromkeys(row.model for row in found.rows))
         tasks = sorted({row.benchmark for row in found.rows}, key=benchmark_order)
+        names = sorted({row.preparation for row in found.rows} - {*PREPARATIONS}, key=preparation_order)
         return cls(
             direct=_scores(found.rows, "direct", models, tasks),
             trained=_scores(found.rows, "trained", models, tasks),
+            few_shot={name: _scores(found.rows, name, models, tasks) for name in names},
             models=tuple(model_metadata(name, found.parameters.get(name)) for name in models),
-            benchmarks=tuple(_benchmark_metadata(task, found) for task in tasks),
+            benchmarks=tuple(scored_benchmark(task, found) for task in tasks),
             source=found.source,
             causes={row.key: row.cause for row in found.rows if row.cause},
             samples={row.key: row.samples for row in found.rows if row.samples},
@@ -218,27 +232,6 @@ def _scores(rows: Sequence[ScoreRow], preparation: Preparation, models: list[str
             tables[:, model_index[row.model], task_index[row.benchmark]] = numbers
     values, stderrs, counts = (pd.DataFrame(table, index=models, columns=tasks) for table in tables)
     return Scores(values=values, stderrs=stderrs, counts=counts)
-
-
-def _benchmark_metadata(task: str, found: ScoreRows) -> BenchmarkMetadata:
-    scored = [row for row in found.rows if row.benchmark == task and row.value is not None]
-    if not scored:  # the direction of a benchmark without scores has no effect
-        return benchmark_metadata(task) or benchmark_metadata(task, higher_is_better=True)  # type: ignore[return-value]
-    recorded = {(row.metric, row.higher_is_better) for row in scored}
-    if len(recorded) > 1:
-        metrics = ", ".join(sorted(f"{metric} ({'higher' if up else 'lower'} is better)" for metric, up in recorded))
-        raise UsageError(f"benchmark {task}: {found.source} has scores of several metrics: {metrics}. Keep runs of one metric.")
-    [(metric, higher)] = recorded
-    metadata = benchmark_metadata(task, metric=metric, higher_is_better=higher)
-    if metadata is None:
-        near = did_you_mean(task, BENCHMARKS)
-        raise UsageError(
-            f"benchmark {task!r} in {found.source} is not catalogued, and its direction is not known.{near} "
-            "Use the long layout with a column higher_is_better (docs/analysis.md)."
-        )
-    if is_fraction(metadata.metric) is None and any(abs(row.value or 0) > 1 for row in scored):
-        return replace(metadata, percent=False)  # the metric's range is not known, but these scores are not fractions
-    return metadata
 
 
 def _refuse_unknown(what: str, names: Sequence[str], known: Sequence[str], source: str) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from lm_harmony.analysis.score_rows import ScoreRows
 from lm_harmony.benchmarks import catalogue as benchmark_catalogue
 from lm_harmony.benchmarks.types import MetricKey
+from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue as model_catalogue
 
 PERPLEXITY = "Perplexity"
@@ -207,3 +209,29 @@ def benchmark_order(task: str) -> tuple[int, str]:
     """Return a sort key: catalogued benchmarks in the order of the catalogue, then other benchmarks by name."""
     known, tested = list(benchmark_catalogue.BENCHMARKS), benchmark_catalogue.name_parts(task)[0]
     return (known.index(tested) if tested in known else len(known), task)
+
+
+def scored_benchmark(task: str, found: ScoreRows) -> BenchmarkMetadata:
+    """Return the metadata of a benchmark with the metric of its scores.
+
+    Raises:
+        UsageError: the scores are of several metrics, or the direction of their metric is not known.
+    """
+    scored = [row for row in found.rows if row.benchmark == task and row.value is not None]
+    if not scored:  # the direction of a benchmark without scores has no effect
+        return benchmark_metadata(task) or benchmark_metadata(task, higher_is_better=True)  # type: ignore[return-value]
+    recorded = {(row.metric, row.higher_is_better) for row in scored}
+    if len(recorded) > 1:
+        metrics = ", ".join(sorted(f"{metric} ({'higher' if up else 'lower'} is better)" for metric, up in recorded))
+        raise UsageError(f"benchmark {task}: {found.source} has scores of several metrics: {metrics}. Keep runs of one metric.")
+    [(metric, higher)] = recorded
+    metadata = benchmark_metadata(task, metric=metric, higher_is_better=higher)
+    if metadata is None:
+        near = did_you_mean(task, benchmark_catalogue.BENCHMARKS)
+        raise UsageError(
+            f"benchmark {task!r} in {found.source} is not catalogued, and its direction is not known.{near} "
+            "Use the long layout with a column higher_is_better (docs/analysis.md)."
+        )
+    if is_fraction(metadata.metric) is None and any(abs(row.value or 0) > 1 for row in scored):
+        return replace(metadata, percent=False)  # the metric's range is not known, but these scores are not fractions
+    return metadata

@@ -19,7 +19,7 @@ from scipy import stats
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 from lm_harmony.analysis.outcomes import Outcomes, read_outcomes, score_of
-from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
+from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.analysis.significance import holm
 from lm_harmony.errors import StoreError, UsageError
 
@@ -85,7 +85,7 @@ def compare(matrix: ScoreMatrix, first: str, second: str, *, draws: int = DRAWS,
     pair = matrix.subset(models=[first, second])
     tests: list[PairedTest] = []
     left_out = []
-    for preparation in PREPARATIONS:
+    for preparation in matrix.preparations:
         values = pair.scores(preparation).values
         found = []
         for benchmark in pair.benchmarks:

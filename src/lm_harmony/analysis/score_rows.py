@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
-Preparation = Literal["direct", "trained"]
+from lm_harmony.runs.shots import shots_of
+
+Preparation = str
+"""How a model was prepared before it was scored: "direct" (not fine-tuned), "direct_<k>shot" (not fine-tuned, with k examples
+before each question), or "trained" (after train-before-test)."""
 PREPARATIONS: tuple[Preparation, ...] = ("direct", "trained")
-"""The two preparations of a model: "direct": not fine-tuned; "trained": after train-before-test."""
+"""The two preparations that are compared: without examples and without training, and after train-before-test."""
+
+
+def preparation_order(name: Preparation) -> float:
+    """Return the place of a preparation in tables: direct scores by their number of examples, then trained ones."""
+    shots = shots_of(name)
+    return float("inf") if shots is None else shots
 
 
 @dataclass(frozen=True, kw_only=True)

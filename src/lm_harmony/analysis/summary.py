@@ -78,7 +78,7 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
     Raises:
         UsageError: the matrix has no scores at all.
     """
-    present = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    present = [preparation for preparation in matrix.preparations if matrix.has(preparation)]
     if not present:
         raise UsageError(f"analyze: {matrix.source} has no scores. Run a study with the test split scored.")
     skipped = [f"{name}: {matrix.source} has no {name} scores" for name in PREPARATIONS if name not in present]
@@ -96,7 +96,7 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         matrix=matrix,
         boards=each("leaderboard", lambda preparation: own_board(matrix, preparation)),
         agreements=agreements,
-        change=agreement_change(downstream) if len(agreements) == len(PREPARATIONS) else None,
+        change=agreement_change(downstream) if agreements.keys() >= {*PREPARATIONS} else None,
         groups={grouping: agreement_by(downstream, grouping) for grouping in GROUPINGS} if agreements else {},
         components=fitted,
         scaling={preparation: scaling(matrix, found) for preparation, found in fitted.items()},
@@ -107,7 +107,7 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         ceilings=ceilings,
         ceiling_groups={preparation: ceiling_by(downstream, "size", preparation) for preparation in ceilings},
         quality=each("benchmark quality", lambda preparation: benchmark_quality(downstream, preparation)),
-        audit=_attempt(partial(audit, matrix), skipped) if len(present) == len(PREPARATIONS) else None,
+        audit=_attempt(partial(audit, matrix), skipped) if {*PREPARATIONS} <= {*present} else None,
         perplexity_change=perplexity_change(matrix),
         skipped=tuple(skipped),
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from lm_harmony.errors import FILE_RULES, UsageError, check_integer
+from lm_harmony.errors import FILE_RULES, check_integer
 
 Role = Literal["train", "validation", "test"]
 """Use of a split in a run; lm_eval names the data set's split of each role in the task's file."""
@@ -192,6 +192,10 @@ class Score:
         return "" if value is None else f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
+Shots = int | Literal["task"]
+"""Number of examples before each question of a direct score (few-shot); "task": the number in the task's file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FewShotScore(Score):
     """The score of an untouched model with examples before each question."""
@@ -211,28 +215,6 @@ class FewShotScore(Score):
         replaced = f"; in {self.replaced:,} rows one with the same question or without an answer was replaced"
         truncated = f"; {self.truncated:,} of {self.documents:,} rows were too long and lost the beginning of their examples"
         return f"examples from {source}" + replaced * bool(self.replaced) + truncated * bool(self.truncated)
-
-
-Shots = int | Literal["task"]
-"""Number of examples before each question of a direct score (few-shot); "task": the number in the task's file."""
-
-
-def direct_name(shots: int) -> str:
-    """Return the name of the direct score with ``shots`` examples before each question, in files, tables and boards."""
-    return f"direct_{shots}shot" if shots else "direct"
-
-
-def check_shots(values: object) -> None:
-    """Raise UsageError unless these are different numbers of examples, each a whole number from 0 or "task"."""
-    if not isinstance(values, list | tuple) or not values:
-        raise UsageError(f"direct_fewshot must be a list of numbers of examples, got {values!r}. Give one such as 0 5.")
-    for value in values:
-        if isinstance(value, str) and value != "task":
-            raise UsageError(f"direct_fewshot must be whole numbers from 0, or task, got {value!r}. Give one such as 5.")
-        if value != "task":
-            check_integer("direct_fewshot", value, 0)
-        if values.count(value) > 1:
-            raise UsageError(f"direct_fewshot = {value} is given twice. Remove one.")
 
 
 def fingerprint_of(*splits: Sequence[Example]) -> str:

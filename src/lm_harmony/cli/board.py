@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from lm_harmony.cli.analyze import PUBLISHED, analyze, audit, read
 from lm_harmony.cli.console import PIPE_WIDTH, Format, say, show_table
 from lm_harmony.errors import UsageError
+from lm_harmony.runs.shots import shots_of
 
 
 def leaderboard(
@@ -19,7 +20,7 @@ def leaderboard(
     /,
     published: bool = False,
     format: Format = "table",
-    preparation: Literal["trained", "direct"] = "trained",
+    preparation: str = "trained",
 ) -> None:
     """Rank models by the first principal component (PC1) of their scores, with intervals and tie groups.
 
@@ -28,15 +29,20 @@ def leaderboard(
         published: rank on the PC1 of the published board (61 models x 24 benchmarks), which new models do not change.
         format: table shows the columns that fit the terminal; the other formats have every benchmark. With csv, notes such as one
             on mixed recipes go to standard error.
-        preparation: scores after fine-tuning (trained) or before it (direct).
+        preparation: scores after fine-tuning (trained), before it (direct), or before it with k examples before each question
+            (direct_5shot for 5).
     """
     from lm_harmony.analysis.leaderboard import own_board, published_board
     from lm_harmony.report import tables as text
 
     if results is None and not published:
         raise UsageError("results is missing. Give a folder of runs or a .csv or .json file, or add --published.")
-    if published and preparation == "direct":
-        raise UsageError("preparation = direct: the published board has only trained scores. Remove one of the two flags.")
+    if preparation != "trained" and shots_of(preparation) is None:
+        raise UsageError(f"preparation must be trained, direct, or one such as direct_5shot, got {preparation!r}. Use trained.")
+    if published and preparation != "trained":
+        raise UsageError(
+            f"preparation = {preparation}: the published board has only trained scores. Remove one of the two flags."
+        )
     matrix = None if results is None else read(results)
     if published:
         board = published_board(None if results == PUBLISHED else matrix)

@@ -61,10 +61,8 @@ def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
     tasks = dict.fromkeys(benchmark_name(spec.benchmark.task) for spec in specs)
     matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)
     names = {folder: shown_name(folder) for folder in models}
-    return replace(
-        matrix,
-        direct=_renamed(matrix.direct, names),
-        trained=_renamed(matrix.trained, names),
+    return matrix.with_scores(
+        lambda scores: _renamed(scores, names),
         models=_facts(build, names.values()),
         benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
         causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},

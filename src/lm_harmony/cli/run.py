@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.types import Score, direct_name
+from lm_harmony.benchmarks.types import FewShotScore
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
@@ -20,6 +20,7 @@ from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
 from lm_harmony.runs.preflight import check_request, check_results_folder
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.shots import shown_direct
 from lm_harmony.runs.store import RunStore
 from lm_harmony.stop_signals import stop_caught, stopped_by
 
@@ -77,7 +78,7 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
 def _show_scores(record: RunRecord, store: RunStore, format: Format) -> None:
     if format != "table":
         show_rows(result_rows(record), format)
-    elif _scores(record):
+    elif record.scores:
         show_table(result_table(record))
     with lines_beside(format):
         say(*closing_lines(record), f"Record, samples and adapter: {store.folder}")
@@ -87,7 +88,7 @@ def closing_lines(record: RunRecord) -> list[str]:
     """Return what a run did, in lines: which epoch was chosen, how many rows were used, and rows of another benchmark."""
     data, chosen = record.data, record.epochs[record.chosen_epoch - 1]
     lines = [] if data.train_on is None else [f"{record.benchmark}: {data.train_on.sentence()}."]
-    lines += [f"{_column(direct_name(shots))}: {score.sentence()}." for shots, score in record.direct_fewshot.items()]
+    lines += [f"{_column(name)}: {score.sentence()}." for name, score in record.scores.items() if isinstance(score, FewShotScore)]
     return [
         *lines,
         f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {data.validation:,} validation rows "
@@ -111,7 +112,7 @@ def result_rows(record: RunRecord) -> list[dict[str, str | float | None]]:
     rows: list[dict[str, str | float | None]] = []
     for metric in _metrics(record):
         rows.append({"metric": metric})
-        for name, score in {"direct": None, "trained": None, **_scores(record)}.items():
+        for name, score in {"direct": None, "trained": None, **record.scores}.items():
             rows[-1][name] = None if score is None else score.metrics.get(metric)
             rows[-1][f"{name}_stderr"] = None if score is None else score.stderrs.get(metric)
     return rows
@@ -121,28 +122,20 @@ def result_table(record: RunRecord) -> Table:
     """Return a table of the direct and trained test scores: a row for each metric, first the one that chose the epoch."""
     table = Table(title=f"{record.spec.model.name} on {record.benchmark}", title_justify="left")
     table.add_column("metric")
-    scores = _scores(record)
-    for name in scores:
+    for name in record.scores:
         table.add_column(_column(name), justify="right")
     for metric in _metrics(record):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
-        table.add_row(*cells, *(score.shown(metric) for score in scores.values()))
+        table.add_row(*cells, *(score.shown(metric) for score in record.scores.values()))
     return table
 
 
-def _scores(record: RunRecord) -> dict[str, Score]:
-    """Return the test scores of a run by the names that boards give them."""
-    direct = {0: record.direct, **record.direct_fewshot}
-    found = {**{direct_name(shots): score for shots, score in direct.items()}, "trained": record.trained}
-    return {name: score for name, score in found.items() if score}
-
-
 def _column(name: str) -> str:
-    """Return the heading of a score: "direct", "direct, 5-shot" or "train-before-test"."""
-    return "train-before-test" if name == "trained" else name.replace("_", ", ").replace("shot", "-shot")
+    """Return the heading of a score: "direct", "direct 5-shot" or "train-before-test"."""
+    return "train-before-test" if name == "trained" else shown_direct(name)
 
 
 def _metrics(record: RunRecord) -> list[str]:
     """Return the metrics of all scores, first the one that chose the epoch."""
-    reported = dict.fromkeys(metric for score in _scores(record).values() for metric in score.metrics)
+    reported = dict.fromkeys(metric for score in record.scores.values() for metric in score.metrics)
     return sorted(reported, key=lambda key: key != record.metric)

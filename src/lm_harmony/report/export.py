@@ -23,6 +23,7 @@ from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.errors import UsageError
 from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
 from lm_harmony.runs.files import write_atomically
+from lm_harmony.runs.shots import shots_of
 
 ExportFormat = Literal["csv", "parquet", "lm_eval", "every-eval-ever", "hub"]
 SCHEMA_VERSION = "0.3.0"
@@ -102,9 +103,8 @@ def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
 
 def _copy_lm_eval(result: FinishedScore, output: Path, left_out: list[str]) -> Iterator[Path]:
     """Copy the last results file of a score and its samples under the names that lm_eval gives them."""
-    folder, split = (
-        (result.store.folder, "test") if result.preparation == "trained" else (result.store.folder / "direct", "direct")
-    )
+    trained, name = result.preparation == "trained", result.preparation
+    folder, split = (result.store.folder, "test") if trained else (result.store.folder / name, name)
     written = sorted(folder.glob("results_*.json"))
     if not written:
         left_out.append(f"{folder}: it holds no results file. Score the run again to write one")
@@ -135,7 +135,7 @@ def _write_every_eval_ever(result: FinishedScore, output: Path, organization: st
 def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
     """Return a score as a record of Every Eval Ever. A trained model is another model: its base model's name with a suffix."""
     record, trained, now = result.record, result.preparation == "trained", str(int(time.time()))
-    versions, dataset = record.environment.get("versions", {}), dataset_of(record)
+    versions, dataset, shots = record.environment.get("versions", {}), dataset_of(record), shots_of(result.preparation)
     identity = f"{result.model}@{TRAINED}" if trained else result.model
     details = {
         "base_model": result.model,
@@ -151,7 +151,7 @@ def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
         source = {"dataset_name": record.benchmark, "source_type": "hf_dataset", "hf_repo": dataset[0]}
     return {
         "schema_version": SCHEMA_VERSION,
-        "evaluation_id": f"{record.benchmark}/{identity}/{now}",
+        "evaluation_id": f"{record.benchmark}{f'-{shots}shot' if shots else ''}/{identity}/{now}",
         "retrieved_timestamp": now,
         "source_metadata": {
             "source_type": "evaluation_run",

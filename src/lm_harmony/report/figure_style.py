@@ -15,12 +15,16 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lm_harmony.runs.shots import shown_direct
+
 COLUMN, PAGE = 3.35, 6.75
 """Width of a figure in inches: one column, and both columns."""
 COLOURS = {"direct": "#9aa5b1", "trained": "#0b6e99"}
-"""Colour of each preparation."""
+"""Colour of each preparation without examples before the questions."""
+_FEW_SHOT = ("#d08c2e", "#8a5a9e", "#5a8f4b", "#b0413e")
+"""Colours of direct scores with examples, by their number."""
 NAMES = {"direct": "direct evaluation", "trained": "train-before-test"}
-"""Name of each preparation in figures."""
+"""Name of each preparation without examples in figures."""
 STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.labelsize": 7,
@@ -40,6 +44,17 @@ STYLE: dict[Any, Any] = {
 }
 
 Parameters = ParamSpec("Parameters")
+
+
+def name_of(preparation: str) -> str:
+    """Return the name of a preparation in figures."""
+    return NAMES.get(preparation) or shown_direct(preparation)
+
+
+def colours_of(preparations: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each preparation."""
+    few_shot = [name for name in preparations if name not in COLOURS]
+    return {**COLOURS, **{name: _FEW_SHOT[place % len(_FEW_SHOT)] for place, name in enumerate(few_shot)}}
 
 
 def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:

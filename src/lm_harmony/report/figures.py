@@ -18,7 +18,7 @@ from lm_harmony.analysis.pca import Components
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.significance import RankRanges
 from lm_harmony.analysis.summary import AnalysisSummary
-from lm_harmony.report.figure_style import COLOURS, COLUMN, NAMES, PAGE, family_colours, family_legend, save, styled
+from lm_harmony.report.figure_style import COLUMN, PAGE, colours_of, family_colours, family_legend, name_of, save, styled
 
 BUMP_MODELS = 80
 """Maximum number of models in a bump chart, so that it fits on a page."""
@@ -77,7 +77,7 @@ def tau_heatmaps(agreements: Sequence[Agreement], benchmarks: Sequence[Benchmark
     for ax, agreement in zip(axes, agreements, strict=True):
         tau = agreement.tau.iloc[order, order].to_numpy()
         sns.heatmap(tau, ax=ax, vmin=0, vmax=1, cmap="viridis", square=True, cbar=False, xticklabels=titles, yticklabels=titles)
-        ax.set_title(f"{NAMES[agreement.preparation]}: mean τ = {agreement.mean_tau:.2f}")
+        ax.set_title(f"{name_of(agreement.preparation)}: mean τ = {agreement.mean_tau:.2f}")
         ax.tick_params(length=0, labelsize=5.5)
         ax.tick_params(axis="x", rotation=90)
         categories = [benchmarks[i].category for i in order]
@@ -98,10 +98,10 @@ def mean_agreement(agreements: Sequence[Agreement]) -> Figure:
     table = pd.concat([pd.DataFrame(tables), pd.DataFrame(means, index=["all pairs"])])
     figure = Figure(figsize=(COLUMN, 0.33 * len(table) + 0.75))
     ax = figure.subplots()
-    height = 0.8 / len(tables)
+    height, colours = 0.8 / len(tables), colours_of(tables)
     for number, preparation in enumerate(tables):
         places = np.arange(len(table)) + (number - (len(tables) - 1) / 2) * height
-        bars = ax.barh(places, table[preparation], height * 0.92, color=COLOURS[preparation], label=NAMES[preparation])
+        bars = ax.barh(places, table[preparation], height * 0.92, color=colours[preparation], label=name_of(preparation))
         ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
     ax.set_yticks(np.arange(len(table)), list(table.index))
     ax.invert_yaxis()
@@ -116,11 +116,11 @@ def mean_agreement(agreements: Sequence[Agreement]) -> Figure:
 def scree(fitted: Sequence[Components], *, shown: int = 8) -> Figure:
     """Draw the share of the variance that each of the first ``shown`` components explains."""
     figure = Figure(figsize=(COLUMN, 2.2))
-    ax = figure.subplots()
+    ax, colours = figure.subplots(), colours_of(components.preparation for components in fitted)
     for components in fitted:
         shares = 100 * np.array(components.explained[:shown])
-        colour = COLOURS[components.preparation]
-        label = f"{NAMES[components.preparation]} ({len(components.basis.models)} x {len(components.basis.benchmarks)})"
+        colour = colours[components.preparation]
+        label = f"{name_of(components.preparation)} ({len(components.basis.models)} x {len(components.basis.benchmarks)})"
         ax.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3.5, color=colour, label=label)
         ax.annotate(
             f"{shares[0]:.0f}%", (1, shares[0]), xytext=(-5, 0), textcoords="offset points", ha="right", va="center", color=colour

@@ -10,10 +10,11 @@ from typing import Any
 
 from lm_harmony.analysis.load_records import find_runs
 from lm_harmony.analysis.provenance import FileStates, changed_files
-from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
+from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.shots import shots_of
 from lm_harmony.runs.store import RunStore
 
 TRAINED = "train-before-test"
@@ -29,7 +30,7 @@ class FinishedScore:
     store: RunStore
     """Files of the run."""
     preparation: Preparation
-    """Whether the model was trained."""
+    """Whether the model was trained, or how many examples were before the questions."""
     metrics: Mapping[str, float]
     """Value of every metric on the test split, by "metric,filter"."""
     stderrs: Mapping[str, float | None]
@@ -44,8 +45,8 @@ class FinishedScore:
         """How the score was made, in one line."""
         record, recipe = self.record, self.record.spec.recipe
         tested = f"{self.documents} test documents"
-        if self.preparation == "direct":
-            return f"without training, zero-shot, {tested}"
+        if self.preparation != "trained":
+            return f"without training, {shots_of(self.preparation) or 'zero'}-shot, {tested}"
         adapter = "all weights" if recipe.lora is None else f"LoRA r {recipe.lora.r}"
         if recipe.quantize is not None:
             adapter += f" on {recipe.quantize} weights"
@@ -90,10 +91,7 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
     names = short_names(tuple({record.spec.model.name: None for record, _ in records}))
     found: dict[object, FinishedScore] = {}
     for record, store in records:
-        for preparation in PREPARATIONS:
-            score = record.direct if preparation == "direct" else record.trained
-            if score is None:
-                continue
+        for preparation, score in record.scores.items():
             result = FinishedScore(
                 record=record,
                 store=store,
@@ -105,7 +103,7 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
             )
             # Runs that differ only in their seed or recipe have one direct score.
             same = (result.model, record.model_revision, record.benchmark, *score.metrics.items(), score.documents)
-            found.setdefault(same if preparation == "direct" else store.folder, result)
+            found.setdefault(store.folder if preparation == "trained" else (preparation, *same), result)
     return list(found.values()), left_out
 
 

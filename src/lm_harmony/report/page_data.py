@@ -50,7 +50,7 @@ def page_data(matrix: ScoreMatrix | None, *, published: bool = False) -> dict[st
     else:
         assert matrix is not None
         board, shown, fixed = _own(matrix), matrix, set(matrix.model_names)
-    views = {name: _view(shown, name, board) for name in PREPARATIONS}
+    views = {name: _view(shown, name, board) for name in shown.preparations}
     return {
         "version": __version__,
         "source": shown.source,
@@ -70,7 +70,7 @@ def _ceilings(matrix: ScoreMatrix) -> dict[str, dict[str, Any]]:
     """Return the noise ceiling of each preparation that has one: the mean tau that is allowed, and the measured one."""
     downstream = matrix.downstream()
     found: dict[str, dict[str, Any]] = {}
-    for preparation in PREPARATIONS:
+    for preparation in matrix.preparations:
         with suppress(UsageError):  # too few models or benchmarks, or no standard errors
             ceiling = noise_ceiling(downstream, preparation)
             numbers = {"tau": ceiling.mean_tau, "ceiling": ceiling.mean_ceiling, "share": ceiling.share}
@@ -103,9 +103,10 @@ def _audit(matrix: ScoreMatrix) -> dict[str, Any] | None:
 
 def _own(matrix: ScoreMatrix) -> Board:
     """Return the board of the matrix: of the trained scores, or of the direct scores if there are no others."""
-    if not any(matrix.has(preparation) for preparation in PREPARATIONS):
+    present = [name for name in ("trained", *matrix.preparations) if matrix.has(name)]
+    if not present:
         raise UsageError(f"page: {matrix.source} has no scores. Run a study with the test split scored.")
-    return own_board(matrix, "trained" if matrix.has("trained") else "direct")
+    return own_board(matrix, present[0])
 
 
 def _size_labels(models: Iterable[ModelMetadata]) -> list[str]:

@@ -2,7 +2,7 @@
 
 <folder>/summary.md                     the main results, and the analyses that were not possible
 <folder>/tables/scores.csv              every score, in the long layout
-<folder>/tables/leaderboard_<p>.csv     <p>: direct or trained
+<folder>/tables/leaderboard_<p>.csv     <p>: direct, direct_<k>shot or trained
 <folder>/tables/notes.csv               what limits each leaderboard: mixed recipes and versions, gaps
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
@@ -26,7 +26,6 @@ from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling
-from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.summary import AnalysisSummary
 from lm_harmony.report.tables import board_csv
 
@@ -54,7 +53,7 @@ def write_tables(summary: AnalysisSummary, folder: Path) -> list[Path]:
 def summary_lines(summary: AnalysisSummary) -> list[str]:
     """Return the main results as sentences, one per line."""
     matrix = summary.matrix
-    present = [preparation for preparation in PREPARATIONS if matrix.has(preparation)]
+    present = [preparation for preparation in matrix.preparations if matrix.has(preparation)]
     gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in present)
     lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
     for name, found in summary.agreements.items():
@@ -167,7 +166,7 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"size_{preparation}", _named(scaled.table, "model")
     if summary.perplexity:
         yield "perplexity", pd.DataFrame(_perplexity_rows(summary))
-    for preparation in PREPARATIONS:
+    for preparation in summary.matrix.preparations:
         ranges = {task: found.table for (name, task), found in summary.ranges.items() if name == preparation}
         if ranges:
             yield f"rank_ranges_{preparation}", pd.concat(ranges, names=["benchmark", "model"]).reset_index()
@@ -207,7 +206,7 @@ def _perplexity_rows(summary: AnalysisSummary) -> Iterator[dict[str, object]]:
 def _long(matrix: ScoreMatrix) -> pd.DataFrame:
     """Return every score in the long layout that ``ScoreMatrix.from_csv`` reads; a missing score is an empty cell."""
     rows = []
-    for preparation in PREPARATIONS:
+    for preparation in matrix.preparations:
         if not matrix.has(preparation):
             continue
         scores = matrix.scores(preparation)

@@ -52,10 +52,8 @@ def without_local_paths(matrix: ScoreMatrix) -> ScoreMatrix:
         tables: list[pd.DataFrame] = [table.rename(index=names) for table in (scores.values, scores.stderrs, scores.counts)]
         return Scores(values=tables[0], stderrs=tables[1], counts=tables[2])
 
-    return replace(
-        matrix,
-        direct=renamed(matrix.direct),
-        trained=renamed(matrix.trained),
+    return matrix.with_scores(
+        renamed,
         models=tuple(replace(model, name=names[model.name]) for model in matrix.models),
         source=source,
         causes={(names.get(model, model), task, name): cleaned(cause) for (model, task, name), cause in matrix.causes.items()},

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
 from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples
-from lm_harmony.benchmarks.types import MetricKey, Score, direct_name
+from lm_harmony.benchmarks.types import MetricKey, Score
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.run_setup import RunSetup
+from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.store import RunStore
 
 TRAINED = "train-before-test"

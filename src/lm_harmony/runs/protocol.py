@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from lm_harmony.benchmarks.catalogue import trained_name
-from lm_harmony.benchmarks.types import Score, direct_name, requests_of
+from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, alone
@@ -26,6 +26,7 @@ from lm_harmony.runs.record import EpochRecord, RunRecord
 from lm_harmony.runs.recovery import recover_direct_score, recover_epochs, recover_request
 from lm_harmony.runs.run_setup import RunSetup
 from lm_harmony.runs.setup import set_up_run
+from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.tracking import Tracker, open_trackers

@@ -10,11 +10,13 @@ from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from lm_harmony.benchmarks.types import FewShotScore, Score, TrainOnRecord
-from lm_harmony.errors import FILE_RULES, StoreError
+from lm_harmony.errors import FILE_RULES
 from lm_harmony.recipe import Number
-from lm_harmony.runs.file_values import from_plain, to_plain, without_check
+from lm_harmony.runs.file_values import from_plain, to_plain
+from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.sources import Source
-from lm_harmony.runs.spec import RunSpec, upgrade_spec
+from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.upgrades import FORMAT, upgrade_record
 
 
 def _with_document(sample: dict[str, Any]) -> dict[str, Any]:
@@ -25,8 +27,6 @@ def _with_document(sample: dict[str, Any]) -> dict[str, Any]:
 
 Sample = Annotated[dict[str, Any], AfterValidator(_with_document)]
 """Outcome of one document, in lm_eval's sample schema."""
-FORMAT = 1
-"""Version of record.json; a reader refuses a newer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,13 @@ class RunRecord:
     direct_fewshot: Mapping[int, FewShotScore] = field(default_factory=dict)
     """Number of examples before each question, from 1 -> test score of the untouched model with them."""
 
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The test scores by the names that boards give them: direct, direct_<k>shot with k examples, and trained."""
+        direct = {0: self.direct, **self.direct_fewshot}
+        found = {**{direct_name(shots): direct[shots] for shots in sorted(direct)}, "trained": self.trained}
+        return {name: score for name, score in found.items() if score is not None}
+
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
         sources = None if self.sources is None else [source.to_dict() for source in self.sources]
@@ -228,23 +235,3 @@ class RunConfig(RunSpec):
     def spec(self) -> RunSpec:
         """The specification alone."""
         return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
-
-
-def upgrade_config(values: Any) -> Any:
-    """Return a written config.yaml with the fields of today."""
-    if not isinstance(values, Mapping):
-        return values
-    return {**upgrade_spec(without_check(values)), "recipe_fingerprint": values.get("recipe_fingerprint")}
-
-
-def upgrade_record(values: Any) -> Any:
-    """Return a written record with the fields of today.
-
-    Raises:
-        StoreError: it is of another format, or a value was changed after it was written.
-    """
-    known = values.get("format") if isinstance(values, Mapping) else None
-    if known != FORMAT:
-        raise StoreError(f"format = {known!r} is not the record format {FORMAT}. Read it with the LM-Harmony that wrote it.")
-    rest = {key: value for key, value in without_check(values).items() if key != "format"}
-    return {**rest, "spec": upgrade_spec(rest["spec"])} if "spec" in rest else rest

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import DirectRows
 from lm_harmony.benchmarks.splits import Splits
-from lm_harmony.benchmarks.types import Example, FewShotScore, Reply, Score, direct_name, requests_of
+from lm_harmony.benchmarks.types import Example, FewShotScore, Reply, Score, requests_of
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ScoreNotFinite
@@ -19,6 +19,7 @@ from lm_harmony.runs.environment import describe_environment
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.record import DataRecord, Environment
+from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
 

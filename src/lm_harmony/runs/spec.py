@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks_of, trained_name
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
-from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, SplitUse, check_shots
+from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, SplitUse
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
 from lm_harmony.runs.file_values import from_plain, to_plain
+from lm_harmony.runs.shots import check_shots
+from lm_harmony.runs.upgrades import upgrade_spec
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Trackers that a run can report to."""
@@ -230,16 +231,6 @@ class RunSpec:
             StoreError: a field is missing, unknown, of another type, or against its rule.
         """
         return from_plain(cls, upgrade_spec(values))
-
-
-def upgrade_spec(values: Any) -> Any:
-    """Return a written specification with the fields of today: older versions wrote no date of the chat template."""
-    if not isinstance(values, Mapping):
-        return values
-    model = values.get("model")
-    if isinstance(model, Mapping) and model.get("apply_chat_template"):
-        model = {"chat_template_date": None, **model}  # the template was rendered with the day of the run
-    return {key: model if key == "model" else value for key, value in values.items() if key != "recipe_fingerprint"}
 
 
 def _is_date(text: Any) -> bool:

@@ -26,12 +26,11 @@ from lm_harmony.runs.record import (
     RunConfig,
     RunRecord,
     Sample,
-    upgrade_config,
-    upgrade_record,
 )
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.upgrades import upgrade_config, upgrade_record
 
 
 @dataclass(frozen=True)

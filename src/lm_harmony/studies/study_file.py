@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import GenerateJsonSchema
 
-from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, check_shots
+from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol
 from lm_harmony.errors import check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
+from lm_harmony.runs.shots import check_shots
 from lm_harmony.studies.value_rules import (
     Date,
     ExecutionOverrides,

@@ -4,6 +4,9 @@
 const UNKNOWN = "unknown";
 const ownPart = (name) => name.slice(name.lastIndexOf("/") + 1) || name;
 
+// The name of a kind of scores: "direct_5shot" is shown as "direct 5-shot".
+const viewText = (view) => view.replace(/_(\d+)shot$/, " $1-shot");
+
 const readBoard = (data) => {
   const made = { ...data };
   made.models = data.models.map((model, index) => ({ ...model, index, family: model.family ?? UNKNOWN, kind: model.kind ?? UNKNOWN }));
@@ -12,7 +15,9 @@ const readBoard = (data) => {
   made.kinds = [...new Set(made.models.map((model) => model.kind))].sort();
   made.sizes = data.sizes.filter((size) => made.models.some((model) => model.size === size));
   made.has = (view) => (view === "gain" ? Boolean(data.views.trained && data.views.direct) : Boolean(data.views[view]));
-  made.firstView = made.has("trained") ? "trained" : "direct";
+  // Direct scores, those with examples before the questions by their number, and trained scores, as far as there are any.
+  made.preparations = Object.keys(data.views).filter(made.has);
+  made.firstView = made.has("trained") ? "trained" : made.preparations[0];
   made.columns = data.benchmarks.filter(({ counts }) => counts).map(({ task }) => task);
   // Models whose names differ only before the last slash. Everywhere else the last part is enough.
   const ends = data.models.map(({ name }) => ownPart(name));

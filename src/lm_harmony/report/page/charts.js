@@ -21,8 +21,8 @@ const makeCharts = (page) => {
   const charts = [
     { card: byId("chart-bump"), describe: describeBump, draw: drawBump, height: bumpHeight, has: board.has("gain") },
     { card: byId("chart-tau"), describe: describeTau, draw: drawTau, height: heatHeight, has: tauViews().length > 0 },
-    { card: byId("chart-scree"), draw: drawScree, height: () => 360, has: ["direct", "trained"].some(shows) },
-    { card: byId("chart-size"), draw: drawSize, height: () => 360, has: board.models.some(({ params }) => params !== null) && ["direct", "trained"].some(shows) },
+    { card: byId("chart-scree"), draw: drawScree, height: () => 360, has: board.preparations.some(shows) },
+    { card: byId("chart-size"), draw: drawSize, height: () => 360, has: board.models.some(({ params }) => params !== null) && board.preparations.some(shows) },
   ];
   charts.forEach(({ card, has }) => { card.hidden = !has; });
   // Without both kinds of scores there is no comparison to begin with, and the table comes first.
@@ -152,14 +152,16 @@ const drawScree = (page, card) => {
   const { accent, warm } = colours();
   const sentences = [];
   const traces = [];
-  for (const [view, colour] of [["direct", warm], ["trained", accent]]) {
-    if (!board.has(view)) continue;
+  for (const view of board.preparations) {
+    const name = viewText(view);
     const { explained, trouble } = derive({ ...page.state, view });
-    if (!explained) { sentences.push(`${view}: ${trouble ?? "no components"}`); continue; }
-    sentences.push(`${view}: ${percent(explained[0])}`);
+    if (!explained) { sentences.push(`${name}: ${trouble ?? "no components"}`); continue; }
+    sentences.push(`${name}: ${percent(explained[0])}`);
     const first = explained.slice(0, 10);
-    traces.push({ type: "scatter", mode: "lines+markers", name: view, x: first.map((_, k) => k + 1), y: first.map((share) => 100 * share),
-      line: { color: colour, width: 2 }, marker: { size: 7 }, hovertemplate: `component %{x}: %{y:.1f}%<extra>${view}</extra>` });
+    const examples = board.preparations.filter((one) => one !== "direct" && one !== "trained");
+    const colour = { direct: warm, trained: accent }[view] ?? computedColour(HUES[(2 + examples.indexOf(view)) % HUES.length]);
+    traces.push({ type: "scatter", mode: "lines+markers", name, x: first.map((_, k) => k + 1), y: first.map((share) => 100 * share),
+      line: { color: colour, width: 2 }, marker: { size: 7 }, hovertemplate: `component %{x}: %{y:.1f}%<extra>${name}</extra>` });
   }
   setNote(card, `Share of the variance that each principal component explains. First component, ${sentences.join(", ")}.`);
   return plot(card.querySelector(".plot"), traces, { xaxis: { title: { text: "principal component" }, dtick: 1, fixedrange: true }, yaxis: { rangemode: "tozero", ticksuffix: "%", fixedrange: true } });
@@ -174,7 +176,7 @@ const drawSize = (page, card) => {
   const sized = shown.filter((i) => board.models[i].params !== null);
   const without = shown.length - sized.length;
   const symbols = board.kinds.length > 1 ? " Filled: base models; open: other models." : "";
-  setNote(card, `PC1 of the ${componentView} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}.${symbols}`);
+  setNote(card, `PC1 of the ${viewText(componentView)} scores, ${counted(sized.length, "model")}${without ? `; ${without} of unknown size left out` : ""}.${symbols}`);
   // The base models of a family come first, so that the legend shows the filled symbol where there is one.
   sized.sort((a, b) => (board.models[a].kind !== "base") - (board.models[b].kind !== "base"));
   const families = board.families.filter((family) => sized.some((i) => board.models[i].family === family));

@@ -34,7 +34,7 @@ const standingRow = (page, models) => {
   });
   const [a, b] = models.map(({ index }) => pc1[index]);
   const difference = models.length === 2 ? [element("td", { text: a === null || b === null ? "" : signed(a - b, 0) })] : [];
-  return element("tr", { class: "standing-row" }, element("th", { scope: "row", text: `PC1, ${componentView}` }), ...cells, ...difference);
+  return element("tr", { class: "standing-row" }, element("th", { scope: "row", text: `PC1, ${viewText(componentView)}` }), ...cells, ...difference);
 };
 
 const compareRow = (page, models, j) => {

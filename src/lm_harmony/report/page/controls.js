@@ -16,8 +16,10 @@ const closeMenus = (but = null) => document.querySelectorAll("details.menu[open]
 
 // A source with one kind of scores has nothing to switch.
 const viewToggle = (page) => {
-  byId("views").hidden = !board.has("gain");
-  const inputs = [["direct", "Direct"], ["trained", "Trained"], ["gain", "Gain"]].filter(([view]) => board.has(view)).map(([view, text]) => {
+  const views = [...board.preparations, "gain"].filter(board.has);
+  byId("views").hidden = views.length < 2;
+  const inputs = views.map((view) => {
+    const text = viewText(view[0].toUpperCase() + view.slice(1));
     const input = element("input", { type: "radio", name: "view", value: view, onchange: () => page.set({ view, page: 0 }) });
     byId("views").append(element("label", {}, input, element("span", { text })));
     return input;

@@ -52,7 +52,7 @@ const longLines = (page) => {
     for (const task of page.derived.columns) {
       const j = board.taskIndex.get(task);
       const { metric, higher } = board.benchmarks[j];
-      for (const view of ["direct", "trained"].filter((name) => board.has(name))) {
+      for (const view of board.preparations) {
         const held = board.views[view];
         const score = held.scores[model.index][j];
         if (score === null) continue;
@@ -73,7 +73,7 @@ const jsonOf = (page) => {
     for (const task of columns) {
       const j = board.taskIndex.get(task);
       scores[task] = {};
-      for (const name of ["direct", "trained"].filter((one) => board.has(one))) {
+      for (const name of board.preparations) {
         scores[task][name] = { score: board.views[name].scores[i][j], stderr: board.views[name].stderrs?.[i][j] ?? null };
       }
     }

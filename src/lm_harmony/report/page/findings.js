@@ -2,11 +2,11 @@
 
 const showFindings = () => {
   const rows = ceilingRows();
-  const views = ["direct", "trained"].filter((view) => board.has(view));
+  const views = board.preparations;
   byId("ceiling").hidden = rows.length === 0;
   if (rows.length) byId("ceiling").append(
     element("table", { class: "facts" },
-      element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "All models" }), ...views.map((view) => element("th", { scope: "col", text: view })))),
+      element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "All models" }), ...views.map((view) => element("th", { scope: "col", text: viewText(view) })))),
       element("tbody", {}, ...rows.map(([title, of]) => element("tr", {}, element("th", { scope: "row", text: title }),
         ...views.map((view) => element("td", { text: of(view) ?? "–" })))))),
     element("p", { class: "note", text: ceilingNote() }));
@@ -23,7 +23,7 @@ const ceilingRows = () => {
     ["Noise ceiling: τ that test noise allows", ceiling("ceiling", two)],
     ["Measured share of the ceiling", ceiling("share", (share) => `${Math.round(100 * share)}%`)],
     ["Variance explained by PC1", (view) => { const shares = board.views[view].components?.explained; return shares ? percent(shares[0]) : null; }],
-  ].filter(([, of]) => ["direct", "trained"].some((view) => board.has(view) && of(view) !== null));
+  ].filter(([, of]) => board.preparations.some((view) => of(view) !== null));
 };
 
 const ceilingNote = () => {

@@ -67,9 +67,8 @@ const focusCell = (cell, event) => {
 const hintLines = (page, i, j) => {
   const benchmark = board.benchmarks[j];
   const lines = [element("b", {}, element("bdi", { text: board.models[i].name })), element("span", { text: `${benchmark.title}, ${benchmark.metric}` })];
-  for (const view of ["trained", "direct"]) {
+  for (const view of [...board.preparations].reverse()) {
     const held = board.views[view];
-    if (!held) continue;
     const value = held.scores[i][j];
     const stderr = held.stderrs?.[i][j] ?? null;
     // One digit more than in the table, so that standard errors have enough digits.
@@ -77,7 +76,7 @@ const hintLines = (page, i, j) => {
     const error = stderr === null ? ", standard error unknown" : ` ± ${fixed(stderr * benchmark.factor, digits)}`;
     const count = held.counts?.[i][j] ?? null;
     const of = count === null ? "" : ` of ${counted(count, "example")}`;
-    lines.push(element("span", { text: value === null ? `${view}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${view} ${fixed(value * benchmark.factor, digits)}${error}${of}` }));
+    lines.push(element("span", { text: value === null ? `${viewText(view)}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${viewText(view)} ${fixed(value * benchmark.factor, digits)}${error}${of}` }));
     if (value !== null && view === page.derived.view && held.rank_low) {
       const [low, high] = [held.rank_low[i][j], held.rank_high[i][j]];
       if (low !== null) lines.push(element("span", { text: low === high ? `rank ${low}` : `rank between ${low} and ${high}` }));

@@ -149,7 +149,7 @@ const showStatus = (page) => {
   else if (!derived.explained) sentences.push("no PC1");
   else {
     const of = derived.shipped ? "" : `, recomputed from ${counted(derived.columns.length, "selected benchmark")} over ${counted(derived.models, "model")}`;
-    sentences.push(`PC1 of the ${derived.componentView} scores explains ${percent(derived.explained[0])}${of}`);
+    sentences.push(`PC1 of the ${viewText(derived.componentView)} scores explains ${percent(derived.explained[0])}${of}`);
   }
   if (state.view === "gain") sentences.push("gain: trained score minus direct score, positive is better; PC1 is that of the trained scores");
   for (const view of ["direct", "trained"]) if (!board.has(view)) sentences.push(`this source has no ${view} scores, so ranks before and after training cannot be compared`);

@@ -22,7 +22,7 @@ const readHash = () => {
   const words = new URLSearchParams(location.hash.slice(1));
   const state = freshState();
   const take = (key, allowed) => { if (allowed(words.get(key))) state[key] = words.get(key); };
-  take("view", (view) => ["trained", "direct", "gain"].includes(view) && board.has(view));
+  take("view", (view) => view === "gain" ? board.has(view) : board.preparations.includes(view));
   take("search", (text) => text !== null);
   take("bump", (by) => by === "pc1" || board.taskIndex.has(by));
   take("theme", (theme) => ["light", "dark"].includes(theme));
