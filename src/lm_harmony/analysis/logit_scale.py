@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.matrix import ScoreMatrix, changed_scores
 from lm_harmony.analysis.metadata import metric_metadata
 from lm_harmony.analysis.score_rows import Scores
 
@@ -36,8 +36,9 @@ def logit_matrix(matrix: ScoreMatrix) -> ScoreMatrix:
             limits[benchmark.task] = (benchmark.chance or 0.0, metric.high)
     kept = [task for task in matrix.benchmark_names if task not in limits]
     note = f"scores are log-odds above chance, limited to {FLOOR:.0%} and {1 - FLOOR:.0%} of the way from chance to the best"
-    return matrix.with_scores(
-        lambda scores: _logits(scores, limits),
+    return replace(
+        matrix,
+        **changed_scores(matrix, lambda scores: _logits(scores, limits)),
         benchmarks=tuple(
             replace(benchmark, metric=METRIC, chance=None, percent=False) if benchmark.task in limits else benchmark
             for benchmark in matrix.benchmarks

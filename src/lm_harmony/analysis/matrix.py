@@ -76,11 +76,6 @@ class ScoreMatrix:
         """Return the scores of one preparation, models x benchmarks."""
         return {"direct": self.direct, "trained": self.trained, **self.few_shot}[preparation]
 
-    def with_scores(self, change: Callable[[Scores], Scores], **fields: Any) -> ScoreMatrix:
-        """Return the matrix with the changed scores of every preparation, and other values of the given fields."""
-        few_shot = {name: change(scores) for name, scores in self.few_shot.items()}
-        return replace(self, direct=change(self.direct), trained=change(self.trained), few_shot=few_shot, **fields)
-
     def has(self, preparation: Preparation) -> bool:
         """Tell whether the matrix has any score of that preparation."""
         return preparation in self.preparations and bool(self.scores(preparation).values.notna().to_numpy().any())
@@ -112,8 +107,9 @@ class ScoreMatrix:
         _refuse_unknown("model", rows, self.model_names, self.source)
         _refuse_unknown("benchmark", columns, self.benchmark_names, self.source)
         by_name, by_task = {model.name: model for model in self.models}, {metadata.task: metadata for metadata in self.benchmarks}
-        return self.with_scores(
-            lambda scores: scores.subset(rows, columns),
+        return replace(
+            self,
+            **changed_scores(self, lambda scores: scores.subset(rows, columns)),
             models=tuple(by_name[name] for name in rows),
             benchmarks=tuple(by_task[name] for name in columns),
         )
@@ -221,6 +217,12 @@ class ScoreMatrix:
         if path.is_file() and path.suffix in readers:
             return readers[path.suffix](path)
         raise UsageError(f"results: {path} is neither a folder nor a .csv or .json file. Name the results_dir of a study.")
+
+
+def changed_scores(matrix: ScoreMatrix, change: Callable[[Scores], Scores]) -> dict[str, Any]:
+    """Return the fields of a matrix that hold scores, changed, for ``dataclasses.replace``."""
+    few_shot = {name: change(scores) for name, scores in matrix.few_shot.items()}
+    return {"direct": change(matrix.direct), "trained": change(matrix.trained), "few_shot": few_shot}
 
 
 def _scores(rows: Sequence[ScoreRow], preparation: Preparation, models: list[str], tasks: list[str]) -> Scores:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from lm_harmony.analysis.agreement import agreement
-from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.matrix import ScoreMatrix, changed_scores
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
@@ -61,8 +61,9 @@ def demo_matrix(study: Study, build: Path) -> ScoreMatrix:
     tasks = dict.fromkeys(benchmark_name(spec.benchmark.task) for spec in specs)
     matrix = ScoreMatrix.from_records(study.spec.results_dir).subset(models, tasks)
     names = {folder: shown_name(folder) for folder in models}
-    return matrix.with_scores(
-        lambda scores: _renamed(scores, names),
+    return replace(
+        matrix,
+        **changed_scores(matrix, lambda scores: _renamed(scores, names)),
         models=_facts(build, names.values()),
         benchmarks=tuple(replace(fact, title=fact.task.removeprefix("micro_"), category="Demo") for fact in matrix.benchmarks),
         causes={(names[model], task, prepared): cause for (model, task, prepared), cause in matrix.causes.items()},

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import pandas as pd
 
-from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.matrix import ScoreMatrix, changed_scores
 from lm_harmony.analysis.score_rows import Scores
 
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]*)")
@@ -52,8 +52,9 @@ def without_local_paths(matrix: ScoreMatrix) -> ScoreMatrix:
         tables: list[pd.DataFrame] = [table.rename(index=names) for table in (scores.values, scores.stderrs, scores.counts)]
         return Scores(values=tables[0], stderrs=tables[1], counts=tables[2])
 
-    return matrix.with_scores(
-        renamed,
+    return replace(
+        matrix,
+        **changed_scores(matrix, renamed),
         models=tuple(replace(model, name=names[model.name]) for model in matrix.models),
         source=source,
         causes={(names.get(model, model), task, name): cleaned(cause) for (model, task, name), cause in matrix.causes.items()},
