@@ -196,7 +196,7 @@ class RunRecord:
     def scores(self) -> dict[str, Score]:
         """The test scores by the names that boards give them: direct, direct_<k>shot with k examples, and trained."""
         direct = {0: self.direct, **self.direct_fewshot}
-        found = {**{direct_name(shots): direct[shots] for shots in sorted(direct)}, "trained": self.trained}
+        found = {**{direct_name(shots): direct.get(shots) for shots in sorted(direct)}, "trained": self.trained}
         return {name: score for name, score in found.items() if score is not None}
 
     def to_dict(self) -> dict[str, object]:
