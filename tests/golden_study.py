@@ -33,6 +33,8 @@ COMMANDS = (
     "audit",
     "compare",
     "export",
+    "submit",
+    "board",
     "place",
     "page",
     "benchmarks",

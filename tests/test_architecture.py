@@ -225,10 +225,10 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         if re.search(r"\bsplits\.test\b|\bdirect\[shots\]", ast.unparse(function))
     ]
     # set_up_run puts examples before its questions; request_fingerprints hashes its texts; data_record, phases, few_shot_score
-    # and workload count its rows, texts or tokens. Only _test scores them.
+    # and workload count its rows, texts or tokens. Only score_test_rows scores them.
     assert sorted(using) == [
         "fingerprint.request_fingerprints",
-        "protocol._test",
+        "protocol.score_test_rows",
         "run_setup.data_record",
         "run_setup.few_shot_score",
         "run_setup.phases",

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from lm_harmony.cli import board as board_command
+from lm_harmony.cli import submit as submit_command
 from lm_harmony.cli.catalogues import benchmarks, models
 from lm_harmony.cli.console import Format, say
 from lm_harmony.cli.export import export
@@ -65,7 +66,8 @@ def _carry_out(words: list[str]) -> int:
 
         run_command.run(flags, words)
 
-    commands = (run, plan, fetch, study, status, *board_command.COMMANDS, export, place_command(words), benchmarks, models, demo)
+    results = (*board_command.COMMANDS, export, *submit_command.COMMANDS)
+    commands = (run, plan, fetch, study, status, *results, place_command(words), benchmarks, models, demo)
     try:
         said = parse(words, commands, description=DESCRIPTION)()
     except HarmonyError as error:

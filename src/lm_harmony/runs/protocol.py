@@ -60,7 +60,7 @@ def run_by_epochs(
         with memory_errors(spec, "training"), trainable(run.model, spec.recipe, seed=spec.seed) as trainee:
             epochs = yield from _train_and_validate(run, trainee, store, tracker)
             chosen = choose_epoch(epochs, run.metric, higher_is_better=run.higher_is_better) if spec.choose_best else epochs[-1]
-            tested = {number: _test(run, meter) for number in _load_tested_epochs(run, trainee, store, epochs, chosen)}
+            tested = {number: score_test_rows(run, meter) for number in _load_tested_epochs(run, trainee, store, epochs, chosen)}
             trained = tested[chosen.epoch] if spec.test else None
             save_weights(store, trainee, store.folder / "adapter")
         tracker.tested({direct_name(shots): score for shots, score in direct.items()} | {"test": trained}, step=chosen.epoch)
@@ -168,9 +168,10 @@ def _load_tested_epochs(
     trainee.load(store.checkpoint(chosen.epoch) / "weights")
 
 
-def _test(run: RunSetup, meter: Meter, name: str = "test", shots: int = 0) -> Score:
-    """Score the current weights on the test split. No other function of the package scores test rows."""
-    rows = run.direct[shots].examples if shots else run.splits.test
+def score_test_rows(run: RunSetup, meter: Meter, name: str = "test", shots: int = 0, chosen: Sequence[int] = ()) -> Score:
+    """Score the current weights on the test split, or on ``chosen`` rows. No other function of the package scores test rows."""
+    every = run.direct[shots].examples if shots else run.splits.test
+    rows = [every[number] for number in chosen] or every
     with phase(name, f"{len(rows)} documents"), meter.phase("test"), memory_errors(run.spec, "scoring"):
         return run.grade(rows, iter(run.scorer.reply(requests_of(rows))), final=True)
 
@@ -181,7 +182,7 @@ def _direct_score(run: RunSetup, store: RunStore, meter: Meter, caches: RunCache
     known = recover_direct_score(store, name, requests)
     if known is None:
         shared = caches.direct_scores if caches else None
-        compute = partial(_test, run, meter, f"{name} test", shots)
+        compute = partial(score_test_rows, run, meter, f"{name} test", shots)
         known = shared.get_or_compute(run.direct_score_id(shots), compute) if shared else compute()
         store.write_direct_score(known, name, requests)
     log.info("%s score: %s %s", name, run.metric, known.shown(run.metric))
@@ -232,8 +233,7 @@ def score_again(store: RunStore, *, allow_task_code: bool = True) -> RunRecord:
     run = _set_up_again(store, record, replace(record.spec, execution=execution), None)
     with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
         trainee.load(store.folder / "adapter")
-        score = _test(run, Meter())
-    again = replace(record, trained=score)
+        again = replace(record, trained=score_test_rows(run, Meter()))
     write_trained(store, run, again)
     return again
 

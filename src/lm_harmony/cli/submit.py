@@ -1,0 +1,177 @@
+"""``lm-harmony submit`` and ``lm-harmony board add``: a run as one file, and a board that grows by such files."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lm_harmony.cli.console import say
+from lm_harmony.errors import HarmonyError, UsageError
+from lm_harmony.runs.preflight import check_folder, check_request, check_results_folder
+from lm_harmony.runs.shots import shots_of
+
+if TYPE_CHECKING:
+    from lm_harmony.report.submission import Submission
+    from lm_harmony.runs.spec import RunSpec
+
+SHARE = 0.1
+"""Share of the test rows that are scored again."""
+MOST_DIFFERING = 0.02
+"""Largest share of these whose outcome may differ: other kernels can turn answers that are nearly tied. One always may."""
+
+
+def submit(
+    results: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("submissions"),
+    name: str | None = None,
+) -> None:
+    """Pack finished runs, each into one file that `lm-harmony board add` checks and adds to another board.
+
+    Example: `lm-harmony submit results/arc_easy/my--model/seed0-0123456789abcdef`
+
+    Args:
+        results: the folder of a run, or a folder of runs.
+        output: folder for the files.
+        name: name of the model on boards, such as ORG/MODEL; default: its name on the hub, or its folder's name.
+    """
+    check_folder("output", output)
+    from lm_harmony.analysis.load_records import find_runs
+    from lm_harmony.report.submission import pack
+
+    stores = list(find_runs(results)) if results.is_dir() else []
+    if not stores:
+        raise UsageError(f"results: no finished run lies below {results}. Give the folder of a run, or of runs.")
+    for store in stores:
+        path, sha256 = pack(store, output, name)
+        say(f"{path}", f"  SHA-256 {sha256}: send it on another way, so that the receiver can check the file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardFlags:
+    """Flags of ``lm-harmony board``."""
+
+    results: Path = Path("results")
+    """Results folder of the board."""
+    sha256: str | None = None
+    """SHA-256 that the file must have, if there is one file."""
+    rescore: bool = False
+    """Score a random tenth of the test rows again, and refuse a run whose outcomes differ."""
+    model: str | None = None
+    """Folder of the model on this machine, for --rescore; default: the model's name on the hub."""
+    adapter: Path | None = None
+    """Folder of the trained weights, for --rescore; without it only the untouched model is scored."""
+    data_dir: Path | None = None
+    """Folder with <task>/{train,validation,test}.jsonl, for --rescore."""
+    include_path: Path | None = None
+    """Folder with task files, for --rescore."""
+    allow_task_code: bool = False
+    """Let Python code of a task run that lm_eval does not ship, for --rescore."""
+    trust_remote_code: bool = False
+    """Let code of the model's repository run, for --rescore."""
+
+
+def board(
+    action: Annotated[Literal["add"], tyro.conf.Positional],
+    submissions: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    flags: Annotated[BoardFlags, tyro.conf.arg(name="")],
+) -> bool:
+    """Check submitted runs and add them to a results folder. The exit status is 1 if one of them was refused.
+
+    Example: `lm-harmony board add run.zip --results results --rescore`
+
+    Args:
+        action: add.
+        submissions: files that `lm-harmony submit` wrote.
+        flags: where the board is, and what is scored again.
+    """
+    check_results_folder(flags.results)
+    if not submissions:
+        raise UsageError("submissions is missing. Give at least one file that `lm-harmony submit` wrote.")
+    if flags.sha256 is not None and len(submissions) > 1:
+        raise UsageError(f"sha256 is that of one file, and {len(submissions)} are given. Add them one by one.")
+    from lm_harmony.report.added_runs import add
+    from lm_harmony.report.submission import open_submission, temporary_folder
+
+    refused = 0
+    for path in submissions:
+        try:
+            with temporary_folder() as folder:
+                found = open_submission(path, Path(folder), flags.sha256)
+                spec = found.record.spec
+                say(f"{path}: {spec.model.name} on {found.record.benchmark}, seed {spec.seed}", *_told(found))
+                if flags.rescore:
+                    _rescore(found, _spec_here(spec, flags), flags.adapter)
+                say(f"  added: {add(found, flags.results)}")
+        except HarmonyError as error:
+            say(f"lm-harmony: {error}", stderr=True)
+            refused += 1
+    return not refused
+
+
+def _told(found: Submission) -> Iterator[str]:
+    yield f"  SHA-256 {found.sha256}"
+    yield f"  follow from the outcomes: {', '.join(found.recomputed) or 'no scores'}"
+    if found.unknown:
+        yield f"  not computed again, because the metric is of another kind: {', '.join(found.unknown)}"
+
+
+def _spec_here(spec: RunSpec, flags: BoardFlags) -> RunSpec:
+    """Return the submitted specification with this machine's files, and without code that only its sender allowed."""
+    from lm_harmony.runs.spec import Execution
+
+    task = spec.benchmark.task
+    if flags.include_path is not None and task.endswith((".yaml", ".yml")):
+        task = str(flags.include_path / task)
+    asked = replace(
+        spec,
+        model=replace(spec.model, name=flags.model or spec.model.name, trust_remote_code=flags.trust_remote_code),
+        benchmark=replace(spec.benchmark, task=task, data_dir=flags.data_dir, include_path=flags.include_path),
+        execution=Execution(allow_task_code=flags.allow_task_code),
+    )
+    check_request(asked)
+    return asked
+
+
+def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
+    """Score a random tenth of the test rows again.
+
+    Raises:
+        UsageError: the adapter has other files than the submitted run's, or too many outcomes differ.
+    """
+    from lm_harmony.cli.console import quiet_libraries
+    from lm_harmony.report.submission import weights_of
+
+    if adapter is not None and (not found.manifest.adapter or weights_of(adapter) != found.manifest.adapter):
+        raise UsageError(f"adapter: the files in {adapter} are not those of the submitted run. Ask its sender for them.")
+    weights = {"trained": adapter}
+    asked = [name for name in found.record.scores if name != "trained" or adapter is not None]
+    if not asked:
+        raise UsageError("adapter is missing: the run has no direct score, and its trained score needs the trained weights.")
+    quiet_libraries()
+    from lm_harmony.runs.rescoring import score_part_again
+
+    seed = secrets.randbelow(2**32)  # nobody can know before which rows are chosen
+    for name in asked:
+        samples = found.store.samples("test" if name == "trained" else name)
+        shots = shots_of(name) or 0
+        again = score_part_again(found.record, spec, samples, shots=shots, weights=weights.get(name), share=SHARE, seed=seed)
+        told = (
+            f"{name}: {again.documents} test rows scored again (seed {seed}), {again.differing} with another outcome, "
+            f"log-likelihoods differ by at most {again.largest:.2g}"
+        )
+        if again.differing > max(1, MOST_DIFFERING * again.documents):
+            raise UsageError(f"{told}. The run is refused.")
+        say(f"  {told}")
+    if "trained" in found.record.scores and adapter is None:
+        say("  the trained score was not checked by scoring, because --adapter is not given")
+
+
+COMMANDS = (submit, board)
+"""Commands of this module, in the order of --help."""

@@ -1,0 +1,271 @@
+"""A run as one file: what a receiver checks before it is on a board, and what each damage and each lie is answered with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boards import write_failure, write_run
+from micro import write_micro
+from tiny import write_tiny_model
+
+from lm_harmony.analysis.load_records import record_rows
+from lm_harmony.cli.main import main
+from lm_harmony.runs.file_hashes import sha256_of
+from lm_harmony.runs.file_values import with_check
+from lm_harmony.runs.sources import Source
+from lm_harmony.runs.store import RunStore
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a benchmark, a finished run of 40 test rows, and its submission."""
+    folder = tmp_path_factory.mktemp("sender")
+    write_tiny_model(folder / "model")
+    write_micro(folder, sizes={"train": 24, "validation": 8, "test": 40})
+    command = (
+        f"run --base_model {folder}/model --task_name {folder}/micro.yaml --data_dir {folder} --results_dir {folder}/results"
+    )
+    command += " --direct_fewshot 0 2"
+    assert main([*command.split(), "--train_param.num_train_epochs", "1", "--train_param.learning_rate", "1e-2"]) == 0
+    assert main(["submit", str(folder / "results"), "--output", str(folder / "out"), "--name", "lab/tiny"]) == 0
+    return folder
+
+
+@pytest.fixture
+def submission(world: Path) -> Path:
+    (found,) = (world / "out").iterdir()
+    return found
+
+
+def contents(submission: Path) -> Files:
+    with zipfile.ZipFile(submission) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewritten(submission: Path, path: Path, change: Callable[[Files], object], *, consistent: bool = True) -> Path:
+    """Write a submission with changed files; ``consistent``: its manifest has their SHA-256."""
+    files = contents(submission)
+    change(files)
+    if consistent:
+        manifest = json.loads(files["manifest.json"])
+        manifest["files"] = {name: hashlib.sha256(text).hexdigest() for name, text in files.items() if name != "manifest.json"}
+        files["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def changed_record(files: Files, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads(files["record.json"])
+    del record["check"]
+    change(record)
+    files["record.json"] = json.dumps(with_check(record)).encode()
+
+
+def changed_sample(files: Files, name: str, change: Mapping[str, Any]) -> None:
+    first, rest = files[name].split(b"\n", 1)
+    files[name] = json.dumps({**json.loads(first), **change}).encode() + b"\n" + rest
+
+
+def add(*words: object) -> int:
+    return main(["board", "add", *map(str, words)])
+
+
+def rescoring(world: Path) -> tuple[object, ...]:
+    return "--rescore", "--model", world / "model", "--data_dir", world, "--include_path", world
+
+
+def test_an_added_run_gives_the_scores_of_the_sender_and_no_path_of_the_sender(
+    world: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(submission, "--results", tmp_path / "board", "--sha256", sha256_of(submission)) == 0
+    said = capsys.readouterr().out
+    assert "lab/tiny on micro, seed 0" in said and "follow from the outcomes: direct acc,none" in said
+    mine, theirs = record_rows(world / "results"), record_rows(tmp_path / "board")
+    assert [(row.value, row.stderr, row.metric) for row in mine.rows] == [
+        (row.value, row.stderr, row.metric) for row in theirs.rows
+    ]
+    assert {row.model for row in theirs.rows} == {"lab/tiny"}
+    text = "".join(path.read_text() for path in (tmp_path / "board").rglob("*") if path.is_file())
+    assert str(world) in (next((world / "results").rglob("record.json"))).read_text()  # negative control
+    assert str(world) not in text and str(world).encode() not in b"".join(contents(submission).values())
+    assert main(["leaderboard", str(tmp_path / "board")]) == 0
+    assert "lab/tiny" in capsys.readouterr().out
+
+
+def test_equal_runs_give_equal_files(world: Path, submission: Path, tmp_path: Path) -> None:
+    assert main(["submit", str(world / "results"), "--output", str(tmp_path), "--name", "lab/tiny"]) == 0
+    assert (tmp_path / submission.name).read_bytes() == submission.read_bytes()
+    assert main(["submit", str(world / "results"), "--output", str(tmp_path / "other"), "--name", "lab/other"]) == 0
+    assert sha256_of(next((tmp_path / "other").iterdir())) != sha256_of(submission)
+
+
+def test_a_tenth_of_the_rows_is_scored_again(
+    world: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = next((world / "results").rglob("adapter"))
+    assert add(submission, "--results", tmp_path / "board", *rescoring(world), "--adapter", adapter) == 0
+    said = capsys.readouterr().out
+    for name in ("direct", "direct_2shot", "trained"):
+        assert f"{name}: 4 test rows scored again" in said
+    assert said.count(" 0 with another outcome, log-likelihoods differ by at most 0") == 3
+
+
+@pytest.mark.parametrize("preparation", ["direct", "trained"])
+def test_invented_outcomes_are_refused_when_rows_are_scored_again(
+    preparation: str, world: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sender reports that every answer was right, in samples and record alike."""
+    name = "samples_direct.jsonl" if preparation == "direct" else "samples_test.jsonl"
+
+    def lie(files: Files) -> None:
+        samples = [json.loads(line) for line in files[name].splitlines()]
+        turned = [{**sample, "acc": 1.0 - sample["acc"], "acc_norm": 1.0 - sample["acc_norm"]} for sample in samples]
+        files[name] = "".join(json.dumps(sample) + "\n" for sample in turned).encode()
+        means = {key: sum(one[key] for one in turned) / len(turned) for key in ("acc", "acc_norm")}
+        metrics = {f"{key},none": value for key, value in means.items()}
+        changed_record(files, lambda record: record[preparation].update(metrics=metrics))
+
+    lying = rewritten(submission, tmp_path / "lie.zip", lie)
+    adapter = next((world / "results").rglob("adapter"))
+    assert add(lying, "--results", tmp_path / "board", *rescoring(world), "--adapter", adapter) == 1
+    assert f"{preparation}: 4 test rows scored again" in (said := capsys.readouterr().err) and "The run is refused." in said
+    assert not (tmp_path / "board").exists()
+    assert add(lying, "--results", tmp_path / "unchecked") == 0  # negative control: without scoring nobody can tell
+
+
+def test_rows_are_scored_again_only_with_the_files_of_the_run(
+    world: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_model(tmp_path / "model", seed=1)
+    other = ("--rescore", "--model", tmp_path / "model", "--data_dir", world, "--include_path", world)
+    assert add(submission, "--results", tmp_path / "board", *other) == 1
+    assert "model.safetensors changed since" in capsys.readouterr().err
+    shutil.copytree(next((world / "results").rglob("adapter")), tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert add(submission, "--results", tmp_path / "board", *rescoring(world), "--adapter", tmp_path / "adapter") == 1
+    assert "adapter: the files in" in capsys.readouterr().err
+    assert not (tmp_path / "board").exists()
+
+
+def longer(files: Files) -> None:
+    files["samples_test.jsonl"] += files["samples_test.jsonl"].splitlines()[0] + b"\n"
+
+
+DAMAGES: dict[str, tuple[Callable[[Files], object], bool, str]] = {
+    "another byte": (
+        lambda files: files.update({"samples_test.jsonl": files["samples_test.jsonl"] + b" "}),
+        False,
+        "differs from",
+    ),
+    "a missing file": (lambda files: files.pop("samples_direct.jsonl"), False, "samples_direct.jsonl is not in both"),
+    "samples without their score": (
+        lambda files: files.pop("samples_direct.jsonl"),
+        True,
+        "samples_direct.jsonl and its score in record.json are not",
+    ),
+    "another file": (lambda files: files.update({"../evil.py": b""}), True, "it holds '../evil.py'"),
+    "no manifest": (lambda files: files.pop("manifest.json"), False, "manifest.json cannot be read"),
+    "another format": (lambda files: changed_record(files, lambda record: record.update(format=99)), True, "format = 99"),
+    "a record that was edited": (
+        lambda files: files.update({"record.json": files["record.json"].replace(b'"chosen_epoch": 1', b'"chosen_epoch": 2')}),
+        True,
+        "check differs",
+    ),
+    "an outcome that was edited": (
+        lambda files: changed_sample(files, "samples_test.jsonl", {"acc": 7}),
+        True,
+        "the trained acc,none of record.json is",
+    ),
+    "one document more": (longer, True, "on 41"),
+    "no samples": (lambda files: files.update({"samples_test.jsonl": b"[1]\n"}), True, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_submission_is_refused_in_one_line(
+    damage: str, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, consistent, message = DAMAGES[damage]
+    path = rewritten(submission, tmp_path / "damaged.zip", change, consistent=consistent)
+    assert add(path, "--results", tmp_path / "board") == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and "lm-harmony-submission-" not in said
+    assert not (tmp_path / "board").exists()
+
+
+def test_files_that_are_no_submissions_are_refused(submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "cut.zip").write_bytes(submission.read_bytes()[:-40])
+    cases: dict[str, tuple[tuple[object, ...], str]] = {
+        "absent": ((tmp_path / "absent.zip",), "absent.zip is not a file"),
+        "a text": ((tmp_path / "text.zip",), "text.zip is no valid submission: File is not a zip file"),
+        "a part": ((tmp_path / "cut.zip",), "cut.zip is no valid submission"),
+        "another hash": ((submission, "--sha256", "0" * 64), f"has {sha256_of(submission)}, not 000"),
+        "one hash for two": ((submission, submission, "--sha256", "0" * 64), "sha256 is that of one file, and 2 are given"),
+        "nothing": ((), "submissions is missing"),
+        "a file as results": ((submission, "--results", tmp_path / "text.zip"), "is a file"),
+    }
+    for words, message in cases.values():
+        assert add(*words, *(() if "--results" in words else ("--results", tmp_path / "board"))) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "board").exists()
+
+
+def test_only_finished_and_current_runs_are_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_failure(tmp_path / "failed", model="m")
+    write_run(tmp_path / "bare", model="m", trained=0.5)
+    task = tmp_path / "own.yaml"
+    task.write_text("task: own\n")
+    source = Source(kind="task", name="own.yaml", path=str(task), size=task.stat().st_size, sha256=sha256_of(task))
+    write_run(tmp_path / "stale", model="m", trained=0.5, sources=(source,))
+    task.write_text("task: own\nchanged: 1\n")
+    for results, message in {
+        "failed": "the run is not finished",
+        "bare": "samples_test.jsonl does not exist",
+        "stale": "the run is not current: own.yaml changed since",
+        "absent": "no finished run lies below",
+    }.items():
+        assert main(["submit", str(tmp_path / results), "--output", str(tmp_path / "out")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_does_not_fit_the_board_is_not_added(
+    world: Path, submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = tmp_path / "board"
+    assert add(submission, "--results", board) == 0
+    before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    assert add(submission, "--results", board) == 1
+    assert "holds this run already. Nothing was added." in capsys.readouterr().err
+    weights = Source(kind="model", name="model.safetensors", path="/x/model.safetensors", size=1, sha256="0" * 64)
+    store = write_run(tmp_path / "other", model="lab/tiny", task="sst2", outcomes=[1, 0], trained=0.5, sources=(weights,))
+    record = store.record()
+    assert record.trained is not None
+    (store.folder / "record.json").write_text(
+        json.dumps(with_check({**record.to_dict(), "trained": {"metrics": {record.metric: 0.5}, "stderrs": {}, "documents": 2}}))
+    )
+    assert main(["submit", str(tmp_path / "other"), "--output", str(tmp_path / "out")]) == 0
+    other = next((tmp_path / "out").iterdir())
+    assert add(other, "--results", board) == 1
+    assert "the results have another model of this name" in capsys.readouterr().err
+    again = rewritten(  # the same weights and benchmark with another recipe, which no board shows as one score
+        submission,
+        tmp_path / "again.zip",
+        lambda files: changed_record(files, lambda one: one["spec"]["recipe"].update(learning_rate=0.5)),
+    )
+    assert add(again, "--results", board) == 1
+    assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
+    assert add(other, "--results", tmp_path / "empty") == 0  # negative control
+    assert RunStore(next((tmp_path / "empty").rglob("record.json")).parent).record().benchmark == "sst2"
