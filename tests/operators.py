@@ -64,13 +64,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 def deep_model(architecture: str = "llama", layers: int = 6, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
-    """Return a tiny model of several layers."""
+    """Return a tiny model of several layers, with the same weights each time."""
     model = tiny_model(architecture)
     config = copy.deepcopy(model.module.config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = (config.layer_types * layers)[:layers]
-    return replace(model, module=AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return replace(model, module=AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
 
 
 def training_step(model: LanguageModel, recipe: Recipe, lengths: list[int]) -> Counter[str]:

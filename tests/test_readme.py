@@ -62,6 +62,8 @@ GUIDES = {
 """Pages whose commands are run -> the smallest number of commands that must be found there."""
 MEASURED = {"docs/runs.md": 3, "docs/performance.md": 7}
 """Pages of measurements -> the smallest number of blocks of commands. Each block is run on a tiny model."""
+AFTER_A_STUDY = ("docs/page.md", "docs/analysis.md", "docs/read_a_board.md", "docs/public_board.md")
+"""Pages that start with the results of a study."""
 INSTALLED = ("README.md",)
 """Pages whose commands are the installed programs. Those of the other pages are forked processes, which start sooner."""
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
@@ -148,7 +150,7 @@ def in_shell(script: str, environment: Mapping[str, str], folder: Path, *, forke
 def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub, world: Path) -> None:
     assert len(commands(page)) >= GUIDES[page]
     shutil.rmtree(world / "results", ignore_errors=True)
-    if page in ("docs/page.md", "docs/analysis.md", "docs/read_a_board.md"):  # these pages start with the results of a study
+    if page in AFTER_A_STUDY:
         assert Study.read(world / "study.yaml").run().failed == {}
     variables, forked = environment(hub, world), page not in INSTALLED
     printed = ""

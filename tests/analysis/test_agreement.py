@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from lm_harmony.analysis.agreement import agreement, agreement_by, agreement_change, group_of, kendall, rank_agreement
+from lm_harmony.analysis.agreement import (
+    agreement,
+    agreement_by,
+    agreement_change,
+    group_of,
+    kendall,
+    mean_of_known,
+    rank_agreement,
+)
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.errors import UsageError
@@ -124,3 +132,12 @@ def test_too_few_scores_are_refused() -> None:
         agreement(matrix_of(random_table(3, 3)), "direct")
     with pytest.raises(UsageError, match="fewer than two benchmarks or two models"):
         agreement(matrix_of(random_table(3, 1)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mean_without_values_is_nan_without_a_warning() -> None:
+    """NumPy's own mean warns, in the middle of what a command prints."""
+    assert np.isnan(mean_of_known(np.array([np.nan, np.nan])))
+    assert mean_of_known(np.array([1.0, np.nan, 2.0])) == 1.5
+    with pytest.raises(RuntimeWarning):  # negative control
+        np.nanmean(np.array([np.nan]))

@@ -74,9 +74,12 @@ def test_other_adapters_and_bfloat16_weights_share_passes(lora: Lora, dtype: tor
     model = deep_model(layers=2, dtype=dtype)
     runs = [Run(sequences=rows(seed, 16), recipe=replace(BASE, lora=lora, epochs=2), seed=seed) for seed in range(3)]
     found = train_jointly(model, runs)
-    for place, run in enumerate(runs):
-        # In bfloat16, products of another shape round differently.
-        assert distance(found[place][1], run.alone(model)[1]) < (1e-5 if dtype == torch.float32 else 0.02)
+    alone = [run.alone(model)[1] for run in runs]
+    # In bfloat16, products of another shape round differently, and Adam's first steps turn weights whose gradient is nearly zero.
+    # Of six other models, the adapters of a run differed by at most 0.14 (AVX-512 kernels), those of other runs by 1.4 and more.
+    allowed = 1e-5 if dtype == torch.float32 else 0.2
+    assert all(distance(found[place][1], weights) < allowed for place, weights in enumerate(alone))
+    assert distance(found[0][1], alone[1]) > 1  # negative control
 
 
 def passes_of(run: Run, count: int, **options: Any) -> list[int]:
