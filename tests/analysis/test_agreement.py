@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +19,8 @@ from lm_harmony.analysis.agreement import (
     agreement_change,
     group_of,
     kendall,
-    mean_of_known,
     rank_agreement,
+    upper_triangle,
 )
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
@@ -137,7 +139,9 @@ def test_too_few_scores_are_refused() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_mean_without_values_is_nan_without_a_warning() -> None:
     """NumPy's own mean warns, in the middle of what a command prints."""
-    assert np.isnan(mean_of_known(np.array([np.nan, np.nan])))
-    assert mean_of_known(np.array([1.0, np.nan, 2.0])) == 1.5
+    found = agreement(matrix_of(random_table(5, 3)))
+    unknown = found.tau * np.nan
+    assert np.isnan(replace(found, tau=unknown).mean_tau)
+    assert found.mean_tau == pytest.approx(np.nanmean(upper_triangle(found.tau)))
     with pytest.raises(RuntimeWarning):  # negative control
-        np.nanmean(np.array([np.nan]))
+        np.nanmean(upper_triangle(unknown))

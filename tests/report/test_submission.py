@@ -172,7 +172,7 @@ DAMAGES: dict[str, tuple[Callable[[Files], object], bool, str]] = {
     "samples without their score": (
         lambda files: files.pop("samples_direct.jsonl"),
         True,
-        "samples_direct.jsonl and its score in record.json are not",
+        "its score in record.json are not both",
     ),
     "another file": (lambda files: files.update({"../evil.py": b""}), True, "it holds '../evil.py'"),
     "no manifest": (lambda files: files.pop("manifest.json"), False, "manifest.json cannot be read"),

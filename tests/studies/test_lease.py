@@ -265,7 +265,7 @@ def _compete(results: Path, counts: Path, number: int) -> None:
 def test_four_competing_processes_never_hold_the_lease_at_the_same_time(tmp_path: Path) -> None:
     counts = tmp_path / "counts"
     counts.mkdir()
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a process with threads must not fork
     processes = [context.Process(target=_compete, args=(tmp_path, counts, number)) for number in range(4)]
     for process in processes:
         process.start()
@@ -282,7 +282,7 @@ def _write_often(path: Path, text: str) -> None:
 
 def test_two_processes_write_one_path_without_an_error(tmp_path: Path) -> None:
     """Before, both used one scratch name, and one of them failed in a third of all writes."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a process with threads must not fork
     texts = ["a" * 5000, "b" * 9000]
     processes = [context.Process(target=_write_often, args=(tmp_path / "file", text)) for text in texts]
     threads = [threading.Thread(target=_write_often, args=(tmp_path / "threads", text)) for text in texts]

@@ -61,17 +61,17 @@ class Agreement:
     @property
     def mean_tau(self) -> float:
         """Mean of tau over all pairs of different benchmarks."""
-        return mean_of_known(upper_triangle(self.tau))
+        return float(pd.Series(upper_triangle(self.tau)).mean())
 
     @property
     def mean_pearson(self) -> float:
         """Mean of Pearson's correlation over all pairs of different benchmarks."""
-        return mean_of_known(upper_triangle(self.pearson))
+        return float(pd.Series(upper_triangle(self.pearson)).mean())
 
     @property
     def mean_decision(self) -> float:
         """Mean decision accuracy over all pairs of different benchmarks."""
-        return mean_of_known(upper_triangle(self.decision))
+        return float(pd.Series(upper_triangle(self.decision)).mean())
 
     def by_category(self) -> pd.DataFrame:
         """Return mean tau of each category: categories x (benchmarks, within, across, mean).
@@ -206,12 +206,6 @@ def group_of(model: ModelMetadata, grouping: Grouping) -> str:
 
 def _size(low: float, high: float) -> str:
     return f"{low:g} B and more" if high == float("inf") else f"{low:g} to {high:g} B"
-
-
-def mean_of_known(values: npt.NDArray[np.float64]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def upper_triangle(table: pd.DataFrame) -> npt.NDArray[np.float64]:

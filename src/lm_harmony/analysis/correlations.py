@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lm_harmony.analysis.agreement import mean_of_known, rank_agreement
+from lm_harmony.analysis.agreement import rank_agreement
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import Components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
@@ -56,12 +56,12 @@ class PerplexityAgreement:
     @property
     def mean_tau(self) -> float:
         """Mean of tau over corpora and benchmarks."""
-        return mean_of_known(self.tau.to_numpy())
+        return float(self.tau.stack().mean())
 
     @property
     def mean_pearson(self) -> float:
         """Mean of Pearson's correlation over corpora and benchmarks."""
-        return mean_of_known(self.pearson.to_numpy())
+        return float(self.pearson.stack().mean())
 
 
 def scaling(matrix: ScoreMatrix, fitted: Components) -> Scaling:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr
 
-from lm_harmony.analysis.agreement import SIZES, Grouping, agreement, group_of, mean_of_known, upper_triangle
+from lm_harmony.analysis.agreement import SIZES, Grouping, agreement, group_of, upper_triangle
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.score_rows import Preparation
@@ -55,12 +55,12 @@ class NoiseCeiling:
     @property
     def mean_tau(self) -> float:
         """Mean of the measured tau over all pairs of different benchmarks."""
-        return mean_of_known(upper_triangle(self.tau))
+        return float(pd.Series(upper_triangle(self.tau)).mean())
 
     @property
     def mean_ceiling(self) -> float:
         """Mean of the ceiling over all pairs of different benchmarks."""
-        return mean_of_known(upper_triangle(self.ceiling))
+        return float(pd.Series(upper_triangle(self.ceiling)).mean())
 
     @property
     def share(self) -> float:

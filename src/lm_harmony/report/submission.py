@@ -33,9 +33,10 @@ from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.file_values import damage_in, read_json, to_plain, with_check
 from lm_harmony.runs.files import new_file
 from lm_harmony.runs.fingerprint import folder_name
-from lm_harmony.runs.record import RunRecord, upgrade_record
+from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.untrusted_files import MOST_JSON, MOST_LINES
+from lm_harmony.runs.upgrades import upgrade_record
 
 FORMAT = 1
 """Version of the archive; a reader refuses a newer one."""
