@@ -23,6 +23,7 @@ from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError
 from lm_harmony.models.catalogue import MODELS
+from lm_harmony.models.model_folder import write_source
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.studies import study_file
 from lm_harmony.studies.config import StudySpec, read_study
@@ -111,6 +112,31 @@ def test_the_chat_template_date_of_a_model_overrides_that_of_the_study(tmp_path:
     assert [run.model.chat_template_date for run in read(tmp_path, text).runs] == ["2024-07-26", "2025-02-03"]
 
 
+def test_revisions_are_checkpoints_of_one_run(tmp_path: Path) -> None:
+    """Revisions on the hub, and folders in the order of their steps; a pattern and a name may give the same folder."""
+    for step in (9, 100, 20):
+        (tmp_path / "mine" / f"checkpoint-{step}").mkdir(parents=True)
+    models = [
+        {"name": "EleutherAI/pythia-70m-deduped", "revisions": ["step1000", "main"]},
+        {"name": "mine", "revisions": ["checkpoint-*", "checkpoint-9"]},
+    ]
+    found = [(run.model.name, run.model.revision) for run in read(tmp_path, models=models).runs]
+    pythia = "EleutherAI/pythia-70m-deduped"
+    folders = [(str(tmp_path / "mine" / f"checkpoint-{step}"), "main") for step in (9, 20, 100)]
+    assert found == [(pythia, "step1000"), (pythia, "main"), *folders]
+
+
+def test_fetched_revisions_have_folders_of_their_own(tmp_path: Path) -> None:
+    name, models_dir = "EleutherAI/pythia-70m-deduped", tmp_path / "models"
+    for revision in ("step1", "main"):
+        folder = models_dir / f"{name}@{revision}"
+        folder.mkdir(parents=True)
+        write_source(folder, name=name, asked=revision, revision="0" * 40)
+    models = [{"name": name, "revisions": ["step1", "main", "step2"]}]
+    found = [(run.model.name, run.model.revision) for run in read(tmp_path, models=models, models_dir="models").runs]
+    assert found == [(f"{models_dir / name}@step1", "step1"), (f"{models_dir / name}@main", "main"), (name, "step2")]
+
+
 def test_prompts_come_from_study_model_and_benchmark(tmp_path: Path) -> None:
     """Variables of the template and the end of the think part belong to a model; prefix and limit of answers to a benchmark."""
     models = [
@@ -148,6 +174,14 @@ THINKER = {"name": "a/a", "chat_template_args": {"enable_thinking": True}}
             {"models": [{"name": "a/a", "chat_template_args": ["enable_thinking"]}]},
             "models[0].chat_template_args must be a JSON object",
         ),
+        ({"models": [{"name": "a/a", "revisions": []}]}, "models[0].revisions must name at least one"),
+        ({"models": [{"name": "a/a", "revisions": ["x"], "revision": "y"}]}, "revisions = ['x'] has revision = y too"),
+        (
+            {"models": [{"family": "Pythia", "revisions": ["step1"]}]},
+            "revisions = ['step1'] has no name. Give the name of one model",
+        ),
+        ({"models": [{"name": "a/a", "revisions": ["step*"]}]}, "revisions: 'step*' is a pattern, and a/a is no folder"),
+        ({"models": [{"name": "a/a", "revisions": ["step1", "step1"]}]}, "a/a on arc_easy with seed 0 is listed twice"),
         ({"models": [THINKER]}, "models[0]: chat_template_args: enable_thinking = true needs think_end_token"),
         (
             {"models": [THINKER | {"think_end_token": "</think>"}]},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.spec import ModelSpec
 from lm_harmony.runs.store import RunStore
 
 _MAY_DIFFER = (
@@ -58,13 +60,11 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
 
     Raises:
         UsageError: the folder has no finished run, or runs of one model on one benchmark have different specifications (recipe,
-            caps, revision, chat template and so on).
+            caps, chat template and so on). Several revisions of a model are several models (``model_names``).
     """
     if not results.is_dir():
         raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
-    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    causes: list[tuple[RunStore, str]] = []
-    damaged: list[str] = []
+    ended_runs, causes, damaged = list[Run](), list[tuple[RunStore, str]](), list[str]()
     for store in find_runs(results):
         try:
             ended = store.outcome()
@@ -74,15 +74,20 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
             continue
         if not isinstance(ended, RunRecord):
             causes.append((store, f"{ended.kind}: {ended.cause}" if ended else "not finished"))
-        elif seed is None or ended.spec.seed == seed:
-            runs[ended.spec.model.name, ended.benchmark].append((ended, store))
+        else:
+            ended_runs.append((ended, store))
+    name_of = model_names(record.spec.model for record, _ in ended_runs)
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for record, store in ended_runs:
+        if seed is None or record.spec.seed == seed:
+            runs[name_of(record.spec.model), record.benchmark].append((record, store))
     foreign = lm_eval_files(results) if seed is None else []
     if not runs and not foreign:
         of_seed = "" if seed is None else f" of seed {seed}"
         unread = f" {len(damaged)} cannot be read: {damaged[0]}" if damaged else ""
         raise UsageError(f"results: no finished run{of_seed} lies below {results}.{unread} Run a study, or name its results_dir.")
-    rows = [row for key in sorted(runs) for row in _score_rows(runs[key])]
-    for (model, benchmark), cause in _missing(causes, runs).items():
+    rows = [row for key in sorted(runs) for row in _score_rows(key[0], runs[key])]
+    for (model, benchmark), cause in _missing(causes, runs, name_of).items():
         rows += [ScoreRow(model=model, benchmark=benchmark, preparation=p, value=None, cause=cause) for p in PREPARATIONS]
     rows, notes_of_lm_eval = _with_lm_eval(rows, results) if foreign else (rows, ())
     seeds = sorted({record.spec.seed for group in runs.values() for record, _ in group})
@@ -90,6 +95,12 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     notes = (*_unread(damaged), *_differences(runs), *provenance, *notes_of_lm_eval)
     parameters = {model: found[0].parameters for (model, _), group in runs.items() for found in group if found[0].parameters}
     return ScoreRows(source=str(results), rows=tuple(rows), seeds=tuple(seeds), notes=notes, parameters=parameters)
+
+
+def model_names(models: Iterable[ModelSpec]) -> Callable[[ModelSpec], str]:
+    """Return a function that names models: those with several revisions as "name@revision", which are checkpoints of one run."""
+    revisions = Counter(name for name, _ in {(model.name, model.revision) for model in models})
+    return lambda model: revision_name(model.name, model.revision) if revisions[model.name] > 1 else model.name
 
 
 def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRow], tuple[str, ...]]:
@@ -103,7 +114,9 @@ def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRo
     return list({**known, **{row.key: row for row in used}}.values()), (note,)
 
 
-def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
+def _missing(
+    causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, str], Sequence[Run]], name_of: Callable[[ModelSpec], str]
+) -> dict[tuple[str, str], str]:
     """Return the cause by (model, benchmark) of those without any finished run whose config.yaml can be read."""
     known = {record.spec.benchmark.name: record.benchmark for group in runs.values() for record, _ in group}
     missing = {}
@@ -111,7 +124,7 @@ def _missing(causes: Sequence[tuple[RunStore, str]], runs: Mapping[tuple[str, st
         requested = store.requested()
         if requested is not None:  # otherwise a note or `lm-harmony status` names the folder
             name = requested.benchmark.name
-            key = (requested.model.name, known.get(name, name))
+            key = (name_of(requested.model), known.get(name, name))
             if key not in runs:
                 missing[key] = cause
     return missing
@@ -145,7 +158,7 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
                 yield f"{benchmark}: its models were {wording[key].format(len(found))}"
 
 
-def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
+def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
     """Return a score row for each preparation of all runs of one model on one benchmark."""
     _refuse_mixture(runs)
     first = runs[0][0]
@@ -156,7 +169,7 @@ def _score_rows(runs: Sequence[Run]) -> list[ScoreRow]:
         file = f"samples_{'test' if preparation == 'trained' else preparation}.jsonl"
         rows.append(
             ScoreRow(
-                model=first.spec.model.name,
+                model=model,
                 benchmark=first.benchmark,
                 preparation=preparation,
                 value=value,

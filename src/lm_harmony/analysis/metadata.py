@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from types import MappingProxyType
 
 from lm_harmony.analysis.score_rows import ScoreRows
@@ -12,6 +13,7 @@ from lm_harmony.benchmarks import catalogue as benchmark_catalogue
 from lm_harmony.benchmarks.types import MetricKey
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.models import catalogue as model_catalogue
+from lm_harmony.models.checkpoint_names import checkpoint_of
 
 PERPLEXITY = "Perplexity"
 """Category of text corpora."""
@@ -113,19 +115,25 @@ class BenchmarkMetadata:
 def model_metadata(name: str, parameters: int | None = None) -> ModelMetadata:
     """Return the metadata of a model: of a catalogued one from the catalogue, of another one what its name and its runs tell.
 
+    A checkpoint of a training run (``checkpoint_of``) has the family of the run, and the tokens before it as its tokens.
+
     Args:
         name: name of the model.
         parameters: number of parameters that a run recorded; None: not known.
     """
-    info, counted = model_catalogue.find(name), None if parameters is None else parameters / 1e9
+    point = checkpoint_of(name)
+    info, counted = model_catalogue.find(point.run if point else name), None if parameters is None else parameters / 1e9
+    tokens = None if point is None or point.tokens is None else point.tokens / 1e9
     if info is None:
-        return ModelMetadata(name=name, kind="instruct" if base_of(name) != name else None, params_b=counted)
+        family = PurePath(point.run).name if point else None
+        kind = "instruct" if base_of(name) != name else None
+        return ModelMetadata(name=name, family=family, kind=kind, params_b=counted, pretraining_tokens_b=tokens)
     return ModelMetadata(
         name=name,
         family=info.family,
         kind=info.kind,
         params_b=info.params_b or counted or info.nominal_params_b,
-        pretraining_tokens_b=info.pretraining_tokens_b,
+        pretraining_tokens_b=tokens if point else info.pretraining_tokens_b,
     )
 
 

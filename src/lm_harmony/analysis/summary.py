@@ -20,6 +20,7 @@ from lm_harmony.analysis.pca import Components, components
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import RankRanges, distinguishable_pairs, rank_ranges
 from lm_harmony.analysis.stability import Stability, stability
+from lm_harmony.analysis.training_runs import LAST, TrainingRuns, training_runs
 from lm_harmony.errors import UsageError
 
 GROUPINGS: tuple[Grouping, ...] = ("family", "kind", "size")
@@ -64,16 +65,22 @@ class AnalysisSummary:
     """Direct beside trained ranks; None: not possible."""
     perplexity_change: pd.DataFrame
     """Direct beside trained bits per byte, by corpus (``correlations.perplexity_change``)."""
+    training_runs: TrainingRuns | None
+    """Checkpoints of training runs; None: no run has two."""
     skipped: tuple[str, ...]
     """Analyses that were not possible, with the reason."""
 
 
-def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) -> AnalysisSummary:
+def analyze_matrix(
+    matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = (), tokens_per_step: float | None = None, last: int = LAST
+) -> AnalysisSummary:
     """Return the results of every analysis that is possible for ``matrix``.
 
     Args:
         matrix: scores to analyse.
         seeds: the matrix of each seed alone, for ``stability``.
+        tokens_per_step: training tokens of an optimizer step, for ``training_runs``.
+        last: number of last checkpoints whose scores give the noise, for ``training_runs``.
 
     Raises:
         UsageError: the matrix has no scores at all.
@@ -109,6 +116,7 @@ def analyze_matrix(matrix: ScoreMatrix, *, seeds: Sequence[ScoreMatrix] = ()) ->
         quality=each("benchmark quality", lambda preparation: benchmark_quality(downstream, preparation)),
         audit=_attempt(partial(audit, matrix), skipped) if {*PREPARATIONS} <= {*present} else None,
         perplexity_change=perplexity_change(matrix),
+        training_runs=training_runs(downstream, fitted, tokens_per_step=tokens_per_step, last=last),
         skipped=tuple(skipped),
     )
 

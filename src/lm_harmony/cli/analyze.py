@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lm_harmony.cli.console import Format, say, show_table
-from lm_harmony.errors import MissingExtra, UsageError
+from lm_harmony.errors import MissingExtra, UsageError, check_integer, check_number
 from lm_harmony.runs.preflight import check_folder
 
 if TYPE_CHECKING:
@@ -16,6 +17,28 @@ if TYPE_CHECKING:
 
 PUBLISHED = Path("published")
 """The word that names the published board in place of a folder or file of results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which models of the results are analysed."""
+
+    family: tuple[str, ...] = ()
+    """Only models of these families, such as Qwen."""
+    kind: tuple[Literal["base", "instruct"], ...] = ()
+    """Only base models, or only instruct models."""
+    size: tuple[float, float] | None = None
+    """Only models of at least the first and of less than the second number of billions of parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointChoice:
+    """How checkpoints of training runs are analysed."""
+
+    tokens_per_step: float | None = None
+    """Training tokens of an optimizer step, for curves of checkpoints whose names have steps alone."""
+    last_checkpoints: int = 5
+    """Largest number of last checkpoints of a training run whose scores give the noise of a benchmark."""
 
 
 def analyze(
@@ -26,9 +49,8 @@ def analyze(
     figures: bool = True,
     bump: tuple[str, str] | None = None,
     scale: Literal["score", "logit"] = "score",
-    family: tuple[str, ...] = (),
-    kind: tuple[Literal["base", "instruct"], ...] = (),
-    size: tuple[float, float] | None = None,
+    models: tyro.conf.OmitArgPrefixes[ModelChoice] = ModelChoice(),
+    checkpoints: tyro.conf.OmitArgPrefixes[CheckpointChoice] = CheckpointChoice(),
 ) -> None:
     """Write agreement, principal components, perplexity, significance and stability into a folder, as tables and figures.
 
@@ -39,9 +61,8 @@ def analyze(
         figures: draw figures (pdf and png), which need matplotlib.
         bump: two benchmarks for the bump chart; default: the two that agree least after training.
         scale: logit turns scores into log-odds above chance, so that benchmarks near their ends weigh as much as others.
-        family: only models of these families, such as Qwen.
-        kind: only base models, or only instruct models.
-        size: only models of at least the first and of less than the second number of billions of parameters.
+        models: which models are analysed.
+        checkpoints: how checkpoints of training runs are analysed.
     """
     from lm_harmony.analysis.logit_scale import logit_matrix
     from lm_harmony.analysis.subsets import chosen_models
@@ -49,6 +70,9 @@ def analyze(
     from lm_harmony.report.report_folder import summary_lines, write_tables
 
     check_folder("output", output)
+    check_integer("last_checkpoints", checkpoints.last_checkpoints, 2)
+    if checkpoints.tokens_per_step is not None:
+        check_number("tokens_per_step", checkpoints.tokens_per_step, positive=True)
     if figures:
         try:
             from lm_harmony.report.figures import write_figures
@@ -56,13 +80,14 @@ def analyze(
             raise MissingExtra(
                 f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
             ) from error
-    matrix = chosen_models(_analysed(results, published), family, kind, size)
+    matrix = chosen_models(_analysed(results, published), models.family, models.kind, models.size)
     if scale == "logit":
         matrix = logit_matrix(matrix)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
-    whole = scale == "score" and not (family or kind or size or published)
-    made = analyze_matrix(matrix, seeds=_by_seed(results, matrix) if whole and results is not None else ())
+    whole = scale == "score" and models == ModelChoice() and not published
+    seeds = _by_seed(results, matrix) if whole and results is not None else ()
+    made = analyze_matrix(matrix, seeds=seeds, tokens_per_step=checkpoints.tokens_per_step, last=checkpoints.last_checkpoints)
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)

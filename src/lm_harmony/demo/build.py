@@ -3,11 +3,13 @@
 <out>/
     rows/<benchmark>/{train,validation,test}.jsonl
     models/<model>/    config, float16 safetensors, the shared tokenizer, a model card
+    checkpoints/<model>/step<n>-tokens<n>K/    the same, during pre-training, if checkpoints are asked for
     build.log          what was built, line by line; written last
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -21,15 +23,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 import tyro
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.demo.family import MEMBERS, Member, make_tokenizer
-from lm_harmony.demo.pretraining import Read, pretrain
+from lm_harmony.demo.pretraining import BATCH, WINDOW, Read, pretrain
 from lm_harmony.demo.texts import BENCHMARKS, TASKS, plain_texts, splits_of
 from lm_harmony.demo.world import LARGEST, World, make_world
 
@@ -52,6 +55,8 @@ class Flags:
     """Models to build; empty: all eight."""
     share: float = 1.0
     """Share of the pre-training tokens, below 1 for trials."""
+    checkpoints: int = 0
+    """Number of checkpoints of each model that are saved too, as checkpoints/<model>/step<n>-tokens<n>K."""
 
 
 def build(flags: Flags) -> list[Read]:
@@ -100,7 +105,15 @@ def _vocabulary(world: World, seed: int, rows_dir: Path) -> PreTrainedTokenizerF
 
 
 def _build_model(member: Member, world: World, tokenizer: PreTrainedTokenizerFast, flags: Flags) -> Read:
-    module, read = pretrain(member, world, tokenizer, seed=flags.seed, rows_dir=flags.out / "rows", share=flags.share)
+    def save(module: PreTrainedModel, step: int, steps: int) -> None:
+        if flags.checkpoints and step % max(1, steps // flags.checkpoints) == 0:
+            name = f"step{step}-tokens{step * WINDOW * BATCH / 1000:.0f}K"
+            place = flags.out / "checkpoints" / member.name / name
+            copy.deepcopy(module).half().save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+    options: dict[str, Any] = {"seed": flags.seed, "rows_dir": flags.out / "rows", "share": flags.share}
+    module, read = pretrain(member, world, tokenizer, **options, after_step=save)
     folder = flags.out / "models" / member.name
     module.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

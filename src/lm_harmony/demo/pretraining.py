@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ WINDOW, BATCH = 64, 16
 EXPOSURE = 0.25
 """Additional tokens in benchmarks' formats, as a share of the plain tokens."""
 LEARNING_RATE, WARM_UP = 3e-3, 0.05
+AfterStep = Callable[[PreTrainedModel, int, int], None]
+"""Function of (model, optimizer steps taken, all steps)."""
 HELD_OUT = 20_000
 """Tokens of held-out plain text on which the loss is measured."""
 
@@ -61,7 +63,14 @@ def exposure_texts(task: str, world: World, draw: random.Random, opened: Harness
 
 
 def pretrain(
-    member: Member, world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int, rows_dir: Path, share: float = 1.0
+    member: Member,
+    world: World,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    rows_dir: Path,
+    share: float = 1.0,
+    after_step: AfterStep = lambda module, step, steps: None,
 ) -> tuple[PreTrainedModel, Read]:
     """Pre-train one model from scratch. Equal arguments give bit-identical weights on one thread of one machine.
 
@@ -72,6 +81,7 @@ def pretrain(
         seed: seed of the build.
         rows_dir: folder of the benchmarks' rows.
         share: share of the tokens, below 1 for trials.
+        after_step: called after each optimizer step.
     """
     draw = random.Random(f"{member.name} {seed}")
     plain = _until(plain_texts(world, draw), tokenizer, round(share * member.tokens))
@@ -88,7 +98,7 @@ def pretrain(
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(member.config(len(tokenizer)), dtype=torch.float32)
         started = time.perf_counter()
-        losses = _read(module, stream, member.name)
+        losses = _read(module, stream, member.name, after_step)
     return module, Read(
         name=member.name,
         parameters=sum(weight.numel() for weight in module.parameters()),
@@ -118,7 +128,7 @@ def _windows(stream: torch.Tensor) -> Sequence[torch.Tensor]:
     return list(stream[:whole].view(-1, BATCH, WINDOW))
 
 
-def _read(module: PreTrainedModel, stream: torch.Tensor, name: str) -> tuple[float, ...]:
+def _read(module: PreTrainedModel, stream: torch.Tensor, name: str, after_step: AfterStep) -> tuple[float, ...]:
     """Take one optimizer step for each batch; return the mean loss of each tenth of the steps."""
     batches = _windows(stream)
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -132,6 +142,7 @@ def _read(module: PreTrainedModel, stream: torch.Tensor, name: str) -> tuple[flo
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        after_step(module, step, len(batches))
         if step % max(1, len(batches) // 10) == 0:
             log.info("%s: step %d of %d, loss %.3f", name, step, len(batches), losses[-1])
     size = max(1, len(losses) // 10)

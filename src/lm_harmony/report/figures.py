@@ -18,6 +18,7 @@ from lm_harmony.analysis.pca import Components
 from lm_harmony.analysis.score_rows import PREPARATIONS
 from lm_harmony.analysis.significance import RankRanges
 from lm_harmony.analysis.summary import AnalysisSummary
+from lm_harmony.report.checkpoint_figures import checkpoint_curves
 from lm_harmony.report.figure_style import COLUMN, PAGE, colours_of, family_colours, family_legend, name_of, save, styled
 
 BUMP_MODELS = 80
@@ -50,6 +51,8 @@ def _figures(summary: AnalysisSummary, pair: tuple[str, str] | None) -> Iterator
         yield "perplexity", perplexity_bars(summary.perplexity)
     if any(model.params_b is not None for model in matrix.models):
         yield "score_size", score_against_size(matrix)
+    if summary.training_runs is not None:
+        yield "checkpoints", checkpoint_curves(summary.training_runs)
     yield from _bump_charts(summary, pair)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_harmony.analysis.load_records import find_runs
+from lm_harmony.analysis.load_records import find_runs, model_names
 from lm_harmony.analysis.provenance import FileStates, changed_files
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import StoreError, UsageError
@@ -88,7 +88,8 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
         raise UsageError(
             f"results: no finished and current run lies below {results}.{reason} Run a study, or name its results_dir."
         )
-    names = short_names(tuple({record.spec.model.name: None for record, _ in records}))
+    name_of = model_names(record.spec.model for record, _ in records)
+    names = short_names(tuple({name_of(record.spec.model): None for record, _ in records}))
     found: dict[object, FinishedScore] = {}
     for record, store in records:
         for preparation, score in record.scores.items():
@@ -99,7 +100,7 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
                 metrics=score.metrics,
                 stderrs=score.stderrs,
                 documents=score.documents,
-                model=names[record.spec.model.name],
+                model=names[name_of(record.spec.model)],
             )
             # Runs that differ only in their seed or recipe have one direct score.
             same = (result.model, record.model_revision, record.benchmark, *score.metrics.items(), score.documents)

@@ -9,6 +9,7 @@
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
 <folder>/tables/benchmark_quality_<p>.csv, noise_ceiling_<p>.csv, noise_ceiling_by_size_<p>.csv, disattenuated_<p>.csv, audit.csv
 <folder>/tables/perplexity.csv, perplexity_change.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
+<folder>/tables/checkpoints.csv, checkpoint_noise.csv, decision_accuracy.csv      if there are checkpoints of training runs
 <folder>/figures/*.pdf, *.png           unless --no-figures is given (``report.figures``)
 """
 
@@ -93,6 +94,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
                     f"stability, {preparation}, {change}: smallest tau {largest.tau:.3f} ({largest.name}); "
                     f"the rank of {largest.most_changed} changes by {largest.largest}"
                 )
+    lines += () if summary.training_runs is None else summary.training_runs.sentences()
     return [*lines, *summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
 
 
@@ -182,6 +184,8 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "audit", _named(summary.audit.table, "model")
     if not summary.perplexity_change.empty:
         yield "perplexity_change", _named(summary.perplexity_change, "corpus")
+    if (runs := summary.training_runs) is not None:
+        yield from (("checkpoints", runs.curves), ("checkpoint_noise", runs.noise), ("decision_accuracy", runs.decisions))
     for preparation, stable in summary.stability.items():
         effects = pd.DataFrame([asdict(effect) for effect in stable.changes])
         yield f"stability_{preparation}", effects.rename(columns={"most_changed": "mover"})

@@ -16,7 +16,6 @@ Paths are relative to the study file. ``study_file`` lists every key.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -26,17 +25,15 @@ from typing import Any
 from lm_harmony.benchmarks import catalogue as suites
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.foreign_code import check_task_code
-from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
-from lm_harmony.errors import UsageError, did_you_mean
-from lm_harmony.models import catalogue
-from lm_harmony.models.model_folder import refuse_other_revision
+from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
 from lm_harmony.runs.preflight import check_train_on
 from lm_harmony.runs.remote import RemoteSync, is_url
-from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
-from lm_harmony.studies.study_file import BenchmarkEntry, ModelEntry, StudyFile
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, RunSpec
+from lm_harmony.studies.model_entries import models_of
+from lm_harmony.studies.study_file import BenchmarkEntry, StudyFile
 from lm_harmony.studies.value_rules import CAPS
 from lm_harmony.studies.yaml_places import Places, read_yaml
 
@@ -90,7 +87,7 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     models = [
         model
         for number, entry in enumerate(study.models)
-        for model in _models(entry, study, base, places.below("models", number))
+        for model in models_of(entry, study, base, places.below("models", number))
     ]
     benchmarks = [
         benchmark
@@ -137,64 +134,6 @@ def _override(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     lora = overrides.get("lora")
     changed = {"lora": {**(recipe["lora"] or asdict(Lora())), **lora}} if isinstance(lora, Mapping) else {}
     return {**recipe, **overrides, **changed}
-
-
-def _models(entry: ModelEntry, study: StudyFile, base: Path, places: Places) -> list[tuple[ModelSpec, Prompt, Mapping[str, Any]]]:
-    """Return the models of one entry with their prompt and recipe: a name, a folder, or a group of the catalogue."""
-    group = entry.group()
-    with places.at():
-        if entry.name is not None and group:
-            raise UsageError(f"{entry.name!r} gives a name and a group ({', '.join(group)}). Make two entries of it.")
-        names = _group(group) if entry.name is None else [entry.name]
-        models_dir = _path(base, study.models_dir)
-        names = [_folder_or_name(name, entry.revision, base, models_dir) for name in names]
-    chat = entry if "apply_chat_template" in entry.model_fields_set else study
-    with places.at():
-        prompt = Prompt(
-            chat_template_args=json.dumps(entry.chat_template_args),
-            system_instruction=entry.system_instruction or study.system_instruction,
-            think_end_token=entry.think_end_token,
-        )
-        prompt.check_chat(chat.apply_chat_template)
-    day = entry.chat_template_date or study.chat_template_date
-    options = {} if day is None else {"chat_template_date": str(day)}  # YAML reads a date without quotes as a date
-    return [
-        (
-            ModelSpec(
-                name=name,
-                revision=entry.revision,
-                trust_remote_code=entry.trust_remote_code,
-                apply_chat_template=chat.apply_chat_template,
-                **options,
-            ),
-            prompt,
-            entry.recipe,
-        )
-        for name in names
-    ]
-
-
-def _group(rule: Mapping[str, Any]) -> list[str]:
-    """Return the names of the catalogued models that fit ``rule``."""
-    chosen = catalogue.select(**rule)
-    if not rule or not chosen:
-        families = sorted({info.family for info in catalogue.MODELS.values()})
-        hint = did_you_mean(str(rule.get("family", "")), families)
-        raise UsageError(
-            f"no catalogued model fits {dict(rule)!r}.{hint} Families: {', '.join(families)}; kinds: base, instruct. "
-            f"Or give the name of one model."
-        )
-    return chosen
-
-
-def _folder_or_name(name: str, revision: str, base: Path, models_dir: Path | None) -> str:
-    """Return the folder of that name beside the study file, else the one in ``models_dir``, else the name for the hub."""
-    if (base / name).is_dir():
-        return str(base / name)
-    if models_dir is None or not (models_dir / name).is_dir():
-        return name
-    refuse_other_revision(models_dir / name, name, revision)
-    return str(models_dir / name)
 
 
 def _benchmarks(

@@ -2,6 +2,7 @@
 
     <data_dir>/<task>/{train,validation,test}.jsonl, source.json     rows, and their commit on the hub
     <models_dir>/<owner>/<name>/...                                  weights, tokenizer, source.json
+    <models_dir>/<owner>/<name>@<revision>/...                       the same, of a model with several revisions
 
 A folder is complete or does not exist: it is written under another name and renamed at the end.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,6 +27,7 @@ from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
+from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.models.model_folder import adapter_base, refuse_other_revision, write_source
 from lm_harmony.runs.files import new_folder
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
@@ -67,9 +70,12 @@ def download(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None
     for benchmark in {run.benchmark.task: run.benchmark for run in runs}.values():
         if corpus_path(benchmark.task) is None:
             yield _catch_error(benchmark.task, data_dir, partial(_download_rows, benchmark, data_dir))
-    for model in {(run.model.name, run.model.revision): run.model for run in runs}.values():
-        if models_dir is not None and not Path(model.name).is_dir():
-            yield _catch_error(model.name, models_dir, partial(_download_model, model, models_dir))
+    models = {(run.model.name, run.model.revision): run.model for run in runs}
+    revisions = Counter(name for name, _ in models)
+    for (name, revision), model in models.items():
+        if models_dir is not None and not Path(name).is_dir():
+            place = models_dir / (revision_name(name, revision) if revisions[name] > 1 else name)
+            yield _catch_error(name, models_dir, partial(_download_model, model, place, models_dir))
 
 
 def _catch_error(name: str, folder: Path, task: Callable[[], DownloadResult]) -> DownloadResult:
@@ -100,8 +106,7 @@ def _download_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
     return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
 
 
-def _download_model(model: ModelSpec, models_dir: Path) -> DownloadResult:
-    folder = models_dir / model.name
+def _download_model(model: ModelSpec, folder: Path, models_dir: Path) -> DownloadResult:
     if folder.exists():
         refuse_other_revision(folder, model.name, model.revision)
         return DownloadResult(name=model.name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
@@ -143,7 +148,8 @@ def _download_base(model: ModelSpec, place: Path, folder: Path, models_dir: Path
     """
     base = adapter_base(place)
     if base is not None:
-        there = _download_model(replace(model, name=base.name, revision=base.revision), models_dir).folder
+        asked = replace(model, name=base.name, revision=base.revision)
+        there = _download_model(asked, models_dir / base.name, models_dir).folder
         file = place / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = os.path.relpath(there, folder).replace(os.sep, "/")

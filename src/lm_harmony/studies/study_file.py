@@ -49,6 +49,8 @@ class ModelEntry(StudyMapping):
     """Name on the hub, or a folder, relative to the study file."""
     revision: Text = "main"
     """Branch, tag or commit on the hub."""
+    revisions: Annotated[list[Text], BeforeValidator(check_not_empty)] | None = None
+    """Checkpoints of a training run: branches, tags or commits on the hub, or folders in the folder `name` (checkpoint-*)."""
     trust_remote_code: Flag = False
     """Execute Python code from the model's repository."""
     apply_chat_template: Flag = False
