@@ -14,6 +14,7 @@ from lm_harmony.demo.build import Flags, build
 from lm_harmony.demo.family import MEMBERS
 from lm_harmony.demo.study import MODELS, SHIPPED
 from lm_harmony.demo.texts import BENCHMARKS, TASKS
+from lm_harmony.models.checkpoint_names import checkpoint_of
 from lm_harmony.models.loading import load_model
 
 LIMIT = 12e6
@@ -38,6 +39,17 @@ def test_a_build_is_bitwise_reproducible(built: Path, tmp_path: Path) -> None:
     build(Flags(out=tmp_path / "other", seed=1, share=0.01, only=("llama-1",)))
     weights = "models/llama-1/model.safetensors"
     assert digests(tmp_path / "other")[weights] != digests(built)[weights]
+
+
+def test_checkpoints_are_saved_without_a_change_of_the_build(built: Path, tmp_path: Path) -> None:
+    """The only checkpoint is saved after the last step, so it is the model itself."""
+    build(Flags(out=tmp_path, share=0.01, only=("llama-1", "neox-1"), checkpoints=1))
+    made = digests(tmp_path)
+    assert {name: made.pop(name) for name in digests(built)} == digests(built)
+    weights = [name for name in made if name.startswith("checkpoints/neox-1/step") and name.endswith("model.safetensors")]
+    assert [made[name] for name in weights] == [digests(built)["models/neox-1/model.safetensors"]]
+    point = checkpoint_of(str(tmp_path / Path(weights[0]).parent))
+    assert point is not None and point.tokens == pytest.approx(point.step * 1024, rel=0.1)  # type: ignore[operator]
 
 
 def test_a_build_reports_its_steps(built: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny import write_tiny_model
 from transformers import AutoModelForCausalLM
+
+from lm_harmony.studies.config import read_study
 
 ARC, MODEL = "allenai/ai2_arc", "EleutherAI/pythia-14m"
 ROWS = {
@@ -45,12 +49,27 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         yield loopback
 
 
-def write_study(folder: Path, *models: str) -> Path:
+def write_study(folder: Path, *models: str | dict[str, Any]) -> Path:
     file = folder / "study.yaml"
     recipe = {"epochs": 1, "lora": {"target_modules": ["all-linear"]}}
     study = {"models": [*models], "benchmarks": ["arc_easy"], "recipe": recipe, "data_dir": "data", "models_dir": "models"}
     file.write_text(yaml.safe_dump(study), encoding="utf-8")
     return file
+
+
+def test_revisions_of_one_model_are_fetched_into_folders_of_their_own(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The branch and its commit: the study then takes both from the folders, and without them it would ask the hub."""
+    online = hub.environment(tmp_path / "cache")
+    commit = str(HfApi(endpoint=hub.endpoint).model_info(MODEL).sha)
+    file = write_study(tmp_path, {"name": MODEL, "revisions": ["main", commit]})
+    done = command(["fetch", str(file)], online)
+    assert done.returncode == 0, done.stderr
+    folders = [tmp_path / "models" / f"{MODEL}@{revision}" for revision in ("main", commit)]
+    asked = [json.loads((folder / "source.json").read_text(encoding="utf-8"))["asked"] for folder in folders]
+    assert asked == ["main", commit] and not (tmp_path / "models" / MODEL).exists()
+    assert [run.model.name for run in read_study(file).runs] == list(map(str, folders))
+    shutil.rmtree(folders[1])
+    assert [run.model.name for run in read_study(file).runs] == [str(folders[0]), MODEL]
 
 
 def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Path) -> None:
