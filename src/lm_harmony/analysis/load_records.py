@@ -35,7 +35,9 @@ Run = tuple[RunRecord, RunStore]
 
 
 def find_runs(results: Path) -> Iterator[RunStore]:
-    """Yield every run below ``results`` that has finished or failed, in the order of their folders' names."""
+    """Yield every run below ``results`` that has finished or failed, by the names of folders; UsageError: there is no folder."""
+    if not results.is_dir():
+        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
     for folder, folders, files in os.walk(results):
         # A folder with a record may hold other runs: another program's record.json beside them must not hide them.
         folders[:] = sorted(name for name in folders if name not in ("adapter", "checkpoints", "trackers"))
@@ -62,8 +64,6 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
         UsageError: the folder has no finished run, or runs of one model on one benchmark have different specifications (recipe,
             caps, chat template and so on). Several revisions of a model are several models (``model_names``).
     """
-    if not results.is_dir():
-        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
     ended_runs, causes, damaged = list[Run](), list[tuple[RunStore, str]](), list[str]()
     for store in find_runs(results):
         try:

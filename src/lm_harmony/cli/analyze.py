@@ -81,8 +81,7 @@ def analyze(
                 f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
             ) from error
     matrix = chosen_models(_analysed(results, published), models.family, models.kind, models.size)
-    if scale == "logit":
-        matrix = logit_matrix(matrix)
+    matrix = logit_matrix(matrix) if scale == "logit" else matrix
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
     whole = scale == "score" and models == ModelChoice() and not published

@@ -66,8 +66,6 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
     Raises:
         UsageError: there is none.
     """
-    if not results.is_dir():
-        raise UsageError(f"results: {results} is not a folder. Name the results_dir of a study.")
     states: FileStates = {}
     records: list[tuple[RunRecord, RunStore]] = []
     left_out = []
