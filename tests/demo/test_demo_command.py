@@ -58,3 +58,10 @@ def test_a_missing_build_is_refused_by_name(tmp_path: Path, capsys) -> None:  # 
     assert main(["demo", "--build_dir", str(tmp_path / "nowhere"), "--results_dir", str(tmp_path / "results")]) == 1
     output = capsys.readouterr().err
     assert "nowhere" in output and "python -m lm_harmony.demo.build" in output and "Traceback" not in output
+
+
+def test_the_demo_needs_scores_without_examples(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert main(["demo", "--direct_fewshot", "3", "--results_dir", str(tmp_path / "results")]) != 0
+    assert "direct_fewshot = (3,): the demo compares with scores without examples. Add 0." in capsys.readouterr().err
+    specs = [run.spec for run in demo_study(tmp_path, fast=True, shots=(0, 3)).runs]
+    assert all(spec.direct_fewshot == (0, 3) for spec in specs) and not (tmp_path / "results").exists()

@@ -17,6 +17,7 @@ from lm_harmony.analysis.leaderboard import Board, own_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling, ceiling_by, noise_ceiling
 from lm_harmony.analysis.pca import Components, components
+from lm_harmony.analysis.preparation_comparison import PreparationComparison, compare_preparations
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import RankRanges, distinguishable_pairs, rank_ranges
 from lm_harmony.analysis.stability import Stability, stability
@@ -39,6 +40,8 @@ class AnalysisSummary:
     """Leaderboard of each preparation."""
     agreements: Mapping[Preparation, Agreement]
     """Agreement of the benchmarks without text corpora, by preparation."""
+    preparations: PreparationComparison | None
+    """Agreement for each preparation on common models and benchmarks; None: there are no direct scores with examples."""
     change: AgreementChange | None
     """Agreement before and after train-before-test; None: a preparation has no scores."""
     groups: Mapping[Grouping, pd.DataFrame]
@@ -103,6 +106,7 @@ def analyze_matrix(
         matrix=matrix,
         boards=each("leaderboard", lambda preparation: own_board(matrix, preparation)),
         agreements=agreements,
+        preparations=_attempt(partial(compare_preparations, downstream), skipped) if downstream.few_shot else None,
         change=agreement_change(downstream) if agreements.keys() >= {*PREPARATIONS} else None,
         groups={grouping: agreement_by(downstream, grouping) for grouping in GROUPINGS} if agreements else {},
         components=fitted,

@@ -22,12 +22,13 @@ from lm_harmony.errors import MissingExtra, UsageError
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.report.page import write_page
 from lm_harmony.report.page_data import page_data
+from lm_harmony.runs.shots import shown_direct
 from lm_harmony.studies.study import Study
 
 _TITLES: dict[Preparation, str] = {"direct": "Direct evaluation", "trained": "Train-before-test"}
 
 
-def run_demo(results_dir: Path, build: Path, *, fast: bool, format: Format = "table") -> bool:
+def run_demo(results_dir: Path, build: Path, *, fast: bool, format: Format = "table", shots: Sequence[int] = (0,)) -> bool:
     """Carry out what remains of the demo's study, print its scores and write the page; return whether every run is finished.
 
     Args:
@@ -35,11 +36,14 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool, format: Format = "ta
         build: folder with models and rows.
         fast: only three models and three benchmarks.
         format: "table", or a format for other programs, which has direct and trained scores in one table.
+        shots: numbers of examples before each question of the direct scores.
 
     Raises:
-        UsageError: ``build`` is not a finished build of the demo.
+        UsageError: ``build`` is not a finished build of the demo, or ``shots`` lacks 0.
     """
-    study = demo_study(results_dir, build=build, fast=fast)
+    if 0 not in shots:
+        raise UsageError(f"direct_fewshot = {shots}: the demo compares with scores without examples. Add 0.")
+    study = demo_study(results_dir, build=build, fast=fast, shots=shots)
     with lines_beside(format):
         if not run_study(study, workers=demo_workers(), ray=None, retry_failed=False):
             return False
@@ -48,8 +52,8 @@ def run_demo(results_dir: Path, build: Path, *, fast: bool, format: Format = "ta
         show_table(_board(matrix, preparations), format=format)
     with lines_beside(format):
         say("Scores in %, in brackets the rank among the models.")
-        for preparation in PREPARATIONS:
-            say(f"{_TITLES[preparation]:17}: {_agreement(matrix, preparation)}")
+        for preparation in filter(matrix.has, matrix.preparations):
+            say(f"{_TITLES.get(preparation, shown_direct(preparation).capitalize()):17}: {_agreement(matrix, preparation)}")
         _write_page(matrix, results_dir / ("board-fast.html" if fast else "board.html"))
     return True
 

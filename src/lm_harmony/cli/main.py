@@ -200,7 +200,11 @@ def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, 
 
 
 def demo(
-    fast: bool = False, results_dir: Path = Path("results/demo"), build_dir: Path | None = None, format: Format = "table"
+    fast: bool = False,
+    results_dir: Path = Path("results/demo"),
+    build_dir: Path | None = None,
+    direct_fewshot: tuple[int, ...] = (0,),
+    format: Format = "table",
 ) -> bool:
     """Run the demo study in minutes: eight tiny models of the package on six small benchmarks, before and after training.
 
@@ -208,12 +212,13 @@ def demo(
         fast: only three models and three benchmarks, in under a minute.
         results_dir: folder for records and the page. Repeat the command to continue an interrupted study.
         build_dir: folder that `python -m lm_harmony.demo.build` wrote; default: the models of the package.
+        direct_fewshot: numbers of examples before each question of direct scores; 0 has to be one of them.
         format: table has a table of direct and one of trained scores; the other formats have both in one.
     """
     from lm_harmony.cli.demo import run_demo
     from lm_harmony.demo.study import SHIPPED
 
-    return run_demo(results_dir, build_dir or SHIPPED, fast=fast, format=format)
+    return run_demo(results_dir, build_dir or SHIPPED, fast=fast, format=format, shots=direct_fewshot)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lm_harmony.demo.texts import BENCHMARKS, TASKS
@@ -20,8 +21,14 @@ RECIPE = {"learning_rate": 3e-3, "epochs": 5, "batch_size": 8, "max_length": 128
 """Changes to the published recipe for models a thousand times smaller, chosen on validation rows of another build."""
 
 
-def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) -> Study:
-    """Return the study of a build's models on its benchmarks; ``fast``: three of each (docs/demo.md).
+def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False, shots: Sequence[int] = (0,)) -> Study:
+    """Return the study of a build's models on its benchmarks.
+
+    Args:
+        results_dir: folder for the records.
+        build: folder with models and rows.
+        fast: three models and three benchmarks (docs/demo.md).
+        shots: numbers of examples before each question, each a direct score of its own.
 
     Raises:
         UsageError: the build does not exist or is not finished.
@@ -38,6 +45,7 @@ def demo_study(results_dir: Path, *, build: Path = SHIPPED, fast: bool = False) 
         "data_dir": str(build.resolve() / "rows"),
         "results_dir": str(results_dir.resolve()),
         "direct": True,
+        "direct_fewshot": list(shots),
         "recipe": RECIPE,
         "execution": {"device": "cpu", "eval_batch_size": 32},
     }

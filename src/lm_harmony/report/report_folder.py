@@ -5,6 +5,7 @@
 <folder>/tables/leaderboard_<p>.csv     <p>: direct, direct_<k>shot or trained
 <folder>/tables/notes.csv               what limits each leaderboard: mixed recipes and versions, gaps
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
+<folder>/tables/preparations.csv          if there are direct scores with examples
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
 <folder>/tables/benchmark_quality_<p>.csv, noise_ceiling_<p>.csv, noise_ceiling_by_size_<p>.csv, disattenuated_<p>.csv, audit.csv
@@ -62,6 +63,8 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
             f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
             f"decision accuracy {found.mean_decision:.3f}, on {len(found.models)} models x {len(found.benchmarks)} benchmarks"
         )
+    if summary.preparations is not None:
+        lines += summary.preparations.sentences()
     if summary.change is not None:
         lines.append(
             f"tau is larger after training for {summary.change.improved:.1%} of {summary.change.pairs} pairs of benchmarks"
@@ -157,6 +160,8 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
         for kind in ("tau", "pearson", "decision", "common"):
             yield f"{kind}_{name}", _named(getattr(found, kind), "benchmark")
         yield f"categories_{name}", _named(found.by_category(), "category")
+    if summary.preparations is not None:
+        yield "preparations", _named(pd.concat([summary.preparations.table, summary.preparations.differences]), "preparation")
     for grouping, table in summary.groups.items():
         yield f"agreement_by_{grouping}", _named(table, grouping)
     for preparation, fitted in summary.components.items():
