@@ -49,10 +49,14 @@ class PreparationComparison:
     """The same columns for each later preparation minus each earlier one, by "<later> - <earlier>"."""
 
     def sentences(self) -> list[str]:
-        """Return each line of both tables as a sentence without a full stop; differences of shares are in points."""
+        """Return the tables as sentences without a full stop, of the differences those with direct or trained scores.
+
+        Differences of shares are in points.
+        """
         size = f"on the {len(self.models)} models x {len(self.benchmarks)} benchmarks with all scores"
         lines = []
-        for rows, sign in ((self.table, ""), (self.differences, "+")):
+        compared = [name for name in self.differences.index if name.startswith("trained - ") or name.endswith(" - direct")]
+        for rows, sign in ((self.table, ""), (self.differences.loc[compared], "+")):
             for name, row in rows.iterrows():
                 shown = " minus ".join(map(shown_direct, str(name).split(" - ")))
                 tau = _shown(row[:3], f"{sign}.2f")
