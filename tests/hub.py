@@ -11,6 +11,7 @@ import json
 import os
 import re
 import threading
+from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,6 +147,18 @@ def _part(answer: _Answer, byte_range: str) -> _Answer:
     return _Answer(status=206, headers=headers, body=answer.body[start:stop])
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubCommit:
+    """A commit that a client has sent."""
+
+    repository: str
+    is_pull_request: bool
+    private: bool | None
+    """Whether the repository is private; None: it existed."""
+    header: Mapping[str, str]
+    files: Mapping[str, bytes]
+
+
 class _HubServer(ThreadingHTTPServer):
     """The listening socket, its repositories, and a log of the requests it received."""
 
@@ -155,11 +168,47 @@ class _HubServer(ThreadingHTTPServer):
     def __init__(
         self, repositories: Mapping[tuple[str, str], _Repository], earlier: Mapping[tuple[str, str], _Repository], port: int
     ) -> None:
-        self.repositories, self.earlier = repositories, earlier
+        self.repositories, self.earlier = dict(repositories), earlier
         self.requests: list[str] = []
+        self.commits: list[HubCommit] = []
+        self.private: dict[str, bool] = {}
         self.slow: set[str] = set()
         self.ended = threading.Event()
         super().__init__(("127.0.0.1", port), _HubRequests)
+
+    def write(self, segments: list[str], fields: _Fields, body: str) -> _Answer | None:
+        """Answer requests that create a repository or a commit in a model's; None: it is another one."""
+        lines = [json.loads(line) for line in body.splitlines()] if body.startswith("{") else [{}]
+        match segments:
+            case ["api", "validate-yaml"]:
+                return _json({"errors": [], "warnings": []})
+            case ["api", "repos", "create"]:
+                name = "/".join(filter(None, (lines[0].get("organization"), lines[0]["name"])))
+                if name.startswith("forbidden/"):
+                    return _Answer(status=403, headers={"X-Error-Message": "You have no right to write here."})
+                known = self.repositories.setdefault(("models", name), _Repository(name=name, files={}))
+                if not known.files:
+                    self.private[name] = lines[0].get("visibility") == "private"
+                return _json({"url": f"http://127.0.0.1:{self.server_port}/{name}", "id": name})
+            case ["api", "models", *repository, "preupload", _]:
+                modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in lines[0]["files"]]
+                return _json({"files": modes})
+            case ["api", "models", *repository, "commit", _]:
+                name, header = "/".join(repository), lines[0]["value"]
+                if ("models", name) not in self.repositories:
+                    return _missing("RepoNotFound")
+                files = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+                proposed, private = "create_pr" in fields, self.private.get(name)
+                self.commits.append(
+                    HubCommit(repository=name, is_pull_request=proposed, private=private, header=header, files=files)
+                )
+                if not proposed:
+                    before = self.repositories["models", name].files
+                    self.repositories["models", name] = _Repository(name=name, files={**before, **files})
+                url = f"http://127.0.0.1:{self.server_port}/{name}"
+                pull = {"pullRequestUrl": f"{url}/discussions/1"} if proposed else {}
+                return _json({"success": True, "commitOid": "0" * 40, "commitUrl": f"{url}/commit/{'0' * 40}", **pull})
+        return None
 
     def answer(self, segments: list[str], fields: _Fields) -> _Answer:
         """Answer requests for /api/KIND/REPOSITORY/... and, for files, [/datasets]/REPOSITORY/resolve/..."""
@@ -205,7 +254,8 @@ class _HubRequests(BaseHTTPRequestHandler):
         # Segments are unquoted separately, because a revision can contain a quoted slash.
         segments = [unquote(segment) for segment in url.path.strip("/").split("/")]
         fields = {**parse_qs(url.query), **parse_qs(body)}
-        answer = _part(self.server.answer(segments, fields), self.headers.get("Range", ""))
+        answer = self.server.write(segments, fields, body) if self.command == "POST" else None
+        answer = answer or _part(self.server.answer(segments, fields), self.headers.get("Range", ""))
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
@@ -243,6 +293,8 @@ class LoopbackHub:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.requests, self.slow = self._server.requests, self._server.slow
         """Requests received so far, each as "METHOD path". The path is unquoted and has no query."""
+        self.commits = self._server.commits
+        """Commits and pull requests received so far."""
 
     def __enter__(self) -> LoopbackHub:
         self._thread.start()

@@ -98,7 +98,7 @@ def pack(store: RunStore, folder: Path, name: str | None = None) -> tuple[Path, 
         raise UsageError(f"{store.folder}: the run is not finished, so that it has no scores. Finish it, then submit it.")
     if changed := changed_files(record.sources, {}):
         raise UsageError(f"{store.folder}: the run is not current: {changed}. Carry it out again, then submit it.")
-    files = {"record.json": _portable(record, name)}
+    files = {"record.json": portable(record, name)}
     for score in record.scores:
         path = store.folder / samples_file(score)
         if not path.is_file():
@@ -136,7 +136,7 @@ def weights_of(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
-def _portable(record: RunRecord, name: str | None) -> bytes:
+def portable(record: RunRecord, name: str | None = None) -> bytes:
     """Return record.json without paths of this machine: of each one the last part is left."""
     plain = _without_paths(json.loads(json.dumps(record.to_dict())))
     model = record.spec.model.name
