@@ -100,10 +100,9 @@ def adapter_card(scores: Sequence[FinishedScore], name: str) -> str:
         scores: all scores of its run, the trained one last.
         name: repository of the adapter.
     """
-    record = scores[0].record
-    lora = (
-        ", ".join(f"{key} {value}" for key, value in asdict(record.spec.recipe.lora).items()) if record.spec.recipe.lora else ""
-    )
+    record, spec = scores[0].record, scores[0].record.spec
+    assert spec.recipe.lora is not None
+    lora = ", ".join(f"{key} {value}" for key, value in asdict(spec.recipe.lora).items())
     rows = [
         f"| {score.preparation} | {key} | {value:.4f} | {'' if (error := score.stderrs.get(key)) is None else f'{error:.4f}'} |"
         for score in scores
@@ -112,13 +111,13 @@ def adapter_card(scores: Sequence[FinishedScore], name: str) -> str:
     lines = [
         f"# {name.split('/')[-1]}",
         "",
-        f"A LoRA adapter of {record.spec.model.name} (commit {record.model_revision or 'unknown'}), trained on the training split "
-        f"of {record.benchmark} for an evaluation by train-before-test: every model is fine-tuned on a benchmark with the same "
-        f"recipe, the epoch is chosen on validation rows, and only then the test rows are scored. It was made to measure the "
-        f"model, and not for use.",
+        f"A LoRA adapter of {spec.model.name} (commit {record.model_revision or 'unknown'}), trained on the training split of "
+        f"{record.benchmark} for an evaluation by train-before-test: every model is fine-tuned on a benchmark with the same "
+        f"recipe, the epoch is chosen on validation rows, and only then the test rows are scored. It was made to measure "
+        f"the model, and not for use.",
         "",
         f"- How: {scores[-1].notes}.",
-        f"- Batch size {record.spec.recipe.batch_size}, seed {record.spec.seed}; {lora}.",
+        f"- Batch size {spec.recipe.batch_size}, seed {spec.seed}; {lora}.",
         f"- The whole record is in [{RECORD}]({RECORD}).",
         "",
         "| score on the test split | metric | value | standard error |",
