@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 from shared import DATA, needs_data
 from task_files import PARITY, numbers, own_task, write_task
+from tiny import write_tiny_model
 
+from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.benchmarks.near_duplicates import MOST_ROWS, RECURRENCES, near_duplicates
+from lm_harmony.benchmarks.near_duplicates import MOST_ROWS, RECURRENCES, near_duplicates, recurring_rows
+from lm_harmony.benchmarks.splits import make_splits
+from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.store import RunStore
 
 CHOICES: dict[str, Any] = {
     "output_type": "multiple_choice",
@@ -72,8 +78,9 @@ def test_questions_without_words_are_not_equal_to_each_other(tmp_path: Path) -> 
 def test_words_of_the_prompt_that_all_rows_share_are_not_compared(tmp_path: Path) -> None:
     """They would make every row overlap, and would take a time that grows with the product of both numbers of rows."""
     prompt = "Read the following text with care and then say in one word what it is about: "
-    for count, kinds in ((MOST_ROWS, {"overlapping"}), (MOST_ROWS + 1, set())):
-        rows = {"train": [row(prompt + "rain")], "test": [row(f"{prompt}{number}") for number in range(count)]}
+    for count, others, kinds in ((MOST_ROWS, MOST_ROWS, {"overlapping"}), (MOST_ROWS + 1, MOST_ROWS + 1, set()), (10, 9, set())):
+        sharing, different = [row(f"{prompt}{number}") for number in range(count)], [row(f"Why {n}?") for n in range(others)]
+        rows = {"train": [row(prompt + "rain")], "test": [*sharing, *different]}
         assert set(found(own_task(tmp_path / str(count), rows, **CHOICES))) == kinds
 
 
@@ -101,3 +108,52 @@ def test_flags_of_the_comparison_alone_are_refused(tmp_path: Path, capsys: pytes
 )
 def test_real_questions_with_other_choices_are_found(task: str, rows: tuple[int, ...]) -> None:
     assert found(open_task(task, data_dir=DATA))["choices"] == rows
+
+
+def test_a_run_records_and_shows_the_rows_that_recur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Record, output and board name the rows of a run's test split; a run without such rows writes what it wrote before."""
+    model = write_tiny_model(tmp_path / "model")
+    planted = [row("Where is it?"), row(ASKED, "ten rooms", "two rooms"), row("Who is that?"), row(f"Yesterday I asked. {ASKED}")]
+    training = [row(f"What is the number {number} called?") for number in range(8)]
+    for name, test in (("with", planted), ("without", planted[::2])):
+        folder, results = tmp_path / name, tmp_path / name / "results"
+        splits = {"train": [*training, row(ASKED)], "validation": [row("Why?"), row("When?")], "test": test}
+        task = write_task(folder, splits, **CHOICES)
+        flags = {"base_model": model, "task_name": task, "data_dir": folder, "results_dir": results, "exp_name": "run"}
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        assert main(["run", *words, "--device", "cpu", "--train_param.num_train_epochs", "1"]) == 0
+        written = json.loads((results / "run" / "record.json").read_text())
+        shown, store = " ".join(capsys.readouterr().out.split()), RunStore(results / "run")
+        sentence = (
+            "2 of 4 test questions recur in the training rows (1 with other choices or in another order of them, 1 with half"
+        )
+        found = {"choices": [1], "overlapping": [3]} if name == "with" else None
+        assert written["data"].get("near_duplicates") == found and (sentence in shown) == (name == "with")
+        assert RunRecord.from_dict(store.record().to_dict()) == store.record()
+        notes = ScoreMatrix.from_records(results).notes
+        assert any(note.startswith(f"own: {sentence}") for note in notes) == (name == "with")
+
+
+@needs_data
+@pytest.mark.parametrize(("task", "count"), [("arc_challenge", 4), ("arc_easy", 2), ("headqa_en", 3)])
+def test_real_rows_of_a_run_recur_as_in_the_whole_task(task: str, count: int) -> None:
+    """Of the run's own training rows; without a cap these are all but the validation rows that were taken from them."""
+    opened = open_task(task, data_dir=DATA)
+    splits = make_splits(opened, caps=Caps(), seed=0, protocol="published", chat=None)
+    whole = next(one for one in near_duplicates(opened) if one.split == "test")
+    found = recurring_rows(opened, splits.test, splits.train)
+    assert {kind: set(rows) for kind, rows in found.items()} == {kind: set(rows) for kind, rows in whole.found.items() if rows}
+    assert sum(map(len, found.values())) >= count
+
+
+def test_a_long_instruction_that_all_rows_share_is_no_question(tmp_path: Path) -> None:
+    """A task without known columns asks with its prompt; in a small test split the prompt must not count as the question."""
+    fields = {
+        "output_type": "generate_until",
+        "doc_to_text": f"{ASKED} Answer the next question with one word and nothing else, please. {{{{question}}}}",
+        "doc_to_target": "{{label}}",
+        "generation_kwargs": {"until": ["."]},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    rows = {"train": numbers(20), "validation": numbers(2, 50), "test": [*numbers(10, 100), *numbers(1, 3)]}
+    assert found(own_task(tmp_path, rows, **fields)) == {"exact": (10,)}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lm_harmony.benchmarks.catalogue import name_parts
+from lm_harmony.benchmarks.types import recurring
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
@@ -20,6 +21,8 @@ FileStates = dict[str, tuple[int, str | None] | None]
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     """Yield a note for each benchmark with scores of several package versions or of quantized weights, and for stale runs.
 
+    A note on each benchmark says how many of its test questions recur in the training rows, by the run with most of them.
+
     Another note names the models whose adapter changes derived modules, if PEFT's default or other modules hold for other models.
 
     Each source file is checked once, at the path in the records. Files that are missing, as on another machine, or that cannot be
@@ -32,6 +35,9 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     for benchmark, group in sorted(found.items()):
         if group[0].spec.benchmark.train_on is not None:
             yield f"{benchmark}: {_other_rows(group)}"
+        data = max((record.data for record in group), key=lambda data: sum(map(len, data.near_duplicates.values())))
+        if recurs := recurring(data.near_duplicates, data.test):
+            yield f"{benchmark}: {recurs}"
         for package in _DECIDING:
             versions = Counter(version for record in group if (version := _version(record, package)) is not None)
             if len(versions) > 1:

@@ -7,7 +7,7 @@ other spacing or punctuation, or a long passage that both share. These rows are 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from datasets import Dataset
 from lm_harmony.benchmarks.choice_questions import ngrams, words
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
-from lm_harmony.benchmarks.types import Role
+from lm_harmony.benchmarks.types import Example, Role
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.progress import track
 
@@ -26,7 +26,8 @@ Recurrence = Literal["exact", "normalized", "choices", "overlapping"]
 question with other choices, or in another order. overlapping: half of the question's ``NGRAM`` consecutive words or more."""
 RECURRENCES: tuple[Recurrence, ...] = get_args(Recurrence)
 MOST_ROWS = 100
-"""Rows with the same consecutive words from which on these are taken for a part of the task's prompt, and are not compared."""
+"""Rows with the same consecutive words from which on these are taken for a part of the task's prompt, and are not compared. Of
+fewer scored rows it is half of them."""
 _SAMPLE = 100
 """Number of documents from which the columns of the question and of the choices are found."""
 
@@ -64,7 +65,7 @@ def near_duplicates(task: HarnessTask) -> tuple[NearDuplicates, ...]:
         BenchmarkError: a row does not fit the task.
     """
     training = task.documents("train")
-    read = _Reader(task, training)
+    read = _Reader(task, list(training.select(range(min(len(training), _SAMPLE)))))
     scored = [role for role in ("validation", "test") if role in task.split_names]
     indices = {role: _Index(read.questions(task.documents(role), role)) for role in scored}
     for question in track(read.questions(training, "train"), f"reading training rows of {task.name}", total=len(training)):
@@ -76,27 +77,47 @@ def near_duplicates(task: HarnessTask) -> tuple[NearDuplicates, ...]:
     )
 
 
+def recurring_rows(task: HarnessTask, test: Sequence[Example], train: Sequence[Example]) -> dict[str, tuple[int, ...]]:
+    """Return how test rows of a run recur in its training rows -> numbers of these test rows, without kinds that have none.
+
+    Args:
+        task: the tested benchmark.
+        test: scored rows.
+        train: rows that the model is trained on.
+    """
+    read = _Reader(task, [example.document for example in train[:_SAMPLE]])
+    index = _Index(map(read.question, test))
+    for question in map(read.question, train):
+        index.compare(question)
+    return {kind: tuple(test[place].row for place in places) for kind, places in index.found().items() if places}
+
+
 class _Reader:
     """Reads the questions of documents: from their columns where these are known, and otherwise as the task asks them."""
 
-    def __init__(self, task: HarnessTask, documents: Dataset) -> None:
+    def __init__(self, task: HarnessTask, sample: Sequence[Mapping[str, Any]]) -> None:
         self._task = task
         self._fields: ChoiceFields | None = None
         with suppress(BenchmarkError):
-            self._fields = ChoiceFields.find(task, list(documents.select(range(min(len(documents), _SAMPLE)))))
+            self._fields = ChoiceFields.find(task, sample)
 
     def questions(self, documents: Dataset, role: Role) -> Iterator[_Question]:
         """Yield the question of each document."""
         for row, document in enumerate(documents):
-            yield self._question(row, document, role)
+            found = self._from_columns(document)
+            yield found or self.question(self._task.example(row, document, chat=None, aliases="first", split=role))
 
-    def _question(self, row: int, document: Mapping[str, Any], role: Role) -> _Question:
-        asked = None if self._fields is None else self._fields.read(document)
-        if asked is not None:
-            return _Question(f"{asked.context} {asked.question}".strip(), asked.choices)
-        example = self._task.example(row, document, chat=None, aliases="first", split=role)
+    def question(self, example: Example) -> _Question:
+        """Return the question of a rendered document."""
+        found = self._from_columns(example.document)
+        if found is not None:
+            return found
         contexts = dict.fromkeys(context for context, _ in example.request_texts)
         return _Question("\n".join(contexts), tuple(dict.fromkeys(choice for _, choice in example.request_texts)))
+
+    def _from_columns(self, document: Mapping[str, Any]) -> _Question | None:
+        asked = None if self._fields is None else self._fields.read(document)
+        return None if asked is None else _Question(f"{asked.context} {asked.question}".strip(), asked.choices)
 
 
 class _Index:
@@ -125,7 +146,7 @@ class _Index:
         shared: Counter[int] = Counter()
         for gram in set(ngrams(question.text)):
             rows = self._grams.get(gram, ())
-            if len(rows) <= MOST_ROWS:
+            if len(rows) <= min(MOST_ROWS, max(2, self.rows // 2)):
                 shared.update(rows)
         for row, count in shared.items():
             if 2 * count >= self._counts[row]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.types import FewShotScore
+from lm_harmony.benchmarks.types import FewShotScore, recurring
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
@@ -88,6 +88,8 @@ def closing_lines(record: RunRecord) -> list[str]:
     """Return what a run did, in lines: which epoch was chosen, how many rows were used, and rows of another benchmark."""
     data, chosen = record.data, record.epochs[record.chosen_epoch - 1]
     lines = [] if data.train_on is None else [f"{record.benchmark}: {data.train_on.sentence()}."]
+    recurs = recurring(data.near_duplicates, data.test)
+    lines += [] if recurs is None else [f"{record.benchmark}: {recurs}."]
     lines += [f"{_column(name)}: {score.sentence()}." for name, score in record.scores.items() if isinstance(score, FewShotScore)]
     return [
         *lines,

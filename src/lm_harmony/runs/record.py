@@ -107,6 +107,9 @@ class DataRecord:
     """Tokens that the tokenizer appends to every text; they were left out."""
     train_on: TrainOnRecord | None = None
     """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
+    near_duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """How a question recurs in the training rows -> numbers of these test rows, from 0 (``near_duplicates.recurring_rows``);
+    empty: none does, or the record is older."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,7 @@ class RunRecord:
         """Return the record as plain values for JSON, without per-document samples."""
         sources = None if self.sources is None else [source.to_dict() for source in self.sources]
         plain = to_plain(self)
-        for part, name in ((plain["data"], "train_on"), (plain, "direct_fewshot")):
+        for part, name in ((plain["data"], "train_on"), (plain["data"], "near_duplicates"), (plain, "direct_fewshot")):
             if not part[name]:  # as versions without this field wrote it
                 part.pop(name)
         return {"format": FORMAT, **plain, "spec": self.spec.to_dict(), "sources": sources}

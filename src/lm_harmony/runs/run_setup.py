@@ -6,9 +6,11 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import DirectRows
+from lm_harmony.benchmarks.near_duplicates import recurring_rows
 from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.types import Example, FewShotScore, Reply, Score, requests_of
 from lm_harmony.engine.scoring import Scorer
@@ -65,6 +67,11 @@ class RunSetup:
         """Number of training rows left out because their answer is longer than a training sequence may be."""
         return len(self.splits.train) - len({sequence.row for sequence in self.sequences})
 
+    @cached_property
+    def near_duplicates(self) -> dict[str, tuple[int, ...]]:
+        """How test rows recur in the training rows -> numbers of these test rows, from 0."""
+        return recurring_rows(self.task, self.splits.test, self.splits.train)
+
     def direct_score_id(self, shots: int = 0) -> str:
         """Return the key of a direct score in the cache; runs with equal keys have equal direct scores."""
         return direct_score_id(self.spec, self.fingerprints, self.sources, dtype=repr(self.model.precision), shots=shots)
@@ -107,6 +114,7 @@ class RunSetup:
             answer_too_long=self.answer_too_long,
             appended_tokens=self.model.text.appended,
             train_on=splits.train_on,
+            near_duplicates=self.near_duplicates,
         )
 
     def phases(self) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
+from lm_harmony.benchmarks.types import recurring
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -143,4 +144,7 @@ def _logged(run: RunSetup) -> RunSetup:
             "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
         )
     log.info("%s: %s", name, run.splits.sizes())
+    recurs = recurring(run.near_duplicates, len(run.splits.test))
+    if recurs is not None:
+        log.info("%s: %s.", name, recurs)
     return run

@@ -128,7 +128,7 @@ class _Drawing:
         given = dict(fields.get("fewshot_config") or {})
         split = given.pop("split", None) or fields.get("fewshot_split")
         scored = {config.validation_split, config.test_split} - {None, config.training_split}
-        if split in scored:
+        if split in scored and config.training_split:
             log.warning(
                 "%s: its task file takes examples from the split %s, which is scored here or chooses the epoch. They are taken "
                 "from %s.",
