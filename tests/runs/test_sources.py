@@ -544,6 +544,7 @@ def test_hashing_a_large_file_shows_a_progress_bar_the_first_time(
         monkeypatch.setattr(progress, "add_task", lambda text, **options: shown.append(text) or add(text, **options))
         cache.sha256_of(weights)
         cache.sha256_of(weights)  # negative control: the hash is cached
+        cache.sha256_of(write_settled(tmp_path / "config.json", b"{}"))  # negative control: it is small
     assert shown == ["hashing weights.safetensors"]
 
 

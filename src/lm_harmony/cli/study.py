@@ -210,7 +210,7 @@ def _left(hours: float) -> str:
 def _picture(running: list[RunLocation], status: Status, total: int, hours: float | None) -> RenderableType:
     """Return a progress bar for the study, and one in epochs for each running run."""
     bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    note = "" if hours is None else _left(hours)
+    note = _left(hours) if hours else ""
     failed = f"{len(status.failed)} failed  " if status.failed else ""
     bars.add_task("study", total=total, completed=len(status.finished), note=failed + note)
     for run in running:

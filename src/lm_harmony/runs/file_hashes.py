@@ -135,7 +135,10 @@ class HashCache:
                 log.info("reading %s (%.1f GB) to see whether it changed", path, before[0] / 1e9)
             digest = hashlib.sha256()
             with path.open("rb") as file:
-                for block in track(_blocks(file), f"hashing {path.name}", total=before[0] // _BLOCK + 1):
+                blocks = _blocks(file)
+                if before[0] >= SMALL:  # the bars of many small files would only flicker
+                    blocks = track(blocks, f"hashing {path.name}", total=before[0] // _BLOCK + 1)
+                for block in blocks:
                     digest.update(block)
             self.reads += 1
             if _stamp(path) == before:
