@@ -157,3 +157,18 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     tested = HarnessTask(write_task(tmp_path / "tested", {"test": questions(3)}, **QUESTIONS), tmp_path / "tested", use="scoring")
     with pytest.raises(BenchmarkError, match="has no training split, and its task file names no other rows"):
         ours(tested, 1)
+
+
+def test_a_split_of_its_own_gives_the_examples_of_a_task_without_training_rows(tmp_path: Path) -> None:
+    """As in MMLU: the rows of ``dev`` in their order, before rows that are trained on elsewhere (``train_on``)."""
+    write_rows(tmp_path / "own", {"dev": questions(5), "test": questions(6, 100)})
+    files = {split: str(tmp_path / "own" / f"{split}.jsonl") for split in ("dev", "test")}
+    place = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+    fields = {**QUESTIONS, **place, "fewshot_split": "dev", "fewshot_config": {"sampler": "first_n"}}
+    task = HarnessTask(write_task(tmp_path / "task", {"test": questions(1)}, **fields), use="scoring")
+    found = ours(task, 5)
+    assert found.split == "dev" and len(found.examples) == 6
+    before = "".join(f"Q: Is {number} even?\nA: {('yes', 'no')[number % 2]}\n\n" for number in range(5))
+    assert [example.requests[0].context for example in found.examples] == [
+        f"{before}Q: Is {number} even?\nA:" for number in range(100, 106)
+    ]
