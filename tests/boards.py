@@ -13,7 +13,7 @@ import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
-from lm_harmony.benchmarks.types import Score
+from lm_harmony.benchmarks.types import Caps, Score
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.record import DataRecord, EpochRecord, Failure, RunRecord
 from lm_harmony.runs.sources import Source
@@ -72,13 +72,15 @@ def write_run(
     versions: Mapping[str, str] = {},
     sources: tuple[Source, ...] | None = (),
     parameters: int | None = None,
+    rows: int = 50_000,
 ) -> RunStore:
     """Write the record of a finished run. Write its samples too if ``outcomes`` of its questions are given."""
 
     def score(value: float | None) -> Score | None:
         return None if value is None else Score(metrics={metric: value}, stderrs={metric: stderr}, documents=100)
 
-    spec = RunSpec(model=ModelSpec(name=model), benchmark=BenchmarkSpec(task=task), seed=seed, recipe=recipe)
+    benchmark = BenchmarkSpec(task=task, caps=Caps(train=rows))
+    spec = RunSpec(model=ModelSpec(name=model), benchmark=benchmark, seed=seed, recipe=recipe)
     record = RunRecord(
         spec=spec,
         benchmark=task,
@@ -87,7 +89,7 @@ def write_run(
         higher_is_better=higher,
         data=DataRecord(
             fingerprint="f",
-            train=10,
+            train=min(10, rows),
             validation=10,
             test=100,
             carved=False,

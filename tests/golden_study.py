@@ -31,6 +31,7 @@ COMMANDS = (
     "leaderboard",
     "analyze",
     "audit",
+    "rows",
     "compare",
     "export",
     "submit",

@@ -25,6 +25,7 @@ from lm_harmony.errors import UsageError
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.models.model_folder import write_source
 from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.runs.fingerprint import run_id
 from lm_harmony.studies import study_file
 from lm_harmony.studies.config import StudySpec, read_study
 from lm_harmony.studies.study import Study
@@ -110,6 +111,16 @@ def test_the_chat_template_date_of_a_model_overrides_that_of_the_study(tmp_path:
     dates = [run.model.chat_template_date for run in read(tmp_path, text + "chat_template_date: 2026-01-05\n").runs]
     assert dates == ["2026-01-05", "2025-02-03"]
     assert [run.model.chat_template_date for run in read(tmp_path, text).runs] == ["2024-07-26", "2025-02-03"]
+
+
+def test_several_numbers_of_training_rows_are_runs_of_their_own(tmp_path: Path) -> None:
+    """The list of a benchmark replaces that of the study."""
+    benchmarks = ["arc_easy", {"task": "mnli", "max_num_train": [7, 3]}, {"task": "sst2", "max_num_train": 9}]
+    runs = read(tmp_path, benchmarks=benchmarks, max_num_train=[50, 500], max_num_test=11).runs
+    found = [(run.benchmark.task, run.benchmark.caps.train) for run in runs if run.model == runs[0].model]
+    assert found == [("arc_easy", 50), ("arc_easy", 500), ("mnli", 7), ("mnli", 3), ("sst2", 9)]
+    assert {run.benchmark.caps.test for run in runs} == {11}
+    assert len({run_id(run) for run in runs}) == len(runs)
 
 
 def test_revisions_are_checkpoints_of_one_run(tmp_path: Path) -> None:
@@ -236,6 +247,9 @@ THINKER = {"name": "a/a", "chat_template_args": {"enable_thinking": True}}
         ({"seeds": 0}, "whole numbers from 0"),
         ({"direct": "yes"}, "direct must be true or false"),
         ({"split_protocol": "leaky"}, "clean or published, got 'leaky'"),
+        ({"max_num_train": []}, "max_num_train must be a whole number"),
+        ({"max_num_train": [5, 0]}, "max_num_train must be at least 1, got 0"),
+        ({"max_num_train": [5, 5]}, "max_num_train = [5, 5] has a number twice"),
         ({"max_num_train": 0}, "max_num_train must be at least 1"),
         ({"max_num_train": "all"}, "max_num_train must be a whole number, at least 1, got 'all'"),
         ({"execution": {"devise": "cpu"}}, "no key 'devise'. Did you mean 'device'"),

@@ -45,7 +45,7 @@ def find_runs(results: Path) -> Iterator[RunStore]:
             yield RunStore(Path(folder))
 
 
-def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
+def record_rows(results: Path, *, seed: int | None = None, max_num_train: int | None = None) -> ScoreRows:
     """Return the scores of every finished run below ``results``.
 
     Runs that failed become gaps with their cause. Records that cannot be read become gaps too, and notes name their files.
@@ -59,6 +59,7 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     Args:
         results: a folder of runs, such as the results_dir of a study.
         seed: read only the runs of this seed; None: all.
+        max_num_train: read only the runs with this largest number of training rows; None: all.
 
     Raises:
         UsageError: the folder has no finished run, or runs of one model on one benchmark have different specifications (recipe,
@@ -79,7 +80,7 @@ def record_rows(results: Path, *, seed: int | None = None) -> ScoreRows:
     name_of = model_names(record.spec.model for record, _ in ended_runs)
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for record, store in ended_runs:
-        if seed is None or record.spec.seed == seed:
+        if seed in (None, record.spec.seed) and max_num_train in (None, record.spec.benchmark.caps.train):
             runs[name_of(record.spec.model), record.benchmark].append((record, store))
     foreign = lm_eval_files(results) if seed is None else []
     if not runs and not foreign:

@@ -185,9 +185,9 @@ class ScoreMatrix:
         )
 
     @classmethod
-    def from_records(cls, results: Path, *, seed: int | None = None) -> ScoreMatrix:
-        """Read every finished run below a folder (``load_records.record_rows``); ``seed``: runs of that seed only."""
-        return cls.from_rows(record_rows(results, seed=seed))
+    def from_records(cls, results: Path, *, seed: int | None = None, max_num_train: int | None = None) -> ScoreMatrix:
+        """Read every finished run below a folder, or some of them (``load_records.record_rows``)."""
+        return cls.from_rows(record_rows(results, seed=seed, max_num_train=max_num_train))
 
     @classmethod
     def from_csv(cls, path: Path) -> ScoreMatrix:

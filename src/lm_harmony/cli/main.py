@@ -19,6 +19,7 @@ from lm_harmony.cli.console import Format, say
 from lm_harmony.cli.export import export
 from lm_harmony.cli.parsing import parse
 from lm_harmony.cli.place import place_command
+from lm_harmony.cli.rows import rows
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
 from lm_harmony.redaction import hide_secrets
@@ -66,7 +67,7 @@ def _carry_out(words: list[str]) -> int:
 
         run_command.run(flags, words)
 
-    results = (*board_command.COMMANDS, export, *submit_command.COMMANDS)
+    results = (*board_command.COMMANDS, rows, export, *submit_command.COMMANDS)
     commands = (run, plan, fetch, study, status, *results, place_command(words), benchmarks, models, demo)
     try:
         said = parse(words, commands, description=DESCRIPTION)()

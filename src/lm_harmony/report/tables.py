@@ -22,6 +22,7 @@ from lm_harmony.report.shown_names import short_names
 if TYPE_CHECKING:  # it imports scipy.stats, which takes half a second that a leaderboard does not need
     from lm_harmony.analysis.paired import Comparison, PairedTest
     from lm_harmony.analysis.placement import Placement
+    from lm_harmony.analysis.training_rows import DataCurve
 
 _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc1_high", "group", "preparation")
 
@@ -130,6 +131,17 @@ def audit_table(found: Audit, *, full_names: bool) -> Table:
         z = f"{row['z']:.2f}" + (" *" if row["flagged"] else "")
         cells = (f"{row['direct']:.0f}", f"{row['trained']:.0f}", f"{row['difference']:+.0f}", f"{row['error']:.1f}", z)
         table.add_row(escape(str(name) if full_names else names[str(name)]), *cells)
+    return table
+
+
+def data_curve_table(found: DataCurve) -> Table:
+    """Return results by the number of training rows as a table, one line for each number; 0 stands for the direct scores."""
+    names = ("max_num_train", "rows", "seconds", "mean tau", "tau with most", "largest change")
+    table = Table(*(Column(name, justify="right") for name in (*names, *found.scores)))
+    for rows, line in found.table.iterrows():
+        cells = (f"{line['rows']:.0f}", f"{line['seconds']:.0f}", f"{line['mean_tau']:.3f}", f"{line['tau']:.3f}")
+        scores = (f"{score:.4f}" for score in found.scores.loc[rows])
+        table.add_row(str(rows), *cells, f"{line['largest_change']:.0f}", *scores)
     return table
 
 

@@ -140,7 +140,9 @@ def _benchmarks(
     entry: BenchmarkEntry, study: StudyFile, base: Path, places: Places
 ) -> list[tuple[BenchmarkSpec, dict[str, Any], dict[str, Any], Mapping[str, Any]]]:
     """Return the benchmarks of one entry, a task or a suite, each with its metric, its fields of a prompt, and its recipe."""
-    caps = Caps(**{ours: getattr(entry if key in entry.model_fields_set else study, key) for key, ours in CAPS.items()})
+    given = {ours: getattr(entry if key in entry.model_fields_set else study, key) for key, ours in CAPS.items()}
+    several = given["train"] if isinstance(given["train"], list) else [given["train"]]
+    caps = [Caps(**{**given, "train": rows}) for rows in several]
     data_dir, include_path = _path(base, study.data_dir), _path(base, study.include_path)
     with places.at("task"):
         tasks = [_task(task, base, include_path) for task in suites.expand(entry.task, study.corpora)]
@@ -153,8 +155,8 @@ def _benchmarks(
     places_of_rows = {"include_path": include_path, "data_dir": data_dir}
     with places.at("train_on"):
         found = [
-            BenchmarkSpec(task=task, **places_of_rows, caps=caps, split_protocol=study.split_protocol, train_on=train_on)
-            for task in tasks
+            BenchmarkSpec(task=task, **places_of_rows, caps=one, split_protocol=study.split_protocol, train_on=train_on)
+            for task, one in product(tasks, caps)
         ]
         for benchmark in found if train_on is not None else ():
             check_train_on(benchmark)

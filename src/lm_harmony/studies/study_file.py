@@ -28,6 +28,7 @@ from lm_harmony.studies.value_rules import (
     RecipeOverrides,
     Rows,
     Seed,
+    SeveralRows,
     StudyMapping,
     Text,
     Token,
@@ -96,8 +97,8 @@ class BenchmarkEntry(StudyMapping):
     """Beginning of every answer, after which the model continues. If not given, the task's own is used."""
     max_gen_toks: Tokens | None = None
     """Longest generated answer in tokens, think part included. If not given, the task's own limit is used."""
-    max_num_train: Rows = Caps().train
-    """Most training rows. If not given, the study's value is used."""
+    max_num_train: SeveralRows = Caps().train
+    """Most training rows; a list, such as [50, 500, 5000], trains once with each. If not given, the study's value is used."""
     max_num_valid: Rows = Caps().validation
     """Most validation rows. If not given, the study's value is used."""
     max_num_test: Rows = Caps().test
@@ -143,8 +144,8 @@ class StudyFile(StudyMapping):
     """How runs are executed. It changes scores by rounding at most."""
     joint: Annotated[int, rule(lambda key, value: check_integer(key, value, 1), Annotated[int, Field(ge=1)])] = 1
     """Most runs of one model that a worker trains jointly, in common passes. On a CPU, more than 1 gains nothing."""
-    max_num_train: Rows = Caps().train
-    """Most training rows of each benchmark."""
+    max_num_train: SeveralRows = Caps().train
+    """Most training rows of each benchmark; a list, such as [50, 500, 5000], trains once with each (`lm-harmony rows`)."""
     max_num_valid: Rows = Caps().validation
     """Most validation rows of each benchmark."""
     max_num_test: Rows = Caps().test

@@ -89,6 +89,13 @@ def _check_prompt(key: str, value: Any) -> None:
     Prompt(**{**ended, key: value})
 
 
+def _check_several(key: str, value: Any) -> None:
+    for one in value if isinstance(value, list) and value else [value]:
+        Caps(**{CAPS[key]: one})
+    if isinstance(value, list) and len(set(value)) < len(value):
+        raise UsageError(f"{key} = {value} has a number twice. Remove one.")
+
+
 def _check_lora(key: str, value: Any) -> None:
     Recipe.from_dict({"lora": {key: value}})
 
@@ -108,6 +115,7 @@ Variables = Annotated[Mapping[str, Any], rule(_check_prompt, dict[str, Any])]
 PromptText = Annotated[str, rule(_check_prompt, str)]
 Token = Annotated[str | int, rule(_check_prompt, str | int)]
 Tokens = Annotated[int, rule(_check_prompt, Annotated[int, Field(ge=1)])]
+SeveralRows = Annotated[int | list[int], rule(_check_several, Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]])]
 Date = Annotated[str | date, rule(_check_date, date)]
 Seed = Annotated[
     int, rule(lambda _, value: check_integer("a seed", value, 0, LARGEST_SEED), Annotated[int, Field(ge=0, le=LARGEST_SEED)])

@@ -1,0 +1,141 @@
+"""How much training data a ranking needs: scores, agreement of benchmarks and ranks by the largest number of training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lm_harmony.analysis.agreement import agreement, kendall
+from lm_harmony.analysis.load_records import find_runs
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.pca import components, ranks
+from lm_harmony.analysis.score_rows import CompletePart, Preparation
+from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.runs.record import RunRecord
+
+SETTLED = 0.95
+"""Kendall's tau with the ranks of the most training rows, from which on ranks count as settled."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataCurve:
+    """Results of the same models and benchmarks by the largest number of training rows; 0 stands for the direct scores."""
+
+    table: pd.DataFrame
+    """max_num_train x (rows: mean number that was trained on; seconds: of training, all runs; mean_tau: between benchmarks; tau:
+    of the ranks by PC1 with those of the most rows; largest_change: of a rank from those). NaN: not known."""
+    scores: pd.DataFrame
+    """Mean score of the models, max_num_train x benchmarks, in the metric's unit."""
+    basis: CompletePart
+    """Models and benchmarks that have a trained score for every number of training rows."""
+    settled: int
+    """Smallest number of rows from which on every tau is at least ``threshold``."""
+    threshold: float
+    """Kendall's tau from which on ranks count as settled."""
+
+    @property
+    def saved_rows(self) -> float:
+        """Share of the training rows that the settled number saves."""
+        return 1 - float(self.table["rows"][self.settled] / self.table["rows"].iloc[-1])
+
+    @property
+    def saved_seconds(self) -> float:
+        """Share of the seconds of training that the settled number saves."""
+        return 1 - float(self.table["seconds"][self.settled] / self.table["seconds"].iloc[-1])
+
+
+def data_curve(results: Path, *, threshold: float = SETTLED) -> DataCurve:
+    """Return the results of a folder of runs by their largest number of training rows.
+
+    Args:
+        results: folder of the runs of a study with several values of max_num_train.
+        threshold: Kendall's tau from which on ranks count as settled.
+
+    Raises:
+        UsageError: the runs have one number only, or fewer than two models or benchmarks have scores for every number.
+    """
+    records: dict[int, list[RunRecord]] = {}
+    for store in find_runs(results):
+        try:
+            ended = store.outcome()
+        except StoreError:
+            continue
+        if isinstance(ended, RunRecord):
+            records.setdefault(ended.spec.benchmark.caps.train, []).append(ended)
+    if len(records) < 2:
+        known = ", ".join(map(str, records)) or "none"
+        raise UsageError(
+            f"rows: the runs below {results} have these values of max_num_train: {known}. Several are needed. Run a study with "
+            f"max_num_train: [50, 500, 5000]."
+        )
+    matrices = {rows: ScoreMatrix.from_records(results, max_num_train=rows).downstream() for rows in sorted(records)}
+    basis = _common(matrices)
+    parts = {rows: matrix.subset(basis.models, basis.benchmarks) for rows, matrix in matrices.items()}
+    most = max(parts)
+    preparations = {(rows, "trained"): part for rows, part in parts.items()}
+    direct = parts[most].has("direct") and not parts[most].gaps("direct")
+    if direct:
+        preparations = {(0, "direct"): parts[most], **preparations}
+    final = components(parts[most], "trained").pc1
+    lines, scores = {}, {}
+    for (rows, preparation), part in preparations.items():
+        kept = [one for one in records.get(rows, ()) if one.benchmark in basis.benchmarks]
+        pc1 = _pc1_or_none(part, preparation)
+        lines[rows] = {
+            "rows": float(np.mean([one.data.train for one in kept])) if kept else 0.0,
+            "seconds": float(sum(epoch.seconds for one in kept for epoch in one.epochs)),
+            "mean_tau": agreement(part, preparation).mean_tau,
+            "tau": float("nan") if pc1 is None else kendall(pc1, final),
+            "largest_change": float("nan") if pc1 is None else float((ranks(pc1) - ranks(final)).abs().max()),
+        }
+        scores[rows] = part.scores(preparation).values.mean()
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return DataCurve(
+        table=table,
+        scores=pd.DataFrame(scores).T,
+        basis=basis,
+        settled=_settled(table["tau"].drop(index=0, errors="ignore"), threshold),
+        threshold=threshold,
+    )
+
+
+def _pc1_or_none(matrix: ScoreMatrix, preparation: Preparation) -> pd.Series[float] | None:
+    """Return PC1 of the models; None where it is not defined, because all models have one score on a benchmark."""
+    try:
+        return components(matrix, preparation).pc1
+    except UsageError:
+        return None
+
+
+def _common(matrices: Mapping[int, ScoreMatrix]) -> CompletePart:
+    """Return the models and benchmarks that have trained scores in all matrices."""
+    first, *others = (matrix.complete("trained")[1] for matrix in matrices.values())
+    models = tuple(name for name in first.models if all(name in other.models for other in others))
+    tasks = tuple(name for name in first.benchmarks if all(name in other.benchmarks for other in others))
+    known = dict.fromkeys(name for matrix in matrices.values() for name in matrix.model_names)
+    benchmarks = dict.fromkeys(name for matrix in matrices.values() for name in matrix.benchmark_names)
+    if len(models) < 2 or len(tasks) < 2:
+        raise UsageError(
+            f"rows: {len(models)} models and {len(tasks)} benchmarks have a trained score for every number of training rows "
+            f"({', '.join(map(str, matrices))}), but two of each are needed. Run what is missing."
+        )
+    return CompletePart(
+        models=models,
+        benchmarks=tasks,
+        dropped_models=tuple(name for name in known if name not in models),
+        dropped_benchmarks=tuple(name for name in benchmarks if name not in tasks),
+    )
+
+
+def _settled(tau: pd.Series[float], threshold: float) -> int:
+    """Return the smallest index from which on every value is at least ``threshold``; the last one always is."""
+    found = int(tau.index[-1])
+    for rows in reversed(tau.index[:-1]):
+        if not tau[rows] >= threshold:
+            break
+        found = int(rows)
+    return found
