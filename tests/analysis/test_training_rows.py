@@ -71,6 +71,12 @@ def test_ranks_are_not_known_where_all_models_have_one_score(tmp_path: Path) -> 
     assert pd.isna(found.table["tau"][5]) and pd.isna(found.table["largest_change"][5]) and found.settled == 500
 
 
+def test_a_record_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
+    (write_world(tmp_path) / "50" / "piqa" / "a" / "record.json").write_text("{", encoding="utf-8")
+    found = data_curve(tmp_path)
+    assert any("50/piqa/a/record.json" in note for note in found.notes) and not data_curve(write_world(tmp_path / "new")).notes
+
+
 def test_boards_do_not_mix_numbers_of_training_rows(tmp_path: Path) -> None:
     """Without a number the folder is refused; with a number that no run has, too."""
     write_world(tmp_path)

@@ -49,12 +49,11 @@ def record_rows(results: Path, *, seed: int | None = None, max_num_train: int | 
     """Return the scores of every finished run below ``results``.
 
     Runs that failed become gaps with their cause. Records that cannot be read become gaps too, and notes name their files.
+    Output folders of lm_eval below ``results`` are read as direct scores (``load_lm_eval``).
 
     The score of several seeds of one model on one benchmark is their mean. Its standard error is sqrt(mean(e^2) + s^2 / n). e are
     the standard errors of the single seeds. Averaging does not reduce them, because all seeds answer the same test questions. s
     is the standard deviation between the n seeds.
-
-    Output folders of lm_eval below ``results`` are read as direct scores (``load_lm_eval``).
 
     Args:
         results: a folder of runs, such as the results_dir of a study.

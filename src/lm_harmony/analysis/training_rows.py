@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class DataCurve:
     """Smallest number of rows from which on every tau is at least ``threshold``."""
     threshold: float
     """Kendall's tau from which on ranks count as settled."""
+    notes: tuple[str, ...]
+    """Remarks on the scores, such as records that cannot be read."""
 
     @property
     def saved_rows(self) -> float:
@@ -58,21 +61,14 @@ def data_curve(results: Path, *, threshold: float = SETTLED) -> DataCurve:
     Raises:
         UsageError: the runs have one number only, or fewer than two models or benchmarks have scores for every number.
     """
-    records: dict[int, list[RunRecord]] = {}
-    for store in find_runs(results):
-        try:
-            ended = store.outcome()
-        except StoreError:
-            continue
-        if isinstance(ended, RunRecord):
-            records.setdefault(ended.spec.benchmark.caps.train, []).append(ended)
+    records = _by_rows(results)
     if len(records) < 2:
         known = ", ".join(map(str, records)) or "none"
         raise UsageError(
             f"rows: the runs below {results} have these values of max_num_train: {known}. Several are needed. Run a study with "
             f"max_num_train: [50, 500, 5000]."
         )
-    matrices = {rows: ScoreMatrix.from_records(results, max_num_train=rows).downstream() for rows in sorted(records)}
+    matrices = {rows: ScoreMatrix.from_records(results, max_num_train=rows).downstream() for rows in records}
     basis = _common(matrices)
     parts = {rows: matrix.subset(basis.models, basis.benchmarks) for rows, matrix in matrices.items()}
     most = max(parts)
@@ -100,7 +96,19 @@ def data_curve(results: Path, *, threshold: float = SETTLED) -> DataCurve:
         basis=basis,
         settled=_settled(table["tau"].drop(index=0, errors="ignore"), threshold),
         threshold=threshold,
+        notes=parts[most].notes,
     )
+
+
+def _by_rows(results: Path) -> dict[int, list[RunRecord]]:
+    """Return the records of finished runs by max_num_train; the notes of ``record_rows`` name those that cannot be read."""
+    records: dict[int, list[RunRecord]] = {}
+    for store in find_runs(results):
+        with suppress(StoreError):
+            ended = store.outcome()
+            if isinstance(ended, RunRecord):
+                records.setdefault(ended.spec.benchmark.caps.train, []).append(ended)
+    return dict(sorted(records.items()))
 
 
 def _pc1_or_none(matrix: ScoreMatrix, preparation: Preparation) -> pd.Series[float] | None:

@@ -51,4 +51,5 @@ def rows(
             f"ranks by PC1 are settled from {found.settled:,} rows on (tau with those of the most rows at least {tau:g}), which "
             f"saves {found.saved_rows:.0%} of the training rows and {found.saved_seconds:.0%} of the seconds of training",
             f"on {found.basis}",
+            *found.notes,
         )
