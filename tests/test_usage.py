@@ -61,7 +61,7 @@ def test_underscores_and_dashes_both_work(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_short_help_has_a_line_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = printed("-h", capsys)
-    assert status == 0 and len(out.splitlines()) == 17 and "  study        Carry out the runs" in out
+    assert status == 0 and len(out.splitlines()) == 20 and "  study        Carry out the runs" in out
     status, out, _ = printed("run -h", capsys)
     assert status == 0 and len(out.splitlines()) == 3 and "Example: lm-harmony run --base_model" in out
     status, long, _ = printed("run --help", capsys)
