@@ -103,6 +103,36 @@ def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Pat
     assert "1 finished" in ran.stdout
 
 
+def test_the_rows_of_another_benchmark_that_is_trained_on_are_fetched_too(hub: LoopbackHub, tmp_path: Path) -> None:
+    tested = {
+        "task": "quiz",
+        "dataset_path": ARC,
+        "dataset_name": "ARC-Easy",
+        "output_type": "multiple_choice",
+        "test_split": "test",
+    }
+    tested |= {"doc_to_text": "Question: {{question}}", "doc_to_choice": "{{choices.text}}"}
+    tested |= {
+        "doc_to_target": "{{choices.label.index(answerKey)}}",
+        "metric_list": [{"metric": "acc", "higher_is_better": True}],
+    }
+    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(tested), encoding="utf-8")
+    file = write_study(tmp_path, MODEL)
+    study = yaml.safe_load(file.read_text(encoding="utf-8"))
+    study["benchmarks"] = [{"task": "quiz.yaml", "train_on": "arc_easy"}]
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "fetched       quiz" in done.stdout and "fetched       arc_easy" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "data" / "quiz").iterdir()) == ["source.json", "test.jsonl"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    ran = command(["study", str(file)], offline)
+    assert ran.returncode == 0 and "1 finished" in ran.stdout, ran.stderr
+    shutil.rmtree(tmp_path / "data" / "arc_easy")  # negative control: without these rows the study cannot run
+    shutil.rmtree(tmp_path / "results")
+    assert command(["study", str(file)], offline).returncode == 1
+
+
 def test_a_failed_download_leaves_no_files_and_does_not_affect_the_other_downloads(hub: LoopbackHub, tmp_path: Path) -> None:
     (tmp_path / "served" / "gone").mkdir()
     file = write_study(tmp_path, MODEL, "nobody/nothing")

@@ -26,11 +26,12 @@ from lm_harmony.benchmarks.catalogue import benchmark_name, corpus_path
 from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
 from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.types import SplitUse
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
 from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.models.model_folder import adapter_base, refuse_other_revision, write_source
 from lm_harmony.runs.files import new_folder
-from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
+from lm_harmony.runs.spec import ModelSpec, RunSpec
 
 _PARTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CODE = ("*.py",)
@@ -67,9 +68,10 @@ def download(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None
         models_dir: folder for the models; None: models are not downloaded, and runs use the hub's own cache.
     """
     runs = list(runs)
-    for benchmark in {run.benchmark.task: run.benchmark for run in runs}.values():
-        if corpus_path(benchmark.task) is None:
-            yield _catch_error(benchmark.task, data_dir, partial(_download_rows, benchmark, data_dir))
+    tasks = {task: (use, run.benchmark.include_path) for run in runs for task, use in run.benchmark.tasks}
+    for task, (use, include_path) in tasks.items():
+        if corpus_path(task) is None:
+            yield _catch_error(benchmark_name(task), data_dir, partial(_download_rows, task, use, include_path, data_dir))
     models = {(run.model.name, run.model.revision): run.model for run in runs}
     revisions = Counter(name for name, _ in models)
     for (name, revision), model in models.items():
@@ -85,9 +87,8 @@ def _catch_error(name: str, folder: Path, task: Callable[[], DownloadResult]) ->
         return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FAILED, error=error)
 
 
-def _download_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
-    file = find_task_file(benchmark.task, benchmark.include_path)
-    name = benchmark_name(benchmark.task)
+def _download_rows(task: str, use: SplitUse, include_path: Path | None, data_dir: Path) -> DownloadResult:
+    file, name = find_task_file(task, include_path), benchmark_name(task)
     folder = data_dir / name
     if (folder / "source.json").is_file():
         changed = modified_files(folder)
@@ -98,10 +99,10 @@ def _download_rows(benchmark: BenchmarkSpec, data_dir: Path) -> DownloadResult:
             )
     elif not folder.exists():
         with new_folder(folder) as scratch:
-            source = download_rows(file, scratch)
+            source = download_rows(file, scratch, use)
             if source.task != name:
                 raise BenchmarkError(f"benchmark {name}: {file} defines the task {source.task}. Rename it to {source.task}.yaml.")
-            open_task(benchmark.task, include_path=benchmark.include_path, data_dir=scratch.parent)  # the rows can be read back
+            open_task(task, include_path=include_path, data_dir=scratch.parent, use=use)  # the rows can be read back
         return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FETCHED)
     return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
 

@@ -13,6 +13,7 @@ import datasets
 from huggingface_hub import HfApi
 
 from lm_harmony.benchmarks.harness.task_file import read_config, split_names_of
+from lm_harmony.benchmarks.types import SplitUse
 from lm_harmony.errors import BenchmarkError
 
 
@@ -34,13 +35,19 @@ class RowsSource:
     """File name -> split of the data set, number of rows, and SHA-256 of the file."""
 
 
-def download_rows(task_file: Path, folder: Path) -> RowsSource:
+def download_rows(task_file: Path, folder: Path, use: SplitUse = "all") -> RowsSource:
     """Write source.json and, for each split that the task names, train.jsonl, validation.jsonl or test.jsonl.
 
+    Args:
+        task_file: the task's YAML file.
+        folder: folder for the files.
+        use: which splits the task must name; all that it names are written.
+
     Raises:
-        BenchmarkError: the task cannot be fine-tuned or names no data set, or its rows cannot be downloaded or written as JSON.
+        BenchmarkError: the task lacks a split that is used or names no data set, or its rows cannot be downloaded or written as
+            JSON.
     """
-    config = read_config(task_file)
+    config = read_config(task_file, use)
     name, path = str(config["task"]), config.get("dataset_path")
     if not isinstance(path, str):
         raise BenchmarkError(f"benchmark {name}: {task_file} has no dataset_path, so it loads its rows itself.")
