@@ -153,18 +153,23 @@ def test_a_finished_run_gets_the_scores_that_it_lacks(run: RunStore, tmp_path: P
 def test_a_stopped_run_continues_with_the_scores_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, store = asked(tmp_path, shots=(0, 2)), RunStore(tmp_path / "run")
     whole = train_before_test(spec, RunStore(tmp_path / "whole"))
-    original = protocol._test
+    original = protocol.score_test_rows
 
     def stopping(*arguments: Any) -> Score:
         if arguments[2:] == ():
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(protocol, "_test", stopping)
+    monkeypatch.setattr(protocol, "score_test_rows", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_before_test(spec, store)
     scored: list[int] = []
-    monkeypatch.setattr(protocol, "_test", lambda *given: scored.append(given[3] if len(given) > 3 else -1) or original(*given))
+
+    def noting(*arguments: Any) -> Score:
+        scored.append(arguments[3] if len(arguments) > 3 else -1)
+        return original(*arguments)
+
+    monkeypatch.setattr(protocol, "score_test_rows", noting)
     (store.folder / "direct_2shot.json").write_bytes(b"damaged")
     assert train_before_test(spec, store, resume=True) == whole
     assert scored == [2, -1] and (store.folder / "direct_2shot.json.damaged").is_file()
@@ -194,7 +199,7 @@ def test_a_common_prefix_is_computed_once(tmp_path: Path) -> None:
             found.append(arguments[0].numel())
 
         handle = setup.model.module.get_input_embeddings().register_forward_pre_hook(note)
-        protocol._test(setup, Meter(), "direct", 6)
+        protocol.score_test_rows(setup, Meter(), "direct", 6)
         handle.remove()
         computed[name] = sum(found)
         asked_tokens = setup.scorer.counter.tokens
