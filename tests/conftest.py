@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from rows import ROWS
 from shared import DATA
 from tiny import write_tiny_model
 
+gc.disable()  # until the tests are imported: a collection of what the libraries hold takes a quarter of a second
 _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
 os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache is not changed
 
@@ -33,6 +35,12 @@ LONGEST = ("test_cluster.py", "test_readme.py", "test_cluster_faults.py", "test_
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Leave everything that was imported out of later collections. With it, these took a fifth of the time of many test files."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> list[str]:

@@ -97,11 +97,13 @@ def serve(folder: str) -> None:
             jemalloc, the memory allocator of pyarrow, may run, because jemalloc prepares itself for forks.
     """
     state = process_state()
+    gc.disable()
     for name in MODULES:
         importlib.import_module(name)
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len(threads) - threads.count("jemalloc_bg_thd") == 1, f"modules started threads: {threads}"
     gc.freeze()  # a collection would write to, and so copy, the memory of all objects
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(64)
