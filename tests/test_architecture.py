@@ -49,6 +49,7 @@ COMMANDS = {
     "lm_harmony.cli.__main__",
     "lm_harmony.demo.build",
     "lm_harmony.lm_eval_model",
+    "lm_harmony.studies.__main__",
 }
 """Modules without an importer: the console script, and those for ``python -m``."""
 HARNESS = ("lm_harmony.benchmarks.harness", "lm_harmony.lm_eval_model")

@@ -31,7 +31,7 @@ HOOK = """\
 import os, signal, sys
 def audit(event, arguments):
     rows = str(arguments[0]) if event == "open" else ""
-    if "fives" in rows and rows.endswith(".jsonl") and "lm_harmony.studies.worker" in sys.orig_argv:
+    if "fives" in rows and rows.endswith(".jsonl") and "lm_harmony.studies" in sys.orig_argv:
         print("about to die", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(audit)

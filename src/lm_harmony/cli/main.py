@@ -111,7 +111,7 @@ def plan(
         joint: most runs of one model that train jointly; default: the study's joint, or 1.
         format: table is for people; csv, json and markdown have a row for each model, without the constants.
     """
-    from lm_harmony.cli.console import quiet_libraries
+    from lm_harmony.cli.console import fast_imports, quiet_libraries
     from lm_harmony.runs.preflight import check_hardware
     from lm_harmony.studies.study import Study
 
@@ -121,8 +121,9 @@ def plan(
         check_hardware(hardware)
     asked = Study.read(file, only=only, skip=skip)
     specs = [run.spec for run in asked.runs]
-    from lm_harmony.cli import plan as plan_command  # these modules import torch
-    from lm_harmony.studies.plan import make_plan
+    with fast_imports():
+        from lm_harmony.cli import plan as plan_command
+        from lm_harmony.studies.plan import make_plan
 
     quiet_libraries()
     if ray is not None:

@@ -10,7 +10,7 @@ import tyro
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.cli.analyze import read
-from lm_harmony.cli.console import Format, lines_beside, say, show_rows
+from lm_harmony.cli.console import Format, fast_imports, lines_beside, say, show_rows
 from lm_harmony.cli.place_flags import PlaceFlags
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import given_flags, run_spec
@@ -88,7 +88,8 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
         check_device(flags.device)
         refuse_no_model(results, flags.revision)
         check_results_folder(flags.results_dir)
-        from lm_harmony.cli.place_until import place_until  # it imports torch
+        with fast_imports():
+            from lm_harmony.cli.place_until import place_until
 
         return place_until(results, flags, specs)
     others = sorted(set(given) - _OF_RESULTS - _OF_BOTH)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_harmony.benchmarks.types import FewShotScore, recurring
-from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
+from lm_harmony.cli.console import Format, fast_imports, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.progress import display
@@ -59,8 +59,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
                 store = replace(store, lease=lease)
                 if not flags.debug:
                     quiet_libraries()
-                from lm_harmony.runs.protocol import score_again, train_before_test
-
+                with fast_imports():
+                    from lm_harmony.runs.protocol import score_again, train_before_test
                 if flags.only_evaluate:
                     record = score_again(store, allow_task_code=flags.allow_task_code)
                 else:

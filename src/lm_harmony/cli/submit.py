@@ -145,7 +145,7 @@ def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
     Raises:
         UsageError: the adapter has other files than the submitted run's, or too many outcomes differ.
     """
-    from lm_harmony.cli.console import quiet_libraries
+    from lm_harmony.cli.console import fast_imports, quiet_libraries
     from lm_harmony.report.submission import weights_of
 
     if adapter is not None and (not found.manifest.adapter or weights_of(adapter) != found.manifest.adapter):
@@ -155,7 +155,8 @@ def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
     if not asked:
         raise UsageError("adapter is missing: the run has no direct score, and its trained score needs the trained weights.")
     quiet_libraries()
-    from lm_harmony.runs.rescoring import score_part_again
+    with fast_imports():
+        from lm_harmony.runs.rescoring import score_part_again
 
     seed = secrets.randbelow(2**32)  # nobody can know before which rows are chosen
     for name in asked:

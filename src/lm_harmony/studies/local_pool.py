@@ -33,7 +33,7 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """A worker in a process of this machine, ``python -m lm_harmony.studies.worker``."""
+    """A worker in a process of this machine, ``python -m lm_harmony.studies``."""
 
     def __init__(self, number: int, log_folder: Path, environment: Mapping[str, str]) -> None:
         """Describe the worker; its process is started by its first request.
@@ -114,7 +114,7 @@ class WorkerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lm_harmony.studies.worker"],
+                [sys.executable, "-m", "lm_harmony.studies"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

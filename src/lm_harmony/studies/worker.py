@@ -1,4 +1,4 @@
-"""The process that executes runs: ``python -m lm_harmony.studies.worker``.
+"""The process that executes runs: ``python -m lm_harmony.studies``.
 
 The coordinator of the study writes one request a line to standard input (``messages``). The worker writes one answer a line to
 standard output. When the coordinator ends, however it ends, the pipe closes and the worker ends after
@@ -168,7 +168,3 @@ def main() -> None:
         executor.close()
         log.info("stopped by %s", stopped_by())
         os._exit(exit_status())
-
-
-if __name__ == "__main__":
-    main()
