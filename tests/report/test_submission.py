@@ -260,6 +260,7 @@ def test_a_run_that_does_not_fit_the_board_is_not_added(
     other = next((tmp_path / "out").iterdir())
     assert add(other, "--results", board) == 1
     assert "the results have another model of this name" in capsys.readouterr().err
+
     again = rewritten(  # the same weights and benchmark with another recipe, which no board shows as one score
         submission,
         tmp_path / "again.zip",
@@ -269,3 +270,17 @@ def test_a_run_that_does_not_fit_the_board_is_not_added(
     assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
     assert add(other, "--results", tmp_path / "empty") == 0  # negative control
     assert RunStore(next((tmp_path / "empty").rglob("record.json")).parent).record().benchmark == "sst2"
+
+
+def test_another_revision_of_a_model_is_added_beside_the_first(submission: Path, tmp_path: Path) -> None:
+    def later(files: Files) -> None:
+        def change(record: dict[str, Any]) -> None:
+            record["spec"]["model"]["revision"] = "step2"
+            for source in record["sources"]:
+                source["sha256"] = "0" * 64 if source["kind"] == "model" else source["sha256"]
+
+        changed_record(files, change)
+
+    second = rewritten(submission, tmp_path / "second.zip", later)
+    assert add(submission, second, "--results", tmp_path / "board") == 0
+    assert {row.model for row in record_rows(tmp_path / "board").rows} == {"lab/tiny@main", "lab/tiny@step2"}

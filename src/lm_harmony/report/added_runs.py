@@ -30,7 +30,7 @@ def add(submission: Submission, results: Path) -> Path:
             f"{store.folder} {'holds this run already' if same else 'exists and holds another run'}. Nothing was added."
         )
     for other in _records(results):
-        if other.spec.model.name == record.spec.model.name and _weights(other) != _weights(record):
+        if _model(other) == _model(record) and _weights(other) != _weights(record):
             raise UsageError(
                 f"{record.spec.model.name}: the results have another model of this name. Ask for a submission with another "
                 f"--name. Nothing was added."
@@ -54,6 +54,10 @@ def _records(results: Path) -> Iterator[RunRecord]:
             continue
         if isinstance(found, RunRecord):
             yield found
+
+
+def _model(record: RunRecord) -> tuple[str, str]:
+    return record.spec.model.name, record.spec.model.revision
 
 
 def _weights(record: RunRecord) -> frozenset[tuple[str, str, str | None]]:
