@@ -54,7 +54,7 @@ for edit in (False, True):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     run = set_up_run(spec)
     names = [source.name for source in run.sources if source.kind == "task"]
-    print(json.dumps([names, run.splits.train[0].context.split()[0], run.fingerprints.run, run.direct_score_id]))
+    print(json.dumps([names, run.splits.train[0].context.split()[0], run.fingerprints.run, run.direct_score_id()]))
 """
 
 
