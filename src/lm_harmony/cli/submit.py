@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -97,12 +98,12 @@ def board(
     if flags.sha256 is not None and len(submissions) > 1:
         raise UsageError(f"sha256 is that of one file, and {len(submissions)} are given. Add them one by one.")
     from lm_harmony.report.added_runs import add
-    from lm_harmony.report.submission import open_submission, temporary_folder
+    from lm_harmony.report.submission import open_submission
 
     refused = 0
     for path in submissions:
         try:
-            with temporary_folder() as folder:
+            with TemporaryDirectory() as folder:
                 found = open_submission(path, Path(folder), flags.sha256)
                 spec = found.record.spec
                 say(f"{path}: {spec.model.name} on {found.record.benchmark}, seed {spec.seed}", *_told(found))

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from lm_harmony.analysis.outcomes import read_outcomes
@@ -176,6 +175,10 @@ def open_submission(path: Path, folder: Path, sha256: str | None = None) -> Subm
     try:
         _extract(path, folder)
         manifest = read_json(folder / "manifest.json", Manifest)
+        if manifest.format != FORMAT:
+            raise StoreError(
+                f"format = {manifest.format} is not the format {FORMAT} that LM-Harmony {version('lm-harmony')} reads"
+            )
         found_files = {path.name for path in folder.iterdir()} - {"manifest.json"}
         for name in sorted({"record.json", *found_files, *manifest.files}):
             if name not in found_files or name not in manifest.files:
@@ -230,8 +233,3 @@ def _recompute(record: RunRecord, folder: Path) -> tuple[tuple[str, ...], tuple[
                 )
             equal.append(f"{name} {metric}")
     return tuple(equal), tuple(unknown)
-
-
-def temporary_folder() -> TemporaryDirectory[str]:
-    """Return a folder for ``open_submission``, which is removed at the end of the with-block."""
-    return TemporaryDirectory(prefix="lm-harmony-submission-")
