@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "redaction": set(),
     "hub_connection": set(),
     "stop_signals": set(),
+    "fast_imports": set(),
     "progress": {"stop_signals"},
     "benchmarks": {"recipe", "errors", "progress", "hub_connection"},
     "models": {"recipe", "errors", "hub_connection"},
@@ -33,14 +34,17 @@ LAYERS: dict[str, set[str]] = {
     "runs": {"engine", "models", "benchmarks", "recipe", "errors", "progress"},
     "analysis": {"runs", "models", "benchmarks", "errors"},
     "report": {"analysis", "runs", "errors"},
-    "studies": {"runs", "engine", "models", "benchmarks", "recipe", "redaction", "stop_signals", "hub_connection", "errors"},
+    "studies": {
+        *("runs", "engine", "models", "benchmarks", "recipe", "redaction", "stop_signals", "hub_connection", "fast_imports"),
+        "errors",
+    },
     "lm_eval_model": {"engine", "models", "benchmarks", "errors"},
     "demo": {"studies", "engine", "benchmarks", "errors"},
     "in_memory": {"runs", "engine", "models", "errors"},
     "api": {"in_memory", "studies", "runs", "engine", "models", "benchmarks", "recipe", "errors"},
     "cli": {
         *("demo", "studies", "report", "analysis", "runs", "models", "benchmarks", "recipe", "progress", "redaction"),
-        *("stop_signals", "errors"),
+        *("stop_signals", "fast_imports", "errors"),
     },
 }
 """Layer -> the layers that it may import, from the lowest layer to the highest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -118,7 +119,9 @@ def test_a_tenth_of_the_rows_is_scored_again(
     said = capsys.readouterr().out
     for name in ("direct", "direct_2shot", "trained"):
         assert f"{name}: 4 test rows scored again" in said
-    assert said.count(" 0 with another outcome, log-likelihoods differ by at most 0") == 3
+    # Fewer rows are in other passes, which round differently.
+    differences = re.findall(r" 0 with another outcome, log-likelihoods differ by at most (\S+)", said)
+    assert len(differences) == 3 and max(map(float, differences)) < 1e-4
 
 
 @pytest.mark.parametrize("preparation", ["direct", "trained"])

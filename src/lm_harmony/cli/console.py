@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gc
 import io
 import json
 import logging
@@ -130,20 +129,6 @@ def logging_to(console: Console, file: Path | None = None, *, debug: bool = Fals
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
-
-
-@contextmanager
-def fast_imports() -> Iterator[None]:
-    """Import large libraries in the with-block without garbage collection, and leave them out of later collections.
-
-    Collections take a third of the time of these imports, and find nothing.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def quiet_libraries() -> None:

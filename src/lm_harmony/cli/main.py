@@ -22,6 +22,7 @@ from lm_harmony.cli.place import place_command
 from lm_harmony.cli.rows import rows
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.errors import HarmonyError, check_integer
+from lm_harmony.fast_imports import fast_imports
 from lm_harmony.redaction import hide_secrets
 from lm_harmony.stop_signals import exit_status, stop_caught, stop_on_signals, stopped_by
 
@@ -111,7 +112,7 @@ def plan(
         joint: most runs of one model that train jointly; default: the study's joint, or 1.
         format: table is for people; csv, json and markdown have a row for each model, without the constants.
     """
-    from lm_harmony.cli.console import fast_imports, quiet_libraries
+    from lm_harmony.cli.console import quiet_libraries
     from lm_harmony.runs.preflight import check_hardware
     from lm_harmony.studies.study import Study
 

@@ -10,11 +10,12 @@ import tyro
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.cli.analyze import read
-from lm_harmony.cli.console import Format, fast_imports, lines_beside, say, show_rows
+from lm_harmony.cli.console import Format, lines_beside, say, show_rows
 from lm_harmony.cli.place_flags import PlaceFlags
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import given_flags, run_spec
 from lm_harmony.errors import UsageError, check_integer, check_number
+from lm_harmony.fast_imports import fast_imports
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.models.model_folder import refuse_no_model
 from lm_harmony.runs.preflight import check_device, check_hardware, check_results_folder

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_harmony.benchmarks.types import FewShotScore, recurring
-from lm_harmony.cli.console import Format, fast_imports, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
+from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
+from lm_harmony.fast_imports import fast_imports
 from lm_harmony.progress import display
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.folder_lease import FolderLeases

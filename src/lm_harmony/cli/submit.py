@@ -13,6 +13,7 @@ import tyro
 
 from lm_harmony.cli.console import say
 from lm_harmony.errors import HarmonyError, UsageError
+from lm_harmony.fast_imports import fast_imports
 from lm_harmony.runs.preflight import check_folder, check_request, check_results_folder
 from lm_harmony.runs.shots import shots_of
 
@@ -146,7 +147,7 @@ def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
     Raises:
         UsageError: the adapter has other files than the submitted run's, or too many outcomes differ.
     """
-    from lm_harmony.cli.console import fast_imports, quiet_libraries
+    from lm_harmony.cli.console import quiet_libraries
     from lm_harmony.report.submission import weights_of
 
     if adapter is not None and (not found.manifest.adapter or weights_of(adapter) != found.manifest.adapter):

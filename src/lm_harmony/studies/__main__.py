@@ -1,10 +1,8 @@
 """`python -m lm_harmony.studies`: the process that executes runs, which the worker pool starts."""
 
-import gc
+from lm_harmony.fast_imports import fast_imports
 
-gc.disable()  # collections take a third of the time in which the libraries are imported, and find nothing
-from lm_harmony.studies.worker import main  # noqa: E402
+with fast_imports():
+    from lm_harmony.studies.worker import main
 
-gc.freeze()
-gc.enable()
 main()
