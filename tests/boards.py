@@ -73,6 +73,7 @@ def write_run(
     sources: tuple[Source, ...] | None = (),
     parameters: int | None = None,
     rows: int = 50_000,
+    chosen_epoch: int = 1,
 ) -> RunStore:
     """Write the record of a finished run. Write its samples too if ``outcomes`` of its questions are given."""
 
@@ -99,8 +100,13 @@ def write_run(
             truncated=0,
         ),
         direct=score(direct),
-        epochs=(EpochRecord(epoch=1, loss=1.0, validation={metric: 0.5}, tokens=10, seconds=1.0, validation_seconds=1.0),),
-        chosen_epoch=1,
+        epochs=tuple(
+            EpochRecord(
+                epoch=number, loss=1.0, validation={metric: 0.5}, tokens=10, seconds=1.0, validation_seconds=1.0, **of_rate
+            )
+            for number, of_rate in enumerate([{"learning_rate": rate} for rate in recipe.rates] if recipe.rates[1:] else [{}], 1)
+        ),
+        chosen_epoch=chosen_epoch,
         trained=score(trained),
         test_curve={},
         environment={"versions": versions} if versions else {},

@@ -30,6 +30,7 @@ FLAGS = {
     # LM-Harmony's own
     "data_dir", "include_path", "split_protocol", "train_on", "overwrite", "dtype", "device", "engine", "revision",
     "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map", "direct_fewshot",
+    "learning_rates",
     "results_dir", "format", "debug",
 }  # fmt: skip
 DATASET_PARAM = {
@@ -181,6 +182,13 @@ def test_one_seed_sets_all_seeds() -> None:
     assert spec_of("--base_model m --task_name t --random_seed 3 --train_param.seed 3").seed == 3
     with pytest.raises(UsageError, match="contradicts"):
         spec_of("--base_model m --task_name t --random_seed 3 --train_param.seed 4")
+
+
+def test_several_learning_rates() -> None:
+    several = spec_of("--base_model m --task_name t --learning_rates 5e-6 2e-5")
+    assert several.recipe == Recipe(learning_rate=(5e-6, 2e-5)) and several.recipe.fingerprint() != PUBLISHED.fingerprint()
+    with pytest.raises(UsageError, match=r"learning_rate = 1e-05 contradicts learning_rates = \[5e-06, 2e-05\]"):
+        spec_of("--base_model m --task_name t --learning_rates 5e-6 2e-5 --train_param.learning_rate 1e-5")
 
 
 def test_the_smaller_evaluation_batch_is_used() -> None:

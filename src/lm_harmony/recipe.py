@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, WrapValidator
@@ -54,6 +54,19 @@ def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(str(value), known)}")
 
 
+def check_learning_rates(field: str, rates: tuple[object, ...]) -> None:
+    """Check rates from which validation chooses; UsageError: fewer than two, not positive, or one is given twice."""
+    if len(rates) < 2:
+        raise UsageError(
+            f"{field} = {list(rates)} must have at least two rates to choose from. Add rates, or give one number "
+            f"(--train_param.learning_rate; in a study: learning_rate: 2e-5)."
+        )
+    for place, rate in enumerate(rates):
+        check_number(f"{field}[{place}]", rate, positive=True)
+    if len(set(rates)) < len(rates):
+        raise UsageError(f"{field} = {list(rates)} has a rate twice. Remove one.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """A low-rank adapter, with the field names of ``peft.LoraConfig``."""
@@ -97,8 +110,8 @@ class Recipe:
     """The adapter that is trained; None: all weights are trained."""
     epochs: int = 5
     """Passes over the training rows; the best one by validation is tested."""
-    learning_rate: Number = 2e-5
-    """Peak value of the learning rate."""
+    learning_rate: Number | tuple[Number, ...] = 2e-5
+    """Peak value of the learning rate; several: each is trained, and validation chooses one."""
     batch_size: int = 8
     """Sequences in one optimizer step, however many forward passes they take."""
     max_length: int = 1024
@@ -135,7 +148,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_integer("train_param.num_train_epochs", self.epochs, 1)
-        check_number("train_param.learning_rate", self.learning_rate, positive=True)
+        if isinstance(self.learning_rate, list):
+            raise UsageError(f"learning_rate must be a number or a tuple, got {self.learning_rate}. Write (5e-6, 2e-5).")
+        if isinstance(self.learning_rate, tuple):
+            check_learning_rates("learning_rate", self.learning_rate)
+        else:
+            check_number("train_param.learning_rate", self.learning_rate, positive=True)
         check_integer("batch size", self.batch_size, 1)
         check_integer("train_param.max_seq_length", self.max_length, 2)
         check_flag("completion_only", self.completion_only)
@@ -160,6 +178,29 @@ class Recipe:
                     f"--quantize, or train an adapter (--use_peft; in a study: lora)."
                 )
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are trained, in the order given."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+
+    def at_rate(self, rate: float) -> Recipe:
+        """Return the recipe of one of ``rates``."""
+        return replace(self, learning_rate=rate)
+
+    @property
+    def total_epochs(self) -> int:
+        """Number of epochs of all learning rates together, unless ``max_steps`` ends them earlier."""
+        return self.epochs * len(self.rates)
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate of a single training; UsageError: the recipe has several, from which a run chooses one."""
+        if isinstance(self.learning_rate, tuple):
+            raise UsageError(
+                f"learning_rate = {list(self.learning_rate)} has several values, and one training has one. Give one number."
+            )
+        return self.learning_rate
+
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all fields and ``TRAINING_VERSION``."""
         return fingerprint({**written_recipe(asdict(self)), "training_version": TRAINING_VERSION})
@@ -183,7 +224,8 @@ class Recipe:
             if not isinstance(targets, (list, tuple)):  # the letters of a text would count as names
                 raise UsageError(f"peft_config.target_modules must be a list, got {targets!r}. Write [{targets}].")
             lora = Lora(**{**lora, "target_modules": tuple(targets)})
-        checked: dict[str, Any] = {**values, "lora": lora}  # each field's type is checked by __post_init__
+        several = {name: tuple(value) for name, value in values.items() if name == "learning_rate" and isinstance(value, list)}
+        checked: dict[str, Any] = {**values, "lora": lora, **several}  # each field's type is checked by __post_init__
         return cls(**checked)
 
 

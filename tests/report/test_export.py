@@ -68,6 +68,23 @@ def test_a_table_has_each_score_once(to: str, study: Path, capsys: pytest.Captur
     assert "the run has failed" in errors and "the run is not current: own.yaml changed since" in errors
 
 
+def test_the_chosen_learning_rate_is_exported(tmp_path: Path) -> None:
+    """With the recipe, which names all rates; records of one rate are as before."""
+    several = replace(PUBLISHED, learning_rate=(5e-6, 2e-5))
+    write_run(tmp_path / "results", model="a/a", direct=0.2, recipe=several, chosen_epoch=2)
+    write_run(tmp_path / "results", model="a/b")
+    table = pd.read_csv(exported(tmp_path, "csv") / "scores.csv")
+    notes = dict(table.loc[table["preparation"] == "trained", ["model", "notes"]].to_numpy())
+    assert "learning rate 2e-05 of 2 chosen on validation, 10 training rows, epoch 2 of 2" in notes["a/a"]
+    assert "learning rate 2e-05, 10 training rows" in notes["a/b"]
+    folder = exported(tmp_path, "every-eval-ever", "--organization", "us")
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.rglob("*.json")]
+    details = {record["model_info"]["id"]: record["model_info"]["additional_details"] for record in records}
+    assert details["a/a@train-before-test"]["chosen_learning_rate"] == "2e-05"
+    assert json.loads(details["a/a@train-before-test"]["recipe"])["learning_rate"] == [5e-6, 2e-5]
+    assert not {"chosen_learning_rate"} & (details["a/a"].keys() | details["a/b@train-before-test"].keys())
+
+
 def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
     write_run(tmp_path / "results", model="=1+1")
     assert (exported(tmp_path, "csv") / "scores.csv").read_text().splitlines()[1].startswith("'=1+1,")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 from lm_harmony.studies.calibration import calibrate, next_rows, smallest_run
 from lm_harmony.studies.cards import FITS, way_to_fit
-from lm_harmony.studies.flops import scoring_flops, training_flops
+from lm_harmony.studies.flops import TrainingWork, scoring_flops, training_flops
 from lm_harmony.studies.hardware import HARDWARE, hardware_named
 from lm_harmony.studies.local_pool import local_workers
 from lm_harmony.studies.plan import make_plan
@@ -112,6 +112,14 @@ def test_a_run_that_cannot_be_counted_is_listed_as_missing(tmp_path: Path) -> No
     assert [model.runs for model in plan.models] == [1]
     (name,) = plan.missing
     assert "no/model" in name
+
+
+def test_every_learning_rate_is_trained_and_validated(spec: RunSpec) -> None:
+    several = replace(spec, recipe=replace(spec.recipe, learning_rate=(1e-4, 2e-4, 3e-4)))
+    one, three = (workload(each, HARDWARE["h200"].memory_budget) for each in (spec, several))
+    assert three.training == TrainingWork(**{name: 3 * count for name, count in asdict(one.training).items()})
+    assert three.epochs == 3 * one.epochs and three.test == one.test and three.direct == one.direct
+    assert calibrate(several, seconds=0.0).training.measured
 
 
 def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:

@@ -70,6 +70,22 @@ def test_recipes_override_each_other_from_study_to_model_to_benchmark(tmp_path: 
     assert {run.benchmark.caps.train for run in spec.runs if run.benchmark.task == "mnli"} == {7}
 
 
+def test_a_list_of_learning_rates_is_what_validation_chooses_from(tmp_path: Path) -> None:
+    """It is part of the recipe, so a model or a benchmark can have one rate or other rates."""
+    spec = read(
+        tmp_path,
+        choose="validation",
+        recipe={"learning_rate": [5e-6, 2e-5]},
+        models=["a/a", {"name": "b/b", "recipe": {"learning_rate": 1e-3}}],
+        benchmarks=["arc_easy", {"task": "mnli", "recipe": {"learning_rate": [1e-5, 1e-4]}}],
+    )
+    rates = {(run.model.name, run.benchmark.task): run.recipe.rates for run in spec.runs}
+    assert rates["a/a", "arc_easy"] == (5e-6, 2e-5) and rates["b/b", "arc_easy"] == (1e-3,)
+    assert rates["a/a", "mnli"] == rates["b/b", "mnli"] == (1e-5, 1e-4)
+    plain = read(tmp_path, models=["b/b"], benchmarks=["arc_easy"], recipe={"learning_rate": 1e-3}).runs
+    assert [run_id(run) for run in plain] == [run_id(run) for run in spec.runs if len(run.recipe.rates) == 1]
+
+
 def test_paths_are_relative_to_the_study_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "own.yaml").write_text("task: own\n")
@@ -209,6 +225,29 @@ THINKER = {"name": "a/a", "chat_template_args": {"enable_thinking": True}}
         ({"recipe": {"epochs": True}}, "must be a whole number, at least 1, got True"),
         ({"recipe": {"learning_rate": float("nan")}}, "train_param.learning_rate must be a positive number, got nan"),
         ({"recipe": {"learning_rate": float("inf")}}, "train_param.learning_rate must be a positive number, got inf"),
+        (
+            {"recipe": {"learning_rate": [2e-5, 1e-4]}},
+            "recipe.learning_rate = [2e-05, 0.0001] needs a rule to choose by. Add choose",
+        ),
+        (
+            {"models": [{"name": "a/a", "recipe": {"learning_rate": [2e-5, 1e-4]}}]},
+            "models[0].recipe.learning_rate = [2e-05, 0.0001] needs a rule",
+        ),
+        ({"choose": "validation"}, "choose = validation has nothing to choose from. Give a list, such as recipe: {learning_rate"),
+        (
+            {"choose": "test", "recipe": {"learning_rate": [2e-5, 1e-4]}},
+            "choose must be validation, got 'test', because no other",
+        ),
+        ({"choose": "validation", "recipe": {"learning_rate": []}}, "recipe.learning_rate = [] must have at least two rates"),
+        ({"choose": "validation", "recipe": {"learning_rate": [2e-5]}}, "recipe.learning_rate = [2e-05] must have at least two"),
+        (
+            {"choose": "validation", "recipe": {"learning_rate": [2e-5, 2e-5]}},
+            "recipe.learning_rate = [2e-05, 2e-05] has a rate twice",
+        ),
+        ({"choose": "validation", "recipe": {"learning_rate": [2e-5, -1]}}, "learning_rate[1] must be a positive number, got -1"),
+        ({"choose": "validation", "recipe": {"learning_rate": [2e-5, 0]}}, "learning_rate[1] must be a positive number, got 0"),
+        ({"choose": "validation", "recipe": {"learning_rate": [2e-5, float("inf")]}}, "must be a positive number, got inf"),
+        ({"choose": "validation", "recipe": {"learning_rate": [2e-5, "high"]}}, "must be a number, got 'high'"),
         ({"recipe": {"learning_rate": "high"}}, "must be a number, got 'high'. Write it without quotes: 1e-4"),
         ({"recipe": {"batch_size": 0}}, "recipe.batch_size: batch size must be at least 1, got 0"),
         ({"recipe": {"weight_decay": float("inf")}}, "weight_decay must be a finite number, not negative, got inf"),

@@ -19,7 +19,9 @@ FileStates = dict[str, tuple[int, str | None] | None]
 
 
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
-    """Yield a note for each benchmark with scores of several package versions or of quantized weights, and for stale runs.
+    """Yield a note for each benchmark with scores of several package versions, quantized weights or chosen learning rates.
+
+    Another note counts the stale runs of each benchmark.
 
     A note on each benchmark says how many of its test questions recur in the training rows, by the run with most of them.
 
@@ -48,6 +50,9 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
         quantized = Counter(kind for record in group if (kind := record.spec.recipe.quantize) is not None)
         for kind, count in sorted(quantized.items()):
             yield f"{benchmark}: {count} of {len(group)} runs have weights quantized to {kind}, which is another recipe"
+        tuned = sum(len(record.spec.recipe.rates) > 1 for record in group)
+        if tuned:
+            yield f"{benchmark}: {tuned} of {len(group)} runs chose their learning rate on validation, which is another recipe"
     yield from _mixed_targets(record for group in found.values() for record in group)
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:

@@ -16,6 +16,7 @@ from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
 from lm_harmony.fast_imports import fast_imports
 from lm_harmony.progress import display
+from lm_harmony.runs.choice import best_by_rate, chosen_rate
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
@@ -87,11 +88,15 @@ def _show_scores(record: RunRecord, store: RunStore, format: Format) -> None:
 
 def closing_lines(record: RunRecord) -> list[str]:
     """Return what a run did, in lines: which epoch was chosen, how many rows were used, and rows of another benchmark."""
-    data, chosen = record.data, record.epochs[record.chosen_epoch - 1]
+    data, chosen, rates = record.data, record.epochs[record.chosen_epoch - 1], record.spec.recipe.rates
     lines = [] if data.train_on is None else [f"{record.benchmark}: {data.train_on.sentence()}."]
     recurs = recurring(data.near_duplicates, data.test)
     lines += [] if recurs is None else [f"{record.benchmark}: {recurs}."]
     lines += [f"{_column(name)}: {score.sentence()}." for name, score in record.scores.items() if isinstance(score, FewShotScore)]
+    if len(rates) > 1:
+        best = best_by_rate(record)
+        reached = ", ".join(f"{rate:g}: {best[rate]:.4f}" if rate in best else f"{rate:g}: diverged" for rate in rates)
+        lines.append(f"Best {record.metric} on validation by learning rate: {reached}. {chosen_rate(record):g} was chosen.")
     return [
         *lines,
         f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {data.validation:,} validation rows "

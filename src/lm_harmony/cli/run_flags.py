@@ -163,6 +163,9 @@ class RunFlags:
     """Replace a run that is in the folder."""
     completion_only: bool = False
     """Compute the loss on the answer only."""
+    learning_rates: tuple[float, ...] = ()
+    """Several learning rates in place of train_param.learning_rate: 5e-6 2e-5 1e-4. Each is trained, and the best epoch of all on
+    validation is tested."""
     max_new_tokens: int = 256
     """Maximum tokens of a generated answer."""
     eval_max_batch_size: int | None = None

@@ -12,7 +12,7 @@ from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.types import Caps, Shots
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
 from lm_harmony.errors import UsageError, check_integer, did_you_mean
-from lm_harmony.recipe import Recipe
+from lm_harmony.recipe import Recipe, check_learning_rates
 from lm_harmony.runs.spec import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 _INTEGER = re.compile(r"-?\d+")
@@ -111,6 +111,19 @@ def _shots(flags: RunFlags, given: Collection[str]) -> tuple[Shots, ...]:
     return tuple(int(shots) if _INTEGER.fullmatch(shots) else shots for shots in flags.direct_fewshot)  # type: ignore[misc]
 
 
+def _learning_rate(flags: RunFlags, given: Collection[str]) -> float | tuple[float, ...]:
+    rates = flags.learning_rates
+    if "learning_rates" not in given and not rates:
+        return flags.train_param.learning_rate
+    check_learning_rates("learning_rates", rates)
+    if "train_param.learning_rate" in given:
+        raise UsageError(
+            f"train_param.learning_rate = {flags.train_param.learning_rate} contradicts learning_rates = {list(rates)}. "
+            f"Remove one of them."
+        )
+    return rates
+
+
 def _metric(flags: RunFlags, given: Collection[str]) -> str | None:
     metric = flags.train_param.metric_for_best_model
     return None if metric is None else metric.removeprefix("eval_")
@@ -137,7 +150,7 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
     "prompt.max_gen_toks": "dataset_param.max_gen_toks",
     "recipe.lora": lambda flags, given: flags.peft_config if flags.use_peft else None,
     "recipe.epochs": "train_param.num_train_epochs",
-    "recipe.learning_rate": "train_param.learning_rate",
+    "recipe.learning_rate": _learning_rate,
     "recipe.batch_size": lambda flags, given: (
         flags.train_param.per_device_train_batch_size * flags.train_param.gradient_accumulation_steps
     ),

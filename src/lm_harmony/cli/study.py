@@ -218,7 +218,7 @@ def _picture(running: list[RunLocation], status: Status, total: int, hours: floa
         with suppress(DamagedFile):  # the worker sets the file aside
             epochs = run.store.epochs()
         last = f"loss {epochs[-1].loss:.3f}" if epochs else "direct score, or loading"
-        bars.add_task(f"  {run.name}", total=run.spec.recipe.epochs, completed=len(epochs), note=last)
+        bars.add_task(f"  {run.name}", total=run.spec.recipe.total_epochs, completed=len(epochs), note=last)
     return Group(bars)
 
 

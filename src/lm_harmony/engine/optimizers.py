@@ -35,12 +35,12 @@ def make_optimizer(trainee: Trainee, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+        return torch.optim.SGD(groups, lr=recipe.peak_rate)
     if recipe.optimizer == "adafactor":
-        return Adafactor(groups, lr=recipe.learning_rate, scale_parameter=False, relative_step=False)
+        return Adafactor(groups, lr=recipe.peak_rate, scale_parameter=False, relative_step=False)
     return torch.optim.AdamW(
         groups,
-        lr=recipe.learning_rate,
+        lr=recipe.peak_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
         fused=trainee.model.device.type in _FUSED,
@@ -52,7 +52,8 @@ def learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int)
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
     schedule = get_scheduler(recipe.lr_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     factor = schedule.lr_lambdas[0]
-    return lambda step: recipe.learning_rate * factor(step)
+    peak = recipe.peak_rate
+    return lambda step: peak * factor(step)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -112,11 +112,11 @@ class TrainState:
         self.regimes = regimes_of(trainee.model.module)
         self._per_epoch = math.ceil(len(sequences) / recipe.batch_size)
         steps = recipe.epochs * self._per_epoch
-        self._total = min(steps, recipe.max_steps or steps)
-        self._rate_of = learning_rates(self.optimizer, recipe, self._total)
+        self.total = min(steps, recipe.max_steps or steps)
+        self._rate_of = learning_rates(self.optimizer, recipe, self.total)
         if resume:
             load_optimizer_state(self.optimizer, resume.optimizer_state)
-        self._step = min(self._total, (resume.epoch if resume else 0) * self._per_epoch)
+        self._step = min(self.total, (resume.epoch if resume else 0) * self._per_epoch)
         self.in_epoch = False
         self.seconds = 0.0
 
@@ -144,12 +144,12 @@ class TrainState:
     @property
     def finished(self) -> bool:
         """Whether the last step was taken already."""
-        return self._step >= self._total
+        return self._step >= self.total
 
     @property
     def steps_left(self) -> int:
         """Number of steps until the epoch ends."""
-        return min(self._total, self.epoch * self._per_epoch) - self._step
+        return min(self.total, self.epoch * self._per_epoch) - self._step
 
     @property
     def step_seed(self) -> int:
@@ -204,7 +204,7 @@ class TrainState:
                 if not math.isfinite(value):
                     raise TrainingDiverged(
                         f"the {what} of step {step.number} is {value} on training rows {list(step.rows)}. Look at these rows, or "
-                        f"lower the learning rate (--train_param.learning_rate, now {self.recipe.learning_rate})."
+                        f"lower the learning rate (--train_param.learning_rate, now {self.recipe.peak_rate})."
                     )
             self._steps.append(Step(number=step.number, loss=loss, learning_rate=step.learning_rate, grad_norm=norm))
 

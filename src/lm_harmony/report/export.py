@@ -22,6 +22,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.errors import UsageError
 from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
+from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.shots import shots_of
 
@@ -143,6 +144,7 @@ def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
         "commit": record.model_revision or "unknown",
         "preparation": result.notes,
         "recipe": json.dumps(record.to_dict()["spec"]["recipe"], sort_keys=True) if trained else "none",  # type: ignore[index]
+        **({"chosen_learning_rate": f"{chosen_rate(record):g}"} if trained and len(record.spec.recipe.rates) > 1 else {}),
         "deployment_type": "self_deployed",
         "model_availability": "open_weights" if record.model_revision else "unknown",
     }

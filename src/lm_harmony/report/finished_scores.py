@@ -13,6 +13,7 @@ from lm_harmony.analysis.provenance import FileStates, changed_files
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.shown_names import short_names
+from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.shots import shots_of
 from lm_harmony.runs.store import RunStore
@@ -57,7 +58,10 @@ class FinishedScore:
         chosen = f"epoch {record.chosen_epoch} of {len(record.epochs)}" + (
             " chosen on validation" if record.spec.choose_best else ""
         )
-        return f"{TRAINED}, {adapter}, learning rate {recipe.learning_rate:g}, {rows}, {chosen}, {tested}"
+        rate = f"learning rate {chosen_rate(record):g}"
+        if len(recipe.rates) > 1:
+            rate += f" of {len(recipe.rates)} chosen on validation"
+        return f"{TRAINED}, {adapter}, {rate}, {rows}, {chosen}, {tested}"
 
 
 def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:

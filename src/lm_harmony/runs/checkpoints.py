@@ -1,8 +1,10 @@
-"""Checkpoints of an epoch: weights and optimizer state, written atomically."""
+"""Checkpoints of an epoch: weights and optimizer state, written atomically. Trainings begin or continue from them."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,10 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from lm_harmony.engine.adapters import Trainee
 from lm_harmony.engine.train_state import Epoch, Resumption
+from lm_harmony.engine.training import Training
 from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
 from lm_harmony.runs.files import new_file, new_folder, not_written
+from lm_harmony.runs.record import EpochRecord
 from lm_harmony.runs.recovery import OPTIMIZER, checksums
+from lm_harmony.runs.run_setup import RunSetup
 from lm_harmony.runs.store import RunStore
+
+INITIAL = 0
+"""Number of the checkpoint with the weights from which every learning rate begins, where a run has several."""
 
 
 def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumable: bool) -> dict[str, str]:
@@ -32,6 +40,37 @@ def save_checkpoint(store: RunStore, trainee: Trainee, epoch: Epoch, *, resumabl
         except (OSError, SafetensorError) as error:
             raise not_written(folder, error) from error
     return checksums(folder)
+
+
+def trainings(run: RunSetup, trainee: Trainee, store: RunStore, done: Sequence[EpochRecord]) -> Iterator[tuple[int, Training]]:
+    """Yield the place and the training of each learning rate of the recipe, one after another, each from the same weights.
+
+    The training of the last epoch in ``done`` continues after it. Those of earlier learning rates have ended.
+    """
+    recipe, initial = run.spec.recipe, store.checkpoint(INITIAL) / "weights"
+    if len(recipe.rates) > 1:
+        save_weights(store, trainee, initial, model_card=False)
+    rate = done[-1].learning_rate if done else None
+    begun = 0 if rate is None else recipe.rates.index(rate)
+    for place in range(begun, len(recipe.rates)):
+        resume = None
+        if place > begun:
+            trainee.load(initial)
+        elif done:
+            own = sum(epoch.learning_rate == rate for epoch in done)
+            resume = replace(load_checkpoint(store, trainee, done[-1].epoch), epoch=own)
+        yield (
+            place,
+            Training(
+                trainee,
+                run.sequences,
+                recipe.at_rate(recipe.rates[place]),
+                seed=run.spec.seed,
+                micro_batch=run.spec.execution.micro_batch,
+                backend=run.scorer.backend,
+                resume=resume,
+            ),
+        )
 
 
 def load_checkpoint(store: RunStore, trainee: Trainee, epoch: int) -> Resumption:

@@ -6,7 +6,8 @@
         direct.json               test score of the untouched model, where requested
         direct_<k>shot.json       the same with k examples before each question, where requested
         epochs.jsonl              one line per epoch, appended when it ends
-        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, until the run has finished
+        checkpoints/epoch-<n>/    weights and optimizer of the last and of the best epoch, until the run has finished;
+                                  epoch-0: the weights from which every learning rate begins, where a run has several
         trackers/                 TensorBoard's files, where requested
         adapter/                  weights of the chosen epoch (PEFT format; a model folder after --no-use_peft)
         samples_<split>.jsonl     per-document outcomes in lm_eval's sample schema

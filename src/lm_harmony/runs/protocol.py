@@ -1,5 +1,6 @@
 """The method, train-before-test: fine-tune on the training split, choose the epoch on validation, and only then test.
 
+With several learning rates, each is trained from the same weights, and validation chooses among the epochs of all.
 Source: Zhang, Dominguez-Olmedo, Hardt, "Train-before-Test Harmonizes Language Model Rankings" (arXiv 2507.05195).
 """
 
@@ -15,9 +16,11 @@ from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, alone
+from lm_harmony.errors import ScoreNotFinite, TrainingDiverged
 from lm_harmony.progress import phase, show_phases
 from lm_harmony.runs.caches import RunCaches
-from lm_harmony.runs.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from lm_harmony.runs.checkpoints import INITIAL, save_checkpoint, save_weights, trainings
+from lm_harmony.runs.choice import choose_epoch, shown_epoch
 from lm_harmony.runs.conflicts import refuse_not_current, refuse_other_answer
 from lm_harmony.runs.environment import Meter, training_costs
 from lm_harmony.runs.lm_eval_results import write_direct, write_trained
@@ -99,53 +102,44 @@ def _finish(store: RunStore, run: RunSetup, record: RunRecord) -> RunRecord:
     return record
 
 
-def choose_epoch(epochs: Sequence[EpochRecord], metric: str, *, higher_is_better: bool) -> EpochRecord:
-    """Return the epoch with the best validation score; of equal ones the earliest."""
-    best = epochs[0]
-    for epoch in epochs[1:]:
-        gain = epoch.validation[metric] - best.validation[metric]
-        if (gain if higher_is_better else -gain) > 0:
-            best = epoch
-    return best
-
-
 def _train_and_validate(
     run: RunSetup, trainee: Trainee, store: RunStore, tracker: Tracker
 ) -> Generator[Training, Epoch, tuple[EpochRecord, ...]]:
-    """Train, score each epoch on validation, and save what resuming and the choice of the epoch need; return all epochs."""
+    """Train, score each epoch on validation, and save what resuming and the choice of the epoch need; return all epochs.
+
+    Of several learning rates, one whose training diverges ends there, and its finished epochs count.
+    """
     spec, records = run.spec, recover_epochs(store, partial(_needed_epochs, run))
-    training = Training(
-        trainee,
-        run.sequences,
-        spec.recipe,
-        seed=spec.seed,
-        micro_batch=spec.execution.micro_batch,
-        backend=run.scorer.backend,
-        resume=load_checkpoint(store, trainee, records[-1].epoch) if records else None,
-    )
-    while not training.finished:
-        name = f"epoch {len(records) + 1}/{spec.recipe.epochs}"
-        with phase(name, f"{len(run.splits.train)} training rows"):
-            epoch = yield training
-        saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
-        validating = Meter()
-        with phase(f"validation of {name}", f"{len(run.splits.validation)} documents"), validating.phase("validation"):
-            validation = run.score(run.splits.validation, final=False)
-        record = EpochRecord(
-            epoch=epoch.number,
-            loss=epoch.loss,
-            validation=validation.metrics,
-            tokens=epoch.tokens,
-            seconds=epoch.seconds,
-            validation_seconds=validating.costs["validation_seconds"],
-        )
-        store.add_epoch(record, saved)
-        records = (*records, record)
-        tracker.epoch(epoch, validation.metrics)
-        log.info("epoch %d: loss %.4f, validation %s %.4f", epoch.number, epoch.loss, run.metric, record.validation[run.metric])
-        if not spec.test_curve:
-            best = choose_epoch(records, run.metric, higher_is_better=run.higher_is_better)
-            store.remove_other_checkpoints({best.epoch, epoch.number})
+    for number, training in trainings(run, trainee, store, records):
+        try:
+            while not training.finished:
+                name = f"epoch {len(records) + 1}/{spec.recipe.total_epochs}"
+                with phase(name, f"{len(run.splits.train)} training rows"):
+                    epoch = replace((yield training), number=len(records) + 1)  # counted over all learning rates
+                saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
+                validating = Meter()
+                with phase(f"validation of {name}", f"{len(run.splits.validation)} documents"), validating.phase("validation"):
+                    validation = run.score(run.splits.validation, final=False)
+                record = EpochRecord(
+                    epoch=epoch.number,
+                    loss=epoch.loss,
+                    validation=validation.metrics,
+                    tokens=epoch.tokens,
+                    seconds=epoch.seconds,
+                    validation_seconds=validating.costs["validation_seconds"],
+                    learning_rate=spec.recipe.rates[number] if len(spec.recipe.rates) > 1 else None,
+                )
+                store.add_epoch(record, saved)
+                records = (*records, record)
+                shown = shown_epoch(record), epoch.loss, run.metric, validation.metrics[run.metric]
+                log.info("%s: loss %.4f, validation %s %.4f", *shown)
+                tracker.epoch(epoch, validation.metrics, steps_before=number * training.state.total)
+                kept = {one.epoch for one in _needed_epochs(run, records)}
+                store.remove_other_checkpoints({INITIAL, epoch.number, *kept})
+        except (TrainingDiverged, ScoreNotFinite) as error:
+            if len(spec.recipe.rates) == 1 or (number == len(spec.recipe.rates) - 1 and not records):
+                raise
+            log.warning("learning rate %g: %s It is not trained further.", spec.recipe.rates[number], error)
     return records
 
 
@@ -160,7 +154,7 @@ def _load_tested_epochs(
     run: RunSetup, trainee: Trainee, store: RunStore, epochs: Sequence[EpochRecord], chosen: EpochRecord
 ) -> Iterator[int]:
     """Load and yield each epoch to test: the chosen one, or all with ``spec.test_curve``. At the end, load the chosen one."""
-    log.info("epoch %d of %d chosen by validation %s", chosen.epoch, len(epochs), run.metric)
+    log.info("%s of %d chosen by validation %s", shown_epoch(chosen), len(epochs), run.metric)
     for epoch in epochs:
         if run.spec.test_curve or (run.spec.test and epoch == chosen):
             trainee.load(store.checkpoint(epoch.epoch) / "weights")

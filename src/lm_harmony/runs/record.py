@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from lm_harmony.benchmarks.types import FewShotScore, Score, TrainOnRecord
-from lm_harmony.errors import FILE_RULES
+from lm_harmony.errors import FILE_RULES, UsageError
 from lm_harmony.recipe import Number
 from lm_harmony.runs.file_values import from_plain, to_plain
 from lm_harmony.runs.shots import direct_name
@@ -47,6 +47,12 @@ class EpochRecord:
     """Seconds that training took."""
     validation_seconds: float = field(compare=False)
     """Seconds that scoring the validation split took."""
+    learning_rate: Number | None = None
+    """Peak learning rate of the epoch's training, in a run that chooses it by validation; None: the recipe has one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the epoch as plain values, without a learning rate that the recipe has."""
+        return {name: value for name, value in to_plain(self).items() if name != "learning_rate" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +201,11 @@ class RunRecord:
     direct_fewshot: Mapping[int, FewShotScore] = field(default_factory=dict)
     """Number of examples before each question, from 1 -> test score of the untouched model with them."""
 
+    def __post_init__(self) -> None:
+        rated = {epoch.epoch for epoch in self.epochs if epoch.learning_rate in self.spec.recipe.rates}
+        if len(self.spec.recipe.rates) > 1 and self.chosen_epoch not in rated:
+            raise UsageError(f"chosen_epoch = {self.chosen_epoch} is no epoch of a learning rate of the recipe. Run it again.")
+
     @property
     def scores(self) -> dict[str, Score]:
         """The test scores by the names that boards give them: direct, direct_<k>shot with k examples, and trained."""
@@ -204,12 +215,11 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
-        sources = None if self.sources is None else [source.to_dict() for source in self.sources]
-        plain = to_plain(self)
+        plain = {"format": FORMAT, **to_plain(self), "spec": self.spec.to_dict(), "epochs": [e.to_dict() for e in self.epochs]}
         for part, name in ((plain["data"], "train_on"), (plain["data"], "near_duplicates"), (plain, "direct_fewshot")):
             if not part[name]:  # as versions without this field wrote it
                 part.pop(name)
-        return {"format": FORMAT, **plain, "spec": self.spec.to_dict(), "sources": sources}
+        return {**plain, "sources": None if self.sources is None else [source.to_dict() for source in self.sources]}
 
     @classmethod
     def from_dict(cls, values: object) -> RunRecord:

@@ -123,8 +123,8 @@ class RunSetup:
         epoch = 2.0 * sum(len(row.context) + len(row.continuation or "") for row in splits.train)  # forward and backward
         validation, test = (sum(map(_characters, rows)) for rows in (splits.validation, splits.test))
         found = [(f"{direct_name(shots)} test", sum(map(_characters, rows.examples))) for shots, rows in self.direct.items()]
-        for number in range(1, spec.recipe.epochs + 1):
-            name = f"epoch {number}/{spec.recipe.epochs}"
+        for number in range(1, spec.recipe.total_epochs + 1):
+            name = f"epoch {number}/{spec.recipe.total_epochs}"
             found += [(name, epoch), (f"validation of {name}", validation)]
         return found + [("test", test)] * (spec.recipe.epochs if spec.test_curve else int(spec.test))
 

@@ -202,6 +202,12 @@ class RunSpec:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
         check_shots(self.direct_fewshot)
         self.prompt.check_chat(self.model.apply_chat_template)
+        if len(self.recipe.rates) > 1 and (self.test_curve or not self.choose_best):
+            option = "eval_every_epoch" if self.test_curve else "train_param.no-load_best_model_at_end"
+            raise UsageError(
+                f"{option} contradicts learning_rate = {list(self.recipe.rates)}, of which validation chooses one before the "
+                f"test rows are scored once. Remove --{option}, or give one learning rate."
+            )
         if self.execution.device_map is not None and self.recipe.lora is None:
             raise UsageError(
                 "device_map = auto trains adapters only, and the recipe trains all weights. Remove --device_map, or train an "

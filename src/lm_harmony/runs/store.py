@@ -139,7 +139,7 @@ class RunStore:
 
     def write_epochs(self, lines: Iterable[EpochLine]) -> None:
         """Write the finished epochs, whose checkpoints must be written before."""
-        self._write("epochs.jsonl", "".join(json.dumps(with_check(to_plain(line))) + "\n" for line in lines))
+        self._write("epochs.jsonl", "".join(json.dumps(with_check(line.to_dict())) + "\n" for line in lines))
         self._push()
 
     def add_epoch(self, epoch: EpochRecord, checkpoint: Mapping[str, str] = {}) -> None:

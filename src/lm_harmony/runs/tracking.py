@@ -23,13 +23,19 @@ class Tracker:
         """Take opened trackers; the loss of every ``logging_steps``-th step is logged."""
         self._trackers, self._logging_steps = trackers, logging_steps
 
-    def epoch(self, epoch: Epoch, validation: Mapping[str, float]) -> None:
-        """Log the losses of an epoch's steps and its validation scores."""
+    def epoch(self, epoch: Epoch, validation: Mapping[str, float], *, steps_before: int = 0) -> None:
+        """Log the losses of an epoch's steps and its validation scores.
+
+        Args:
+            epoch: the finished epoch.
+            validation: its score in every metric.
+            steps_before: number of steps with other learning rates before this training.
+        """
         for step in epoch.steps:
             if self._logging_steps and step.number % self._logging_steps == 0:
                 values = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
-                self._log({f"train/{key}": value for key, value in values.items()}, step.number)
-        self._log({f"validation/{key}": value for key, value in validation.items()}, epoch.steps[-1].number)
+                self._log({f"train/{key}": value for key, value in values.items()}, steps_before + step.number)
+        self._log({f"validation/{key}": value for key, value in validation.items()}, steps_before + epoch.steps[-1].number)
 
     def tested(self, scores: Mapping[str, Score | None], *, step: int) -> None:
         """Log the test scores that are not None, each under its name."""

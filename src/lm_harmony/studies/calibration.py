@@ -128,4 +128,5 @@ def measured_here(
 def _slice(spec: RunSpec, rows: int) -> RunSpec:
     """Return ``spec`` with one epoch of ``rows`` training rows and half as many validation rows."""
     caps = Caps(train=rows, validation=max(1, rows // 2), test=1)
-    return replace(spec, benchmark=replace(spec.benchmark, caps=caps), recipe=replace(spec.recipe, epochs=1))
+    recipe = replace(spec.recipe.at_rate(spec.recipe.rates[0]), epochs=1)
+    return replace(spec, benchmark=replace(spec.benchmark, caps=caps), recipe=recipe)

@@ -97,6 +97,7 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     execution = Execution(**{"use_git": False, **study.execution})
     if execution.device_map is not None and study.joint > 1:
         raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
+    _check_choice(study, places)
     common = _override(asdict(PUBLISHED), study.recipe)
     runs = tuple(
         RunSpec(
@@ -127,6 +128,23 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
         models_dir=_path(base, study.models_dir),
         joint=study.joint,
     )
+
+
+def _check_choice(study: StudyFile, places: Places) -> None:
+    """Refuse a list of learning rates without `choose`, and `choose` without such a list."""
+    recipes: dict[tuple[str | int, ...], Mapping[str, Any]] = {(): study.recipe}
+    recipes |= {("models", number): one.recipe for number, one in enumerate(study.models)}
+    recipes |= {("benchmarks", number): one.recipe for number, one in enumerate(study.benchmarks)}
+    lists = [place for place, recipe in recipes.items() if isinstance(recipe.get("learning_rate"), list)]
+    if lists and study.choose is None:
+        key, rates = (*lists[0], "recipe", "learning_rate"), recipes[lists[0]]["learning_rate"]
+        raise places.error(key, f"learning_rate = {rates} needs a rule to choose by. Add choose: validation, or give one rate.")
+    if study.choose is not None and not lists:
+        raise places.error(
+            ("choose",),
+            f"choose = {study.choose} has nothing to choose from. Give a list, such as recipe: {{learning_rate: [5e-6, 2e-5]}}, "
+            f"or remove it.",
+        )
 
 
 def _override(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

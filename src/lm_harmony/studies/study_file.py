@@ -34,6 +34,7 @@ from lm_harmony.studies.value_rules import (
     Token,
     Tokens,
     Variables,
+    check_choice,
     check_not_empty,
     check_protocol,
     check_seeds,
@@ -118,6 +119,8 @@ class StudyFile(StudyMapping):
     """Seeds; each gives a run of its own for each model and benchmark."""
     recipe: RecipeMapping = Field(default={})
     """Values that differ from the published recipe."""
+    choose: Annotated[Literal["validation"], rule(check_choice, Literal["validation"])] | None = None
+    """validation: where `learning_rate` is a list, each rate is trained and validation chooses one. Only with such a list."""
     direct: Flag = True
     """Score the untouched models too."""
     direct_fewshot: Annotated[

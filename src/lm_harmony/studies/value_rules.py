@@ -70,6 +70,11 @@ def check_protocol(key: str, value: Any) -> None:
         raise UsageError(f"{key} must be clean or published, got {value!r}. Use clean.")
 
 
+def check_choice(key: str, value: Any) -> None:
+    if value != "validation":
+        raise UsageError(f"{key} must be validation, got {value!r}, because no other split may decide. Write choose: validation.")
+
+
 def check_not_empty(value: Any, info: ValidationInfo) -> Any:
     """Refuse a list that is empty or missing."""
     if not value:

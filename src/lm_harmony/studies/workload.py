@@ -107,7 +107,7 @@ def workload(spec: RunSpec, budget: MemoryBudget) -> Workload:
 def _training_work(
     sequences: Sequence[TokenSequence], spec: RunSpec, budget: MemoryBudget, regimes: RopeRegimes
 ) -> tuple[TrainingWork, int]:
-    """Count the steps of a training, and return its work and the number of epochs that it starts."""
+    """Count the steps of a run's trainings, and return their work and the number of epochs that they start."""
     recipe, batch_size = spec.recipe, spec.recipe.batch_size
     per_epoch = math.ceil(len(sequences) / batch_size)
     steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
@@ -126,7 +126,9 @@ def _training_work(
             tokens += layout.tokens
             calls += len(groups)
             pairs += sum(group.pairs(0) for group in groups)
-    return TrainingWork(tokens=tokens, labels=labels, steps=steps, passes=passed, calls=calls, pairs=pairs), epochs
+    counts = {"tokens": tokens, "labels": labels, "steps": steps, "passes": passed, "calls": calls, "pairs": pairs}
+    trained = len(recipe.rates)  # every learning rate is trained on the same batches
+    return TrainingWork(**{name: trained * count for name, count in counts.items()}), trained * epochs
 
 
 def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Recipe, budget: MemoryBudget) -> ScoringWork:
