@@ -181,6 +181,13 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("analyze published --family Pithia --no-figures", "Did you mean 'Pythia'?"),
         ("analyze published --size 7 1 --no-figures", "size = 7 1 holds no size"),
         ("analyze published --bump arc_easy nope --no-figures", "benchmark 'nope' is not in"),
+        (
+            "analyze a_folder --fixed nowhere",
+            "fixed: nowhere is not a folder. Name the results_dir of a study with one learning rate",
+        ),
+        ("analyze published --fixed a_folder", "fixed = a_folder needs a folder of runs to compare with"),
+        ("analyze one.csv --fixed a_folder", "fixed = a_folder needs a folder of runs to compare with"),
+        ("analyze a_folder --fixed ''", "the value of --fixed is empty"),
         ("analyze published --scale log", "invalid choice 'log'"),
         ("analyze published --kind chat", "invalid choice 'chat'"),
     ],

@@ -121,6 +121,38 @@ def rank_errors(
     return pd.Series(spread, index=part.model_names)
 
 
+def rank_moves(before: ScoreMatrix, after: ScoreMatrix, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Return how the rank by PC1 of the trained scores moves between two matrices of the same models and benchmarks.
+
+    Each draw resamples the same benchmarks in both. Noise is drawn independently, although both have the same test questions, so
+    that the intervals are rather too wide than too narrow.
+
+    Returns:
+        Models, in the order of ``before``, x (before, after, move, low, high): both ranks, the first minus the second, which is
+        positive where the rank is better in ``after``, and its interval. low and high are NaN if there are too few benchmarks.
+
+    Raises:
+        UsageError: as ``components``.
+    """
+    matrices = before, after.subset(before.model_names, before.benchmark_names)
+    fitted = [components(matrix) for matrix in matrices]
+    ranks = [found.ranks for found in fitted]
+    table = pd.DataFrame({"before": ranks[0], "after": ranks[1], "move": ranks[0] - ranks[1]})
+    tasks = len(before.benchmarks)
+    if tasks < MIN_BENCHMARKS:
+        return table.assign(low=np.nan, high=np.nan)
+    drawn = []
+    for number, (matrix, found) in enumerate(zip(matrices, fitted, strict=True)):
+        values, errors = matrix.oriented("trained").to_numpy(), np.nan_to_num(matrix.trained.stderrs.to_numpy())
+        estimate = found.pc1.to_numpy()
+        deviation = np.sqrt(tasks / (tasks - 1)) * (_draws(values, errors, True, True, draws, seed, noise=number) - estimate)
+        drawn.append((_ranks(estimate + deviation), _ranks(estimate - deviation)))  # percentile and basic
+    tail = (1 - CONFIDENCE) / 2
+    moved = [first - second for first, second in zip(*drawn, strict=True)]
+    low, high = _hull([np.quantile(moves, [tail, 1 - tail], axis=0) for moves in moved])
+    return table.assign(low=np.floor(low).astype(int), high=np.ceil(high).astype(int))
+
+
 def _with_intervals(table: pd.DataFrame, drawn: Floats, widening: float) -> pd.DataFrame:
     """Return the table (pc1, rank) with the other columns of ``PC1Intervals.table``.
 
@@ -158,9 +190,15 @@ def _ranks(drawn: Floats) -> npt.NDArray[np.int64]:
     return np.argsort(np.argsort(-drawn, axis=1, kind="stable"), axis=1, kind="stable") + 1
 
 
-def _draws(values: Floats, errors: Floats, examples: bool, benchmarks: bool, draws: int, seed: int) -> Floats:
-    """Return PC1 times 100, draws x models."""
+def _draws(
+    values: Floats, errors: Floats, examples: bool, benchmarks: bool, draws: int, seed: int, *, noise: int | None = None
+) -> Floats:
+    """Return PC1 times 100, draws x models.
+
+    ``noise`` is a seed of the noise alone, so that matrices of one shape get the same benchmarks and independent noise.
+    """
     random = np.random.default_rng(seed)
+    questions = random if noise is None else np.random.default_rng((seed, noise))
     models, tasks = values.shape
     reliability = 1 - (errors**2).mean(axis=0) / np.maximum(values.var(axis=0), 1e-300)
     errors = errors / np.sqrt(np.maximum(reliability, _MIN_RELIABILITY))
@@ -169,7 +207,7 @@ def _draws(values: Floats, errors: Floats, examples: bool, benchmarks: bool, dra
     for start in range(0, draws, step):
         count = min(step, draws - start)
         weights = random.multinomial(tasks, np.full(tasks, 1 / tasks), size=count) if benchmarks else np.ones((count, tasks))
-        scores = values + (random.standard_normal((count, models, tasks)) * errors if examples else np.zeros((count, 1, 1)))
+        scores = values + (questions.standard_normal((count, models, tasks)) * errors if examples else np.zeros((count, 1, 1)))
         found.append(_weighted_pc1(scores, weights.astype(float)))
     return np.concatenate(found)
 

@@ -220,13 +220,13 @@ def _read(score: Score, metric: str) -> tuple[float, float | None]:
 
 def _refuse_mixture(runs: Sequence[Run]) -> None:
     (first, store), *others = runs
-    settings = _settings(first)
+    settings = settings_of(first)
     for record, other in others:
-        if record.spec.seed == first.spec.seed and _settings(record) == settings:
+        if record.spec.seed == first.spec.seed and settings_of(record) == settings:
             raise UsageError(
                 f"results: {store.folder} and {other.folder} are the same run (seed {first.spec.seed}). Remove one of them."
             )
-        theirs = _settings(record)
+        theirs = settings_of(record)
         differing = [key for key in {**settings, **theirs} if settings.get(key) != theirs.get(key)]
         if differing:
             pairs = ", ".join(f"{key} {settings.get(key)!r} and {theirs.get(key)!r}" for key in differing)
@@ -236,7 +236,7 @@ def _refuse_mixture(runs: Sequence[Run]) -> None:
             )
 
 
-def _settings(record: RunRecord) -> dict[str, Any]:
+def settings_of(record: RunRecord) -> dict[str, Any]:
     """Return the settings that the runs of one score must share, with nested names such as "recipe.epochs"."""
     shared = {key: value for key, value in record.spec.to_dict().items() if key not in _MAY_DIFFER}
     shared["metric"], shared["test_rows"] = record.metric, record.data.test

@@ -11,8 +11,9 @@ independently, although they have the same questions, so that the interval is ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +60,14 @@ class PreparationComparison:
         for rows, sign in ((self.table, ""), (self.differences.loc[compared], "+")):
             for name, row in rows.iterrows():
                 shown = " minus ".join(map(shown_direct, str(name).split(" - ")))
-                tau = _shown(row[:3], f"{sign}.2f")
-                share = _shown(100 * row[3:], f"{sign}.0f", " points" if sign else "%")
-                lines.append(f"{shown}, {size}: mean tau {tau}, share of PC1 {share}")
+                lines.append(f"{shown}, {size}: {shown_agreement(row, sign)}")
         return lines
+
+
+def shown_agreement(row: pd.Series[float], sign: str = "") -> str:
+    """Return a row of ``PreparationComparison.table`` in words, or with the sign "+" one of ``differences``, in points."""
+    tau, share = _shown(row[:3], f"{sign}.2f"), _shown(100 * row[3:], f"{sign}.0f", " points" if sign else "%")
+    return f"mean tau {tau}, share of PC1 {share}"
 
 
 def _shown(numbers: Iterable[float], form: str, unit: str = "") -> str:
@@ -88,22 +93,34 @@ def compare_preparations(matrix: ScoreMatrix, *, draws: int = DRAWS, seed: int =
             f"comparison of preparations: {matrix.source} has {', '.join(present)} scores of {len(part.models)} models on "
             f"{len(part.benchmarks)} benchmarks; {reason}. Add runs, or leave a benchmark out."
         )
-    estimates = {name: _statistics(values[name]) for name in present}
-    left_out = {name: _without_each(values[name]) for name in present}
-    noise = {name: _noise(part, name, draws, seed) for name in present}
-    table = {name: _line(estimates[name], left_out[name], noise[name]) for name in present}
+    scores = {name: (values[name], part.scores(name).stderrs.to_numpy()) for name in present}
+    table, differences = agreement_tables(scores, draws=draws, seed=seed)
+    return PreparationComparison(models=part.model_names, benchmarks=part.benchmark_names, table=table, differences=differences)
+
+
+def agreement_tables(
+    scores: Mapping[str, tuple[Floats, Floats]], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return ``PreparationComparison.table`` and ``differences`` of scores by the names of what is compared.
+
+    Args:
+        scores: name -> oriented scores without gaps and their standard errors, each models x benchmarks, all of one shape.
+        draws: number of draws of the noise of the test questions.
+        seed: seed of the draws.
+    """
+    estimates = {name: _statistics(values) for name, (values, _) in scores.items()}
+    left_out = {name: _without_each(values) for name, (values, _) in scores.items()}
+    noise = {name: _noise(*both, draws, seed) for name, both in scores.items()}
+    table = {name: _line(estimates[name], left_out[name], noise[name]) for name in scores}
     differences = {
         f"{later} - {earlier}": _line(
             estimates[later] - estimates[earlier], left_out[later] - left_out[earlier], noise[later] + noise[earlier]
         )
-        for place, earlier in enumerate(present)
-        for later in present[place + 1 :]
+        for earlier, later in combinations(scores, 2)
     }
-    return PreparationComparison(
-        models=part.model_names,
-        benchmarks=part.benchmark_names,
-        table=pd.DataFrame.from_dict(table, orient="index", columns=COLUMNS).clip(lower=_LOWEST, upper=1.0, axis=1),
-        differences=pd.DataFrame.from_dict(differences, orient="index", columns=COLUMNS),
+    return (
+        pd.DataFrame.from_dict(table, orient="index", columns=COLUMNS).clip(lower=_LOWEST, upper=1.0, axis=1),
+        pd.DataFrame.from_dict(differences, orient="index", columns=COLUMNS),
     )
 
 
@@ -140,9 +157,8 @@ def _without_each(values: Floats) -> Floats:
     return np.array([_statistics(np.delete(values, task, axis=1)) for task in range(tasks)])
 
 
-def _noise(part: ScoreMatrix, preparation: Preparation, draws: int, seed: int) -> Floats:
+def _noise(values: Floats, errors: Floats, draws: int, seed: int) -> Floats:
     """Return the variance of each statistic over other test questions; NaN if a standard error is not known."""
-    values, errors = part.oriented(preparation).to_numpy(), part.scores(preparation).stderrs.to_numpy()
     if not np.isfinite(errors).all():
         return np.full(2, np.nan)
     random = np.random.default_rng(seed)

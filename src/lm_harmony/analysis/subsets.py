@@ -1,11 +1,12 @@
-"""A part of the models of a matrix, chosen by family, kind and size."""
+"""Parts of matrices: models chosen by family, kind and size, and what several matrices have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
+from lm_harmony.analysis.score_rows import CompletePart
 from lm_harmony.errors import UsageError, did_you_mean
 
 
@@ -45,3 +46,33 @@ def chosen_models(
             f"models: none of the {len(matrix.models)} models of {matrix.source} fits the choice. Choose fewer limits."
         )
     return matrix.subset(names)
+
+
+def common_part(matrices: Iterable[ScoreMatrix], where: str, command: str) -> CompletePart:
+    """Return the models and benchmarks that have trained scores in all matrices, in the order of the first.
+
+    Args:
+        matrices: the matrices.
+        where: what they are, for the message: "for every ...".
+        command: what needs the scores, for the message.
+
+    Raises:
+        UsageError: there are fewer than two models or two benchmarks.
+    """
+    known = list(matrices)
+    first, *others = (matrix.complete("trained")[1] for matrix in known)
+    models = tuple(name for name in first.models if all(name in other.models for other in others))
+    tasks = tuple(name for name in first.benchmarks if all(name in other.benchmarks for other in others))
+    if len(models) < 2 or len(tasks) < 2:
+        raise UsageError(
+            f"{command}: {len(models)} models and {len(tasks)} benchmarks have a trained score {where}, but two of each are "
+            f"needed. Run what is missing."
+        )
+    every_model = dict.fromkeys(name for matrix in known for name in matrix.model_names)
+    every_task = dict.fromkeys(name for matrix in known for name in matrix.benchmark_names)
+    return CompletePart(
+        models=models,
+        benchmarks=tasks,
+        dropped_models=tuple(name for name in every_model if name not in models),
+        dropped_benchmarks=tuple(name for name in every_task if name not in tasks),
+    )

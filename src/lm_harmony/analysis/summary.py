@@ -18,6 +18,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling, ceiling_by, noise_ceiling
 from lm_harmony.analysis.pca import Components, components
 from lm_harmony.analysis.preparation_comparison import PreparationComparison, compare_preparations
+from lm_harmony.analysis.rate_comparison import RateComparison
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation
 from lm_harmony.analysis.significance import RankRanges, distinguishable_pairs, rank_ranges
 from lm_harmony.analysis.stability import Stability, stability
@@ -72,6 +73,8 @@ class AnalysisSummary:
     """Checkpoints of training runs; None: no run has two."""
     skipped: tuple[str, ...]
     """Analyses that were not possible, with the reason."""
+    rates: RateComparison | None = None
+    """Chosen beside fixed learning rates; None: there are no results to compare with."""
 
 
 def analyze_matrix(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from lm_harmony.analysis.load_records import find_runs
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, ranks
 from lm_harmony.analysis.score_rows import CompletePart, Preparation
+from lm_harmony.analysis.subsets import common_part
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.runs.record import RunRecord
 
@@ -69,7 +69,7 @@ def data_curve(results: Path, *, threshold: float = SETTLED) -> DataCurve:
             f"max_num_train: [50, 500, 5000]."
         )
     matrices = {rows: ScoreMatrix.from_records(results, max_num_train=rows).downstream() for rows in records}
-    basis = _common(matrices)
+    basis = common_part(matrices.values(), f"for every max_num_train ({', '.join(map(str, matrices))})", "rows")
     parts = {rows: matrix.subset(basis.models, basis.benchmarks) for rows, matrix in matrices.items()}
     most = max(parts)
     preparations = {(rows, "trained"): part for rows, part in parts.items()}
@@ -117,26 +117,6 @@ def _pc1_or_none(matrix: ScoreMatrix, preparation: Preparation) -> pd.Series[flo
         return components(matrix, preparation).pc1
     except UsageError:
         return None
-
-
-def _common(matrices: Mapping[int, ScoreMatrix]) -> CompletePart:
-    """Return the models and benchmarks that have trained scores in all matrices."""
-    first, *others = (matrix.complete("trained")[1] for matrix in matrices.values())
-    models = tuple(name for name in first.models if all(name in other.models for other in others))
-    tasks = tuple(name for name in first.benchmarks if all(name in other.benchmarks for other in others))
-    known = dict.fromkeys(name for matrix in matrices.values() for name in matrix.model_names)
-    benchmarks = dict.fromkeys(name for matrix in matrices.values() for name in matrix.benchmark_names)
-    if len(models) < 2 or len(tasks) < 2:
-        raise UsageError(
-            f"rows: {len(models)} models and {len(tasks)} benchmarks have a trained score for every number of training rows "
-            f"({', '.join(map(str, matrices))}), but two of each are needed. Run what is missing."
-        )
-    return CompletePart(
-        models=models,
-        benchmarks=tasks,
-        dropped_models=tuple(name for name in known if name not in models),
-        dropped_benchmarks=tuple(name for name in benchmarks if name not in tasks),
-    )
 
 
 def _settled(tau: pd.Series[float], threshold: float) -> int:

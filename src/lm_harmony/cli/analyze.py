@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,7 @@ from lm_harmony.runs.preflight import check_folder
 
 if TYPE_CHECKING:
     from lm_harmony.analysis.matrix import ScoreMatrix
+    from lm_harmony.analysis.rate_comparison import RateComparison
 
 PUBLISHED = Path("published")
 """The word that names the published board in place of a folder or file of results."""
@@ -49,6 +50,7 @@ def analyze(
     figures: bool = True,
     bump: tuple[str, str] | None = None,
     scale: Literal["score", "logit"] = "score",
+    fixed: Path | None = None,
     models: tyro.conf.OmitArgPrefixes[ModelChoice] = ModelChoice(),
     checkpoints: tyro.conf.OmitArgPrefixes[CheckpointChoice] = CheckpointChoice(),
 ) -> None:
@@ -61,18 +63,16 @@ def analyze(
         figures: draw figures (pdf and png), which need matplotlib.
         bump: two benchmarks for the bump chart; default: the two that agree least after training.
         scale: logit turns scores into log-odds above chance, so that benchmarks near their ends weigh as much as others.
+        fixed: a folder of the same runs with one learning rate, for results that chose it (choose: validation): how ranks move.
         models: which models are analysed.
         checkpoints: how checkpoints of training runs are analysed.
     """
-    from lm_harmony.analysis.logit_scale import logit_matrix
-    from lm_harmony.analysis.subsets import chosen_models
     from lm_harmony.analysis.summary import analyze_matrix
     from lm_harmony.report.report_folder import summary_lines, write_tables
 
     check_folder("output", output)
-    check_integer("last_checkpoints", checkpoints.last_checkpoints, 2)
-    if checkpoints.tokens_per_step is not None:
-        check_number("tokens_per_step", checkpoints.tokens_per_step, positive=True)
+    _check_checkpoints(checkpoints)
+    _check_fixed(results, fixed, published)
     if figures:
         try:
             from lm_harmony.report.figures import write_figures
@@ -80,13 +80,14 @@ def analyze(
             raise MissingExtra(
                 f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
             ) from error
-    matrix = chosen_models(_analysed(results, published), models.family, models.kind, models.size)
-    matrix = logit_matrix(matrix) if scale == "logit" else matrix
+    matrix = _wanted(_analysed(results, published), models, scale)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
     whole = scale == "score" and models == ModelChoice() and not published
     seeds = _by_seed(results, matrix) if whole and results is not None else ()
     made = analyze_matrix(matrix, seeds=seeds, tokens_per_step=checkpoints.tokens_per_step, last=checkpoints.last_checkpoints)
+    if fixed is not None and results is not None:
+        made = replace(made, rates=_rates(matrix, results, fixed, _wanted(read(fixed), models, scale)))
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
@@ -139,6 +140,36 @@ def _analysed(results: Path | None, published: bool) -> ScoreMatrix:
         return ScoreMatrix.published()
     both = published and (results != PUBLISHED or results.exists())
     return published_with_new_models(read(results)) if both else read(results)
+
+
+def _wanted(matrix: ScoreMatrix, models: ModelChoice, scale: str) -> ScoreMatrix:
+    """Return the part of a matrix that is analysed, in the scale that is asked for."""
+    from lm_harmony.analysis.logit_scale import logit_matrix
+    from lm_harmony.analysis.subsets import chosen_models
+
+    part = chosen_models(matrix, models.family, models.kind, models.size)
+    return logit_matrix(part) if scale == "logit" else part
+
+
+def _rates(matrix: ScoreMatrix, results: Path, fixed: Path, others: ScoreMatrix) -> RateComparison:
+    """Compare the runs of ``results``, which chose their learning rate, with those of ``fixed``."""
+    from lm_harmony.analysis.rate_comparison import chosen_rates, compare_rates
+
+    return compare_rates(matrix, others, chosen_rates(results, fixed))
+
+
+def _check_checkpoints(choice: CheckpointChoice) -> None:
+    check_integer("last_checkpoints", choice.last_checkpoints, 2)
+    if choice.tokens_per_step is not None:
+        check_number("tokens_per_step", choice.tokens_per_step, positive=True)
+
+
+def _check_fixed(results: Path | None, fixed: Path | None, published: bool) -> None:
+    """Check that there are two folders of runs to compare, where ``fixed`` is given."""
+    if fixed is not None and (published or results is None or not results.is_dir()):
+        raise UsageError(f"fixed = {fixed} needs a folder of runs to compare with, and no published board. Name it as results.")
+    if fixed is not None and not fixed.is_dir():
+        raise UsageError(f"fixed: {fixed} is not a folder. Name the results_dir of a study with one learning rate.")
 
 
 def _by_seed(results: Path, matrix: ScoreMatrix) -> list[ScoreMatrix]:

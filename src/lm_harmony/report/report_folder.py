@@ -11,6 +11,7 @@
 <folder>/tables/benchmark_quality_<p>.csv, noise_ceiling_<p>.csv, noise_ceiling_by_size_<p>.csv, disattenuated_<p>.csv, audit.csv
 <folder>/tables/perplexity.csv, perplexity_change.csv, rank_ranges_<p>.csv, told_apart_<p>.csv, stability_<p>.csv
 <folder>/tables/checkpoints.csv, checkpoint_noise.csv, decision_accuracy.csv      if there are checkpoints of training runs
+<folder>/tables/rate_moves.csv, rate_agreement.csv, rate_benchmarks.csv, rates_chosen.csv      with --fixed
 <folder>/figures/*.pdf, *.png           unless --no-figures is given (``report.figures``)
 """
 
@@ -98,6 +99,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
                     f"the rank of {largest.most_changed} changes by {largest.largest}"
                 )
     lines += () if summary.training_runs is None else summary.training_runs.sentences()
+    lines += () if summary.rates is None else summary.rates.sentences()
     return [*lines, *summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
 
 
@@ -191,6 +193,7 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "perplexity_change", _named(summary.perplexity_change, "corpus")
     if (runs := summary.training_runs) is not None:
         yield from (("checkpoints", runs.curves), ("checkpoint_noise", runs.noise), ("decision_accuracy", runs.decisions))
+    yield from () if summary.rates is None else summary.rates.tables()
     for preparation, stable in summary.stability.items():
         effects = pd.DataFrame([asdict(effect) for effect in stable.changes])
         yield f"stability_{preparation}", effects.rename(columns={"most_changed": "mover"})
