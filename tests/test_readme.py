@@ -54,7 +54,7 @@ GUIDES = {
     "docs/studies.md": 6,
     "docs/page.md": 3,
     "docs/analysis.md": 7,
-    "docs/own_benchmark.md": 2,
+    "docs/own_benchmark.md": 4,
     "docs/api.md": 0,
     "docs/read_a_board.md": 2,
     "docs/public_board.md": 4,
@@ -117,7 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 lines = [{**line, field: f"{number}. {line[field]}"} for number in range(4) for line in lines]
             (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "my_tasks").mkdir()
-    (folder / "my_tasks" / "reviews.yaml").write_text(blocks("docs/own_benchmark.md", "yaml")[0], encoding="utf-8")
+    for name, block in zip(("reviews", "exams"), blocks("docs/own_benchmark.md", "yaml"), strict=True):
+        (folder / "my_tasks" / f"{name}.yaml").write_text(block, encoding="utf-8")
     (folder / "data" / "reviews").mkdir()
     for split, size in (("train", 16), ("validation", 4), ("test", 8)):
         lines = [json.dumps({"review": f"a {split} story {row}", "label": row % 2}) + "\n" for row in range(size)]

@@ -61,8 +61,25 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("run --base_model model --task_name arc_easy,sst2", "'arc_easy,sst2' stands for several tasks"),
         (
             "run --base_model model --task_name mmlu",
-            "'mmlu' is a group of lm_eval tasks. Give the name of one task of that group",
+            "'mmlu' is a group of lm_eval tasks, and these have no training split: mmlu_abstract_algebra, mmlu_anatomy",
         ),
+        (
+            "run --base_model model --task_name ai2_arc",
+            "'ai2_arc' is a group of lm_eval tasks. Give the name of one task of that",
+        ),
+        (
+            "run --base_model model --task_name openllm",
+            "has no aggregate_metric_list, so lm_eval gives it no score. Name its tasks",
+        ),
+        (
+            "run --base_model model --task_name mmlu_stem --train_on mmlu",
+            "'mmlu' is a group of lm_eval tasks. Give the name of one",
+        ),
+        (
+            "run --base_model model --task_name bbh --train_on mmlu_aux",
+            "needs multiple-choice tasks, and bbh_cot_fewshot_boolean",
+        ),
+        ("run --base_model model --task_name mmlu --train_on mmlu_aux --data_dir .", "mmlu_abstract_algebra/test.jsonl does not"),
         ("run --base_model model --task_name ''", "the value of --task_name is empty"),
         ("run --base_model '' --task_name arc_easy", "the value of --base_model is empty"),
         ("run --base_model= --task_name arc_easy", "the value of --base_model is empty"),
@@ -267,6 +284,10 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("benchmarks --format ''", "the value of --format is empty"),
         ("benchmarks --format", "missing value for argument '--format'"),
         ("benchmarks --frmat csv", "Did you mean --format?"),
+        (
+            "benchmarks --overlap mmlu",
+            "'mmlu' is a group of lm_eval tasks. Give the name of one task of that group, such as mmlu_a",
+        ),
         ("benchmarks --published", "unrecognized or misplaced options: --published"),
         ("benchmarks --category language", "unrecognized options: --category, language"),
         ("benchmark", "there is no command 'benchmark'. Did you mean 'benchmarks'?"),

@@ -649,7 +649,7 @@ def test_sources_of_lm_evals_own_tasks_are_found_without_importing_lm_eval() -> 
     code = (
         "import sys; from lm_harmony.benchmarks.task_files import task_files\n"
         "for name in ('rte', 'hellaswag', 'mmlu_anatomy', 'gsm8k'):\n"
-        "    found = task_files(name); print(name, sorted(found.code), found.dataset)\n"
+        "    found = task_files(name); print(name, sorted(found.code), found.datasets[0][0])\n"
         "assert not {'lm_eval', 'torch', 'datasets'} & set(sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -103,28 +103,36 @@ def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Pat
     assert "1 finished" in ran.stdout
 
 
-def test_the_rows_of_another_benchmark_that_is_trained_on_are_fetched_too(hub: LoopbackHub, tmp_path: Path) -> None:
-    tested = {
-        "task": "quiz",
-        "dataset_path": ARC,
-        "dataset_name": "ARC-Easy",
-        "output_type": "multiple_choice",
-        "test_split": "test",
-    }
-    tested |= {"doc_to_text": "Question: {{question}}", "doc_to_choice": "{{choices.text}}"}
-    tested |= {
-        "doc_to_target": "{{choices.label.index(answerKey)}}",
-        "metric_list": [{"metric": "acc", "higher_is_better": True}],
-    }
-    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(tested), encoding="utf-8")
+QUIZ = {
+    "dataset_path": ARC,
+    "dataset_name": "ARC-Easy",
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "Question: {{question}}",
+    "doc_to_choice": "{{choices.text}}",
+    "doc_to_target": "{{choices.label.index(answerKey)}}",
+    "metric_list": [{"metric": "acc", "higher_is_better": True}],
+}
+"""Fields of a task without training rows."""
+
+
+@pytest.mark.parametrize("tested", ["quiz", "exams"])
+def test_the_rows_of_all_tasks_of_a_benchmark_are_fetched(tested: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    """Those of a benchmark that is trained on, and those of every task of a group."""
+    group = {"group": "exams", "task": ["quiz", "hard_quiz"], "aggregate_metric_list": [{"metric": "acc"}]}
+    files = {"quiz": {"task": "quiz", **QUIZ}, "hard": {"task": "hard_quiz", **QUIZ}, "exams": group}
+    for name, fields in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     file = write_study(tmp_path, MODEL)
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
-    study["benchmarks"] = [{"task": "quiz.yaml", "train_on": "arc_easy"}]
+    study["benchmarks"] = [{"task": f"{tested}.yaml", "train_on": "arc_easy"}]
     file.write_text(yaml.safe_dump(study), encoding="utf-8")
     done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert "fetched       quiz" in done.stdout and "fetched       arc_easy" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "data" / "quiz").iterdir()) == ["source.json", "test.jsonl"]
+    assert ("fetched       hard_quiz" in done.stdout) == (tested == "exams")
+    for folder in [tmp_path / "data" / "quiz", *(tmp_path / "data").glob("hard_quiz")]:
+        assert sorted(path.name for path in folder.iterdir()) == ["source.json", "test.jsonl"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = command(["study", str(file)], offline)
     assert ran.returncode == 0 and "1 finished" in ran.stdout, ran.stderr

@@ -32,6 +32,8 @@ class Outcomes:
     """Outcomes, questions x columns; the mean over seeds if there are several."""
     kind: str
     """Kind of score: "mean", "bits_per_byte" or "mcc"."""
+    of_group: bool = False
+    """Whether the questions are those of several tasks, whose scores may count equally (``weight_by_size: false``)."""
 
     def score(self, sums: Floats) -> Floats:
         """Return the score for sums over questions, of shape (..., columns)."""
@@ -60,17 +62,19 @@ def score_of(kind: str, sums: Floats) -> Floats:
         return -ratio / math.log(2) if kind == "bits_per_byte" else ratio
 
 
-def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
+def read_outcomes(files: Sequence[Path], metric: str, task: str | None = None) -> Outcomes | None:
     """Return the outcomes of one model on one benchmark; None if no paired test supports outcomes of this kind.
 
     Args:
         files: one file of samples per seed, in lm_eval's schema.
         metric: lm_eval's key "metric,filter".
+        task: read only the questions of this task of a group; None: all.
 
     Raises:
         StoreError: a file cannot be read.
     """
-    seeds = [_read(file, metric) for file in files]
+    tasks: set[object] = set()
+    seeds = [_read(file, metric, task, tasks) for file in files]
     if not seeds or any(seed is None or seed.keys() != (seeds[0] or {}).keys() for seed in seeds):
         return None
     first = seeds[0] or {}
@@ -79,11 +83,13 @@ def read_outcomes(files: Sequence[Path], metric: str) -> Outcomes | None:
         return None
     name = MetricKey.parse(metric).metric
     kind = name if name in ("bits_per_byte", "mcc") else "mean"
-    return Outcomes(questions=tuple(first), columns=np.mean(np.array(values, dtype=float), axis=0), kind=kind)
+    return Outcomes(
+        questions=tuple(first), columns=np.mean(np.array(values, dtype=float), axis=0), kind=kind, of_group=tasks != {None}
+    )
 
 
-def _read(file: Path, metric: str) -> dict[str, Any] | None:
-    """Return the outcome by question; None if the samples do not have the metric."""
+def _read(file: Path, metric: str, task: str | None, tasks: set[object]) -> dict[str, Any] | None:
+    """Return the outcome by question; None if the samples lack the metric. The names of their tasks are added to ``tasks``."""
     name, filtered = MetricKey.parse(metric)
     found: dict[str, Any] = {}
     recurring: dict[str, int] = {}
@@ -91,8 +97,9 @@ def _read(file: Path, metric: str) -> dict[str, Any] | None:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 sample: Mapping[str, Any] = json.loads(line)
-                if sample.get("filter", filtered) != filtered:
+                if sample.get("filter", filtered) != filtered or task not in (None, sample.get("task")):
                     continue
+                tasks.add(sample.get("task"))
                 if name not in sample:
                     return None
                 question = str(sample.get("doc_hash", sample.get("doc_id")))

@@ -133,7 +133,13 @@ def _test_difference(
         return replace(test, note=f"no paired test supports the outcomes of {benchmark.metric}")
     if one.questions != other.questions:
         return replace(test, note="the two models have different test questions")
+    if one.of_group and not np.allclose([_mean(one), _mean(other)], [first, second]):
+        return replace(test, note=f"the score of {benchmark.task} is no mean over its questions, because its tasks count equally")
     return _paired(test, one, other, sign, draws, seed)
+
+
+def _mean(outcomes: Outcomes) -> float:
+    return float(outcomes.score(outcomes.columns.sum(axis=0)))
 
 
 def _paired(test: PairedTest, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> PairedTest:

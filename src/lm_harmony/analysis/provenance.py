@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lm_harmony.benchmarks.catalogue import name_parts
-from lm_harmony.benchmarks.types import recurring
+from lm_harmony.benchmarks.row_counts import recurring
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from lm_harmony.benchmarks.choice_questions import ChoiceQuestion, ScoredQuestions
-from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.harness import Benchmark, HarnessTask, open_benchmark, open_task
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
 from lm_harmony.benchmarks.harness.documents import ROW_ERRORS
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
+from lm_harmony.benchmarks.row_counts import TrainOnRecord
 from lm_harmony.benchmarks.splits import Splits, cut, disjoint, make_splits, permutation, rendered
-from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, Role, SplitProtocol, SplitUse, TrainOnRecord
+from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, SplitProtocol, SplitUse
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.progress import track
 
@@ -39,19 +40,22 @@ def open_tasks(
     *,
     allow_code: bool = True,
     prompt: Prompt = PLAIN_PROMPT,
-) -> tuple[HarnessTask, ...]:
+) -> tuple[Benchmark, *tuple[HarnessTask, ...]]:
     """Return the opened tasks of a benchmark, as ``catalogue.tasks_of`` lists them. The arguments are those of ``open_task``.
+
+    The first one, which is tested, may be a group of tasks.
 
     Raises:
         UsageError: no task has that name, it runs code that is not allowed, or the prompt does not suit it.
         BenchmarkError: a task cannot be used, or its rows cannot be loaded.
     """
-    places: dict[str, Any] = {"include_path": include_path, "data_dir": data_dir}
-    return tuple(open_task(one, **places, allow_code=allow_code, use=use, prompt=prompt) for one, use in tasks)
+    given: dict[str, Any] = {"include_path": include_path, "data_dir": data_dir, "allow_code": allow_code, "prompt": prompt}
+    (tested, use), *others = tasks
+    return open_benchmark(tested, use=use, **given), *(open_task(one, use=use, **given) for one, use in others)
 
 
 def run_splits(
-    task: HarnessTask,
+    task: Benchmark,
     others: Sequence[HarnessTask],
     *,
     caps: Caps,
@@ -64,32 +68,32 @@ def run_splits(
     Without ``others`` these are its own rows (``make_splits``). Otherwise each of the others gives at most an equal share of the
     training and of the validation rows: its own validation rows, or rows split off from its training rows as ``make_splits``
     does it. A row that recurs in the test split is left out: with the same question and right answer, or with 13 consecutive
-    words. The other arguments are those of ``make_splits``.
+    words. If ``task`` is a group, the rows are written in the formats of its tasks in turn. The other arguments are those of
+    ``make_splits``.
 
     Raises:
         BenchmarkError: a split is empty, a row does not fit its task, or rows of one task cannot be written as rows of the other.
     """
     if not others:
         return make_splits(task, caps=caps, seed=seed, protocol=protocol, chat=chat)
-    evaluation: Role = "test" if "test" in task.split_names else "validation"
-    rows = task.documents(evaluation)
-    places, cap = np.arange(len(rows)), caps.test
-    test = rendered(task, rows, places, role="test", origin=evaluation, cap=cap, seed=seed, chat=chat, aliases="first")
-    fields = ChoiceFields.find(task, [example.document for example in test])
+    test, scored, formats = _tested_rows(task, cap=caps.test, seed=seed, chat=chat)
     texts = frozenset(example.request_texts for example in test)
-    written = _Writer(fields=fields, scored=fields.check(test, chat), texts=texts, chat=chat)
-    shares = {"train": max(1, caps.train // len(others)), "validation": max(1, caps.validation // len(others))}
+    written = _Writer(formats=formats, scored=scored, texts=texts, chat=chat)
+    share = caps.shared_by(len(others))
+    shares = {"train": share.train, "validation": share.validation}
     parts: dict[str, list[Example]] = {"train": [], "validation": []}
     for other in others:
         written.add(other, parts, shares=shares, seed=seed)
     for role, examples in parts.items():
         if not examples:
+            fewest = min(count for one in formats for count in one.counts)
             raise BenchmarkError(
                 f"train_on: benchmark {task.name} gets no {role} rows from {', '.join(one.name for one in others)}: "
-                f"{written.unusable:,} rows have no usable question or fewer than {min(written.counts)} choices, and "
+                f"{written.unusable:,} rows have no usable question or fewer than {fewest} choices, and "
                 f"{written.exact.total() + written.overlapping.total():,} recur in its test rows. Train on another benchmark."
             )
-    _refuse_unscorable(task, parts["validation"][0])
+    for example in {example.subtask: example for example in parts["validation"]}.values():
+        _refuse_unscorable(task, example)
     carved = any("validation" not in one.split_names for one in others)
     splits = disjoint(task.name, parts["train"], parts["validation"], test, carved=carved, clean=True)
     return replace(
@@ -100,11 +104,38 @@ def run_splits(
     )
 
 
-@dataclass(kw_only=True)
-class _Writer:
-    """Writes rows of other tasks as examples of the tested task, and counts what is left out."""
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    """How a tested task writes a question."""
 
     fields: ChoiceFields
+    """Columns of its documents."""
+    counts: frozenset[int]
+    """Numbers of choices that its test rows have."""
+
+
+def _tested_rows(
+    task: Benchmark, *, cap: int, seed: int, chat: ChatTemplate | None
+) -> tuple[list[Example], list[ChoiceQuestion], list[_Format]]:
+    """Return the test rows, their questions, and how each tested task writes a question."""
+    test, scored, formats = list[Example](), list[ChoiceQuestion](), list[_Format]()
+    for one in task.subtasks:
+        rows = one.documents(one.scored_role)
+        places, origin = np.arange(len(rows)), one.scored_role
+        found = rendered(one, rows, places, role="test", origin=origin, cap=cap, seed=seed, chat=chat, aliases="first")
+        fields = ChoiceFields.find(one, [example.document for example in found])
+        questions = fields.check(found, chat)
+        formats.append(_Format(fields=fields, counts=frozenset(len(question.choices) for question in questions)))
+        test += found
+        scored += questions
+    return test, scored, formats
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    """Writes rows of other tasks as examples of the tested tasks, and counts what is left out."""
+
+    formats: Sequence[_Format]
     scored: Sequence[ChoiceQuestion]
     texts: frozenset[tuple[tuple[str, str], ...]]
     chat: ChatTemplate | None
@@ -114,9 +145,9 @@ class _Writer:
     exact: Counter[str] = field(default_factory=Counter)
     overlapping: Counter[str] = field(default_factory=Counter)
     _offset: int = 0
+    _turn: int = 0
 
     def __post_init__(self) -> None:
-        self.counts = frozenset(len(question.choices) for question in self.scored)
         self._known = ScoredQuestions(self.scored)
 
     def add(self, task: HarnessTask, parts: Mapping[str, list[Example]], *, shares: Mapping[str, int], seed: int) -> None:
@@ -139,14 +170,12 @@ class _Writer:
     def _example(self, found: ChoiceFields, role: str, rows: str, place: int, document: Mapping[str, Any]) -> Example | None:
         """Return a row as an example of the tested task, and count it; None if it is left out."""
         asked, where = found.read(document), f"{rows} {place}"
-        fitted = None
-        if asked is not None and asked.is_usable:
-            fitted = asked.with_choices(self.counts, shuffle=found.position is not None, seed=where)
+        fitted, fields = self._fitted(asked, found, where) if asked is not None and asked.is_usable else (None, found)
         if asked is None or fitted is None:
             self.unusable += 1
             return None
         recurrence = self._known.recurrence(asked)
-        example = None if recurrence else self.fields.render(fitted, self._offset + int(place), self.chat, place=where)
+        example = None if recurrence else fields.render(fitted, self._offset + int(place), self.chat, place=where)
         if example is not None and example.request_texts in self.texts:
             recurrence = "exact"
         if recurrence is not None:
@@ -154,7 +183,17 @@ class _Writer:
             return None
         self.shortened += len(fitted.choices) < len(asked.choices)
         self.rows[found.task.name] += 1
+        self._turn += 1
         return example
+
+    def _fitted(self, asked: ChoiceQuestion, found: ChoiceFields, place: str) -> tuple[ChoiceQuestion | None, ChoiceFields]:
+        """Return a question with a number of choices that the next tested task in turn has, and the columns of that task."""
+        for turn in range(self._turn, self._turn + len(self.formats)):
+            one = self.formats[turn % len(self.formats)]
+            fitted = asked.with_choices(one.counts, shuffle=found.position is not None, seed=place)
+            if fitted is not None:
+                return fitted, one.fields
+        return None, found
 
     def dropped(self, role: str) -> int:
         """Return the number of rows that were left out because they recur in the test split."""
@@ -173,7 +212,7 @@ class _Writer:
         return record
 
 
-def _refuse_unscorable(task: HarnessTask, example: Example) -> None:
+def _refuse_unscorable(task: Benchmark, example: Example) -> None:
     """Refuse a task whose metrics need columns that a written row does not have."""
     try:
         task.score([example], [[(0.0, False)] * len(example.requests)], errors=False, samples=False)

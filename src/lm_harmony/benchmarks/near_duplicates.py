@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 
 from lm_harmony.benchmarks.choice_questions import ngrams, words
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
 from lm_harmony.benchmarks.types import Example, Role
 from lm_harmony.errors import BenchmarkError
@@ -77,19 +77,24 @@ def near_duplicates(task: HarnessTask) -> tuple[NearDuplicates, ...]:
     )
 
 
-def recurring_rows(task: HarnessTask, test: Sequence[Example], train: Sequence[Example]) -> dict[str, tuple[int, ...]]:
+def recurring_rows(task: Benchmark, test: Sequence[Example], train: Sequence[Example]) -> dict[str, tuple[int, ...]]:
     """Return how test rows of a run recur in its training rows -> numbers of these test rows, without kinds that have none.
 
     Args:
-        task: the tested benchmark.
+        task: the tested benchmark. In a group the rows of all tasks are numbered on, in the order of the tasks.
         test: scored rows.
         train: rows that the model is trained on.
     """
-    read = _Reader(task, [example.document for example in train[:_SAMPLE]])
-    index = _Index(map(read.question, test))
-    for question in map(read.question, train):
-        index.compare(question)
-    return {kind: tuple(test[place].row for place in places) for kind, places in index.found().items() if places}
+    readers = {}
+    for one in task.subtasks:
+        documents, others = ([row.document for row in rows if row.subtask == one.subtask] for rows in (train, test))
+        readers[one.subtask] = _Reader(one, (documents or others)[:_SAMPLE])
+    index = _Index(readers[example.subtask].question(example) for example in test)
+    for example in train:
+        index.compare(readers[example.subtask].question(example))
+    offsets = task.row_offsets
+    numbers = [offsets[example.subtask] + example.row for example in test]
+    return {kind: tuple(numbers[place] for place in places) for kind, places in index.found().items() if places}
 
 
 class _Reader:

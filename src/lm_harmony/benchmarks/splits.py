@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
+from lm_harmony.benchmarks.row_counts import TrainOnRecord
 from lm_harmony.benchmarks.types import (
     TRAIN_SHARE,
     VALIDATION_SHARE,
@@ -19,7 +20,6 @@ from lm_harmony.benchmarks.types import (
     Example,
     Role,
     SplitProtocol,
-    TrainOnRecord,
     fingerprint_of,
 )
 from lm_harmony.errors import BenchmarkError
@@ -58,13 +58,16 @@ class Splits:
         return fingerprint_of(self.train, self.validation, self.test)
 
 
-def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None) -> Splits:
+def make_splits(task: Benchmark, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None) -> Splits:
     """Choose and render the rows of one run.
 
     A task with three different splits keeps them. Otherwise the training rows are shuffled and cut 80/20 into train and
     validation, and lm_eval's evaluation documents are the test rows. Each split is then capped. The protocol "published" does
     no more than this, as in the published runs. "clean" also takes validation rows from train where a task names its test split
     as validation, and drops rows whose question is in a later split.
+
+    The rows of a group are those of its tasks one after the other. Each task gives at most an equal share of the training and of
+    the validation rows, and at most ``caps.test`` test rows.
 
     Args:
         task: the benchmark.
@@ -76,13 +79,29 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
     Raises:
         BenchmarkError: a split is empty, a row does not fit the task, or a scored row has no usable answer.
     """
-    evaluation: Role = "test" if "test" in task.split_names else "validation"
+    shared = caps.shared_by(len(task.subtasks))
+    found = [_rows_of(one, caps=shared, seed=seed, protocol=protocol, chat=chat) for one in task.subtasks]
+    train, validation, test = ([example for rows in found for example in rows[place]] for place in range(3))
+    carved = any(_own_validation(one, protocol) is False for one in task.subtasks)
+    return disjoint(task.name, train, validation, test, carved=carved, clean=protocol == "clean")
+
+
+def _own_validation(task: HarnessTask, protocol: SplitProtocol) -> bool:
+    """Return whether a task has validation rows of its own, which are not its test rows."""
+    names = task.split_names
+    if task.scored_role != "test" or "validation" not in names:
+        return False
+    return names["validation"] != names["test"] or protocol == "published"
+
+
+def _rows_of(
+    task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProtocol, chat: ChatTemplate | None
+) -> tuple[list[Example], ...]:
+    """Return the rendered train, validation and test rows of a task; the arguments are those of ``make_splits``."""
+    evaluation, own = task.scored_role, _own_validation(task, protocol)
     rows = {role: task.documents(role) for role in task.split_names}
-    own = "validation" in task.split_names and evaluation == "test"
     if own and task.split_names["validation"] == task.split_names["test"]:
-        own = protocol == "published"
-        if own:
-            log.warning("%s: the task names its test split as validation, so the epoch is chosen on test rows.", task.name)
+        log.warning("%s: the task names its test split as validation, so the epoch is chosen on test rows.", task.name)
     test = np.arange(len(rows[evaluation]))
     if own:
         train, validation = np.arange(len(rows["train"])), np.arange(len(rows["validation"]))
@@ -94,11 +113,10 @@ def make_splits(task: HarnessTask, *, caps: Caps, seed: int, protocol: SplitProt
         ("validation", "validation" if own else "train", validation, caps.validation),
         ("test", evaluation, test, caps.test),
     )
-    splits = [
+    return tuple(
         rendered(task, rows[origin], chosen, role=role, origin=origin, cap=cap, seed=seed, chat=chat, aliases=aliases)
         for role, origin, chosen, cap in origins
-    ]
-    return disjoint(task.name, *splits, carved=not own, clean=protocol == "clean")
+    )
 
 
 def rendered(

@@ -9,15 +9,15 @@ from __future__ import annotations
 import ast
 import glob
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
+from lm_harmony.benchmarks.task_groups import Subtask, TaskGroup, find_group
 from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
+from lm_harmony.benchmarks.task_yaml import Function, read_task_yaml
 from lm_harmony.benchmarks.types import SPLIT_FIELDS, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
 
@@ -27,56 +27,80 @@ CORPUS_FILE = Path(__file__).with_name("corpus.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFiles:
-    """The files and the data set that define a task."""
+    """The files and the data sets that define a task, or all tasks of a group."""
 
     code: Mapping[str, Path]
-    """Task files and Python modules, by their path from the folder of the task's YAML file."""
+    """Task files and Python modules, by their path from the folder of the YAML file of the task or group."""
     rows: Mapping[str, Path]
     """Files with rows, by their path from ``data_dir``, or as the task names them."""
-    dataset: str | None = None
-    """Data set on the hub that has the rows; None: the rows are local."""
-    revision: str | None = None
-    """Revision of the data set that the task names; None: its main branch."""
+    datasets: tuple[tuple[str, str], ...] = ()
+    """Data sets on the hub that have the rows, each with the revision that the task names; empty: the rows are local."""
     imported: tuple[str, ...] = ()
     """Modules of ``!function`` tags that are none of the task's files and belong neither to lm_eval nor to LM-Harmony."""
     metric_list: tuple[Any, ...] = ()
     """Metrics as the task lists them; empty if a function of the task computes them."""
-    output_type: str = ""
-    """Type of the task's requests, as its file names it; "" for a text corpus."""
+    output_types: Mapping[str, str] = field(default_factory=dict)
+    """Task, or each task of a group -> type of its requests, as its file names it; "" for a text corpus."""
+    untrained: tuple[str, ...] = ()
+    """Tasks that name no training split."""
 
 
 def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None, use: SplitUse = "all") -> TaskFiles:
-    """Return the files and the data set that define a task.
+    """Return the files and the data sets that define a task, or all tasks of a group.
 
     Args:
-        task: a task's name, its YAML file, or ``corpus:PATH``.
+        task: the name of a task or of a group, its YAML file, or ``corpus:PATH``.
         include_path: folder of the user's own task files.
         data_dir: folder that holds <task>/{train,validation,test}.jsonl; None: the rows that the task names.
         use: which of these files are listed.
 
     Raises:
         UsageError: no task has that name.
-        BenchmarkError: a file of the task cannot be read.
+        BenchmarkError: a file of the task cannot be read, or a group cannot be one benchmark.
     """
     corpus = corpus_path(task)
     if corpus is not None:
-        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus_files(corpus))
+        return TaskFiles(code={CORPUS_FILE.name: CORPUS_FILE}, rows=_corpus_files(corpus), output_types={task: ""})
+    group = find_group(task, include_path)
+    if group is not None:
+        return _files_of_group(group, data_dir, use)
     file = find_task_file(task, include_path).resolve()
+    return _files_of_task(Subtask(name=task, file=file, changes={}), file.parent, data_dir, use)
+
+
+def _files_of_group(group: TaskGroup, data_dir: Path | None, use: SplitUse) -> TaskFiles:
+    found = [_files_of_task(one, group.file.parent, data_dir, use) for one in group.subtasks]
+    return TaskFiles(
+        code=_named(group.files, group.file.parent) | {name: path for one in found for name, path in one.code.items()},
+        rows={name: path for one in found for name, path in one.rows.items()},
+        datasets=tuple(dict.fromkeys(pair for one in found for pair in one.datasets)),
+        imported=tuple(dict.fromkeys(module for one in found for module in one.imported)),
+        metric_list=tuple(metric for one in found for metric in one.metric_list),
+        output_types={task: kind for one in found for task, kind in one.output_types.items()},
+        untrained=tuple(task for one in found for task in one.untrained),
+    )
+
+
+def _files_of_task(task: Subtask, folder: Path, data_dir: Path | None, use: SplitUse) -> TaskFiles:
     parts = _Parts({}, {}, {})
-    config = _read(file, parts)
-    code = {os.path.relpath(path, file.parent).replace(os.sep, "/"): path for path in (*parts.yamls, *parts.modules)}
+    config = {**_read(task.file, parts), **task.changes}
     rows = local_row_files(config) if data_dir is None else _rows_in(config, data_dir, use)
     options, path = config.get("dataset_kwargs"), config.get("dataset_path")
     revision = options.get("revision") if isinstance(options, Mapping) else None
     return TaskFiles(
-        code=code,
+        code=_named((*parts.yamls, *parts.modules), folder),
         rows=rows or {},
-        dataset=str(path) if path and rows is None else None,
-        revision=revision if rows is None else None,
+        datasets=((str(path), revision or "main"),) if path and rows is None else (),
         imported=tuple(parts.imported),
         metric_list=() if "process_results" in config else tuple(config.get("metric_list") or ()),
-        output_type=str(config.get("output_type")),
+        output_types={task.name: str(config.get("output_type"))},
+        untrained=() if config.get(SPLIT_FIELDS["train"]) else (task.name,),
     )
+
+
+def _named(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Return files by their path from ``folder``."""
+    return {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in map(Path.resolve, files)}
 
 
 def _corpus_files(path: Path) -> dict[str, Path]:
@@ -90,20 +114,6 @@ def _corpus_files(path: Path) -> dict[str, Path]:
     if not path.is_dir() or path == Path():  # without a path, the working folder would be meant
         raise BenchmarkError(f"{CORPUS_PREFIX}{path} does not exist. Give a .jsonl or .txt file, or a folder of them.")
     return {file.name: file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".txt") and file.is_file()}
-
-
-@dataclass(frozen=True)
-class _Function:
-    """A ``!function`` tag: "module.name"."""
-
-    name: str
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads a task's YAML file without importing the functions that it names."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: _Function(str(loader.construct_scalar(node))))
 
 
 @dataclass(frozen=True)
@@ -121,13 +131,7 @@ def _read(path: Path, parts: _Parts) -> dict[str, Any]:
     if path in parts.yamls:
         return {}  # lm_eval refuses a cycle when it loads the task
     parts.yamls[path] = None
-    try:
-        values = yaml.load(path.read_bytes(), Loader=_Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise BenchmarkError(f"{path}: cannot be read as an lm_eval task: {reason}. Correct the file.") from error
-    if not isinstance(values, dict):
-        raise BenchmarkError(f"{path}: the top level must be a mapping of keys to values. Give an lm_eval task file.")
+    values = read_task_yaml(path)
     for function in _functions(values):
         module = function.rpartition(".")[0]
         file = _module_file(module, path.parent)
@@ -143,7 +147,7 @@ def _read(path: Path, parts: _Parts) -> dict[str, Any]:
 
 def _functions(value: Any) -> Iterator[str]:
     """Yield the name of every ``!function`` tag in a value and below it."""
-    if isinstance(value, _Function):
+    if isinstance(value, Function):
         yield value.name
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _functions(item)
@@ -204,9 +208,9 @@ def _rows_in(config: Mapping[str, Any], data_dir: Path, use: SplitUse) -> dict[s
 
 def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
     """Return the local files with a task's rows, as its configuration names them; None where the rows are on the hub."""
-    path, options = config.get("dataset_path"), config.get("dataset_kwargs")
-    options = options if isinstance(options, Mapping) else {}
-    if isinstance(config.get("custom_dataset"), _Function):
+    path, given = config.get("dataset_path"), config.get("dataset_kwargs")
+    options = given if isinstance(given, Mapping) else {}
+    if isinstance(config.get("custom_dataset"), Function):
         return _below(options.get("data_dir"))
     if not isinstance(path, str):
         return {}
@@ -222,8 +226,6 @@ def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
         return _below(folder)
     found: dict[str, Path] = {}
     for pattern in _patterns(files):
-        if "://" in pattern:
-            continue  # on the hub or elsewhere on the network
         full = os.path.join(str(folder), pattern) if folder else pattern
         for match in sorted(glob.glob(full, recursive=True)) or [full]:
             if not Path(match).is_dir():
@@ -232,15 +234,15 @@ def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
 
 
 def _patterns(files: Any) -> Iterator[str]:
-    """Yield every file pattern of ``data_files``: a string, a list, or a mapping from splits to either."""
-    if isinstance(files, str):
+    """Yield every pattern of local files in ``data_files``: a string, a list, or a mapping from splits to either."""
+    if isinstance(files, str) and "://" not in files:
         yield files
     for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
         yield from _patterns(item)
 
 
 def _below(folder: Any) -> dict[str, Path]:
-    """Return every file below a folder, by its path from there, without hidden files and folders."""
+    """Return every file below a folder, by its path from there, without hidden ones; none where there is no folder."""
     if not isinstance(folder, str) or not Path(folder).is_dir():
         return {}
     files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}

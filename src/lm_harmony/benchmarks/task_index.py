@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,22 @@ from lm_harmony.errors import BenchmarkError, UsageError, did_you_mean
 
 # Keys may be quoted: 2,118 of lm_eval's files say "task": "name".
 _TASK_LINE = re.compile(rb"^[\"']?task[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-_GROUP_LINES = re.compile(rb"^[\"']?(?:group|tag)[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
-_GROUP_NAME = re.compile(rb"[^\s\"'#\[\]{},]+")
+_GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_TAG_LINES, _INCLUDE_LINES = (
+    re.compile(rb"^[\"']?" + key + rb"[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE) for key in (b"tag", b"include")
+)
+_MOST_NAMED = 12
+_NAME = re.compile(rb"[^\s\"'#\[\]{},]+")
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """The names that the YAML files of a folder define. Of several files with one name it is the first by path."""
+
+    tasks: Mapping[str, Path]
+    """Name of a task -> its file."""
+    groups: Mapping[str, Path]
+    """Name of a group -> its file."""
 
 
 def find_task_file(name: str, include_path: Path | None = None) -> Path:
@@ -43,25 +58,30 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         if not path.is_file():
             raise UsageError(f"task_name: the file {name} does not exist. Give an existing YAML file or a task's name.")
         return path.resolve()
-    own: Mapping[str, Path] = {}
+    own = TaskNames({}, {})
     if include_path is not None:
         if not include_path.is_dir():
             raise UsageError(f"include_path = {include_path} is not a folder. Give the folder of your task YAML files.")
-        own = _scan(include_path.resolve())
-        if name in own:
-            return own[name]
+        own = task_names(include_path.resolve())
+        if name in own.tasks:
+            return own.tasks[name]
     known = catalogue.find(name)
     if known is not None and (lm_eval_tasks_folder() / known.path).is_file():
         return lm_eval_tasks_folder() / known.path
-    tasks = _lm_eval_tasks()
-    if name in tasks:
-        return tasks[name]
-    groups = _groups(lm_eval_tasks_folder())
-    if name in groups:
-        members = sorted({*groups[name], *(task for task in tasks if task.startswith(f"{name}_"))})
-        such = f", such as {members[0]}" if members else ""
-        raise UsageError(f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group{such}.")
-    hint = did_you_mean(name, {**own, **tasks})
+    theirs = lm_eval_names()
+    if name in theirs.tasks:
+        return theirs.tasks[name]
+    members = tags_of(own.tasks).get(name) or lm_eval_tags().get(name, ())
+    if members or name in {**own.groups, **theirs.groups}:
+        named = members or tuple(sorted(task for task in theirs.tasks if task.startswith(f"{name}_")))
+        such = f", such as {named[0]}" if named else ""
+        several = (
+            f", or name its tasks in a study (benchmarks: [{', '.join(members)}])" if 1 < len(members) <= _MOST_NAMED else ""
+        )
+        raise UsageError(
+            f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group{such}{several}."
+        )
+    hint = did_you_mean(name, {**own.tasks, **own.groups, **theirs.tasks})
     raise UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
         f"--include_path adds your own."
@@ -78,27 +98,50 @@ def lm_eval_tasks_folder() -> Path:
 
 
 @cache
-def _lm_eval_tasks() -> Mapping[str, Path]:
-    return _scan(lm_eval_tasks_folder())
+def lm_eval_names() -> TaskNames:
+    """Return the names of lm_eval's own tasks and groups."""
+    return task_names(lm_eval_tasks_folder())
 
 
-def _scan(folder: Path) -> Mapping[str, Path]:
-    """Return task name -> file. Of several files with one name it is the first by path."""
-    found: dict[str, Path] = {}
+@cache
+def lm_eval_tags() -> Mapping[str, tuple[str, ...]]:
+    """Return lm_eval's tags -> names of their tasks in order."""
+    return tags_of(lm_eval_names().tasks)
+
+
+def task_names(folder: Path) -> TaskNames:
+    """Return the names of tasks and groups that the YAML files below ``folder`` define."""
+    tasks: dict[str, Path] = {}
+    groups: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
-        match = _TASK_LINE.search(path.read_bytes())
-        if match:
-            found.setdefault(match[1].decode(), path)
-    return found
-
-
-def _groups(folder: Path) -> Mapping[str, list[str]]:
-    """Return the name of every group and tag -> the tasks whose own file names it. A file may list several tags."""
-    found: dict[str, list[str]] = {}
-    for path in folder.rglob("*.yaml"):
         text = path.read_bytes()
-        task = _TASK_LINE.search(text)
-        for lines in _GROUP_LINES.findall(text):
-            for name in _GROUP_NAME.findall(lines):
-                found.setdefault(name.decode(), []).extend([task[1].decode()] if task else [])
-    return found
+        for found, line in ((tasks, _TASK_LINE), (groups, _GROUP_LINE)):
+            match = line.search(text)
+            if match:
+                found.setdefault(match[1].decode(), path)
+                break  # a task of the past may name the group that it belongs to
+    return TaskNames(tasks, groups)
+
+
+def tags_of(tasks: Mapping[str, Path]) -> Mapping[str, tuple[str, ...]]:
+    """Return the tags of ``tasks`` (name -> file), each with the names of its tasks in order."""
+    found: dict[str, list[str]] = {}
+    read: dict[Path, tuple[str, ...]] = {}
+    for task, path in tasks.items():
+        for tag in _tags(path, read):
+            found.setdefault(tag, []).append(task)
+    return {tag: tuple(sorted(names)) for tag, names in found.items()}
+
+
+def _tags(path: Path, read: dict[Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the tags in a task's file, or else in the files that it includes; ``read`` keeps those that were looked at."""
+    if path not in read:
+        read[path] = ()  # ends a cycle of files that include each other
+        text = path.read_bytes() if path.is_file() else b""
+        own = _listed(_TAG_LINES, text)
+        read[path] = own or tuple(tag for file in _listed(_INCLUDE_LINES, text) for tag in _tags(path.parent / file, read))
+    return read[path]
+
+
+def _listed(lines: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
+    return tuple(name.decode() for found in lines.findall(text) for name in _NAME.findall(found) if name != b"-")

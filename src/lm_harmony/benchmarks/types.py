@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from lm_harmony.errors import FILE_RULES, check_integer
 
@@ -60,54 +60,9 @@ class Caps:
         for name, flag in (("train", "max_num_train"), ("validation", "max_num_valid"), ("test", "max_num_test")):
             check_integer(f"dataset_param.{flag}", getattr(self, name), 1)
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOnRecord:
-    """What a run used and left out of another benchmark's training and validation rows."""
-
-    __pydantic_config__ = FILE_RULES
-
-    rows: Mapping[str, int]
-    """Task -> number of its rows that were written in the tested benchmark's format."""
-    shortened: int
-    """Number of rows that lost wrong choices, because the tested benchmark has fewer choices."""
-    unusable: int
-    """Number of rows left out because they have no question, no usable answer, or fewer choices than the tested benchmark."""
-    exact: int
-    """Number of rows left out because a test row has the same question and the same right answer, or the same text."""
-    overlapping: int
-    """Number of rows left out because they share 13 consecutive words with a test row."""
-
-    def sentence(self) -> str:
-        """Return the counts as one sentence without a full stop, for people."""
-        rows = ", ".join(f"{count:,} rows of {task}" for task, count in self.rows.items())
-        recurring = self.exact + self.overlapping
-        left_out = f"{recurring:,} rows that recur in the test rows are left out"
-        if recurring:
-            left_out += f" ({self.exact:,} with the same question, {self.overlapping:,} with 13 words in a row)"
-        unusable = f"; {self.unusable:,} rows could not be used" if self.unusable else ""
-        return f"trained and validated on {rows}; {left_out}{unusable}"
-
-
-_RECURRENCES = {
-    "exact": "unchanged",
-    "normalized": "in another spacing, case or punctuation",
-    "choices": "with other choices or in another order of them",
-    "overlapping": "with half of their sequences of 13 words or more",
-}
-"""How a question recurs -> the words for users."""
-
-
-def recurring(near_duplicates: Mapping[str, Sequence[int]], test: int) -> str | None:
-    """Return how many of ``test`` questions recur in the training rows, without a full stop; None: none is known.
-
-    Args:
-        near_duplicates: how a question recurs -> numbers of these test rows.
-        test: number of test rows.
-    """
-    kinds = ", ".join(f"{len(rows):,} {_RECURRENCES.get(kind, kind)}" for kind, rows in near_duplicates.items())
-    count = sum(map(len, near_duplicates.values()))
-    return f"{count:,} of {test:,} test questions recur in the training rows ({kinds})" if count else None
+    def shared_by(self, tasks: int) -> Caps:
+        """Return the caps of each of several tasks: an equal share of training and validation rows, and all test rows."""
+        return replace(self, train=max(1, self.train // tasks), validation=max(1, self.validation // tasks))
 
 
 Aliases = Literal["first", "joined"]
@@ -153,6 +108,8 @@ class Example:
     """The requests whose replies score this document."""
     target: str = ""
     """lm_eval's target as text, with which replies are compared: all right answers, where only the first is trained on."""
+    subtask: str = ""
+    """Task that the document belongs to, if the benchmark is a group of tasks."""
 
     @property
     def request_texts(self) -> tuple[tuple[str, str], ...]:
@@ -193,8 +150,8 @@ class MetricKey(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """The metrics of one model on some documents."""
+class SubtaskScore:
+    """The metrics of one model on some documents of one task."""
 
     __pydantic_config__ = FILE_RULES
 
@@ -204,13 +161,26 @@ class Score:
     """Metric key -> standard error; None: not defined, or not computed."""
     documents: int
     """Number of documents scored."""
-    samples: Annotated[tuple[Mapping[str, Any], ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
-    """Per-document results in lm_eval's sample schema; empty where they were not kept."""
 
     def shown(self, metric: str) -> str:
         """Return the value of a metric with its standard error, such as "0.5080 ± 0.0317"; "" if it has no value."""
         value, stderr = self.metrics.get(metric), self.stderrs.get(metric)
         return "" if value is None else f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(SubtaskScore):
+    """The metrics of one model on the scored documents of a benchmark: of a task, or of a group of tasks."""
+
+    samples: Annotated[tuple[Mapping[str, Any], ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
+    """Per-document results in lm_eval's sample schema, of a group with the key "task"; empty where they were not kept."""
+    subtasks: Mapping[str, SubtaskScore] = field(default_factory=dict)
+    """Task of a group -> its score, in lm_eval's order; empty: the benchmark is a single task."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = write(self)
+        return plain if plain.get("subtasks") else {key: value for key, value in plain.items() if key != "subtasks"}
 
 
 Shots = int | Literal["task"]
@@ -246,5 +216,6 @@ def fingerprint_of(*splits: Sequence[Example]) -> str:
         for example in examples:
             requests = [[one.kind, one.context, one.continuation, dict(one.generation)] for one in example.requests]
             texts = [example.context, example.continuation, example.target, *requests]
+            texts += [example.subtask] if example.subtask else []
             digest.update(json.dumps(texts, default=str).encode())
     return digest.hexdigest()[:16]

@@ -73,6 +73,11 @@ def models(format: Format = "table") -> None:
 
 def _show_overlap(task: str, include_path: Path | None, data_dir: Path | None, *, allow_code: bool, format: Format) -> None:
     """Print how many scored rows of a task recur in its training rows, and which; the arguments are those of ``open_task``."""
+    from lm_harmony.benchmarks.catalogue import corpus_path
+    from lm_harmony.benchmarks.task_index import find_task_file
+
+    if corpus_path(task) is None:
+        find_task_file(task, include_path)  # refuses a name that is wrong before libraries are loaded
     from lm_harmony.benchmarks.harness import open_task
     from lm_harmony.benchmarks.near_duplicates import near_duplicates
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.types import FewShotScore, recurring
+from lm_harmony.benchmarks.row_counts import recurring
+from lm_harmony.benchmarks.types import FewShotScore
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
@@ -118,16 +119,21 @@ def _log_waiting(holder: str) -> None:
 def result_rows(record: RunRecord) -> list[dict[str, str | float | None]]:
     """Return what ``result_table`` shows as numbers for other programs; None: not known."""
     rows: list[dict[str, str | float | None]] = []
-    for metric in _metrics(record):
-        rows.append({"metric": metric})
+    tasks = _subtasks(record)
+    for task, metric in [*((None, metric) for metric in _metrics(record)), *((task, record.metric) for task in tasks)]:
+        rows.append({"metric": metric, **({"subtask": task} if tasks else {})})
         for name, score in {"direct": None, "trained": None, **record.scores}.items():
-            rows[-1][name] = None if score is None else score.metrics.get(metric)
-            rows[-1][f"{name}_stderr"] = None if score is None else score.stderrs.get(metric)
+            part = score if score is None or task is None else score.subtasks.get(task)
+            rows[-1][name] = None if part is None else part.metrics.get(metric)
+            rows[-1][f"{name}_stderr"] = None if part is None else part.stderrs.get(metric)
     return rows
 
 
 def result_table(record: RunRecord) -> Table:
-    """Return a table of the direct and trained test scores: a row for each metric, first the one that chose the epoch."""
+    """Return a table of the direct and trained test scores: a row for each metric, first the one that chose the epoch.
+
+    Below are the tasks of a group, with this metric.
+    """
     table = Table(title=f"{record.spec.model.name} on {record.benchmark}", title_justify="left")
     table.add_column("metric")
     for name in record.scores:
@@ -135,12 +141,20 @@ def result_table(record: RunRecord) -> Table:
     for metric in _metrics(record):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
         table.add_row(*cells, *(score.shown(metric) for score in record.scores.values()))
+    for task in _subtasks(record):
+        parts = (score.subtasks.get(task) for score in record.scores.values())
+        table.add_row(f"  {task}", *("" if part is None else part.shown(record.metric) for part in parts))
     return table
 
 
 def _column(name: str) -> str:
     """Return the heading of a score: "direct", "direct 5-shot" or "train-before-test"."""
     return "train-before-test" if name == "trained" else shown_direct(name)
+
+
+def _subtasks(record: RunRecord) -> list[str]:
+    """Return the tasks of a group; none for a single task."""
+    return list(dict.fromkeys(task for score in record.scores.values() for task in score.subtasks))
 
 
 def _metrics(record: RunRecord) -> list[str]:

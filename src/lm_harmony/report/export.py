@@ -21,7 +21,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.errors import UsageError
-from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
+from lm_harmony.report.finished_scores import TRAINED, FinishedScore, ScoreValue, dataset_of, finished_scores
 from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.shots import shots_of
@@ -71,7 +71,7 @@ def export(results: Path, output: Path, to: ExportFormat, *, organization: str |
 
 
 def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
-    """Write one row for each score and metric. The metric that chose the epoch is marked."""
+    """Write one row for each score and metric, and for each task of a group. The metric that chose the epoch is marked."""
     rows = [
         {
             "model": result.model,
@@ -80,19 +80,20 @@ def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
             "parameters": result.record.parameters,
             "benchmark": result.record.benchmark,
             "preparation": result.preparation,
-            "metric": key,
-            "is_main_metric": key == result.record.metric,
-            "value": value,
-            "stderr": result.stderrs.get(key),
-            "test_documents": result.documents,
+            "metric": one.metric,
+            "is_main_metric": one.metric == result.record.metric and one.subtask is None,
+            "value": one.value,
+            "stderr": one.stderr,
+            "test_documents": one.documents,
             "training_rows": result.record.data.train,
             "chosen_epoch": result.record.chosen_epoch if result.preparation == "trained" else None,
             "seed": result.record.spec.seed,
             "recipe": result.record.spec.recipe.fingerprint(),
             "notes": result.notes,
+            "subtask": one.subtask,
         }
         for result in found
-        for key, value in result.metrics.items()
+        for one in result.values
     ]
     table = pd.DataFrame(rows).astype({"parameters": "Int64", "chosen_epoch": "Int64", "stderr": "float64"})
     if file.suffix == ".csv":
@@ -117,7 +118,14 @@ def _copy_lm_eval(result: FinishedScore, output: Path, left_out: list[str]) -> I
     samples = result.store.folder / f"samples_{split}.jsonl"
     if samples.is_file():
         stamp = written[-1].stem.removeprefix("results_")
-        yield Path(shutil.copyfile(samples, place / f"samples_{result.record.benchmark}_{stamp}.jsonl"))
+        subtasks = dict.fromkeys(one.subtask for one in result.values if one.subtask is not None)
+        if not subtasks:
+            yield Path(shutil.copyfile(samples, place / f"samples_{result.record.benchmark}_{stamp}.jsonl"))
+        for task in subtasks:  # as lm_eval, which has one file for each task
+            file = place / f"samples_{task}_{stamp}.jsonl"
+            lines = samples.read_text(encoding="utf-8").split("\n")
+            write_atomically(file, "".join(f"{line}\n" for line in lines if line and json.loads(line).get("task") == task))
+            yield file
 
 
 def _write_every_eval_ever(result: FinishedScore, output: Path, organization: str) -> Path:
@@ -164,25 +172,24 @@ def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
         "model_info": {"name": identity, "id": identity, "additional_details": details},
         "evaluation_results": [
             {
-                "evaluation_name": record.benchmark,
+                "evaluation_name": record.benchmark if one.subtask is None else f"{record.benchmark}: {one.subtask}",
                 "source_data": source,
                 "metric_config": {
-                    "evaluation_description": f"{key}: {result.notes}",
-                    "metric_name": key.split(",")[0],
+                    "evaluation_description": f"{one.metric}: {result.notes}",
+                    "metric_name": one.metric.split(",")[0],
                     "lower_is_better": not record.higher_is_better,
                 },
-                "score_details": {"score": value, "uncertainty": _uncertainty(result, key)},
+                "score_details": {"score": one.value, "uncertainty": _uncertainty(one)},
             }
-            for key, value in result.metrics.items()
-            if key == record.metric  # the direction of the others is not recorded
+            for one in result.values
+            if one.metric == record.metric  # the direction of the others is not recorded
         ],
     }
 
 
-def _uncertainty(result: FinishedScore, key: str) -> dict[str, Any]:
-    stderr = result.stderrs.get(key)
-    error = {} if stderr is None else {"standard_error": {"value": stderr}}
-    return {**error, "num_samples": result.documents}
+def _uncertainty(one: ScoreValue) -> dict[str, Any]:
+    error = {} if one.stderr is None else {"standard_error": {"value": one.stderr}}
+    return {**error, "num_samples": one.documents}
 
 
 def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]) -> list[Path]:

@@ -23,6 +23,22 @@ TRAINED = "train-before-test"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreValue:
+    """The value of one metric."""
+
+    subtask: str | None
+    """Task of a group that it belongs to; None: the value is that of the benchmark."""
+    metric: str
+    """Key of the metric, "metric,filter"."""
+    value: float
+    """Value of the metric on the test rows, in the metric's unit."""
+    stderr: float | None
+    """Its standard error; None: not known."""
+    documents: int
+    """Number of test documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinishedScore:
     """One score of one run."""
 
@@ -40,6 +56,16 @@ class FinishedScore:
     """Number of test documents."""
     model: str
     """Name of the model without a path of this machine."""
+
+    @property
+    def values(self) -> list[ScoreValue]:
+        """The values of all metrics of the benchmark, and then of each task of a group."""
+        score = self.record.scores[self.preparation]
+        return [
+            ScoreValue(subtask=task, metric=metric, value=value, stderr=part.stderrs.get(metric), documents=part.documents)
+            for task, part in [(None, score), *score.subtasks.items()]
+            for metric, value in part.metrics.items()
+        ]
 
     @property
     def notes(self) -> str:
@@ -118,9 +144,9 @@ def dataset_of(record: RunRecord) -> tuple[str, str | None] | None:
     if record.spec.benchmark.train_on is not None:
         return None
     rows = [source for source in record.sources or () if source.kind == "rows"]
-    for source in rows:
-        if source.path is None:
-            return source.name, source.commit
+    on_hub = {(source.name, source.commit) for source in rows if source.path is None}
+    if on_hub:
+        return on_hub.pop() if len(on_hub) == 1 else None
     folders = {Path(str(source.path)).parent for source in rows}
     if len(folders) != 1:
         return None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -24,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
-from lm_harmony.analysis.outcomes import read_outcomes
 from lm_harmony.analysis.provenance import changed_files
 from lm_harmony.errors import FILE_RULES, StoreError, UsageError
+from lm_harmony.report.recomputed_scores import recompute, samples_file
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.file_values import damage_in, read_json, to_plain, with_check
@@ -120,11 +119,6 @@ def pack(store: RunStore, folder: Path, name: str | None = None) -> tuple[Path, 
     return path, sha256_of(path)
 
 
-def samples_file(score: str) -> str:
-    """Return the name of the file with the per-document outcomes of a score, which ``RunRecord.scores`` names."""
-    return f"samples_{'test' if score == 'trained' else score}.jsonl"
-
-
 def weights_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in a folder of weights; empty if there is no folder.
 
@@ -186,7 +180,7 @@ def open_submission(path: Path, folder: Path, sha256: str | None = None) -> Subm
             if sha256_of(folder / name) != manifest.files[name]:
                 raise StoreError(f"{name} differs from its SHA-256 in the manifest")
         record = read_json(folder / "record.json", RunRecord, upgrade_record)
-        recomputed, unknown = _recompute(record, folder)
+        recomputed, unknown = recompute(record, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
         reason = str(error).replace(f"{folder}/", "").split(". ")[0].rstrip(".")
         raise StoreError(f"{path} is no valid submission: {reason}. Ask its sender for the file again.") from error
@@ -206,30 +200,3 @@ def _extract(path: Path, folder: Path) -> None:
             if len(content) > most:
                 raise StoreError(f"{info.filename} is larger than {most:,} bytes")
             (folder / info.filename).write_bytes(content)
-
-
-def _recompute(record: RunRecord, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Compute the scores of a record from its samples; return those that are equal, and those of other kinds.
-
-    Raises:
-        StoreError: a score differs, or the number of documents.
-    """
-    equal, unknown = [], []
-    expected = {samples_file(name) for name in record.scores}
-    for file in sorted(expected ^ {path.name for path in folder.glob("samples_*")}):
-        raise StoreError(f"{file} and its score in record.json are not both there")
-    for name, score in record.scores.items():
-        file = samples_file(name)
-        for metric, value in score.metrics.items():
-            outcomes = read_outcomes([folder / file], metric)
-            if outcomes is None:
-                unknown.append(f"{name} {metric}")
-                continue
-            computed = float(outcomes.score(outcomes.columns.sum(axis=0)))
-            if len(outcomes.questions) != score.documents or not math.isclose(computed, value, rel_tol=1e-9, abs_tol=1e-12):
-                raise StoreError(
-                    f"the {name} {metric} of record.json is {value!r} on {score.documents} documents, and {file} gives "
-                    f"{computed!r} on {len(outcomes.questions)}"
-                )
-            equal.append(f"{name} {metric}")
-    return tuple(equal), tuple(unknown)

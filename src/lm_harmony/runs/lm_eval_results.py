@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.benchmarks.harness.bootstrap import BOOTSTRAP_DRAWS
-from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples
+from lm_harmony.benchmarks.harness.provenance import experiment_of, hash_of_samples, lm_eval_results
 from lm_harmony.benchmarks.types import MetricKey, Score
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.run_setup import RunSetup
@@ -75,7 +75,9 @@ def trained_results(store: RunStore, run: RunSetup, record: RunRecord, *, date: 
     results["config"] |= {"model_sha": "", "model_revision": "main"} if record.spec.recipe.lora is None else {"peft_sha": ""}
     train_on = record.spec.benchmark.train_on
     how = TRAINED if train_on is None else f"{TRAINED} on {benchmark_name(train_on)}"
-    results["results"][run.task.name]["alias"] += f" ({how})"
+    for part in ("results", "groups"):
+        if run.task.name in results.get(part, {}):
+            results[part][run.task.name]["alias"] += f" ({how})"
     return {**results, "train_before_test": record.to_dict()}
 
 
@@ -93,16 +95,16 @@ def direct_results(run: RunSetup, record: RunRecord, *, date: float, shots: int 
     parameters = int(run.model.module.num_parameters())
     results = _results(run, record, score, args=_base_args(run), parameters=parameters, date=date)
     if shots:
-        name, fields = run.task.name, json.loads(json.dumps(run.task.few_shot_fields, default=str))
-        config = results["configs"][name]
-        given = {
-            **config["fewshot_config"],
-            "samples": None,
-            "split": fields["fewshot_split"],
-            **(fields["fewshot_config"] or {}),
-        }
-        results["configs"][name] = {**config, **fields, "num_fewshot": shots, "fewshot_config": given}
-        results["n-shot"][name] = shots
+        for task in run.task.subtasks:
+            fields, config = json.loads(json.dumps(task.few_shot_fields, default=str)), results["configs"][task.name]
+            given = {
+                **config["fewshot_config"],
+                "samples": None,
+                "split": fields["fewshot_split"],
+                **(fields["fewshot_config"] or {}),
+            }
+            results["configs"][task.name] = {**config, **fields, "num_fewshot": shots, "fewshot_config": given}
+        results["n-shot"] = dict.fromkeys(results["n-shot"], shots)
         results["fewshot_as_multiturn"] = record.spec.model.apply_chat_template
     return results
 
@@ -139,28 +141,18 @@ def _results(
     run: RunSetup, record: RunRecord, score: Score, *, args: dict[str, Any], parameters: int, date: float
 ) -> dict[str, Any]:
     """Return what ``lm_eval.simple_evaluate`` and its tracker return for ``score`` (lm_eval.result_schema.EvalResults)."""
-    name, described, spec = run.task.name, run.task.lm_eval_config(), record.spec
-    metrics: dict[str, float | str] = {}
-    for key, value in score.metrics.items():
-        stderr = score.stderrs.get(key)
-        metrics[key] = value
-        metrics[MetricKey.parse(key).stderr] = "N/A" if stderr is None else stderr
-    higher = {MetricKey.parse(key).metric: better for key, better in run.task.metrics.items()}
-    higher[MetricKey.parse(record.metric).metric] = record.higher_is_better  # as the user says, where the task does not
-    alias = described["config"].get("task_alias") or name
-    rows, tokenizer = described["rows"], run.model.text.tokenizer
+    spec, tokenizer = record.spec, run.model.text.tokenizer
     template = tokenizer.chat_template if spec.model.apply_chat_template else None
+    tables = lm_eval_results(run.task, score)
+    # As the user says, where the task does not.
+    tables["higher_is_better"][run.task.name][MetricKey.parse(record.metric).metric] = record.higher_is_better
+    counts = tables["n-samples"].values()
+    cut = any(count["effective"] < count["original"] for count in counts)
     return {
-        "results": {name: {"name": name, "alias": alias, "sample_len": score.documents, **metrics}},
-        "group_subtasks": {},
-        "configs": {name: described["config"]},
-        "versions": {name: described["version"]},
-        "n-shot": {name: 0},
-        "higher_is_better": {name: higher},
-        "n-samples": {name: {"original": rows, "effective": score.documents}},
+        **tables,
         "config": {
             **_config(run, record, args=args, parameters=parameters),
-            "limit": score.documents if score.documents < rows else None,
+            "limit": max(count["effective"] for count in counts) if cut else None,
         },
         "git_hash": record.environment.get("git_revision"),
         "date": date,
@@ -170,7 +162,10 @@ def _results(
         "tokenizer_bos_token": [tokenizer.bos_token, str(tokenizer.bos_token_id)],
         "eot_token_id": tokenizer.eos_token_id,
         "max_length": run.model.max_length,
-        "task_hashes": {name: hash_of_samples(score.samples)},
+        "task_hashes": {
+            task.name: hash_of_samples([one for one in score.samples if one.get("task", task.name) == task.name])
+            for task in run.task.subtasks
+        },
         **experiment_of(
             args,
             chat_template=template["default"] if isinstance(template, dict) else template,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lm_harmony.benchmarks import catalogue
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark
 from lm_harmony.benchmarks.types import MetricKey
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.spec import RunSpec
 
 
-def choosing_metric(spec: RunSpec, task: HarnessTask) -> tuple[str, bool]:
+def choosing_metric(spec: RunSpec, task: Benchmark) -> tuple[str, bool]:
     """Return the metric that chooses the epoch, and whether higher is better."""
     metric = spec.metric or default_metric(task)
     if metric not in task.metrics:
@@ -48,7 +48,7 @@ def direction(declared: bool | None, asked: bool | None, *, metric: str, task: s
     return bool(asked if declared is None else declared)
 
 
-def default_metric(task: HarnessTask) -> str:
+def default_metric(task: Benchmark) -> str:
     """Return the catalogued metric of a benchmark; else acc_norm, acc or bits_per_byte; else the first that it reports."""
     known = catalogue.find(task.name)
     if known is not None:

@@ -13,9 +13,11 @@ from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
+from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.errors import BenchmarkError, ModelError, UsageError, did_you_mean
 from lm_harmony.models.folder_checks import refuse_no_weights
 from lm_harmony.models.model_folder import refuse_no_model
+from lm_harmony.runs.sources import shortened
 from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 
 LONGEST_NAME = 255
@@ -56,7 +58,8 @@ def check_request(spec: RunSpec) -> None:
         for task, _ in benchmark.tasks:
             check_task_code(task, include_path=benchmark.include_path, allowed=False)
     for (task, _), files in zip(benchmark.tasks, check_train_on(benchmark), strict=True):
-        spec.prompt.check_task(benchmark.name, files.output_type)
+        for kind in dict.fromkeys(files.output_types.values()):
+            spec.prompt.check_task(benchmark.name, kind)
         for path in files.rows.values():
             if not path.is_file():
                 raise BenchmarkError(f"{path} does not exist. Put the split's rows there, one JSON object in each line.")
@@ -73,17 +76,30 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
     """Return the files of a benchmark's tasks. If it trains on another one, check that all are multiple-choice tasks.
 
     Raises:
-        UsageError: there is no such task, or it is of another type.
+        UsageError: there is no such task, or it is of another type, or a task of a group has neither training rows nor others.
         BenchmarkError: a file of a task cannot be read.
     """
+    for task, _ in benchmark.tasks[1:]:
+        group = find_group(task, benchmark.include_path)
+        if group is not None:
+            raise UsageError(
+                f"train_on = {benchmark.train_on}: {group.name!r} is a group of lm_eval tasks. Give the name of one task of that "
+                f"group, such as {group.subtasks[0].name}, or mmlu_aux."
+            )
     places = {"include_path": benchmark.include_path, "data_dir": benchmark.data_dir}
     found = {task: task_files(task, **places, use=use) for task, use in benchmark.tasks}
-    for task, files in found.items():
-        if benchmark.train_on is not None and files.output_type != "multiple_choice":
+    for one, kind in ((one, kind) for files in found.values() for one, kind in files.output_types.items()):
+        if benchmark.train_on is not None and kind != "multiple_choice":
             raise UsageError(
-                f"train_on = {benchmark.train_on} needs multiple-choice tasks, and {task} has output_type {files.output_type}. "
+                f"train_on = {benchmark.train_on} needs multiple-choice tasks, and {one} has output_type {kind}. "
                 f"Remove train_on, or choose multiple-choice tasks."
             )
+    tested = found[benchmark.task]
+    if benchmark.train_on is None and tested.untrained and len(tested.output_types) > 1:
+        raise UsageError(
+            f"task_name: {benchmark.task!r} is a group of lm_eval tasks, and these have no training split: "
+            f"{shortened(tested.untrained)}. Add --train_on mmlu_aux (in a study: train_on) to train on other rows."
+        )
     return tuple(found.values())
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from lm_harmony.benchmarks.types import FewShotScore, Score, TrainOnRecord
+from lm_harmony.benchmarks.row_counts import TrainOnRecord
+from lm_harmony.benchmarks.types import FewShotScore, Score
 from lm_harmony.errors import FILE_RULES, UsageError
 from lm_harmony.recipe import Number
 from lm_harmony.runs.file_values import from_plain, to_plain
@@ -114,8 +115,7 @@ class DataRecord:
     train_on: TrainOnRecord | None = None
     """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
     near_duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """How a question recurs in the training rows -> numbers of these test rows, from 0 (``near_duplicates.recurring_rows``);
-    empty: none does, or the record is older."""
+    """How a question recurs in the training rows -> numbers of these test rows, from 0; empty: none, or an older record."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,16 +60,21 @@ def score_part_again(
         with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
             trainee.load(weights)
             again = score_test_rows(run, Meter(), chosen=chosen)
-    known = {(sample["doc_id"], sample.get("filter")): sample for sample in samples}
-    differing: set[int] = set()
+    known = {_document(sample): sample for sample in samples}
+    differing: set[object] = set()
     largest = 0.0
     for sample in map(_as_written, again.samples):
-        other = known.get((sample["doc_id"], sample.get("filter")), {})
+        other = known.get(_document(sample), {})
         if any(other.get(name) != sample[name] for name in (*sample["metrics"], "doc_hash", "prompt_hash", "target_hash")):
-            differing.add(sample["doc_id"])
+            differing.add(_document(sample)[:2])
         pairs = zip(_numbers(sample["resps"]), _numbers(other.get("resps")), strict=False)
         largest = max([largest, *(abs(one - two) for one, two in pairs)])
     return Rescored(documents=len(chosen), differing=len(differing), largest=largest)
+
+
+def _document(sample: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what names the document of a sample, and its filter: in a group each task numbers its rows from 0."""
+    return sample.get("task"), sample["doc_id"], sample.get("filter")
 
 
 def _as_written(sample: Mapping[str, Any]) -> Mapping[str, Any]:

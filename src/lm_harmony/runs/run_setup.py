@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark
 from lm_harmony.benchmarks.harness.few_shot import DirectRows
 from lm_harmony.benchmarks.near_duplicates import recurring_rows
 from lm_harmony.benchmarks.splits import Splits
@@ -34,8 +34,8 @@ class RunSetup:
 
     spec: RunSpec
     """The request that the run was set up for."""
-    task: HarnessTask = field(repr=False)
-    """Benchmark task, which turns replies into metrics."""
+    task: Benchmark = field(repr=False)
+    """Task, or group of tasks, which turns replies into metrics."""
     scorer: Scorer = field(repr=False)
     """Model with its backend, and a count of the tokens it has scored."""
     splits: Splits = field(repr=False)

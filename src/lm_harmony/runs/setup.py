@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
+from lm_harmony.benchmarks.row_counts import recurring
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
-from lm_harmony.benchmarks.types import recurring
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -56,7 +56,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     chat = None if text is None else text.chat_renderer(spec.model.chat_template_date, prompt.template_variables)
     with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
         splits = run_splits(task, others, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
-        score_placeholder_replies(task, splits.validation[0])
+        score_placeholder_replies(task, (*splits.validation, *splits.test))
         direct = direct_rows(task, splits.test, spec.shots, seed=spec.seed, chat=chat)
     structure = models.structure(spec)
     structure.text.check_single_prefix(splits.train[0].context + (splits.train[0].continuation or ""))
@@ -84,9 +84,9 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     return _logged(run)
 
 
-def _with_commits(found: tuple[Source, ...], tasks: Iterable[HarnessTask]) -> tuple[Source, ...]:
+def _with_commits(found: tuple[Source, ...], benchmarks: Iterable[Benchmark]) -> tuple[Source, ...]:
     """Return the sources with the commits of the data sets on the hub that the tasks were loaded from."""
-    for task in tasks:
+    for task in (task for benchmark in benchmarks for task in benchmark.subtasks):
         found = with_commit(found, "rows", dataset_commit(task), name=task.lm_eval_task.DATASET_PATH)
     return found
 

@@ -65,7 +65,7 @@ def task_sources(asked: BenchmarkSpec) -> tuple[Source, ...]:
         BenchmarkError: a file of the task, or of its rows, cannot be read.
     """
     files = [_read(kind, name, path) for (kind, name), path in _paths(asked).items()]
-    sets = [(found.dataset, found.revision or "main") for found in _files_of_tasks(asked) if found.dataset is not None]
+    sets = [one for found in _files_of_tasks(asked) for one in found.datasets]
     hub = [Source(kind="rows", name=name, revision=revision) for name, revision in sets]
     return tuple(dict.fromkeys((*files, *hub)))  # several tasks may be of one data set
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -171,7 +171,7 @@ class RunStore:
         if not path.exists() or (known := read_json(path, DirectScoreFile)).requests != requests:
             return None
         samples = read_json_lines(self.folder / f"samples_{name}.jsonl", Sample, sha256=known.samples_sha256)
-        return Score(metrics=known.metrics, stderrs=known.stderrs, documents=known.documents, samples=samples)
+        return Score(**{one.name: getattr(known, one.name) for one in fields(Score)} | {"samples": samples})
 
     def write_direct_score(self, score: Score, name: str = "direct", requests: str | None = None) -> None:
         """Write a score of the untouched model, which a resumed run reads. Its samples are written first."""

@@ -16,7 +16,7 @@ Paths are relative to the study file. ``study_file`` lists every key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from lm_harmony.benchmarks import catalogue as suites
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
 from lm_harmony.benchmarks.foreign_code import check_task_code
+from lm_harmony.benchmarks.task_groups import check_benchmark, find_group
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError
@@ -163,9 +164,9 @@ def _benchmarks(
     caps = [Caps(**{**given, "train": rows}) for rows in several]
     data_dir, include_path = _path(base, study.data_dir), _path(base, study.include_path)
     with places.at("task"):
-        tasks = [_task(task, base, include_path) for task in suites.expand(entry.task, study.corpora)]
+        tasks = [_task(task, base, include_path, check_benchmark) for task in suites.expand(entry.task, study.corpora)]
     with places.at("train_on"):
-        train_on = None if entry.train_on is None else _task(entry.train_on, base, include_path)
+        train_on = None if entry.train_on is None else _task(entry.train_on, base, include_path, find_task_file)
     metric, answers = (
         {key: value for key in keys if (value := getattr(entry, key)) is not None}
         for keys in (("metric", "greater_is_better"), ("gen_prefix", "max_gen_toks"))
@@ -176,13 +177,14 @@ def _benchmarks(
             BenchmarkSpec(task=task, **places_of_rows, caps=one, split_protocol=study.split_protocol, train_on=train_on)
             for task, one in product(tasks, caps)
         ]
-        for benchmark in found if train_on is not None else ():
-            check_train_on(benchmark)
+        for benchmark in found:
+            if train_on is not None or find_group(benchmark.task, include_path) is not None:
+                check_train_on(benchmark)
     return [(benchmark, metric, answers, entry.recipe) for benchmark in found]
 
 
-def _task(task: str, base: Path, include_path: Path | None) -> str:
-    """Return a task with its path made absolute, if it has one; refuse a task that does not exist."""
+def _task(task: str, base: Path, include_path: Path | None, check: Callable[[str, Path | None], object]) -> str:
+    """Return a task with its path made absolute, if it has one; ``check`` refuses a task that does not exist."""
     corpus = corpus_path(task)
     if corpus is not None:
         if not (base / corpus).exists():
@@ -190,7 +192,7 @@ def _task(task: str, base: Path, include_path: Path | None) -> str:
         return f"{CORPUS_PREFIX}{base / corpus}"
     name = str(base / task) if task.endswith((".yaml", ".yml")) else task
     if name not in suites.TRAINING_SETS:
-        find_task_file(name, include_path)
+        check(name, include_path)
     return name
 
 

@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from lm_harmony.benchmarks.catalogue import benchmark_name, corpus_path
 from lm_harmony.benchmarks.harness import open_task
 from lm_harmony.benchmarks.harness.hub_rows import download_rows, modified_files
+from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import SplitUse
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
@@ -71,7 +72,7 @@ def download(runs: Iterable[RunSpec], *, data_dir: Path, models_dir: Path | None
     tasks = {task: (use, run.benchmark.include_path) for run in runs for task, use in run.benchmark.tasks}
     for task, (use, include_path) in tasks.items():
         if corpus_path(task) is None:
-            yield _catch_error(benchmark_name(task), data_dir, partial(_download_rows, task, use, include_path, data_dir))
+            yield from _download_task(task, use, include_path, data_dir)
     models = {(run.model.name, run.model.revision): run.model for run in runs}
     revisions = Counter(name for name, _ in models)
     for (name, revision), model in models.items():
@@ -87,8 +88,20 @@ def _catch_error(name: str, folder: Path, task: Callable[[], DownloadResult]) ->
         return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FAILED, error=error)
 
 
-def _download_rows(task: str, use: SplitUse, include_path: Path | None, data_dir: Path) -> DownloadResult:
-    file, name = find_task_file(task, include_path), benchmark_name(task)
+def _download_task(task: str, use: SplitUse, include_path: Path | None, data_dir: Path) -> Iterator[DownloadResult]:
+    """Download the rows of a task, or of each task of a group, and yield the results."""
+    name = benchmark_name(task)
+    try:
+        group = find_group(task, include_path)
+        files = {name: find_task_file(task, include_path)} if group is None else {one.name: one.file for one in group.subtasks}
+    except HarmonyError as error:
+        yield DownloadResult(name=name, folder=data_dir, outcome=DownloadOutcome.FAILED, error=error)
+        return
+    for one, file in files.items():
+        yield _catch_error(one, data_dir, partial(_download_rows, one, file, use, data_dir))
+
+
+def _download_rows(name: str, file: Path, use: SplitUse, data_dir: Path) -> DownloadResult:
     folder = data_dir / name
     if (folder / "source.json").is_file():
         changed = modified_files(folder)
@@ -102,7 +115,7 @@ def _download_rows(task: str, use: SplitUse, include_path: Path | None, data_dir
             source = download_rows(file, scratch, use)
             if source.task != name:
                 raise BenchmarkError(f"benchmark {name}: {file} defines the task {source.task}. Rename it to {source.task}.yaml.")
-            open_task(task, include_path=include_path, data_dir=scratch.parent, use=use)  # the rows can be read back
+            open_task(str(file), data_dir=scratch.parent, use=use)  # the rows can be read back
         return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FETCHED)
     return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.ALREADY_THERE)
 

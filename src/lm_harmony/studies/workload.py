@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
-from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.splits import Splits
@@ -210,7 +210,7 @@ def size_of(spec: ModelSpec, recipe: Recipe) -> ModelSize:
 
 
 @lru_cache(maxsize=4)
-def _tasks(benchmark: BenchmarkSpec, prompt: Prompt) -> tuple[HarnessTask, ...]:
+def _tasks(benchmark: BenchmarkSpec, prompt: Prompt) -> tuple[Benchmark, *tuple[HarnessTask, ...]]:
     return open_tasks(benchmark.tasks, benchmark.include_path, benchmark.data_dir, prompt=prompt)
 
 

@@ -5,6 +5,7 @@ scores. It does not use lm_eval's task index (16 s), its request cache (keyed wi
 the protocol is zero-shot, and building 392,702 of them takes longer than scoring.
 """
 
-from lm_harmony.benchmarks.harness.task import HarnessTask, open_task
+from lm_harmony.benchmarks.harness.group import Benchmark, open_benchmark, open_task
+from lm_harmony.benchmarks.harness.task import HarnessTask
 
-__all__ = ["HarnessTask", "open_task"]
+__all__ = ["Benchmark", "HarnessTask", "open_benchmark", "open_task"]

@@ -19,6 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import FewshotConfig
 
 from lm_harmony.benchmarks.harness.documents import ROW_ERRORS, right_choice
+from lm_harmony.benchmarks.harness.group import Benchmark
 from lm_harmony.benchmarks.harness.patches import sandboxed_templates
 from lm_harmony.benchmarks.harness.scoring import request_of
 from lm_harmony.benchmarks.harness.task import HarnessTask
@@ -44,35 +45,44 @@ class DirectRows:
 
 
 def direct_rows(
-    task: HarnessTask, test: Sequence[Example], asked: Sequence[Shots], *, seed: int, chat: ChatTemplate | None
+    benchmark: Benchmark, test: Sequence[Example], asked: Sequence[Shots], *, seed: int, chat: ChatTemplate | None
 ) -> dict[int, DirectRows]:
     """Return the scored rows of each requested direct score, by the number of examples before a question.
 
     Args:
-        task: the benchmark.
+        benchmark: the benchmark; in a group, the examples of each row are of the same task.
         test: the scored rows without examples, which are the result for 0 examples.
         asked: numbers of examples, or "task" for the task's own number.
         seed: seed of lm_eval's sampler (its ``fewshot_random_seed``).
         chat: the model's chat template, or None. It renders each example as a turn of its own (``fewshot_as_multiturn``).
 
     Raises:
-        BenchmarkError: there are too few rows for the examples, or an example does not fit the task.
+        BenchmarkError: there are too few rows for examples, one does not fit, or tasks of a group ask for different numbers.
     """
-    own, rows = int(task.few_shot_fields.get("num_fewshot") or 0), {}
+    numbers = {int(task.few_shot_fields.get("num_fewshot") or 0) for task in benchmark.subtasks}
+    own, rows = max(numbers), dict[int, DirectRows]()
+    if len(numbers) > 1 and "task" in asked:
+        raise BenchmarkError(f"direct_fewshot = task: group {benchmark.name} has tasks with different numbers. Give a number.")
     if asked and own and not {own, "task"} & set(asked):
         log.info(
             "%s: its task file asks for %d examples before each question (num_fewshot). They are left out here; "
             "--direct_fewshot task scores the untouched model with them.",
-            *(task.name, own),
+            *(benchmark.name, own),
         )
-    for given in asked:
-        shots = own if given == "task" else given
-        if shots and task.output_type == "loglikelihood_rolling":
-            log.info("%s: it has no questions to give examples for, so its direct score has none.", task.name)
+    for shots in dict.fromkeys(own if given == "task" else given for given in asked):
+        if shots and all(task.output_type == "loglikelihood_rolling" for task in benchmark.subtasks):
+            log.info("%s: it has no questions to give examples for, so its direct score has none.", benchmark.name)
             shots = 0
-        if shots not in rows:
-            rows[shots] = _Drawing(task, shots, seed, chat).rows(test) if shots else DirectRows(examples=test)
+        rows[shots] = _drawn_rows(benchmark, test, shots, seed, chat) if shots else DirectRows(examples=test)
     return rows
+
+
+def _drawn_rows(benchmark: Benchmark, test: Sequence[Example], shots: int, seed: int, chat: ChatTemplate | None) -> DirectRows:
+    scored = {task: [example for example in test if example.subtask == task.subtask] for task in benchmark.subtasks}
+    parts = [_Drawing(task, shots, seed, chat).rows(rows) for task, rows in scored.items()]
+    splits = sorted({rows.split for rows in parts if rows.split is not None})
+    examples = tuple(example for rows in parts for example in rows.examples)
+    return DirectRows(examples=examples, split=", ".join(splits) or None, replaced=sum(rows.replaced for rows in parts))
 
 
 class _Given:
@@ -108,9 +118,8 @@ class _Drawing:
 
     def rows(self, test: Sequence[Example]) -> DirectRows:
         """Return the scored rows with examples. They are drawn for all rows of the split in order, as lm_eval draws them."""
-        role = "test" if "test" in self._harness.split_names else "validation"
         wanted = {example.row: example for example in test}
-        documents = self._harness.documents(role) if self._own_split else None  # type: ignore[arg-type]
+        documents = self._harness.documents(self._harness.scored_role) if self._own_split else None
         sampler = self._sampler()
         asked: dict[int, Example] = {}
         replaced = 0

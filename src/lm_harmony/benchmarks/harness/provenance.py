@@ -16,12 +16,15 @@ from typing import Any
 
 import datasets
 from lm_eval.api.task import Task
+from lm_eval.evaluator_utils import EvalAcc, aggregate_groups
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.utils import hash_string
 
+from lm_harmony.benchmarks.harness.group import Benchmark, HarnessGroup, no_group_warnings
 from lm_harmony.benchmarks.harness.patches import LOADED_FROM
+from lm_harmony.benchmarks.harness.scoring import lm_eval_row
 from lm_harmony.benchmarks.harness.task import HarnessTask
-from lm_harmony.benchmarks.types import Example, Reply, RequestKind
+from lm_harmony.benchmarks.types import Example, MetricKey, Reply, RequestKind, Score
 
 _PLACEHOLDERS: Mapping[RequestKind, Reply] = {
     "loglikelihood": (0.0, False),
@@ -31,11 +34,19 @@ _PLACEHOLDERS: Mapping[RequestKind, Reply] = {
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
-def scoring_rules(task: HarnessTask) -> dict[str, Any]:
+def scoring_rules(benchmark: Benchmark) -> dict[str, Any]:
     """Return how replies become a score, as plain JSON: the filters, and each metric's functions, arguments and direction.
 
-    A function is identified by its name. A function outside lm_eval is identified by a digest of its source as well.
+    A function is identified by its name. A function outside lm_eval is identified by a digest of its source as well. For a group
+    it is how the scores of its tasks become one, and the rules of each task.
     """
+    if isinstance(benchmark, HarnessGroup):
+        rules = {task.name: _rules_of(task) for task in benchmark.subtasks}
+        return {"group": _plain(benchmark.lm_eval_group.to_dict()), "subtasks": rules}
+    return _rules_of(benchmark)
+
+
+def _rules_of(task: HarnessTask) -> dict[str, Any]:
     built: Task = task.lm_eval_task
     higher, aggregations = built.higher_is_better(), built.aggregation()
     functions: Mapping[str, Any] = getattr(built, "_metric_fn_list", {})
@@ -57,14 +68,15 @@ def scoring_rules(task: HarnessTask) -> dict[str, Any]:
     }
 
 
-def score_placeholder_replies(task: HarnessTask, example: Example) -> None:
-    """Score a placeholder reply to each request of ``example``, so that files which only scoring opens are opened now.
+def score_placeholder_replies(benchmark: Benchmark, examples: Sequence[Example]) -> None:
+    """Score placeholder replies to the first example of each task, so that files which only scoring opens are opened now.
 
     The score is dropped. Warnings and errors are dropped too, because functions of a task may not accept a placeholder.
     """
-    replies = [_PLACEHOLDERS[request.kind] for request in example.requests]
-    with _quiet(), suppress(Exception):
-        task.score([example], [replies], errors=False, samples=False)
+    for example in {one.subtask: one for one in reversed(examples)}.values():
+        replies = [_PLACEHOLDERS[request.kind] for request in example.requests]
+        with _quiet(), suppress(Exception):
+            benchmark.score([example], [replies], errors=False, samples=False)
 
 
 @contextmanager
@@ -119,6 +131,27 @@ def _plain(value: Any) -> Any:
     except (OSError, TypeError):
         return name
     return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def lm_eval_results(benchmark: Benchmark, score: Score) -> dict[str, Any]:
+    """Return a zero-shot score as the parts of lm_eval's results that tell of tasks and groups.
+
+    These are results, configs, versions, n-shot, higher_is_better and n-samples, and of a group groups and group_subtasks. The
+    groups in a group have their scores too.
+    """
+    group = benchmark.lm_eval_group if isinstance(benchmark, HarnessGroup) else None
+    groups = [] if group is None else [group, *group.get_all_groups()]
+    found = EvalAcc(groups={one.name: one for one in groups})
+    for task in benchmark.subtasks:
+        described, name = task.lm_eval_config(), task.name
+        config, part = described["config"], score.subtasks.get(name, score)
+        found.metrics[name] = lm_eval_row(name, config.get("task_alias") or name, part)
+        found.configs[name], found.versions[name], found.num_fewshot[name] = config, described["version"], 0
+        higher = {MetricKey.parse(key).metric: better for key, better in task.metrics.items()}
+        found.higher_is_better[name] = higher
+        found.n_samples[name] = {"original": described["rows"], "effective": part.documents}
+    with no_group_warnings():
+        return dict(aggregate_groups(found)._to_eval_results())
 
 
 def experiment_of(

@@ -14,7 +14,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
 from lm_harmony.benchmarks.harness.bootstrap import finite_value, standard_error
-from lm_harmony.benchmarks.types import Example, MetricKey, Reply, Request, Score
+from lm_harmony.benchmarks.types import Example, MetricKey, Reply, Request, Score, SubtaskScore
 from lm_harmony.errors import BenchmarkError
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,15 @@ def score_replies(
             continue
         metrics[str(key)], stderrs[str(key)] = score, standard_error(aggregate, items) if errors else None
     return Score(metrics=metrics, stderrs=stderrs, documents=len(answered), samples=tuple(kept))
+
+
+def lm_eval_row(name: str, alias: str, score: SubtaskScore) -> dict[str, Any]:
+    """Return the score of a task as lm_eval's results have it."""
+    row: dict[str, Any] = {"name": name, "alias": alias, "sample_len": score.documents}
+    for key, value in score.metrics.items():
+        stderr = score.stderrs.get(key)
+        row[key], row[MetricKey.parse(key).stderr] = value, "N/A" if stderr is None else stderr
+    return row
 
 
 def _instances(task: Task, example: Example, replies: Sequence[Reply]) -> list[Instance]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import datasets
 
-from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, corpus_path
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name
 from lm_harmony.benchmarks.corpus import read_corpus
-from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.harness.documents import (
     ROW_ERRORS,
     build_task,
@@ -29,46 +28,22 @@ from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, scor
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_splits
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
-from lm_harmony.benchmarks.task_files import CORPUS_FILE
-from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Aliases, ChatTemplate, Example, MetricKey, Reply, Role, Score, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
-
-
-def open_task(
-    name: str,
-    *,
-    include_path: Path | None = None,
-    data_dir: Path | None = None,
-    allow_code: bool = True,
-    use: SplitUse = "all",
-    prompt: Prompt = PLAIN_PROMPT,
-) -> HarnessTask:
-    """Load a task by its name, its YAML file, or ``corpus:PATH``.
-
-    Args:
-        name: the task.
-        include_path: a folder of the user's own task files, searched first.
-        data_dir: a folder that holds <task>/{train,validation,test}.jsonl; None: the data set that the task names.
-        allow_code: whether Python code that lm_eval does not ship may run; each of its files is logged.
-        use: which of its splits are needed.
-        prompt: changes to its prompts and answers.
-
-    Raises:
-        UsageError: no task has that name, it runs code that is not allowed, or the prompt does not suit it.
-        BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
-    """
-    corpus = corpus_path(name)
-    if corpus is not None:
-        return HarnessTask(CORPUS_FILE, corpus=corpus).with_prompt(prompt)
-    check_task_code(name, include_path=include_path, allowed=allow_code)
-    return HarnessTask(find_task_file(name, include_path), data_dir, use=use).with_prompt(prompt)
 
 
 class HarnessTask:
     """One lm_eval task: loads documents, renders them as examples, and scores the replies to them."""
 
-    def __init__(self, path: Path, data_dir: Path | None = None, *, corpus: Path | None = None, use: SplitUse = "all") -> None:
+    def __init__(
+        self,
+        path: Path,
+        data_dir: Path | None = None,
+        *,
+        corpus: Path | None = None,
+        use: SplitUse = "all",
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
         """Load a task with its rows from the hub, from ``data_dir``, or from a text corpus.
 
         Args:
@@ -76,18 +51,32 @@ class HarnessTask:
             data_dir: a folder that has <task>/{train,validation,test}.jsonl; None: the rows that the task names.
             corpus: file or folder of the user's texts, which are the rows and give the task its name.
             use: which of its splits are needed; the others may be missing.
+            changes: fields that the file of a group replaces, if the task is one of a group; None: it is not.
 
         Raises:
             BenchmarkError: the task cannot be fine-tuned, or its rows cannot be loaded.
         """
-        config = read_config(path, use)
+        config = read_config(path, use, changes or {})
         self.name: str = config["task"]
+        self.subtask = "" if changes is None else self.name
+        """Name of the task if it is one of a group, else ""."""
         named = split_names_of(config)
         self.split_names = used_splits(named, use)
         scored = self.split_names.get("test") or self.split_names.get("validation") or self.split_names["train"]
         if use == "training":  # lm_eval builds no task without a split to score
             config |= {"validation_split": scored, "test_split": None}
         self._files: dict[str, Path] = {}
+        self._take_rows(config, named, data_dir, corpus)
+        self.few_shot_fields = {key: config.get(key) for key in ("num_fewshot", "fewshot_split", "fewshot_config")}
+        """What the task's file says of examples before a question (``harness.few_shot``)."""
+        # With an empty list of samples lm_eval does not build few-shot documents.
+        config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
+        self.lm_eval_task = build_task(self.name, config, self._files.get(scored))
+        self.output_type = str(self.lm_eval_task.OUTPUT_TYPE)
+        self.prompt = PLAIN_PROMPT
+
+    def _take_rows(self, config: dict[str, Any], named: dict[Role, str], data_dir: Path | None, corpus: Path | None) -> None:
+        """Change a configuration so that lm_eval reads the rows of ``corpus``, of ``data_dir``, or those that the task names."""
         if corpus is not None:
             self.name = config["task"] = benchmark_name(f"{CORPUS_PREFIX}{corpus}")
             texts = {role: datasets.Dataset.from_dict({"text": texts}) for role, texts in read_corpus(corpus).items()}
@@ -104,13 +93,6 @@ class HarnessTask:
                 # Only a check. lm_eval reads the rows with `datasets`, which makes timestamps of dates that JSON has as strings.
                 read_splits(self._files)
             bypass_dataset_cache(config)
-        self.few_shot_fields = {key: config.get(key) for key in ("num_fewshot", "fewshot_split", "fewshot_config")}
-        """What the task's file says of examples before a question (``harness.few_shot``)."""
-        # With an empty list of samples lm_eval does not build few-shot documents.
-        config |= {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-        self.lm_eval_task = build_task(self.name, config, self._files.get(scored))
-        self.output_type = str(self.lm_eval_task.OUTPUT_TYPE)
-        self.prompt = PLAIN_PROMPT
 
     def with_prompt(self, prompt: Prompt) -> HarnessTask:
         """Change the task's prompts and answers, and return the task; the think_end_token of ``prompt`` is text.
@@ -123,6 +105,21 @@ class HarnessTask:
         for key, value in prompt.task_fields().items():
             self.lm_eval_task.set_config(key, value, update=isinstance(value, dict))
         return self
+
+    @property
+    def subtasks(self) -> tuple[HarnessTask, ...]:
+        """The task itself; a group has several (``harness.group``)."""
+        return (self,)
+
+    @property
+    def row_offsets(self) -> Mapping[str, int]:
+        """Task -> number of scored rows of the tasks before it in its group."""
+        return {self.subtask: 0}
+
+    @property
+    def scored_role(self) -> Role:
+        """Role of the split that is scored in the test."""
+        return "test" if "test" in self.split_names else "validation"
 
     @property
     def metrics(self) -> Mapping[str, bool | None]:
@@ -171,7 +168,7 @@ class HarnessTask:
         Raises:
             BenchmarkError: the document does not fit the task's templates, or a null would be printed in a request.
         """
-        render = functools.partial(self._render, row, chat, aliases, f"{split} row {row}".strip())
+        render = functools.partial(self._render, row, chat, aliases, f"{self.subtask} {split} row {row}".strip())
         sources = functools.partial(self._sources, split, row, document, render)
         try:
             with sandboxed_templates():
@@ -233,6 +230,7 @@ class HarnessTask:
             continuation=answer,
             requests=tuple(request_of(instance, location) for instance in instances),
             target=str(task.doc_to_target(document)),
+            subtask=self.subtask,
         )
 
     def score(self, examples: Sequence[Example], replies: Sequence[Sequence[Reply]], *, errors: bool, samples: bool) -> Score:

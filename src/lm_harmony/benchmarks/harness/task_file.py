@@ -16,18 +16,23 @@ from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role, SplitUse, used_split
 from lm_harmony.errors import BenchmarkError
 
 
-def read_config(path: Path, use: SplitUse = "all") -> dict[str, Any]:
+def read_config(path: Path, use: SplitUse = "all", changes: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Read a task's file with its functions, for a use of its splits.
+
+    Args:
+        path: the file.
+        use: which splits the task must name.
+        changes: fields that replace those of the file.
 
     Raises:
         BenchmarkError: the file does not define a single task, or a task that can be fine-tuned.
     """
-    plain = _read(path, with_functions=False)
+    plain = {**_read(path, with_functions=False), **changes}
     if not isinstance(plain.get("task"), str):
         raise BenchmarkError(f"{path}: `task` must be the name of one task, got {plain.get('task')!r}. Give the task a name.")
     # First without the task's own Python code: in tasks that execute code, importing it downloads files and may fail.
     _refuse_unusable(plain["task"], plain, used_splits(split_names_of(plain), use), use)
-    config = _read(path, with_functions=True)
+    config = {**_read(path, with_functions=True), **changes}
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     return config

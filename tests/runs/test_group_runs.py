@@ -1,0 +1,390 @@
+"""A group of lm_eval tasks is one benchmark: trained once, every task scored, and aggregated as lm_eval does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+from task_files import PARITY, write_rows
+from tiny import write_tiny_model
+
+from lm_harmony.analysis.leaderboard import own_board
+from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.paired import compare
+from lm_harmony.benchmarks.harness import open_benchmark
+from lm_harmony.benchmarks.harness.provenance import hash_of_samples
+from lm_harmony.benchmarks.task_groups import find_group
+from lm_harmony.benchmarks.types import Caps
+from lm_harmony.cli.main import main
+from lm_harmony.engine.memory import MemoryBudget
+from lm_harmony.errors import BenchmarkError, HarmonyError, UsageError
+from lm_harmony.recipe import Lora, Recipe
+from lm_harmony.report.export import export
+from lm_harmony.report.tables import board_csv
+from lm_harmony.runs.protocol import score_again, train_before_test
+from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.rescoring import score_part_again
+from lm_harmony.runs.setup import set_up_run
+from lm_harmony.runs.sources import SourceCheck
+from lm_harmony.runs.spec import BenchmarkSpec, Execution, ModelSpec, RunSpec
+from lm_harmony.runs.store import RunStore
+from lm_harmony.studies.config import study_spec
+from lm_harmony.studies.workload import workload
+
+SIZES = {"plain": 5, "fewer": 9, "other": 14}
+"""Task of the group -> number of its test rows; they differ, so that means by rows and by tasks do."""
+ACC = {"metric": "acc", "weight_by_size": True}
+NORM = {"metric": "acc_norm", "weight_by_size": False, "filter_list": "none"}
+GROUPS: dict[str, dict[str, Any]] = {
+    "exams": {"task": ["plain", "inner"], "aggregate_metric_list": [ACC, NORM], "group_alias": "all exams"},
+    "inner": {"task": [{"task": "fewer", "task_alias": "less"}, "other_tag"], "aggregate_metric_list": [ACC]},
+    "by_tasks": {"task": ["plain", "inner"], "aggregate_metric_list": [{**ACC, "weight_by_size": False}]},
+    "own_rows": {"task": ["left", "right"], "aggregate_metric_list": [ACC]},
+    "inline": {"task": ["plain", {"group": "rest", "task": ["fewer"]}], "aggregate_metric_list": ACC},
+    "no_score": {"task": ["plain", "fewer"]},
+    "empty": {"task": [], "aggregate_metric_list": [ACC]},
+    "unknown": {"task": ["plane"], "aggregate_metric_list": [ACC]},
+    "other_metric": {"task": ["plain"], "aggregate_metric_list": [{"metric": "f1"}]},
+    "wrong_field": {"task": ["plain"], "aggregate_metric_list": [{"metric": "acc", "weight": 1}]},
+    "circle": {"task": ["circle_back"], "aggregate_metric_list": [ACC]},
+    "circle_back": {"task": ["circle"], "aggregate_metric_list": [ACC]},
+    "plain_copy": {"task": ["plain"], "aggregate_metric_list": [ACC]},
+}
+
+
+def _rows(count: int, first: int, choices: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": f"Which is {number}?",
+            "choices": [f"{number + place}" for place in range(choices)],
+            "answer": number % choices,
+        }
+        for number in range(first, first + count)
+    ]
+
+
+def _task(folder: Path, name: str, rows: dict[str, list[dict[str, Any]]], **fields: Any) -> None:
+    """Write a task that names its local files, so that lm_eval reads the same rows."""
+    write_rows(folder / name, rows)
+    split = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    given = {**PARITY, "doc_to_text": "{{question}} Answer:", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    files = {role: str(folder / name / f"{role}.jsonl") for role in rows}
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        **given,
+        "metric_list": metrics,
+        **fields,
+    }
+    config |= {split[role]: role for role in rows} | fields
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write tasks with and without training rows, groups of them, and two models."""
+    folder = tmp_path_factory.mktemp("world")
+    _task(folder, "plain", {"test": _rows(SIZES["plain"], 100, 3)})
+    _task(folder, "fewer", {"test": _rows(SIZES["fewer"], 200, 2)}, doc_to_text="Say: {{question}}\nIt is", tag="some_tag")
+    _task(folder, "other", {"test": _rows(SIZES["other"], 300, 4)}, description="Numbers.\n\n", tag=["other_tag"])
+    _task(folder, "quiz", {"train": [*_rows(30, 0, 4), *_rows(2, 300, 4)]})
+    for name, first in (("left", 0), ("right", 400)):
+        _task(folder, name, {"train": [*_rows(10, first, 2), *_rows(1, 450, 2)], "test": _rows(6, first + 50, 2)})
+    for name, fields in GROUPS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, **fields}), encoding="utf-8")
+    for seed, model in enumerate(("one", "two")):
+        write_tiny_model(folder / model, seed=seed, bos=True)
+    return folder
+
+
+def asked(world: Path, task: str = "exams.yaml", train_on: str | None = "quiz", **fields: Any) -> RunSpec:
+    benchmark = BenchmarkSpec(task=str(world / task), include_path=world, train_on=train_on, **fields)
+    return RunSpec(
+        model=ModelSpec(name=str(world / "one")),
+        benchmark=benchmark,
+        recipe=Recipe(epochs=1, learning_rate=1e-2, lora=Lora(target_modules=("all-linear",))),
+        direct=True,
+        execution=Execution(device="cpu", use_git=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> RunStore:
+    store = RunStore(world / "results" / "exams" / "one" / "seed0")
+    train_before_test(asked(world), store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def theirs(world: Path) -> Any:
+    """What lm_eval gives for the groups with the same model."""
+    tasks = TaskManager(include_path=str(world), include_defaults=False)
+    found: Any = {}
+    for group in ("exams", "by_tasks"):
+        found[group] = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(world / "one"), "dtype": "float32"},
+            device="cpu",
+            batch_size=1,
+            tasks=[group],
+            task_manager=tasks,
+            num_fewshot=0,
+            bootstrap_iters=1,
+        )
+    return found
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("results_*.json")
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _scores(row: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if "," in key}
+
+
+def test_aggregates_and_tasks_are_lm_evals(run: RunStore, theirs: Any) -> None:
+    ours, expected = _written(run.folder / "direct"), theirs["exams"]
+    assert ours["results"].keys() == expected["results"].keys() == {"exams", "inner", *SIZES}
+    for name, row in expected["results"].items():
+        assert _scores(ours["results"][name]) == pytest.approx(_scores(row), abs=1e-4), name
+        assert ours["results"][name]["alias"] == row["alias"] and ours["results"][name]["sample_len"] == row["sample_len"]
+    assert len(_scores(expected["results"]["exams"])) == 4 and len(_scores(expected["results"]["inner"])) == 2
+    for part in ("group_subtasks", "n-shot", "n-samples", "higher_is_better", "versions"):
+        assert ours[part] == expected[part], part
+    assert ours["groups"].keys() == expected["groups"].keys() == {"exams", "inner"}
+    assert {name: ours["task_hashes"][name] for name in SIZES} == {
+        name: hash_of_samples(expected["samples"][name]) for name in SIZES
+    }  # the same documents, prompts and targets in the same order
+
+
+def test_a_mean_by_tasks_is_not_a_mean_by_rows(world: Path, run: RunStore, theirs: Any) -> None:
+    """Negative control: the same answers give other scores and errors where the tasks count equally."""
+    by_rows, by_tasks = (theirs[name]["results"][name] for name in ("exams", "by_tasks"))
+    assert abs(by_rows["acc,none"] - by_tasks["acc,none"]) > 1e-3
+    assert abs(by_rows["acc_stderr,none"] - by_tasks["acc_stderr,none"]) > 1e-4
+    group = open_benchmark(str(world / "by_tasks.yaml"), include_path=world, use="scoring")
+    record, examples = run.record(), set_up_run(asked(world)).splits.test
+    replies = {(sample["task"], sample["doc_id"]): [one[0] for one in sample["resps"]] for sample in run.samples("direct")}  # type: ignore[attr-defined]
+    score = group.score(examples, [replies[one.subtask, one.row] for one in examples], errors=True, samples=False)
+    assert score.metrics == pytest.approx({"acc,none": by_tasks["acc,none"]}, abs=1e-4)
+    assert score.stderrs["acc,none"] == pytest.approx(by_tasks["acc_stderr,none"], abs=1e-4)
+    assert record.direct is not None and score.subtasks == record.direct.subtasks
+
+
+def test_the_record_has_the_aggregate_and_every_task(run: RunStore) -> None:
+    record = run.record()
+    assert record.benchmark == "exams.train_on.quiz" and record.metric == "acc_norm,none"
+    assert record.data.train_on is not None and record.data.train_on.rows == {"quiz": 29} and record.data.train_on.exact == 2
+    assert record.data.test == sum(SIZES.values())
+    for score in (record.direct, record.trained):
+        assert score is not None and score.documents == sum(SIZES.values())
+        assert {task: part.documents for task, part in score.subtasks.items()} == SIZES and list(score.subtasks) == list(SIZES)
+        weighted = sum(part.metrics["acc,none"] * part.documents for part in score.subtasks.values()) / score.documents
+        assert score.metrics["acc,none"] == pytest.approx(weighted)
+    written = json.loads((run.folder / "record.json").read_text(encoding="utf-8"))
+    assert RunRecord.from_dict(written) == record
+    samples = run.samples("test")
+    assert [(sample["task"], sample["doc_id"]) for sample in samples] == [
+        (task, row) for task, count in SIZES.items() for row in range(count)
+    ]
+    assert score_again(run).trained == record.trained  # from its sources and weights
+    assert SourceCheck().difference(record.sources, record.spec) is None
+
+
+def test_rows_are_written_in_the_formats_of_the_tasks_in_turn(world: Path) -> None:
+    splits = set_up_run(asked(world)).splits
+    forms = {"plain": "Which is", "fewer": "Say: Which is", "other": "Numbers.\n\nWhich is"}
+    for rows in (splits.train, splits.validation):
+        counts = [sum(one.subtask == task for one in rows) for task in SIZES]
+        assert max(counts) - min(counts) <= 1 and min(counts) >= 1
+        assert all(one.context.startswith(forms[one.subtask]) for one in rows)
+    assert {len(one.requests) for one in splits.train if one.subtask == "fewer"} == {2}
+
+
+def test_a_changed_group_file_makes_the_run_stale(world: Path, run: RunStore) -> None:
+    record, file = run.record(), world / "inner.yaml"
+    before = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(before + "# more\n", encoding="utf-8")
+        assert SourceCheck().difference(record.sources, record.spec) == "inner.yaml changed since"
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+def test_caps_of_test_rows_hold_for_each_task(world: Path) -> None:
+    setup = set_up_run(asked(world, caps=Caps(test=6, train=9, validation=4)))
+    assert {task: sum(one.subtask == task for one in setup.splits.test) for task in SIZES} == {"plain": 5, "fewer": 6, "other": 6}
+    assert (len(setup.splits.train), len(setup.splits.validation)) == (9, 4)
+
+
+def test_a_group_with_training_rows_is_trained_on_the_rows_of_all_its_tasks(world: Path) -> None:
+    setup = set_up_run(asked(world, "own_rows.yaml", None))
+    assert {one.subtask for one in setup.splits.train} == {"left", "right"} == {one.subtask for one in setup.splits.test}
+    assert len(setup.splits.test) == 12 and setup.splits.dropped_from_train + setup.splits.dropped_from_validation == 2
+    capped = set_up_run(asked(world, "own_rows.yaml", None, caps=Caps(train=6))).splits.train
+    assert [sum(one.subtask == task for one in capped) for task in ("left", "right")] == [3, 3]
+
+
+def test_recurring_rows_have_numbers_of_the_whole_group(world: Path) -> None:
+    """Question 450 is the first test row of the second task, and with other choices in training rows of the first."""
+    assert set_up_run(asked(world, "own_rows.yaml", None)).near_duplicates == {}  # negative control
+    file = world / "left" / "train.jsonl"
+    before = file.read_text(encoding="utf-8")
+    try:
+        copies = [{**_rows(1, 450, 2)[0], "choices": [str(number), "8"]} for number in range(5)]
+        write_rows(world / "left", {"train": [*copies, *_rows(10, 0, 2)]})
+        assert set_up_run(asked(world, "own_rows.yaml", None)).near_duplicates == {"choices": (6,)}
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+def test_an_inline_group_has_the_name_that_lm_eval_gives_it(world: Path) -> None:
+    group = find_group(str(world / "inline.yaml"), world)
+    assert group is not None and [one.name for one in group.members] == ["plain", "inline::rest"]
+    assert [one.name for one in group.subtasks] == ["plain", "fewer"]
+
+
+def test_groups_of_lm_eval_are_found_by_name() -> None:
+    """The tasks are those of lm_eval's own index, which takes 16 s to build."""
+    mmlu = find_group("mmlu")
+    assert mmlu is not None and [one.name for one in mmlu.members] == [
+        *("mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities")
+    ]
+    names = [one.name for one in mmlu.subtasks]
+    assert len(names) == 57 and names[:2] == ["mmlu_abstract_algebra", "mmlu_anatomy"] and names[-1] == "mmlu_world_religions"
+    bbh = find_group("bbh")
+    assert bbh is not None and len(bbh.subtasks) == 27 and bbh.subtasks[0].name == "bbh_cot_fewshot_boolean_expressions"
+    assert find_group("arc_easy") is None and find_group("ai2_arc") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "train_on", "message"),
+    [
+        (
+            "exams",
+            None,
+            "'exams' is a group of lm_eval tasks, and these have no training split: plain, fewer, other. Add",
+        ),
+        ("empty", "quiz", "lists no task (task: [NAME, ...])"),
+        (
+            "no_score",
+            "quiz",
+            "so lm_eval gives it no score. Name its tasks in a study (benchmarks: [plain, fewer])",
+        ),
+        ("unknown", "quiz", "lists 'plane', and no task, group or tag has that name. Did you mean 'plain'?"),
+        ("circle", "quiz", "circle contains circle_back contains circle"),
+        ("exams", "inner", "train_on"),
+        ("some_tag", "quiz", "is a group of lm_eval tasks"),
+    ],
+)
+def test_a_wrong_group_is_refused_by_a_study(task: str, train_on: str | None, message: str, world: Path) -> None:
+    benchmark = {"task": task, **({"train_on": train_on} if train_on else {})}
+    values = {"models": [str(world / "one")], "benchmarks": [benchmark], "include_path": str(world)}
+    good = {**values, "benchmarks": [{"task": "exams", "train_on": "quiz"}, "own_rows"]}
+    assert [run.benchmark.name for run in study_spec(good, world).runs] == ["exams.train_on.quiz", "own_rows"]  # negative control
+    with pytest.raises(HarmonyError) as refused:
+        study_spec(values, world)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("other_metric", "no task has a metric of the aggregate_metric_list"),
+        ("wrong_field", "unexpected keyword argument 'weight'"),
+    ],
+)
+def test_a_wrong_aggregate_is_refused_when_the_group_is_opened(task: str, message: str, world: Path) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        open_benchmark(task, include_path=world, use="scoring")
+
+
+def test_a_name_of_a_task_and_a_group_is_refused(world: Path, tmp_path: Path) -> None:
+    for name in ("plain", "plain_copy"):
+        text = (world / f"{name}.yaml").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.yaml").write_text(text.replace("group: plain_copy", "group: plain"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"'plain' is the name of the task .* and of the group .* Rename one of them"):
+        find_group("plain", tmp_path)
+
+
+def test_missing_rows_of_a_task_are_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("plain", "fewer"):
+        write_rows(tmp_path / task, {"test": _rows(3, 0, 2)})
+    command = f"run --base_model {world}/one --task_name exams --include_path {world} --train_on quiz --data_dir {tmp_path}"
+    assert main(command.split()) == 1
+    assert f"{tmp_path}/other/test.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_tasks_of_a_group(world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = f"run --base_model {world}/one --task_name exams --include_path {world} --train_on quiz --device cpu"
+    more = (
+        f" --train_param.num_train_epochs 1 --train_param.max_seq_length 64 --results_dir {tmp_path} --no-use_git --format json"
+    )
+    assert main((command + more).split()) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row.get("subtask") for row in rows] == [None, None, *SIZES] or rows == []
+
+
+def test_boards_have_one_column_and_exports_have_the_tasks(world: Path, run: RunStore, tmp_path: Path) -> None:
+    results = world / "results"
+    assert ScoreMatrix.from_records(results).benchmark_names == ("exams.train_on.quiz",)
+    other = replace(asked(world), model=ModelSpec(name=str(world / "two")))
+    train_before_test(other, RunStore(results / "exams" / "two" / "seed0"))
+    matrix = ScoreMatrix.from_records(results)
+    assert board_csv(own_board(matrix)).splitlines()[0].endswith(",exams.train_on.quiz")
+    tests = compare(matrix, str(world / "one"), str(world / "two")).tests
+    # The metric of the board counts the tasks equally, which no paired test of questions supports.
+    assert {one.test for one in tests} <= {"z", "none"} and all("its tasks count equally" in one.note for one in tests)
+    export(results, tmp_path / "csv", "csv")
+    table = pd.read_csv(tmp_path / "csv" / "scores.csv")
+    assert set(table["subtask"].dropna()) == set(SIZES) and table["subtask"].isna().sum() == 8
+    assert table.loc[table["is_main_metric"], "subtask"].isna().all()
+    export(results, tmp_path / "lm_eval", "lm_eval")
+    assert len(list((tmp_path / "lm_eval").rglob("results_*.json"))) == 4
+    for folder in (tmp_path / "lm_eval").iterdir():
+        assert {file.name.rpartition("_20")[0] for file in folder.glob("samples_*")} == {f"samples_{task}" for task in SIZES}
+    file = next((tmp_path / "lm_eval").rglob("results_*.json"))
+    values = json.loads(file.read_text(encoding="utf-8"))
+    shown = make_table(values, "groups")
+    assert "all exams" in shown and "inner" in shown and all(task in make_table(values) for task in ("plain", "less", "other"))
+    export(results, tmp_path / "eee", "every-eval-ever", organization="us")
+    names = {
+        line["evaluation_name"]
+        for one in (tmp_path / "eee").rglob("*.json")
+        for line in json.loads(one.read_text(encoding="utf-8"))["evaluation_results"]
+    }
+    assert names == {"exams.train_on.quiz", *(f"exams.train_on.quiz: {task}" for task in SIZES)}
+
+
+def test_a_submission_of_a_group_is_checked_by_its_tasks(world: Path, run: RunStore, tmp_path: Path) -> None:
+    assert main(["submit", str(run.folder), "--output", str(tmp_path / "out"), "--name", "lab/tiny"]) == 0
+    (file,) = (tmp_path / "out").iterdir()
+    assert main(["board", "add", str(file), "--results", str(tmp_path / "board")]) == 0
+    record = run.record()
+    part = score_part_again(record, record.spec, run.samples("test"), weights=run.folder / "adapter", share=0.5, seed=0)
+    assert part.documents == 14 and part.differing == 0
+
+
+def test_a_plan_counts_the_rows_of_all_tasks(world: Path, run: RunStore) -> None:
+    spec = asked(world)
+    counted = workload(spec, MemoryBudget())
+    assert counted.test_rows == sum(SIZES.values()) and counted.training_rows == run.record().data.train
+
+
+def test_few_shot_examples_are_those_of_the_row_own_task(world: Path) -> None:
+    spec = replace(asked(world, "own_rows.yaml", None), direct_fewshot=(0, 2))
+    rows = set_up_run(spec).direct[2].examples
+    for one in rows:
+        numbers = [int(word.strip("?")) for word in one.requests[0].context.split() if word.endswith("?")]
+        assert len(numbers) == 3 and all((number >= 400) == (one.subtask == "right") or number == 450 for number in numbers)
