@@ -109,6 +109,19 @@ def check_number(
         raise UsageError(f"{field} must be {rule}, got {value!r}. Set {field} to a number in that range.")
 
 
+def check_learning_rates(field: str, rates: tuple[object, ...]) -> None:
+    """Check rates from which validation chooses; UsageError: fewer than two, not positive, or one is given twice."""
+    if len(rates) < 2:
+        raise UsageError(
+            f"{field} = {list(rates)} must have at least two rates to choose from. Add rates, or give one number "
+            f"(--train_param.learning_rate; in a study: learning_rate: 2e-5)."
+        )
+    for place, rate in enumerate(rates):
+        check_number(f"{field}[{place}]", rate, positive=True)
+    if len(set(rates)) < len(rates):
+        raise UsageError(f"{field} = {list(rates)} has a rate twice. Remove one.")
+
+
 def check_flag(field: str, value: object) -> None:
     """Check that a value is true or false, because the text "no" would count as true.
 

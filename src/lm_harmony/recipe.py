@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, WrapValidator
+from pydantic import PlainSerializer, PlainValidator, WrapValidator
+from pydantic_core import PydanticKnownError
 
-from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer, check_number, did_you_mean
+from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer, check_learning_rates, check_number, did_you_mean
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
@@ -45,6 +46,18 @@ Number = Annotated[float, WrapValidator(_unconverted), PlainSerializer(_itself, 
 """A finite number that is read and written as int or float, as given, because fingerprints of 1 and 1.0 differ."""
 
 
+def _number_or_several(value: Any) -> Any:
+    several = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for number in several:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise PydanticKnownError("float_type")
+    return several if isinstance(value, list | tuple) else value
+
+
+NumberOrSeveral = Annotated[
+    float | tuple[float, ...], PlainValidator(_number_or_several), PlainSerializer(_itself, return_type=Any)
+]
+"""A number as ``Number``, or a tuple of several."""
 NumberShownWhole = Annotated[int, WrapValidator(_any_number), PlainSerializer(_itself, return_type=Any)]
 """A number whose flag takes whole numbers only, while a recipe of a study gives any; its rule is checked by its class."""
 
@@ -52,19 +65,6 @@ NumberShownWhole = Annotated[int, WrapValidator(_any_number), PlainSerializer(_i
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{field} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(str(value), known)}")
-
-
-def check_learning_rates(field: str, rates: tuple[object, ...]) -> None:
-    """Check rates from which validation chooses; UsageError: fewer than two, not positive, or one is given twice."""
-    if len(rates) < 2:
-        raise UsageError(
-            f"{field} = {list(rates)} must have at least two rates to choose from. Add rates, or give one number "
-            f"(--train_param.learning_rate; in a study: learning_rate: 2e-5)."
-        )
-    for place, rate in enumerate(rates):
-        check_number(f"{field}[{place}]", rate, positive=True)
-    if len(set(rates)) < len(rates):
-        raise UsageError(f"{field} = {list(rates)} has a rate twice. Remove one.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Recipe:
     """The adapter that is trained; None: all weights are trained."""
     epochs: int = 5
     """Passes over the training rows; the best one by validation is tested."""
-    learning_rate: Number | tuple[Number, ...] = 2e-5
+    learning_rate: NumberOrSeveral = 2e-5
     """Peak value of the learning rate; several: each is trained, and validation chooses one."""
     batch_size: int = 8
     """Sequences in one optimizer step, however many forward passes they take."""

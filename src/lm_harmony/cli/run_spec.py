@@ -11,8 +11,8 @@ from typing import Any
 from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.types import Caps, Shots
 from lm_harmony.cli.run_flags import BUILT_IN, RunFlags
-from lm_harmony.errors import UsageError, check_integer, did_you_mean
-from lm_harmony.recipe import Recipe, check_learning_rates
+from lm_harmony.errors import UsageError, check_integer, check_learning_rates, did_you_mean
+from lm_harmony.recipe import Recipe
 from lm_harmony.runs.spec import TRACKERS, BenchmarkSpec, Execution, ModelSpec, RunSpec
 
 _INTEGER = re.compile(r"-?\d+")
