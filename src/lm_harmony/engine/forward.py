@@ -109,11 +109,15 @@ def packed_logprobs(
         ).last_hidden_state.squeeze(0)
     # The layers of a model may be on several devices: the last one computes hidden states, and the output layer may be elsewhere.
     last = next(module.get_output_embeddings().parameters()).device
-    hidden_UxD = hidden_NxD[chosen_U.to(hidden_NxD.device)].to(last)
+    # In training often every position predicts, and the labels are in order: then nothing is gathered.
+    hidden_UxD = (hidden_NxD if len(sources_U) == layout.tokens else hidden_NxD[chosen_U.to(hidden_NxD.device)]).to(last)
     logprobs_L, greedy_L = lm_head_logprobs(
         lm_head_of(module), hidden_UxD, head_rows_L.to(last), labels_L.to(last), rows_L, blocks=head_blocks
     )
-    return LabelLogprobs(logprobs_L=logprobs_L.to(device)[back_L], greedy_L=greedy_L.to(device)[back_L], counts=layout.counts)
+    logprobs_L, greedy_L = logprobs_L.to(device), greedy_L.to(device)
+    if (np.diff(order_L) != 1).any():
+        logprobs_L, greedy_L = logprobs_L[back_L], greedy_L[back_L]
+    return LabelLogprobs(logprobs_L=logprobs_L, greedy_L=greedy_L, counts=layout.counts)
 
 
 def _has_attention_dropout(module: PreTrainedModel) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,17 @@ def _chunks(head: LMHead, hidden_UxD: torch.Tensor) -> Iterator[tuple[int, int]]
     return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
 
+def _logits_and_backward(head: LMHead, rows_CxD: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Return the logits C x V of some rows, and the function from the gradient by them to the gradient by the rows."""
+    if head.plain is not None and head.plain.factor == 1 and head.plain.softcap is None:
+        # Without autograd, whose bookkeeping takes as long as the products of a small model.
+        return head.logits(rows_CxD), partial(torch.matmul, other=head.plain.weight_VxD)
+    with torch.enable_grad():
+        rows = rows_CxD.detach().requires_grad_()
+        logits_CxV = head.logits(rows)
+    return logits_CxV.detach(), lambda grad_CxV: torch.autograd.grad(logits_CxV, rows, grad_CxV)[0]
+
+
 class _FrozenHead(torch.autograd.Function):
     """Log-probabilities under an output layer that is not trained; the gradient is computed together with the logits.
 
@@ -121,19 +133,16 @@ class _FrozenHead(torch.autograd.Function):
         """Compute the log-probability of each row's label and its gradient by the row."""
         logprobs, greedy, grads = [], [], []
         for start, stop in _chunks(head, hidden_UxD):
-            targets = labels_U[start:stop]
-            with torch.enable_grad():
-                rows = hidden_UxD[start:stop].detach().requires_grad_()
-                logits_CxV = head.logits(rows)
-            found_CxV = logits_CxV.detach().float()
-            top_C, most_C = found_CxV.max(dim=-1)
-            labels_Cx1 = targets[:, None]
-            chosen_C = found_CxV.gather(1, labels_Cx1)[:, 0] - top_C
-            sums_C = found_CxV.sub_(top_C[:, None]).exp_().sum(dim=-1)
-            logprobs.append(chosen_C - sums_C.log())
-            greedy.append(most_C == targets)
-            found_CxV.div_(-sums_C[:, None]).scatter_add_(1, labels_Cx1, torch.ones_like(labels_Cx1, dtype=torch.float32))
-            grads.append(torch.autograd.grad(logits_CxV, rows, found_CxV.to(logits_CxV.dtype))[0])
+            labels_Cx1 = labels_U[start:stop, None]
+            logits_CxV, gradient_by_rows = _logits_and_backward(head, hidden_UxD[start:stop])
+            found_CxV = logits_CxV.float()
+            top_Cx1 = found_CxV.amax(dim=-1, keepdim=True)
+            chosen_Cx1 = found_CxV.gather(1, labels_Cx1) - top_Cx1
+            sums_Cx1 = found_CxV.sub_(top_Cx1).exp_().sum(dim=-1, keepdim=True)
+            logprobs.append((chosen_Cx1 - sums_Cx1.log())[:, 0])
+            greedy.append((chosen_Cx1 == 0)[:, 0])
+            found_CxV.div_(-sums_Cx1).scatter_add_(1, labels_Cx1, torch.ones_like(chosen_Cx1))
+            grads.append(gradient_by_rows(found_CxV.to(logits_CxV.dtype)))
         ctx.save_for_backward(torch.cat(grads))
         result, flags = torch.cat(logprobs), torch.cat(greedy)
         ctx.mark_non_differentiable(flags)
