@@ -167,13 +167,16 @@ def _show_repetition(console: Console, path: Path, subsets: int) -> None:
     board = published_placement()
     matrix = _second_training(board, path)
     second = _standardised(board, matrix)
-    heads = ("K", "PC1", "rank", "places", "PC1", "rank", "places", "PC1, no noise")
-    table = Table(*heads, title="Placement by the second training: the model left out, its family left out, and without noise")
-    ways = [left_out(board, second, family=family) for family in (False, True)] + [left_out(board, second, estimated=False)]
+    heads = ("K", "PC1", "rank", "places", "PC1", "rank", "places", "PC1, no shift", "PC1, no noise")
+    title = "Placement by the second training: the model left out, its family left out, and without parts of the noise"
+    table = Table(*heads, title=title)
+    without_shift = replace(board, noise=replace(board.noise, common_shift=0.0))
+    ways = [left_out(board, second, family=family) for family in (False, True)]
+    ways += [left_out(without_shift, second), left_out(board, second, estimated=False)]
     for count in range(1, len(board.scores.columns) + 1):
-        own, family, before = (placement_coverage(board, second, placements, count, subsets) for placements in ways)
+        own, family, *others = (placement_coverage(board, second, placements, count, subsets) for placements in ways)
         shown = [f"{found[name]:.3f}" if name != "places" else f"{found[name]:.0f}" for found in (own, family) for name in own]
-        table.add_row(str(count), *shown, f"{before['pc1']:.3f}")
+        table.add_row(str(count), *shown, *(f"{found['pc1']:.3f}" for found in others))
     console.print(table)
     for subset in CHEAP:
         same, other = worth(board, second, subset)
