@@ -15,7 +15,8 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.types import Caps, Score
 from lm_harmony.recipe import PUBLISHED, Recipe
-from lm_harmony.runs.record import DataRecord, EpochRecord, Failure, RunRecord
+from lm_harmony.runs.data_record import DataRecord
+from lm_harmony.runs.record import EpochRecord, Failure, RunRecord
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore

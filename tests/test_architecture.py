@@ -229,11 +229,12 @@ def test_the_test_split_is_scored_in_one_function() -> None:
         for function in module.functions
         if re.search(r"\bsplits\.test\b|\bdirect\[shots\]", ast.unparse(function))
     ]
-    # set_up_run puts examples before its questions; near_duplicates compares them with the training rows; request_fingerprints
-    # hashes its texts; data_record, phases, few_shot_score and workload count its rows, texts or tokens. Only score_test_rows
-    # scores them.
+    # set_up_run puts examples before its questions; near_duplicates and drop_near_duplicates compare them with the training rows;
+    # request_fingerprints hashes its texts; data_record, phases, few_shot_score and workload count its rows, texts or tokens.
+    # Only score_test_rows scores them.
     assert sorted(using) == [
         "fingerprint.request_fingerprints",
+        "near_duplicates.drop_near_duplicates",
         "protocol.score_test_rows",
         "run_setup.data_record",
         "run_setup.few_shot_score",

@@ -28,8 +28,8 @@ FLAGS = {
     "eval_before_train", "eval_after_train", "eval_every_epoch", "resume_from_checkpoint", "completion_only",
     "max_new_tokens", "use_peft",
     # LM-Harmony's own
-    "data_dir", "include_path", "split_protocol", "train_on", "overwrite", "dtype", "device", "engine", "revision",
-    "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map", "direct_fewshot",
+    "data_dir", "include_path", "split_protocol", "near_duplicates", "train_on", "overwrite", "dtype", "device", "engine",
+    "revision", "trust_remote_code", "allow_task_code", "quantize", "memory", "device_map", "direct_fewshot",
     "learning_rates",
     "results_dir", "format", "debug",
 }  # fmt: skip

@@ -110,6 +110,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{RUN} --learning_rates 1e-4 2e-5 --train_param.learning_rate 2e-5", "contradicts learning_rates = [0.0001, 2e-05]"),
         (f"{RUN} --learning_rates 1e-4 2e-5 --eval_every_epoch", "eval_every_epoch contradicts learning_rate = [0.0001, 2e-05]"),
         (f"{RUN} --include_path nowhere", "include_path = nowhere is not a folder"),
+        (f"{RUN} --near_duplicates remove", "invalid choice 'remove' for argument '--near_duplicates'"),
+        (f"{RUN} --near_duplicates drop --split_protocol published", "near_duplicates = drop contradicts split_protocol"),
         (f"{RUN} --only_evaluate", "the run is not finished"),
         (f"{RUN} --eval_max_batch_size two", "--eval_max_batch_size must be a whole number, got 'two'"),
         (f"{RUN[:-1]}latin", "latin/micro/train.jsonl cannot be read: 'utf-8' codec"),

@@ -17,7 +17,8 @@ from boards import write_failure, write_run
 
 from lm_harmony import ScoreMatrix
 from lm_harmony.analysis.leaderboard import own_board
-from lm_harmony.analysis.load_records import MAX_NAMED, find_runs, mean_over_seeds
+from lm_harmony.analysis.load_records import MAX_NAMED, find_runs
+from lm_harmony.analysis.near_duplicate_scores import mean_over_seeds
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.errors import UsageError
 from lm_harmony.models import catalogue as model_catalogue

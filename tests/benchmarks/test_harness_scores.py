@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from task_files import Row, write_rows, write_task
 from tiny import tiny_model
 
 from lm_harmony.benchmarks.harness import HarnessTask
+from lm_harmony.benchmarks.harness.scoring import score_without
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Reply, Request, Score
 from lm_harmony.engine.scoring import Scorer
@@ -228,3 +231,36 @@ def test_the_description_of_a_task_has_its_version_and_fields(tmp_path: Path) ->
         assert described["config"][key] == config[key]
     assert "custom_dataset" not in described["config"]
     assert "kettle" not in str(described)
+
+
+def made_up(requests: Sequence[Request]) -> list[Reply]:
+    draw = random.Random(0)
+    return [(-draw.random(), True) for _ in requests]
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OWN_TASKS])
+def test_a_score_without_some_documents_is_that_of_the_others_alone(name: str, tmp_path: Path) -> None:
+    """From samples as they are in memory and as a file holds them. Negative control: the score on all documents is another."""
+    task, _ = scored_task(tmp_path, name)
+    role = "test" if "test" in task.split_names else "validation"
+    every = [task.example(row, document, chat=None, aliases="first") for row, document in enumerate(task.documents(role))] * 2
+    examples = [replace(example, row=row) for row, example in enumerate(every)]
+    scorer = Scorer(model=tiny_model(), max_new_tokens=8)
+    replies = [scorer.reply(example.requests) for example in examples]
+    whole = task.score(examples, replies, errors=True, samples=True)
+    left_out = {0, len(examples) - 1}
+    alone = task.score(examples[1:-1], replies[1:-1], errors=True, samples=False)
+    written = replace(whole, samples=tuple(json.loads(json.dumps(sample, default=str)) for sample in whole.samples))
+    assert score_without(task.lm_eval_task, whole, left_out) == alone == score_without(task.lm_eval_task, written, left_out)
+    assert score_without(task.lm_eval_task, written, ()) == whole and alone.documents == len(examples) - 2
+
+
+@pytest.mark.parametrize(("name", "metric"), [("cola", "mcc"), ("every_choice_metric", "brier_score")])
+def test_a_metric_that_does_not_follow_from_the_samples_is_left_out(name: str, metric: str, tmp_path: Path) -> None:
+    """Older versions wrote values of NumPy as text, with which other scores would be computed, or none."""
+    task, _ = scored_task(tmp_path, name)
+    score = our_score(task, made_up)
+    old = tuple({**sample, metric: [sample[metric][0], str(sample[metric][1])]} for sample in score.samples)
+    found, of_old = (score_without(task.lm_eval_task, one, {0}).metrics for one in (score, replace(score, samples=old)))
+    assert score.metrics[f"{metric},none"] != 0 and found.keys() == score.metrics.keys()
+    assert of_old == {key: value for key, value in found.items() if key != f"{metric},none"}

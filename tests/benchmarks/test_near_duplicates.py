@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from task_files import PARITY, numbers, own_task, write_task
 from tiny import write_tiny_model
 
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.benchmarks.harness import open_task
-from lm_harmony.benchmarks.near_duplicates import MOST_ROWS, RECURRENCES, near_duplicates, recurring_rows
-from lm_harmony.benchmarks.splits import make_splits
+from lm_harmony.benchmarks.auxiliary import run_splits
+from lm_harmony.benchmarks.choice_questions import NGRAM, consecutive, words
+from lm_harmony.benchmarks.harness import HarnessTask, open_task
+from lm_harmony.benchmarks.near_duplicates import MOST_ROWS, near_duplicates, recurring_rows
+from lm_harmony.benchmarks.recurrence import RECURRENCES, DroppedNearDuplicates
+from lm_harmony.benchmarks.splits import Splits, make_splits
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
+from lm_harmony.errors import BenchmarkError
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.store import RunStore
 
@@ -157,3 +163,117 @@ def test_a_long_instruction_that_all_rows_share_is_no_question(tmp_path: Path) -
     }
     rows = {"train": numbers(20), "validation": numbers(2, 50), "test": [*numbers(10, 100), *numbers(1, 3)]}
     assert found(own_task(tmp_path, rows, **fields)) == {"exact": (10,)}
+
+
+def test_words_are_those_of_unicode_in_every_text() -> None:
+    """Of texts of ASCII, which are read in another way, and of others."""
+    ascii_text = "".join(map(chr, range(128)))
+    for text in (ascii_text, ascii_text[::-1], "It's 5.5%, isn't_it?\x1cno\x0byes", "Né à Zürich, in 2020: 日本語 İ", "", " ?! "):
+        assert words(text) == re.findall(r"\w+", text.lower())
+
+
+def naively_overlapping(test: list[str], train: list[str]) -> set[int]:
+    """Return the test texts of which a training text has half of the sequences of words, by comparing all pairs."""
+    grams = [set(consecutive(words(text), NGRAM)) for text in test]
+    shared = {gram for gram in set().union(*grams) if sum(gram in one for one in grams) > max(2, len(test) // 2)}
+    found = set()
+    for text in train:
+        theirs = set(consecutive(words(text), NGRAM)) - shared
+        found |= {row for row, one in enumerate(grams) if one & theirs and 2 * len(one & theirs) >= len(one)}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_overlaps_are_those_of_comparing_all_pairs(tmp_path: Path, seed: int) -> None:
+    """At any place of a text, and at its first and last words; texts without an overlap are among them."""
+    draw = random.Random(seed)
+
+    def text(count: int) -> list[str]:
+        return [f"w{draw.randrange(500)}" for _ in range(count)]
+
+    test = [text(draw.randrange(10, 40)) for _ in range(30)]
+    train = [text(30) for _ in range(30)]
+    for asked in test[:20]:
+        start, length = draw.randrange(len(asked)), draw.randrange(5, 40)
+        train.append([*text(draw.randrange(9)), *asked[start : start + length], *text(draw.randrange(9))])
+    train += [[*text(draw.randrange(9)), *asked[-draw.randrange(13, 20) :]] for asked in test[20:25]]
+    texts = [[" ".join(one) for one in part] for part in (test, train)]
+    rows = {"train": [row(one) for one in texts[1]], "test": [row(one, "a", "b") for one in texts[0]]}
+    overlapping = naively_overlapping(*texts)
+    recurs = found(own_task(tmp_path, rows, **CHOICES))
+    assert set(recurs.pop("overlapping")) == overlapping - {one for kind in recurs.values() for one in kind}
+    assert 0 < len(overlapping) < len(test)
+
+
+def planted(folder: Path, **changed: Any) -> HarnessTask:
+    """Return a task with near duplicates: of a test row in train and in validation, and of a validation row in train."""
+    new = [row(f"What is the number {number} called?") for number in range(8)]
+    other = "Where does the old road to the mill begin today?"
+    rows = {
+        "train": [
+            *new[:4],
+            *(row(ASKED, "ten rooms", "two rooms"), row(f"Yesterday I asked. {ASKED}"), row(other.upper())),
+            *new[4:],
+        ],
+        "validation": [row("When?"), row(ASKED.upper()), row(other, "here", "there")],
+        "test": [row("Who is that?"), row(ASKED), row("How?")],
+    }
+    return own_task(folder, {**rows, **changed}, **CHOICES)
+
+
+def dropped(task: HarnessTask, rule: Any = "drop", **options: Any) -> Splits:
+    given = {"caps": Caps(), "seed": 0, "protocol": "clean", "chat": None, **options}
+    return run_splits(task, (), near_duplicates=rule, **given)
+
+
+def test_near_duplicates_are_dropped_and_unrelated_rows_are_not(tmp_path: Path) -> None:
+    """Those of test rows from training and validation, and those of the validation rows that are left from training."""
+    task = planted(tmp_path)
+    splits, plain = dropped(task), dropped(task, "keep")
+    assert [one.row for one in splits.train] == [0, 1, 2, 3, 7, 8, 9, 10]
+    assert [one.row for one in splits.validation] == [0, 2] and splits.test == plain.test
+    assert splits.dropped_near_duplicates == DroppedNearDuplicates(
+        train={"choices": 2, "overlapping": 1}, validation={"normalized": 1}
+    )
+    said = splits.dropped_near_duplicates.sentence()
+    assert said.startswith(
+        "near duplicates of scored rows are left out: 3 training rows (2 with other choices or in another order"
+    )
+    assert recurring_rows(task, splits.test, splits.train) == {} == recurring_rows(task, splits.validation, splits.train)
+    assert plain == make_splits(task, caps=Caps(), seed=0, protocol="clean", chat=None) and len(plain.train) == 11
+    assert recurring_rows(task, plain.test, plain.train) == {"choices": (1,)}
+    assert (plain.dropped_near_duplicates, splits.dropped_from_train) == (None, plain.dropped_from_train)
+
+
+def test_where_nothing_recurs_nothing_is_dropped(tmp_path: Path) -> None:
+    task = planted(tmp_path, test=[row("Who is that?")], validation=[row("When?")])
+    assert dropped(task).dropped_near_duplicates == DroppedNearDuplicates(train={}, validation={})
+    assert dropped(task).fingerprint() == dropped(task, "keep").fingerprint()
+
+
+def test_a_validation_row_is_compared_only_if_it_is_left(tmp_path: Path) -> None:
+    """The test text recurs in the middle one, and that one in the training text, which has no word of the test text."""
+    first, last = (" ".join(f"{name}{number}" for number in range(count)) for name, count in (("a", 60), ("b", 26)))
+    middle = f"{' '.join(last.split()[:19])} {first}"
+    rows = {"train": [row(first), row("Why?")], "test": [row(last)]}
+    for validation, left in (([row("When?")], 2), ([row("When?"), row(first, "x", "y")], 1), ([row("When?"), row(middle)], 2)):
+        task = planted(tmp_path / str(len(validation[-1]["question"])), **rows, validation=validation)
+        assert len(dropped(task).train) == left
+
+
+def test_a_split_of_near_duplicates_alone_is_refused(tmp_path: Path) -> None:
+    twin = [row(ASKED, "ten rooms", "two rooms")]
+    for role in ("train", "validation"):
+        with pytest.raises(BenchmarkError, match=rf"the {role} split has no rows.*use --near_duplicates keep"):
+            dropped(planted(tmp_path / role, **{role: twin}))
+
+
+@needs_data
+@pytest.mark.parametrize(("task", "least"), [("arc_challenge", 4), ("headqa_en", 3)])
+def test_real_near_duplicates_are_dropped(task: str, least: int) -> None:
+    opened = open_task(task, data_dir=DATA)
+    plain, splits = dropped(opened, "keep"), dropped(opened)
+    rows = recurring_rows(opened, plain.test, plain.train)
+    left_out = {one.row for one in plain.train} - {one.row for one in splits.train}
+    assert sum(map(len, rows.values())) >= least and len(left_out) == len(plain.train) - len(splits.train) >= least
+    assert recurring_rows(opened, splits.test, splits.train) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from page_boards import CAUSE, GAP, MODELS, small_board
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
+from lm_harmony.analysis.score_rows import PartScore
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.report.page_data import page_data
 
@@ -295,6 +297,17 @@ def test_standard_errors_and_causes_on_hover(open_board: Open) -> None:
         assert f"{preparation} {value:.2f} ± 1.00 of 1,000 examples" in hint
     page.locator(f'[data-cell="{MODELS.index(GAP[0])} {MATRIX.benchmark_names.index(GAP[1])}"]').hover()
     assert f"trained: {CAUSE}" in page.locator("#hint").inner_text()
+
+
+def test_scores_without_near_duplicates_on_hover(open_board: Open) -> None:
+    """Under the score of the same preparation. Negative control: a cell without them has no such line."""
+    apart = {("local/mine", "mnli", "trained"): PartScore(value=0.4321, stderr=0.0123, count=987)}
+    page = open_board(page_data(replace(MATRIX, without_near_duplicates=apart)))
+    row = MATRIX.model_names.index("local/mine")
+    for task, count in (("mnli", 1), ("cola", 0)):
+        page.locator(f'[data-cell="{row} {MATRIX.benchmark_names.index(task)}"]').hover()
+        hint = page.locator("#hint").inner_text()
+        assert hint.count("without near duplicates 43.21 ± 1.23 of 987 examples") == count == hint.count("without near")
 
 
 def test_tie_groups_are_marked_in_the_sorted_column(open_board: Open) -> None:

@@ -21,6 +21,8 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
 from lm_harmony.benchmarks.harness import open_benchmark
 from lm_harmony.benchmarks.harness.provenance import hash_of_samples
+from lm_harmony.benchmarks.near_duplicates import drop_near_duplicates, recurring_rows
+from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
@@ -388,3 +390,39 @@ def test_few_shot_examples_are_those_of_the_row_own_task(world: Path) -> None:
     for one in rows:
         numbers = [int(word.strip("?")) for word in one.requests[0].context.split() if word.endswith("?")]
         assert len(numbers) == 3 and all((number >= 400) == (one.subtask == "right") or number == 450 for number in numbers)
+
+
+def test_near_duplicates_of_a_group_are_dropped_and_left_out_of_scores(world: Path) -> None:
+    """A row number counts in the whole group. The score without some rows is that of the others alone, as lm_eval aggregates."""
+    group = open_benchmark(str(world / "exams.yaml"), include_path=world, use="scoring")
+    examples = [
+        task.example(row, document, chat=None, aliases="first")
+        for task in group.subtasks
+        for row, document in enumerate(task.documents("test"))
+    ]
+    replies = [[(-float((place * 7 + number * 5) % 11), True) for number, _ in enumerate(one.requests)]
+               for place, one in enumerate(examples)]  # fmt: skip
+    whole = group.score(examples, replies, errors=True, samples=True)
+    for left_out in ({0, 6, 7, 20}, set(range(5))):  # of three tasks, and all rows of the first one
+        kept = [place for place in range(len(examples)) if place not in left_out]
+        alone = group.score([examples[place] for place in kept], [replies[place] for place in kept], errors=True, samples=False)
+        assert group.score_without(whole, left_out) == alone != whole
+    test = tuple(examples)
+    twins = [replace(one, row=place) for place, one in enumerate((examples[6], examples[20]))]
+    others = tuple(replace(one, document={**one.document, "question": f"And {one.row}?"}) for one in examples[:3])
+    splits = Splits(
+        train=(*twins, *others),
+        validation=others,
+        test=test,
+        dropped_from_train=0,
+        dropped_from_validation=0,
+        without_answer=0,
+        carved=False,
+    )
+    assert recurring_rows(group, test, splits.train) == {"exact": (6, 20)}
+    with pytest.raises(BenchmarkError, match="train split has no rows"):
+        drop_near_duplicates(group, replace(splits, train=tuple(twins)))
+    with pytest.raises(BenchmarkError, match="train split has no rows"):  # the validation rows recur too
+        drop_near_duplicates(group, splits)
+    kept_rows = drop_near_duplicates(group, replace(splits, validation=others[:1]))
+    assert kept_rows.train == others[1:] and kept_rows.test == test

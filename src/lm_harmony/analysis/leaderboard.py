@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,7 +13,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import BenchmarkMetadata
 from lm_harmony.analysis.pca import fit_reference
 from lm_harmony.analysis.placement import place, published_placement, refuse_other_metrics
-from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, Scores
+from lm_harmony.analysis.score_rows import PREPARATIONS, PartScore, Preparation, Scores
 from lm_harmony.errors import UsageError
 
 RowBasis = Literal["board", "computed", "predicted", "none"]
@@ -68,6 +69,8 @@ class Board:
     """Scores in the metrics' own units, models of ``rows`` x benchmarks; NaN: a gap."""
     notes: tuple[str, ...]
     """Remarks for the reader: gaps, models and benchmarks that were left out, predicted values."""
+    without_near_duplicates: Mapping[tuple[str, str, str], PartScore] = field(default_factory=dict)
+    """Scores without test examples that have a near duplicate in the training rows, by (model, benchmark, preparation)."""
 
 
 def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Board:
@@ -106,6 +109,7 @@ def own_board(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Boar
         benchmarks=matrix.benchmarks,
         scores=matrix.scores(preparation).values.loc[[row.model for row in rows]],
         notes=tuple(notes),
+        without_near_duplicates=matrix.without_near_duplicates,
     )
 
 
@@ -143,6 +147,7 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
         benchmarks=published.benchmarks,
         scores=scores.loc[[row.model for row in rows]],
         notes=tuple(notes),
+        without_near_duplicates={} if matrix is None else published_with_new_models(matrix).without_near_duplicates,
     )
 
 
@@ -157,6 +162,7 @@ def published_with_new_models(matrix: ScoreMatrix) -> ScoreMatrix:
     nothing = published.direct.values * float("nan")
     empty = Scores(values=nothing, stderrs=nothing, counts=nothing)
     causes = {(names[model], task, name): cause for (model, task, name), cause in matrix.causes.items()}
+    parts = {(names[model], task, name): part for (model, task, name), part in matrix.without_near_duplicates.items()}
     return ScoreMatrix(
         direct=direct,
         trained=trained,
@@ -166,6 +172,7 @@ def published_with_new_models(matrix: ScoreMatrix) -> ScoreMatrix:
         source=f"{published.source} and {matrix.source}",
         causes={**published.causes, **causes},
         notes=(*published.notes, *matrix.notes),
+        without_near_duplicates=parts,
     )
 
 

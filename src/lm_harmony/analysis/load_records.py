@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lm_harmony.analysis.load_lm_eval import lm_eval_files, lm_eval_rows
+from lm_harmony.analysis.near_duplicate_scores import mean_over_seeds, score_without_near_duplicates
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.shots import samples_file
 from lm_harmony.runs.spec import ModelSpec
 from lm_harmony.runs.store import RunStore
 
@@ -149,7 +149,7 @@ def _differences(runs: Mapping[tuple[str, str], Sequence[Run]]) -> Iterator[str]
         kinds: dict[str, set[Any]] = {
             "recipe": {record.spec.recipe.fingerprint() for record in records},
             "test": {record.data.test for record in records},
-            "split": {record.spec.benchmark.split_protocol for record in records},
+            "split": {(one.split_protocol, one.near_duplicates) for one in (record.spec.benchmark for record in records)},
             # Arguments of a chat template and the end of the think part belong to the model.
             "prompt": {replace(record.spec.prompt, chat_template_args="{}", think_end_token=None) for record in records},
         }
@@ -166,7 +166,7 @@ def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
     for preparation in dict.fromkeys((*PREPARATIONS, *(name for record, _ in runs for name in record.scores))):
         kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
         value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept])
-        file = f"samples_{'test' if preparation == 'trained' else preparation}.jsonl"
+        file = samples_file(preparation)
         rows.append(
             ScoreRow(
                 model=model,
@@ -179,25 +179,10 @@ def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
                 higher_is_better=first.higher_is_better,
                 samples=tuple(path for _, store in kept if (path := store.folder / file).is_file()),
                 cause=None if kept else _why_none(runs, preparation),
+                without_near_duplicates=score_without_near_duplicates(runs, preparation, first.metric),
             )
         )
     return rows
-
-
-def mean_over_seeds(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
-    """Return the mean of a score over seeds and its standard error, as ``record_rows`` describes; None: not known.
-
-    Args:
-        scores: score and standard error of each seed.
-    """
-    if not scores:
-        return None, None
-    values = [value for value, _ in scores]
-    errors = [error for _, error in scores if error is not None]
-    spread = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
-    if len(errors) < len(scores):
-        return float(np.mean(values)), None
-    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + spread)
 
 
 def _score(record: RunRecord, preparation: Preparation) -> Score | None:
@@ -243,6 +228,7 @@ def settings_of(record: RunRecord) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in shared.items():
         flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    flat.setdefault("benchmark.near_duplicates", "keep")
     # Equal rows and task files may lie in different folders. The data's fingerprint cannot be compared: it depends on the seed.
     for place in ("benchmark.data_dir", "benchmark.include_path"):
         flat.pop(place, None)

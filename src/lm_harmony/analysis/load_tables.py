@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_harmony.analysis.load_open_llm import OPEN_LLM_NOTE, is_open_llm, open_llm_rows
 from lm_harmony.analysis.metadata import default_metric, is_corpus, metric_metadata
-from lm_harmony.analysis.score_rows import Preparation, ScoreRow, ScoreRows
+from lm_harmony.analysis.score_rows import APART, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.catalogue import BENCHMARKS, name_parts
 from lm_harmony.errors import UsageError, did_you_mean
 from lm_harmony.runs.shots import shots_of
@@ -49,7 +49,8 @@ def csv_rows(path: Path) -> ScoreRows:
 
     Long layout: one line per score with the columns ``LONG``, scores in the metric's own unit (fractions, bits per byte).
     Wide layout, as boards are published: one line per model and one column per benchmark. Scores are in percent, those of text
-    corpora in bits per byte. They are trained scores unless there is a column "preparation". Ranks and PC1 are ignored.
+    corpora in bits per byte. They are trained scores unless there is a column "preparation". Ranks, PC1 and scores without near
+    duplicates are ignored.
 
     The CSV of the Open LLM Leaderboard (``load_open_llm``) is read as direct scores.
 
@@ -146,7 +147,7 @@ def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[Sco
 
 
 def _wide(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
-    tasks = [column for column in columns if column not in ("model", *_BOARD)]
+    tasks = [column for column in columns if column not in ("model", *_BOARD) and not column.endswith(APART)]
     for task in tasks:
         if name_parts(task)[0] not in BENCHMARKS and not is_corpus(task):
             near = did_you_mean(task, BENCHMARKS)

@@ -18,6 +18,7 @@ from lm_harmony.analysis.score_rows import (
     PREPARATIONS,
     CompletePart,
     Gap,
+    PartScore,
     Preparation,
     ScoreRow,
     ScoreRows,
@@ -51,6 +52,8 @@ class ScoreMatrix:
     """Remarks for readers who compare the scores, such as benchmarks whose models were trained by different recipes."""
     few_shot: Mapping[Preparation, Scores] = field(default_factory=dict)
     """Preparation "direct_<k>shot" -> scores without fine-tuning and with k examples before each question, by k."""
+    without_near_duplicates: Mapping[tuple[str, str, str], PartScore] = field(default_factory=dict)
+    """Scores without test examples that have a near duplicate in the training rows, by (model, benchmark, preparation)."""
 
     def __post_init__(self) -> None:
         for scores in map(self.scores, self.preparations):
@@ -182,6 +185,7 @@ class ScoreMatrix:
             samples={row.key: row.samples for row in found.rows if row.samples},
             seeds=found.seeds,
             notes=found.notes,
+            without_near_duplicates={row.key: part for row in found.rows if (part := row.without_near_duplicates)},
         )
 
     @classmethod

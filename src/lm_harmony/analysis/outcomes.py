@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,51 @@ def read_outcomes(files: Sequence[Path], metric: str, task: str | None = None) -
     values = [[_columns(seed[question], metric) for question in first] for seed in seeds if seed is not None]
     if not first or any(row is None for seed in values for row in seed):
         return None
+    columns = np.mean(np.array(values, dtype=float), axis=0)
+    return Outcomes(questions=tuple(first), columns=columns, kind=_kind(metric), of_group=tasks != {None})
+
+
+def part_of_samples(
+    file: Path, metric: str, left_out: Collection[int], *, whole: float | None = None
+) -> tuple[float, float | None] | None:
+    """Return a score of a task without some documents, and its standard error; None: not known, as that of a group.
+
+    The standard error of a mean is that of lm_eval. That of another kind of score is not computed here.
+
+    Args:
+        file: samples in lm_eval's schema.
+        metric: lm_eval's key "metric,filter".
+        left_out: numbers of documents.
+        whole: the score on all documents, which must follow from the samples; None: it is not checked.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    if whole is not None:
+        every = part_of_samples(file, metric, ())
+        if every is None or not math.isclose(every[0], whole, rel_tol=1e-9, abs_tol=1e-12):
+            return None  # an aggregation that is none of the kinds of ``Outcomes``
+    tasks: set[object] = set()
+    outcomes = _read(file, metric, None, tasks, left_out)
+    rows = [row for outcome in (outcomes or {}).values() if (row := _columns(outcome, metric)) is not None]
+    if outcomes is None or not rows or len(rows) < len(outcomes) or tasks != {None}:
+        return None
+    columns, kind = np.array(rows, dtype=float), _kind(metric)
+    value = float(score_of(kind, columns.sum(axis=0)))
+    is_mean = kind == "mean" and len(rows) > 1
+    return value, float(columns[:, 0].std(ddof=1)) / math.sqrt(len(rows)) if is_mean else None
+
+
+def _kind(metric: str) -> str:
     name = MetricKey.parse(metric).metric
-    kind = name if name in ("bits_per_byte", "mcc") else "mean"
-    return Outcomes(
-        questions=tuple(first), columns=np.mean(np.array(values, dtype=float), axis=0), kind=kind, of_group=tasks != {None}
-    )
+    return name if name in ("bits_per_byte", "mcc") else "mean"
 
 
-def _read(file: Path, metric: str, task: str | None, tasks: set[object]) -> dict[str, Any] | None:
-    """Return the outcome by question; None if the samples lack the metric. The names of their tasks are added to ``tasks``."""
+def _read(file: Path, metric: str, task: str | None, tasks: set[object], left_out: Collection[int] = ()) -> dict[str, Any] | None:
+    """Return the outcome by question, without some documents; None if the samples lack the metric.
+
+    The names of the tasks of the questions are added to ``tasks``.
+    """
     name, filtered = MetricKey.parse(metric)
     found: dict[str, Any] = {}
     recurring: dict[str, int] = {}
@@ -102,6 +138,8 @@ def _read(file: Path, metric: str, task: str | None, tasks: set[object]) -> dict
                 tasks.add(sample.get("task"))
                 if name not in sample:
                     return None
+                if sample.get("doc_id") in left_out:
+                    continue
                 question = str(sample.get("doc_hash", sample.get("doc_id")))
                 recurring[question] = recurring.get(question, 0) + 1
                 found[f"{question}/{recurring[question]}"] = sample[name]

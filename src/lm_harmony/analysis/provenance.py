@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lm_harmony.benchmarks.catalogue import name_parts
-from lm_harmony.benchmarks.row_counts import recurring
+from lm_harmony.benchmarks.recurrence import recurring
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
@@ -23,7 +23,8 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
 
     Another note counts the stale runs of each benchmark.
 
-    A note on each benchmark says how many of its test questions recur in the training rows, by the run with most of them.
+    A note on each benchmark says how many of its test questions recur in the training rows, by the run with most of them, and how
+    many near duplicates were left out of training, if they were.
 
     Another note names the models whose adapter changes derived modules, if PEFT's default or other modules hold for other models.
 
@@ -40,6 +41,10 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
         data = max((record.data for record in group), key=lambda data: sum(map(len, data.near_duplicates.values())))
         if recurs := recurring(data.near_duplicates, data.test):
             yield f"{benchmark}: {recurs}"
+        dropped = [one for record in group if (one := record.data.dropped_near_duplicates) is not None]
+        if dropped:
+            most = max(dropped, key=lambda one: sum(one.train.values()))
+            yield f"{benchmark}: {most.sentence()}, in {len(dropped)} of {len(group)} runs"
         for package in _DECIDING:
             versions = Counter(version for record in group if (version := _version(record, package)) is not None)
             if len(versions) > 1:

@@ -16,11 +16,26 @@ before each question), or "trained" (after train-before-test)."""
 PREPARATIONS: tuple[Preparation, ...] = ("direct", "trained")
 """The two preparations that are compared: without examples and without training, and after train-before-test."""
 
+APART = " without near duplicates"
+"""End of a column's name that holds scores on the test examples without a near duplicate in the training rows."""
+
 
 def preparation_order(name: Preparation) -> float:
     """Return the place of a preparation in tables: direct scores by their number of examples, then trained ones."""
     shots = shots_of(name)
     return float("inf") if shots is None else shots
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartScore:
+    """A score on a part of the test examples."""
+
+    value: float
+    """Score in the metric's own unit."""
+    stderr: float | None
+    """Standard error of ``value``, in the same unit; None: not known."""
+    count: int
+    """Number of test examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +62,8 @@ class ScoreRow:
     """Files of per-example outcomes, one per seed."""
     cause: str | None = None
     """Reason why the value is missing."""
+    without_near_duplicates: PartScore | None = None
+    """Score on the test examples without a near duplicate in the training rows; None: none has one, or it is not known."""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -21,7 +21,9 @@ from lm_harmony.benchmarks.choice_questions import ChoiceQuestion, ScoredQuestio
 from lm_harmony.benchmarks.harness import Benchmark, HarnessTask, open_benchmark, open_task
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
 from lm_harmony.benchmarks.harness.documents import ROW_ERRORS
+from lm_harmony.benchmarks.near_duplicates import drop_near_duplicates
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
+from lm_harmony.benchmarks.recurrence import NearDuplicateRule
 from lm_harmony.benchmarks.row_counts import TrainOnRecord
 from lm_harmony.benchmarks.splits import Splits, cut, disjoint, make_splits, permutation, rendered
 from lm_harmony.benchmarks.types import Caps, ChatTemplate, Example, SplitProtocol, SplitUse
@@ -62,20 +64,42 @@ def run_splits(
     seed: int,
     protocol: SplitProtocol,
     chat: ChatTemplate | None,
+    near_duplicates: NearDuplicateRule = "keep",
 ) -> Splits:
     """Choose and render the rows of one run on ``task``.
 
-    Without ``others`` these are its own rows (``make_splits``). Otherwise each of the others gives at most an equal share of the
-    training and of the validation rows: its own validation rows, or rows split off from its training rows as ``make_splits``
-    does it. A row that recurs in the test split is left out: with the same question and right answer, or with 13 consecutive
-    words. If ``task`` is a group, the rows are written in the formats of its tasks in turn. The other arguments are those of
-    ``make_splits``.
+    Args:
+        task: the tested benchmark.
+        others: benchmarks whose rows are trained on; empty: the tested benchmark's own rows are.
+        caps: as for ``make_splits``, like the following.
+        seed: seed of the splits.
+        protocol: how splits are made.
+        chat: the model's chat template, or None.
+        near_duplicates: "drop" leaves out rows as ``drop_near_duplicates`` does.
 
     Raises:
         BenchmarkError: a split is empty, a row does not fit its task, or rows of one task cannot be written as rows of the other.
     """
-    if not others:
-        return make_splits(task, caps=caps, seed=seed, protocol=protocol, chat=chat)
+    if others:
+        splits = _written_splits(task, others, caps=caps, seed=seed, chat=chat)
+    else:
+        splits = make_splits(task, caps=caps, seed=seed, protocol=protocol, chat=chat)
+    return drop_near_duplicates(task, splits) if near_duplicates == "drop" else splits
+
+
+def _written_splits(
+    task: Benchmark, others: Sequence[HarnessTask], *, caps: Caps, seed: int, chat: ChatTemplate | None
+) -> Splits:
+    """Return the test rows of ``task``, and rows of the others as training and validation rows in its format.
+
+    Each of the others gives at most an equal share of the training and of the validation rows: its own validation rows, or rows
+    split off from its training rows as ``make_splits`` does it. A row that recurs in the test split is left out: with the same
+    question and right answer, or with 13 consecutive words. If ``task`` is a group, the rows are written in the formats of its
+    tasks in turn.
+
+    Raises:
+        BenchmarkError: a split is empty, a row does not fit its task, or rows of one task cannot be written as rows of the other.
+    """
     test, scored, formats = _tested_rows(task, cap=caps.test, seed=seed, chat=chat)
     texts = frozenset(example.request_texts for example in test)
     written = _Writer(formats=formats, scored=scored, texts=texts, chat=chat)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 NGRAM = 13
 """Number of consecutive words that two different questions hardly share; contamination studies count overlaps of this length."""
+_TO_SPACES = {code: " " for code in range(128) if not re.match(r"\w", chr(code))}
+"""Every ASCII character that is in no word -> a space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ class ScoredQuestions:
 
 def words(text: str) -> list[str]:
     """Return the words of a text in small letters, without punctuation."""
+    if text.isascii():  # the same words in half the time
+        return text.lower().translate(_TO_SPACES).split()
     return re.findall(r"\w+", text.lower())
 
 
@@ -88,5 +92,9 @@ def _ngrams(question: ChoiceQuestion) -> Iterator[str]:
 
 def ngrams(text: str) -> Iterator[str]:
     """Yield all ``NGRAM`` consecutive words of a text."""
-    found = words(text)
-    yield from (" ".join(found[start : start + NGRAM]) for start in range(len(found) - NGRAM + 1))
+    yield from consecutive(words(text), NGRAM)
+
+
+def consecutive(words: Sequence[str], count: int, step: int = 1) -> Iterator[str]:
+    """Yield all ``count`` consecutive words, separated by spaces, or those that begin at every ``step``-th word."""
+    yield from (" ".join(words[start : start + count]) for start in range(0, len(words) - count + 1, step))

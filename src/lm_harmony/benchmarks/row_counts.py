@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lm_harmony.errors import FILE_RULES
@@ -34,24 +34,3 @@ class TrainOnRecord:
             left_out += f" ({self.exact:,} with the same question, {self.overlapping:,} with 13 words in a row)"
         unusable = f"; {self.unusable:,} rows could not be used" if self.unusable else ""
         return f"trained and validated on {rows}; {left_out}{unusable}"
-
-
-_RECURRENCES = {
-    "exact": "unchanged",
-    "normalized": "in another spacing, case or punctuation",
-    "choices": "with other choices or in another order of them",
-    "overlapping": "with half of their sequences of 13 words or more",
-}
-"""How a question recurs -> the words for users."""
-
-
-def recurring(near_duplicates: Mapping[str, Sequence[int]], test: int) -> str | None:
-    """Return how many of ``test`` questions recur in the training rows, without a full stop; None: none is known.
-
-    Args:
-        near_duplicates: how a question recurs -> numbers of these test rows.
-        test: number of test rows.
-    """
-    kinds = ", ".join(f"{len(rows):,} {_RECURRENCES.get(kind, kind)}" for kind, rows in near_duplicates.items())
-    count = sum(map(len, near_duplicates.values()))
-    return f"{count:,} of {test:,} test questions recur in the training rows ({kinds})" if count else None

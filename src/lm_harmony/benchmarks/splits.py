@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
+from lm_harmony.benchmarks.recurrence import DroppedNearDuplicates
 from lm_harmony.benchmarks.row_counts import TrainOnRecord
 from lm_harmony.benchmarks.types import (
     TRAIN_SHARE,
@@ -48,6 +49,8 @@ class Splits:
     """Whether the validation rows were taken from the training rows."""
     train_on: TrainOnRecord | None = None
     """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
+    dropped_near_duplicates: DroppedNearDuplicates | None = None
+    """Numbers of rows that were left out as near duplicates; None: they are kept."""
 
     def sizes(self) -> str:
         """Return the number of rows of each split as text."""
@@ -231,10 +234,12 @@ def _questions(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
     return {example.request_texts for example in examples}
 
 
-def refuse_empty(name: str, role: str, rows: Sized) -> None:
-    """Refuse a split without rows."""
+def refuse_empty(
+    name: str, role: str, rows: Sized, other: str = "--split_protocol published, which keeps rows that recur"
+) -> None:
+    """Refuse a split without rows; ``other`` is what to use instead of giving more rows."""
     if len(rows) == 0:
         raise BenchmarkError(
             f"benchmark {name}: the {role} split has no rows (rows that recur or have no answer are dropped). "
-            f"Give more rows, or use --split_protocol published, which keeps rows that recur."
+            f"Give more rows, or use {other}."
         )

@@ -34,6 +34,7 @@ def leaderboard(
     """
     from lm_harmony.analysis.leaderboard import own_board, published_board
     from lm_harmony.report import tables as text
+    from lm_harmony.report.near_duplicate_columns import notes_of
 
     if results is None and not published:
         raise UsageError("results is missing. Give a folder of runs or a .csv or .json file, or add --published.")
@@ -59,7 +60,7 @@ def leaderboard(
     table = text.board_table(board, console.width if console.is_terminal else PIPE_WIDTH)
     show_table(table, optional=("tie", "95% interval"))
     explained = "" if board.explained is None else f"; PC1 explains {board.explained:.1%} of the variance"
-    say(f"Reference: {board.reference}{explained}", *board.notes)
+    say(f"Reference: {board.reference}{explained}", *notes_of(board))
     if any(row.basis == "predicted" for row in board.rows):
         say("~: predicted from the benchmarks that the model has (details: lm-harmony place)")
 

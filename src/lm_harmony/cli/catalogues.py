@@ -14,7 +14,8 @@ from lm_harmony.cli.console import Format, quiet_libraries, say, show_rows, show
 from lm_harmony.errors import UsageError
 
 if TYPE_CHECKING:
-    from lm_harmony.benchmarks.near_duplicates import NearDuplicates, Recurrence
+    from lm_harmony.benchmarks.near_duplicates import NearDuplicates
+    from lm_harmony.benchmarks.recurrence import Recurrence
 
 MEANINGS: Mapping[Recurrence, str] = {
     "exact": "the same question and choices; the clean protocol leaves the training row out",

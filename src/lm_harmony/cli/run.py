@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from lm_harmony.benchmarks.row_counts import recurring
+from lm_harmony.benchmarks.recurrence import recurring
 from lm_harmony.benchmarks.types import FewShotScore
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
@@ -28,6 +28,8 @@ from lm_harmony.runs.store import RunStore
 from lm_harmony.stop_signals import stop_caught, stopped_by
 
 log = logging.getLogger(__name__)
+APART = "without_near_duplicates"
+"""End of the names of columns for other programs that hold scores on the test rows without a near duplicate."""
 
 
 def run(flags: RunFlags, arguments: Sequence[str]) -> None:
@@ -91,6 +93,7 @@ def closing_lines(record: RunRecord) -> list[str]:
     """Return what a run did, in lines: which epoch was chosen, how many rows were used, and rows of another benchmark."""
     data, chosen, rates = record.data, record.epochs[record.chosen_epoch - 1], record.spec.recipe.rates
     lines = [] if data.train_on is None else [f"{record.benchmark}: {data.train_on.sentence()}."]
+    lines += [f"{record.benchmark}: {dropped.sentence()}."] if (dropped := data.dropped_near_duplicates) is not None else []
     recurs = recurring(data.near_duplicates, data.test)
     lines += [] if recurs is None else [f"{record.benchmark}: {recurs}."]
     lines += [f"{_column(name)}: {score.sentence()}." for name, score in record.scores.items() if isinstance(score, FewShotScore)]
@@ -126,13 +129,19 @@ def result_rows(record: RunRecord) -> list[dict[str, str | float | None]]:
             part = score if score is None or task is None else score.subtasks.get(task)
             rows[-1][name] = None if part is None else part.metrics.get(metric)
             rows[-1][f"{name}_stderr"] = None if part is None else part.stderrs.get(metric)
+        for name, score in record.without_near_duplicates.items():
+            part = score if task is None else score.subtasks.get(task)
+            rows[-1][f"{name}_{APART}"] = None if part is None else part.metrics.get(metric)
+            rows[-1][f"{name}_{APART}_stderr"] = None if part is None else part.stderrs.get(metric)
+            rows[-1][f"rows_{APART}"] = None if part is None else part.documents
     return rows
 
 
 def result_table(record: RunRecord) -> Table:
     """Return a table of the direct and trained test scores: a row for each metric, first the one that chose the epoch.
 
-    Below are the tasks of a group, with this metric.
+    If some test rows have near duplicates in the training rows, the scores without these rows follow. Below are the tasks of a
+    group, with the first metric.
     """
     table = Table(title=f"{record.spec.model.name} on {record.benchmark}", title_justify="left")
     table.add_column("metric")
@@ -141,6 +150,9 @@ def result_table(record: RunRecord) -> Table:
     for metric in _metrics(record):
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
         table.add_row(*cells, *(score.shown(metric) for score in record.scores.values()))
+        if apart := record.without_near_duplicates:
+            rows = f"  {next(iter(apart.values())).documents:,} rows without near duplicates"
+            table.add_row(rows, *(apart[name].shown(metric) if name in apart else "" for name in record.scores))
     for task in _subtasks(record):
         parts = (score.subtasks.get(task) for score in record.scores.values())
         table.add_row(f"  {task}", *("" if part is None else part.shown(record.metric) for part in parts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_harmony.benchmarks.recurrence import NearDuplicateRule
 from lm_harmony.benchmarks.types import SplitProtocol
 from lm_harmony.cli.console import Format
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, Lora
@@ -145,6 +146,9 @@ class RunFlags:
     """Folder with more YAML files of tasks."""
     split_protocol: SplitProtocol = "clean"
     """clean: no scored question is trained on; published: the splits of the paper, with their leaks."""
+    near_duplicates: NearDuplicateRule = "keep"
+    """Training rows in which a scored question recurs with other choices, in other spacing or nearly. keep: they are counted;
+    drop: they are left out, and so are such validation rows."""
     random_seed: int = 0
     """Seed of everything random: validation split, order of rows, dropout, initial adapter."""
     eval_before_train: bool = True

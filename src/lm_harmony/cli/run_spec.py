@@ -139,6 +139,7 @@ FIELDS: dict[str, str | Callable[[RunFlags, Collection[str]], Any]] = {
     "benchmark.include_path": "include_path",
     "benchmark.data_dir": "data_dir",
     "benchmark.split_protocol": "split_protocol",
+    "benchmark.near_duplicates": "near_duplicates",
     "benchmark.train_on": "train_on",
     "caps.train": "dataset_param.max_num_train",
     "caps.validation": "dataset_param.max_num_valid",

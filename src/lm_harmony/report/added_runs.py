@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lm_harmony.analysis.load_records import find_runs, record_rows
 from lm_harmony.errors import StoreError, UsageError
-from lm_harmony.report.recomputed_scores import samples_file
 from lm_harmony.report.submission import Submission
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.shots import samples_file
 from lm_harmony.runs.store import RunStore
 
 

@@ -20,8 +20,9 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from lm_harmony.analysis.load_tables import csv_text
+from lm_harmony.analysis.score_rows import APART, PartScore
 from lm_harmony.errors import UsageError
-from lm_harmony.report.finished_scores import TRAINED, FinishedScore, ScoreValue, dataset_of, finished_scores
+from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
 from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.shots import shots_of
@@ -85,6 +86,9 @@ def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
             "value": one.value,
             "stderr": one.stderr,
             "test_documents": one.documents,
+            "value_without_near_duplicates": None if one.apart is None else one.apart.value,
+            "stderr_without_near_duplicates": None if one.apart is None else one.apart.stderr,
+            "test_documents_without_near_duplicates": None if one.apart is None else one.apart.count,
             "training_rows": result.record.data.train,
             "chosen_epoch": result.record.chosen_epoch if result.preparation == "trained" else None,
             "seed": result.record.spec.seed,
@@ -95,7 +99,9 @@ def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
         for result in found
         for one in result.values
     ]
-    table = pd.DataFrame(rows).astype({"parameters": "Int64", "chosen_epoch": "Int64", "stderr": "float64"})
+    integers = dict.fromkeys(("parameters", "chosen_epoch", "test_documents_without_near_duplicates"), "Int64")
+    floats = dict.fromkeys(("stderr", "value_without_near_duplicates", "stderr_without_near_duplicates"), "float64")
+    table = pd.DataFrame(rows).astype({**integers, **floats})
     if file.suffix == ".csv":
         write_atomically(file, table.map(csv_text).to_csv(index=False, lineterminator="\n"))
     else:
@@ -172,24 +178,26 @@ def every_eval_ever(result: FinishedScore, organization: str) -> dict[str, Any]:
         "model_info": {"name": identity, "id": identity, "additional_details": details},
         "evaluation_results": [
             {
-                "evaluation_name": record.benchmark if one.subtask is None else f"{record.benchmark}: {one.subtask}",
+                "evaluation_name": (record.benchmark if one.subtask is None else f"{record.benchmark}: {one.subtask}") + suffix,
                 "source_data": source,
                 "metric_config": {
-                    "evaluation_description": f"{one.metric}: {result.notes}",
+                    "evaluation_description": f"{one.metric}{suffix}: {result.notes}",
                     "metric_name": one.metric.split(",")[0],
                     "lower_is_better": not record.higher_is_better,
                 },
-                "score_details": {"score": one.value, "uncertainty": _uncertainty(one)},
+                "score_details": {"score": part.value, "uncertainty": _uncertainty(part)},
             }
             for one in result.values
             if one.metric == record.metric  # the direction of the others is not recorded
+            for suffix, part in (("", one.whole), (APART, one.apart))
+            if part is not None
         ],
     }
 
 
-def _uncertainty(one: ScoreValue) -> dict[str, Any]:
-    error = {} if one.stderr is None else {"standard_error": {"value": one.stderr}}
-    return {**error, "num_samples": one.documents}
+def _uncertainty(score: PartScore) -> dict[str, Any]:
+    error = {} if score.stderr is None else {"standard_error": {"value": score.stderr}}
+    return {**error, "num_samples": score.count}
 
 
 def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]) -> list[Path]:

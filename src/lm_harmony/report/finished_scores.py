@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_harmony.analysis.load_records import find_runs, model_names
 from lm_harmony.analysis.provenance import FileStates, changed_files
-from lm_harmony.analysis.score_rows import Preparation
+from lm_harmony.analysis.score_rows import PartScore, Preparation
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.choice import chosen_rate
@@ -36,6 +36,13 @@ class ScoreValue:
     """Its standard error; None: not known."""
     documents: int
     """Number of test documents."""
+    apart: PartScore | None
+    """The value on the test documents without a near duplicate in the training rows; None: on all, or not known."""
+
+    @property
+    def whole(self) -> PartScore:
+        """The value on all test documents."""
+        return PartScore(value=self.value, stderr=self.stderr, count=self.documents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +64,26 @@ class FinishedScore:
     model: str
     """Name of the model without a path of this machine."""
 
+    def _apart(self, task: str | None, metric: str) -> PartScore | None:
+        score = self.record.without_near_duplicates.get(self.preparation)
+        part = score if score is None or task is None else score.subtasks.get(task)
+        if part is None or metric not in part.metrics:
+            return None
+        return PartScore(value=part.metrics[metric], stderr=part.stderrs.get(metric), count=part.documents)
+
     @property
     def values(self) -> list[ScoreValue]:
         """The values of all metrics of the benchmark, and then of each task of a group."""
         score = self.record.scores[self.preparation]
         return [
-            ScoreValue(subtask=task, metric=metric, value=value, stderr=part.stderrs.get(metric), documents=part.documents)
+            ScoreValue(
+                subtask=task,
+                metric=metric,
+                value=value,
+                stderr=part.stderrs.get(metric),
+                documents=part.documents,
+                apart=self._apart(task, metric),
+            )
             for task, part in [(None, score), *score.subtasks.items()]
             for metric, value in part.metrics.items()
         ]

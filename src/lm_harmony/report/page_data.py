@@ -164,8 +164,19 @@ def _view(matrix: ScoreMatrix, preparation: Preparation, board: Board) -> dict[s
         "tau": _table(agreement(matrix, preparation).tau) if has_pairs else None,
         "components": _components(matrix, board),
         "notes": list(board.notes),
+        **_apart(matrix, preparation, row, column),
         **_ranges(matrix, preparation),
     }
+
+
+def _apart(matrix: ScoreMatrix, preparation: Preparation, row: dict[str, int], column: dict[str, int]) -> dict[str, Any]:
+    """Return scores without near duplicates as value, standard error and count by cell; no key if there are none."""
+    found = {
+        f"{row[model]} {column[task]}": [_plain(part.value), _number(part.stderr), part.count]
+        for (model, task, name), part in matrix.without_near_duplicates.items()
+        if name == preparation and model in row and task in column
+    }
+    return {"without_near_duplicates": found} if found else {}
 
 
 def _components(matrix: ScoreMatrix, board: Board) -> dict[str, Any] | None:

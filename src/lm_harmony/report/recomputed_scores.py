@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from lm_harmony.analysis.outcomes import read_outcomes
+from lm_harmony.analysis.outcomes import part_of_samples, read_outcomes
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.record import RunRecord
-
-
-def samples_file(score: str) -> str:
-    """Return the name of the file with the per-document outcomes of a score, which ``RunRecord.scores`` names."""
-    return f"samples_{'test' if score == 'trained' else score}.jsonl"
+from lm_harmony.runs.shots import samples_file
 
 
 def recompute(record: RunRecord, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -43,6 +39,7 @@ def recompute(record: RunRecord, folder: Path) -> tuple[tuple[str, ...], tuple[s
                     )
                 equal.append(f"{label} {metric}")
         equal += _means_of_tasks(record, name)
+    _check_without_near_duplicates(record, folder, equal)
     return tuple(equal), tuple(unknown)
 
 
@@ -70,3 +67,21 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
 
 def _equal(computed: float, recorded: float) -> bool:
     return math.isclose(computed, recorded, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _check_without_near_duplicates(record: RunRecord, folder: Path, known: Collection[str]) -> None:
+    """Compute the scores of a task without near duplicates from the samples, of those scores that are ``known``.
+
+    Raises:
+        StoreError: one differs, or the number of documents.
+    """
+    rows = record.data.recurring_rows
+    left = record.data.test - len(rows)
+    for name, score in record.without_near_duplicates.items():
+        for metric, value in score.metrics.items():
+            part = part_of_samples(folder / samples_file(name), metric, rows) if f"{name} {metric}" in known else None
+            if part is not None and (score.documents != left or not _equal(part[0], value)):
+                raise StoreError(
+                    f"the {name} {metric} without near duplicates of record.json is {value!r} on {score.documents} documents, "
+                    f"and the samples give {part[0]!r} on {left}"
+                )

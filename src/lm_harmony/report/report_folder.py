@@ -6,6 +6,7 @@
 <folder>/tables/notes.csv               what limits each leaderboard: mixed recipes and versions, gaps
 <folder>/tables/tau_<p>.csv, pearson_<p>.csv, decision_<p>.csv, common_<p>.csv    benchmarks x benchmarks
 <folder>/tables/preparations.csv          if there are direct scores with examples
+<folder>/tables/without_near_duplicates.csv   if test questions recur in training rows: scores on the others
 <folder>/tables/categories_<p>.csv, agreement_by_<family|kind|size>.csv
 <folder>/tables/loadings_<p>.csv, components_<p>.csv, size_<p>.csv
 <folder>/tables/benchmark_quality_<p>.csv, noise_ceiling_<p>.csv, noise_ceiling_by_size_<p>.csv, disattenuated_<p>.csv, audit.csv
@@ -26,7 +27,7 @@ from statistics import median
 import pandas as pd
 
 from lm_harmony.analysis.audit import Audit
-from lm_harmony.analysis.load_tables import csv_text
+from lm_harmony.analysis.load_tables import LONG, csv_text
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling
 from lm_harmony.analysis.summary import AnalysisSummary
@@ -173,6 +174,9 @@ def _tables(summary: AnalysisSummary) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"components_{preparation}", _named(fitted.scores, "model")
     for preparation, scaled in summary.scaling.items():
         yield f"size_{preparation}", _named(scaled.table, "model")
+    if parts := summary.matrix.without_near_duplicates:
+        rows = [(*key, part.value, part.stderr, part.count) for key, part in parts.items()]
+        yield "without_near_duplicates", pd.DataFrame(rows, columns=list(LONG[:6]))
     if summary.perplexity:
         yield "perplexity", pd.DataFrame(_perplexity_rows(summary))
     for preparation in summary.matrix.preparations:

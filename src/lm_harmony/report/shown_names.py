@@ -59,5 +59,8 @@ def without_local_paths(matrix: ScoreMatrix) -> ScoreMatrix:
         source=source,
         causes={(names.get(model, model), task, name): cleaned(cause) for (model, task, name), cause in matrix.causes.items()},
         samples={},
+        without_near_duplicates={
+            (names.get(model, model), task, name): part for (model, task, name), part in matrix.without_near_duplicates.items()
+        },
         notes=tuple(cleaned(note) for note in matrix.notes),
     )

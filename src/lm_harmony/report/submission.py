@@ -25,13 +25,14 @@ from typing import Any
 
 from lm_harmony.analysis.provenance import changed_files
 from lm_harmony.errors import FILE_RULES, StoreError, UsageError
-from lm_harmony.report.recomputed_scores import recompute, samples_file
+from lm_harmony.report.recomputed_scores import recompute
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.file_values import damage_in, read_json, to_plain, with_check
 from lm_harmony.runs.files import new_file
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.record import RunRecord
+from lm_harmony.runs.shots import samples_file
 from lm_harmony.runs.store import RunStore
 from lm_harmony.runs.untrusted_files import MOST_JSON, MOST_LINES
 from lm_harmony.runs.upgrades import upgrade_record

@@ -17,6 +17,8 @@ from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.leaderboard import Board, BoardRow
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.metadata import BenchmarkMetadata
+from lm_harmony.analysis.score_rows import APART
+from lm_harmony.report.near_duplicate_columns import is_apart, json_apart, notes_of, titles, value_apart
 from lm_harmony.report.shown_names import short_names
 
 if TYPE_CHECKING:  # it imports scipy.stats, which takes half a second that a leaderboard does not need
@@ -37,7 +39,7 @@ def board_table(board: Board, width: int) -> Table:
     free_width = width - name_width - 50
     kept: list[BenchmarkMetadata] = []
     for benchmark in board.benchmarks:
-        free_width -= max(len(benchmark.title), 6) + 3
+        free_width -= sum(max(len(title), 6) + 3 for title in titles(board, benchmark))
         if free_width < 0:
             break
         kept.append(benchmark)
@@ -46,7 +48,7 @@ def board_table(board: Board, width: int) -> Table:
         *(Column(name, justify="right", no_wrap=True) for name in ("rank", "places")),
         Column("model", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in ("PC1", "95% interval", "tie")),
-        *(Column(benchmark.title, justify="right", no_wrap=True) for benchmark in kept),
+        *(Column(title, justify="right", no_wrap=True) for benchmark in kept for title in titles(board, benchmark)),
         caption=f"{omitted} of {len(board.benchmarks)} benchmarks do not fit; --format csv has all" if omitted else None,
         caption_justify="left",
     )
@@ -63,18 +65,23 @@ def board_csv(board: Board) -> str:
     """Return a board in the wide CSV layout that ``ScoreMatrix.from_csv`` reads: percent, text corpora in bits per byte."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_PC1, *(csv_text(benchmark.task) for benchmark in board.benchmarks)])
+    apart = [benchmark for benchmark in board.benchmarks if is_apart(board, benchmark)]
+    names = [*(benchmark.task for benchmark in board.benchmarks), *(f"{benchmark.task}{APART}" for benchmark in apart)]
+    writer.writerow([*_PC1, *map(csv_text, names)])
     for row in board.rows:
         pc1 = [row.rank, row.rank_low, row.rank_high, csv_text(row.model), row.basis, row.pc1, row.low, row.high, row.group]
         cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in pc1]
         scores = [_csv_score(float(board.scores.loc[row.model, task.task]), task) for task in board.benchmarks]
+        scores += [_csv_score(value_apart(board, row, benchmark), benchmark) for benchmark in apart]
         writer.writerow([*cells, board.preparation, *scores])
     return out.getvalue()
 
 
 def board_json(board: Board) -> str:
     """Return a board as JSON with all its fields; scores are in the metrics' own units, gaps are null."""
-    rows: list[Mapping[str, Any]] = [{**asdict(row), "scores": _scores(board, row)} for row in board.rows]
+    rows: list[Mapping[str, Any]] = [
+        {**asdict(row), "scores": _scores(board, row), **json_apart(board, row)} for row in board.rows
+    ]
     values = {
         "preparation": board.preparation,
         "reference": board.reference,
@@ -88,7 +95,9 @@ def board_json(board: Board) -> str:
 
 def board_markdown(board: Board) -> str:
     """Return a board as a Markdown table in which special characters of names are escaped."""
-    heads = ["rank", "places", "model", "PC1", "95% interval", *(benchmark.title for benchmark in board.benchmarks)]
+    columns = (title for benchmark in board.benchmarks for title in titles(board, benchmark))
+    heads = ["rank", "places", "model", "PC1", "95% interval", *columns]
+    notes = notes_of(board)
     lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for row in board.rows:
         scores = _row_scores(board, row, board.benchmarks)
@@ -96,10 +105,7 @@ def board_markdown(board: Board) -> str:
         lines.append(
             _line([_text(row.rank, mark), _span(row.rank_low, row.rank_high), _escaped(row.model), *_pc1(row, mark)[:2], *scores])
         )
-    return (
-        "\n".join([*lines, "", f"Reference: {_escaped(board.reference)}", *(f"\n{_escaped(note)}" for note in board.notes)])
-        + "\n"
-    )
+    return "\n".join([*lines, "", f"Reference: {_escaped(board.reference)}", *(f"\n{_escaped(note)}" for note in notes)]) + "\n"
 
 
 def comparison_table(comparison: Comparison, benchmarks: Mapping[str, BenchmarkMetadata]) -> Table:
@@ -167,7 +173,12 @@ def format_score(value: float, benchmark: BenchmarkMetadata) -> str:
 
 
 def _row_scores(board: Board, row: BoardRow, benchmarks: Iterable[BenchmarkMetadata]) -> list[str]:
-    return [format_score(float(board.scores.loc[row.model, benchmark.task]), benchmark) for benchmark in benchmarks]
+    cells = []
+    for benchmark in benchmarks:
+        cells.append(format_score(float(board.scores.loc[row.model, benchmark.task]), benchmark))
+        if is_apart(board, benchmark):
+            cells.append(format_score(value_apart(board, row, benchmark), benchmark))
+    return cells
 
 
 def _difference(test: PairedTest, benchmark: BenchmarkMetadata) -> str:

@@ -95,6 +95,7 @@ train_before_test = alone(run_by_epochs, "train_before_test")
 
 def _finish(store: RunStore, run: RunSetup, record: RunRecord) -> RunRecord:
     """Write the record, after every other file, and remove the checkpoints."""
+    record = run.with_scores_without_near_duplicates(record)
     write_trained(store, run, record)
     write_direct(store, run, record)
     store.write_record(record)
@@ -199,12 +200,9 @@ def add_direct_score(store: RunStore, spec: RunSpec, caches: RunCaches | None = 
     run = _set_up_again(store, record, spec, caches)
     direct = {shots: _direct_score(run, store, Meter(), caches, shots) for shots in run.direct}
     asked = replace(record.spec, direct=True, direct_fewshot=tuple(dict.fromkeys((*record.spec.shots, *spec.shots))))
-    again = replace(
-        record,
-        spec=asked,
-        direct=direct.pop(0, record.direct),
-        direct_fewshot={**record.direct_fewshot, **direct},  # type: ignore[dict-item]
-    )
+    again = replace(record, spec=asked, direct=direct.pop(0, record.direct))
+    again = replace(again, direct_fewshot={**record.direct_fewshot, **direct})  # type: ignore[dict-item]
+    again = run.with_scores_without_near_duplicates(again)
     write_direct(store, run, again)
     store.write_record(again)
     return again
@@ -227,7 +225,7 @@ def score_again(store: RunStore, *, allow_task_code: bool = True) -> RunRecord:
     run = _set_up_again(store, record, replace(record.spec, execution=execution), None)
     with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
         trainee.load(store.folder / "adapter")
-        again = replace(record, trained=score_test_rows(run, Meter()))
+        again = run.with_scores_without_near_duplicates(replace(record, trained=score_test_rows(run, Meter())))
     write_trained(store, run, again)
     return again
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from lm_harmony.benchmarks.row_counts import TrainOnRecord
 from lm_harmony.benchmarks.types import FewShotScore, Score
 from lm_harmony.errors import FILE_RULES, UsageError
 from lm_harmony.recipe import Number
+from lm_harmony.runs.data_record import DataRecord
 from lm_harmony.runs.file_values import from_plain, to_plain
 from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.sources import Source
@@ -82,40 +82,6 @@ class DirectScoreFile(Score):
     """SHA-256 of samples_direct.jsonl; None: the score was written by an older version."""
     requests: str | None = None
     """Fingerprint of the requests if they have examples (``FewShotScore``); None: they have none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRecord:
-    """Counts of the rows that a run used and left out."""
-
-    __pydantic_config__ = FILE_RULES
-
-    fingerprint: str
-    """Fingerprint of every text of the three splits."""
-    train: int
-    """Number of training rows."""
-    validation: int
-    """Number of validation rows."""
-    test: int
-    """Number of test rows."""
-    carved: bool
-    """Whether validation rows were taken from the training rows."""
-    dropped_from_train: int
-    """Number of training rows left out because validation or test has the same question."""
-    dropped_from_validation: int
-    """Number of validation rows left out because test has the same question."""
-    without_answer: int
-    """Number of rows left out of training, and of the validation rows taken from it, because they have no usable answer."""
-    truncated: int
-    """Number of training sequences whose context was cut because they were too long."""
-    answer_too_long: int = 0
-    """Number of training rows left out because their answer is longer than a training sequence may be."""
-    appended_tokens: tuple[str, ...] = ()
-    """Tokens that the tokenizer appends to every text; they were left out."""
-    train_on: TrainOnRecord | None = None
-    """What was used and left out of another benchmark's rows; None: training and validation rows are the benchmark's own."""
-    near_duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """How a question recurs in the training rows -> numbers of these test rows, from 0; empty: none, or an older record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +166,9 @@ class RunRecord:
     """Number of the model's parameters, without the adapter; None: the record is older than this field."""
     direct_fewshot: Mapping[int, FewShotScore] = field(default_factory=dict)
     """Number of examples before each question, from 1 -> test score of the untouched model with them."""
+    without_near_duplicates: Mapping[str, Score] = field(default_factory=dict)
+    """Name of a score, as in ``scores`` -> that score on the test rows without a near duplicate in the training rows. Empty: no
+    test row has one, fewer than ``recurrence.FEWEST_ROWS`` rows have none, or the record is older."""
 
     def __post_init__(self) -> None:
         rated = {epoch.epoch for epoch in self.epochs if epoch.learning_rate in self.spec.recipe.rates}
@@ -216,7 +185,8 @@ class RunRecord:
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
         plain = {"format": FORMAT, **to_plain(self), "spec": self.spec.to_dict(), "epochs": [e.to_dict() for e in self.epochs]}
-        for part, name in ((plain["data"], "train_on"), (plain["data"], "near_duplicates"), (plain, "direct_fewshot")):
+        data = ((plain["data"], name) for name in ("train_on", "near_duplicates", "dropped_near_duplicates"))
+        for part, name in (*data, (plain, "direct_fewshot"), (plain, "without_near_duplicates")):
             if not part[name]:  # as versions without this field wrote it
                 part.pop(name)
         return {**plain, "sources": None if self.sources is None else [source.to_dict() for source in self.sources]}

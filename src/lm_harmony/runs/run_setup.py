@@ -5,22 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 
 from lm_harmony.benchmarks.harness import Benchmark
 from lm_harmony.benchmarks.harness.few_shot import DirectRows
 from lm_harmony.benchmarks.near_duplicates import recurring_rows
+from lm_harmony.benchmarks.recurrence import FEWEST_ROWS
 from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.types import Example, FewShotScore, Reply, Score, requests_of
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ScoreNotFinite
 from lm_harmony.models.loading import LanguageModel
+from lm_harmony.runs.data_record import DataRecord
 from lm_harmony.runs.environment import describe_environment
 from lm_harmony.runs.fingerprint import RequestFingerprints, direct_score_id
 from lm_harmony.runs.memory_errors import memory_errors
-from lm_harmony.runs.record import DataRecord, Environment
+from lm_harmony.runs.record import Environment, RunRecord
 from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
@@ -70,6 +72,8 @@ class RunSetup:
     @cached_property
     def near_duplicates(self) -> dict[str, tuple[int, ...]]:
         """How test rows recur in the training rows -> numbers of these test rows, from 0."""
+        if self.splits.dropped_near_duplicates is not None:  # in none that is left
+            return {}
         return recurring_rows(self.task, self.splits.test, self.splits.train)
 
     def direct_score_id(self, shots: int = 0) -> str:
@@ -89,6 +93,14 @@ class RunSetup:
         known = {one.name: getattr(score, one.name) for one in fields(Score)}
         requests = self.fingerprints.few_shot[shots]
         return FewShotScore(**known, requests=requests, split=rows.split, replaced=rows.replaced, truncated=truncated)
+
+    def with_scores_without_near_duplicates(self, record: RunRecord) -> RunRecord:
+        """Return the record with the scores on test rows without a near duplicate, of each score that has its samples."""
+        rows = record.data.recurring_rows
+        if not rows or record.data.test - len(rows) < FEWEST_ROWS:
+            return record
+        found = {name: self.task.score_without(score, rows) for name, score in record.scores.items() if score.samples}
+        return replace(record, without_near_duplicates={**record.without_near_duplicates, **found})
 
     def environment(self) -> Environment:
         """Return versions and hardware, the number formats, and the forward passes that the probe chose."""
@@ -115,6 +127,7 @@ class RunSetup:
             appended_tokens=self.model.text.appended,
             train_on=splits.train_on,
             near_duplicates=self.near_duplicates,
+            dropped_near_duplicates=splits.dropped_near_duplicates,
         )
 
     def phases(self) -> list[tuple[str, float]]:

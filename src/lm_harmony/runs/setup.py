@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
-from lm_harmony.benchmarks.harness import Benchmark
+from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
 from lm_harmony.benchmarks.harness.few_shot import direct_rows
 from lm_harmony.benchmarks.harness.provenance import dataset_commit, score_placeholder_replies, scoring_rules
-from lm_harmony.benchmarks.row_counts import recurring
+from lm_harmony.benchmarks.recurrence import recurring
+from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.task_code import IMPORTED_MODULES, files_opened_by, unload_modules
+from lm_harmony.benchmarks.types import ChatTemplate
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
@@ -55,7 +58,7 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
     text = models.chat_encoder(spec)
     chat = None if text is None else text.chat_renderer(spec.model.chat_template_date, prompt.template_variables)
     with files_opened_by(code) as opened_later:  # errors in the rows show before the weights are loaded, which takes minutes
-        splits = run_splits(task, others, caps=benchmark.caps, seed=spec.seed, protocol=benchmark.split_protocol, chat=chat)
+        splits = _splits(spec, task, others, chat)
         score_placeholder_replies(task, (*splits.validation, *splits.test))
         direct = direct_rows(task, splits.test, spec.shots, seed=spec.seed, chat=chat)
     structure = models.structure(spec)
@@ -82,6 +85,12 @@ def set_up_run(spec: RunSpec, caches: RunCaches | None = None) -> RunSetup:
         ways_out=() if fitted.execution == spec.execution else ("gradient checkpointing",),
     )
     return _logged(run)
+
+
+def _splits(spec: RunSpec, task: Benchmark, others: Sequence[HarnessTask], chat: ChatTemplate | None) -> Splits:
+    benchmark = spec.benchmark
+    rules: dict[str, Any] = {"protocol": benchmark.split_protocol, "near_duplicates": benchmark.near_duplicates}
+    return run_splits(task, others, caps=benchmark.caps, seed=spec.seed, chat=chat, **rules)
 
 
 def _with_commits(found: tuple[Source, ...], benchmarks: Iterable[Benchmark]) -> tuple[Source, ...]:

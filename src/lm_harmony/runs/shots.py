@@ -35,3 +35,8 @@ def check_shots(values: object) -> None:
             check_integer("direct_fewshot", value, 0)
         if values.count(value) > 1:
             raise UsageError(f"direct_fewshot = {value} is given twice. Remove one.")
+
+
+def samples_file(name: str) -> str:
+    """Return the name of the file with the per-document outcomes of a score, which ``RunRecord.scores`` names."""
+    return f"samples_{'test' if name == 'trained' else name}.jsonl"

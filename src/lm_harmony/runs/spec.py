@@ -10,6 +10,7 @@ from typing import Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, benchmark_name, tasks_of, trained_name
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
+from lm_harmony.benchmarks.recurrence import NearDuplicateRule, check_near_duplicates
 from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol, SplitUse
 from lm_harmony.errors import FILE_RULES, UsageError, check_flag, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE, PUBLISHED, Recipe, written_recipe
@@ -74,6 +75,8 @@ class BenchmarkSpec:
     """Largest number of rows of each split."""
     split_protocol: SplitProtocol = "clean"
     """"clean" or "published": see ``benchmarks.splits.make_splits``."""
+    near_duplicates: NearDuplicateRule = "keep"
+    """"keep", or "drop": see ``benchmarks.near_duplicates.drop_near_duplicates``."""
     train_on: str | None = None
     """Task, task's YAML file or named set that has the training rows (``benchmarks.auxiliary``); None: the task's own rows."""
 
@@ -102,6 +105,7 @@ class BenchmarkSpec:
             raise UsageError(f"train_on = {given} is the benchmark itself. Remove train_on, or name another benchmark.")
         if given is not None and self.split_protocol == "published":
             raise UsageError(f"train_on = {given} contradicts split_protocol = published. Remove one of them.")
+        check_near_duplicates("near_duplicates", self.near_duplicates, self.split_protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +225,12 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, object]:
         """Return the specification as plain values for YAML and JSON, with the recipe's fingerprint."""
-        plain = to_plain(self)
-        plain |= {"prompt": self.prompt.changes(), "recipe": written_recipe(plain["recipe"])}
-        optional = (plain, "direct_fewshot", [0]), (plain["benchmark"], "train_on", None), (plain["execution"], "memory", "auto")
-        for part, name, default in (*optional, (plain["execution"], "device_map", None), (plain, "prompt", {})):
-            if part[name] == default:  # as versions without this field wrote it, so that they can read the file
-                part.pop(name)
+        plain = {**to_plain(self), "prompt": self.prompt.changes(), "recipe": written_recipe(to_plain(self.recipe))}
+        later: dict[str, Any] = {"direct_fewshot": [0], "prompt": {}, "train_on": None, "near_duplicates": "keep"}
+        later |= {"memory": "auto", "device_map": None}
+        for part in (plain, plain["benchmark"], plain["execution"]):
+            for name in [name for name, default in later.items() if part.get(name, ...) == default]:
+                part.pop(name)  # as versions without this field wrote it, so that they can read the file
         return {**plain, "recipe_fingerprint": self.recipe.fingerprint()}
 
     @classmethod

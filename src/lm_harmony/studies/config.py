@@ -171,10 +171,10 @@ def _benchmarks(
         {key: value for key in keys if (value := getattr(entry, key)) is not None}
         for keys in (("metric", "greater_is_better"), ("gen_prefix", "max_gen_toks"))
     )
-    places_of_rows = {"include_path": include_path, "data_dir": data_dir}
+    shared: dict[str, Any] = {"include_path": include_path, "data_dir": data_dir, "split_protocol": study.split_protocol}
     with places.at("train_on"):
         found = [
-            BenchmarkSpec(task=task, **places_of_rows, caps=one, split_protocol=study.split_protocol, train_on=train_on)
+            BenchmarkSpec(task=task, **shared, caps=one, near_duplicates=study.near_duplicates, train_on=train_on)
             for task, one in product(tasks, caps)
         ]
         for benchmark in found:

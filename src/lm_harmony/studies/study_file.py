@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import GenerateJsonSchema
 
+from lm_harmony.benchmarks.recurrence import NearDuplicateRule, check_near_duplicates
 from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol
 from lm_harmony.errors import check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
@@ -143,6 +144,8 @@ class StudyFile(StudyMapping):
     """Folder of your own task YAML files."""
     split_protocol: Annotated[SplitProtocol, rule(check_protocol, SplitProtocol)] = "clean"
     """clean: no scored question is trained on. published: the splits of the paper, with their leaks."""
+    near_duplicates: Annotated[NearDuplicateRule, rule(check_near_duplicates, NearDuplicateRule)] = "keep"
+    """drop: leave out training rows in which a scored question recurs with other choices, in other spacing or nearly."""
     execution: Annotated[dict[str, Any], only_given(ExecutionOverrides)] = Field(default={})
     """How runs are executed. It changes scores by rounding at most."""
     joint: Annotated[int, rule(lambda key, value: check_integer(key, value, 1), Annotated[int, Field(ge=1)])] = 1

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from lm_harmony.benchmarks.auxiliary import open_tasks, run_splits
 from lm_harmony.benchmarks.harness import Benchmark, HarnessTask
@@ -217,7 +218,8 @@ def _tasks(benchmark: BenchmarkSpec, prompt: Prompt) -> tuple[Benchmark, *tuple[
 @lru_cache(maxsize=8)
 def _splits(benchmark: BenchmarkSpec, model: ModelSpec, seed: int, prompt: Prompt) -> Splits:
     (task, *others), chat = _tasks(benchmark, _with_text(prompt, model)), _chat(model, prompt)
-    return run_splits(task, others, caps=benchmark.caps, seed=seed, protocol=benchmark.split_protocol, chat=chat)
+    rules: dict[str, Any] = {"protocol": benchmark.split_protocol, "near_duplicates": benchmark.near_duplicates}
+    return run_splits(task, others, caps=benchmark.caps, seed=seed, chat=chat, **rules)
 
 
 def _with_text(prompt: Prompt, model: ModelSpec) -> Prompt:

@@ -100,7 +100,7 @@ class ChoiceFields:
         if question is None:
             raise _refused(task, f"none of its columns ({', '.join(first)}) is known as the question")
         context = declared.get("context") or next((name for name in _CONTEXTS if name != question and is_used(name)), None)
-        choices = declared.get("choices") or next((one for one in _CHOICES if _choices(first, one) is not None), None)
+        choices = declared.get("choices") or next((one for one in _CHOICES if choices_in(first, one) is not None), None)
         as_text = isinstance(choices, str) and isinstance(_get(first, choices), str)
         found = cls(task=task, question=question, context=context, choices=choices, answers={}, position=None, as_text=as_text)
         read = [(one, asked) for one in documents if (asked := found.read(one)) is not None]
@@ -125,7 +125,7 @@ class ChoiceFields:
         with _templates_of(self.task):
             named = self.task.lm_eval_task.doc_to_choice(document)
             right = right_choice(self.task.lm_eval_task, document, named)
-        choices = named if self.choices is None else _choices(document, self.choices) or []
+        choices = named if self.choices is None else choices_in(document, self.choices) or []
         if right is None or not right < len(choices) <= len(_LETTERS):
             return None
         if not isinstance(question, str) or not all(isinstance(choice, str) for choice in choices):
@@ -233,7 +233,7 @@ def _get(document: Mapping[str, Any], path: str) -> Any:
     return value if not inner else value.get(inner) if isinstance(value, Mapping) else None
 
 
-def _choices(document: Mapping[str, Any], columns: Columns) -> list[Any] | None:
+def choices_in(document: Mapping[str, Any], columns: Columns) -> list[Any] | None:
     """Return the choices of a document, or None if the columns hold none."""
     if isinstance(columns, tuple):
         return [document[name] for name in columns] if all(name in document for name in columns) else None

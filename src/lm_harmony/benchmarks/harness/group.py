@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
@@ -88,6 +88,22 @@ class HarnessGroup:
             if found := answered.get(task.name):
                 one, other = [example for example, _ in found], [answers for _, answers in found]
                 scores[task.name] = task.score(one, other, errors=errors, samples=samples)
+        return self._total(scores)
+
+    def score_without(self, score: Score, left_out: Collection[int]) -> Score:
+        """Return a score without some documents, as ``HarnessTask.score_without``; ``left_out``: numbers in the whole group."""
+        scores: dict[str, Score] = {}
+        for task in (task for task in self.subtasks if task.name in score.subtasks):
+            part = score.subtasks[task.name]
+            samples = tuple(sample for sample in score.samples if sample["task"] == task.name)
+            whole = Score(metrics=part.metrics, stderrs=part.stderrs, documents=part.documents, samples=samples)
+            found = task.score_without(whole, {row - self.row_offsets[task.name] for row in left_out})
+            if found.documents:
+                scores[task.name] = found
+        return self._total(scores)
+
+    def _total(self, scores: Mapping[str, Score]) -> Score:
+        """Return the score of the group from those of its tasks, as lm_eval aggregates them."""
         total = self._aggregated({name: lm_eval_row(name, name, score) for name, score in scores.items()})
         stderrs = {key: total.get(MetricKey.parse(key).stderr) for key in _metric_keys(total)}
         return Score(

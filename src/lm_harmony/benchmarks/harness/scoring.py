@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
@@ -78,6 +80,51 @@ def score_replies(
                 values[MetricKey(metric, ensemble.name)].append(value)
             if samples:
                 kept.append(_sample(task, instances, filtered, ensemble.name, results))
+    return _aggregated(task, values, documents=len(answered), errors=errors, samples=tuple(kept))
+
+
+def score_without(task: Task, score: Score, left_out: Collection[int]) -> Score:
+    """Return a score without some of its documents, by the task's own aggregations of the values in its samples.
+
+    A metric whose value on all documents does not follow from the samples is left out: older versions wrote values of NumPy as
+    text into their files.
+
+    Args:
+        task: the lm_eval task that was scored.
+        score: its score on all documents, with the samples.
+        left_out: numbers of documents (``Example.row``).
+    """
+    every, part = defaultdict[MetricKey, list[Any]](list), defaultdict[MetricKey, list[Any]](list)
+    for sample in score.samples:
+        for key in (MetricKey(name, sample["filter"]) for name in sample["metrics"]):
+            if str(key) not in score.metrics:
+                continue
+            every[key].append(sample[key.metric])
+            if sample["doc_id"] not in left_out:
+                part[key].append(sample[key.metric])
+    kept = {key: part[key] for key in part if _follows(task, key.metric, every[key], score.metrics[str(key)])}
+    documents = len({sample["doc_id"] for sample in score.samples}.difference(left_out))
+    return _aggregated(task, kept, documents=documents, errors=True)
+
+
+def _follows(task: Task, metric: str, items: Sequence[Any], score: float) -> bool:
+    """Return whether the aggregation of all items gives the score."""
+    try:
+        again = finite_value(task.aggregation().get(metric, mean), items)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # text where it expects numbers
+        return False
+    return again is not None and math.isclose(again, score, rel_tol=1e-9)
+
+
+def _aggregated(
+    task: Task,
+    values: Mapping[MetricKey, Sequence[Any]],
+    *,
+    documents: int,
+    errors: bool,
+    samples: tuple[Mapping[str, Any], ...] = (),
+) -> Score:
+    """Return the score of the values that each document has of each metric; the arguments are those of ``score_replies``."""
     aggregations = task.aggregation()
     metrics, stderrs = {}, {}
     for key, items in values.items():
@@ -87,7 +134,7 @@ def score_replies(
             log.warning("%s of %s has no finite value here and is left out of the score.", key, task.config.task)
             continue
         metrics[str(key)], stderrs[str(key)] = score, standard_error(aggregate, items) if errors else None
-    return Score(metrics=metrics, stderrs=stderrs, documents=len(answered), samples=tuple(kept))
+    return Score(metrics=metrics, stderrs=stderrs, documents=documents, samples=samples)
 
 
 def lm_eval_row(name: str, alias: str, score: SubtaskScore) -> dict[str, Any]:
@@ -135,5 +182,12 @@ def _sample(
         "doc_hash": lm_eval_utils.hash_string(text),
         "prompt_hash": lm_eval_utils.hash_string(instances[0].arguments[0]),
         "target_hash": lm_eval_utils.hash_string(str(target)),
-        **results,
+        **{metric: _plain(value) for metric, value in results.items()},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return a metric's value with Python's numbers for those of NumPy, which a JSON file would hold as text."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_plain, value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

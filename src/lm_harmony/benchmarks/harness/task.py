@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lm_harmony.benchmarks.harness.documents import (
     unprocessable_row,
 )
 from lm_harmony.benchmarks.harness.patches import bypass_dataset_cache, sandboxed_templates
-from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies
+from lm_harmony.benchmarks.harness.scoring import direction_of, request_of, score_replies, score_without
 from lm_harmony.benchmarks.harness.task_file import local_jsonl_files, read_config, split_names_of
 from lm_harmony.benchmarks.local_data import read_splits
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
@@ -237,6 +237,10 @@ class HarnessTask:
         """Score the replies to ``examples``: see ``scoring.score_replies``."""
         with sandboxed_templates():
             return score_replies(self.lm_eval_task, examples, replies, errors=errors, samples=samples)
+
+    def score_without(self, score: Score, left_out: Collection[int]) -> Score:
+        """Return a score without some documents: see ``scoring.score_without``."""
+        return score_without(self.lm_eval_task, score, left_out)
 
     def lm_eval_config(self) -> dict[str, Any]:
         """Return the version, the configuration as lm_eval writes it to a results file, and the number of documents it scores."""

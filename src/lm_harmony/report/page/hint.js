@@ -77,6 +77,12 @@ const hintLines = (page, i, j) => {
     const count = held.counts?.[i][j] ?? null;
     const of = count === null ? "" : ` of ${counted(count, "example")}`;
     lines.push(element("span", { text: value === null ? `${viewText(view)}: ${held.causes?.[`${i} ${j}`] ?? "not measured"}` : `${viewText(view)} ${fixed(value * benchmark.factor, digits)}${error}${of}` }));
+    const apart = value === null ? null : held.without_near_duplicates?.[`${i} ${j}`] ?? null;
+    if (apart !== null) {
+      const [part, partError, rows] = apart;
+      const spread = partError === null ? "" : ` ± ${fixed(partError * benchmark.factor, digits)}`;
+      lines.push(element("span", { text: `without near duplicates ${fixed(part * benchmark.factor, digits)}${spread} of ${counted(rows, "example")}` }));
+    }
     if (value !== null && view === page.derived.view && held.rank_low) {
       const [low, high] = [held.rank_low[i][j], held.rank_high[i][j]];
       if (low !== null) lines.push(element("span", { text: low === high ? `rank ${low}` : `rank between ${low} and ${high}` }));
