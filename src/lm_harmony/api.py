@@ -47,7 +47,7 @@ def evaluate(
         model: a hub name, a folder, a ModelSpec, what ``load_model`` returned, or a loaded model with its tokenizer.
         benchmark: the name of an lm_eval task, its YAML file, "corpus:PATH", a BenchmarkSpec, or rows ("train", "validation"
             and "test" of a ``datasets.DatasetDict`` or of a mapping) with the configuration of their lm_eval task.
-        recipe: how the model is fine-tuned; default: the published recipe.
+        recipe: how the model is fine-tuned; default: the published recipe. Of several learning rates, validation chooses one.
         seed: determines the validation split, the order of training rows, dropout and the initial adapter.
         metric: metric that chooses the epoch ("acc_norm,none"); None: the benchmark's own.
         caps: largest number of rows of each split; None: those of the BenchmarkSpec, or the published ones.
@@ -95,7 +95,7 @@ def fine_tune(
     Args:
         model: what ``load_model`` returned, or a loaded transformers model with its tokenizer.
         texts: (context, continuation) pairs; an end-of-text token is added to each.
-        recipe: how the model is fine-tuned; default: the published recipe.
+        recipe: how the model is fine-tuned, with one learning rate; default: the published recipe.
         seed: determines the order of the texts, dropout and the initial adapter.
         output_dir: folder for the weights after each epoch, in `output_dir/epoch-<n>`: PEFT's format, or a model folder
             without LoRA. None: weights are not written.
@@ -105,6 +105,7 @@ def fine_tune(
 
     Raises:
         ModelError: no adapter can be attached to the model.
+        UsageError: the recipe has several learning rates.
         BenchmarkError: a continuation has no token, or every one is longer than ``recipe.max_length``.
         TrainingDiverged: the loss is not finite.
     """

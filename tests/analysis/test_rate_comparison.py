@@ -81,6 +81,21 @@ def test_intervals_of_moves_pair_the_benchmarks() -> None:
     assert rank_moves(few, few)["low"].isna().all()
 
 
+def test_intervals_hold_unchanged_models_and_leave_out_a_large_change() -> None:
+    """Simulated boards whose scores differ by noise alone, and with the worst model raised above all others."""
+    rng, err = np.random.default_rng(0), 0.03
+    outside, found = 0, 0
+    for _ in range(15):
+        true = 0.5 + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.05, (8, 6))
+        worst = int(np.argmin(true.mean(axis=1)))
+        raised = true + 0.5 * (np.arange(8) == worst)[:, None]
+        boards = [matrix_of(pd.DataFrame(one + err * rng.standard_normal(one.shape)), stderr=err) for one in (true, true, raised)]
+        still, moved = (rank_moves(boards[0], board, draws=300) for board in boards[1:])
+        outside += int(((still["low"] > 0) | (still["high"] < 0)).sum())
+        found += int(moved["low"].iloc[worst] > 0)
+    assert outside <= 0.05 * 15 * 8 and found >= 14
+
+
 def test_agreement_is_that_of_the_comparison_of_preparations(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tables = {name: pd.DataFrame(rng.uniform(0.2, 0.9, (6, 5)), [*"abcdef"], [*TASKS]) for name in ("fixed", "chosen")}
