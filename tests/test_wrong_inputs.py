@@ -77,7 +77,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ),
         (
             "run --base_model model --task_name bbh --train_on mmlu_aux",
-            "needs multiple-choice tasks, and bbh_cot_fewshot_boolean",
+            "rows of mmlu_aux (output_type multiple_choice) cannot be w",
         ),
         ("run --base_model model --task_name mmlu --train_on mmlu_aux --data_dir .", "mmlu_abstract_algebra/test.jsonl does not"),
         ("run --base_model model --task_name ''", "the value of --task_name is empty"),

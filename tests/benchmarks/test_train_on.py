@@ -308,6 +308,76 @@ def test_fields_that_cannot_be_mapped_are_refused(
     assert message in str(refused.value) and "choose another" in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_context_that_is_empty_in_all_rows_is_written_where_the_task_prints_it(tmp_path: Path) -> None:
+    fields = {"doc_to_text": "{{support}} Q: {{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    rows = [{**_mmlu(number, number % 4), "support": "", "passage": ""} for number in range(100, 106)]
+    learned = [{**_mmlu(number, number % 4), "context": "A fact."} for number in range(10)]
+    given: dict[str, Any] = {**PARITY, **fields, "doc_to_text": "{{context}} {{question}}"}
+    aux = write_task(tmp_path, {"train": learned}, name="aux", **given)
+    splits = splits_of(_own(tmp_path, "printed", rows, **fields), str(aux), tmp_path)
+    assert splits.train[0].document["support"] == "A fact." and splits.train[0].context.startswith("A fact. Q:  What")
+    # Negative control: a task that prints no such column gets the text before the question.
+    splits = splits_of(_own(tmp_path, "bare", rows, **{**fields, "doc_to_text": "Q: {{question}}"}), str(aux), tmp_path)
+    assert "support" not in splits.train[0].document and splits.train[0].context.startswith("Q: A fact.\n What")
+
+
+SPOKEN: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "Ask: {{question}}",
+    "doc_to_choice": None,
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def _sums(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"question": f"What is {number} + 1?", "answer": f"It is {number + 1}"} for number in range(first, first + count)]
+
+
+def _spoken(folder: Path, name: str, rows: dict[str, Any], **fields: Any) -> str:
+    return str(write_task(folder, rows, name=name, **{**PARITY, **SPOKEN, **fields}))
+
+
+def test_free_answers_are_written_as_the_tested_task_writes_them(tmp_path: Path) -> None:
+    """A task of BBH, and one whose answers are a list of aliases; a row that recurs in the test is left out."""
+    aux = _spoken(tmp_path, "sums", {"train": [*_sums(20), *_sums(1, 100)]})
+    rows = [{"input": row["question"], "target": row["answer"]} for row in _sums(5, 100)]
+    write_rows(tmp_path / "bbh_zeroshot_object_counting", {"test": rows})
+    splits = splits_of("bbh_zeroshot_object_counting", aux, tmp_path)
+    assert splits.train_on is not None and (splits.train_on.rows, splits.train_on.exact) == ({"sums": 19}, 1)
+    (example,) = [one for one in (*splits.train, *splits.validation) if "What is 7 + 1?" in one.context]
+    assert (
+        example.context.endswith("Q: What is 7 + 1?\nA:") and example.continuation == " It is 8" and example.target == "It is 8"
+    )
+    listed = [{"question": row["question"], "answer": [row["answer"], "one more"]} for row in _sums(5, 100)]
+    splits = splits_of(_spoken(tmp_path, "listed", {"test": listed}, doc_to_target="{{answer}}"), aux, tmp_path)
+    assert {type(one.document["answer"]) for one in splits.train} == {list}
+
+
+def test_real_tasks_with_generated_answers_teach_each_other(world: Path) -> None:
+    splits = splits_of("gsm8k", "nq_open", world)
+    assert splits.train[0].context.startswith("Question: ") and splits.train[0].context.endswith("\nAnswer:")
+    answers = {str(alias) for row in ROWS["nq_open"]["train"] for alias in row["answer"]}
+    assert all(str(one.continuation).strip() in answers for one in splits.train)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"doc_to_target": "{{answer.split()[-1]}}"}, "is known as the answer"),
+        ({"doc_to_text": "Ask: {{question}} {{hint}}"}, "needs other columns than these fields: 'hint' is undefined"),
+        ({"doc_to_text": "Ask: {{question.upper()}}"}, "is known as the question"),
+    ],
+)
+def test_a_task_whose_answers_cannot_be_written_says_why(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    aux = _spoken(tmp_path, "sums", {"train": _sums(20)})
+    rows = [{**row, "hint": "h"} for row in _sums(5, 100)]
+    splits_of(_spoken(tmp_path, "plain", {"test": rows}), aux, tmp_path)  # negative control
+    with pytest.raises(BenchmarkError) as refused:
+        splits_of(_spoken(tmp_path, "own", {"test": rows}, **fields), aux, tmp_path)
+    assert message in str(refused.value) and "choose another" in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_too_few_choices_are_refused_with_the_counts(world: Path) -> None:
     with pytest.raises(
         BenchmarkError, match="gets no train rows from piqa: 5 rows have no usable question or fewer than 4 choices"

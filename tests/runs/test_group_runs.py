@@ -49,6 +49,10 @@ GROUPS: dict[str, dict[str, Any]] = {
     "exams": {"task": ["plain", "inner"], "aggregate_metric_list": [ACC, NORM], "group_alias": "all exams"},
     "inner": {"task": [{"task": "fewer", "task_alias": "less"}, "other_tag"], "aggregate_metric_list": [ACC]},
     "by_tasks": {"task": ["plain", "inner"], "aggregate_metric_list": [{**ACC, "weight_by_size": False}]},
+    "spoken": {
+        "task": ["say_one", "say_two"],
+        "aggregate_metric_list": [{"metric": "exact_match", "filter_list": "first", "weight_by_size": True}],
+    },
     "own_rows": {"task": ["left", "right"], "aggregate_metric_list": [ACC]},
     "inline": {"task": ["plain", {"group": "rest", "task": ["fewer"]}], "aggregate_metric_list": ACC},
     "no_score": {"task": ["plain", "fewer"]},
@@ -62,12 +66,28 @@ GROUPS: dict[str, dict[str, Any]] = {
 }
 
 
+SPOKEN: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "Q: {{question}}\nA:",
+    "doc_to_choice": None,
+    "doc_to_target": "{{target}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+    "filter_list": [
+        {"name": "first", "filter": [{"function": "regex", "regex_pattern": "(.).*"}, {"function": "take_first"}]},
+        {"name": "whole", "filter": [{"function": "take_first"}]},
+    ],
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}],
+}
+"""Fields of a task with generated answers. The tiny model's answers begin with Q, which is the target of some rows."""
+
+
 def _rows(count: int, first: int, choices: int) -> list[dict[str, Any]]:
     return [
         {
             "question": f"Which is {number}?",
-            "choices": [f"{number + place}" for place in range(choices)],
+            "choices": [f"{number + n}" for n in range(choices)],
             "answer": number % choices,
+            "target": "Qtqoe"[number % 5],
         }
         for number in range(first, first + count)
     ]
@@ -100,6 +120,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _task(folder, "fewer", {"test": _rows(SIZES["fewer"], 200, 2)}, doc_to_text="Say: {{question}}\nIt is", tag="some_tag")
     _task(folder, "other", {"test": _rows(SIZES["other"], 300, 4)}, description="Numbers.\n\n", tag=["other_tag"])
     _task(folder, "quiz", {"train": [*_rows(30, 0, 4), *_rows(2, 300, 4)]})
+    for name, count in (("say_one", 4), ("say_two", 7)):
+        _task(folder, name, {"test": _rows(count, 500 + count, 2)}, **SPOKEN)
+    _task(folder, "say_quiz", {"train": _rows(20, 0, 2)}, **SPOKEN)
     for name, first in (("left", 0), ("right", 400)):
         _task(folder, name, {"train": [*_rows(10, first, 2), *_rows(1, 450, 2)], "test": _rows(6, first + 50, 2)})
     for name, fields in GROUPS.items():
@@ -132,7 +155,7 @@ def theirs(world: Path) -> Any:
     """What lm_eval gives for the groups with the same model."""
     tasks = TaskManager(include_path=str(world), include_defaults=False)
     found: Any = {}
-    for group in ("exams", "by_tasks"):
+    for group in ("exams", "by_tasks", "spoken"):
         found[group] = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(world / "one"), "dtype": "float32"},
@@ -168,6 +191,19 @@ def test_aggregates_and_tasks_are_lm_evals(run: RunStore, theirs: Any) -> None:
     assert {name: ours["task_hashes"][name] for name in SIZES} == {
         name: hash_of_samples(expected["samples"][name]) for name in SIZES
     }  # the same documents, prompts and targets in the same order
+
+
+def test_generated_answers_of_a_group_are_scored_as_lm_eval_does(world: Path, theirs: Any) -> None:
+    """Trained on free answers, written as the tasks of the group write theirs; the filter of the group is lm_eval's."""
+    store = RunStore(world / "spoken_run")
+    record = train_before_test(asked(world, "spoken.yaml", "say_quiz"), store)
+    assert record.data.train_on is not None and record.data.train_on.rows == {"say_quiz": 20} and record.trained is not None
+    ours, expected = _written(store.folder / "direct")["results"], theirs["spoken"]["results"]
+    assert _scores(expected["spoken"]).keys() == {"exact_match,first", "exact_match_stderr,first"}
+    for name in ("spoken", "say_one", "say_two"):
+        assert _scores(ours[name]) == pytest.approx(_scores(expected[name]), abs=1e-4), name
+    parts = [expected[name]["exact_match,first"] for name in ("spoken", "say_one", "say_two")]
+    assert len(set(parts)) == 3 and 0 < parts[0] < 1  # the comparison has something to find
 
 
 def test_a_mean_by_tasks_is_not_a_mean_by_rows(world: Path, run: RunStore, theirs: Any) -> None:
@@ -233,6 +269,7 @@ def test_caps_of_test_rows_hold_for_each_task(world: Path) -> None:
 def test_a_group_with_training_rows_is_trained_on_the_rows_of_all_its_tasks(world: Path) -> None:
     setup = set_up_run(asked(world, "own_rows.yaml", None))
     assert {one.subtask for one in setup.splits.train} == {"left", "right"} == {one.subtask for one in setup.splits.test}
+    assert len({one.row for one in setup.splits.train}) == len(setup.splits.train) and setup.answer_too_long == 0
     assert len(setup.splits.test) == 12 and setup.splits.dropped_from_train + setup.splits.dropped_from_validation == 2
     capped = set_up_run(asked(world, "own_rows.yaml", None, caps=Caps(train=6))).splits.train
     assert [sum(one.subtask == task for one in capped) for task in ("left", "right")] == [3, 3]

@@ -166,9 +166,13 @@ def test_a_study_takes_train_on_under_a_benchmark(world: Path) -> None:
         ({"task": "arc_easy", "train_on": "arc_easy"}, "benchmarks[0].train_on = arc_easy is the benchmark itself"),
         (
             {"task": "arc_easy", "train_on": "gsm8k"},
-            "train_on = gsm8k needs multiple-choice tasks, and gsm8k has output_type generate",
+            "rows of gsm8k (output_type generate_until) cannot be written as those of arc_easy (multiple_choice)",
         ),
-        ({"task": "gsm8k", "train_on": "mc_mix"}, "needs multiple-choice tasks, and gsm8k has output_type generate_until"),
+        (
+            {"task": "gsm8k", "train_on": "mc_mix"},
+            "rows of arc_challenge (output_type multiple_choice) cannot be written as those of gsm8k (generate_until)",
+        ),
+        ({"task": "wikitext", "train_on": "gsm8k"}, "and wikitext has loglikelihood_rolling. Choose another task."),
         ({"task": "arc_easy", "train_on": 3}, "benchmarks[0].train_on must be text, got 3"),
         ({"task": "arc_easy", "train_on": " "}, "train_on: task_name is empty"),
     ],

@@ -19,8 +19,9 @@ import numpy as np
 
 from lm_harmony.benchmarks.choice_questions import ChoiceQuestion, ScoredQuestions
 from lm_harmony.benchmarks.harness import Benchmark, HarnessTask, open_benchmark, open_task
+from lm_harmony.benchmarks.harness.answer_fields import question_fields
 from lm_harmony.benchmarks.harness.choice_fields import ChoiceFields
-from lm_harmony.benchmarks.harness.documents import ROW_ERRORS
+from lm_harmony.benchmarks.harness.question_columns import refuse_other_kinds, refuse_unscorable
 from lm_harmony.benchmarks.near_duplicates import drop_near_duplicates
 from lm_harmony.benchmarks.prompt import PLAIN_PROMPT, Prompt
 from lm_harmony.benchmarks.recurrence import NearDuplicateRule
@@ -100,6 +101,7 @@ def _written_splits(
     Raises:
         BenchmarkError: a split is empty, a row does not fit its task, or rows of one task cannot be written as rows of the other.
     """
+    refuse_other_kinds(task, others)
     test, scored, formats = _tested_rows(task, cap=caps.test, seed=seed, chat=chat)
     texts = frozenset(example.request_texts for example in test)
     written = _Writer(formats=formats, scored=scored, texts=texts, chat=chat)
@@ -117,7 +119,7 @@ def _written_splits(
                 f"{written.exact.total() + written.overlapping.total():,} recur in its test rows. Train on another benchmark."
             )
     for example in {example.subtask: example for example in parts["validation"]}.values():
-        _refuse_unscorable(task, example)
+        refuse_unscorable(task, example)
     carved = any("validation" not in one.split_names for one in others)
     splits = disjoint(task.name, parts["train"], parts["validation"], test, carved=carved, clean=True)
     return replace(
@@ -147,7 +149,7 @@ def _tested_rows(
         rows = one.documents(one.scored_role)
         places, origin = np.arange(len(rows)), one.scored_role
         found = rendered(one, rows, places, role="test", origin=origin, cap=cap, seed=seed, chat=chat, aliases="first")
-        fields = ChoiceFields.find(one, [example.document for example in found])
+        fields = question_fields(one, [example.document for example in found])
         questions = fields.check(found, chat)
         formats.append(_Format(fields=fields, counts=frozenset(len(question.choices) for question in questions)))
         test += found
@@ -177,7 +179,7 @@ class _Writer:
     def add(self, task: HarnessTask, parts: Mapping[str, list[Example]], *, shares: Mapping[str, int], seed: int) -> None:
         """Append rows of ``task`` to the training and validation examples, at most its share of each."""
         training = task.documents("train")
-        found = ChoiceFields.find(task, list(training.select(range(min(len(training), _SAMPLE)))))
+        found = question_fields(task, list(training.select(range(min(len(training), _SAMPLE)))))
         if "validation" in task.split_names:
             validation = task.documents("validation")
             parted = (training, "train", np.arange(len(training))), (validation, "validation", np.arange(len(validation)))
@@ -234,14 +236,3 @@ class _Writer:
         )
         log.info("%s: %s", name, record.sentence())
         return record
-
-
-def _refuse_unscorable(task: Benchmark, example: Example) -> None:
-    """Refuse a task whose metrics need columns that a written row does not have."""
-    try:
-        task.score([example], [[(0.0, False)] * len(example.requests)], errors=False, samples=False)
-    except ROW_ERRORS as error:
-        raise BenchmarkError(
-            f"train_on: the metrics of benchmark {task.name} need more than question, choices and answer ({error}), so rows of "
-            f"another benchmark cannot validate it. Choose another benchmark to test."
-        ) from error

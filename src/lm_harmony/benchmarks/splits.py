@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import Dataset
@@ -83,8 +83,13 @@ def make_splits(task: Benchmark, *, caps: Caps, seed: int, protocol: SplitProtoc
         BenchmarkError: a split is empty, a row does not fit the task, or a scored row has no usable answer.
     """
     shared = caps.shared_by(len(task.subtasks))
-    found = [_rows_of(one, caps=shared, seed=seed, protocol=protocol, chat=chat) for one in task.subtasks]
-    train, validation, test = ([example for rows in found for example in rows[place]] for place in range(3))
+    train, validation, test, first = list[Example](), list[Example](), list[Example](), 0
+    for one in task.subtasks:
+        parts = _rows_of(one, caps=shared, seed=seed, protocol=protocol, chat=chat)
+        for whole, part in zip((train, validation), parts, strict=False):  # training counts rows by their numbers
+            whole += [replace(example, row=first + example.row) for example in part] if first else part
+        test += parts[2]
+        first = 1 + max(example.row for example in (*train, *validation))
     carved = any(_own_validation(one, protocol) is False for one in task.subtasks)
     return disjoint(task.name, train, validation, test, carved=carved, clean=protocol == "clean")
 

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lm_harmony.benchmarks.catalogue import corpus_path
+from lm_harmony.benchmarks.catalogue import benchmark_name, corpus_path
 from lm_harmony.benchmarks.corpus import read_corpus
 from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
@@ -88,11 +88,18 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
             )
     places = {"include_path": benchmark.include_path, "data_dir": benchmark.data_dir}
     found = {task: task_files(task, **places, use=use) for task, use in benchmark.tasks}
-    for one, kind in ((one, kind) for files in found.values() for one, kind in files.output_types.items()):
-        if benchmark.train_on is not None and kind != "multiple_choice":
+    kinds = {one: kind for files in found.values() for one, kind in files.output_types.items()}
+    for one, kind in kinds.items() if benchmark.train_on is not None else ():
+        if kind not in ("multiple_choice", "generate_until"):
             raise UsageError(
-                f"train_on = {benchmark.train_on} needs multiple-choice tasks, and {one} has output_type {kind}. "
-                f"Remove train_on, or choose multiple-choice tasks."
+                f"train_on = {benchmark.train_on} needs tasks of output_type multiple_choice or generate_until, and {one} has "
+                f"{kind}. Choose another task."
+            )
+        first = next(iter(kinds))
+        if kind != kinds[first]:
+            raise UsageError(
+                f"train_on = {benchmark.train_on}: rows of {benchmark_name(one)} (output_type {kind}) cannot be written as those "
+                f"of {first} ({kinds[first]}). Name a benchmark of the same output_type."
             )
     tested = found[benchmark.task]
     if benchmark.train_on is None and tested.untrained and len(tested.output_types) > 1:

@@ -1,32 +1,34 @@
 """The question, the choices and the right answer of a multiple-choice task's documents: read from them, and written as new ones.
 
-A task's templates say how a document becomes text, not which columns are the question and the choices. Columns are found by the
-names that tasks of lm_eval use, or as the task's file names them (``metadata: {choice_fields: ...}``). How the answer is written
-is learned from documents whose right choice lm_eval knows. ``ChoiceFields.check`` proves the columns of a tested benchmark: every
-scored document, read and written again, must give the same requests.
+A task's templates say how a document becomes text, not which columns are the question and the choices. Columns are found by names
+that lm_eval tasks use, or as the task's file names them (``metadata: {choice_fields: ...}``). How an answer is written is learned
+from documents whose right choice lm_eval knows. ``ChoiceFields.check`` proves it: scored documents must give the same requests.
 """
 
 from __future__ import annotations
 
 import ast
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_harmony.benchmarks.choice_questions import ChoiceQuestion
-from lm_harmony.benchmarks.harness.documents import ROW_ERRORS, right_choice
-from lm_harmony.benchmarks.harness.patches import sandboxed_templates
+from lm_harmony.benchmarks.harness.documents import right_choice
+from lm_harmony.benchmarks.harness.question_columns import (
+    QUESTIONS,
+    declared_columns,
+    plain_words,
+    refused,
+    templates_of,
+    value_at,
+)
 from lm_harmony.benchmarks.harness.task import HarnessTask
 from lm_harmony.benchmarks.types import ChatTemplate, Example
 from lm_harmony.errors import BenchmarkError
 
 Columns = str | tuple[str, ...]
 """Column with all choices ("choices", or "choices.text" of a column that is a mapping), or one column for each choice."""
-KEY = "choice_fields"
-"""Key of a task's metadata that names its columns."""
-_QUESTIONS = ("question", "Question", "query", "question_stem", "qtext", "goal", "Problem", "problem")
 _CONTEXTS = ("context", "support", "narrative", "passage", "article")
 _CHOICES: tuple[Columns, ...] = (
     *("choices", "choices.text", "options", "endings", "mc1_targets.choices"),
@@ -88,20 +90,22 @@ class ChoiceFields:
             BenchmarkError: the task has no question or no choices, or its file names a column that does not exist.
         """
         if task.output_type != "multiple_choice" or task.lm_eval_task.multiple_input:
-            raise _refused(task, f"it is no multiple-choice question with one text (output_type: {task.output_type})")
-        declared, first = _declared(task, documents[0]), documents[0]
-        with _templates_of(task):
-            texts = [(one, _words(str(task.lm_eval_task.doc_to_text(one)))) for one in documents[:_SAMPLE]]
+            raise refused(task, f"it is no multiple-choice question with one text (output_type: {task.output_type})")
+        declared, first, text_of = declared_columns(task, documents[0]), documents[0], task.lm_eval_task.doc_to_text
+        with templates_of(task):
+            texts = [(one, plain_words(str(text_of(one)))) for one in documents[:_SAMPLE]]
+            filled = {name: str(text_of({**first, name: "(x)"})) for name in _CONTEXTS if first.get(name) == ""}
 
         def is_used(column: str) -> bool:  # its text stands in the text of a document
-            return any(_words(str(one[column] or "")) in text for one, text in texts if column in one)
+            return any(plain_words(str(one[column] or "")) in text for one, text in texts if column in one)
 
-        question = declared.get("question") or next((name for name in _QUESTIONS if is_used(name)), None)
+        question = declared.get("question") or next((name for name in QUESTIONS if is_used(name)), None)
         if question is None:
-            raise _refused(task, f"none of its columns ({', '.join(first)}) is known as the question")
-        context = declared.get("context") or next((name for name in _CONTEXTS if name != question and is_used(name)), None)
+            raise refused(task, f"none of its columns ({', '.join(first)}) is known as the question")
+        used = [*filter(is_used, _CONTEXTS), *(name for name, text in filled.items() if "(x)" in text)]  # printed, but empty here
+        context = declared.get("context") or next((name for name in used if name != question), None)
         choices = declared.get("choices") or next((one for one in _CHOICES if choices_in(first, one) is not None), None)
-        as_text = isinstance(choices, str) and isinstance(_get(first, choices), str)
+        as_text = isinstance(choices, str) and isinstance(value_at(first, choices), str)
         found = cls(task=task, question=question, context=context, choices=choices, answers={}, position=None, as_text=as_text)
         read = [(one, asked) for one in documents if (asked := found.read(one)) is not None]
         candidates = [declared["answer"]] if "answer" in declared else [name for name in _ANSWERS if name in first]
@@ -114,7 +118,7 @@ class ChoiceFields:
         return next((way for way in _WAYS if all(self._holds(one, column, way, asked) for one, asked in read)), None)
 
     def _holds(self, document: Mapping[str, Any], column: str, way: str, asked: ChoiceQuestion) -> bool:
-        labels = _get(document, f"{str(self.choices).partition('.')[0]}.label")
+        labels = value_at(document, f"{str(self.choices).partition('.')[0]}.label")
         label = labels[asked.right] if labels else None
         expected = label if way == "label" else _WRITTEN[way](asked.right, asked.choices)
         return type(document.get(column)) is type(expected) and document.get(column) == expected
@@ -122,13 +126,12 @@ class ChoiceFields:
     def read(self, document: Mapping[str, Any]) -> ChoiceQuestion | None:
         """Return the question of a document; None if a field is no text, or there is no usable answer."""
         question, context = document.get(self.question), document.get(str(self.context))
-        with _templates_of(self.task):
+        with templates_of(self.task):
             named = self.task.lm_eval_task.doc_to_choice(document)
             right = right_choice(self.task.lm_eval_task, document, named)
         choices = named if self.choices is None else choices_in(document, self.choices) or []
-        if right is None or not right < len(choices) <= len(_LETTERS):
-            return None
-        if not isinstance(question, str) or not all(isinstance(choice, str) for choice in choices):
+        texts = all(isinstance(choice, str) for choice in choices)
+        if right is None or not isinstance(question, str) or not texts or not right < len(choices) <= len(_LETTERS):
             return None
         return ChoiceQuestion(context=str(context or ""), question=question, choices=tuple(choices), right=right)
 
@@ -158,17 +161,17 @@ class ChoiceFields:
         Raises:
             BenchmarkError: a field cannot be written, or a text differs.
         """
-        for field, known in (("choices", self.choices), ("answer", self.answers or self.position is not None)):
+        for field, known in (("choices", self.choices is not None), ("answer", self.answers or self.position is not None)):
             if not known:
-                raise _refused(self.task, f"none of its columns ({', '.join(scored[0].document)}) is known as the {field}")
+                raise refused(self.task, f"none of its columns ({', '.join(scored[0].document)}) is known as the {field}")
         found = []
         for example in scored:
             asked = self.read(example.document)
             if asked is None:
-                raise _refused(self.task, f"{example.location} has no text as its question or as one of its choices")
+                raise refused(self.task, f"{example.location} has no text as its question or as one of its choices")
             again = self.render(asked, example.row, chat, place=f"{example.location}, written again")
             if (again.request_texts, again.continuation) != (example.request_texts, example.continuation):
-                raise _refused(self.task, f"{example.location}, read and written again, gives another text")
+                raise refused(self.task, f"{example.location}, read and written again, gives another text")
             found.append(asked)
         return tuple(found)
 
@@ -188,63 +191,17 @@ class ChoiceFields:
             return replace(self.task.example(row, self.write(asked), chat=chat, aliases="first"), location=place)
         except BenchmarkError as error:
             cause = str(error).partition(": ")[2].partition(" (columns")[0]
-            raise _refused(self.task, f"{place}: its text needs other columns than these fields: {cause}") from error
-
-
-@contextmanager
-def _templates_of(task: HarnessTask) -> Iterator[None]:
-    """Run templates of a task in the block, and report a row that does not fit them."""
-    try:
-        with sandboxed_templates():
-            yield
-    except ROW_ERRORS as error:
-        raise _refused(task, f"a row does not fit its templates ({error})") from error
-
-
-def _declared(task: HarnessTask, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that a task's file names.
-
-    Raises:
-        BenchmarkError: they are no mapping of the four fields to columns of its documents.
-    """
-    named = (task.lm_eval_task.config.metadata or {}).get(KEY) or {}
-    texts = isinstance(named, Mapping) and all(
-        isinstance(value, str) or (field == "choices" and isinstance(value, list) and all(isinstance(one, str) for one in value))
-        for field, value in named.items()
-    )
-    if not texts or not named.keys() <= {"question", "context", "choices", "answer"}:
-        raise _refused(task, f"metadata.{KEY} must map question, context, choices and answer to names of columns, got {named!r}")
-    for column in (one for value in named.values() for one in ([value] if isinstance(value, str) else value)):
-        if _get(document, column) is None:
-            raise _refused(task, f"column {column!r} of metadata.{KEY} is not in its rows ({', '.join(document)})")
-    return {field: tuple(value) if isinstance(value, list) else value for field, value in named.items()}
-
-
-def _refused(task: HarnessTask, reason: str) -> BenchmarkError:
-    return BenchmarkError(
-        f"train_on: rows of benchmark {task.name} cannot be used as multiple-choice questions: {reason}. Name its columns in its "
-        f"YAML file (metadata: {{{KEY}: {{question: q, choices: c, answer: a}}}}), or choose another multiple-choice benchmark."
-    )
-
-
-def _get(document: Mapping[str, Any], path: str) -> Any:
-    column, _, inner = path.partition(".")
-    value = document.get(column)
-    return value if not inner else value.get(inner) if isinstance(value, Mapping) else None
+            raise refused(self.task, f"{place}: its text needs other columns than these fields: {cause}") from error
 
 
 def choices_in(document: Mapping[str, Any], columns: Columns) -> list[Any] | None:
     """Return the choices of a document, or None if the columns hold none."""
     if isinstance(columns, tuple):
         return [document[name] for name in columns] if all(name in document for name in columns) else None
-    value = _get(document, columns)
+    value = value_at(document, columns)
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             return None
     return list(value) if isinstance(value, list | tuple) else None
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split()) or "\0"

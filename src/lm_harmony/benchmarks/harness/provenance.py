@@ -26,11 +26,12 @@ from lm_harmony.benchmarks.harness.scoring import lm_eval_row
 from lm_harmony.benchmarks.harness.task import HarnessTask
 from lm_harmony.benchmarks.types import Example, MetricKey, Reply, RequestKind, Score
 
-_PLACEHOLDERS: Mapping[RequestKind, Reply] = {
+PLACEHOLDERS: Mapping[RequestKind, Reply] = {
     "loglikelihood": (0.0, False),
     "loglikelihood_rolling": 0.0,
     "generate_until": "",
 }
+"""Kind of a request -> a reply that shows only whether replies can be scored."""
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
@@ -74,7 +75,7 @@ def score_placeholder_replies(benchmark: Benchmark, examples: Sequence[Example])
     The score is dropped. Warnings and errors are dropped too, because functions of a task may not accept a placeholder.
     """
     for example in {one.subtask: one for one in reversed(examples)}.values():
-        replies = [_PLACEHOLDERS[request.kind] for request in example.requests]
+        replies = [PLACEHOLDERS[request.kind] for request in example.requests]
         with _quiet(), suppress(Exception):
             benchmark.score([example], [replies], errors=False, samples=False)
 
