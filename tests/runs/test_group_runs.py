@@ -27,9 +27,10 @@ from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.errors import BenchmarkError, HarmonyError, UsageError
+from lm_harmony.errors import BenchmarkError, HarmonyError, StoreError, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.report.export import export
+from lm_harmony.report.recomputed_scores import recompute
 from lm_harmony.report.tables import board_csv
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
@@ -413,6 +414,18 @@ def test_a_submission_of_a_group_is_checked_by_its_tasks(world: Path, run: RunSt
     record = run.record()
     part = score_part_again(record, record.spec, run.samples("test"), weights=run.folder / "adapter", share=0.5, seed=0)
     assert part.documents == 14 and part.differing == 0
+    assert record.trained is not None
+    assert "trained acc,none" in recompute(record, run.folder)[0]
+    lies = {
+        "mean of its tasks": replace(record.trained, metrics={**record.trained.metrics, "acc,none": 0.99}),
+        "trained fewer acc,none": replace(
+            record.trained,
+            subtasks={**record.trained.subtasks, "fewer": replace(record.trained.subtasks["fewer"], metrics={"acc,none": 0.99})},
+        ),
+    }
+    for message, trained in lies.items():
+        with pytest.raises(StoreError, match=message):
+            recompute(replace(record, trained=trained), run.folder)
 
 
 def test_a_plan_counts_the_rows_of_all_tasks(world: Path, run: RunStore) -> None:
