@@ -42,6 +42,7 @@ def test_the_fast_demo_is_interrupted_continued_and_shown(tmp_path: Path) -> Non
     command = [forked_python(ENVIRONMENT), *COMMAND]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert f"{runs} of {runs} runs finished, 0 failed\n" in done.stderr  # no time is left after the last run
     assert all(path.read_bytes() == record for path, record in kept.items())
     assert len(list(results.rglob("record.json"))) == runs
     assert "Direct evaluation" in done.stdout and "Train-before-test" in done.stdout

@@ -236,7 +236,7 @@ class _Lines:
     """One line for each run that ends, for a log file or a pipe."""
 
     def show(self, queue: RunQueue, status: Status, total: int, hours: float | None) -> None:
-        left = "" if hours is None else f", {_left(hours)}"
+        left = f", {_left(hours)}" if hours else ""  # nothing is left after the last run
         say(f"{len(status.finished)} of {total} runs finished, {len(status.failed)} failed{left}", stderr=True)
 
 
