@@ -240,13 +240,101 @@ def test_only_finished_and_current_runs_are_submitted(tmp_path: Path, capsys: py
     task.write_text("task: own\nchanged: 1\n")
     for results, message in {
         "failed": "the run is not finished",
-        "bare": "samples_test.jsonl does not exist",
+        "bare": "samples_test.jsonl does not exist, so that a score cannot be checked. Restore the file, or remove",
         "stale": "the run is not current: own.yaml changed since",
-        "absent": "no finished run lies below",
+        "absent": "absent does not exist. Give the folder of a run",
     }.items():
         assert main(["submit", str(tmp_path / results), "--output", str(tmp_path / "out")]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Results of two models in folders that have one name, of another one, and of two revisions of one on the hub."""
+    for number, model in enumerate(("/x/one", "/y/one", "/x/two", "lab/hub", "lab/hub")):
+        store = write_run(tmp_path / "all", model=model, outcomes=[1, 0], name=f"sst2/{number}")
+        record = json.loads((store.folder / "record.json").read_text())
+        del record["check"]
+        record["spec"]["model"]["revision"] = f"step{number}" if model == "lab/hub" else "main"
+        (store.folder / "record.json").write_text(json.dumps(with_check(record)))
+    return tmp_path / "all" / "sst2"
+
+
+def submit(*words: object) -> int:
+    return main(["submit", *map(str, words)])
+
+
+def test_no_submission_takes_the_name_or_the_file_of_another(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for words, message in {
+        (several, "--name", "lab/x"): "name = lab/x is for one model, and the runs are of 4.",
+        (several,): "/x/one and /y/one would both be one. Submit each run with a --name.",
+    }.items():
+        assert submit(*words, "-o", out) == 1
+        assert message in (said := capsys.readouterr().err) and said.count("\n") == 1 and not out.exists()
+    shutil.rmtree(several / "1")
+    shutil.copytree(several / "0", several / "5")
+    assert submit(several, "-o", out) == 1
+    assert "would both be" in capsys.readouterr().err and not out.exists()
+    shutil.rmtree(several / "5")
+    assert submit(several, "-o", out) == 0  # negative control: three models, one of them with two revisions
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 4
+    assert submit(several, "-o", out) == 0  # the same runs
+    again = json.loads((several / "0" / "record.json").read_text())
+    del again["check"]
+    (several / "0" / "record.json").write_text(json.dumps(with_check({**again, "costs": {"seconds": 1}})))
+    assert submit(several, "-o", out) == 1
+    assert "holds another run. Choose another --output, or remove the file." in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["../evil", "..", ".", "a/b/c", "/x/y", "a b", "ä", "x" * 97, "a\n"])
+def test_a_name_that_is_none_of_the_hub_is_refused_where_it_is_given_and_read(
+    name: str, submission: Path, several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(several / "0", "--name", name, "-o", tmp_path / "out") == 1
+    assert "is no name for a board" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+    def rename(files: Files) -> None:
+        changed_record(files, lambda record: record["spec"]["model"].update(name=name))
+
+    assert add(rewritten(submission, tmp_path / "named.zip", rename), "--results", tmp_path / "board") == 1
+    said = capsys.readouterr().err
+    assert "is no name of a model, MODEL or ORG/MODEL" in said and said.count("\n") == 1 and not (tmp_path / "board").exists()
+
+
+def test_weights_that_are_not_recorded_take_no_name_of_the_board(
+    submission: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forget(files: Files) -> None:
+        def change(record: dict[str, Any]) -> None:
+            record["spec"].update(seed=1)
+            record["sources"] = [source for source in record["sources"] if source["kind"] != "model"]
+
+        changed_record(files, change)
+
+    def other_case(files: Files) -> None:
+        def change(record: dict[str, Any]) -> None:
+            record["spec"]["model"].update(name="Lab/TINY")
+            for source in record["sources"]:
+                source["sha256"] = "0" * 64 if source["kind"] == "model" else source["sha256"]
+
+        changed_record(files, change)
+
+    def seed(files: Files) -> None:
+        changed_record(files, lambda record: record["spec"].update(seed=1))
+
+    board = tmp_path / "board"
+    assert add(submission, "--results", board) == 0
+    assert add(rewritten(submission, tmp_path / "bare.zip", forget), "--results", board) == 1
+    assert "it is not known to be the model of this name" in capsys.readouterr().err
+    assert add(rewritten(submission, tmp_path / "case.zip", other_case), "--results", board) == 1
+    assert "the results have another model of this name" in capsys.readouterr().err
+    assert add(rewritten(submission, tmp_path / "seed.zip", seed), "--results", board) == 0  # negative control
 
 
 def test_a_run_that_does_not_fit_the_board_is_not_added(

@@ -43,14 +43,20 @@ def submit(
         name: name of the model on boards, such as ORG/MODEL; default: its name on the hub, or its folder's name.
     """
     check_folder("output", output)
+    if not results.is_dir():
+        wrong = "is a file" if results.exists() else "does not exist"
+        raise UsageError(f"results: {results} {wrong}. Give the folder of a run, or of runs.")
     from lm_harmony.analysis.load_records import find_runs
-    from lm_harmony.report.submission import pack
+    from lm_harmony.report.shown_names import NAME_FORM, is_name
+    from lm_harmony.report.submission import pack, plan_files
 
-    stores = list(find_runs(results)) if results.is_dir() else []
-    if not stores:
+    if name is not None and not is_name(name):
+        raise UsageError(f"name = {name!r} is no name for a board. Its form is {NAME_FORM}.")
+    planned = plan_files(find_runs(results), output, name)
+    if not planned:
         raise UsageError(f"results: no finished run lies below {results}. Give the folder of a run, or of runs.")
-    for store in stores:
-        path, sha256 = pack(store, output, name)
+    for path, (store, record) in planned.items():
+        sha256 = pack(store, record, path, name)
         say(f"{path}", f"  SHA-256 {sha256}: send it on another way, so that the receiver can check the file.")
 
 

@@ -31,10 +31,14 @@ def add(submission: Submission, results: Path) -> Path:
             f"{store.folder} {'holds this run already' if same else 'exists and holds another run'}. Nothing was added."
         )
     for other in _records(results):
-        if _model(other) == _model(record) and _weights(other) != _weights(record):
+        if _model(other) == _model(record) and (
+            None in (_weights(other), _weights(record)) or _weights(other) != _weights(record)
+        ):
+            known = (
+                "the results have another model" if _weights(other) and _weights(record) else "it is not known to be the model"
+            )
             raise UsageError(
-                f"{record.spec.model.name}: the results have another model of this name. Ask for a submission with another "
-                f"--name. Nothing was added."
+                f"{record.spec.model.name}: {known} of this name. Ask for a submission with another --name. Nothing was added."
             )
     store.folder.mkdir(parents=True)
     try:
@@ -58,8 +62,10 @@ def _records(results: Path) -> Iterator[RunRecord]:
 
 
 def _model(record: RunRecord) -> tuple[str, str]:
-    return record.spec.model.name, record.spec.model.revision
+    return record.spec.model.name.lower(), record.spec.model.revision  # the hub's names are equal in any case
 
 
-def _weights(record: RunRecord) -> frozenset[tuple[str, str, str | None]]:
-    return frozenset(source.content for source in record.sources or () if source.kind == "model")
+def _weights(record: RunRecord) -> frozenset[tuple[str, str, str | None]] | None:
+    """Return the content of the model's files, or the commit of its repository; None: not recorded."""
+    found = frozenset(source.content for source in record.sources or () if source.kind == "model")
+    return found if found and all(digest for *_, digest in found) else None

@@ -10,9 +10,23 @@ import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix, changed_scores
 from lm_harmony.analysis.score_rows import Scores
+from lm_harmony.runs.spec import ModelSpec
 
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]*)")
 """A path in a sentence, with its last part as the group. URLs do not match, because a colon is before their slashes."""
+_NAME = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+NAME_FORM = "MODEL or ORG/MODEL, of at most 96 letters, digits, '-', '_' and '.', without '..'"
+"""Form of the name of a submitted model. The name is also a part of the path of the model's runs."""
+
+
+def is_name(name: str) -> bool:
+    """Return whether ``name`` has the form of the name of a submitted model (``NAME_FORM``)."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def name_for_boards(model: ModelSpec) -> str:
+    """Return the name on the hub, or the last part of the path, without the revision that `lm-harmony fetch` adds to it."""
+    return short_names((model.name,))[model.name].removesuffix(f"@{model.revision}")
 
 
 def short_names(names: tuple[str, ...]) -> dict[str, str]:

@@ -17,16 +17,16 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
-from lm_harmony.analysis.provenance import changed_files
+from lm_harmony.analysis.provenance import FileStates, changed_files
 from lm_harmony.errors import FILE_RULES, StoreError, UsageError
 from lm_harmony.report.recomputed_scores import recompute
-from lm_harmony.report.shown_names import short_names
+from lm_harmony.report.shown_names import NAME_FORM, is_name, name_for_boards
 from lm_harmony.runs.file_hashes import sha256_of
 from lm_harmony.runs.file_values import damage_in, read_json, to_plain, with_check
 from lm_harmony.runs.files import new_file
@@ -80,30 +80,77 @@ class Submission:
     """Scores whose metric cannot be computed from the samples by this program."""
 
 
-def pack(store: RunStore, folder: Path, name: str | None = None) -> tuple[Path, str]:
-    """Write the submission of a finished run into ``folder``; return its path and its SHA-256.
+def plan_files(stores: Iterable[RunStore], folder: Path, name: str | None = None) -> dict[Path, tuple[RunStore, RunRecord]]:
+    """Return the file of each run's submission, with the run and its record. Nothing is written.
 
     Args:
-        store: the run.
-        folder: folder for the file, which is named after the benchmark, the model and the seed.
+        stores: the runs.
+        folder: folder for the files. A file is named after the benchmark, the model and the seed.
         name: name of the model on boards; None: its name on the hub, or the last part of its path.
 
     Raises:
-        UsageError: the run is not finished or not current, or the samples of a score are missing.
-        StoreError: a file cannot be read or written.
+        UsageError: a run has lost a file or is not finished and current, or a name or a file would be of several.
+        StoreError: a file cannot be read.
     """
+    states: FileStates = {}
+    found = [(store, _finished(store, states)) for store in stores]
+    own = {record.spec.model.name: None for _, record in found}
+    if name is not None and len(own) > 1:
+        raise UsageError(
+            f"name = {name} is for one model, and the runs are of {len(own)}. Give the folder of one run, or leave out --name."
+        )
+    planned: dict[Path, tuple[RunStore, RunRecord]] = {}
+    models: dict[tuple[str, str], str] = {}
+    for store, record in found:
+        content = portable(record, name)
+        spec, model = RunRecord.from_dict(json.loads(content)).spec, record.spec.model.name
+        if not is_name(spec.model.name):
+            raise UsageError(f"name is missing: {spec.model.name!r} is no name for a board. Add --name: {NAME_FORM}.")
+        other = models.setdefault((spec.model.name, spec.model.revision), model)
+        path = folder / (folder_name(spec).replace("/", "--") + ".zip")
+        if other != model:
+            raise UsageError(f"name: {other} and {model} would both be {spec.model.name}. Submit each run with a --name.")
+        if path in planned:
+            raise UsageError(f"{planned[path][0].folder} and {store.folder} would both be {path}. Submit one of them.")
+        if path.exists() and not _holds(path, content):
+            raise UsageError(f"output: {path} holds another run. Choose another --output, or remove the file.")
+        planned[path] = (store, record)
+    return planned
+
+
+def _finished(store: RunStore, states: FileStates) -> RunRecord:
     record = store.outcome()
     if not isinstance(record, RunRecord):
         raise UsageError(f"{store.folder}: the run is not finished, so that it has no scores. Finish it, then submit it.")
-    if changed := changed_files(record.sources, {}):
+    if changed := changed_files(record.sources, states):
         raise UsageError(f"{store.folder}: the run is not current: {changed}. Carry it out again, then submit it.")
+    for path in (store.folder / samples_file(score) for score in record.scores):
+        if not path.is_file():
+            again = f"Restore the file, or remove {store.folder} and carry the run out again."
+            raise UsageError(f"{path} does not exist, so that a score cannot be checked. {again}")
+    return record
+
+
+def _holds(path: Path, record: bytes) -> bool:
+    """Return whether a file is the submission of the run with this record.json."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("record.json") == record
+    except (zipfile.BadZipFile, LookupError, OSError):
+        return False
+
+
+def pack(store: RunStore, record: RunRecord, path: Path, name: str | None = None) -> str:
+    """Write the submission of a run that ``plan_files`` has checked into ``path``; return its SHA-256.
+
+    Raises:
+        StoreError: a file cannot be read or written.
+    """
     files = {"record.json": portable(record, name)}
     for score in record.scores:
-        path = store.folder / samples_file(score)
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist, so that the {score} score cannot be checked.")
-        with damage_in(path):
-            files[path.name] = path.read_bytes()
+        source = store.folder / samples_file(score)
+        with damage_in(source):
+            files[source.name] = source.read_bytes()
     manifest = Manifest(
         format=FORMAT,
         lm_harmony=version("lm-harmony"),
@@ -111,13 +158,11 @@ def pack(store: RunStore, folder: Path, name: str | None = None) -> tuple[Path, 
         adapter=weights_of(store.folder / "adapter"),
     )
     files = {"manifest.json": json.dumps(to_plain(manifest), indent=2).encode(), **files}
-    spec = RunRecord.from_dict(json.loads(files["record.json"])).spec
-    path = folder / (folder_name(spec).replace("/", "--") + ".zip")
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         for file, content in files.items():
             archive.writestr(zipfile.ZipInfo(file, _DATE), content, compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
-    return path, sha256_of(path)
+    return sha256_of(path)
 
 
 def weights_of(folder: Path) -> dict[str, str]:
@@ -133,8 +178,7 @@ def weights_of(folder: Path) -> dict[str, str]:
 def portable(record: RunRecord, name: str | None = None) -> bytes:
     """Return record.json without paths of this machine: of each one the last part is left."""
     plain = _without_paths(json.loads(json.dumps(record.to_dict())))
-    model = record.spec.model.name
-    plain["spec"]["model"]["name"] = name or short_names((model,))[model]
+    plain["spec"]["model"]["name"] = name or name_for_boards(record.spec.model)
     for source in plain["sources"] or ():
         if "path" in source:
             source["path"] = f"{_ELSEWHERE}/{PurePath(source['path']).name}"
@@ -181,6 +225,8 @@ def open_submission(path: Path, folder: Path, sha256: str | None = None) -> Subm
             if sha256_of(folder / name) != manifest.files[name]:
                 raise StoreError(f"{name} differs from its SHA-256 in the manifest")
         record = read_json(folder / "record.json", RunRecord, upgrade_record)
+        if not is_name(record.spec.model.name):
+            raise StoreError(f"model.name = {record.spec.model.name!r} is no name of a model, {NAME_FORM}")
         recomputed, unknown = recompute(record, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
         reason = str(error).replace(f"{folder}/", "").split(". ")[0].rstrip(".")

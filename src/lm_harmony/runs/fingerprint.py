@@ -59,7 +59,8 @@ def folder_name(spec: RunSpec, base: Path | None = None) -> str:
 
 
 def _clean(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "--", name.strip("/")) or "unnamed"
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "--", name.strip("/"))
+    return cleaned if cleaned.strip(".") else "unnamed"  # "..", of a submitted record, would be the folder above
 
 
 def _task(task: str, base: Path | None) -> str:
