@@ -73,6 +73,21 @@ def test_include_path_comes_first(tmp_path: Path) -> None:
     assert HarnessTask(find_task_file("sst2", tmp_path), tmp_path / "deep").documents("train").to_list() == RIVAL_ROWS["train"]
 
 
+def test_a_name_that_two_files_of_include_path_define_is_refused(tmp_path: Path) -> None:
+    """One file under two names is one, and so are copies that Jupyter keeps. A task of lm_eval is replaced, not refused."""
+    own = write_task(tmp_path / "deep", RIVAL_ROWS, name="sst2", **PARITY)
+    copy = tmp_path / ".ipynb_checkpoints" / "own.yaml"
+    copy.parent.mkdir()
+    copy.write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+    link = tmp_path / "link.yaml"
+    link.symlink_to(own)
+    assert find_task_file("sst2", tmp_path).samefile(own)
+    link.unlink()
+    link.write_text("task: sst2\n", encoding="utf-8")
+    assert f"task_name: 'sst2' is defined by several files, {own} and {link}. Remove one" in refusal("sst2", tmp_path)
+    assert find_task_file("copa", tmp_path) == find_task_file("copa")  # negative control
+
+
 def test_task_files_written_later_are_found(tmp_path: Path) -> None:
     """The user's folder is read at every look-up, so tasks can be added while a Python session is running."""
     assert "no task 'own'" in refusal("own", tmp_path)

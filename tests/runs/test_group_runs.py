@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 from lm_eval import simple_evaluate
+from lm_eval.config.group import AggMetricConfig
+from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from task_files import PARITY, write_rows
@@ -19,11 +23,14 @@ from tiny import write_tiny_model
 from lm_harmony.analysis.leaderboard import own_board
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
+from lm_harmony.benchmarks.group_checks import AGGREGATE_FIELDS, TASK_FIELDS, check_group
 from lm_harmony.benchmarks.harness import open_benchmark
 from lm_harmony.benchmarks.harness.provenance import hash_of_samples
 from lm_harmony.benchmarks.near_duplicates import drop_near_duplicates, recurring_rows
 from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.task_groups import find_group
+from lm_harmony.benchmarks.task_index import lm_eval_names
+from lm_harmony.benchmarks.task_yaml import read_task_yaml
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
 from lm_harmony.engine.memory import MemoryBudget
@@ -126,8 +133,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _task(folder, "say_quiz", {"train": _rows(20, 0, 2)}, **SPOKEN)
     for name, first in (("left", 0), ("right", 400)):
         _task(folder, name, {"train": [*_rows(10, first, 2), *_rows(1, 450, 2)], "test": _rows(6, first + 50, 2)})
-    for name, fields in GROUPS.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, **fields}), encoding="utf-8")
+    for name, values in GROUPS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, **values}), encoding="utf-8")
     for seed, model in enumerate(("one", "two")):
         write_tiny_model(folder / model, seed=seed, bos=True)
     return folder
@@ -316,7 +323,8 @@ def test_groups_of_lm_eval_are_found_by_name() -> None:
             None,
             "'exams' is a group of lm_eval tasks, and these have no training split: plain, fewer, other. Add",
         ),
-        ("empty", "quiz", "lists no task (task: [NAME, ...])"),
+        ("empty", "quiz", "empty.yaml: task must be a list of names that is not empty, got []. Write task: [NAME, NAME]."),
+        ("wrong_field", "quiz", "aggregate_metric_list[0] has an unknown key 'weight'. Did you mean 'weight_by_size'?"),
         (
             "no_score",
             "quiz",
@@ -338,24 +346,156 @@ def test_a_wrong_group_is_refused_by_a_study(task: str, train_on: str | None, me
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ("other_metric", "no task has a metric of the aggregate_metric_list"),
-        ("wrong_field", "unexpected keyword argument 'weight'"),
-    ],
-)
-def test_a_wrong_aggregate_is_refused_when_the_group_is_opened(task: str, message: str, world: Path) -> None:
-    with pytest.raises(BenchmarkError, match=message):
-        open_benchmark(task, include_path=world, use="scoring")
+def test_a_wrong_aggregate_is_refused_when_the_group_is_opened(world: Path) -> None:
+    with pytest.raises(BenchmarkError, match="no task has a metric of the aggregate_metric_list"):
+        open_benchmark("other_metric", include_path=world, use="scoring")
 
 
 def test_a_name_of_a_task_and_a_group_is_refused(world: Path, tmp_path: Path) -> None:
     for name in ("plain", "plain_copy"):
         text = (world / f"{name}.yaml").read_text(encoding="utf-8")
         (tmp_path / f"{name}.yaml").write_text(text.replace("group: plain_copy", "group: plain"), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"'plain' is the name of the task .* and of the group .* Rename one of them"):
+    with pytest.raises(UsageError, match=r"'plain' is defined by several files, .*plain.yaml and .*plain_copy.yaml. Remove one"):
         find_group("plain", tmp_path)
+
+
+def _pair(folder: Path, task: str = "plain") -> str:
+    """Write a group of ``task`` and ``fewer``, and return its file."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "pair.yaml"
+    file.write_text(f"group: pair\ntask: [{task}, fewer]\naggregate_metric_list: [{{metric: acc}}]\n", encoding="utf-8")
+    return str(file)
+
+
+def test_a_task_of_a_group_that_two_files_define_is_refused(world: Path, tmp_path: Path) -> None:
+    """The file beside the group's file counts as well as those of include_path; one file under two paths is one."""
+    pair = _pair(tmp_path / "mine")
+    shadow = tmp_path / "mine" / "shadow.yaml"
+    below = tmp_path / "mine" / "below" / "shadow.yaml"
+    below.parent.mkdir()
+    for stray, text in ((below, "task: plain\n"), (shadow, "task: fewer_not\n")):
+        stray.write_text(text, encoding="utf-8")
+    found = find_group(pair, world)  # negative control: an unrelated file, and one below the folder
+    assert found is not None and [one.file for one in found.subtasks] == [world / "plain.yaml", world / "fewer.yaml"]
+    shadow.unlink()
+    shadow.symlink_to(world / "plain.yaml")
+    assert find_group(pair, world) is not None
+    shadow.unlink()
+    shadow.write_text("task: plain\ndoc_to_text: nothing\n", encoding="utf-8")
+    for include_path in (world, str(world)):
+        with pytest.raises(UsageError) as refused:
+            find_group(pair, Path(include_path))
+        assert f"group pair: {pair}: task: 'plain' is defined by several files, {shadow} and {world}/plain.yaml" in str(
+            refused.value
+        )
+    command = f"run --base_model {world}/one --task_name {pair} --include_path {world} --train_on quiz --device cpu"
+    assert main([*command.split(), "--results_dir", str(tmp_path / "results")]) == 1 and not (tmp_path / "results").exists()
+
+
+def test_a_file_beside_a_group_does_not_replace_a_task_of_lm_eval(world: Path, tmp_path: Path) -> None:
+    """Only include_path replaces tasks of lm_eval, as lm_eval documents it."""
+    pair = _pair(tmp_path / "mine", "sciq")
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("plain", "fewer"):
+        text = (world / f"{name}.yaml").read_text(encoding="utf-8")
+        (own / f"{name}.yaml").write_text(text.replace("task: plain", "task: sciq"), encoding="utf-8")
+    found = find_group(pair, own)
+    assert found is not None and found.subtasks[0].file == own / "plain.yaml"
+    (own / "plain.yaml").rename(tmp_path / "mine" / "plain.yaml")
+    with pytest.raises(UsageError, match=r"task: 'sciq' is defined by several files, .*mine/plain.yaml and .*sciq.yaml"):
+        find_group(pair, own)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [plain, fewer]\naggregate_metric_list: [{metric: acc}]", "has no key group, but"),
+        ("task: [plain, fewer]", "Add group: NAME, task: [NAME, ...] and aggregate_metric_list: [{metric: acc}]"),
+        ("group:\ntask: [plain]", "group must be a text that is not empty, got nothing. Write group: NAME."),
+        ("group: [x]\ntask: [plain]", "group must be a text that is not empty, got ['x']"),
+        ("group: x\ntask: []", "task must be a list of names that is not empty, got []"),
+        ("group: x\naggregate_metric_list: [{metric: acc}]", "task must be a list of names that is not empty, got nothing"),
+        (
+            "group: x\ntask: plain\naggregate_metric_list: [{metric: acc}]",
+            "task must be a list of names that is not empty, got 'pl",
+        ),
+        (
+            "group: x\ntask: [plain, 3]",
+            "task[1] must be the name of a task, a group or a tag, or a mapping with such a name, got 3",
+        ),
+        ("group: x\ntask: [{task_alias: y}]", "task[0] must be the name of a task"),
+        ("group: x\ntask: [{task: plain, colour: red}]", "x.yaml: task[0] has an unknown key 'colour'. Known are task, metadata"),
+        ("group: x\ntask: [plain, {task: plain}]", "task[1] = plain is listed already as task[0]. Remove one of them."),
+        ("group: x\ntask: [plain]\ncolour: red", "x.yaml: the file has an unknown key 'colour'. Known are group, group_alias"),
+        ("group: x\ntask: [plain]\ngroup_alias: 3", "group_alias must be a text that is not empty, got 3"),
+        ("group: x\ntask: [plain]\nmetadata: [1]", "metadata must be a mapping, got [1]"),
+        ("group: x\ntask: [{group: y, task: []}]", "group x::y"),
+        *(
+            (f"group: x\ntask: [plain]\naggregate_metric_list: {value}", f"aggregate_metric_list{message}")
+            for value, message in (
+                ("acc", " must be a list of mappings, got 'acc'. Write aggregate_metric_list: [{metric: acc}]."),
+                ("[acc]", "[0] must be a mapping with the key metric, got 'acc'. Write aggregate_metric_list: [{metric: acc}]."),
+                ("[{weight_by_size: true}]", "[0].metric must be the name of a metric, got nothing. Write metric: acc."),
+                (
+                    "[{metric: 'acc,none'}]",
+                    "[0].metric must be the name of a metric without a filter, got 'acc,none'. Write metric: a",
+                ),
+                ("[{metric: acc, aggregation: sum}]", "[0].aggregation must be mean, the only one of lm_eval, got 'sum'"),
+                ("[{metric: acc, weight_by_size: 'yes'}]", "[0].weight_by_size must be true or false, got 'yes'"),
+                (
+                    "[{metric: acc, filter_list: [3]}]",
+                    "[0].filter_list must be the name of a filter, or a list of such names, got",
+                ),
+                ("[{metric: acc, filters: none}]", "[0] has an unknown key 'filters'. Did you mean 'filter_list'?"),
+            )
+        ),
+    ],
+)
+def test_a_wrong_group_file_is_refused_in_one_line(text: str, message: str, world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(BenchmarkError) as refused:
+        find_group(str(file), world)
+    answer = str(refused.value)
+    assert message in answer and str(file) in answer and "\n" not in answer and ".." not in answer.replace("...", "")
+    file.write_text(
+        "group: x\ngroup_alias: X\nmetadata: {version: 1}\ntask: [plain, {task: fewer, task_alias: less}]\nnum_fewshot: 0\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: false, filter_list: [none]}]",
+        encoding="utf-8",
+    )
+    assert find_group(str(file), world) is not None  # negative control
+
+
+def test_a_wrong_group_file_is_refused_before_torch_is_loaded(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("group: x\ntask: [plain]\naggregate_metric_list: acc", encoding="utf-8")
+    code = (
+        "import sys; from lm_harmony.cli.main import main; "
+        f"rc = main('run --base_model {world}/one --task_name {file} --include_path {world} --train_on quiz'.split()); "
+        "print(rc, sorted({'torch', 'lm_eval'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1 []" and "aggregate_metric_list must be a list" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_fields_of_tasks_and_aggregates_are_those_of_lm_eval() -> None:
+    assert set(TASK_FIELDS) == {one.name for one in fields(TaskConfig)}
+    assert set(AGGREGATE_FIELDS) == {one.name for one in fields(AggMetricConfig)}
+
+
+def test_groups_of_lm_eval_have_no_wrong_fields() -> None:
+    """Three have: `weight_by_size: truez`, a function as a metric, and tasks without a name."""
+    refused = []
+    for name, file in lm_eval_names().groups.items():
+        try:
+            check_group(name, file, read_task_yaml(file))
+        except BenchmarkError as error:
+            refused.append(str(error))
+    assert (
+        len(refused) == 3 and "t0_eval" in "".join(refused) and "'truez'" in "".join(refused) and "Function(" in "".join(refused)
+    )
 
 
 def test_missing_rows_of_a_task_are_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

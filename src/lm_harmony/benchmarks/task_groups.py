@@ -6,19 +6,27 @@ tags, which stand for all tasks that name them. They are found as lm_eval finds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks import catalogue
-from lm_harmony.benchmarks.task_index import TaskNames, find_task_file, lm_eval_names, lm_eval_tags, tags_of, task_names
+from lm_harmony.benchmarks.group_checks import GROUP_FIELDS, check_group, is_group
+from lm_harmony.benchmarks.task_index import (
+    NO_NAMES,
+    TaskNames,
+    find_task_file,
+    lm_eval_names,
+    lm_eval_tags,
+    refuse_several,
+    tags_of,
+    task_names,
+)
 from lm_harmony.benchmarks.task_yaml import Function, read_task_yaml
-from lm_harmony.errors import BenchmarkError, UsageError, did_you_mean
+from lm_harmony.errors import BenchmarkError, did_you_mean
 
-GROUP_FIELDS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata")
-"""Fields of a group's file that describe the group. All others replace fields of its tasks."""
 _MOST_NAMED = 3
 
 
@@ -67,25 +75,26 @@ def find_group(name: str, include_path: Path | None = None) -> TaskGroup | None:
     """Return the group of that name, or of that YAML file; None: it is no group.
 
     Args:
-        name: name of a group, or the path of its YAML file, whose folder may hold files of its tasks.
+        name: name of a group, or the path of its YAML file. Files of its tasks may be in the same folder, not below it.
         include_path: a folder of the user's own task files, searched before lm_eval's.
 
     Raises:
-        UsageError: two files of the user's folder define a group and a task of that name.
-        BenchmarkError: the group has no task or no common score, a member does not exist, or a file cannot be read.
+        UsageError: several of the user's files define the group or one of its members.
+        BenchmarkError: the file of a group is wrong, the group has no common score, a member does not exist, or a file cannot be
+            read.
     """
-    folder = [] if include_path is None or not include_path.is_dir() else [include_path.resolve()]
+    own = NO_NAMES if include_path is None or not include_path.is_dir() else task_names(include_path.resolve())
     if name.endswith((".yaml", ".yml")):
         file = Path(name).resolve()
         values = read_task_yaml(file) if file.is_file() else {}
-        if "group" not in values or isinstance(values.get("task"), str):
+        if not is_group(file, values):
             return None
-        names = _Names([task_names(one) for one in dict.fromkeys((file.parent, *folder))])
+        names = _Names(own, task_names(file.parent, below=False))
         return _checked(_build(str(values["group"]), file, values, {}, names, ()))
-    if name in catalogue.BENCHMARKS and not folder:
+    if name in catalogue.BENCHMARKS and name not in own.files:
         return None
-    names = _Names([task_names(one) for one in folder])
-    kind, found = names.find(name)
+    names = _Names(own)
+    kind, found = names.find(name, "task_name")
     return _checked(_build(name, found, read_task_yaml(found), {}, names, ())) if kind == "group" else None
 
 
@@ -100,25 +109,31 @@ def check_benchmark(name: str, include_path: Path | None = None) -> None:
 
 
 class _Names:
-    """The names of tasks, groups and tags in the user's folders, and in lm_eval's."""
+    """The names of tasks, groups and tags in the folder of a group's file, in the user's folder, and in lm_eval's."""
 
-    def __init__(self, own: Sequence[TaskNames]) -> None:
-        self._own = own
+    def __init__(self, own: TaskNames, beside: TaskNames = NO_NAMES) -> None:
+        self._own, self._beside = own, beside
 
     @cached_property
     def _places(self) -> list[tuple[TaskNames, Callable[[], Mapping[str, tuple[str, ...]]]]]:
-        own: list[tuple[TaskNames, Callable[[], Mapping[str, tuple[str, ...]]]]]
-        own = [(names, lambda names=names: tags_of(names.tasks)) for names in self._own]  # type: ignore[misc]
-        return [*own, (lm_eval_names(), lm_eval_tags)]
+        beside, own = self._beside, self._own
+        return [(beside, lambda: tags_of(beside.tasks)), (own, lambda: tags_of(own.tasks)), (lm_eval_names(), lm_eval_tags)]
 
-    def find(self, name: str) -> tuple[str, Any]:
-        """Return ("task", file), ("group", file), ("tag", names of its tasks), or ("", None); the user's own come first."""
+    def find(self, name: str, place: str) -> tuple[str, Any]:
+        """Return ("task", file), ("group", file), ("tag", names of its tasks), or ("", None).
+
+        The user's folder comes before lm_eval's, as in lm_eval.
+
+        Raises:
+            UsageError: several of the user's files define the name, or one beside the group's file and one of lm_eval's do. The
+                message begins with ``place``.
+        """
+        files = [*self._beside.files.get(name, ()), *self._own.files.get(name, ())]
+        theirs = lm_eval_names().files.get(name, ())
+        if name not in self._own.files and not {path.resolve() for path in files} & {path.resolve() for path in theirs}:
+            files += theirs[:1] if files else []
+        refuse_several(place, name, files)
         for names, tags in self._places:
-            if name in names.groups and name in names.tasks:
-                raise UsageError(
-                    f"task_name: {name!r} is the name of the task {names.tasks[name]} and of the group {names.groups[name]}. "
-                    f"Rename one of them."
-                )
             for kind, known in (("task", names.tasks), ("group", names.groups)):
                 if name in known:
                     return kind, known[name]
@@ -145,10 +160,11 @@ def _build(
     """
     if name in above:
         raise BenchmarkError(f"group {above[0]}: {' contains '.join((*above[above.index(name) :], name))}. Correct {file}.")
+    check_group(name, file, values)
     own = {key: value for key, value in values.items() if key not in GROUP_FIELDS}
-    changes, listed = {**own, **changes}, values.get("task")
+    changes = {**own, **changes}
     members: list[Subtask | TaskGroup] = []
-    for item in listed if isinstance(listed, list) else []:
+    for item in values["task"]:
         members += _members(item, name, file, changes, names, (*above, name))
     fields = {key: values[key] for key in GROUP_FIELDS if key in values}
     return TaskGroup(name=name, file=file, fields={**fields, "group": name}, members=tuple(members))
@@ -159,10 +175,8 @@ def _members(
 ) -> Iterator[Subtask | TaskGroup]:
     """Yield the tasks and groups that an entry of a group's ``task`` stands for."""
     given = {"task": item} if isinstance(item, str) else item
-    if not isinstance(given, Mapping) or not isinstance(given.get("group", given.get("task")), str):
-        raise BenchmarkError(f"group {name}: {file} lists {str(item)[:60]!r} under task. Give names of tasks, groups or tags.")
-    wanted = str(given.get("group", given.get("task")))
-    kind, found = names.find(wanted)
+    wanted, place = str(given.get("group", given.get("task"))), f"group {name}: {file}: task"
+    kind, found = names.find(wanted, place)
     if "group" in given and kind != "group":  # defined here
         yield _build(f"{name}::{wanted}", file, given, changes, names, above)
         return
@@ -173,7 +187,7 @@ def _members(
         yield _build(wanted, found, read_task_yaml(found), changes, names, above)
     elif kind:
         for task in found if kind == "tag" else (wanted,):
-            yield Subtask(name=task, file=names.find(task)[1], changes=changes)
+            yield Subtask(name=task, file=names.find(task, place)[1], changes=changes)
     else:
         raise BenchmarkError(
             f"group {name}: {file} lists {wanted!r}, and no task, group or tag has that name.{names.nearest(wanted)} Correct the "
@@ -182,9 +196,7 @@ def _members(
 
 
 def _checked(group: TaskGroup) -> TaskGroup:
-    """Return a group; refuse it if it has no tasks, or if lm_eval gives it no score."""
-    if not group.subtasks:
-        raise BenchmarkError(f"group {group.name}: {group.file} lists no task (task: [NAME, ...]). Add the names of its tasks.")
+    """Return a group; refuse it if lm_eval gives it no score."""
     if not group.fields.get("aggregate_metric_list"):
         names = [one.name for one in group.subtasks]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""

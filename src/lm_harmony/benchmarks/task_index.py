@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ _GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)
 _TAG_LINES, _INCLUDE_LINES = (
     re.compile(rb"^[\"']?" + key + rb"[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE) for key in (b"tag", b"include")
 )
+_IGNORED_FOLDERS = frozenset(("__pycache__", ".ipynb_checkpoints"))  # as in lm_eval
 _MOST_NAMED = 12
 _NAME = re.compile(rb"[^\s\"'#\[\]{},]+")
 
@@ -34,6 +35,12 @@ class TaskNames:
     """Name of a task -> its file."""
     groups: Mapping[str, Path]
     """Name of a group -> its file."""
+    files: Mapping[str, tuple[Path, ...]]
+    """Name of a task or a group -> every file that defines it."""
+
+
+NO_NAMES = TaskNames({}, {}, {})
+"""The names of a folder without task files."""
 
 
 def find_task_file(name: str, include_path: Path | None = None) -> Path:
@@ -44,7 +51,8 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         include_path: a folder of the user's own task files, searched first (lm_eval's ``--include_path``).
 
     Raises:
-        UsageError: no task has that name (the message lists similar names), or it is the name of a group of tasks.
+        UsageError: no task has that name (the message lists similar names), two files of ``include_path`` define it, or it is
+            the name of a group of tasks.
     """
     if not name.strip():
         raise UsageError("task_name is empty. Give a task's name; `lm-harmony benchmarks` lists the catalogue.")
@@ -58,12 +66,13 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         if not path.is_file():
             raise UsageError(f"task_name: the file {name} does not exist. Give an existing YAML file or a task's name.")
         return path.resolve()
-    own = TaskNames({}, {})
+    own = NO_NAMES
     if include_path is not None:
         if not include_path.is_dir():
             raise UsageError(f"include_path = {include_path} is not a folder. Give the folder of your task YAML files.")
         own = task_names(include_path.resolve())
         if name in own.tasks:
+            refuse_several("task_name", name, own.files[name])
             return own.tasks[name]
     known = catalogue.find(name)
     if known is not None and (lm_eval_tasks_folder() / known.path).is_file():
@@ -71,6 +80,11 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
     theirs = lm_eval_names()
     if name in theirs.tasks:
         return theirs.tasks[name]
+    raise _no_task(name, own, theirs)
+
+
+def _no_task(name: str, own: TaskNames, theirs: TaskNames) -> UsageError:
+    """Return the error that no task has a name, for a name of a group as well."""
     members = tags_of(own.tasks).get(name) or lm_eval_tags().get(name, ())
     if members or name in {**own.groups, **theirs.groups}:
         named = members or tuple(sorted(task for task in theirs.tasks if task.startswith(f"{name}_")))
@@ -78,11 +92,11 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
         several = (
             f", or name its tasks in a study (benchmarks: [{', '.join(members)}])" if 1 < len(members) <= _MOST_NAMED else ""
         )
-        raise UsageError(
+        return UsageError(
             f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group{such}{several}."
         )
     hint = did_you_mean(name, {**own.tasks, **own.groups, **theirs.tasks})
-    raise UsageError(
+    return UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
         f"--include_path adds your own."
     )
@@ -109,18 +123,33 @@ def lm_eval_tags() -> Mapping[str, tuple[str, ...]]:
     return tags_of(lm_eval_names().tasks)
 
 
-def task_names(folder: Path) -> TaskNames:
-    """Return the names of tasks and groups that the YAML files below ``folder`` define."""
+def task_names(folder: Path, *, below: bool = True) -> TaskNames:
+    """Return the names of tasks and groups that the YAML files of ``folder`` define, with its subfolders if ``below``."""
     tasks: dict[str, Path] = {}
     groups: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        text = path.read_bytes()
+    files: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(folder.rglob("*.yaml") if below else folder.glob("*.yaml")):
+        if not _IGNORED_FOLDERS.isdisjoint(path.relative_to(folder).parts):
+            continue
+        text = path.read_bytes() if path.is_file() else b""
         for found, line in ((tasks, _TASK_LINE), (groups, _GROUP_LINE)):
             match = line.search(text)
             if match:
-                found.setdefault(match[1].decode(), path)
+                name = match[1].decode()
+                found.setdefault(name, path)
+                files[name] = (*files.get(name, ()), path)
                 break  # a task of the past may name the group that it belongs to
-    return TaskNames(tasks, groups)
+    return TaskNames(tasks, groups, files)
+
+
+def refuse_several(place: str, name: str, files: Iterable[Path]) -> None:
+    """Raise UsageError, whose message begins with ``place``, if ``files`` that define ``name`` are different files."""
+    different = [str(path) for path in {path.resolve(): path for path in files}.values()]
+    if len(different) > 1:
+        raise UsageError(
+            f"{place}: {name!r} is defined by several files, {' and '.join(different[:2])}. Remove one of them, or rename "
+            f"what it defines."
+        )
 
 
 def tags_of(tasks: Mapping[str, Path]) -> Mapping[str, tuple[str, ...]]:
