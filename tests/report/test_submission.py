@@ -78,6 +78,13 @@ def changed_sample(files: Files, name: str, change: Mapping[str, Any]) -> None:
     files[name] = json.dumps({**json.loads(first), **change}).encode() + b"\n" + rest
 
 
+def named(submission: Path, path: Path, name: str) -> Path:
+    """Write a submission with another name of its model."""
+    return rewritten(
+        submission, path, lambda files: changed_record(files, lambda record: record["spec"]["model"].update(name=name))
+    )
+
+
 def add(*words: object) -> int:
     return main(["board", "add", *map(str, words)])
 
@@ -153,7 +160,23 @@ def test_rows_are_scored_again_only_with_the_files_of_the_run(
     write_tiny_model(tmp_path / "model", seed=1)
     other = ("--rescore", "--model", tmp_path / "model", "--data_dir", world, "--include_path", world)
     assert add(submission, "--results", tmp_path / "board", *other) == 1
-    assert "model.safetensors changed since" in capsys.readouterr().err
+    here, there = (sha256_of(folder / "model" / "model.safetensors")[:12] for folder in (tmp_path, world))
+    said = capsys.readouterr().err
+    assert f"model: this is not the model of the submitted run: model.safetensors has the SHA-256 {here}..." in said
+    assert f"{there}... there" in said and "--overwrite" not in said
+    for flags, message in {
+        ("--model", world / "model", "--data_dir", world): "include_path: the task of the run is the file micro.yaml. Give",
+        ("--data_dir", world, "--include_path", world): "model is missing: tiny was a folder of the sender.",
+    }.items():
+        given = submission if "--model" in flags else named(submission, tmp_path / "tiny.zip", "tiny")
+        assert add(given, "--results", tmp_path / "board", "--rescore", *flags) == 1
+        said = capsys.readouterr().err
+        assert message in said and "task_name" not in said
+    shutil.copytree(world / "micro", tmp_path / "rows" / "micro")
+    (tmp_path / "rows" / "micro" / "test.jsonl").write_text((world / "micro" / "test.jsonl").read_text() + "\n")
+    rows = ("--rescore", "--model", world / "model", "--data_dir", tmp_path / "rows", "--include_path", world)
+    assert add(submission, "--results", tmp_path / "board", *rows) == 1
+    assert "data_dir: these are not the rows of the submitted run: micro/test.jsonl" in capsys.readouterr().err
     shutil.copytree(next((world / "results").rglob("adapter")), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert add(submission, "--results", tmp_path / "board", *rescoring(world), "--adapter", tmp_path / "adapter") == 1
@@ -298,11 +321,7 @@ def test_a_name_that_is_none_of_the_hub_is_refused_where_it_is_given_and_read(
 ) -> None:
     assert submit(several / "0", "--name", name, "-o", tmp_path / "out") == 1
     assert "is no name for a board" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-    def rename(files: Files) -> None:
-        changed_record(files, lambda record: record["spec"]["model"].update(name=name))
-
-    assert add(rewritten(submission, tmp_path / "named.zip", rename), "--results", tmp_path / "board") == 1
+    assert add(named(submission, tmp_path / "named.zip", name), "--results", tmp_path / "board") == 1
     said = capsys.readouterr().err
     assert "is no name of a model, MODEL or ORG/MODEL" in said and said.count("\n") == 1 and not (tmp_path / "board").exists()
 

@@ -14,17 +14,22 @@ import tyro
 from lm_harmony.cli.console import say
 from lm_harmony.errors import HarmonyError, UsageError
 from lm_harmony.fast_imports import fast_imports
+from lm_harmony.runs.conflicts import refuse_other_files
 from lm_harmony.runs.preflight import check_folder, check_request, check_results_folder
 from lm_harmony.runs.shots import shots_of
 
 if TYPE_CHECKING:
     from lm_harmony.report.submission import Submission
+    from lm_harmony.runs.record import RunRecord
     from lm_harmony.runs.spec import RunSpec
 
 SHARE = 0.1
 """Share of the test rows that are scored again."""
 MOST_DIFFERING = 0.02
 """Largest share of these whose outcome may differ: other kernels can turn answers that are nearly tied. One always may."""
+
+_OF_RESCORE = ("model", "adapter", "data_dir", "include_path", "allow_task_code", "trust_remote_code")
+"""Flags that have an effect with --rescore only."""
 
 
 def submit(
@@ -104,6 +109,7 @@ def board(
         raise UsageError("submissions is missing. Give at least one file that `lm-harmony submit` wrote.")
     if flags.sha256 is not None and len(submissions) > 1:
         raise UsageError(f"sha256 is that of one file, and {len(submissions)} are given. Add them one by one.")
+    _check_rescore_flags(flags)
     from lm_harmony.report.added_runs import add
     from lm_harmony.report.submission import open_submission
 
@@ -115,7 +121,7 @@ def board(
                 spec = found.record.spec
                 say(f"{path}: {spec.model.name} on {found.record.benchmark}, seed {spec.seed}", *_told(found))
                 if flags.rescore:
-                    _rescore(found, _spec_here(spec, flags), flags.adapter)
+                    _rescore(found, _spec_here(found.record, flags), flags.adapter)
                 say(f"  added: {add(found, flags.results)}")
         except HarmonyError as error:
             say(f"lm-harmony: {error}", stderr=True)
@@ -130,21 +136,65 @@ def _told(found: Submission) -> Iterator[str]:
         yield f"  not computed again, because the metric is of another kind: {', '.join(found.unknown)}"
 
 
-def _spec_here(spec: RunSpec, flags: BoardFlags) -> RunSpec:
-    """Return the submitted specification with this machine's files, and without code that only its sender allowed."""
+def _check_rescore_flags(flags: BoardFlags) -> None:
+    """Refuse flags without --rescore, and folders that do not exist."""
+    given = [name for name in _OF_RESCORE if getattr(flags, name)]
+    if given and not flags.rescore:
+        raise UsageError(f"{given[0]} is for --rescore. Add --rescore, or remove --{given[0]}.")
+    for name in ("adapter", "data_dir", "include_path"):
+        folder = getattr(flags, name)
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{name} = {folder} is not a folder. Give the folder on this machine, or leave out --{name}.")
+    model = Path(flags.model or ".")
+    on_hub = len(model.parts) == 2 and not model.is_absolute() and not model.parent.is_dir()
+    if not model.is_dir() and not on_hub:
+        raise UsageError(f"model = {model} is not a folder. Give the model's folder on this machine, or its name on the hub.")
+
+
+def _spec_here(record: RunRecord, flags: BoardFlags) -> RunSpec:
+    """Return the submitted specification with this machine's files, and without code that only its sender allowed.
+
+    Raises:
+        UsageError: a file of the submitted run does not exist here, or another one is in its place.
+    """
     from lm_harmony.runs.spec import Execution
 
-    task = spec.benchmark.task
-    if flags.include_path is not None and task.endswith((".yaml", ".yml")):
-        task = str(flags.include_path / task)
-    asked = replace(
+    spec = record.spec
+    asked, train_on = spec.benchmark, spec.benchmark.train_on
+    if (
+        flags.model is None
+        and "/" not in spec.model.name
+        and any(one.kind == "model" and one.path for one in record.sources or ())
+    ):
+        raise UsageError(f"model is missing: {spec.model.name} was a folder of the sender. Add --model with its folder here.")
+    here = replace(
         spec,
         model=replace(spec.model, name=flags.model or spec.model.name, trust_remote_code=flags.trust_remote_code),
-        benchmark=replace(spec.benchmark, task=task, data_dir=flags.data_dir, include_path=flags.include_path),
+        benchmark=replace(
+            asked,
+            task=_task_here(asked.task, flags.include_path),
+            train_on=None if train_on is None else _task_here(train_on, flags.include_path),
+            data_dir=flags.data_dir,
+            include_path=flags.include_path,
+        ),
         execution=Execution(allow_task_code=flags.allow_task_code),
     )
-    check_request(asked)
-    return asked
+    try:
+        check_request(here)
+    except UsageError as error:  # which names the flag of `lm-harmony run`
+        raise UsageError(str(error).replace("task_name", "the task of the run", 1)) from error
+    refuse_other_files(record, here)
+    return here
+
+
+def _task_here(task: str, include_path: Path | None) -> str:
+    """Return a task, with its path on this machine if it is a file."""
+    if not task.endswith((".yaml", ".yml")):
+        return task
+    path = Path(task) if include_path is None else include_path / Path(task).name
+    if not path.is_file():
+        raise UsageError(f"include_path: the task of the run is the file {task}. Give --include_path the folder that holds it.")
+    return str(path)
 
 
 def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:

@@ -9,13 +9,20 @@ from typing import Any
 
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.runs.record import RunConfig, RunRecord
-from lm_harmony.runs.sources import Source, SourceCheck, changed_between
+from lm_harmony.runs.sources import Source, SourceCheck, changed_between, model_sources, task_sources
 from lm_harmony.runs.spec import RunSpec
 
 OTHER_ASKED = "the requests, targets, metrics, filters, limits or training tokens changed since"
 """Reason given when all sources are equal and the requests differ, for example because of another library version."""
 
 _REMEDY = "Restore what the run was made from, or run it again with --overwrite."
+
+_SUBMITTED = {
+    "model": ("model", "this is not the model"),
+    "rows": ("data_dir", "these are not the rows"),
+    "task": ("include_path", "this is not the task"),
+}
+"""Kind of a source -> the flag of `lm-harmony board add` that names its folder, and what is wrong with another one."""
 
 
 def refuse_finished(folder: Path, record: RunRecord) -> None:
@@ -90,7 +97,25 @@ def refuse_not_current(folder: Path, record: RunRecord, spec: RunSpec) -> None:
         raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")
 
 
-def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources: Sequence[Source]) -> None:
+def refuse_other_files(record: RunRecord, spec: RunSpec) -> None:
+    """Refuse to score a submitted run again with other files than its sender's, before anything is loaded.
+
+    Raises:
+        NotCurrent: a file of the model, the task or the rows has another SHA-256 than the recorded one.
+        HarmonyError: a file cannot be read.
+    """
+    here = {(one.kind, one.name): one.sha256 for one in (*model_sources(spec.model), *task_sources(spec.benchmark))}
+    for source in sorted(record.sources or (), key=lambda one: not one.name.endswith(".safetensors")):  # weights say most
+        found = here.get((source.kind, source.name))
+        if None not in (found, source.sha256) and found != source.sha256:
+            flag, what = _SUBMITTED[source.kind]
+            raise NotCurrent(
+                f"{flag}: {what} of the submitted run: {source.name} has the SHA-256 {str(found)[:12]}... here, and "
+                f"{str(source.sha256)[:12]}... there. Give --{flag} the folder of the right ones, or ask the sender for them."
+            )
+
+
+def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources: Sequence[Source], remedy: str = _REMEDY) -> None:
     """Refuse to score a finished run again when its requests or sources differ, after loading them.
 
     Raises:
@@ -100,7 +125,7 @@ def refuse_other_answer(folder: Path, record: RunRecord, *, asked: str, sources:
     if changed is None and asked != record.request_fingerprint:
         changed = OTHER_ASKED
     if changed:
-        raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")
+        raise NotCurrent(f"{folder}: {changed}. {remedy}")
 
 
 def _other_version(record: RunRecord) -> str | None:

@@ -19,6 +19,8 @@ from lm_harmony.runs.spec import RunSpec
 
 Samples = Sequence[Mapping[str, Any]]
 
+_REMEDY = "Score it with the model, the rows, the task and the versions of lm_eval and LM-Harmony of its record."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
@@ -51,7 +53,7 @@ def score_part_again(
         HarmonyError: the model or the benchmark cannot be loaded.
     """
     run = set_up_run(spec)
-    refuse_other_answer(Path(record.benchmark), record, asked=run.fingerprints.run, sources=run.sources)
+    refuse_other_answer(Path(record.benchmark), record, asked=run.fingerprints.run, sources=run.sources, remedy=_REMEDY)
     rows = run.data_record().test
     chosen = sorted(random.Random(seed).sample(range(rows), max(1, round(share * rows))))
     if weights is None:
