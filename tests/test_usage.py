@@ -69,6 +69,11 @@ def test_the_short_help_has_a_line_for_each_command(capsys: pytest.CaptureFixtur
     assert "--version" in printed("--help", capsys)[1]
 
 
+def test_the_help_of_a_word_after_the_command_has_that_word(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = printed("board add --help", capsys)
+    assert status == 0 and "usage: lm-harmony board [-h] [BOARD OPTIONS] {add} " in " ".join(out.split())
+
+
 def test_flags_without_effect_come_last_in_the_help() -> None:
     names = list(TrainParam.__dataclass_fields__)
     assert {f"train_param.{name}" for name in names[-len(BUILT_IN) :]} == set(BUILT_IN)

@@ -125,7 +125,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "plan": [
         ("plan", "missing: PATH (the study's YAML file)"),
         ("plan nowhere.yaml", "nowhere.yaml cannot be read"),
-        ("plan .", ". cannot be read: Is a directory"),
+        ("plan .", ". is a folder, and a study's YAML file is expected"),
         ("plan latin.csv", "latin.csv is not YAML: 'utf-8' codec"),
         ("plan empty.yaml", "empty.yaml must be a mapping of keys to values"),
         ("plan good.yaml --workers 0", "workers must be at least 1, got 0"),
@@ -139,7 +139,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "fetch": [
         ("fetch", "missing: PATH"),
         ("fetch nowhere.yaml", "nowhere.yaml cannot be read"),
-        ("fetch model", "model cannot be read: Is a directory"),
+        ("fetch model", "model is a folder, and a study's YAML file is expected"),
         ("fetch good.yaml --data_dir a_file", "data_dir: a_file is a file"),
         ("fetch good.yaml --models_dir a_file/models", "a_file is a file, so a_file/models cannot be a folder"),
         (f"fetch good.yaml --data_dir {LONG}", "data_dir: the name xxxx"),
@@ -169,7 +169,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "status": [
         ("status", "missing: PATH"),
         ("status nowhere.yaml", "nowhere.yaml cannot be read"),
-        ("status .", "Is a directory"),
+        ("status .", ". is a folder, and a study's YAML file is expected. Give that file, such as study.yaml."),
         ("status latin.csv", "is not YAML"),
         ("status empty.yaml", "must be a mapping"),
         ("status unclosed.yaml", "is not YAML"),
@@ -214,7 +214,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("rows", "missing: PATH"),
         ("rows nowhere", "nowhere is not a folder"),
         ("rows a_file", "a_file is not a folder"),
-        ("rows a_folder", "have these values of max_num_train: none. Several are needed"),
+        ("rows a_folder", "results: no finished run lies below a_folder. Run a study, or name its results_dir."),
         ("rows a_folder more", "unrecognized options: more"),
         ("rows a_folder --tau 2", "tau must be in [-1, 1], got 2.0"),
         ("rows a_folder --tau nan", "tau must be in [-1, 1], got nan"),
@@ -226,7 +226,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "audit": [
         ("audit", "missing: PATH"),
         ("audit nowhere", "nowhere is neither a folder nor"),
-        ("audit published", "has direct and trained scores of 0 models"),
+        ("audit published", "results: the published board has no direct scores to compare with. Give a folder of runs"),
         ("audit one.csv", "3 models and 2 benchmarks are needed"),
         ("audit a_folder", "no finished run lies below a_folder"),
         ("audit a_file", "a_file is neither a folder nor"),
@@ -262,7 +262,9 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "place": [
         ("place", "results is missing"),
         ("place nowhere", "nowhere is neither a folder nor"),
-        ("place --suggest 0", "suggest must be between 1 and 6 (got 0)"),
+        ("place --suggest 0", "suggest must be between 1 and 6 (got 0). Ask for 3 benchmarks: --suggest 3."),
+        ("place --suggest 7", "suggest must be between 1 and 6 (got 7). Ask for 3"),
+        ("place model", "results: model is the folder of a model. Add --until 10"),
         ("place --suggest two", "--suggest must be a whole number, got 'two'"),
         ("place published", "has 61 models. Name one with --model"),
         ("place published --model nope", "model 'nope' is not in the published board"),
@@ -318,6 +320,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("export a_folder --to csv -o ''", "the value of -o is empty"),
         ("export a_folder --to csv -o a_file", "output: a_file is a file"),
         ("export a_folder --to every-eval-ever", "organization is missing"),
+        ("export a_folder --to csv --organization me", "organization is for --to every-eval-ever, and --to is csv. Change"),
+        ("export a_folder --to lm_eval --pull_request", "pull_request is for --to hub, and --to is lm_eval. Change"),
     ],
     "submit": [
         ("submit", "missing: PATH"),
@@ -334,7 +338,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("submit a_folder --model x", "unrecognized or misplaced options"),
     ],
     "board": [
-        ("board", "missing: "),
+        ("board", "missing: {add} (what to do with the files)."),
         ("board remove run.zip", "invalid choice 'remove'"),
         ("board add", "submissions is missing"),
         ("board add nowhere.zip", "nowhere.zip is not a file"),

@@ -149,8 +149,27 @@ def test_fetched_rows_have_the_data_set_of_their_source_file(
     known = {"dataset_path": "allenai/ai2_arc", "revision": COMMIT, "files": files}
     (rows.parent / "source.json").write_text(json.dumps(known))
     write_run(tmp_path / "results", model="a", sources=(file_source(rows),))
-    assert len(list(exported(tmp_path, "hub").rglob("*.yaml"))) == (not changed)
-    assert ("its rows are not of one data set of the hub" in capsys.readouterr().err) == changed
+    assert main(["export", str(tmp_path / "results"), "--to", "hub", "--output", str(tmp_path / "out")]) == changed
+    assert len(list((tmp_path / "out").rglob("*.yaml"))) == (not changed)
+    assert ("their rows are not of one data set of the hub" in capsys.readouterr().err) == changed
+
+
+def test_the_reason_for_which_runs_are_left_out_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text("{}\n")
+    for model in "abc":
+        write_run(tmp_path / "results", model=model, direct=0.2, sources=(file_source(rows),))
+    command = ["export", str(tmp_path / "results"), "--to", "hub", "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert (
+        told.err.count("\n") == 1
+        and "runs left out because their rows are not of one data set of the hub: 3, the first is " in told.err
+    )
+    assert "`lm-harmony fetch`" in told.err and "0 files in" in told.out
+    write_run(tmp_path / "results", model="a/hub", sources=ON_HUB)
+    assert main(command) == 0  # negative control: one file is written
+    assert "of the hub: 3, the first is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,6 +182,7 @@ def test_fetched_rows_have_the_data_set_of_their_source_file(
             "no finished and current run lies below empty. Run a study, or name its results_dir.",
         ),
         (["failed", "--to", "hub"], "no finished and current run lies below failed. failed/arc_easy/c/seed0: the run has failed"),
+        (["damaged", "--to", "csv"], "carry the run out again. Run a study, or name its results_dir."),
         (["results", "--to", "csv", "-o", "file"], "output: file is a file, so file cannot be a folder. Choose another folder."),
     ],
 )
@@ -173,6 +193,7 @@ def test_bad_input_is_one_line(
     write_run(tmp_path / "results", model="a")
     write_failure(tmp_path / "failed", model="c")
     (tmp_path / "empty").mkdir()
+    (write_run(tmp_path / "damaged", model="a").folder / "record.json").write_text("{")
     (tmp_path / "file").touch()
     assert main(["export", *words]) == 1
     lines = capsys.readouterr().err.strip().splitlines()

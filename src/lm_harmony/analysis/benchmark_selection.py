@@ -61,7 +61,10 @@ def select_benchmarks(board: PlacementBoard, count: int, *, tolerance: float = T
     """
     tasks = list(board.scores.columns)
     if not 1 <= count <= min(MAX_BENCHMARKS, len(tasks)):
-        raise UsageError(f"suggest must be between 1 and {min(MAX_BENCHMARKS, len(tasks))} (got {count}).")
+        most = min(MAX_BENCHMARKS, len(tasks))
+        raise UsageError(
+            f"suggest must be between 1 and {most} (got {count}). Ask for {min(3, most)} benchmarks: --suggest {min(3, most)}."
+        )
     unknown = [task for task in tasks if not np.isfinite(board.train_rows[task])]
     if unknown:
         raise UsageError(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lm_harmony.analysis.agreement import agreement, kendall
-from lm_harmony.analysis.load_records import find_runs
+from lm_harmony.analysis.load_records import find_runs, record_rows
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, ranks
 from lm_harmony.analysis.score_rows import CompletePart, Preparation
@@ -62,6 +62,8 @@ def data_curve(results: Path, *, threshold: float = SETTLED) -> DataCurve:
         UsageError: the runs have one number only, or fewer than two models or benchmarks have scores for every number.
     """
     records = _by_rows(results)
+    if not records:
+        record_rows(results)  # says why no run is finished
     if len(records) < 2:
         known = ", ".join(map(str, records)) or "none"
         raise UsageError(

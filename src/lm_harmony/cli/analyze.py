@@ -101,6 +101,11 @@ def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "t
         results: a folder of runs, or a .csv or .json file of scores, direct and trained.
         format: table shows the columns that fit the terminal; the other formats have all of them.
     """
+    if results == PUBLISHED and not results.exists():
+        raise UsageError(
+            "results: the published board has no direct scores to compare with. Give a folder of runs, or a .csv or .json file, "
+            "with direct and trained scores."
+        )
     from lm_harmony.analysis import audit as audits
     from lm_harmony.report.report_folder import audit_lines
     from lm_harmony.report.tables import audit_table

@@ -23,8 +23,10 @@ def export(
     pull_request: bool = False,
     push_adapter: str | None = None,
     private: bool = False,
-) -> None:
+) -> bool:
     """Write the scores of finished runs in the format of another tool. Runs whose files have changed since are left out.
+
+    The exit status is 1 if nothing was written.
 
     Example: `lm-harmony export results --to csv`
 
@@ -39,9 +41,11 @@ def export(
         private: with --push_adapter, a new repository is private.
     """
     check_folder("output", output)
-    for name, given in (("pull_request", pull_request), ("push_adapter", push_adapter), ("private", private)):
-        if given and to != "hub":
-            raise UsageError(f"{name} is for --to hub, and --to is {to}. Change one of them.")
+    of_hub = {"pull_request": pull_request, "push_adapter": push_adapter, "private": private}
+    for name, given in {**of_hub, "organization": organization}.items():
+        format = "hub" if name in of_hub else "every-eval-ever"
+        if given and to != format:
+            raise UsageError(f"{name} is for --to {format}, and --to is {to}. Change one of them.")
     if private and push_adapter is None:
         raise UsageError("private is for a new repository. Add --push_adapter ORG/NAME, or remove it.")
     from lm_harmony.report import upload
@@ -60,3 +64,4 @@ def export(
             say(f"{model}: {url}")
     if push_adapter is not None:
         say(upload.push_adapter(results, push_adapter, private=private))
+    return bool(written.files) or push_adapter is not None

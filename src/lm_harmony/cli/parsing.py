@@ -39,6 +39,8 @@ def parse(words: Sequence[str], commands: Sequence[Command], *, description: str
         say(*_short_help(named, first))
         raise SystemExit(0)
     _refuse_empty(words, first if first in named else "")
+    if "--help" in words and first in named:
+        words = [first, "--help"]  # the help of `board add --help` has the word add too
     app, captured = tyro.extras.SubcommandApp(), io.StringIO()
     for command in commands:
         app.command(_deferred(command))
@@ -90,7 +92,9 @@ def one_line(box: str, command: str) -> str:
     message, *others = "\n".join(lines).split(f"\n{rule}\n")
     rest = "\n".join(others)
     if message.startswith("Missing from"):
-        required = re.findall(r"^(--[\w.]+) \S+$|^([A-Z]+)\n(.*?)\.?\s\(required\)", message, flags=re.MULTILINE | re.DOTALL)
+        required = re.findall(
+            r"^(--[\w.]+) \S+$|^([A-Z]+|\{[^}]*\})\n(.*?)\.?\s\(required\)", message, flags=re.MULTILINE | re.DOTALL
+        )
         names = [flag or f"{place} ({' '.join(about.split())})" for flag, place, about in required]
         unknown = re.findall(r"^--[\w.-]+$", rest.partition("Unrecognized options:")[2].split(rule)[0], flags=re.MULTILINE)
         meant = "".join(f" Unknown: {flag}.{did_you_mean(flag, names)}" for flag in unknown)

@@ -127,6 +127,11 @@ def _place_results(results: Path | None, model: str | None, suggest: int | None,
         raise UsageError(f"results is missing. Give the folder with the runs of {model!r}.")
     known: tuple[str, ...] = ()
     if results is not None:
+        if any((results / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UsageError(
+                f"results: {results} is the folder of a model. Add --until 10 to run benchmarks until its place is known, or "
+                "give a folder of runs."
+            )
         matrix = read(results)
         if model is None and len(matrix.models) != 1:
             raise UsageError(f"model is missing: {matrix.source} has {len(matrix.models)} models. Name one with --model.")

@@ -100,7 +100,7 @@ def board(
     Example: `lm-harmony board add run.zip --results results --rescore`
 
     Args:
-        action: add.
+        action: what to do with the files.
         submissions: files that `lm-harmony submit` wrote.
         flags: where the board is, and what is scored again.
     """

@@ -39,7 +39,7 @@ class Exported:
     files: tuple[Path, ...]
     """Files that were written."""
     left_out: tuple[str, ...]
-    """A sentence for each run that is not in them."""
+    """A sentence for each run, or for all runs of one reason, that are not in them."""
 
 
 def export(results: Path, output: Path, to: ExportFormat, *, organization: str | None = None) -> Exported:
@@ -203,10 +203,11 @@ def _uncertainty(score: PartScore) -> dict[str, Any]:
 def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]) -> list[Path]:
     """Write the results of each model and benchmark as the model's repository on the hub has them."""
     entries: dict[Path, list[EvalResultEntry]] = defaultdict(list)
+    elsewhere: dict[bool, dict[Path, None]] = defaultdict(dict)
     for result in found:
         record, dataset = result.record, dataset_of(result.record)
         if dataset is None:
-            left_out.append(f"{result.store.folder}: its rows are not of one data set of the hub, so that none can be named")
+            elsewhere[record.spec.benchmark.train_on is None][result.store.folder] = None
             continue
         file = output / result.model / ".eval_results" / f"{record.benchmark}.yaml"
         value, (name, commit) = result.metrics.get(record.metric), dataset
@@ -215,6 +216,10 @@ def _write_hub(found: Sequence[FinishedScore], output: Path, left_out: list[str]
             entries[file].append(
                 EvalResultEntry(dataset_id=name, task_id=record.benchmark, value=value, dataset_revision=commit, notes=notes)
             )
+    for one_task, runs in elsewhere.items():
+        reason = "rows are not of one data set of the hub" if one_task else "training rows are of another benchmark"
+        remedy = "Carry them out with rows from the hub, or that `lm-harmony fetch` wrote" if one_task else "Use another --to"
+        left_out.insert(0, f"runs left out because their {reason}: {len(runs)}, the first is {next(iter(runs))}. {remedy}")
     for file, lines in entries.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, yaml.safe_dump(eval_result_entries_to_yaml(lines), sort_keys=False, allow_unicode=True))

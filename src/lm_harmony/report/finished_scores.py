@@ -133,7 +133,7 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
         else:
             records.append((record, store))
     if not records:
-        reason = f" {left_out[0]}." if left_out else ""
+        reason = f" {left_out[0].rstrip('.')}." if left_out else ""
         raise UsageError(
             f"results: no finished and current run lies below {results}.{reason} Run a study, or name its results_dir."
         )

@@ -51,6 +51,8 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     Raises:
         UsageError: the file cannot be read, is not YAML, or gives a key twice in one mapping.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and a study's YAML file is expected. Give that file, such as study.yaml.")
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         loader.name = str(path)  # for the messages
