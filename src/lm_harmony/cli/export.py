@@ -43,9 +43,8 @@ def export(
     check_folder("output", output)
     of_hub = {"pull_request": pull_request, "push_adapter": push_adapter, "private": private}
     for name, given in {**of_hub, "organization": organization}.items():
-        format = "hub" if name in of_hub else "every-eval-ever"
-        if given and to != format:
-            raise UsageError(f"{name} is for --to {format}, and --to is {to}. Change one of them.")
+        if given and to != (wanted := "hub" if name in of_hub else "every-eval-ever"):
+            raise UsageError(f"{name} is for --to {wanted}, and --to is {to}. Change one of them.")
     if private and push_adapter is None:
         raise UsageError("private is for a new repository. Add --push_adapter ORG/NAME, or remove it.")
     from lm_harmony.report import upload
