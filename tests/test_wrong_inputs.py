@@ -134,7 +134,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("plan good.yaml --hardware ''", "the value of --hardware is empty"),
         ("plan good.yaml --hardware h10", "hardware: no data for 'h10'. Did you mean 'h100'? Known: h200, h100"),
         ("plan good.yaml --format xml", "invalid choice 'xml' for argument '--format'"),
-        ("plan several.yaml", "several.yaml, line 2: benchmarks[0].task: task_name = 'arc_*'"),
+        ("plan several.yaml", "several.yaml, line 2: benchmarks[0].task = 'arc_*' stands for several"),
     ],
     "fetch": [
         ("fetch", "missing: PATH"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 FILE_RULES = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How pydantic reads a class from a file: no unknown field, no conversion between types, no NaN."""
@@ -65,6 +65,18 @@ class LeaseLost(LeaseHeld):
 
 class MissingExtra(HarmonyError, ImportError):
     """An optional package is not installed; the message holds the pip command."""
+
+
+def cause_of(kind: str, cause: str) -> str:
+    """Return why something failed; the class ``kind`` of the error is named only if its message was not written for users."""
+    written = {error.__name__ for error in _subclasses(HarmonyError)}
+    return cause if kind in written else f"{kind}: {cause}"
+
+
+def _subclasses(error: type[Exception]) -> Iterator[type[Exception]]:
+    for one in error.__subclasses__():
+        yield one
+        yield from _subclasses(one)
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> None:

@@ -28,6 +28,7 @@ from lm_harmony.benchmarks.harness import open_benchmark
 from lm_harmony.benchmarks.harness.provenance import hash_of_samples
 from lm_harmony.benchmarks.near_duplicates import drop_near_duplicates, recurring_rows
 from lm_harmony.benchmarks.splits import Splits
+from lm_harmony.benchmarks.task_files import task_files
 from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.benchmarks.task_index import lm_eval_names
 from lm_harmony.benchmarks.task_yaml import read_task_yaml
@@ -334,6 +335,11 @@ def test_groups_of_lm_eval_are_found_by_name() -> None:
         ("circle", "quiz", "circle contains circle_back contains circle"),
         ("exams", "inner", "train_on"),
         ("some_tag", "quiz", "is a group of lm_eval tasks"),
+        (
+            "other_metric",
+            "quiz",
+            "aggregate_metric_list in {world}/other_metric.yaml: f1. Its tasks have acc,none, acc_norm,none. C",
+        ),
     ],
 )
 def test_a_wrong_group_is_refused_by_a_study(task: str, train_on: str | None, message: str, world: Path) -> None:
@@ -343,7 +349,38 @@ def test_a_wrong_group_is_refused_by_a_study(task: str, train_on: str | None, me
     assert [run.benchmark.name for run in study_spec(good, world).runs] == ["exams.train_on.quiz", "own_rows"]  # negative control
     with pytest.raises(HarmonyError) as refused:
         study_spec(values, world)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert message.replace("{world}", str(world)) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_metric_of_a_group_or_a_task_is_checked_when_a_study_is_read(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"models": [str(world / "one")], "include_path": str(world)}
+    for task, has in (("exams", "acc,none, acc_norm,none"), ("by_tasks", "acc,none"), ("plain", "acc,none, acc_norm,none")):
+        entry = {"task": task, "train_on": "quiz"}
+        good = {**values, "benchmarks": [{**entry, "metric": has.split(", ")[-1]}]}
+        assert len(study_spec(good, world).runs) == 1  # negative control
+        with pytest.raises(UsageError) as refused:
+            study_spec({**values, "benchmarks": [{**entry, "metric": "f1,none"}]}, world)
+        rule = f"benchmarks[0].metric = f1,none: benchmark {task}.train_on.quiz has no such metric."
+        assert rule in str(refused.value) and f"It has: {has}. Give one of them." in str(refused.value)
+    command = f"run --base_model {world}/one --include_path {world} --train_on quiz --device cpu"
+    assert main([*command.split(), "--task_name", "exams", "--train_param.metric_for_best_model", "f1,none"]) == 1
+    assert "train_param.metric_for_best_model = f1,none: benchmark exams.train_on.quiz has no" in capsys.readouterr().err
+
+
+def test_metrics_in_files_are_those_of_lm_eval(world: Path) -> None:
+    for task in ("exams", "inner", "spoken", "by_tasks", "plain", "say_one"):
+        files, opened = task_files(task, include_path=world), open_benchmark(task, include_path=world, use="scoring")
+        group = find_group(task, world)
+        assert files.metrics is not None
+        assert set(files.metrics if group is None else group.metrics(files.metrics)) == set(opened.metrics)
+
+
+def test_a_wrong_name_of_train_on_is_named_so(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"run --base_model {world}/one --include_path {world} --task_name exams --device cpu"
+    for train_on in ("nothere", "no.yaml"):
+        assert main([*command.split(), "--train_on", train_on]) == 1
+        shown = capsys.readouterr().err
+        assert shown.startswith("lm-harmony: train_on: ") and train_on in shown and "task_name" not in shown
 
 
 def test_a_wrong_aggregate_is_refused_when_the_group_is_opened(world: Path) -> None:

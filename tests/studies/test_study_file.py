@@ -21,7 +21,7 @@ from lm_harmony.benchmarks.prompt import PLAIN_PROMPT
 from lm_harmony.cli.main import main
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import given_flags, run_spec
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, cause_of
 from lm_harmony.models.catalogue import MODELS
 from lm_harmony.models.model_folder import write_source
 from lm_harmony.recipe import Lora, Recipe
@@ -42,6 +42,54 @@ def test_runs_are_models_by_benchmarks_by_seeds_in_this_order(tmp_path: Path) ->
     found = [(run.model.name, run.benchmark.task, run.seed) for run in spec.runs]
     assert found == [(m, b, s) for m in ("a/a", "b/b") for b in ("arc_easy", "mnli") for s in (3, 5)]
     assert spec.results_dir == tmp_path / "results"
+
+
+def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Records have the name that the file of a task or a group defines. Boards could not tell such benchmarks apart."""
+    for name, other in (("one", "two"), ("text", "words")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.jsonl").write_text('{"text": "a b c"}\n' * 40, encoding="utf-8")
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}_task\ndataset_path: {other}/x\n", encoding="utf-8")
+    (tmp_path / "included.yaml").write_text("include: one.yaml\n", encoding="utf-8")
+    group = "group: x\ntask: [arc_easy, sciq]\naggregate_metric_list: [{metric: acc}]\n"
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(group, encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(group.replace("group: x", "group: z"), encoding="utf-8")
+    for entries, name in (
+        (["arc_easy", "a.yaml", "b.yaml"], "x"),
+        (["sciq", "one.yaml", "included.yaml"], "one_task"),
+        (["sciq", "corpus:one/same.jsonl", "corpus:text/same.jsonl"], "corpus-same"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            read(tmp_path, benchmarks=entries)
+        assert f"benchmarks[2]: {entries[2].partition(':')[0]}" in str(refused.value).replace(f"{tmp_path}/", "")
+        assert f"has the name {name} on a board, and so has benchmarks[1], " in str(refused.value)
+        assert all(entry.rpartition("/")[2] in str(refused.value) for entry in entries[1:])
+    both = [{"task": "a.yaml", "max_num_test": 5}, {"task": "a.yaml", "max_num_test": 6}, "c.yaml", "one.yaml", "text.yaml"]
+    assert len(read(tmp_path, benchmarks=both).runs) == 5  # negative control
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"near_duplicates": "drop", "split_protocol": "published"}, "near_duplicates = drop contradicts split_protocol"),
+        ({"benchmarks": ["nothere"]}, "benchmarks[0].task: lm_eval has no task 'nothere'."),
+        ({"benchmarks": [{"task": "arc_easy", "train_on": "nothere"}]}, "benchmarks[0].train_on: lm_eval has no task 'nothere'."),
+        (
+            {"benchmarks": [{"task": "arc_easy", "train_on": "arc_easy"}]},
+            "benchmarks[0].train_on = arc_easy is the benchmark itself",
+        ),
+        ({"benchmarks": ["mmlu"]}, "benchmarks[0].task: 'mmlu' is a group of lm_eval tasks, and these have no training split"),
+        ({"benchmarks": ["no.yaml"]}, "benchmarks[0].task: the file "),
+        ({"benchmarks": ["arc*"]}, "benchmarks[0].task = 'arc*' stands for several tasks"),
+    ],
+)
+def test_a_message_names_the_key_that_was_written(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, **values)
+    line = str(refused.value).partition("study.yaml, line ")[2].partition(": ")[2]
+    assert line.startswith(message) and "task_name" not in line
+    assert read(tmp_path, benchmarks=[{"task": "arc_easy", "train_on": "sciq"}]).runs  # negative control
 
 
 def test_suites_and_groups_come_from_the_catalogues(tmp_path: Path) -> None:
@@ -417,9 +465,14 @@ def test_a_key_may_recur_in_another_mapping_or_override_a_merged_mapping(tmp_pat
     assert [(run.recipe.epochs, run.recipe.batch_size) for run in spec.runs] == [(2, 4), (3, 4)]
 
 
+def test_a_cause_begins_with_a_class_only_if_its_message_was_not_written_for_users() -> None:
+    assert cause_of("UsageError", "x = 1 is wrong.") == cause_of("DamagedFile", "x = 1 is wrong.") == "x = 1 is wrong."
+    assert cause_of("KeyError", "'x'") == "KeyError: 'x'"
+
+
 def test_a_benchmark_entry_may_state_the_direction_of_its_metric(tmp_path: Path) -> None:
-    spec = read(tmp_path, benchmarks=["mnli", {"task": "arc_easy", "metric": "loss,none", "greater_is_better": False}])
-    assert [(run.metric, run.greater_is_better) for run in spec.runs] == [(None, None), ("loss,none", False)]
+    spec = read(tmp_path, benchmarks=["mnli", {"task": "arc_easy", "metric": "acc,none", "greater_is_better": False}])
+    assert [(run.metric, run.greater_is_better) for run in spec.runs] == [(None, None), ("acc,none", False)]
 
 
 def test_patterns_that_match_nothing_are_refused_with_the_nearest_names(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ they import, and local files with rows. Of a data set on the hub the name and th
 from __future__ import annotations
 
 import ast
-import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
+from lm_harmony.benchmarks.row_files import local_row_files
 from lm_harmony.benchmarks.task_groups import Subtask, TaskGroup, find_group
 from lm_harmony.benchmarks.task_index import find_task_file, lm_eval_tasks_folder
 from lm_harmony.benchmarks.task_yaml import Function, read_task_yaml
@@ -43,6 +43,8 @@ class TaskFiles:
     """Task, or each task of a group -> type of its requests, as its file names it; "" for a text corpus."""
     untrained: tuple[str, ...] = ()
     """Tasks that name no training split."""
+    metrics: frozenset[str] | None = None
+    """Metric keys ("acc,none") of the task, or of any task of a group; None: only lm_eval knows them."""
 
 
 def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | None = None, use: SplitUse = "all") -> TaskFiles:
@@ -70,6 +72,7 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
 
 def _files_of_group(group: TaskGroup, data_dir: Path | None, use: SplitUse) -> TaskFiles:
     found = [_files_of_task(one, group.file.parent, data_dir, use) for one in group.subtasks]
+    known = [one.metrics for one in found if one.metrics is not None]
     return TaskFiles(
         code=_named(group.files, group.file.parent) | {name: path for one in found for name, path in one.code.items()},
         rows={name: path for one in found for name, path in one.rows.items()},
@@ -78,6 +81,7 @@ def _files_of_group(group: TaskGroup, data_dir: Path | None, use: SplitUse) -> T
         metric_list=tuple(metric for one in found for metric in one.metric_list),
         output_types={task: kind for one in found for task, kind in one.output_types.items()},
         untrained=tuple(task for one in found for task in one.untrained),
+        metrics=frozenset().union(*known) if len(known) == len(found) else None,
     )
 
 
@@ -95,7 +99,18 @@ def _files_of_task(task: Subtask, folder: Path, data_dir: Path | None, use: Spli
         metric_list=() if "process_results" in config else tuple(config.get("metric_list") or ()),
         output_types={task.name: str(config.get("output_type"))},
         untrained=() if config.get(SPLIT_FIELDS["train"]) else (task.name,),
+        metrics=_metrics_of(config),
     )
+
+
+def _metrics_of(config: Mapping[str, Any]) -> frozenset[str] | None:
+    """Return the metric keys that a task's configuration lists; None if it leaves them to lm_eval, or to a function."""
+    listed, filters = config.get("metric_list"), config.get("filter_list") or [{"name": "none"}]
+    entries = [one.get("metric") if isinstance(one, Mapping) else None for one in listed] if isinstance(listed, list) else []
+    names = [one.get("name") if isinstance(one, Mapping) else None for one in filters] if isinstance(filters, list) else []
+    if not entries or not names or not all(isinstance(one, str) for one in (*entries, *names)):
+        return None
+    return frozenset(f"{metric},{name}" for metric in entries for name in names)
 
 
 def _named(files: Iterable[Path], folder: Path) -> dict[str, Path]:
@@ -204,46 +219,3 @@ def _rows_in(config: Mapping[str, Any], data_dir: Path, use: SplitUse) -> dict[s
     named = {role: str(config[key]) for role, key in SPLIT_FIELDS.items() if config.get(key)}
     files = {split: f"{config.get('task')}/{role}.jsonl" for role, split in reversed(named.items())}
     return {files[split]: data_dir / files[split] for split in used_splits(named, use).values()}
-
-
-def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
-    """Return the local files with a task's rows, as its configuration names them; None where the rows are on the hub."""
-    path, given = config.get("dataset_path"), config.get("dataset_kwargs")
-    options = given if isinstance(given, Mapping) else {}
-    if isinstance(config.get("custom_dataset"), Function):
-        return _below(options.get("data_dir"))
-    if not isinstance(path, str):
-        return {}
-    if Path(path).is_file():
-        return {path: Path(path)}
-    files, folder = options.get("data_files"), options.get("data_dir")
-    if Path(path).is_dir():
-        return _below(path)
-    if "/" in path or not (files or folder):
-        return None
-    # The name of a format (json, csv, parquet, text ...): `datasets` reads the files in dataset_kwargs.
-    if not files:
-        return _below(folder)
-    found: dict[str, Path] = {}
-    for pattern in _patterns(files):
-        full = os.path.join(str(folder), pattern) if folder else pattern
-        for match in sorted(glob.glob(full, recursive=True)) or [full]:
-            if not Path(match).is_dir():
-                found[match] = Path(match)
-    return found
-
-
-def _patterns(files: Any) -> Iterator[str]:
-    """Yield every pattern of local files in ``data_files``: a string, a list, or a mapping from splits to either."""
-    if isinstance(files, str) and "://" not in files:
-        yield files
-    for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
-        yield from _patterns(item)
-
-
-def _below(folder: Any) -> dict[str, Path]:
-    """Return every file below a folder, by its path from there, without hidden ones; none where there is no folder."""
-    if not isinstance(folder, str) or not Path(folder).is_dir():
-        return {}
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
-    return {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))}

@@ -6,13 +6,14 @@ tags, which stand for all tasks that name them. They are found as lm_eval finds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks import catalogue
+from lm_harmony.benchmarks.catalogue import corpus_path
 from lm_harmony.benchmarks.group_checks import GROUP_FIELDS, check_group, is_group
 from lm_harmony.benchmarks.task_index import (
     NO_NAMES,
@@ -66,6 +67,28 @@ class TaskGroup:
         inner = (file for one in self.members if isinstance(one, TaskGroup) for file in one.files)
         return tuple(dict.fromkeys((self.file, *inner)))
 
+    def metrics(self, known: Collection[str]) -> tuple[str, ...]:
+        """Return the metric keys of its score, from those that any of its tasks has.
+
+        Raises:
+            BenchmarkError: no task has a metric of ``aggregate_metric_list``, with one of the filters that it names.
+        """
+        given = self.fields.get("aggregate_metric_list") or []
+        found: list[str] = []
+        for entry in [given] if isinstance(given, Mapping) else given:
+            metric, filters = entry["metric"], entry.get("filter_list")
+            wanted = [filters] if isinstance(filters, str) else filters
+            keys = [key for key in sorted(known) if key.partition(",")[0] == metric]
+            keys = [key for key in keys if wanted is None or key.partition(",")[2] in wanted]
+            if not keys:
+                raise BenchmarkError(
+                    f"group {self.name}: no task has a metric of the aggregate_metric_list in {self.file}: {metric}"
+                    f"{'' if wanted is None else f' with filter_list {wanted}'}. Its tasks have {', '.join(sorted(known))}. "
+                    f"Correct or remove the entry."
+                )
+            found += keys
+        return tuple(found)
+
     def _leaves(self) -> Iterator[Subtask]:
         for one in self.members:
             yield from one._leaves() if isinstance(one, TaskGroup) else (one,)
@@ -106,6 +129,22 @@ def check_benchmark(name: str, include_path: Path | None = None) -> None:
     """
     if find_group(name, include_path) is None:
         find_task_file(name, include_path)
+
+
+def task_title(name: str) -> str:
+    """Return the name that records give a benchmark: what the file of a task or a group defines, or else ``benchmark_name``."""
+    if not name.endswith((".yaml", ".yml")) or corpus_path(name) is not None:
+        return catalogue.benchmark_name(name)
+    file, seen = Path(name).resolve(), set[Path]()
+    while file.is_file() and file not in seen:
+        seen.add(file)
+        values = read_task_yaml(file)
+        given = values.get("group" if is_group(file, values) else "task")
+        if isinstance(given, str):
+            return given
+        included = values.get("include")
+        file = file.parent / str(included[-1] if isinstance(included, list) and included else included)
+    return catalogue.benchmark_name(name)
 
 
 class _Names:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -140,6 +141,17 @@ def task_names(folder: Path, *, below: bool = True) -> TaskNames:
                 files[name] = (*files.get(name, ()), path)
                 break  # a task of the past may name the group that it belongs to
     return TaskNames(tasks, groups, files)
+
+
+@contextmanager
+def asked_as(field: str) -> Iterator[None]:
+    """Let the message of a UsageError in the block begin with ``field`` where it would begin with task_name."""
+    try:
+        yield
+    except UsageError as error:
+        if not str(error).startswith("task_name"):
+            raise
+        raise UsageError(field + str(error).removeprefix("task_name")) from error
 
 
 def refuse_several(place: str, name: str, files: Iterable[Path]) -> None:

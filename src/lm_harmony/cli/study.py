@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_harmony.cli.console import Format, lines_beside, logging_to, say, show_table
-from lm_harmony.errors import DamagedFile, HarmonyError, UsageError
+from lm_harmony.errors import DamagedFile, HarmonyError, UsageError, cause_of
 from lm_harmony.progress import display
 from lm_harmony.runs.preflight import check_device, check_folder, check_request, check_results_folder
 from lm_harmony.runs.record import EpochRecord
@@ -101,7 +101,7 @@ def show_status(study: Study, status: Status, format: Format = "table") -> None:
     for reason, runs in Counter(status.unverified.values()).items():
         say(f"{runs} of the finished runs: {reason}; whether it changed cannot be checked.")
     if status.failed:
-        causes = {run.name: f"{failure.kind}: {failure.cause}" for run, failure in status.failed.items()}
+        causes = {run.name: cause_of(failure.kind, failure.cause) for run, failure in status.failed.items()}
         _show_runs("Failed", "cause", causes)
         say("Remove the cause and repeat the study with --retry-failed.")
 
@@ -178,7 +178,7 @@ def _states(study: Study, status: Status) -> Iterator[tuple[str, str, str]]:
     }
     for run in study.runs:
         failure = status.failed.get(run)
-        reason = f"{failure.kind}: {failure.cause}" if failure else status.changed.get(run) or status.unverified.get(run)
+        reason = cause_of(failure.kind, failure.cause) if failure else status.changed.get(run) or status.unverified.get(run)
         yield run.name, stands.get(run, "waiting"), reason or status.holders.get(run, "")
 
 

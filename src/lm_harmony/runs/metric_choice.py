@@ -15,8 +15,8 @@ def choosing_metric(spec: RunSpec, task: Benchmark) -> tuple[str, bool]:
     if metric not in task.metrics:
         known = list(task.metrics)
         raise UsageError(
-            f"train_param.metric_for_best_model: benchmark {task.name} has no metric {metric!r}."
-            f"{did_you_mean(metric, known)} It has: {', '.join(known)}."
+            f"benchmark {task.name} has no metric {metric!r}.{did_you_mean(metric, known)} It has: {', '.join(known)}. Give "
+            f"one as --train_param.metric_for_best_model (in a study: metric under the benchmark)."
         )
     return metric, direction(task.metrics[metric], spec.greater_is_better, metric=metric, task=task.name)
 

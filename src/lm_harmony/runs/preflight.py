@@ -14,6 +14,7 @@ from lm_harmony.benchmarks.foreign_code import check_task_code
 from lm_harmony.benchmarks.json_lines import rows_of
 from lm_harmony.benchmarks.task_files import TaskFiles, task_files
 from lm_harmony.benchmarks.task_groups import find_group
+from lm_harmony.benchmarks.task_index import asked_as
 from lm_harmony.errors import BenchmarkError, ModelError, UsageError, did_you_mean
 from lm_harmony.models.folder_checks import refuse_no_weights
 from lm_harmony.models.model_folder import refuse_no_model
@@ -56,8 +57,11 @@ def check_request(spec: RunSpec) -> None:
         raise UsageError(f"include_path = {benchmark.include_path} is not a folder. Give the folder of your task YAML files.")
     if not spec.execution.allow_task_code:
         for task, _ in benchmark.tasks:
-            check_task_code(task, include_path=benchmark.include_path, allowed=False)
-    for (task, _), files in zip(benchmark.tasks, check_train_on(benchmark), strict=True):
+            with asked_as("task_name" if task == benchmark.task else "train_on"):
+                check_task_code(task, include_path=benchmark.include_path, allowed=False)
+    found = check_train_on(benchmark)
+    check_metric(benchmark, found[0], spec.metric, "train_param.metric_for_best_model")
+    for (task, _), files in zip(benchmark.tasks, found, strict=True):
         for kind in dict.fromkeys(files.output_types.values()):
             spec.prompt.check_task(benchmark.name, kind)
         for path in files.rows.values():
@@ -80,14 +84,18 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
         BenchmarkError: a file of a task cannot be read.
     """
     for task, _ in benchmark.tasks[1:]:
-        group = find_group(task, benchmark.include_path)
+        with asked_as("train_on"):
+            group = find_group(task, benchmark.include_path)
         if group is not None:
             raise UsageError(
                 f"train_on = {benchmark.train_on}: {group.name!r} is a group of lm_eval tasks. Give the name of one task of that "
                 f"group, such as {group.subtasks[0].name}, or mmlu_aux."
             )
     places = {"include_path": benchmark.include_path, "data_dir": benchmark.data_dir}
-    found = {task: task_files(task, **places, use=use) for task, use in benchmark.tasks}
+    found = {}
+    for task, use in benchmark.tasks:
+        with asked_as("task_name" if task == benchmark.task else "train_on"):
+            found[task] = task_files(task, **places, use=use)
     kinds = {one: kind for files in found.values() for one, kind in files.output_types.items()}
     for one, kind in kinds.items() if benchmark.train_on is not None else ():
         if kind not in ("multiple_choice", "generate_until"):
@@ -108,6 +116,30 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
             f"{shortened(tested.untrained)}. Add --train_on mmlu_aux (in a study: train_on) to train on other rows."
         )
     return tuple(found.values())
+
+
+def check_metric(benchmark: BenchmarkSpec, files: TaskFiles, metric: str | None, field: str) -> None:
+    """Check metrics as far as the files of a benchmark list them: those of a group's score, and the one that chooses the epoch.
+
+    Args:
+        benchmark: the benchmark.
+        files: the files of its tested task.
+        metric: the metric that chooses the epoch; None: the benchmark's own.
+        field: name of ``metric`` in messages.
+
+    Raises:
+        UsageError: the benchmark has no such metric.
+        BenchmarkError: no task of the group has a metric of its aggregate_metric_list.
+    """
+    if files.metrics is None:
+        return  # opening the benchmark checks it
+    group = find_group(benchmark.task, benchmark.include_path)
+    known = sorted(files.metrics) if group is None else group.metrics(files.metrics)
+    if metric is not None and metric not in known:
+        raise UsageError(
+            f"{field} = {metric}: benchmark {benchmark.name} has no such metric.{did_you_mean(metric, known)} It has: "
+            f"{', '.join(known)}. Give one of them."
+        )
 
 
 def _changed(*paths: Path) -> tuple[int, ...]:

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from lm_harmony.benchmarks import catalogue as suites
-from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path
+from lm_harmony.benchmarks.catalogue import CORPUS_PREFIX, corpus_path, trained_name
 from lm_harmony.benchmarks.foreign_code import check_task_code
-from lm_harmony.benchmarks.task_groups import check_benchmark, find_group
-from lm_harmony.benchmarks.task_index import find_task_file
+from lm_harmony.benchmarks.recurrence import check_near_duplicates
+from lm_harmony.benchmarks.task_groups import check_benchmark, find_group, task_title
+from lm_harmony.benchmarks.task_index import asked_as, find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import PUBLISHED, Lora, Recipe
-from lm_harmony.runs.preflight import check_train_on
+from lm_harmony.runs.preflight import check_metric, check_train_on
 from lm_harmony.runs.remote import RemoteSync, is_url
 from lm_harmony.runs.spec import BenchmarkSpec, Execution, RunSpec
 from lm_harmony.studies.model_entries import models_of
@@ -85,16 +86,18 @@ def study_spec(values: Any, base: Path, *, where: str = "study") -> StudySpec:
 
 def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     study, base = places.validate(StudyFile, values), base.resolve()  # workers may have other working directories
+    with places.at("near_duplicates"):
+        check_near_duplicates("near_duplicates", study.near_duplicates, study.split_protocol)
     models = [
         model
         for number, entry in enumerate(study.models)
         for model in models_of(entry, study, base, places.below("models", number))
     ]
-    benchmarks = [
-        benchmark
-        for number, entry in enumerate(study.benchmarks)
-        for benchmark in _benchmarks(entry, study, base, places.below("benchmarks", number))
+    entries = [
+        _benchmarks(entry, study, base, places.below("benchmarks", number)) for number, entry in enumerate(study.benchmarks)
     ]
+    _refuse_equal_names([[benchmark for benchmark, *_ in entry] for entry in entries], places)
+    benchmarks = [benchmark for entry in entries for benchmark in entry]
     execution = Execution(**{"use_git": False, **study.execution})
     if execution.device_map is not None and study.joint > 1:
         raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
@@ -163,23 +166,28 @@ def _benchmarks(
     several = given["train"] if isinstance(given["train"], list) else [given["train"]]
     caps = [Caps(**{**given, "train": rows}) for rows in several]
     data_dir, include_path = _path(base, study.data_dir), _path(base, study.include_path)
-    with places.at("task"):
+    with places.at("task"), asked_as("task"):
         tasks = [_task(task, base, include_path, check_benchmark) for task in suites.expand(entry.task, study.corpora)]
-    with places.at("train_on"):
+    with places.at("train_on"), asked_as("train_on"):
         train_on = None if entry.train_on is None else _task(entry.train_on, base, include_path, find_task_file)
     metric, answers = (
         {key: value for key in keys if (value := getattr(entry, key)) is not None}
         for keys in (("metric", "greater_is_better"), ("gen_prefix", "max_gen_toks"))
     )
     shared: dict[str, Any] = {"include_path": include_path, "data_dir": data_dir, "split_protocol": study.split_protocol}
-    with places.at("train_on"):
+    with places.at("task" if train_on is None else "train_on"), asked_as("task"):
         found = [
             BenchmarkSpec(task=task, **shared, caps=one, near_duplicates=study.near_duplicates, train_on=train_on)
             for task, one in product(tasks, caps)
         ]
-        for benchmark in found:
-            if train_on is not None or find_group(benchmark.task, include_path) is not None:
-                check_train_on(benchmark)
+        checked = [
+            (benchmark, check_train_on(benchmark)[0])
+            for benchmark in found
+            if train_on is not None or entry.metric is not None or find_group(benchmark.task, include_path) is not None
+        ]
+    with places.at("metric"):
+        for benchmark, files in checked:
+            check_metric(benchmark, files, entry.metric, "metric")
     return [(benchmark, metric, answers, entry.recipe) for benchmark in found]
 
 
@@ -198,6 +206,24 @@ def _task(task: str, base: Path, include_path: Path | None, check: Callable[[str
 
 def _path(base: Path, path: str | None) -> Path | None:
     return None if path is None else base / path
+
+
+def _refuse_equal_names(entries: Iterable[Iterable[BenchmarkSpec]], places: Places) -> None:
+    """Refuse two different benchmarks whose records would have one name, so that no board could tell them apart."""
+    first: dict[str, tuple[int, BenchmarkSpec]] = {}
+    for number, one in ((number, one) for number, entry in enumerate(entries) for one in entry):
+        name = trained_name(task_title(one.task), one.train_on)
+        place, other = first.setdefault(name, (number, one))
+        if (other.task, other.train_on) != (one.task, one.train_on):
+            raise places.error(
+                ("benchmarks", number),
+                f"{_shown(one)} has the name {name} on a board, and so has benchmarks[{place}], {_shown(other)}. Remove one, or "
+                f"rename what its file defines.",
+            )
+
+
+def _shown(benchmark: BenchmarkSpec) -> str:
+    return benchmark.task if benchmark.train_on is None else f"{benchmark.task} with train_on: {benchmark.train_on}"
 
 
 def _refuse_duplicates(runs: Iterable[RunSpec], places: Places) -> None:

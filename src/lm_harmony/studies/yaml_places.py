@@ -146,6 +146,6 @@ class Places:
         line = next((self.lines[shown[:end]] for end in range(len(shown), 0, -1) if shown[:end] in self.lines), None)
         place = self.file if line is None else f"{self.file}, line {line}"
         name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
-        if key and message.startswith(f"{key[-1]} "):
+        if key and message.startswith((f"{key[-1]} ", f"{key[-1]}: ")):
             return UsageError(f"{place}: {name}{message.removeprefix(str(key[-1]))}")
         return UsageError(f"{place}: {name}{separator}{message}" if name else f"{place}{separator}{message}")

@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_harmony.benchmarks.harness.patches import sandboxed_templates
 from lm_harmony.benchmarks.local_data import line_of, read_splits
 from lm_harmony.benchmarks.prompt import cut_think_part
-from lm_harmony.benchmarks.task_files import local_row_files
+from lm_harmony.benchmarks.row_files import local_row_files
 from lm_harmony.benchmarks.types import Aliases, Example
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.hub_connection import missing_hub

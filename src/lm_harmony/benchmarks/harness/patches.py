@@ -26,7 +26,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils as lm_eval_utils
 
 from lm_harmony.benchmarks.harness.hub_rows import sha256
-from lm_harmony.benchmarks.task_files import local_row_files
+from lm_harmony.benchmarks.row_files import local_row_files
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.hub_connection import missing_hub
 

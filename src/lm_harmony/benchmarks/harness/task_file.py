@@ -11,7 +11,7 @@ import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.json_lines import ENCODING
-from lm_harmony.benchmarks.task_files import local_row_files
+from lm_harmony.benchmarks.row_files import local_row_files
 from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role, SplitUse, used_splits
 from lm_harmony.errors import BenchmarkError
 

@@ -1,0 +1,54 @@
+"""Finds the local files with the rows of a task, as its configuration names them, without the library `datasets`."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_harmony.benchmarks.task_yaml import Function
+
+
+def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
+    """Return the local files with a task's rows, as its configuration names them; None where the rows are on the hub."""
+    path, given = config.get("dataset_path"), config.get("dataset_kwargs")
+    options = given if isinstance(given, Mapping) else {}
+    if isinstance(config.get("custom_dataset"), Function):
+        return _below(options.get("data_dir"))
+    if not isinstance(path, str):
+        return {}
+    if Path(path).is_file():
+        return {path: Path(path)}
+    files, folder = options.get("data_files"), options.get("data_dir")
+    if Path(path).is_dir():
+        return _below(path)
+    if "/" in path or not (files or folder):
+        return None
+    # The name of a format (json, csv, parquet, text ...): `datasets` reads the files in dataset_kwargs.
+    if not files:
+        return _below(folder)
+    found: dict[str, Path] = {}
+    for pattern in _patterns(files):
+        full = os.path.join(str(folder), pattern) if folder else pattern
+        for match in sorted(glob.glob(full, recursive=True)) or [full]:
+            if not Path(match).is_dir():
+                found[match] = Path(match)
+    return found
+
+
+def _patterns(files: Any) -> Iterator[str]:
+    """Yield every pattern of local files in ``data_files``: a string, a list, or a mapping from splits to either."""
+    if isinstance(files, str) and "://" not in files:
+        yield files
+    for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
+        yield from _patterns(item)
+
+
+def _below(folder: Any) -> dict[str, Path]:
+    """Return every file below a folder, by its path from there, without hidden ones; none where there is no folder."""
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        return {}
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+    return {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))}
