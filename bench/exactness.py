@@ -29,6 +29,7 @@ from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
 from lm_harmony.engine.train_state import epoch_order
 from lm_harmony.engine.training import fine_tune
+from lm_harmony.errors import BenchmarkError
 from lm_harmony.models.loading import LanguageModel, load_model
 from lm_harmony.recipe import PUBLISHED, Recipe
 from lm_harmony.runs.environment import describe_cpu
@@ -50,7 +51,11 @@ def main(flags: BenchFlags) -> None:
     table = Table("task", "requests", "log-likelihood (nats)", "equal answers", "steps", "loss (nats)", title=flags.model.name)
     found = []
     for task in flags.tasks or sorted(folder.parent.name for folder in flags.data.glob("*/train.jsonl")):
-        _, splits = splits_of(task, flags.data, Caps(train=flags.rows or TRAINING_ROWS, validation=8, test=QUESTIONS))
+        try:
+            _, splits = splits_of(task, flags.data, Caps(train=flags.rows or TRAINING_ROWS, validation=8, test=QUESTIONS))
+        except BenchmarkError as error:
+            print(f"{task} is left out: {error}", flush=True)
+            continue
         requests = requests_of(splits.test)
         scores, answers = compare_replies(Scorer(model=model, backend=backend), harness, requests)
         rows = training_sequences(model, splits.train, max_length=recipe.max_length, completion_only=False)

@@ -57,7 +57,7 @@ def export(
     more = len(written.left_out) - _MOST_LEFT_OUT
     if more > 0:
         say(f"{more} more are left out", stderr=True)
-    say(f"{len(written.files)} files in {output}")
+    say(f"{len(written.files)} {'file' if len(written.files) == 1 else 'files'} in {output}")
     if pull_request:
         for model, url in upload.propose_scores(output, written.files):
             say(f"{model}: {url}")
