@@ -118,7 +118,11 @@ def test_a_finished_run_is_returned_and_can_be_read_by_a_board(rows: DatasetDict
     assert evaluate(tiny_model(), (rows, CONFIG), recipe, results_dir=tmp_path, direct=False) == first
     assert file.stat().st_mtime_ns == written
     both = evaluate(tiny_model(), (rows, CONFIG), recipe, results_dir=tmp_path)
-    assert both.direct is not None and both.trained == first.trained
+    assert both.direct is not None and both.trained == first.trained and not both.direct_fewshot
+    examples = evaluate(tiny_model(), (rows, CONFIG), recipe, results_dir=tmp_path, direct=(0, 2))
+    assert examples.direct == both.direct and examples.direct_fewshot[2].samples != both.direct.samples
+    with pytest.raises(HarmonyError, match="direct_fewshot = 2 is given twice"):
+        evaluate(tiny_model(), (rows, CONFIG), recipe, results_dir=tmp_path, direct=(2, 2))
     other = evaluate(tiny_model(seed=1), (rows, CONFIG), recipe, results_dir=tmp_path)
     assert other.spec.model.name != first.spec.model.name
     assert len(ScoreMatrix.read(tmp_path).models) == 2

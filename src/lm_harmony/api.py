@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_harmony.benchmarks.types import Caps, Example
+from lm_harmony.benchmarks.types import Caps, Example, Shots
 from lm_harmony.engine import training
 from lm_harmony.engine.adapters import trainable
 from lm_harmony.engine.backends import choose_backend
@@ -35,7 +35,7 @@ def evaluate(
     seed: int = 0,
     metric: str | None = None,
     caps: Caps | None = None,
-    direct: bool = True,
+    direct: bool | tuple[Shots, ...] = True,
     results_dir: str | Path | None = None,
     device: str = "auto",
 ) -> RunRecord:
@@ -51,7 +51,8 @@ def evaluate(
         seed: determines the validation split, the order of training rows, dropout and the initial adapter.
         metric: metric that chooses the epoch ("acc_norm,none"); None: the benchmark's own.
         caps: largest number of rows of each split; None: those of the BenchmarkSpec, or the published ones.
-        direct: score the model before training too.
+        direct: score the model before training too; (0, 5): without examples and with five before each question (few-shot),
+            which are ``record.direct`` and ``record.direct_fewshot[5]``; ("task",): with as many as the task's file says.
         results_dir: folder that keeps the run, in the layout of a study: a finished run is returned from there, an unfinished
             one is continued. None: a temporary folder.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto"; a loaded model stays where it is.
@@ -73,7 +74,8 @@ def evaluate(
             recipe=recipe,
             seed=seed,
             metric=metric,
-            direct=direct,
+            direct=direct is not False,
+            direct_fewshot=(0,) if isinstance(direct, bool) else direct,
             execution=Execution(device=device),
         )
         return _carry_out(RunLocation(spec=spec, results_dir=results), cache)
