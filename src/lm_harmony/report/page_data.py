@@ -26,7 +26,8 @@ DIGITS = 10
 """Significant digits of values in the page: enough for a score on 10,000 examples."""
 MARKS = (
     f"bands at the left edge join models whose scores in the sorted column do not differ significantly ({Z_THRESHOLD} standard "
-    "errors of a difference; for PC1 the bootstrap); scores in bold do not differ significantly from the benchmark's best"
+    "errors of a difference; for PC1 the bootstrap) from the band's first model, so neighbours in two bands need not differ; "
+    "scores in bold do not differ significantly from the benchmark's best"
 )
 """Explanation of the marks in the table."""
 

@@ -72,7 +72,10 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
             f"tau is larger after training for {summary.change.improved:.1%} of {summary.change.pairs} pairs of benchmarks"
         )
     for name, found in summary.agreements.items():
-        means = ", ".join(f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items())
+        categories = found.by_category()["mean"]
+        if len(categories) == 1:
+            continue
+        means = ", ".join(f"{category} {mean:.3f}" for category, mean in categories.items())
         lines.append(f"mean tau with all others by category, {name}: {means}")
     for preparation, fitted in summary.components.items():
         shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:5])

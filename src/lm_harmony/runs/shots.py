@@ -27,7 +27,7 @@ def shown_direct(name: str) -> str:
 def check_shots(values: object) -> None:
     """Raise UsageError unless these are different numbers of examples, each a whole number from 0 or "task"."""
     if not isinstance(values, list | tuple) or not values:
-        raise UsageError(f"direct_fewshot must be a list of numbers of examples, got {values!r}. Give one such as 0 5.")
+        raise UsageError(f"direct_fewshot must be a list of numbers of examples, got {values!r}. Give numbers such as 0 and 5.")
     for value in values:
         if isinstance(value, str) and value != "task":
             raise UsageError(f"direct_fewshot must be whole numbers from 0, or task, got {value!r}. Give one such as 5.")

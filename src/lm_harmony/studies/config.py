@@ -102,6 +102,11 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     if execution.device_map is not None and study.joint > 1:
         raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
     _check_choice(study, places)
+    if not study.direct and "direct_fewshot" in study.model_fields_set:
+        raise places.error(
+            ("direct_fewshot",),
+            f"direct_fewshot = {study.direct_fewshot} contradicts direct = false: no direct score is made. Remove one of them.",
+        )
     common = _override(asdict(PUBLISHED), study.recipe)
     runs = tuple(
         RunSpec(

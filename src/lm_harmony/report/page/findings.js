@@ -34,7 +34,7 @@ const ceilingNote = () => {
 
 const auditLines = ({ flagged, flips, leads }) => [
   element("h3", { text: "Preparedness audit" }),
-  element("p", { class: "note", text: "Models whose direct rank is better than their trained rank by more than both errors. The direct ranking favours them, for example because they have practised such tasks or formats." }),
+  element("p", { class: "note", text: "Models whose direct rank is better than their trained rank by more than the errors of both ranks explain (1.96 standard errors of the difference). The direct ranking favours them, for example because they have practised such tasks or formats." }),
   flagged.length
     ? element("ul", { class: "flagged" }, ...flagged.map(([i, direct, trained]) => element("li", {}, nameElement(board.models[i].name), ` rank ${direct} → ${trained}`)))
     : element("p", { text: "No model is flagged." }),

@@ -153,6 +153,8 @@ const showStatus = (page) => {
   }
   if (state.view === "gain") sentences.push("gain: trained score minus direct score, positive is better; PC1 is that of the trained scores");
   for (const view of ["direct", "trained"]) if (!board.has(view)) sentences.push(`this source has no ${view} scores, so ranks before and after training cannot be compared`);
+  const region = byId("board-region");
+  if (region.scrollWidth > region.clientWidth + 1) sentences.push("scroll the table sideways to see all columns");
   byId("standing").textContent = `${sentences.join(" · ")}.`;
   showLegend(page);
 };
