@@ -72,11 +72,8 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
             f"tau is larger after training for {summary.change.improved:.1%} of {summary.change.pairs} pairs of benchmarks"
         )
     for name, found in summary.agreements.items():
-        categories = found.by_category()["mean"]
-        if len(categories) == 1:
-            continue
-        means = ", ".join(f"{category} {mean:.3f}" for category, mean in categories.items())
-        lines.append(f"mean tau with all others by category, {name}: {means}")
+        means = [f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items()]
+        lines += [f"mean tau with all others by category, {name}: {', '.join(means)}"] if len(means) > 1 else []
     for preparation, fitted in summary.components.items():
         shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:5])
         lines.append(f"components, {preparation}: variance explained {shares}; on {fitted.basis}")
