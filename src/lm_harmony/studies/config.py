@@ -102,11 +102,7 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     if execution.device_map is not None and study.joint > 1:
         raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
     _check_choice(study, places)
-    if not study.direct and "direct_fewshot" in study.model_fields_set:
-        raise places.error(
-            ("direct_fewshot",),
-            f"direct_fewshot = {study.direct_fewshot} contradicts direct = false: no direct score is made. Remove one of them.",
-        )
+    _check_direct(study, places)
     common = _override(asdict(PUBLISHED), study.recipe)
     runs = tuple(
         RunSpec(
@@ -137,6 +133,14 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
         models_dir=_path(base, study.models_dir),
         joint=study.joint,
     )
+
+
+def _check_direct(study: StudyFile, places: Places) -> None:
+    if not study.direct and "direct_fewshot" in study.model_fields_set:
+        raise places.error(
+            ("direct_fewshot",),
+            f"direct_fewshot = {study.direct_fewshot} contradicts direct = false: no direct score is made. Remove one of them.",
+        )
 
 
 def _check_choice(study: StudyFile, places: Places) -> None:
