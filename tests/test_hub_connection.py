@@ -17,7 +17,7 @@ from lm_harmony.hub_connection import is_connection_error
 ASK = """
 import logging, sys
 logging.basicConfig(format="log: %(message)s", stream=sys.stdout)
-from lm_harmony.benchmarks.harness.task import open_task
+from lm_harmony.benchmarks.harness.group import open_task
 from lm_harmony.errors import HarmonyError
 from lm_harmony.models.loading import load_model
 

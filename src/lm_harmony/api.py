@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -51,8 +52,7 @@ def evaluate(
         seed: determines the validation split, the order of training rows, dropout and the initial adapter.
         metric: metric that chooses the epoch ("acc_norm,none"); None: the benchmark's own.
         caps: largest number of rows of each split; None: those of the BenchmarkSpec, or the published ones.
-        direct: score the model before training too; (0, 5): without examples and with five before each question (few-shot),
-            which are ``record.direct`` and ``record.direct_fewshot[5]``; ("task",): with as many as the task's file says.
+        direct: score the model before training too; (0, 5): without and with five examples before each question (few-shot).
         results_dir: folder that keeps the run, in the layout of a study: a finished run is returned from there, an unfinished
             one is continued. None: a temporary folder.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto"; a loaded model stays where it is.
@@ -74,11 +74,14 @@ def evaluate(
             recipe=recipe,
             seed=seed,
             metric=metric,
-            direct=direct is not False,
-            direct_fewshot=(0,) if isinstance(direct, bool) else direct,
+            **_direct_scores(direct),
             execution=Execution(device=device),
         )
         return _carry_out(RunLocation(spec=spec, results_dir=results), cache)
+
+
+def _direct_scores(direct: bool | tuple[Shots, ...]) -> dict[str, Any]:
+    return {"direct": direct} if isinstance(direct, bool) else {"direct": True, "direct_fewshot": direct}
 
 
 def fine_tune(
