@@ -144,6 +144,11 @@ def check_flag(field: str, value: object) -> None:
         raise UsageError(f"{field} must be true or false, got {value!r}. Write it without quotes.")
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a count with its word: "1 row", "2,000 rows"; ``many`` is the word for several if it is not ``one`` with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" with the known names that are similar to ``name``, or "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

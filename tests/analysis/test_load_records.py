@@ -260,7 +260,7 @@ def test_a_board_says_which_models_have_derived_lora_targets(tmp_path: Path) -> 
     matrix = ScoreMatrix.from_records(tmp_path)
     assert matrix.notes == (
         "adapters change different modules, because PEFT has no default for some models: q_proj v_proj in olmo; qkv_proj in phi; "
-        "PEFT's default in 1 models",
+        "PEFT's default in 1 model",
     )
     assert matrix.notes[0] in own_board(matrix).notes
 
@@ -271,7 +271,7 @@ def test_scores_of_several_versions_are_noted(tmp_path: Path) -> None:
     assert ScoreMatrix.from_records(tmp_path).notes == ()
     write_run(tmp_path, model="c", versions={"lm_eval": "0.4.12", "lm-harmony": "0.1.0"})
     matrix = ScoreMatrix.from_records(tmp_path)
-    assert matrix.notes == ("arc_easy: its scores mix versions of lm_eval: 0.4.12 in 1 runs, 0.4.13 in 2 runs",)
+    assert matrix.notes == ("arc_easy: its scores mix versions of lm_eval: 0.4.12 in 1 run, 0.4.13 in 2 runs",)
     assert matrix.notes[0] in own_board(matrix).notes
 
 
@@ -286,8 +286,8 @@ def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> No
     task.write_text("task: owl\n")
     write_run(tmp_path / "results", model="b", sources=None)
     assert ScoreMatrix.from_records(tmp_path / "results").notes == (
-        "arc_easy: 1 runs are not current: own.yaml changed since",
-        "1 runs were made before sources were recorded, so it is not known whether they are current",
+        "arc_easy: 1 run is not current: own.yaml changed since",
+        "1 run was made before sources were recorded, so it is not known whether it is current",
     )
 
 
@@ -306,7 +306,7 @@ def test_files_without_permission_are_skipped(tmp_path: Path) -> None:
     write_run(tmp_path / "results", model="a", sources=tuple(sources))
     (record,) = (store.record() for store in find_runs(tmp_path / "results"))
     notes = list(provenance_notes([record]))
-    assert notes == ["arc_easy: 1 runs are not current: own.yaml, train.jsonl changed since"]  # negative control
+    assert notes == ["arc_easy: 1 run is not current: own.yaml, train.jsonl changed since"]  # negative control
     private.chmod(0)
     was_root = os.geteuid() == 0
     tmp_path.chmod(0o755)

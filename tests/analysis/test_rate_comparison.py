@@ -133,7 +133,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         with pytest.raises(UsageError, match=message):
             chosen_rates(first, second)
     one = write_results(tmp_path / "one", "a", SEVERAL)
-    with pytest.raises(UsageError, match="fixed: 1 models and 5 benchmarks have a trained score in both"):
+    with pytest.raises(UsageError, match="fixed: 1 model and 5 benchmarks have a trained score in both"):
         compared(one, fixed)
 
 

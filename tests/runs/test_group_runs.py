@@ -35,7 +35,7 @@ from lm_harmony.benchmarks.task_yaml import read_task_yaml
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.cli.main import main
 from lm_harmony.engine.memory import MemoryBudget
-from lm_harmony.errors import BenchmarkError, HarmonyError, StoreError, UsageError
+from lm_harmony.errors import BenchmarkError, HarmonyError, StoreError, UsageError, counted
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.report.export import export
 from lm_harmony.report.recomputed_scores import recompute
@@ -365,6 +365,25 @@ def test_the_metric_of_a_group_or_a_task_is_checked_when_a_study_is_read(world: 
     command = f"run --base_model {world}/one --include_path {world} --train_on quiz --device cpu"
     assert main([*command.split(), "--task_name", "exams", "--train_param.metric_for_best_model", "f1,none"]) == 1
     assert "train_param.metric_for_best_model = f1,none: benchmark exams.train_on.quiz has no" in capsys.readouterr().err
+
+
+def test_a_task_without_a_metric_of_the_group_is_named(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One task has and does, several have and do. A count of one has no plural."""
+    for name, metrics in (("bare", ["acc"]), ("nude", ["acc"])):
+        rows = {"test": _rows(3, 700, 2)}
+        _task(tmp_path, name, rows, metric_list=[{"metric": one, "aggregation": "mean"} for one in metrics])
+    text = (world / "plain.yaml").read_text(encoding="utf-8")
+    (tmp_path / "plain.yaml").write_text(text, encoding="utf-8")
+    for tasks, words in (
+        ("bare", "bare has no acc_norm,none and does not"),
+        ("bare, nude", "bare, nude have no acc_norm,none and do"),
+    ):
+        file = tmp_path / "ga.yaml"
+        file.write_text(f"group: ga\ntask: [plain, {tasks}]\naggregate_metric_list: [{{metric: acc_norm}}]\n", encoding="utf-8")
+        open_benchmark(str(file), use="scoring")
+        assert words in caplog.text
+    assert (counted(1, "row"), counted(0, "row"), counted(2000, "row")) == ("1 row", "0 rows", "2,000 rows")
+    assert (counted(1, "run is", "runs are"), counted(2, "run is", "runs are")) == ("1 run is", "2 runs are")
 
 
 def test_metrics_in_files_are_those_of_lm_eval(world: Path) -> None:

@@ -167,7 +167,7 @@ def test_boards_tables_and_the_page_show_both(world: Path, tmp_path: Path) -> No
     note = (
         "boolq: near duplicates of scored rows are left out: 3 training rows (3 with other choices or in another order of them)"
     )
-    assert any(one.startswith(note) and one.endswith("in 1 of 1 runs") for one in plain.notes)
+    assert any(one.startswith(note) and one.endswith("in 1 of 1 run") for one in plain.notes)
 
 
 def test_exports_have_both(world: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_study_takes_train_on_under_a_benchmark(world: Path) -> None:
     [
         (
             {"task": "arc_easy", "train_on": "arc_eazy"},
-            "benchmarks[0].train_on: task_name: lm_eval has no task 'arc_eazy'. Did you",
+            "benchmarks[0].train_on: lm_eval has no task 'arc_eazy'. Did you",
         ),
         ({"task": "arc_easy", "train_on": "arc_easy"}, "benchmarks[0].train_on = arc_easy is the benchmark itself"),
         (
@@ -174,7 +174,7 @@ def test_a_study_takes_train_on_under_a_benchmark(world: Path) -> None:
         ),
         ({"task": "wikitext", "train_on": "gsm8k"}, "and wikitext has loglikelihood_rolling. Choose another task."),
         ({"task": "arc_easy", "train_on": 3}, "benchmarks[0].train_on must be text, got 3"),
-        ({"task": "arc_easy", "train_on": " "}, "train_on: task_name is empty"),
+        ({"task": "arc_easy", "train_on": " "}, "train_on is empty"),
     ],
 )
 def test_a_study_with_a_wrong_train_on_is_refused_with_its_place(benchmark: Any, message: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import base_of
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.significance import Z_THRESHOLD
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,8 +56,9 @@ def audit(matrix: ScoreMatrix) -> Audit:
         part, _ = part.complete(preparation)
     if len(part.models) < 3 or len(part.benchmarks) < 2:
         raise UsageError(
-            f"audit: {matrix.source} has direct and trained scores of {len(part.models)} models on {len(part.benchmarks)} "
-            "benchmarks, but 3 models and 2 benchmarks are needed. Run them without --no-eval_before_train (direct: true)."
+            f"audit: {matrix.source} has direct and trained scores of {counted(len(part.models), 'model')} on "
+            f"{counted(len(part.benchmarks), 'benchmark')}, "
+            f"but 3 models and 2 benchmarks are needed. Run them without --no-eval_before_train (direct: true)."
         )
     pc1 = {name: components(part, name).pc1 for name in ("direct", "trained")}
     ranks = {name: scores.rank(ascending=False, method="min") for name, scores in pc1.items()}

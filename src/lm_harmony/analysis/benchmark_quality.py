@@ -11,7 +11,7 @@ from lm_harmony.analysis.noise_ceiling import noise_ceiling
 from lm_harmony.analysis.pca import components
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.analysis.significance import distinguishable_pairs
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 
 COLUMNS = ("signal_to_noise", "distinguishable", "retest_tau", "pearson_rest", "tau_rest", "mean_tau", "mean_pearson")
 """Columns of the table of ``benchmark_quality``."""
@@ -32,7 +32,7 @@ def benchmark_quality(matrix: ScoreMatrix, preparation: Preparation = "trained")
     part, _ = matrix.downstream().complete(preparation)
     if len(part.benchmarks) < 3:
         raise UsageError(
-            f"benchmark quality: {matrix.source} has {len(part.benchmarks)} benchmarks without gaps, but 3 are needed."
+            f"benchmark quality: {matrix.source} has {counted(len(part.benchmarks), 'benchmark')} without gaps, but 3 are needed."
         )
     table = pd.DataFrame(np.nan, index=list(part.benchmark_names), columns=list(COLUMNS))
     try:

@@ -15,7 +15,7 @@ from lm_harmony.analysis.near_duplicate_scores import mean_over_seeds, score_wit
 from lm_harmony.analysis.provenance import provenance_notes
 from lm_harmony.analysis.score_rows import PREPARATIONS, Preparation, ScoreRow, ScoreRows
 from lm_harmony.benchmarks.types import Score
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import StoreError, UsageError, counted
 from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.shots import samples_file
@@ -108,7 +108,7 @@ def _with_lm_eval(rows: Sequence[ScoreRow], results: Path) -> tuple[list[ScoreRo
     known = {row.key: row for row in rows}
     added = lm_eval_rows(results, {row.benchmark: row.metric for row in rows if row.metric})
     used = [row for row in added if row.key not in known or known[row.key].value is None]
-    note = f"{len(used)} direct scores are from output folders of lm_eval"
+    note = f"{counted(len(used), 'direct score is', 'direct scores are')} from output folders of lm_eval"
     if len(used) < len(added):
         note += f"; {len(added) - len(used)} were left out, because a run of ours has the same score"
     return list({**known, **{row.key: row for row in used}}.values()), (note,)

@@ -27,7 +27,7 @@ from lm_harmony.analysis.agreement import SIZES, Grouping, agreement, group_of, 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.score_rows import Preparation
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,8 +84,9 @@ def noise_ceiling(matrix: ScoreMatrix, preparation: Preparation = "trained") -> 
     known = [str(task) for task in errors if errors[task].notna().all()]
     if len(known) < 2 or len(part.models) < 3:
         raise UsageError(
-            f"noise ceiling: {matrix.source} has {len(known)} benchmarks with {preparation} scores and standard errors of "
-            f"{len(part.models)} models, but two benchmarks and three models are needed. Add scores with standard errors."
+            f"noise ceiling: {matrix.source} has {counted(len(known), 'benchmark')} with {preparation} scores and standard "
+            f"errors of {counted(len(part.models), 'model')}, but two benchmarks and three models are needed. "
+            f"Add scores with standard errors."
         )
     part = part.subset(benchmarks=known)
     values, errors = part.oriented(preparation), errors[known]

@@ -20,7 +20,7 @@ import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import CompletePart, Preparation
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 
 PC1_SCALE = 100
 """Component scores are reported times this factor."""
@@ -143,7 +143,7 @@ class ReferenceBoard:
 
     def __str__(self) -> str:
         """Return name, size and fingerprint, as tables and pages show them."""
-        size = f"{len(self.models)} models x {len(self.benchmarks)} benchmarks"
+        size = f"{counted(len(self.models), 'model')} x {counted(len(self.benchmarks), 'benchmark')}"
         return f"{self.name}, {self.preparation}, {size}, reference {self.fingerprint} (format {FORMAT})"
 
     def project(self, oriented: pd.DataFrame) -> pd.Series[float]:

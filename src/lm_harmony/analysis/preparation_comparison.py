@@ -23,7 +23,7 @@ from scipy.special import stdtrit
 from lm_harmony.analysis.bootstrap import CONFIDENCE, MIN_BENCHMARKS
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Preparation
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 from lm_harmony.runs.shots import shown_direct
 
 DRAWS = 200
@@ -90,8 +90,8 @@ def compare_preparations(matrix: ScoreMatrix, *, draws: int = DRAWS, seed: int =
     if len(part.models) < 2 or len(part.benchmarks) < 2 or constant:
         reason = f"all models have the same {constant[0]} score on one" if constant else "two of each are needed"
         raise UsageError(
-            f"comparison of preparations: {matrix.source} has {', '.join(present)} scores of {len(part.models)} models on "
-            f"{len(part.benchmarks)} benchmarks; {reason}. Add runs, or leave a benchmark out."
+            f"comparison of preparations: {matrix.source} has {', '.join(present)} scores of {counted(len(part.models), 'model')}"
+            f" on {counted(len(part.benchmarks), 'benchmark')}; {reason}. Add runs, or leave a benchmark out."
         )
     scores = {name: (values[name], part.scores(name).stderrs.to_numpy()) for name in present}
     table, differences = agreement_tables(scores, draws=draws, seed=seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lm_harmony.benchmarks.catalogue import name_parts
 from lm_harmony.benchmarks.recurrence import recurring
+from lm_harmony.errors import counted
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
@@ -44,24 +45,28 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
         dropped = [one for record in group if (one := record.data.dropped_near_duplicates) is not None]
         if dropped:
             most = max(dropped, key=lambda one: sum(one.train.values()))
-            yield f"{benchmark}: {most.sentence()}, in {len(dropped)} of {len(group)} runs"
+            yield f"{benchmark}: {most.sentence()}, in {len(dropped)} of {counted(len(group), 'run')}"
         for package in _DECIDING:
             versions = Counter(version for record in group if (version := _version(record, package)) is not None)
             if len(versions) > 1:
-                counts = ", ".join(f"{version} in {count} runs" for version, count in sorted(versions.items()))
+                counts = ", ".join(f"{version} in {counted(count, 'run')}" for version, count in sorted(versions.items()))
                 yield f"{benchmark}: its scores mix versions of {package}: {counts}"
         for changed, count in sorted(Counter(filter(None, (changed_files(record.sources, states) for record in group))).items()):
-            yield f"{benchmark}: {count} runs are not current: {changed}"
+            yield f"{benchmark}: {counted(count, 'run is', 'runs are')} not current: {changed}"
         quantized = Counter(kind for record in group if (kind := record.spec.recipe.quantize) is not None)
         for kind, count in sorted(quantized.items()):
-            yield f"{benchmark}: {count} of {len(group)} runs have weights quantized to {kind}, which is another recipe"
+            have = "has" if count == 1 else "have"
+            runs = f"{count} of {counted(len(group), 'run')} {have}"
+            yield f"{benchmark}: {runs} weights quantized to {kind}, which is another recipe"
         tuned = sum(len(record.spec.recipe.rates) > 1 for record in group)
         if tuned:
-            yield f"{benchmark}: {tuned} of {len(group)} runs chose their learning rate on validation, which is another recipe"
+            runs = f"{tuned} of {counted(len(group), 'run')}"
+            yield f"{benchmark}: {runs} chose their learning rate on validation, which is another recipe"
     yield from _mixed_targets(record for group in found.values() for record in group)
     unrecorded = sum(record.sources is None for group in found.values() for record in group)
     if unrecorded:
-        yield f"{unrecorded} runs were {UNRECORDED}, so it is not known whether they are current"
+        were, they = ("was", "it is") if unrecorded == 1 else ("were", "they are")
+        yield f"{counted(unrecorded, 'run')} {were} {UNRECORDED}, so it is not known whether {they} current"
 
 
 def _other_rows(group: Sequence[RunRecord]) -> str:
@@ -86,7 +91,7 @@ def _mixed_targets(records: Iterable[RunRecord]) -> Iterator[str]:
     if not derived or len(models) == 1:
         return
     listed = [f"{' '.join(targets)} in {shortened(sorted(names))}" for targets, names in derived.items()]
-    others = f"; PEFT's default in {len(models[()])} models" if models.get(()) else ""
+    others = f"; PEFT's default in {counted(len(models[()]), 'model')}" if models.get(()) else ""
     yield f"adapters change different modules, because PEFT has no default for some models: {'; '.join(listed)}{others}"
 
 

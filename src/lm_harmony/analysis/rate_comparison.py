@@ -20,7 +20,7 @@ from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.preparation_comparison import agreement_tables, shown_agreement
 from lm_harmony.analysis.score_rows import CompletePart
 from lm_harmony.analysis.subsets import common_part
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import StoreError, UsageError, counted
 from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.record import RunRecord
 
@@ -54,7 +54,7 @@ class RateComparison:
         largest = self.moves["move"].abs().max()
         most = self.moves[self.moves["move"].abs() == largest]
         widths = (self.moves["high"] - self.moves["low"]).median()
-        rates = ", ".join(f"{rate:g} by {runs} runs" for rate, runs in self.chosen["runs"].items())
+        rates = ", ".join(f"{rate:g} by {counted(runs, 'run')}" for rate, runs in self.chosen["runs"].items())
         lines = [f"learning rate: chosen on validation were {rates}; compared on {self.basis}"]
         for name, row in self.agreement.iterrows():
             shown = str(name).replace(" - ", " minus ")

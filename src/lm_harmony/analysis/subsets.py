@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.score_rows import CompletePart
-from lm_harmony.errors import UsageError, did_you_mean
+from lm_harmony.errors import UsageError, counted, did_you_mean
 
 
 def chosen_models(
@@ -65,7 +65,8 @@ def common_part(matrices: Iterable[ScoreMatrix], where: str, command: str) -> Co
     tasks = tuple(name for name in first.benchmarks if all(name in other.benchmarks for other in others))
     if len(models) < 2 or len(tasks) < 2:
         raise UsageError(
-            f"{command}: {len(models)} models and {len(tasks)} benchmarks have a trained score {where}, but two of each are "
+            f"{command}: {counted(len(models), 'model')} and {counted(len(tasks), 'benchmark')} "
+            f"have a trained score {where}, but two of each are "
             f"needed. Run what is missing."
         )
     every_model = dict.fromkeys(name for matrix in known for name in matrix.model_names)

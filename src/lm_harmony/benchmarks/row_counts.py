@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lm_harmony.errors import FILE_RULES
+from lm_harmony.errors import FILE_RULES, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class TrainOnRecord:
 
     def sentence(self) -> str:
         """Return the counts as one sentence without a full stop, for people."""
-        rows = ", ".join(f"{count:,} rows of {task}" for task, count in self.rows.items())
+        rows = ", ".join(f"{counted(count, 'row')} of {task}" for task, count in self.rows.items())
         recurring = self.exact + self.overlapping
-        left_out = f"{recurring:,} rows that recur in the test rows are left out"
+        left_out = f"{counted(recurring, 'row that recurs in the test rows is', 'rows that recur in the test rows are')} left out"
         if recurring:
             left_out += f" ({self.exact:,} with the same question, {self.overlapping:,} with 13 words in a row)"
-        unusable = f"; {self.unusable:,} rows could not be used" if self.unusable else ""
+        unusable = f"; {counted(self.unusable, 'row')} could not be used" if self.unusable else ""
         return f"trained and validated on {rows}; {left_out}{unusable}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lm_harmony.cli.console import Format, say, show_table
-from lm_harmony.errors import MissingExtra, UsageError, check_integer, check_number
+from lm_harmony.errors import MissingExtra, UsageError, check_integer, check_number, counted
 from lm_harmony.runs.preflight import check_folder
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def analyze(
     written = write_tables(made, output)
     if figures:
         written += write_figures(made, output / "figures", pair=bump)
-    say(*summary_lines(made), f"{len(written)} files in {output}, {output / 'summary.md'} is the overview")
+    say(*summary_lines(made), f"{counted(len(written), 'file')} in {output}, {output / 'summary.md'} is the overview")
 
 
 def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "table") -> None:
@@ -115,7 +115,8 @@ def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "t
     if format != "table":
         return
     say(
-        f"ranks by PC1 among {len(found.models)} models, on {len(found.benchmarks)} benchmarks; z is difference / error, "
+        f"ranks by PC1 among {counted(len(found.models), 'model')}, "
+        f"on {counted(len(found.benchmarks), 'benchmark')}; z is difference / error, "
         "* marks z above 1.96",
         *audit_lines(found),
         "A mark says that the direct scores favour a model, not why: practice on the benchmark, instruction tuning or a prompt "

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lm_harmony.cli.analyze import PUBLISHED, analyze, audit, read
 from lm_harmony.cli.console import PIPE_WIDTH, Format, say, show_table
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 from lm_harmony.runs.shots import shots_of
 
 
@@ -123,7 +123,10 @@ def page(
     data = page_data(matrix, published=published or only_published)
     write_page(data, output)
     size = output.stat().st_size / 1e6
-    say(f"{output}: {len(data['models'])} models x {len(data['benchmarks'])} benchmarks, {size:.1f} MB. Open it in a browser.")
+    say(
+        f"{output}: {counted(len(data['models']), 'model')} x "
+        f"{counted(len(data['benchmarks']), 'benchmark')}, {size:.1f} MB. Open it in a browser."
+    )
 
 
 COMMANDS = (leaderboard, analyze, audit, compare, page)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lm_harmony.cli.console import say
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import UsageError, counted
 from lm_harmony.runs.preflight import check_folder
 
 _MOST_LEFT_OUT = 10
@@ -57,7 +57,7 @@ def export(
     more = len(written.left_out) - _MOST_LEFT_OUT
     if more > 0:
         say(f"{more} more are left out", stderr=True)
-    say(f"{len(written.files)} {'file' if len(written.files) == 1 else 'files'} in {output}")
+    say(f"{counted(len(written.files), 'file')} in {output}")
     if pull_request:
         for model, url in upload.propose_scores(output, written.files):
             say(f"{model}: {url}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lm_harmony.cli.console import Format, say, show_rows
+from lm_harmony.errors import counted
 from lm_harmony.models.model_folder import shown_name
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.studies.calibration import calibrate, smallest_run
@@ -66,7 +67,7 @@ def show_plan(plan: Plan, workers: int, format: Format = "table") -> None:
         console.print(*_cards(plan), sep="\n", markup=False, highlight=False)
         console.print(_constants(plan.hardware, decoding="decoding" in plan.phases))
     runs = sum(model.runs for model in plan.models)
-    total = f"{runs} runs, {_time(plan.hours)} for one worker"
+    total = f"{counted(runs, 'run')}, {_time(plan.hours)} for one worker"
     if workers > 1:
         total += f", {_time(plan.hours / workers)} for {workers} (if no worker is idle)"
     Console().print(f"{total}; {plan.disk_bytes / 2**30:.2f} GiB stay on disk.", markup=False, highlight=False)

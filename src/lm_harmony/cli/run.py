@@ -15,6 +15,7 @@ from lm_harmony.benchmarks.types import FewShotScore
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
+from lm_harmony.errors import counted
 from lm_harmony.fast_imports import fast_imports
 from lm_harmony.progress import display
 from lm_harmony.runs.choice import best_by_rate, chosen_rate
@@ -103,9 +104,9 @@ def closing_lines(record: RunRecord) -> list[str]:
         lines.append(f"Best {record.metric} on validation by learning rate: {reached}. {chosen_rate(record):g} was chosen.")
     return [
         *lines,
-        f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {data.validation:,} validation rows "
+        f"Epoch {record.chosen_epoch} of {len(record.epochs)} was chosen on {counted(data.validation, 'validation row')} "
         f"({record.metric} {chosen.validation[record.metric]:.4f}). "
-        f"{data.train:,} training rows, {data.test:,} test rows. ± is one standard error.",
+        f"{counted(data.train, 'training row')}, {counted(data.test, 'test row')}. ± is one standard error.",
     ]
 
 
@@ -151,7 +152,7 @@ def result_table(record: RunRecord) -> Table:
         cells = [f"[bold]{metric}[/bold]" if metric == record.metric else metric]
         table.add_row(*cells, *(score.shown(metric) for score in record.scores.values()))
         if apart := record.without_near_duplicates:
-            rows = f"  {next(iter(apart.values())).documents:,} rows without near duplicates"
+            rows = f"  {counted(next(iter(apart.values())).documents, 'row')} without near duplicates"
             table.add_row(rows, *(apart[name].shown(metric) if name in apart else "" for name in record.scores))
     for task in _subtasks(record):
         parts = (score.subtasks.get(task) for score in record.scores.values())

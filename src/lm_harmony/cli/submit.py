@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lm_harmony.cli.console import say
-from lm_harmony.errors import HarmonyError, UsageError
+from lm_harmony.errors import HarmonyError, UsageError, counted
 from lm_harmony.fast_imports import fast_imports
 from lm_harmony.runs.conflicts import refuse_other_files
 from lm_harmony.runs.preflight import check_folder, check_request, check_results_folder
@@ -222,7 +222,7 @@ def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
         shots = shots_of(name) or 0
         again = score_part_again(found.record, spec, samples, shots=shots, weights=weights.get(name), share=SHARE, seed=seed)
         told = (
-            f"{name}: {again.documents} test rows scored again (seed {seed}), {again.differing} with another outcome, "
+            f"{name}: {counted(again.documents, 'test row')} scored again (seed {seed}), {again.differing} with another outcome, "
             f"log-likelihoods differ by at most {again.largest:.2g}"
         )
         if again.differing > max(1, MOST_DIFFERING * again.documents):

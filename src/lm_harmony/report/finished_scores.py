@@ -99,7 +99,7 @@ class FinishedScore:
         if recipe.quantize is not None:
             adapter += f" on {recipe.quantize} weights"
         other = record.spec.benchmark.train_on
-        rows = f"{record.data.train} training rows" + (
+        rows = f"{record.data.train} training row{'s' * (record.data.train != 1)}" + (
             "" if other is None else f" of {Path(other).stem if other.endswith('.yaml') else other}"
         )
         chosen = f"epoch {record.chosen_epoch} of {len(record.epochs)}" + (

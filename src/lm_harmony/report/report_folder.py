@@ -31,6 +31,7 @@ from lm_harmony.analysis.load_tables import LONG, csv_text
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.noise_ceiling import NoiseCeiling
 from lm_harmony.analysis.summary import AnalysisSummary
+from lm_harmony.errors import counted
 from lm_harmony.report.tables import board_csv
 
 
@@ -59,7 +60,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
     matrix = summary.matrix
     present = [preparation for preparation in matrix.preparations if matrix.has(preparation)]
     gaps = ", ".join(f"{len(matrix.gaps(preparation))} {preparation} scores missing" for preparation in present)
-    lines = [f"{len(matrix.models)} models, {len(matrix.benchmarks)} benchmarks; {gaps}"]
+    lines = [f"{counted(len(matrix.models), 'model')}, {counted(len(matrix.benchmarks), 'benchmark')}; {gaps}"]
     for name, found in summary.agreements.items():
         lines.append(
             f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
@@ -67,10 +68,8 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
         )
     if summary.preparations is not None:
         lines += summary.preparations.sentences()
-    if summary.change is not None:
-        lines.append(
-            f"tau is larger after training for {summary.change.improved:.1%} of {summary.change.pairs} pairs of benchmarks"
-        )
+    if (trained := summary.change) is not None:
+        lines.append(f"tau is larger after training for {trained.improved:.1%} of {counted(trained.pairs, 'pair')} of benchmarks")
     for name, found in summary.agreements.items():
         means = [f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items()]
         lines += [f"mean tau with all others by category, {name}: {', '.join(means)}"] if len(means) > 1 else []

@@ -115,7 +115,7 @@ def _train_and_validate(
         try:
             while not training.finished:
                 name = f"epoch {len(records) + 1}/{spec.recipe.total_epochs}"
-                with phase(name, f"{len(run.splits.train)} training rows"):
+                with phase(name, f"{len(run.splits.train)} training row{'s' * (len(run.splits.train) != 1)}"):
                     epoch = replace((yield training), number=len(records) + 1)  # counted over all learning rates
                 saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
                 validating = Meter()

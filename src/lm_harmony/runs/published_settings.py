@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.benchmarks.types import TRAIN_SHARE, Caps
+from lm_harmony.errors import counted
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.runs.spec import RunSpec
 
@@ -35,7 +36,7 @@ def differences_from_published(spec: RunSpec, training_rows: int) -> tuple[str, 
     found = []
     rows = published_training_rows(spec.benchmark.task)
     if training_rows < ENOUGH * rows:
-        found.append(f"{training_rows:,} training rows instead of {rows:,}")
+        found.append(f"{counted(training_rows, 'training row')} instead of {rows:,}")
     for field in fields(PUBLISHED):
         own, published = getattr(spec.recipe, field.name), getattr(PUBLISHED, field.name)
         if field.name not in _ROUNDING and own != published:

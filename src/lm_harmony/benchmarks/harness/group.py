@@ -52,7 +52,9 @@ class HarnessGroup:
         for key in self.metrics:
             without = [task.name for task in self.subtasks if key not in task.metrics]
             if without:
-                log.warning("group %s: %s have no %s and do not count in it, as in lm_eval.", self.name, ", ".join(without), key)
+                have, verb = ("has", "does") if len(without) == 1 else ("have", "do")
+                names = f"{', '.join(without)} {have}"
+                log.warning("group %s: %s no %s and %s not count in it, as in lm_eval.", self.name, names, key, verb)
 
     def with_prompt(self, prompt: Prompt) -> HarnessGroup:
         """Change the prompts and answers of all tasks as ``HarnessTask.with_prompt`` does, and return the group."""
