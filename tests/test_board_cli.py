@@ -50,7 +50,7 @@ def test_notes_on_mixed_recipes_reach_who_reads_csv(results: Path, tmp_path: Pat
     recipe = replace(PUBLISHED, quantize="nf4")
     for number, task in enumerate(TASKS):
         write_run(mixed, model="local/e", task=task, trained=0.3 + 0.1 * number, recipe=recipe)
-    note = "sciq: 1 of 5 runs have weights quantized to nf4, which is another recipe"
+    note = "sciq: 1 of 5 runs has weights quantized to nf4, which is another recipe"
     done = harmony("leaderboard", str(mixed), "--format", "csv")
     assert note in done.stderr.splitlines() and len(list(csv.DictReader(io.StringIO(done.stdout)))) == 5
     assert note not in harmony("leaderboard", str(results), "--format", "csv").stderr  # negative control
