@@ -227,7 +227,9 @@ def test_a_submission_with_another_such_score_is_refused(world: Path, tmp_path: 
         values["without_near_duplicates"]["trained"]["metrics"]["acc,none"] = 0.987
 
     for folder, change in ((tmp_path / "right", lambda values: None), (tmp_path / "wrong", other)):
-        path, _ = pack(_changed(_store(world), folder, change), folder / "out")
+        store = _changed(_store(world), folder, change)
+        path = folder / "out" / "run.zip"
+        pack(store, store.record(), path)
         (folder / "opened").mkdir()
         if folder.name == "right":
             assert open_submission(path, folder / "opened").record.without_near_duplicates
