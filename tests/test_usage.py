@@ -36,7 +36,10 @@ def printed(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         ("run --base_modl x --task_name y", "missing: --base_model. Unknown: --base_modl. Did you mean '--base_model'?"),
         ("run --base_model", "missing value for argument '--base_model'."),
         ("run --base_model a --task_name b --train_param.learning_rat 3", "Did you mean --train_param.learning_rate?"),
-        ("run --base_model a --task_name b --train_param.learning_rate x", "could not convert string to float: 'x'"),
+        (
+            "run --base_model a --task_name b --train_param.learning_rate x",
+            "--train_param.learning_rate must be a number, got 'x'.",
+        ),
         ("run --base_model a --task_name b --split_protocol x", "Expected one of ('clean', 'published')."),
         ("plan x.yaml --worker 3", "unrecognized options: --worker, 3. Did you mean --workers?"),
         ("page --format x", "unrecognized or misplaced options: --format x."),  # another command has this flag

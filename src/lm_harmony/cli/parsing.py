@@ -107,6 +107,12 @@ def one_line(box: str, command: str) -> str:
     if optional:
         flag, kind, value = optional.groups()
         said = f"{flag} must be {_KINDS.get(kind, kind)}, got {value!r}."
+    several = re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", said)
+    if several:
+        said = f"{several[1]} must be values with spaces between them, of the type that the help shows, got {several[2]}."
+    number = re.match(r"Error parsing (--\S+): (?:could not convert string to|invalid literal for) (float|int)[^:]*: (.*)", said)
+    if number:
+        said = f"{number[1]} must be {_KINDS[number[2].upper()]}, got {number[3]}"
     return said[0].lower() + said[1:] + _suggestion(rest, command)
 
 
