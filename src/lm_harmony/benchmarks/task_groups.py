@@ -116,6 +116,9 @@ def find_group(name: str, include_path: Path | None = None) -> TaskGroup | None:
         return _checked(_build(str(values["group"]), file, values, {}, names, ()))
     if name in catalogue.BENCHMARKS and name not in own.files:
         return None
+    if name in own.tasks:  # without lm_eval's files, which take half a second to read
+        refuse_several("task_name", name, own.files[name])
+        return None
     names = _Names(own)
     kind, found = names.find(name, "task_name")
     return _checked(_build(name, found, read_task_yaml(found), {}, names, ())) if kind == "group" else None
