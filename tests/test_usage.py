@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from golden_study import COMMANDS
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ def printed(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("stuy x.yaml", "there is no command 'stuy'. Did you mean 'study' or 'status'? Commands: run, plan,"),
+        ("stuy x.yaml", "there is no command 'stuy'. Did you mean 'study' or 'status'? Commands: run, place,"),
         ("run", "missing: --base_model, --task_name."),
         ("run --base_modl x --task_name y", "missing: --base_model. Unknown: --base_modl. Did you mean '--base_model'?"),
         ("run --base_model", "missing value for argument '--base_model'."),
@@ -64,12 +65,25 @@ def test_underscores_and_dashes_both_work(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_short_help_has_a_line_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = printed("-h", capsys)
-    assert status == 0 and len(out.splitlines()) == 20 and "  study        Carry out the runs" in out
+    assert status == 0 and len(out.splitlines()) == 25 and "  study        Carry out the runs" in out
     status, out, _ = printed("run -h", capsys)
     assert status == 0 and len(out.splitlines()) == 3 and "Example: lm-harmony run --base_model" in out
     status, long, _ = printed("run --help", capsys)
     assert status == 0 and len(long.splitlines()) > 100
     assert "--version" in printed("--help", capsys)[1]
+
+
+def test_the_help_has_groups_of_commands_each_with_an_example(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = on_terminal("--help", 80, capsys, monkeypatch)
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    heads = [line for line in out.splitlines() if line.endswith(":")]
+    assert heads == ["One model:", "Studies of several models and benchmarks:", "Results:", "Exchange with others:", "Catalogue:"]
+    words = " ".join(out.split())
+    for command in COMMANDS:
+        assert f" {command} " in words and f" $ lm-harmony {command}" in words, f"{command} has no line or no example"
+    assert on_terminal("", 80, capsys, monkeypatch) == out
 
 
 def test_the_help_of_a_word_after_the_command_has_that_word(capsys: pytest.CaptureFixture[str]) -> None:

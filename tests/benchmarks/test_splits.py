@@ -163,8 +163,8 @@ def test_recurring_questions_are_found_whatever_their_label_and_notes(tmp_path: 
     assert rows_of(splits.train) == [1, 2, 3, 4, 5, 7]
     assert rows_of(splits.validation) == [0, 1, 2, 4]
     assert (splits.dropped_from_train, splits.dropped_from_validation) == (2, 1)
-    assert "own: 2 training rows dropped: their question is in validation or test." in caplog.text
-    assert "own: 1 validation rows dropped: their question is in test." in caplog.text
+    assert "own: 2 training rows dropped, whose question is in validation or test." in caplog.text
+    assert "own: 1 validation row dropped, whose question is in test." in caplog.text
     assert rows_of(split(task, "published").train) == list(range(8))
 
 
@@ -180,7 +180,7 @@ def test_training_rows_without_a_usable_answer_are_counted(label: Any, tmp_path:
         assert splits.without_answer == 1
         assert splits.dropped_from_train == 0
         assert all(example.continuation is not None for example in splits.train)
-    assert "own: 1 training rows dropped: their answer is not one of the choices, -1, empty or null." in caplog.text
+    assert "own: 1 training row dropped, whose answer is not one of the choices, -1, empty or null." in caplog.text
     with pytest.raises(BenchmarkError, match="the train split has no rows"):
         split(own_task(tmp_path, {**rows, "train": rows["train"][-1:]}, **PARITY))
 

@@ -88,7 +88,7 @@ def test_training_rows_with_an_answer_that_is_too_long_are_dropped_and_counted(
     assert (short.data.train, short.data.answer_too_long) == (6, 0)
     assert (long.data.train, long.data.answer_too_long) == (6, 1)
     assert (long.epochs, long.trained) == (short.epochs, short.trained)
-    assert "own: 1 training rows dropped: their answer is longer than a training text." in caplog.text
+    assert "own: 1 training row dropped, whose answer is longer than a training text." in caplog.text
 
 
 class Clock(datetime):

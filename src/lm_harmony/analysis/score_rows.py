@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lm_harmony.errors import counted
 from lm_harmony.runs.shots import shots_of
 
 Preparation = str
@@ -138,6 +139,6 @@ class CompletePart:
     def __str__(self) -> str:
         """Return the size and what was left out, in one line."""
         models, benchmarks = len(self.models), len(self.benchmarks)
-        size = f"{models} model{'s' * (models != 1)} x {benchmarks} benchmark{'s' * (benchmarks != 1)}"
+        size = f"{counted(models, 'model')} x {counted(benchmarks, 'benchmark')}"
         dropped = [*self.dropped_models, *self.dropped_benchmarks]
         return size + (f"; left out because of gaps: {', '.join(dropped)}" if dropped else "")

@@ -23,7 +23,7 @@ from lm_harmony.benchmarks.types import (
     SplitProtocol,
     fingerprint_of,
 )
-from lm_harmony.errors import BenchmarkError
+from lm_harmony.errors import BenchmarkError, counted
 from lm_harmony.progress import track
 
 log = logging.getLogger(__name__)
@@ -225,13 +225,13 @@ def disjoint(
         without_answer=without_answer,
         carved=carved,
     )
-    for count, what in (
-        (splits.dropped_from_train, "training rows dropped: their question is in validation or test"),
-        (splits.dropped_from_validation, "validation rows dropped: their question is in test"),
-        (splits.without_answer, "training rows dropped: their answer is not one of the choices, -1, empty or null"),
+    for count, role, why in (
+        (splits.dropped_from_train, "training", "question is in validation or test"),
+        (splits.dropped_from_validation, "validation", "question is in test"),
+        (splits.without_answer, "training", "answer is not one of the choices, -1, empty or null"),
     ):
         if count:
-            log.warning("%s: %d %s.", name, count, what)
+            log.warning("%s: %s dropped, whose %s.", name, counted(count, f"{role} row"), why)
     return splits
 
 

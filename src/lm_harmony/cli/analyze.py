@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -56,6 +57,8 @@ def analyze(
 ) -> None:
     """Write agreement, principal components, perplexity, significance and stability into a folder, as tables and figures.
 
+    Example: `lm-harmony analyze results -o analysis`
+
     Args:
         results: a folder of runs, a .csv or .json file of scores, or the word published; may be left out with --published.
         published: analyse the models of the published board, together with those of the results on its benchmarks.
@@ -73,13 +76,7 @@ def analyze(
     check_folder("output", output)
     _check_checkpoints(checkpoints)
     _check_fixed(results, fixed, published)
-    if figures:
-        try:
-            from lm_harmony.report.figures import write_figures
-        except ModuleNotFoundError as error:
-            raise MissingExtra(
-                f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
-            ) from error
+    draw = _figure_writer() if figures else None
     matrix = _wanted(_analysed(results, published), models, scale)
     if bump is not None:
         matrix.subset(benchmarks=bump)  # refuses unknown names before anything is written
@@ -89,13 +86,26 @@ def analyze(
     if fixed is not None and results is not None:
         made = replace(made, rates=_rates(matrix, results, fixed, _wanted(read(fixed), models, scale)))
     written = write_tables(made, output)
-    if figures:
-        written += write_figures(made, output / "figures", pair=bump)
+    if draw is not None:
+        written += draw(made, output / "figures", pair=bump)
     say(*summary_lines(made), f"{counted(len(written), 'file')} in {output}, {output / 'summary.md'} is the overview")
+
+
+def _figure_writer() -> Callable[..., list[Path]]:
+    """Return the function that draws the figures. Raises MissingExtra if matplotlib is not installed."""
+    try:
+        from lm_harmony.report.figures import write_figures
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"figures need {error.name}. Install it with: pip install 'lm-harmony[figures]', or add --no-figures."
+        ) from error
+    return write_figures
 
 
 def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "table") -> None:
     """List the models whose direct rank is better than their rank after training, with the error of the difference.
+
+    Example: `lm-harmony audit results`
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores, direct and trained.

@@ -24,6 +24,8 @@ def leaderboard(
 ) -> None:
     """Rank models by the first principal component (PC1) of their scores, with intervals and tie groups.
 
+    Example: `lm-harmony leaderboard results --published`
+
     Args:
         results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.
         published: rank on the PC1 of the published board (61 models x 24 benchmarks), which new models do not change.
@@ -74,6 +76,8 @@ def compare(
 ) -> None:
     """Compare two models on each benchmark, with paired tests where their outcomes were kept and Holm-corrected p-values.
 
+    Example: `lm-harmony compare results my/model EleutherAI/pythia-410m-deduped`
+
     Args:
         results: a folder of runs, a .csv or .json file of scores, or the word published for the published board.
         first: name of a model in the results, or the end of its folder's path.
@@ -107,6 +111,8 @@ def page(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("board.html"),
 ) -> None:
     """Write the board as one interactive HTML file that opens in a browser without a network.
+
+    Example: `lm-harmony page results --published -o board.html`
 
     Args:
         results: a folder of runs, or a .csv or .json file of scores; may be left out with --published.

@@ -35,6 +35,8 @@ def benchmarks(
 ) -> None:
     """List the benchmarks of the catalogue. Every other lm_eval task with a training split works too.
 
+    Example: `lm-harmony benchmarks --overlap arc_easy --data_dir data`
+
     Args:
         overlap: a task; count its scored rows whose question recurs in its training rows, exactly or nearly, instead of the list.
         data_dir: with --overlap: a folder that holds <task>/{train,validation,test}.jsonl.
@@ -58,6 +60,8 @@ def benchmarks(
 
 def models(format: Format = "table") -> None:
     """List the models of the published board. Every other causal language model from the hub or a folder works too.
+
+    Example: `lm-harmony models --format csv`
 
     Args:
         format: table shows the columns that fit the terminal; the other formats have all of them.

@@ -26,8 +26,7 @@ from lm_harmony.fast_imports import fast_imports
 from lm_harmony.redaction import hide_secrets
 from lm_harmony.stop_signals import exit_status, stop_caught, stop_on_signals, stopped_by
 
-DESCRIPTION = """LM-Harmony: fine-tune every model on a benchmark's training split before it is tested. `lm-harmony --version`
-prints the version, `lm-harmony COMMAND -h` a short help."""
+DESCRIPTION = "LM-Harmony: fine-tune every model on a benchmark's training split before it is tested."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,10 +67,15 @@ def _carry_out(words: list[str]) -> int:
 
         run_command.run(flags, words)
 
-    results = (*board_command.COMMANDS, rows, export, *submit_command.COMMANDS)
-    commands = (run, plan, fetch, study, status, *results, place_command(words), benchmarks, models, demo)
+    groups = {
+        "One model": (run, place_command(words)),
+        "Studies of several models and benchmarks": (demo, plan, fetch, study, status),
+        "Results": (*board_command.COMMANDS, rows),
+        "Exchange with others": (export, *submit_command.COMMANDS),
+        "Catalogue": (benchmarks, models),
+    }
     try:
-        said = parse(words, commands, description=DESCRIPTION)()
+        said = parse(words, groups, description=DESCRIPTION)()
     except HarmonyError as error:
         if "--debug" in words:
             raise
@@ -101,6 +105,8 @@ def plan(
     format: Format = "table",
 ) -> bool:
     """Estimate what a study takes before anything runs: tokens, FLOPs, memory, disk space and hours.
+
+    Example: `lm-harmony plan study.yaml --hardware h100 --workers 8`
 
     Args:
         file: the study's YAML file.
@@ -137,6 +143,8 @@ def plan(
 def fetch(file: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = None, models_dir: Path | None = None) -> bool:
     """Download a study's rows and models into folders, at fixed commits, so that its runs need no network.
 
+    Example: `lm-harmony fetch study.yaml --data_dir data --models_dir models`
+
     Args:
         file: the study's YAML file.
         data_dir: folder for rows; default: the study's data_dir.
@@ -162,6 +170,8 @@ def study(
 ) -> bool:
     """Carry out the runs of a study that are not finished. Repeat the command to continue. The exit status is 1 if a run failed.
 
+    Example: `lm-harmony study study.yaml --workers 2`
+
     Args:
         file: the study's YAML file.
         workers: number of worker processes; default: one for each GPU, or one.
@@ -185,6 +195,8 @@ def study(
 
 def status(file: Annotated[Path, tyro.conf.Positional], /, watch: bool = False, format: Format = "table") -> bool:
     """Show the state of a study: finished, running, failed (with causes) and waiting runs. The exit status is 1 if a run failed.
+
+    Example: `lm-harmony status study.yaml --watch`
 
     Args:
         file: the study's YAML file.
@@ -210,6 +222,8 @@ def demo(
     format: Format = "table",
 ) -> bool:
     """Run the demo study in minutes: eight tiny models of the package on six small benchmarks, before and after training.
+
+    Example: `lm-harmony demo --fast`
 
     Args:
         fast: only three models and three benchmarks, in under a minute.

@@ -11,6 +11,9 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 import tyro
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from lm_harmony.cli.console import say
 from lm_harmony.errors import did_you_mean
@@ -20,33 +23,36 @@ Command = Callable[..., Any]
 _KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 
 
-def parse(words: Sequence[str], commands: Sequence[Command], *, description: str) -> Callable[[], object]:
+def parse(words: Sequence[str], groups: Mapping[str, Sequence[Command]], *, description: str) -> Callable[[], object]:
     """Return the call that a command line asks for.
 
     Args:
         words: the words after the program's name.
-        commands: the functions that can be called. The name of a function is its command.
+        groups: the functions that can be called, by the title of their group in the help. The name of a function is its command.
         description: text above the list of commands.
 
     Raises:
         SystemExit: help was printed (status 0), or the words are no command line (status 2).
     """
-    named = {command.__name__: command for command in commands}
+    named = {command.__name__: command for commands in groups.values() for command in commands}
     first = words[0] if words else "--help"
     if not first.startswith("-") and first not in named:
         _refuse(f"there is no command {first!r}.{did_you_mean(first, named)} Commands: {', '.join(named)}.", PROGRAM)
     if "-h" in words:
-        say(*_short_help(named, first))
+        say(*(_short_help(named[first]) if first in named else _commands(groups)))
+        raise SystemExit(0)
+    if first == "--help":
+        _show_help(groups, description)
         raise SystemExit(0)
     _refuse_empty(words, first if first in named else "")
     if "--help" in words and first in named:
         words = [first, "--help"]  # the help of `board add --help` has the word add too
     app, captured = tyro.extras.SubcommandApp(), io.StringIO()
-    for command in commands:
+    for command in named.values():
         app.command(_deferred(command))
     try:
         with redirect_stderr(captured):
-            call = app.cli(prog=PROGRAM, description=description, args=words or ["--help"], use_underscores=True)
+            call = app.cli(prog=PROGRAM, description=description, args=words, use_underscores=True)
     except SystemExit as end:
         if end.code:
             _refuse(one_line(captured.getvalue(), first), f"{PROGRAM} {first}" if first in named else PROGRAM)
@@ -127,18 +133,49 @@ def _suggestion(text: str, command: str) -> str:
     return ""
 
 
-def _short_help(named: Mapping[str, Command], first: str) -> list[str]:
-    """Return the lines of the short help: of one command its purpose and example, else all commands with their purpose."""
-    if first in named:
-        description = inspect.getdoc(named[first]) or ""
-        example = re.search(r"Example: `(.*?)`", description, flags=re.DOTALL)
-        shown = [f"Example: {' '.join(example[1].split())}"] if example else []
-        return [_purpose(named[first]), *shown, f"All flags: {PROGRAM} {first} --help"]
-    width = max(map(len, named))
-    commands = [f"  {name:{width}}  {_purpose(command)}" for name, command in named.items()]
-    return [f"usage: {PROGRAM} COMMAND ...", *commands, f"Flags of a command: {PROGRAM} COMMAND --help"]
+def _short_help(command: Command) -> list[str]:
+    """Return the lines of a command's short help: its purpose and example."""
+    example = _example(command)
+    return [_purpose(command), *([f"Example: {example}"] if example else []), f"All flags: {PROGRAM} {command.__name__} --help"]
+
+
+def _commands(groups: Mapping[str, Sequence[Command]]) -> list[str]:
+    """Return the lines of the short help of the program: all commands with their purpose."""
+    width = max(len(command.__name__) for commands in groups.values() for command in commands)
+    lines = [f"usage: {PROGRAM} COMMAND ..."]
+    for title, commands in groups.items():
+        lines += [f"{title}:", *(f"  {command.__name__:{width}}  {_purpose(command)}" for command in commands)]
+    return [*lines, f"Flags of a command: {PROGRAM} COMMAND --help"]
+
+
+def _show_help(groups: Mapping[str, Sequence[Command]], description: str) -> None:
+    """Print the help of the program: all commands in groups, with their purpose and an example."""
+    console = Console()
+    width = max(len(command.__name__) for commands in groups.values() for command in commands)
+    say(f"usage: {PROGRAM} COMMAND ...", "")
+    console.print(description, markup=False, highlight=False)
+    for title, commands in groups.items():
+        table = Table.grid(Column(width=width + 4, no_wrap=True), Column(overflow="fold"))
+        for command in commands:
+            table.add_row(f"  {command.__name__}", Text(_purpose(command)))
+            table.add_row("", Text(f"$ {_example(command)}"))
+        say("", f"{title}:")
+        console.print(table)
+    say(
+        "",
+        f"{PROGRAM} COMMAND --help  all flags of a command",
+        f"{PROGRAM} COMMAND -h      its purpose and an example",
+        f"{PROGRAM} -h              the commands without examples",
+        f"{PROGRAM} --version       the version",
+    )
 
 
 def _purpose(command: Command) -> str:
     """Return the first sentence of a command's docstring."""
     return (inspect.getdoc(command) or "").split("\n\n")[0].split(". ")[0].rstrip(".") + "."
+
+
+def _example(command: Command) -> str:
+    """Return the example of a command's docstring, or ""."""
+    found = re.search(r"Example: `(.*?)`", inspect.getdoc(command) or "", flags=re.DOTALL)
+    return " ".join(found[1].split()) if found else ""

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_harmony.cli.console import Format, lines_beside, logging_to, say, show_table
-from lm_harmony.errors import DamagedFile, HarmonyError, UsageError, cause_of
+from lm_harmony.errors import DamagedFile, HarmonyError, UsageError, cause_of, counted
 from lm_harmony.progress import display
 from lm_harmony.runs.preflight import check_device, check_folder, check_request, check_results_folder
 from lm_harmony.runs.record import EpochRecord
@@ -157,7 +157,7 @@ def list_runs(study: Study, format: Format = "table") -> bool:
         except HarmonyError as error:
             problems[str(error)] += 1
     with lines_beside(format):
-        say(*(f"{runs} run{'s' * (runs > 1)} cannot start: {problem}" for problem, runs in problems.items()))
+        say(*(f"{counted(runs, 'run')} cannot start: {problem}" for problem, runs in problems.items()))
     return not problems
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from lm_harmony.analysis.load_records import find_runs, model_names
 from lm_harmony.analysis.provenance import FileStates, changed_files
 from lm_harmony.analysis.score_rows import PartScore, Preparation
-from lm_harmony.errors import StoreError, UsageError
+from lm_harmony.errors import StoreError, UsageError, counted
 from lm_harmony.report.shown_names import short_names
 from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.record import RunRecord
@@ -92,14 +92,14 @@ class FinishedScore:
     def notes(self) -> str:
         """How the score was made, in one line."""
         record, recipe = self.record, self.record.spec.recipe
-        tested = f"{self.documents} test documents"
+        tested = counted(self.documents, "test document")
         if self.preparation != "trained":
             return f"without training, {shots_of(self.preparation) or 'zero'}-shot, {tested}"
         adapter = "all weights" if recipe.lora is None else f"LoRA r {recipe.lora.r}"
         if recipe.quantize is not None:
             adapter += f" on {recipe.quantize} weights"
         other = record.spec.benchmark.train_on
-        rows = f"{record.data.train} training row{'s' * (record.data.train != 1)}" + (
+        rows = counted(record.data.train, "training row") + (
             "" if other is None else f" of {Path(other).stem if other.endswith('.yaml') else other}"
         )
         chosen = f"epoch {record.chosen_epoch} of {len(record.epochs)}" + (

@@ -16,7 +16,7 @@ from lm_harmony.benchmarks.types import Score, requests_of
 from lm_harmony.engine.adapters import Trainee, trainable
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import ByEpochs, Training, alone
-from lm_harmony.errors import ScoreNotFinite, TrainingDiverged
+from lm_harmony.errors import ScoreNotFinite, TrainingDiverged, counted
 from lm_harmony.progress import phase, show_phases
 from lm_harmony.runs.caches import RunCaches
 from lm_harmony.runs.checkpoints import INITIAL, save_checkpoint, save_weights, trainings
@@ -115,11 +115,14 @@ def _train_and_validate(
         try:
             while not training.finished:
                 name = f"epoch {len(records) + 1}/{spec.recipe.total_epochs}"
-                with phase(name, f"{len(run.splits.train)} training row{'s' * (len(run.splits.train) != 1)}"):
+                with phase(name, counted(len(run.splits.train), "training row")):
                     epoch = replace((yield training), number=len(records) + 1)  # counted over all learning rates
                 saved = save_checkpoint(store, trainee, epoch, resumable=spec.execution.save_checkpoints)
                 validating = Meter()
-                with phase(f"validation of {name}", f"{len(run.splits.validation)} documents"), validating.phase("validation"):
+                with (
+                    phase(f"validation of {name}", counted(len(run.splits.validation), "document")),
+                    validating.phase("validation"),
+                ):
                     validation = run.score(run.splits.validation, final=False)
                 record = EpochRecord(
                     epoch=epoch.number,
@@ -167,7 +170,7 @@ def score_test_rows(run: RunSetup, meter: Meter, name: str = "test", shots: int 
     """Score the current weights on the test split, or on ``chosen`` rows. No other function of the package scores test rows."""
     every = run.direct[shots].examples if shots else run.splits.test
     rows = [every[number] for number in chosen] or every
-    with phase(name, f"{len(rows)} documents"), meter.phase("test"), memory_errors(run.spec, "scoring"):
+    with phase(name, counted(len(rows), "document")), meter.phase("test"), memory_errors(run.spec, "scoring"):
         return run.grade(rows, iter(run.scorer.reply(requests_of(rows))), final=True)
 
 

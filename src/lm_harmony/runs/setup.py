@@ -18,7 +18,7 @@ from lm_harmony.benchmarks.types import ChatTemplate
 from lm_harmony.engine.lora_targets import are_derived, lora_targets
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence, training_sequences
-from lm_harmony.errors import ModelError
+from lm_harmony.errors import ModelError, counted
 from lm_harmony.models.loading import LanguageModel
 from lm_harmony.models.quantization import refuse_quantization
 from lm_harmony.models.text import TextEncoder
@@ -147,7 +147,8 @@ def _logged(run: RunSetup) -> RunSetup:
     """Log the sizes of the splits, and rows and tokens that were left out. Return the run."""
     name, text = run.task.name, run.model.text
     if run.answer_too_long:
-        log.warning("%s: %d training rows dropped: their answer is longer than a training text.", name, run.answer_too_long)
+        dropped = counted(run.answer_too_long, "training row")
+        log.warning("%s: %s dropped, whose answer is longer than a training text.", name, dropped)
     if text.appended:
         log.info(
             "model %s: its tokenizer appends %s to every text; texts are encoded without.", text.name, " ".join(text.appended)
