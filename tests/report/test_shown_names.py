@@ -9,8 +9,10 @@ from boards import write_run
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import ScoreRow, ScoreRows
+from lm_harmony.analysis.summary import analyze_matrix
 from lm_harmony.report.page_data import page_data
-from lm_harmony.report.shown_names import short_names, without_local_paths
+from lm_harmony.report.report_folder import summary_lines
+from lm_harmony.report.shown_names import short_names, with_short_names, without_local_paths
 
 
 def test_a_local_path_is_shown_by_its_end_and_by_its_folder_where_two_are_alike() -> None:
@@ -25,6 +27,20 @@ def test_a_local_path_is_shown_by_its_end_and_by_its_folder_where_two_are_alike(
         "./models/small": "small",
     }
     assert short_names(("/only/one",)) == {"/only/one": "one"}
+
+
+def test_a_path_that_begins_another_one_is_not_taken_for_it() -> None:
+    names = short_names(("/m/a/model", "/m/b/model", "/m/a/model-2", "lab/model"))
+    text = "the rank of /m/a/model-2 changes by 1, that of /m/a/model by 2, that of lab/model by 3"
+    assert with_short_names(text, names) == "the rank of model-2 changes by 1, that of model (a) by 2, that of lab/model by 3"
+
+
+def test_the_summary_of_an_analysis_names_folders_by_their_ends(tmp_path: Path) -> None:
+    for number in range(4):
+        for task in ("sst2", "mnli", "boolq"):
+            write_run(tmp_path, model=f"/home/me/models/m{number}", task=task, trained=0.4 + number / 10, direct=0.3)
+    lines = summary_lines(analyze_matrix(ScoreMatrix.read(tmp_path)))
+    assert any("the rank of m" in line for line in lines) and "/home/me" not in "\n".join(lines)
 
 
 def test_no_local_path_is_in_the_page(tmp_path: Path) -> None:

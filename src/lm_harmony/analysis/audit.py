@@ -41,6 +41,21 @@ class Audit:
     """Pairs of a base model and its instruct model, x (direct, trained): whether the instruct model leads by PC1; None: there is
     no such pair."""
 
+    def sentences(self) -> list[str]:
+        """Return the results as sentences."""
+        flagged = ", ".join(self.table.index[self.table["flagged"]]) or "none"
+        lines = [
+            f"audit: direct rank better than trained rank by more than both errors: {flagged}",
+            f"audit: {self.flips:.1%} of the pairs of models have another order by PC1 after training",
+        ]
+        if self.leads is not None:
+            direct, trained = self.leads["direct"].mean(), self.leads["trained"].mean()
+            lines.append(
+                f"audit: the instruct model leads its base model by PC1 in {direct:.0%} of {counted(len(self.leads), 'pair')} "
+                f"directly, and in {trained:.0%} after training"
+            )
+        return lines
+
 
 def audit(matrix: ScoreMatrix) -> Audit:
     """Compare direct and trained ranks on the models and benchmarks that have both scores. Text corpora are left out.

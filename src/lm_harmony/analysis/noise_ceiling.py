@@ -72,6 +72,14 @@ class NoiseCeiling:
         """Expected Kendall's tau of two measurements with other test questions, by benchmark."""
         return pd.Series(np.diag(self.ceiling), index=self.ceiling.index)
 
+    def sentence(self) -> str:
+        """Return the result as a sentence."""
+        share = "" if np.isnan(self.share) else f" ({self.share:.0%})"
+        return (
+            f"noise ceiling, {self.preparation}: test questions allow a mean tau of {self.mean_ceiling:.3f}, measured is "
+            f"{self.mean_tau:.3f}{share}, on {len(self.benchmarks)} benchmarks with standard errors"
+        )
+
 
 def noise_ceiling(matrix: ScoreMatrix, preparation: Preparation = "trained") -> NoiseCeiling:
     """Return the noise ceiling of the benchmarks of ``matrix`` that have standard errors.

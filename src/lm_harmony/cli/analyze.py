@@ -117,18 +117,19 @@ def audit(results: Annotated[Path, tyro.conf.Positional], /, format: Format = "t
             "with direct and trained scores."
         )
     from lm_harmony.analysis import audit as audits
-    from lm_harmony.report.report_folder import audit_lines
+    from lm_harmony.report.shown_names import short_names, with_short_names
     from lm_harmony.report.tables import audit_table
 
     found = audits.audit(read(results))
     show_table(audit_table(found, full_names=format != "table"), optional=("error", "difference"), format=format)
     if format != "table":
         return
+    names = short_names(found.models)
     say(
         f"ranks by PC1 among {counted(len(found.models), 'model')}, "
         f"on {counted(len(found.benchmarks), 'benchmark')}; z is difference / error, "
         "* marks z above 1.96",
-        *audit_lines(found),
+        *(with_short_names(line, names) for line in found.sentences()),
         "A mark says that the direct scores favour a model, not why: practice on the benchmark, instruction tuning or a prompt "
         "that suits it.",
     )

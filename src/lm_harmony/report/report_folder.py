@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +25,11 @@ from statistics import median
 
 import pandas as pd
 
-from lm_harmony.analysis.audit import Audit
 from lm_harmony.analysis.load_tables import LONG, csv_text
 from lm_harmony.analysis.matrix import ScoreMatrix
-from lm_harmony.analysis.noise_ceiling import NoiseCeiling
 from lm_harmony.analysis.summary import AnalysisSummary
 from lm_harmony.errors import counted
+from lm_harmony.report.shown_names import short_names, with_short_names
 from lm_harmony.report.tables import board_csv
 
 
@@ -100,40 +98,17 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
                 )
     lines += () if summary.training_runs is None else summary.training_runs.sentences()
     lines += () if summary.rates is None else summary.rates.sentences()
-    return [*lines, *summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
+    lines += [*summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
+    names = short_names(summary.matrix.model_names)
+    return [with_short_names(line, names) for line in lines]
 
 
 def _noise(summary: AnalysisSummary) -> Iterator[str]:
-    yield from map(ceiling_line, summary.ceilings.values())
+    yield from (ceiling.sentence() for ceiling in summary.ceilings.values())
     for corpus, change in summary.perplexity_change.iterrows():
         yield f"direct and trained bits per byte, {corpus}: tau {change['tau']:.3f} on {change['models']:.0f} models"
     if summary.audit is not None:
-        yield from audit_lines(summary.audit)
-
-
-def ceiling_line(found: NoiseCeiling) -> str:
-    """Return a noise ceiling as a sentence."""
-    share = "" if math.isnan(found.share) else f" ({found.share:.0%})"
-    return (
-        f"noise ceiling, {found.preparation}: test questions allow a mean tau of {found.mean_ceiling:.3f}, measured is "
-        f"{found.mean_tau:.3f}{share}, on {len(found.benchmarks)} benchmarks with standard errors"
-    )
-
-
-def audit_lines(audit: Audit) -> list[str]:
-    """Return the results of the preparedness audit as sentences."""
-    flagged = ", ".join(audit.table.index[audit.table["flagged"]]) or "none"
-    lines = [
-        f"audit: direct rank better than trained rank by more than both errors: {flagged}",
-        f"audit: {audit.flips:.1%} of the pairs of models have another order by PC1 after training",
-    ]
-    if audit.leads is not None:
-        direct, trained = audit.leads["direct"].mean(), audit.leads["trained"].mean()
-        lines.append(
-            f"audit: the instruct model leads its base model by PC1 in {direct:.0%} of {len(audit.leads)} pairs directly, and in "
-            f"{trained:.0%} after training"
-        )
-    return lines
+        yield from summary.audit.sentences()
 
 
 def _significance(summary: AnalysisSummary) -> Iterator[str]:

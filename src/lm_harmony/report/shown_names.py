@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -52,15 +53,25 @@ def _is_local(name: str) -> bool:
     return PurePath(name).is_absolute() or name.startswith(("./", "../", "~"))
 
 
+def with_short_names(text: str, names: Mapping[str, str]) -> str:
+    """Return a text in which the path of each model folder is its short name.
+
+    Args:
+        text: a sentence.
+        names: short name by name (``short_names``).
+    """
+    for path in sorted(filter(_is_local, names), key=len, reverse=True):  # one path can be the beginning of another
+        text = text.replace(path, names[path])
+    return text
+
+
 def without_local_paths(matrix: ScoreMatrix) -> ScoreMatrix:
     """Return the matrix with short names of models and of the source, and with the last parts of paths in causes and notes."""
     names = short_names(matrix.model_names)
     source = PurePath(matrix.source).name if _is_local(matrix.source) else matrix.source
 
     def cleaned(text: str) -> str:
-        for path, name in ((matrix.source, source), *names.items()):
-            text = text.replace(path, name) if _is_local(path) else text
-        return _PATH.sub(r"\1", text)
+        return _PATH.sub(r"\1", with_short_names(text, {**names, matrix.source: source}))
 
     def renamed(scores: Scores) -> Scores:
         tables: list[pd.DataFrame] = [table.rename(index=names) for table in (scores.values, scores.stderrs, scores.counts)]

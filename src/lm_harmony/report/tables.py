@@ -30,7 +30,7 @@ _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc
 
 
 def board_table(board: Board, width: int) -> Table:
-    """Return a board as a table for a terminal of ``width`` characters; a caption states how many benchmarks do not fit.
+    """Return a board as a table for a terminal of ``width`` characters; a caption has the unit and how many benchmarks do not fit.
 
     Of a model folder's path the end is shown (``short_names``). Long names are wrapped, so that no number is cut.
     """
@@ -49,7 +49,9 @@ def board_table(board: Board, width: int) -> Table:
         Column("model", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in ("PC1", "95% interval", "tie")),
         *(Column(title, justify="right", no_wrap=True) for benchmark in kept for title in titles(board, benchmark)),
-        caption=f"{omitted} of {len(board.benchmarks)} benchmarks do not fit; --format csv has all" if omitted else None,
+        caption=f"fractions in %; {omitted} of {len(board.benchmarks)} benchmarks do not fit, --format csv has all"
+        if omitted
+        else "fractions in %",
         caption_justify="left",
     )
     for row in board.rows:
