@@ -221,6 +221,13 @@ def test_wrong_numbers_are_refused_by_the_specification(shots: Any, message: str
         asked(tmp_path, shots=shots)
 
 
+def test_examples_without_a_direct_score_are_refused_by_the_specification(tmp_path: Path) -> None:
+    spec = asked(tmp_path, shots=(0, 5))
+    with pytest.raises(UsageError, match=r"direct_fewshot = \[0, 5\] contradicts direct = False"):
+        dataclasses.replace(spec, direct=False)
+    assert not dataclasses.replace(spec, direct=False, direct_fewshot=(0,)).shots
+
+
 def test_more_examples_than_rows_are_refused_before_the_weights_are_read(tmp_path: Path) -> None:
     spec = asked(tmp_path, shots=(25,))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")

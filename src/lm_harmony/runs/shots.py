@@ -24,8 +24,13 @@ def shown_direct(name: str) -> str:
     return f"direct {shots}-shot" if shots else name
 
 
-def check_shots(values: object) -> None:
-    """Raise UsageError unless these are different numbers of examples, each a whole number from 0 or "task"."""
+def check_shots(values: object, *, direct: bool = True) -> None:
+    """Raise UsageError unless these are different numbers of examples, each a whole number from 0 or "task".
+
+    Args:
+        values: the numbers of examples of a run's direct scores.
+        direct: whether the run has direct scores; without them any number but the default, 0, contradicts it.
+    """
     if not isinstance(values, list | tuple) or not values:
         raise UsageError(f"direct_fewshot must be a list of numbers of examples, got {values!r}. Give numbers such as 0 and 5.")
     for value in values:
@@ -35,6 +40,11 @@ def check_shots(values: object) -> None:
             check_integer("direct_fewshot", value, 0)
         if values.count(value) > 1:
             raise UsageError(f"direct_fewshot = {value} is given twice. Remove one.")
+    if not direct and tuple(values) != (0,):
+        raise UsageError(
+            f"direct_fewshot = {list(values)} contradicts direct = False: no direct score is computed. Set direct = True, or "
+            "leave out direct_fewshot."
+        )
 
 
 def samples_file(name: str) -> str:

@@ -204,7 +204,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check_integer("random_seed", self.seed, 0, LARGEST_SEED)
-        check_shots(self.direct_fewshot)
+        check_shots(self.direct_fewshot, direct=self.direct)
         self.prompt.check_chat(self.model.apply_chat_template)
         if len(self.recipe.rates) > 1 and (self.test_curve or not self.choose_best):
             option = "eval_every_epoch" if self.test_curve else "train_param.no-load_best_model_at_end"
