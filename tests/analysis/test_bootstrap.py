@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from boards import matrix_of, random_table
 
@@ -49,6 +50,16 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     first = pc1_intervals(matrix, draws=50).table
     assert first.equals(pc1_intervals(matrix, draws=50).table)
     assert not first.equals(pc1_intervals(matrix, draws=50, seed=1).table)
+
+
+def test_the_order_of_models_and_benchmarks_does_not_change_the_intervals() -> None:
+    """Negative control: another seed does."""
+    matrix = matrix_of(random_table(10, 6), stderr=0.1)
+    first = pc1_intervals(matrix, draws=50).table
+    turned = matrix.subset(matrix.model_names[::-1], [matrix.benchmark_names[place] for place in (3, 0, 5, 1, 4, 2)])
+    pd.testing.assert_frame_equal(pc1_intervals(turned, draws=50).table, first)
+    other = pc1_intervals(turned, draws=50, seed=1).table
+    assert not np.allclose(other[["low", "high"]], first[["low", "high"]], rtol=0.01)
 
 
 def test_models_with_overlapping_draws_share_a_tie_group() -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lm_harmony.analysis.matrix import ScoreMatrix
+from lm_harmony.analysis.metadata import benchmark_order
 from lm_harmony.analysis.pca import PC1_SCALE, components
 from lm_harmony.analysis.score_rows import CompletePart, Preparation
 from lm_harmony.analysis.significance import tie_groups
@@ -76,14 +77,15 @@ def pc1_intervals(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> PC1Intervals:
-    """Bootstrap PC1 and its rank on the complete part of ``matrix``.
+    """Bootstrap PC1 and its rank on the complete part of ``matrix``, whatever the order of its models and benchmarks.
 
     Raises:
         UsageError: as ``components``.
     """
     fitted = components(matrix, preparation)
-    part = matrix.subset(fitted.basis.models, fitted.basis.benchmarks)
-    order = fitted.pc1.sort_values(ascending=False, kind="stable").index
+    # Draws belong to positions, so that rows and columns get an order that does not depend on that of the matrix.
+    order = fitted.pc1.sort_index().sort_values(ascending=False, kind="stable").index
+    part = matrix.subset(fitted.basis.models, sorted(fitted.basis.benchmarks, key=benchmark_order))
     values = part.oriented(preparation).loc[order].to_numpy()
     errors = part.scores(preparation).stderrs.loc[order]
     table = pd.DataFrame({"pc1": fitted.pc1[order], "rank": fitted.ranks[order]})
