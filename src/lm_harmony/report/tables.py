@@ -30,7 +30,7 @@ _PC1 = ("rank", "rank_low", "rank_high", "model", "basis", "pc1", "pc1_low", "pc
 
 
 def board_table(board: Board, width: int) -> Table:
-    """Return a board as a table for a terminal of ``width`` characters; a caption has the unit and how many benchmarks do not fit.
+    """Return a board as a table for a terminal of ``width`` characters; the caption says the unit and what does not fit.
 
     Of a model folder's path the end is shown (``short_names``). Long names are wrapped, so that no number is cut.
     """
