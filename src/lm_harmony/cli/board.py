@@ -85,6 +85,7 @@ def compare(
         format: table shows the columns that fit the terminal; the other formats have all of them.
     """
     from lm_harmony.analysis import paired
+    from lm_harmony.report.shown_names import short_names
     from lm_harmony.report.tables import comparison_table
 
     matrix = read(results)
@@ -94,9 +95,10 @@ def compare(
     if format != "table":
         return
     clear = [test for test in found.tests if test.holm is not None and test.holm < 0.05]
+    names = short_names(matrix.model_names)
     ahead = sum(test.difference > 0 for test in clear)
     say(
-        f"first: {found.first}, second: {found.second}; a positive difference is better for the first; ± one standard error",
+        f"first: {names[found.first]}, second: {names[found.second]}; a positive difference is better for the first; ± one standard error",
         f"* distinguishable at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
         f"of {len(found.tests)} comparisons",
         *dict.fromkeys(f"{test.benchmark}, {test.preparation}: not paired, {test.note}" for test in found.tests if test.note),
