@@ -10,7 +10,7 @@
 #   make types          check types with mypy
 #   make docs           build the documentation as a site in build/site; a link that leads nowhere is an error
 #   make check-install  install the package without development tools into a new environment and run its command
-#   make images         build the Docker images without and with CUDA, and run the fast demo in the first
+#   make images         build the Docker images without and with CUDA, run the fast demo in the first and --help in the second
 #   make dist           build the wheel and the source distribution in dist/
 #   make clean          remove caches and build outputs (.venv and results stay)
 
@@ -78,8 +78,11 @@ check-install:
 
 images:
 	docker build --build-arg PIP_EXTRA_INDEX_URL -t lm-harmony .
-	docker run --rm lm-harmony demo --fast
+	rm -rf build/images && mkdir -p build/images
+	docker run --rm --user "$$(id -u):$$(id -g)" -v "$$PWD/build/images:/work" lm-harmony demo --fast
+	test -s build/images/results/demo/board-fast.html
 	docker build -f Dockerfile.cuda -t lm-harmony:cuda .
+	docker run --rm lm-harmony:cuda --help
 
 dist:
 	rm -rf build/dist dist && $(or $(PYTHON),python3) -m venv build/dist
