@@ -98,7 +98,8 @@ def compare(
     names = short_names(matrix.model_names)
     ahead = sum(test.difference > 0 for test in clear)
     say(
-        f"first: {names[found.first]}, second: {names[found.second]}; a positive difference is better for the first; ± one standard error",
+        f"first: {names[found.first]}, second: {names[found.second]}; a positive difference is better for the first; "
+        "± one standard error",
         f"* distinguishable at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
         f"of {len(found.tests)} comparisons",
         *dict.fromkeys(f"{test.benchmark}, {test.preparation}: not paired, {test.note}" for test in found.tests if test.note),
