@@ -13,11 +13,13 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from lm_harmony.engine.adapters import trainable
-from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels, varlen_attention
+from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels, chain_attention, varlen_attention
 from lm_harmony.engine.attention_probe import choose_kernels, fastest
 from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.compiled_layers import compiled_layers, decoder_layers
 from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
+from lm_harmony.engine.layout import concatenated_layout
+from lm_harmony.engine.length_groups import group_segments
 from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
@@ -95,6 +97,43 @@ def test_varlen_attention_has_the_shapes_of_pytorch() -> None:
     assert found.shape == q.shape
     found.sum().backward()
     assert k.grad is not None and k.grad.shape == k.shape
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("sizes", [(9, 9, 9), (70, 72, 71), (10, 80, 200, 12)])
+def test_chain_attention_is_that_of_each_sequence_with_its_gradients(sizes: tuple[int, ...], scale: float | None) -> None:
+    """Equal and unequal lengths, one and several groups, with keys that several queries share."""
+    layout = concatenated_layout([TokenSequence(ids=tuple(range(size + 1)), first_label=1) for size in sizes])
+    groups, slots_Q, back_N, _ = group_segments(layout)
+    assert all(group.chains for group in groups) and len(groups) == {9: 1, 70: 1, 10: 3}[sizes[0]]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, sum(sizes), 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    weights = torch.randn(sum(sizes), 4, 8, generator=generator)
+
+    def computed(lengths: tuple[int, ...], *, own_places: bool = True) -> list[torch.Tensor]:
+        slots, back = torch.from_numpy(slots_Q), torch.from_numpy(back_N)
+        gathers = None if len(set(lengths)) == 1 else (slots, back if own_places else back.flip(0))
+        found = chain_attention(*inputs, [(group.segments, group.longest) for group in groups], gathers, scale)
+        return [found, *torch.autograd.grad((found * weights).sum(), inputs)]
+
+    parts = zip(*(tensor.split(sizes, dim=2) for tensor in inputs), strict=True)
+    each = [scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=True) for part in parts]
+    joined = torch.cat(each, dim=2).squeeze(0).transpose(0, 1)
+    expected = [joined, *torch.autograd.grad((joined * weights).sum(), inputs)]
+    for one, other in zip(computed(sizes), expected, strict=True):
+        assert (one - other).abs().max() < 1e-5
+    if len(set(sizes)) > 1:  # negative control
+        wrong = computed(sizes, own_places=False)
+        assert all((one - other).abs().max() > 1e-2 for one, other in zip(wrong, expected, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_training_on_a_cpu_uses_chain_attention(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the comparisons with padded batches: other attention changes the log-probabilities."""
+    module, rows = tiny_model(architecture).module, few_shot(branches=1)
+    expected = packed_logprobs(module, rows).logprobs_L
+    monkeypatch.setattr("lm_harmony.engine.packed_attention.chain_attention", lambda query, *_: query.squeeze(0).transpose(0, 1))
+    assert (packed_logprobs(module, rows).logprobs_L - expected).abs().max() > 1e-3
 
 
 def test_the_probe_takes_a_kernel_only_if_it_is_exact_and_faster() -> None:

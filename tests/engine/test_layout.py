@@ -18,7 +18,7 @@ from lm_harmony.benchmarks.splits import make_splits
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import Caps
 from lm_harmony.engine.layout import Layout, concatenated_layout, end_by_tokens, prefix_tree_layout
-from lm_harmony.engine.length_groups import GATHER_COST, group_segments, length_groups
+from lm_harmony.engine.length_groups import COSTS, DROPOUT_COSTS, GroupCosts, group_segments, length_groups
 from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.sequences import TokenSequence, to_device
 
@@ -160,15 +160,19 @@ def test_batches_by_tokens_contain_every_sequence_once(sequences: list[TokenSequ
 
 
 @settings(max_examples=200, deadline=None)
-@given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=10), most=st.integers(1, 3))
-def test_length_groups_have_the_least_cost(sizes: list[int], most: int) -> None:
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=10),
+    most=st.integers(1, 3),
+    costs=st.sampled_from([COSTS, DROPOUT_COSTS]),
+)
+def test_length_groups_have_the_least_cost(sizes: list[int], most: int, costs: GroupCosts) -> None:
     sizes_S = np.array(sizes)
 
     def cost(groups: Sequence[Sequence[int]]) -> int:
         longest = [max(sizes[index] for index in group) for group in groups]
-        return sum(len(group) * size * (size + GATHER_COST) for group, size in zip(groups, longest, strict=True))
+        return sum(costs.call + len(group) * size * (size + costs.slot) for group, size in zip(groups, longest, strict=True))
 
-    groups, least = length_groups(sizes_S, most=most)
+    groups, least = length_groups(sizes_S, costs, most=most)
     found = [group.tolist() for group in groups]
     assert sorted(itertools.chain(*found)) == list(range(len(sizes))) and len(found) <= most
     by_length = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -186,10 +190,10 @@ def test_a_short_row_is_one_group_without_padding() -> None:
     def row(*sizes: int) -> Layout:
         return concatenated_layout([TokenSequence(ids=tuple(range(size + 1)), first_label=1) for size in sizes])
 
-    for sizes in ((5, 9), (30, 40, 50)):
+    for sizes in ((5, 9), (12, 14, 16)):
         groups, slots_Q, back_N, ends_Q = group_segments(layout := row(*sizes))
         assert len(groups) == 1 and groups[0].segments == 1 and not groups[0].chains
         assert slots_Q.tolist() == back_N.tolist() == list(range(sum(sizes))) and ends_Q.tolist() == layout.ends_N.tolist()
-    for sizes in ((7, 7, 7), (300, 400, 500)):
+    for sizes in ((7, 7, 7), (30, 40, 50), (300, 400, 500)):
         groups, *_ = group_segments(row(*sizes))
         assert sum(group.segments for group in groups) == 3 and all(group.chains for group in groups)

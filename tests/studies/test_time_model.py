@@ -212,7 +212,7 @@ def test_planned_operators_are_wrong_for_another_architecture() -> None:
 def test_planned_operators_of_a_scoring_pass_are_within_10_percent(branches: int) -> None:
     model = deep_model()
     texts = [
-        TokenSequence(ids=(100 + tree, *range(7, 47 + tree), last, last + 1), first_label=42 + tree)
+        TokenSequence(ids=(100 + tree, *range(7, 47 + 8 * tree), last, last + 1), first_label=42 + 8 * tree)
         for tree in range(8)
         for last in range(20, 20 + branches)
     ]

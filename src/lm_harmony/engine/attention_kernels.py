@@ -7,12 +7,19 @@ groups of the row.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
+
+_CPU_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The kernel behind ``scaled_dot_product_attention`` on a CPU; returns (attention, log-sum-exp of the scores)."""
+_CPU_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +99,7 @@ def attention_with_sums(
     """Return attention G x H x M x D, and the log-sum-exp of the scores of each query, G x H x M, without gradients."""
     k, v = _repeated(q, k, v)
     if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
-            q, k, v, 0.0, causal, attn_mask=mask, scale=scale
-        )
+        return _CPU_KERNEL(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
     if mask is not None:
         mask = mask.expand(-1, q.shape[1], -1, -1)
     found, sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, causal, scale=scale)
@@ -120,6 +125,44 @@ def _repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.
     return (k, v) if repeat == 1 else (k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1))
 
 
+def as_groups(slots_QxHxD: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """Return the slots of each group as G x H x M x D; ``shapes`` are G x M of the groups."""
+    # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
+    parts = (slots_QxHxD,) if len(shapes) == 1 else slots_QxHxD.split([math.prod(shape) for shape in shapes])
+    return [part.view(*shape, *part.shape[1:]).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def as_slots(groups: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return Q x H x D of the groups G x H x M x D."""
+    slots = [group.transpose(1, 2).flatten(0, 1) for group in groups]
+    return slots[0] if len(slots) == 1 else torch.cat(slots)
+
+
+def chain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    shapes: Sequence[tuple[int, int]],
+    gathers: tuple[torch.Tensor, torch.Tensor] | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Return N x H x D of a row of single sequences on a CPU: the gathers and causal attention as one operation of autograd.
+
+    The results are those of ``to_slots``, ``attention`` and ``from_slots``. On short texts the many nodes of autograd that this
+    saves take longer than attention itself.
+
+    Args:
+        query: 1 x H x N x D, without autocast.
+        key: 1 x K x N x D, in the type of the query.
+        value: 1 x K x N x D, in the type of the query.
+        shapes: G x M of each group.
+        gathers: the row index of the token in each slot, Q, and the slot of each token, N; None if the slots are the row.
+        scale: factor of the scores; None for the inverse square root of the head size.
+    """
+    found: torch.Tensor = _ChainAttention.apply(query, key, value, shapes, gathers, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
 def to_slots(rows_NxHxD: torch.Tensor, slots_Q: torch.Tensor, back_N: torch.Tensor) -> torch.Tensor:
     """Return the Q x H x D slots of padded groups; ``slots_Q`` is the row of each slot, ``back_N`` the slot of each row."""
     padded: torch.Tensor = _ToSlots.apply(rows_NxHxD, slots_Q, back_N)  # type: ignore[no-untyped-call]
@@ -130,6 +173,45 @@ def from_slots(padded_QxHxD: torch.Tensor, back_N: torch.Tensor) -> torch.Tensor
     """Return the N x H x D rows without padding."""
     rows: torch.Tensor = _FromSlots.apply(padded_QxHxD, back_N)  # type: ignore[no-untyped-call]
     return rows
+
+
+class _ChainAttention(torch.autograd.Function):
+    """Causal attention inside padded groups. The gradient of padding is zero, so each token takes that of its own slot."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        shapes: Sequence[tuple[int, int]],
+        gathers: tuple[torch.Tensor, torch.Tensor] | None,
+        scale: float | None,
+    ) -> torch.Tensor:
+        rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
+        if gathers:
+            rows = [row_NxHxD.index_select(0, gathers[0]) for row_NxHxD in rows]
+        groups = list(zip(*(as_groups(row, shapes) for row in rows), strict=True))
+        found = [_CPU_KERNEL(q, k, v, 0.0, True, scale=scale) for q, k, v in groups]
+        ctx.save_for_backward(*chain.from_iterable((*inputs, *outputs) for inputs, outputs in zip(groups, found, strict=True)))
+        ctx.shapes, ctx.gathers, ctx.scale = shapes, gathers, scale
+        slots_QxHxD = as_slots([output for output, _ in found])
+        return slots_QxHxD.index_select(0, gathers[1]) if gathers else slots_QxHxD
+
+    @staticmethod
+    def backward(ctx: Any, grad_NxHxD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved, grad_QxHxD = ctx.saved_tensors, grad_NxHxD
+        if ctx.gathers:
+            slots_Q, back_N = ctx.gathers
+            grad_QxHxD = grad_NxHxD.new_zeros(len(slots_Q), *grad_NxHxD.shape[1:]).index_copy_(0, back_N, grad_NxHxD)
+        groups = [
+            _CPU_KERNEL_BACKWARD(grad, *saved[5 * index : 5 * index + 5], 0.0, True, scale=ctx.scale)
+            for index, grad in enumerate(as_groups(grad_QxHxD, ctx.shapes))
+        ]
+        rows = [as_slots(parts) for parts in zip(*groups, strict=True)]
+        if ctx.gathers:
+            rows = [row_QxHxD.index_select(0, back_N) for row_QxHxD in rows]
+        return *(row_NxHxD.transpose(0, 1)[None] for row_NxHxD in rows), None, None, None
 
 
 class _ToSlots(torch.autograd.Function):

@@ -17,9 +17,23 @@ from lm_harmony.engine.layout import Integers, Layout
 
 MAX_GROUPS = 3
 """Largest number of calls of scaled_dot_product_attention in a layer."""
-GATHER_COST = 128
-"""Cost of a slot apart from attention, in multiples of the cost of one key for one query. An estimate that balances the copies of
-queries, keys and values against the products with padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupCosts:
+    """Costs apart from attention, in multiples of the cost of one key for one query: estimates."""
+
+    slot: int
+    """Cost of a slot: the copies of its query, key and value."""
+    call: int
+    """Cost of a group: one more call of scaled_dot_product_attention, about 60 microseconds with its backward pass on a CPU."""
+
+
+COSTS = GroupCosts(slot=40, call=1000)
+"""Costs of a row without dropout in attention."""
+DROPOUT_COSTS = GroupCosts(slot=128, call=0)
+"""Costs of a row with dropout in attention. Its random numbers follow from the shapes of the groups, so that other costs would
+change the results of a training (GPT-2, GPT-Neo)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +66,12 @@ class LengthGroup:
         return self.slots * (prefix + self.longest)
 
 
-def group_segments(layout: Layout, *, unpadded: bool = True) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
+def group_segments(layout: Layout, *, dropout: bool = False) -> tuple[tuple[LengthGroup, ...], Integers, Integers, Integers]:
     """Group the segments of a row by their lengths.
 
     Args:
         layout: the row.
-        unpadded: whether a short row may be one group without padding.
+        dropout: whether attention has dropout. Then a short row is padded too.
 
     Returns:
         The groups; the row index of the token in each slot; the slot of each token; the end of each slot's subtree, counted from
@@ -65,13 +79,16 @@ def group_segments(layout: Layout, *, unpadded: bool = True) -> tuple[tuple[Leng
     """
     starts_S, sizes_S, chains_S = _with_prefix(layout)
     own = int(layout.prefix > 0)  # the shared prefix is a group of its own
-    unpadded = unpadded and not own and bool(sizes_S.min() < sizes_S.max())
+    equal = not own and bool(sizes_S.min() == sizes_S.max())
+    costs, unpadded = (DROPOUT_COSTS, False) if dropout else (COSTS, not own and not equal)
     # No grouping costs less than each segment without padding: often that says enough, without looking for the groups.
-    whole = unpadded and layout.tokens**2 <= int((sizes_S * (sizes_S + GATHER_COST)).sum())
-    parts, cost = ([], 0) if whole else length_groups(sizes_S[own:], most=MAX_GROUPS - own)
-    if whole or (unpadded and layout.tokens**2 <= cost):
-        row = LengthGroup(segments=1, longest=layout.tokens, deepest=int(layout.positions_N.max()), chains=False)
-        return (row,), np.arange(layout.tokens), np.arange(layout.tokens), layout.ends_N
+    whole = unpadded and layout.tokens**2 <= int((sizes_S * (sizes_S + costs.slot)).sum())
+    parts, cost = ([], 0) if whole or equal else length_groups(sizes_S[own:], costs, most=MAX_GROUPS - own)
+    if equal or whole or (unpadded and costs.call + layout.tokens**2 <= cost):
+        segments, row_N = len(sizes_S) if equal else 1, np.arange(layout.tokens)
+        size, chains = layout.tokens // segments, equal and bool(chains_S.all())
+        row = LengthGroup(segments=segments, longest=size, deepest=int(layout.positions_N.max()), chains=chains)
+        return (row,), row_N, row_N, layout.ends_N - row_N // size * size
     members = [np.arange(own)] if own else []
     members += [own + part for part in parts]
     groups, slots, ends, back_N, start = [], [], [], np.empty(layout.tokens, dtype=np.int64), 0
@@ -90,7 +107,7 @@ def group_segments(layout: Layout, *, unpadded: bool = True) -> tuple[tuple[Leng
     return tuple(groups), np.concatenate(slots), back_N, np.concatenate(ends)
 
 
-def length_groups(sizes_S: Integers, *, most: int) -> tuple[list[Integers], int]:
+def length_groups(sizes_S: Integers, costs: GroupCosts, *, most: int) -> tuple[list[Integers], int]:
     """Return the segments of each of at most ``most`` groups, by length, with the least cost of all padded groups, and that cost.
 
     The best first groups of every number are known for each length, so adding one group is a minimum over the places of a cut.
@@ -99,7 +116,7 @@ def length_groups(sizes_S: Integers, *, most: int) -> tuple[list[Integers], int]
     # cost[i, j] of one group of the lengths i to j
     totals = np.concatenate([[0], counts.cumsum()])
     members = totals[None, 1:] - totals[:-1, None]
-    cost = np.where(members > 0, members * lengths * (lengths + GATHER_COST), np.iinfo(np.int64).max // 4)
+    cost = np.where(members > 0, costs.call + members * lengths * (lengths + costs.slot), np.iinfo(np.int64).max // 4)
     best, cuts = cost[0], []
     for _ in range(min(most, len(lengths)) - 1):
         added = np.concatenate([[0], best[:-1]])[:, None] + cost

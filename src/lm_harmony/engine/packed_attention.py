@@ -26,8 +26,11 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from lm_harmony.engine.attention_kernels import (
     DEFAULT_KERNELS,
     AttentionKernels,
+    as_groups,
+    as_slots,
     attention,
     attention_with_sums,
+    chain_attention,
     from_slots,
     merged_attention,
     softcapped_attention,
@@ -49,9 +52,9 @@ class PackedAttention:
 
     def __init__(self, layout: Layout, kernels: AttentionKernels = DEFAULT_KERNELS, *, dropout: bool = False) -> None:
         """Group the segments of ``layout``. Before the first layer, ``place`` must receive ``arrays`` on the device."""
-        # With dropout in attention a short row is padded too: the random numbers follow from the shapes of the groups.
         self.prefix, self._kernels = layout.prefix, kernels
-        self.groups, slots_Q, back_N, ends_Q = group_segments(layout, unpadded=not dropout)
+        self.groups, slots_Q, back_N, ends_Q = group_segments(layout, dropout=dropout)
+        self._shapes = [(group.segments, group.longest) for group in self.groups]
         self._gathers = len(slots_Q) != layout.tokens or bool((slots_Q != np.arange(layout.tokens)).any())
         self._plain, self._longest = layout.prefix == 0 and bool(layout.chains.all()), int(layout.segment_sizes.max())
         bounds = np.append(layout.starts_S, layout.tokens)
@@ -84,20 +87,22 @@ class PackedAttention:
         softcap: float | None,
     ) -> torch.Tensor:
         """Return 1 x N x H x D from the query 1 x H x N x D and the key and value 1 x K x N x D of a layer."""
-        if self._kernels.varlen and self._plain and softcap is None and not dropout:
+        plain = self._plain and softcap is None and not dropout
+        if self._kernels.varlen and plain:
             q_NxHxD, k_NxKxD, v_NxKxD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
             inputs = q_NxHxD, k_NxKxD, v_NxKxD, self._bounds
             return varlen_attention(*inputs, longest=self._longest, window=window, scale=scale)[None]
+        alike = query.dtype == value.dtype and query.shape[-1] == value.shape[-1]
+        if plain and alike and query.device.type == "cpu" and self.groups[0].chains and not self._narrow(window):
+            gathers = (self._slots_Q, self._back_N) if self._gathers else None
+            return chain_attention(query, key, value, self._shapes, gathers, scale)[None]
         q, k, v = (self._padded(tensor) for tensor in (query, key, value))
         if self.prefix and self._kernels.merged_prefix and softcap is None and not self._narrow(window):
             parts = self._merged(q, k, v, scale)
         else:
             parts = self._masked(q, k, v, window, softcap, scale=scale, dropout=dropout)
-        rows = [part.transpose(1, 2).flatten(0, 1) for part in parts]
-        joined_QxHxD = rows[0] if len(rows) == 1 else torch.cat(rows)
-        if self._gathers:
-            joined_QxHxD = from_slots(joined_QxHxD, self._back_N)
-        return joined_QxHxD[None]
+        slots_QxHxD = as_slots(parts)
+        return (from_slots(slots_QxHxD, self._back_N) if self._gathers else slots_QxHxD)[None]
 
     def _narrow(self, window: int | None) -> bool:
         """Tell whether a sliding window hides any token from another one of its segment."""
@@ -164,13 +169,7 @@ class PackedAttention:
         rows_NxHxD = tensor_1xHxNxD.squeeze(0).transpose(0, 1)
         if self._gathers:
             rows_NxHxD = to_slots(rows_NxHxD, self._slots_Q, self._back_N)
-        # split(), not slices: the backward pass of a slice fills a tensor as long as the row with zeros.
-        sizes = [group.slots for group in self.groups]
-        parts = (rows_NxHxD,) if len(sizes) == 1 else rows_NxHxD.split(sizes)
-        return [
-            part.unflatten(0, (group.segments, group.longest)).transpose(1, 2)
-            for group, part in zip(self.groups, parts, strict=True)
-        ]
+        return as_groups(rows_NxHxD, self._shapes)
 
     def _mask(self, index: int, window: int | None, dtype: torch.dtype, prefix: int) -> torch.Tensor:
         """Return the mask of one group, computed on the device."""
