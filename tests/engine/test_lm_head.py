@@ -365,11 +365,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, chunks: float, blocks: float) -> None:
         self.seconds, self.chunks, self.blocks = 0.0, chunks, blocks
-        monkeypatch.setattr(lm_head_probe, "time", self)
+        monkeypatch.setattr(lm_head_probe, "work_clock", lambda: self.seconds)
         monkeypatch.setattr(lm_head_probe, "lm_head_logprobs", self.charging)
-
-    def perf_counter(self) -> float:
-        return self.seconds
 
     def charging(self, *given: Any, blocks: HeadBlocks | None) -> tuple[torch.Tensor, torch.Tensor]:
         self.seconds += self.chunks if blocks is None else self.blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -92,6 +93,8 @@ class Clock:
     def perf_counter(self) -> float:
         return self.seconds
 
+    thread_time = perf_counter
+
     def charged(self, product: Callable[..., torch.Tensor], seconds: float) -> Callable[..., torch.Tensor]:
         def charging(*given: torch.Tensor) -> torch.Tensor:
             self.seconds += seconds
@@ -112,6 +115,18 @@ def test_the_probe_selects_a_product_that_is_faster_by_the_required_gain(
     found = probe_onednn(wide_module(), seconds=1e6)
     assert found.forward == (frozenset({(64, 64), (128, 64), (64, 128), (300, 64)}) if selected else frozenset())
     assert not found.backward  # both take no time on the simulated clock
+
+
+@pytest.mark.parametrize(("threads", "counted"), [(1, False), (2, True)])
+def test_with_one_thread_the_probe_does_not_count_the_time_of_other_processes(threads: int, counted: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        started = onednn_linear.work_clock()
+        time.sleep(0.2)
+        assert (onednn_linear.work_clock() - started > 0.1) == counted
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_probe_keeps_its_time_limit_and_skips_small_layers() -> None:

@@ -5,7 +5,6 @@ It runs on a CPU only. Blocks have never run on a GPU, where chunks have many mo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 
 from lm_harmony.engine.lm_head import LMHead, lm_head_logprobs, lm_head_of
 from lm_harmony.engine.lm_head_blocks import SMALLEST_VOCABULARY, HeadBlocks, PlainHead
-from lm_harmony.engine.onednn_linear import OneDnnLinear, has_onednn, onednn_linear, onednn_speedups
+from lm_harmony.engine.onednn_linear import OneDnnLinear, has_onednn, onednn_linear, onednn_speedups, work_clock
 from lm_harmony.models.loading import LanguageModel
 
 GAIN = 1.03
@@ -94,6 +93,6 @@ def _results(
 
 
 def _seconds(compute: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = work_clock()
     compute()
-    return time.perf_counter() - started
+    return work_clock() - started

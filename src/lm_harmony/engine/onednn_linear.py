@@ -220,10 +220,19 @@ def onednn_speedups(weight_OxI: torch.Tensor, tokens: int, flops: float) -> tupl
     return speedups[0], speedups[1]
 
 
+def work_clock() -> float:
+    """Return seconds that a difference of two calls turns into the time of some work on a CPU.
+
+    With one thread they are CPU time of the thread: while other processes have the core, this clock stands still. Otherwise a
+    probe on a machine with several workers would often measure the others.
+    """
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def _timed(layer: Callable[[], torch.Tensor], x: torch.Tensor, grad_NxO: torch.Tensor) -> tuple[float, float]:
     """Return the seconds of a layer's forward and backward pass."""
-    started = time.perf_counter()
+    started = work_clock()
     result = layer()
-    between = time.perf_counter()
+    between = work_clock()
     torch.autograd.grad(result, x, grad_NxO)
-    return between - started, time.perf_counter() - between
+    return between - started, work_clock() - between
