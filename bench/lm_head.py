@@ -9,7 +9,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from rich.table import Table
 from bench.side_by_side import peak_bytes
 from lm_harmony.engine.lm_head import LMHead, lm_head_logprobs
 from lm_harmony.engine.lm_head_blocks import HeadBlocks, PlainHead
-from lm_harmony.engine.onednn_linear import has_onednn, onednn_speedups
+from lm_harmony.engine.onednn_linear import has_onednn, onednn_product, onednn_speedups, work_clock
 from lm_harmony.runs.environment import describe_cpu
 
 
@@ -44,11 +43,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    """Print seconds, GFLOP/s and memory of each shape."""
+    """Print seconds, GFLOP/s, their share of what a large product reaches, and memory of each shape."""
     if flags.only is not None:
         print(json.dumps(measure(*flags.only, rows=flags.rows, runs=flags.runs)))
         return
-    table = Table("vocabulary", "hidden", "pass", "products", "blocks (s)", "chunks (s)", "ratio", "GFLOP/s", "memory (MB)")
+    table = Table("vocabulary", "hidden", "pass", "products", "blocks (s)", "chunks (s)", "ratio", "GFLOP/s", "of peak", "MB")
     for vocabulary in flags.vocabularies:
         for width in flags.widths:
             command = [sys.executable, "-m", "bench.lm_head", "--rows", str(flags.rows), "--runs", str(flags.runs)]
@@ -60,9 +59,15 @@ def main(flags: Flags) -> None:
             for name in ("training", "scoring"):
                 blocks, chunks = found[name]["seconds"]
                 speeds, memory = found[name]["gflops"], found[name]["megabytes"]
+                shares = ", ".join(f"{speed / found['peak_gflops']:.0%}" for speed in speeds)
                 table.add_row(
                     *(f"{vocabulary:,}", f"{width:,}", name, found["products"], f"{blocks:.2f}", f"{chunks:.2f}"),
-                    *(f"{chunks / blocks:.2f}x", f"{speeds[0]:.0f}, {speeds[1]:.0f}", f"{memory[0]:.0f}, {memory[1]:.0f}"),
+                    *(
+                        f"{chunks / blocks:.2f}x",
+                        f"{speeds[0]:.0f}, {speeds[1]:.0f}",
+                        shares,
+                        f"{memory[0]:.0f}, {memory[1]:.0f}",
+                    ),
                 )
     Console(width=120).print(table)
     print(json.dumps({**describe_cpu(), "torch": torch.__version__, "threads": torch.get_num_threads()}))
@@ -78,6 +83,7 @@ def measure(vocabulary: int, width: int, *, rows: int, runs: int) -> dict[str, o
     head = LMHead(partial(torch.nn.functional.linear, weight=weight), vocabulary=vocabulary, trained=False, plain=plain)
     hidden, labels, places = torch.randn(rows, width), torch.randint(vocabulary, (rows,)), np.arange(rows)
     found: dict[str, object] = {"vocabulary": vocabulary, "hidden": width, "products": str(blocks).partition(": ")[2]}
+    found["peak_gflops"] = peak_gflops()
     for name, flops in (("scoring", 2), ("training", 4)):
         state = hidden.requires_grad_(name == "training")
         ways = [partial(_pass, head, state, torch.from_numpy(places), labels, places, way) for way in (blocks, None)]
@@ -87,6 +93,13 @@ def measure(vocabulary: int, width: int, *, rows: int, runs: int) -> dict[str, o
         speeds = [flops * rows * vocabulary * width / one / 1e9 for one in seconds]
         found[name] = {"seconds": seconds, "gflops": speeds, "megabytes": megabytes}
     return found
+
+
+def peak_gflops(size: int = 2_048) -> float:
+    """Return the GFLOP/s of a product of two large square matrices, by the faster library: the peak that can be reached here."""
+    left, right = torch.ones(size, size), torch.ones(size, size)
+    ways = [partial(torch.mm, left, right)] + ([partial(onednn_product, left, right)] if has_onednn() else [])
+    return 2 * size**3 / min(_seconds(way) for way in ways for _ in range(4)) / 1e9
 
 
 def _pass(
@@ -102,11 +115,10 @@ def _pass(
         torch.autograd.grad(logprobs.sum(), [hidden])
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    started = clock()
+def _seconds(work: Callable[[], object]) -> float:
+    started = work_clock()
     work()
-    return clock() - started
+    return work_clock() - started
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -83,6 +84,9 @@ class ClusterWatch:
             self._require_connection()
             if needs is not None:
                 self._require_node(needs)
+        if needs is not None:  # a node may have left, and the call be answered elsewhere, between two looks
+            with suppress(StoreUnavailable):  # the call is answered, the next one raises
+                self._nodes(0.0)
         return answer.result()
 
     def _require_connection(self) -> None:
@@ -113,10 +117,10 @@ class ClusterWatch:
                 f"is complete. Add a node."
             )
 
-    def _nodes(self) -> list[Mapping[str, Any]]:
-        """Return the nodes of the cluster, and log which have left it. They are asked for at most every LOOK_SECONDS."""
+    def _nodes(self, seconds: float = LOOK_SECONDS) -> list[Mapping[str, Any]]:
+        """Return the nodes of the cluster, and log which have left it. They are asked for if the last look is ``seconds`` ago."""
         with self._lock:
-            if time.monotonic() - self._looked >= LOOK_SECONDS:
+            if time.monotonic() - self._looked >= seconds:
                 nodes: list[Any] = self.answer(ray.nodes)
                 alive = [node for node in nodes if node["Alive"]]
                 names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in self._alive}
