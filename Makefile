@@ -2,7 +2,7 @@
 #
 #   make env            create the environment in .venv with the versions in constraints.txt
 #   make demo           train and score the demo's models and build its board, without network
-#   make test           run the tests (tests of the board page need chromium: apt-get install chromium)
+#   make test           run the tests and list the slowest (those of the board page need chromium: apt-get install chromium)
 #   make coverage       run the tests and print the coverage (one folder: make coverage TESTS=tests/analysis)
 #   make chaos          let faults happen to a small study for a minute, and compare it with one that nothing disturbed
 #   make real           run the tests that need a real 135M model folder
@@ -47,7 +47,7 @@ demo: env
 test coverage real: export TOKENIZERS_PARALLELISM = false
 test coverage: export OMP_NUM_THREADS = 1
 test: env
-	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 coverage: env
 	$(BIN)/pytest $(TESTS) -m "not real" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
