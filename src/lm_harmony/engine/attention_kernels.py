@@ -149,7 +149,7 @@ def chain_attention(
     """Return N x H x D of a row of single sequences on a CPU: the gathers and causal attention as one operation of autograd.
 
     The results are those of ``to_slots``, ``attention`` and ``from_slots``. On short texts the many nodes of autograd that this
-    saves take longer than attention itself.
+    saves take longer than attention itself. A GPU is left to PyTorch, which chooses among several kernels there.
 
     Args:
         query: 1 x H x N x D, without autocast.
