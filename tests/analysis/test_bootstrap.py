@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from boards import matrix_of, random_table
 
-from lm_harmony.analysis.bootstrap import _weighted_pc1, pc1_intervals
+from lm_harmony.analysis.bootstrap import _weighted_pc1, pc1_intervals, rank_errors, rank_moves
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.pca import components, fit_reference
 
@@ -60,6 +60,19 @@ def test_the_order_of_models_and_benchmarks_does_not_change_the_intervals() -> N
     pd.testing.assert_frame_equal(pc1_intervals(turned, draws=50).table, first)
     other = pc1_intervals(turned, draws=50, seed=1).table
     assert not np.allclose(other[["low", "high"]], first[["low", "high"]], rtol=0.01)
+
+
+def test_the_order_of_models_and_benchmarks_does_not_change_errors_and_moves_of_ranks() -> None:
+    """Negative control: another seed does."""
+    before, after = (matrix_of(random_table(10, 6, seed=seed), stderr=0.3) for seed in (0, 1))
+    errors, moves = rank_errors(before, draws=50), rank_moves(before, after, draws=50)
+    turned = before.model_names[::-1], [before.benchmark_names[place] for place in (3, 0, 5, 1, 4, 2)]
+    pd.testing.assert_series_equal(rank_errors(before.subset(*turned), draws=50)[errors.index], errors)
+    found = rank_moves(before.subset(*turned), after, draws=50)
+    assert tuple(found.index) == turned[0]
+    pd.testing.assert_frame_equal(found.loc[moves.index], moves)
+    assert not np.allclose(rank_errors(before, draws=50, seed=1), errors, rtol=1e-4)
+    assert not rank_moves(before, after, draws=50, seed=1).equals(moves)
 
 
 def test_models_with_overlapping_draws_share_a_tie_group() -> None:

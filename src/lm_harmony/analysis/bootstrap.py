@@ -83,9 +83,8 @@ def pc1_intervals(
         UsageError: as ``components``.
     """
     fitted = components(matrix, preparation)
-    # Draws belong to positions, so that rows and columns get an order that does not depend on that of the matrix.
-    order = fitted.pc1.sort_index().sort_values(ascending=False, kind="stable").index
-    part = matrix.subset(fitted.basis.models, sorted(fitted.basis.benchmarks, key=benchmark_order))
+    part = in_fixed_order(matrix.subset(fitted.basis.models, fitted.basis.benchmarks))
+    order = fitted.pc1[list(part.model_names)].sort_values(ascending=False, kind="stable").index
     values = part.oriented(preparation).loc[order].to_numpy()
     errors = part.scores(preparation).stderrs.loc[order]
     table = pd.DataFrame({"pc1": fitted.pc1[order], "rank": fitted.ranks[order]})
@@ -107,6 +106,14 @@ def pc1_intervals(
     )
 
 
+def in_fixed_order(matrix: ScoreMatrix) -> ScoreMatrix:
+    """Return the matrix with its models sorted by name and its benchmarks as in the catalogue.
+
+    Random draws belong to the positions of scores. So the results depend on the order of a matrix unless it is always the same.
+    """
+    return matrix.subset(sorted(matrix.model_names), sorted(matrix.benchmark_names, key=benchmark_order))
+
+
 def rank_errors(
     matrix: ScoreMatrix, preparation: Preparation = "trained", *, draws: int = DRAWS, seed: int = 0
 ) -> pd.Series[float]:
@@ -116,11 +123,11 @@ def rank_errors(
         UsageError: as ``components``.
     """
     basis = components(matrix, preparation).basis
-    part = matrix.subset(basis.models, basis.benchmarks)
+    part = in_fixed_order(matrix.subset(basis.models, basis.benchmarks))
     values, tasks = part.oriented(preparation).to_numpy(), len(basis.benchmarks)
     errors = np.nan_to_num(part.scores(preparation).stderrs.to_numpy())
     spread = _ranks(_draws(values, errors, True, True, draws, seed)).std(axis=0) * np.sqrt(tasks / (tasks - 1))
-    return pd.Series(spread, index=part.model_names)
+    return pd.Series(spread, index=part.model_names)[list(basis.models)]
 
 
 def rank_moves(before: ScoreMatrix, after: ScoreMatrix, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -136,13 +143,14 @@ def rank_moves(before: ScoreMatrix, after: ScoreMatrix, *, draws: int = DRAWS, s
     Raises:
         UsageError: as ``components``.
     """
-    matrices = before, after.subset(before.model_names, before.benchmark_names)
+    models = list(before.model_names)
+    matrices = [in_fixed_order(matrix) for matrix in (before, after.subset(models, before.benchmark_names))]
     fitted = [components(matrix) for matrix in matrices]
     ranks = [found.ranks for found in fitted]
     table = pd.DataFrame({"before": ranks[0], "after": ranks[1], "move": ranks[0] - ranks[1]})
     tasks = len(before.benchmarks)
     if tasks < MIN_BENCHMARKS:
-        return table.assign(low=np.nan, high=np.nan)
+        return table.assign(low=np.nan, high=np.nan).loc[models]
     drawn = []
     for number, (matrix, found) in enumerate(zip(matrices, fitted, strict=True)):
         values, errors = matrix.oriented("trained").to_numpy(), np.nan_to_num(matrix.trained.stderrs.to_numpy())
@@ -152,7 +160,7 @@ def rank_moves(before: ScoreMatrix, after: ScoreMatrix, *, draws: int = DRAWS, s
     tail = (1 - CONFIDENCE) / 2
     moved = [first - second for first, second in zip(*drawn, strict=True)]
     low, high = _hull([np.quantile(moves, [tail, 1 - tail], axis=0) for moves in moved])
-    return table.assign(low=np.floor(low).astype(int), high=np.ceil(high).astype(int))
+    return table.assign(low=np.floor(low).astype(int), high=np.ceil(high).astype(int)).loc[models]
 
 
 def _with_intervals(table: pd.DataFrame, drawn: Floats, widening: float) -> pd.DataFrame:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from lm_harmony.analysis.bootstrap import CONFIDENCE, MIN_BENCHMARKS
+from lm_harmony.analysis.bootstrap import CONFIDENCE, MIN_BENCHMARKS, in_fixed_order
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError, counted
@@ -84,7 +84,7 @@ def compare_preparations(matrix: ScoreMatrix, *, draws: int = DRAWS, seed: int =
             benchmark.
     """
     present = [name for name in matrix.preparations if matrix.has(name)]
-    part = _common(matrix, present)
+    part = in_fixed_order(_common(matrix, present))
     values = {name: part.oriented(name).to_numpy() for name in present}
     constant = [name for name in present if (values[name].std(axis=0) <= 1e-12).any()]
     if len(part.models) < 2 or len(part.benchmarks) < 2 or constant:

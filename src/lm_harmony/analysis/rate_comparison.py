@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from lm_harmony.analysis.agreement import kendall
-from lm_harmony.analysis.bootstrap import rank_moves
+from lm_harmony.analysis.bootstrap import in_fixed_order, rank_moves
 from lm_harmony.analysis.load_records import find_runs, settings_of
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.preparation_comparison import agreement_tables, shown_agreement
@@ -94,7 +94,7 @@ def compare_rates(chosen: ScoreMatrix, fixed: ScoreMatrix, rates: pd.DataFrame) 
     """
     matrices = dict(zip(NAMES, (fixed.downstream(), chosen.downstream()), strict=True))
     basis = common_part(matrices.values(), f"in both {chosen.source} and {fixed.source}", "fixed")
-    parts = {name: matrix.subset(basis.models, basis.benchmarks) for name, matrix in matrices.items()}
+    parts = {name: in_fixed_order(matrix.subset(basis.models, basis.benchmarks)) for name, matrix in matrices.items()}
     moves = rank_moves(parts["fixed"], parts["chosen"]).rename(columns={"before": "fixed", "after": "chosen"})
     oriented = {name: part.oriented("trained") for name, part in parts.items()}
     table, differences = agreement_tables(
