@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fork_server import forked_python
 from world import write_world
 
 
@@ -33,3 +34,12 @@ def test_a_signal_to_the_coordinator_releases_the_leases_and_leaves_no_process(t
     assert "Traceback" not in errors
     assert not list((tmp_path / "results").rglob(".*.lease")), "a lease was not released"
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_worker_that_waits_for_a_request_ends_when_its_coordinator_has_ended() -> None:
+    """The status shows that the main thread was woken. Otherwise it would be 0 after ten seconds, without the line."""
+    ended = subprocess.run(
+        [forked_python(), "-m", "lm_harmony.studies"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in ended.stderr and "Traceback" not in ended.stderr

@@ -153,14 +153,16 @@ def main() -> None:
     def read_requests() -> None:
         for line in sys.stdin:
             requests.put(line)
-        signal.raise_signal(signal.SIGTERM)  # the coordinator has ended: release the lease after the current operation
+        # The coordinator has ended: release the lease after the current operation. The main thread is named, because a signal to
+        # another thread would not wake it while it waits for a request.
+        signal.pthread_kill(main_thread, signal.SIGTERM)
         time.sleep(STOP_SECONDS)
         os._exit(0)
 
-    threading.Thread(target=read_requests, daemon=True).start()
+    main_thread, executor = threading.get_ident(), RunExecutor()
     stop_on_signals(once=True)  # Ctrl-C reaches this process before the coordinator asks it to end
-    executor = RunExecutor()
     try:
+        threading.Thread(target=read_requests, daemon=True).start()
         while True:
             raise_if_stopped()
             print(executor.answer(requests.get()), file=answers, flush=True)
