@@ -69,7 +69,8 @@ def build(flags: Flags) -> list[Read]:
     work = partial(_build_model, world=world, tokenizer=tokenizer, flags=flags)
     # The largest model first, so that it does not run alone at the end.
     members.sort(key=lambda member: -member.tokens * member.layers * member.width**2)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # its processes share one import of the libraries
+    context.set_forkserver_preload(["lm_harmony.demo.build"])
     with ProcessPoolExecutor(flags.workers, mp_context=context, initializer=_start) as pool:
         read = sorted(pool.map(work, members), key=lambda one: one.parameters)
     _write_log(read, flags, time.perf_counter() - started)
