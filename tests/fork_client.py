@@ -16,7 +16,10 @@ from typing import Any
 
 MEASURED = "COVERAGE_PROCESS_CONFIG"
 """Environment variable that lets a process measure coverage. A server does not have it: only what it forks is measured."""
-LATE = (MEASURED, "COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_")
+LATE = (
+    *(MEASURED, "COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
+)
 """Environment variables that may differ from the server's. They are read by functions, not by imports."""
 RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that this process sends on to the forked process."""
@@ -24,12 +27,18 @@ NUMBER = struct.Struct("!i")
 """Format of the numbers that client and server exchange: a length, a process, an exit status."""
 
 
-def process_state() -> dict[str, Any]:
-    """Return what a process inherits from its parent, except its standard streams, its folder and the variables in LATE."""
+def process_state(unread: str | None) -> dict[str, Any]:
+    """Return what a process inherits from its parent, except its standard streams, its folder and the variables in LATE.
+
+    Args:
+        unread: beginning of the names of other variables that are left out.
+    """
     limits = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
     os.umask(mask := os.umask(0))
+    names = [name for name in os.environ if name not in LATE and not (unread and name.startswith(unread))]
     return {
-        "environment": {name: value for name, value in os.environ.items() if name not in LATE},
+        "unread": unread,
+        "environment": {name: os.environ[name] for name in names},
         "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")),
         "terminals": [os.isatty(descriptor) for descriptor in range(3)],
         "limits": [list(resource.getrlimit(limit)) for limit in limits],
@@ -53,7 +62,7 @@ def main(interpreter: str, folder: str, program: str, *words: str) -> None:
     """
     with open(f"{folder}/state.json", encoding="utf-8") as file:
         state = json.load(file)
-    if words[:1] not in (("-m",), ("-c",)) or process_state() != state:
+    if words[:1] not in (("-m",), ("-c",)) or process_state(state["unread"]) != state:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and an executed program would inherit that
             signal.signal(number, signal.SIG_DFL)
         os.execv(interpreter, [interpreter, *words])

@@ -21,8 +21,8 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
@@ -37,9 +37,27 @@ MODULES = (
     *("lm_harmony.studies.worker", "lm_harmony.studies.plan", "lm_harmony.studies.download"),
 )
 """Modules that a server imports, with all that they import."""
-MOST_SERVERS = 2
-"""Number of servers that run at the same time. The one that was used longest ago ends when another one is needed."""
-_SERVERS: dict[frozenset[tuple[str, str]], ForkServer] = {}
+FIRST_MODULES = (
+    *("torch", "torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "scipy.optimize", "scipy.stats"),
+    *("pandas", "pyarrow.dataset", "requests", "boto3", "pydantic", "tyro", "rich.console", "sacrebleu", "jinja2", "PIL.Image"),
+)
+"""Those of them that read no variable of ``HUB``. One process imports them for all servers whose other variables are equal."""
+HUB = "HF_"
+"""Beginning of the names of variables that may differ between servers forked from one process."""
+MOST_SERVERS, MOST_FIRST_SERVERS = 4, 2
+"""Numbers of servers that run at the same time. The one that was used longest ago ends when another one is needed."""
+SERVE = f"""
+import sys
+sys.path[0] = {str(Path(__file__).parent)!r}
+from fork_server import MODULES, serve
+del sys.modules["fork_server"]  # a forked process that imports it has another interpreter
+serve(MODULES, sys.argv[1], unread=None)
+"""
+"""Program of a server in a process that the first one has forked."""
+_Servers = dict[frozenset[tuple[str, str]], "ForkServer"]
+_SERVERS: _Servers = {}
+_FIRST_SERVERS: _Servers = {}
+"""Processes that have imported ``FIRST_MODULES``. The servers are forked from them."""
 
 
 def forked_python(environment: Mapping[str, str] | None = None) -> str:
@@ -49,18 +67,37 @@ def forked_python(environment: Mapping[str, str] | None = None) -> str:
         environment: all variables of the processes; those of this process if not given.
     """
     wanted = dict(os.environ if environment is None else environment)
-    key = frozenset((name, value) for name, value in wanted.items() if name not in LATE)
-    while key not in _SERVERS and len(_SERVERS) >= MOST_SERVERS:
-        _SERVERS.pop(next(iter(_SERVERS))).close()
-    _SERVERS[key] = _SERVERS.pop(key, None) or ForkServer(wanted)
-    return str(_SERVERS[key].python)
+    without_hub = {name: value for name, value in wanted.items() if not name.startswith(HUB)}
+
+    def first_server() -> ForkServer:
+        return ForkServer([INTERPRETER, __file__], without_hub)
+
+    def server() -> ForkServer:
+        first = _server_for(without_hub, _FIRST_SERVERS, MOST_FIRST_SERVERS, first_server)
+        return ForkServer([str(first.python), "-c", SERVE], wanted)
+
+    return str(_server_for(wanted, _SERVERS, MOST_SERVERS, server).python)
+
+
+def _server_for(environment: Mapping[str, str], servers: _Servers, most: int, start: Callable[[], ForkServer]) -> ForkServer:
+    """Return the server for an environment. If it is not among ``servers``, start it, and keep at most ``most`` of them."""
+    key = frozenset((name, value) for name, value in environment.items() if name not in LATE)
+    while key not in servers and len(servers) >= most:
+        servers.pop(next(iter(servers))).close()
+    servers[key] = servers.pop(key, None) or start()
+    return servers[key]
 
 
 class ForkServer:
     """A running server, and the folder of the program whose processes it forks."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        """Start the server with ``environment`` and wait until it has imported all modules."""
+    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
+        """Start the server with ``environment`` and wait until it has imported its modules.
+
+        Args:
+            command: command that calls ``serve`` with the folder that is its last argument.
+            environment: all variables of the server and of its processes.
+        """
         self._folder = TemporaryDirectory(prefix="fork-server-")
         folder = Path(self._folder.name)
         self.python = folder / "python"
@@ -69,7 +106,7 @@ class ForkServer:
         self.python.write_text(f"#!{INTERPRETER} -IS\n{code}\n", encoding="utf-8")
         self.python.chmod(0o755)
         self._process = subprocess.Popen(
-            [INTERPRETER, __file__, str(folder)],
+            [*command, str(folder)],
             env={name: value for name, value in environment.items() if name not in (MEASURED, "PYTEST_CURRENT_TEST")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -89,17 +126,25 @@ class ForkServer:
         atexit.unregister(self.close)
 
 
-def serve(folder: str) -> None:
-    """Fork a process for each request until standard input closes.
+def serve(modules: Iterable[str], folder: str, *, unread: str | None) -> None:
+    """Import modules, then fork a process for each request until standard input closes.
+
+    Args:
+        modules: the modules.
+        folder: folder of the socket and of the state.
+        unread: beginning of the names of variables that no module may read. They may differ between the processes.
 
     Raises:
-        AssertionError: a module started a thread; a forked process would have its locks without the thread. The thread of
-            jemalloc, the memory allocator of pyarrow, may run, because jemalloc prepares itself for forks.
+        AssertionError: a module read such a variable, or started a thread; a forked process would have its locks without the
+            thread. The thread of jemalloc, the memory allocator of pyarrow, may run, because jemalloc prepares itself for forks.
     """
-    state = process_state()
+    state = process_state(unread)
     gc.disable()
-    for name in MODULES:
-        importlib.import_module(name)
+    with _names_of_read_variables() as names:
+        for name in modules:
+            importlib.import_module(name)
+    read = [name for name in sorted(names) if unread is not None and name.startswith(unread)]
+    assert not read, f"modules read variables: {read}"
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len(threads) - threads.count("jemalloc_bg_thd") == 1, f"modules started threads: {threads}"
     gc.freeze()  # a collection would write to, and so copy, the memory of all objects
@@ -118,6 +163,22 @@ def serve(folder: str) -> None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+@contextmanager
+def _names_of_read_variables() -> Iterator[set[str]]:
+    """Add the names of environment variables to a set when they are read, whether they are set or not."""
+    names = set[str]()
+    unrecorded = type(os.environ)
+
+    class Recording(unrecorded):  # type: ignore[misc, valid-type]
+        def __getitem__(self, name: str) -> str:
+            names.add(name)
+            return super().__getitem__(name)  # type: ignore[no-any-return]
+
+    os.environ.__class__ = Recording
+    yield names
+    os.environ.__class__ = unrecorded
 
 
 def _handle(connection: socket.socket) -> NoReturn:
@@ -196,4 +257,4 @@ def _status_of(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(FIRST_MODULES, sys.argv[1], unread=HUB)

@@ -103,6 +103,30 @@ def test_a_process_with_another_state_is_executed_by_the_real_interpreter(change
     assert run(forked_python(), "-c", IS_FORKED, **options).stdout == "False\n"
 
 
+def test_a_process_has_the_variables_of_the_hub_of_its_own_server(tmp_path: Path) -> None:
+    """Its server is forked from the process that another server is forked from. Libraries read these variables at imports."""
+    code = "from huggingface_hub import constants as c; print(c.ENDPOINT, c.HF_HOME, c.HF_HUB_OFFLINE)"
+    ancestors = "import psutil; print(*(parent.pid for parent in psutil.Process().parents()))"
+    shown, above = list[str](), list[set[str]]()
+    for number in range(2):
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{number}", "HF_HOME": str(tmp_path / f"{number}"), "HF_HUB_OFFLINE": f"{number}"}
+        variables = {**os.environ, **hub}
+        assert run(forked_python(variables), "-c", IS_FORKED, env=variables).stdout == "True\n"
+        shown.append(run(forked_python(variables), "-c", code, env=variables).stdout)
+        above.append(set(run(forked_python(variables), "-c", ancestors, env=variables).stdout.split()))
+    assert shown == [f"http://127.0.0.1:{number} {tmp_path / str(number)} {bool(number)}\n" for number in range(2)]
+    ours = set(run(sys.executable, "-c", ancestors).stdout.split())  # this process and its own ancestors
+    assert len(above[0] & above[1] - ours) == 1 and ours < above[0]
+
+
+def test_a_first_server_that_reads_a_variable_of_the_hub_is_refused(tmp_path: Path) -> None:
+    code = "from fork_server import HUB, serve; import sys; serve([sys.argv[1]], sys.argv[2], unread=HUB)"
+    done = run(sys.executable, "-c", code, "huggingface_hub.constants", str(tmp_path), cwd=Path(__file__).parent)
+    assert done.returncode == 1 and "AssertionError: modules read variables: [" in done.stderr and "'HF_HOME'" in done.stderr
+    done = run(sys.executable, "-c", code, "json", str(tmp_path), cwd=Path(__file__).parent, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr  # negative control
+
+
 def test_options_scripts_and_inherited_descriptors_need_the_real_interpreter(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(IS_FORKED, encoding="utf-8")
     assert run(forked_python(), "-X", "dev", "-c", IS_FORKED).stdout == "False\n"
