@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -9,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_browser import VIEWPORT, Opened, SharedPage, open_page
 
 from lm_harmony.report.page import page_text
 
 CHROMIUM = shutil.which("chromium")
 REQUIRED = "LM_HARMONY_NEEDS_BROWSER"
 """Environment variable that makes a missing browser a failure instead of a skip, for continuous integration."""
-
-Opened = Any
-"""A page of Playwright. The type is Any because Playwright is optional."""
 
 
 def _without(what: str) -> None:
@@ -45,33 +44,17 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture
 def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     """Open HTML from a file. At the end, fail if a page sent a request or logged an error."""
-    contexts: list[Any] = []
+    pages: list[Opened] = []
     problems: list[str] = []
 
-    def opened(text: str, *, state: str = "", watched: bool = True, first_script: str = "", **context: Any) -> Opened:
-        path = tmp_path / "board.html"
-        path.write_text(text, encoding="utf-8")
-        contexts.append(chromium.new_context(**{"viewport": {"width": 1400, "height": 560}, **context}))
-        page = contexts[-1].new_page()
-        page.add_init_script(first_script)
-        if watched:
-            page.on("console", lambda message: problems.append(f"console: {message.text}"))
-            page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-            page.on("request", lambda request: problems.append(f"request: {request.url}") if _asks(request.url, path) else None)
-        page.goto(f"{path.as_uri()}{state}")
-        page.wait_for_selector("html[data-ready]")
-        # Chromium drops clicks and keys until a document is painted, which is at the end of the first frame.
-        page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
-        return page
+    def opened(text: str, **how: Any) -> Opened:
+        pages.append(open_page(chromium, text, tmp_path, problems, **how))
+        return pages[-1]
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.context.close()
     assert not problems
-
-
-def _asks(url: str, path: Path) -> bool:
-    return not url.startswith(("data:", "blob:")) and url.split("#")[0] != path.as_uri()
 
 
 @pytest.fixture
@@ -82,6 +65,41 @@ def open_board(open_text: Callable[..., Opened]) -> Callable[..., Opened]:
         return open_text(page_text(data), **how)
 
     return opened
+
+
+@pytest.fixture(scope="module")
+def idle_pages() -> dict[str, SharedPage]:
+    """Pages that tests of the file share and none uses now, by their data and settings. Each is as it was after its load."""
+    return {}
+
+
+@pytest.fixture
+def shared_board(
+    chromium: Any, idle_pages: dict[str, SharedPage], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Opened]]:
+    """Take the page of a board's data that an earlier test of the file opened, or open it. At the end, bring it back and compare.
+
+    A load with its four charts takes two seconds of computation. Tests of the load, and tests that change more than a page's
+    state, screen, focus and scrolling, have a page of their own: ``open_board``.
+    """
+    taken: list[tuple[str, SharedPage]] = []
+
+    def take(data: Mapping[str, Any], *, viewport: Mapping[str, int] = VIEWPORT, scheme: str = "light", **context: Any) -> Opened:
+        key = json.dumps([data, context])
+        shared = idle_pages.pop(key, None)
+        if shared is None:
+            problems: list[str] = []
+            folder = tmp_path_factory.mktemp("page")
+            shared = SharedPage(open_page(chromium, page_text(data), folder, problems, **context), problems)
+        taken.append((key, shared))
+        shared.set_screen(viewport, scheme)
+        return shared.page
+
+    yield take
+    for key, shared in taken:
+        shared.reset()
+        # A page that could not be brought back is not used again, so that no other test fails because of it.
+        idle_pages[key] = shared
 
 
 @pytest.fixture

@@ -258,6 +258,30 @@ def test_a_box_changes_although_charts_are_drawn_meanwhile(open_board: Open, mea
     assert columns == [["mnli"], ["mnli", "gsm8k"], ["gsm8k"]]
 
 
+def test_a_chart_of_an_older_state_is_not_marked_as_drawn(open_board: Open) -> None:
+    """The state changes while Plotly draws the first chart. Other tests wait for the mark before they read a chart."""
+    page = open_board(DATA)
+    drawn(page)
+    page.evaluate(DRAW_LATER)
+    marked = page.evaluate(
+        """() => new Promise((done) => {
+            const react = Plotly.react;
+            Plotly.react = async (...all) => {
+                Plotly.react = react;
+                await react(...all);
+                harmonyBoard.page.set({ families: ["Qwen"] });
+                setTimeout(() => done(document.querySelectorAll("[data-drawn]").length), 0);
+            };
+            harmonyBoard.page.set({ families: ["Gemma"] });
+            drawNow();
+        })"""
+    )
+    assert marked == 0
+    page.evaluate("drawNow()")
+    drawn(page)
+    assert len(page.evaluate("document.querySelector('#chart-bump .plot').data")) == 3
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
     """No word of a header or of a name continues on the next line, and no name is cut."""

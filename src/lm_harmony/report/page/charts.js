@@ -41,29 +41,30 @@ const makeCharts = (page) => {
   };
   reserve();
   let ready = null;
-  const refresh = async ({ card, draw }) => {
+  // The number of changes so far. A change while a chart is drawn makes that drawing old.
+  let turn = 0;
+  const refresh = async ({ card, draw }, own) => {
     try {
       ready ??= afterPaint().then(() => load("plotly"));
       await ready;
       await draw(page, card);
       nameFigures(card);
-      card.dataset.drawn = "true";
+      if (own === turn) card.dataset.drawn = "true";
     } catch (error) {
       // If the library cannot be unpacked, the table still works.
       setNote(card, `The chart cannot be drawn: ${error.message}`);
     }
   };
-  let turn = 0;
   // All charts are drawn, one after another, so that they are there before the reader scrolls to them.
   const refreshAll = async () => {
-    turn += 1;
     const own = turn;
-    for (const chart of present) if (own === turn) await refresh(chart);
+    for (const chart of present) if (own === turn) await refresh(chart, own);
   };
   listenForPrinting(page, present, reserve);
   // While the reader types a search, the table is redrawn at once and the charts after a pause.
   let pause;
   const redrawSoon = () => {
+    turn += 1;
     byId("bump-by").value = page.state.bump;
     present.forEach(({ card, describe }) => {
       delete card.dataset.drawn;
