@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from joint import Run, distance, train_jointly
+from joint import Run, Weights, distance, train_jointly
 from operators import Operators, deep_model, training_step
 from tiny import VOCABULARY, tiny_model
 
@@ -24,6 +25,7 @@ from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import Epoch
 from lm_harmony.engine.training import Training
 from lm_harmony.errors import TrainingDiverged
+from lm_harmony.models.loading import LanguageModel
 from lm_harmony.recipe import Lora, Recipe
 
 
@@ -47,17 +49,23 @@ def runs_of_different_lengths() -> list[Run]:
     ]
 
 
+@cache
+def trained_separately(architecture: str) -> tuple[LanguageModel, list[tuple[list[Epoch], Weights]]]:
+    """Return a tiny model, and for each run what a separate training of it gives."""
+    model = tiny_model(architecture)
+    return model, [run.alone(model) for run in runs_of_different_lengths()]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
 @pytest.mark.parametrize(("most", "tokens"), [(5, 10_000), (2, 10_000), (3, 90)])
 def test_each_run_gets_the_weights_of_a_separate_training(architecture: str, most: int, tokens: int) -> None:
     """They agree within 1e-5 after at least 50 steps: all runs at once, two at a time, and with small passes."""
-    model, runs = tiny_model(architecture), runs_of_different_lengths()
+    model, expected = trained_separately(architecture)
     before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
-    found = train_jointly(model, [run.within(training_tokens=tokens) for run in runs], most)
+    found = train_jointly(model, [run.within(training_tokens=tokens) for run in runs_of_different_lengths()], most)
     assert [sum(len(epoch.steps) for epoch in found[place][0]) for place in range(5)] == [50, 50, 50, 12, 50]
     assert all(torch.equal(weight, before[name]) for name, weight in model.module.state_dict().items())
-    for place, run in enumerate(runs):
-        epochs, weights = run.alone(model)
+    for place, (epochs, weights) in enumerate(expected):
         assert distance(found[place][1], weights) < 1e-5, place
         assert [epoch.tokens for epoch in found[place][0]] == [epoch.tokens for epoch in epochs]
         assert [epoch.loss for epoch in found[place][0]] == pytest.approx([epoch.loss for epoch in epochs], abs=1e-5)
