@@ -26,7 +26,7 @@ SHOWN = """() => {
     const copy = document.body.cloneNode(true);
     copy.querySelectorAll("script, #hint, #js-plotly-tester, .plot, [id^=chart-] .note").forEach((node) => node.remove());
     for (const node of copy.querySelectorAll("[class]")) node.setAttribute("class", [...node.classList].sort().join(" "));
-    copy.querySelectorAll("[class='']").forEach((node) => node.removeAttribute("class"));
+    for (const name of ["class", "style"]) copy.querySelectorAll(`[${name}='']`).forEach((node) => node.removeAttribute(name));
     copy.querySelectorAll("[data-drawn]").forEach((node) => node.removeAttribute("data-drawn"));
     copy.querySelectorAll(".sheet").forEach((node) => node.removeAttribute("style"));  // its place, computed when it opens
     return {
@@ -74,18 +74,20 @@ def open_page(
 class SharedPage:
     """A page that several tests use one after the other. It is compared after each with what it was after its load."""
 
-    def __init__(self, page: Opened, problems: list[str]) -> None:
+    def __init__(self, page: Opened, problems: list[str], scheme: str = "light") -> None:
         """Keep what a page shows after its load.
 
         Args:
             page: page that was just loaded.
             problems: list to which the requests and errors of the page are appended.
+            scheme: colour scheme in which it was loaded, "light" or "dark".
         """
+        self._first_screen = (page.viewport_size, scheme)
         self.page = page
         self._problems = problems
         self._first = _lines(page.evaluate(SHOWN))
 
-    def set_screen(self, viewport: Mapping[str, int] = VIEWPORT, scheme: str = "light") -> None:
+    def set_screen(self, viewport: Mapping[str, int], scheme: str) -> None:
         """Resize the page and switch between light and dark. The page's own handlers have run when this returns."""
         self.page.set_viewport_size(viewport)
         self.page.emulate_media(color_scheme=scheme)
@@ -95,7 +97,7 @@ class SharedPage:
         """Bring the page back. Fails if it differs from what it was, or sent a request or logged an error since."""
         self.page.mouse.move(0, 0)
         self.page.keyboard.press("Escape")
-        self.set_screen()
+        self.set_screen(*self._first_screen)
         self.page.evaluate(RESET)
         left = "\n".join(unified_diff(self._first, _lines(self.page.evaluate(SHOWN)), "after the load", "after the test", n=0))
         assert not left, left

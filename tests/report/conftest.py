@@ -69,7 +69,7 @@ def open_board(open_text: Callable[..., Opened]) -> Callable[..., Opened]:
 
 @pytest.fixture(scope="module")
 def idle_pages() -> dict[str, SharedPage]:
-    """Pages that tests of the file share and none uses now, by their data and settings. Each is as it was after its load."""
+    """Pages that the tests of a file share and that none uses now, by data and settings. Each is as it was after its load."""
     return {}
 
 
@@ -77,10 +77,10 @@ def idle_pages() -> dict[str, SharedPage]:
 def shared_board(
     chromium: Any, idle_pages: dict[str, SharedPage], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Opened]]:
-    """Take the page of a board's data that an earlier test of the file opened, or open it. At the end, bring it back and compare.
+    """Take the page of a board's data that an earlier test of the file opened, or open it. At the end, reset and compare it.
 
-    A load with its four charts takes two seconds of computation. Tests of the load, and tests that change more than a page's
-    state, screen, focus and scrolling, have a page of their own: ``open_board``.
+    A load with four charts takes two seconds of computation. Tests of the load, of downloads and of printing, and tests that
+    change more than the state, the screen, the focus and the scrolling, use ``open_board`` and so have a page of their own.
     """
     taken: list[tuple[str, SharedPage]] = []
 
@@ -89,9 +89,11 @@ def shared_board(
         shared = idle_pages.pop(key, None)
         if shared is None:
             problems: list[str] = []
-            folder = tmp_path_factory.mktemp("page")
-            shared = SharedPage(open_page(chromium, page_text(data), folder, problems, **context), problems)
+            settings = {"viewport": viewport, "color_scheme": scheme, **context}
+            page = open_page(chromium, page_text(data), tmp_path_factory.mktemp("page"), problems, **settings)
+            shared = SharedPage(page, problems, scheme)
         taken.append((key, shared))
+        # An earlier test may have opened it on another screen.
         shared.set_screen(viewport, scheme)
         return shared.page
 

@@ -71,8 +71,8 @@ def drawn(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
-def test_axe_finds_nothing(open_board: Open, violations: Callable[..., list[str]], screen: str, scheme: str) -> None:
-    page = open_board(DATA, viewport=SCREENS[screen], color_scheme=scheme, has_touch=screen == "phone")
+def test_axe_finds_nothing(shared_board: Open, violations: Callable[..., list[str]], screen: str, scheme: str) -> None:
+    page = shared_board(DATA, viewport=SCREENS[screen], scheme=scheme, has_touch=screen == "phone")
     drawn(page)
     assert violations(page) == []
     page.evaluate("harmonyBoard.page.set({pins: ['local/mine', 'google/gemma-2-9b'], view: 'gain'})")
@@ -119,8 +119,8 @@ def test_negative_control_axe_finds_what_is_broken(open_board: Open, violations:
     assert min(page.evaluate(CONTRASTS)) < 7
 
 
-def test_screen_readers_get_names(open_board: Open) -> None:
-    page = open_board(DATA)
+def test_screen_readers_get_names(shared_board: Open) -> None:
+    page = shared_board(DATA)
     drawn(page)
     for title in ("Ranks before and after training", "Do benchmarks agree", "Variance explained", "PC1 against model size"):
         assert page.get_by_role("figure", name=title).count() >= 1
@@ -148,8 +148,8 @@ def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(open_board: Open
     assert page.evaluate("globalThis.scrolled")
 
 
-def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
-    page = open_board(DATA, viewport=SCREENS["desktop"])
+def test_the_first_screen_tells_what_is_shown(shared_board: Open) -> None:
+    page = shared_board(DATA, viewport=SCREENS["desktop"])
     drawn(page)
     head = page.locator(".masthead").inner_text()
     for words in (
@@ -283,7 +283,7 @@ def test_a_chart_of_an_older_state_is_not_marked_as_drawn(open_board: Open) -> N
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
+def test_words_and_names_are_whole(shared_board: Open, screen: str) -> None:
     """No word of a header or of a name continues on the next line, and no name is cut."""
     names = (
         "lab/Llama-3.2-3B-Instruct",
@@ -292,7 +292,7 @@ def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
         "EleutherAI/pythia-410m-deduped",
         "lab/" + "very-long-" * 9 + "end",
     )
-    page = open_board(page_data(small_board(names, (*TASKS[:4], "commonsense_qa"))), viewport=SCREENS[screen])
+    page = shared_board(page_data(small_board(names, (*TASKS[:4], "commonsense_qa"))), viewport=SCREENS[screen])
     broken = page.evaluate(
         """() => {
             const found = [];
@@ -321,8 +321,8 @@ def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
 
 
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
-def test_every_rank_has_its_range_beside_it(open_board: Open, screen: str) -> None:
-    page = open_board(page_data(None, published=True), viewport=SCREENS[screen])
+def test_every_rank_has_its_range_beside_it(shared_board: Open, screen: str) -> None:
+    page = shared_board(page_data(None, published=True), viewport=SCREENS[screen])
     first = page.locator("#board tbody tr").first
     assert first.locator(".rank .range").is_visible() and first.locator(".rank .range").text_content() == "1–4"
     box, cell = first.locator(".rank .range").bounding_box(), first.locator("td.rank").bounding_box()
@@ -330,8 +330,8 @@ def test_every_rank_has_its_range_beside_it(open_board: Open, screen: str) -> No
     assert cell["y"] <= box["y"] and box["y"] + box["height"] <= cell["y"] + cell["height"]
 
 
-def test_hints_close_on_phones(open_board: Open) -> None:
-    page = open_board(DATA, viewport=SCREENS["phone"], has_touch=True)
+def test_hints_close_on_phones(shared_board: Open) -> None:
+    page = shared_board(DATA, viewport=SCREENS["phone"], has_touch=True)
     cell = page.locator("#board [data-cell]").first
     for close in (cell.tap, page.locator("#standing").tap, lambda: page.mouse.wheel(0, 200)):
         cell.scroll_into_view_if_needed()
