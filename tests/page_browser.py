@@ -84,7 +84,7 @@ class SharedPage:
         """
         self._first_screen = (page.viewport_size, scheme)
         self.page = page
-        self._problems = problems
+        self.problems = problems
         self._first = _lines(page.evaluate(SHOWN))
 
     def set_screen(self, viewport: Mapping[str, int], scheme: str) -> None:
@@ -98,10 +98,15 @@ class SharedPage:
         self.page.mouse.move(0, 0)
         self.page.keyboard.press("Escape")
         self.set_screen(*self._first_screen)
-        self.page.evaluate(RESET)
-        left = "\n".join(unified_diff(self._first, _lines(self.page.evaluate(SHOWN)), "after the load", "after the test", n=0))
-        assert not left, left
-        assert not self._problems, self._problems
+        if self._changes():
+            self.page.evaluate(RESET)
+        changes = self._changes()
+        assert not changes, changes
+        assert not self.problems, self.problems
+
+    def _changes(self) -> str:
+        now = _lines(self.page.evaluate(SHOWN))
+        return "\n".join(unified_diff(self._first, now, "after the load", "after the test", n=0))
 
 
 def _wait_for_frames(page: Opened) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -90,18 +91,18 @@ def test_axe_finds_nothing(shared_board: Open, violations: Callable[..., list[st
     assert sizes and min(sizes) >= 12
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_lines_and_markers_are_visible(open_board: Open, scheme: str) -> None:
+def test_lines_and_markers_are_visible(open_board: Open) -> None:
     """Graphics need the contrast of WCAG's level AA, 3:1. Every hue is used by a family."""
-    page = open_board(page_data(small_board()), color_scheme=scheme)
+    page = open_board(DATA)
     drawn(page)
     page.evaluate("harmonyBoard.board.models.forEach((model, i) => { model.family = `family ${i}`; })")
     page.evaluate("harmonyBoard.board.families = Array.from({ length: 12 }, (_, i) => `family ${i + 2 * (i >= 10)}`)")
-    page.evaluate("harmonyBoard.page.redraw()")
-    drawn(page)
-    found = page.evaluate(LINES)
-    assert len({colour for _, colour, _ in found}) >= 10
-    assert {opacity for opacity, *_ in found} == {1} and min(contrast for *_, contrast in found) >= 3
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => harmonyBoard.page.set({ theme })", theme)
+        drawn(page)
+        found = page.evaluate(LINES)
+        assert len({colour for _, colour, _ in found}) >= 10
+        assert {opacity for opacity, *_ in found} == {1} and min(contrast for *_, contrast in found) >= 3, theme
 
 
 def test_negative_control_axe_finds_what_is_broken(open_board: Open, violations: Callable[..., list[str]]) -> None:
@@ -134,11 +135,11 @@ def test_screen_readers_get_names(shared_board: Open) -> None:
     assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "hint"
 
 
-def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(open_board: Open) -> None:
+def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(shared_board: Open) -> None:
     """The browser reports scrolling in one of the next frames."""
-    page = open_board(DATA, viewport={"width": 390, "height": 480})
+    page = shared_board(DATA, viewport={"width": 390, "height": 480})
     drawn(page)
-    page.evaluate("addEventListener('scroll', () => { globalThis.scrolled = true; }, true)")
+    page.evaluate("addEventListener('scroll', () => { globalThis.scrolled = true; }, { capture: true, once: true })")
     page.locator("#board-region").focus()
     for key in ("Enter", *["ArrowDown"] * 9, *["ArrowRight"] * 3):
         page.keyboard.press(key)
@@ -169,10 +170,10 @@ def test_the_first_screen_tells_what_is_shown(shared_board: Open) -> None:
     assert page.locator("#findings").bounding_box()["y"] < 900
 
 
-@pytest.mark.parametrize("screen", ["desktop", "tablet"])
-@pytest.mark.parametrize("benchmarks", [6, 24])
-def test_ranks_and_heat_maps_are_on_the_first_screen(open_board: Open, screen: str, benchmarks: int) -> None:
-    page = open_board(page_data(small_board(tasks=tuple(BENCHMARKS)[:benchmarks])), viewport=SCREENS[screen])
+@pytest.mark.parametrize(("benchmarks", "screen"), [(6, "desktop"), (6, "tablet"), (24, "tablet"), (24, "desktop")])
+def test_ranks_and_heat_maps_are_on_the_first_screen(shared_board: Open, screen: str, benchmarks: int) -> None:
+    """The page is loaded on either screen, and resized to the other one."""
+    page = shared_board(page_data(small_board(tasks=tuple(BENCHMARKS)[:benchmarks])), viewport=SCREENS[screen])
     drawn(page)
     boxes = [box.bounding_box() for box in page.locator("#chart-bump .plot, #chart-tau .plot").all()]
     assert len(boxes) == 3 and all(box["x"] + box["width"] <= SCREENS[screen]["width"] for box in boxes)
@@ -229,56 +230,66 @@ DRAW_LATER = """() => {
         return 0;
     };
     globalThis.drawNow = () => draw();
+    globalThis.drawAsBefore = () => { globalThis.setTimeout = later; };
 }"""
-"""JavaScript that delays the drawing of the charts until the test calls it. The page itself waits for 120 milliseconds."""
+
+
+@contextmanager
+def drawing_when_told(page: Any) -> Iterator[None]:
+    """Delay the drawing of the charts until the test calls drawNow(). The page itself waits for 120 milliseconds."""
+    page.evaluate(DRAW_LATER)
+    try:
+        yield
+    finally:
+        page.evaluate("drawAsBefore()")
 
 
 @pytest.mark.parametrize("means", ["mouse", "keyboard"])
-def test_a_box_changes_although_charts_are_drawn_meanwhile(open_board: Open, means: str) -> None:
+def test_a_box_changes_although_charts_are_drawn_meanwhile(shared_board: Open, means: str) -> None:
     """The charts are drawn while the button of the mouse, or the space bar, is held down."""
     # The screen is high enough for the browser not to have scrolled. Otherwise it hides that something above has grown.
-    page = open_board(DATA, viewport={"width": 1400, "height": 1800})
+    page = shared_board(DATA, viewport={"width": 1400, "height": 1800})
     drawn(page)
-    page.evaluate(DRAW_LATER)
-    page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
-    page.locator("summary", has_text="Benchmarks").click()
-    page.evaluate("drawNow()")
-    drawn(page)
-    start, end = (page.mouse.down, page.mouse.up) if means == "mouse" else (page.keyboard.down, page.keyboard.up)
-    held = () if means == "mouse" else ("Space",)
-    columns = []
-    for name in ("CoLA", "GSM8K", "MNLI"):
-        box = page.get_by_role("checkbox", name=name, exact=True)
-        box.hover() if means == "mouse" else box.focus()
-        start(*held)
+    with drawing_when_told(page):
+        page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
+        page.locator("summary", has_text="Benchmarks").click()
         page.evaluate("drawNow()")
         drawn(page)
-        end(*held)
-        columns.append(page.evaluate("harmonyBoard.page.derived.columns"))
+        start, end = (page.mouse.down, page.mouse.up) if means == "mouse" else (page.keyboard.down, page.keyboard.up)
+        held = () if means == "mouse" else ("Space",)
+        columns = []
+        for name in ("CoLA", "GSM8K", "MNLI"):
+            box = page.get_by_role("checkbox", name=name, exact=True)
+            box.hover() if means == "mouse" else box.focus()
+            start(*held)
+            page.evaluate("drawNow()")
+            drawn(page)
+            end(*held)
+            columns.append(page.evaluate("harmonyBoard.page.derived.columns"))
     assert columns == [["mnli"], ["mnli", "gsm8k"], ["gsm8k"]]
 
 
-def test_a_chart_of_an_older_state_is_not_marked_as_drawn(open_board: Open) -> None:
+def test_a_chart_of_an_older_state_is_not_marked_as_drawn(shared_board: Open) -> None:
     """The state changes while Plotly draws the first chart. Other tests wait for the mark before they read a chart."""
-    page = open_board(DATA)
+    page = shared_board(DATA)
     drawn(page)
-    page.evaluate(DRAW_LATER)
-    marked = page.evaluate(
-        """() => new Promise((done) => {
-            const react = Plotly.react;
-            Plotly.react = async (...all) => {
-                Plotly.react = react;
-                await react(...all);
-                harmonyBoard.page.set({ families: ["Qwen"] });
-                setTimeout(() => done(document.querySelectorAll("[data-drawn]").length), 0);
-            };
-            harmonyBoard.page.set({ families: ["Gemma"] });
-            drawNow();
-        })"""
-    )
-    assert marked == 0
-    page.evaluate("drawNow()")
-    drawn(page)
+    with drawing_when_told(page):
+        marked = page.evaluate(
+            """() => new Promise((done) => {
+                const react = Plotly.react;
+                Plotly.react = async (...all) => {
+                    Plotly.react = react;
+                    await react(...all);
+                    harmonyBoard.page.set({ families: ["Qwen"] });
+                    setTimeout(() => done(document.querySelectorAll("[data-drawn]").length), 0);
+                };
+                harmonyBoard.page.set({ families: ["Gemma"] });
+                drawNow();
+            })"""
+        )
+        assert marked == 0
+        page.evaluate("drawNow()")
+        drawn(page)
     assert len(page.evaluate("document.querySelector('#chart-bump .plot').data")) == 3
 
 

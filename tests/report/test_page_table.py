@@ -249,13 +249,6 @@ def test_direct_scores_trained_scores_and_gains_can_be_shown(shared_board: Open,
     assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
 
 
-def test_missing_views_are_hidden_and_named(open_board: Open) -> None:
-    page = open_board(page_data(small_board(direct=False)))
-    assert page.get_by_role("radio").count() == 0
-    assert "PC1 of the trained scores" in page.locator("#standing").inner_text()
-    assert "no direct scores" in page.locator("#standing").inner_text()
-
-
 def test_menus_columns_and_charts_without_data_are_hidden(open_board: Open) -> None:
     page = open_board(page_data(small_board(("a/one", "a/two", "a/three"))))
     assert page.locator("#menus summary").all_inner_texts() == ["Benchmarks", "Download"]

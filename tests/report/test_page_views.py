@@ -24,6 +24,7 @@ Open = Callable[..., Any]
 Column = Callable[[Any, str], list[str]]
 MATRIX = small_board()
 DATA = page_data(MATRIX)
+WITHOUT_DIRECT = page_data(small_board(direct=False))
 CHARTS = ("bump", "tau", "scree", "size")
 
 
@@ -104,8 +105,15 @@ def test_charts_follow_filters_columns_and_pins(shared_board: Open) -> None:
     assert "bump=mnli" in page.url
 
 
-def test_charts_without_data_are_hidden(open_board: Open) -> None:
-    page = open_board(page_data(small_board(direct=False)))
+def test_missing_views_are_hidden_and_named(shared_board: Open) -> None:
+    page = shared_board(WITHOUT_DIRECT)
+    assert page.get_by_role("radio").count() == 0
+    assert "PC1 of the trained scores" in page.locator("#standing").inner_text()
+    assert "no direct scores" in page.locator("#standing").inner_text()
+
+
+def test_charts_without_data_are_hidden(shared_board: Open) -> None:
+    page = shared_board(WITHOUT_DIRECT)
     drawn(page, "tau", "scree", "size")
     assert page.locator("#story").is_hidden() and page.locator("#chart-bump").is_hidden()
     assert page.locator("#chart-tau .plot:visible").count() == 1

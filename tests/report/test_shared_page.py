@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,10 +54,8 @@ def test_negative_control_what_is_left_behind_fails(shared: SharedPage, harm: st
     shared.reset()
 
 
-def test_negative_control_errors_fail(chromium: Any, tmp_path: Path) -> None:
-    problems: list[str] = []
-    shared = SharedPage(open_page(chromium, page_text(page_data(small_board())), tmp_path, problems), problems)
+def test_negative_control_errors_fail(shared: SharedPage) -> None:
     shared.page.evaluate("console.log('noticed'); setTimeout(() => { throw new Error('thrown'); })")
     with pytest.raises(AssertionError, match=r"console: noticed.*error: thrown"):
         shared.reset()
-    shared.page.context.close()
+    shared.problems.clear()

@@ -4,7 +4,10 @@ let board;
 
 // Libraries are stored in the page as gzip in base64. This is smaller, and their code cannot be parsed as part of the page.
 const unpack = async (id) => {
-  const bytes = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
+  const packed = atob(byId(id).textContent);
+  const bytes = new Uint8Array(packed.length);
+  // A loop takes 6 ms for Plotly, and Uint8Array.from with a function 150 ms.
+  for (let i = 0; i < packed.length; i += 1) bytes[i] = packed.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 };
