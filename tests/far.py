@@ -1,6 +1,6 @@
 """A simulated device "far", for machines without a GPU. Its tensors compute on the CPU and cannot be mixed with CPU tensors.
 
-``python far.py llama`` prints as JSON the results of the engine for a tiny model on the CPU ("here") and on "far" ("there"), and
+``python -m far llama`` prints as JSON the results of the engine for a tiny model on the CPU ("here") and on "far" ("there"), and
 for llama also of one whose blocks are on both devices ("split").
 It must run in a new process. PyTorch allows one such device for each process, and reports an accelerator from then on.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fork_server import forked_python
 from hub import LoopbackHub, write_arc_dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
@@ -105,7 +105,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def got(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what the clients received from the hub in a separate process."""
     environment = served.hub.environment(tmp_path_factory.mktemp("home") / "cache")
-    done = subprocess.run([sys.executable, "-c", CLIENTS], env=environment, capture_output=True, text=True, check=False)
+    command = [forked_python(environment), "-c", CLIENTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

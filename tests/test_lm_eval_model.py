@@ -12,6 +12,7 @@ from typing import Any
 
 import lm_eval.models  # noqa: F401 - registers lm_eval's own models, among them hf
 import pytest
+from fork_server import forked_python
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
@@ -113,7 +114,7 @@ def test_the_command_line_of_lm_eval_knows_the_model(world: Path, tmp_path: Path
     """``python -m lm_harmony.lm_eval_model`` is lm_eval's command with our model. lm_eval alone does not know the model."""
     arguments = ["--model", "lm_harmony", "--model_args", f"pretrained={world / 'model0'}", "--device", "cpu"]
     arguments += ["--tasks", str(world / "tasks" / "choice.yaml"), "--output_path", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "lm_harmony.lm_eval_model", *arguments], capture_output=True, text=True)
+    done = subprocess.run([forked_python(), "-m", "lm_harmony.lm_eval_model", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [file] = (tmp_path / "out").rglob("results_*.json")
     written = json.loads(file.read_text(encoding="utf-8"))["results"]["choice"]

@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
-from fork_server import forked_python
+from fork_server import INTERPRETER, forked_python
 from hub import LoopbackHub
 from rows import ROWS
 from tiny import write_tiny_model
@@ -134,7 +133,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(hub: LoopbackHub, world: Path) -> dict[str, str]:
     return {
         **hub.environment(world / "cache"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(INTERPRETER).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
     }
@@ -148,6 +147,7 @@ def in_shell(script: str, environment: Mapping[str, str], folder: Path, *, forke
     return subprocess.run(["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("page", GUIDES)
 def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub, world: Path) -> None:
     assert len(commands(page)) >= GUIDES[page]
@@ -162,7 +162,7 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
         printed += done.stdout
         assert "Traceback" not in done.stderr, command
     for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its code reads a file that is not included
-        python = [forked_python(variables) if forked else sys.executable, "-c", block]
+        python = [forked_python(variables) if forked else INTERPRETER, "-c", block]
         done = subprocess.run(python, cwd=world, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
     if page == "README.md":  # three commands from nothing to the place of a model, with rows from the hub, and its page

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import forked_python
 
-SCRIPT = Path(__file__).parents[1] / "far.py"
+FOLDER = Path(__file__).parents[1]
 
 
 @cache
 def far_results(architecture: str) -> dict[str, Any]:
     """Run ``far.py`` in a new process and return its results."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), architecture], capture_output=True, text=True, env=environment, check=False
-    )
+    command = [forked_python(environment), "-m", "far", architecture]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

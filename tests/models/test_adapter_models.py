@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fork_server import forked_python
 from hub import LoopbackHub
 from huggingface_hub import HfApi
 from micro import write_micro
@@ -157,7 +157,8 @@ for name in sys.argv[1:]:
 
 
 def load(environment: dict[str, str], *names: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True, check=False)
+    command = [forked_python(environment), "-c", LOAD, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

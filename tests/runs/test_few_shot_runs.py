@@ -271,6 +271,7 @@ def test_the_command_shows_every_score(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "out" / "wrong").exists()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_study_adds_scores_to_finished_runs_without_training(tmp_path: Path) -> None:
     spec = asked(tmp_path)
     values = {

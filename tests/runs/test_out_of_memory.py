@@ -158,6 +158,7 @@ def test_a_worker_records_out_of_memory_as_a_failure_after_one_attempt(spec: Run
     assert failure is not None and failure.attempts == 1 and "Ways out" in failure.cause
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_study_records_out_of_memory_once_and_finishes_the_other_runs(tmp_path: Path) -> None:
     write_giant(tmp_path / "giant")
     write_tiny_model(tmp_path / "small")

@@ -458,7 +458,7 @@ def test_processes_that_open_a_task_at_the_same_time_convert_its_rows_once(world
         "print('ready', flush=True); sys.stdin.readline()\n"
         "for _ in range(5): print(HarnessTask(Path(sys.argv[1])).documents('test')[0]['number'])"
     )
-    line = [sys.executable, "-c", code, str(task)]
+    line = [forked_python(), "-c", code, str(task)]
     pipe = subprocess.PIPE
     workers = [subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
     for worker in workers:

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from fork_server import forked_python
 from micro import write_micro
 from tiny import write_tiny_model
 
@@ -35,6 +36,7 @@ def test_a_second_run_names_the_process_that_carries_it_out(tmp_path: Path) -> N
             assert first.poll() is None
             time.sleep(0.02)
         words[-1] = "1"
+        words[0] = forked_python(environment)
         second = subprocess.run([*words, "--overwrite"], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert first.poll() is None
         assert second.returncode == 1 and "Traceback" not in second.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from fork_server import forked_python
 from ray._private.node import Node
 from ray._private.state import actors
 from ray._raylet import GcsClient
@@ -73,7 +75,9 @@ def test_a_study_that_loses_nodes_gives_the_same_records(
     """The object stores are full, one raylet is killed and one node is drained while runs are executed."""
     nodes = {node.node_id: node for node in [cluster.add_node(**NODE, object_store_memory=STORE_BYTES) for _ in range(3)]}
     local = Study.read(write_world(tmp_path / "local", models=["models/llama", "models/gpt2"], seeds=[0]))
-    local.run()
+    with pytest.MonkeyPatch.context() as patch:  # not where Ray starts its processes
+        patch.setattr(sys, "executable", forked_python())
+        local.run()
     study = Study.read(write_world(tmp_path / "ray", models=["models/llama", "models/gpt2"], seeds=[0]))
     nodes_for(cluster.address, study.runs)
     fillers = [fill_store(node) for node in nodes.values()]

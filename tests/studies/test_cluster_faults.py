@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -58,7 +59,7 @@ def end(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_line(
-    new_cluster: Callable[[], Cluster], tmp_path: Path
+    new_cluster: Callable[[], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study is then repeated on a cluster with a new head. Its matrix equals that of an undisturbed study."""
     file = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0, 1, 2])
@@ -93,5 +94,6 @@ def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_li
     assert len(status.finished) == 6 and not status.failed
     assert before.items() <= {run.name: run.store.record() for run in status.finished}.items()
     undisturbed = Study(replace(study.spec, results_dir=tmp_path / "undisturbed"))
+    monkeypatch.setattr(sys, "executable", forked_python())  # not where Ray starts its processes
     undisturbed.run()
     assert equal(*(ScoreMatrix.from_records(one.spec.results_dir) for one in (study, undisturbed)))

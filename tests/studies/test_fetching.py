@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fork_server import forked_python
 from hub import LoopbackHub, write_arc_dataset
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from lm_harmony.studies.config import read_study
 
-ARC, MODEL = "allenai/ai2_arc", "EleutherAI/pythia-14m"
+ARC, MODEL, ADAPTER = "allenai/ai2_arc", "EleutherAI/pythia-14m", "user/adapter"
 ROWS = {
     split: [
         {
@@ -37,16 +37,43 @@ ROWS = {
 
 
 def command(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "lm_harmony.cli", *arguments]
+    program = [forked_python(environment), "-m", "lm_harmony.cli", *arguments]
     return subprocess.run(program, env=dict(environment), capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    write_arc_dataset(tmp_path / "served" / "arc", ROWS)
-    write_tiny_model(tmp_path / "served" / "model", "gpt_neox")
-    with LoopbackHub(models={MODEL: tmp_path / "served" / "model"}, datasets={ARC: tmp_path / "served" / "arc"}) as loopback:
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """Serve the rows, a model, and an adapter whose base is this model."""
+    served = tmp_path_factory.mktemp("served")
+    write_arc_dataset(served / "arc", ROWS)
+    write_tiny_model(served / "model", "gpt_neox")
+    config = LoraConfig(target_modules=["query_key_value"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(served / "model"), config).save_pretrained(str(served / "adapter"))
+    file = served / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": MODEL}), encoding="utf-8")
+    models = {MODEL: served / "model", ADAPTER: served / "adapter"}
+    with LoopbackHub(models=models, datasets={ARC: served / "arc"}) as loopback:
         yield loopback
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a cache. All tests use it, so that one server forks their processes."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def online(hub: LoopbackHub, cache: Path) -> dict[str, str]:
+    """Empty the cache and return variables of processes that use the hub."""
+    shutil.rmtree(cache)
+    return hub.environment(cache)
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return variables of processes that have no network and an empty cache."""
+    empty = str(tmp_path_factory.mktemp("empty"))
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": empty, "HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
 def write_study(folder: Path, *models: str | dict[str, Any]) -> Path:
@@ -57,9 +84,10 @@ def write_study(folder: Path, *models: str | dict[str, Any]) -> Path:
     return file
 
 
-def test_revisions_of_one_model_are_fetched_into_folders_of_their_own(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_revisions_of_one_model_are_fetched_into_folders_of_their_own(
+    hub: LoopbackHub, online: dict[str, str], tmp_path: Path
+) -> None:
     """The branch and its commit: the study then takes both from the folders, and without them it would ask the hub."""
-    online = hub.environment(tmp_path / "cache")
     commit = str(HfApi(endpoint=hub.endpoint).model_info(MODEL).sha)
     file = write_study(tmp_path, {"name": MODEL, "revisions": ["main", commit]})
     done = command(["fetch", str(file)], online)
@@ -72,8 +100,10 @@ def test_revisions_of_one_model_are_fetched_into_folders_of_their_own(hub: Loopb
     assert [run.model.name for run in read_study(file).runs] == [str(folders[0]), MODEL]
 
 
-def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Path) -> None:
-    file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
+def test_a_downloaded_study_runs_without_network(
+    hub: LoopbackHub, online: dict[str, str], offline: dict[str, str], tmp_path: Path
+) -> None:
+    file = write_study(tmp_path, MODEL)
     done = command(["fetch", str(file)], online)
     assert done.returncode == 0, done.stderr
     assert "fetched       arc_easy" in done.stdout
@@ -97,7 +127,6 @@ def test_a_downloaded_study_runs_without_network(hub: LoopbackHub, tmp_path: Pat
     assert "holds revision 'main', asked is 'v2'" in other.stderr
     write_study(tmp_path, MODEL)
 
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = command(["study", str(file)], offline)
     assert ran.returncode == 0, ran.stderr
     assert "1 finished" in ran.stdout
@@ -117,7 +146,9 @@ QUIZ = {
 
 
 @pytest.mark.parametrize("tested", ["quiz", "exams"])
-def test_the_rows_of_all_tasks_of_a_benchmark_are_fetched(tested: str, hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_rows_of_all_tasks_of_a_benchmark_are_fetched(
+    tested: str, online: dict[str, str], offline: dict[str, str], tmp_path: Path
+) -> None:
     """Those of a benchmark that is trained on, and those of every task of a group."""
     group = {"group": "exams", "task": ["quiz", "hard_quiz"], "aggregate_metric_list": [{"metric": "acc"}]}
     files = {"quiz": {"task": "quiz", **QUIZ}, "hard": {"task": "hard_quiz", **QUIZ}, "exams": group}
@@ -127,13 +158,12 @@ def test_the_rows_of_all_tasks_of_a_benchmark_are_fetched(tested: str, hub: Loop
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
     study["benchmarks"] = [{"task": f"{tested}.yaml", "train_on": "arc_easy"}]
     file.write_text(yaml.safe_dump(study), encoding="utf-8")
-    done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
+    done = command(["fetch", str(file)], online)
     assert done.returncode == 0, done.stderr
     assert "fetched       quiz" in done.stdout and "fetched       arc_easy" in done.stdout
     assert ("fetched       hard_quiz" in done.stdout) == (tested == "exams")
     for folder in [tmp_path / "data" / "quiz", *(tmp_path / "data").glob("hard_quiz")]:
         assert sorted(path.name for path in folder.iterdir()) == ["source.json", "test.jsonl"]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = command(["study", str(file)], offline)
     assert ran.returncode == 0 and "1 finished" in ran.stdout, ran.stderr
     shutil.rmtree(tmp_path / "data" / "arc_easy")  # negative control: without these rows the study cannot run
@@ -141,20 +171,21 @@ def test_the_rows_of_all_tasks_of_a_benchmark_are_fetched(tested: str, hub: Loop
     assert command(["study", str(file)], offline).returncode == 1
 
 
-def test_a_failed_download_leaves_no_files_and_does_not_affect_the_other_downloads(hub: LoopbackHub, tmp_path: Path) -> None:
-    (tmp_path / "served" / "gone").mkdir()
+def test_a_failed_download_leaves_no_files_and_does_not_affect_the_other_downloads(
+    online: dict[str, str], cache: Path, tmp_path: Path
+) -> None:
     file = write_study(tmp_path, MODEL, "nobody/nothing")
-    done = command(["fetch", str(file)], hub.environment(tmp_path / "cache"))
+    done = command(["fetch", str(file)], online)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "nobody/nothing" in done.stdout
     assert f"fetched       {MODEL}" in done.stdout
     assert not (tmp_path / "models" / "nobody" / "nothing").exists()
-    assert not list(tmp_path.rglob(".*.part"))
+    assert not [*tmp_path.rglob(".*.part"), *cache.rglob(".*.part")]
 
 
-def test_downloaded_rows_that_were_edited_are_an_error(hub: LoopbackHub, tmp_path: Path) -> None:
-    file, online = write_study(tmp_path, MODEL), hub.environment(tmp_path / "cache")
+def test_downloaded_rows_that_were_edited_are_an_error(online: dict[str, str], tmp_path: Path) -> None:
+    file = write_study(tmp_path, MODEL)
     assert command(["fetch", str(file)], online).returncode == 0
     with (tmp_path / "data" / "arc_easy" / "test.jsonl").open("a", encoding="utf-8") as rows:
         rows.write(json.dumps(ROWS["test"][0]) + "\n")
@@ -163,32 +194,25 @@ def test_downloaded_rows_that_were_edited_are_an_error(hub: LoopbackHub, tmp_pat
     assert "differs from its checksum in source.json" in done.stdout
 
 
-def test_an_adapter_is_fetched_with_its_base_model(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_with_its_base_model(
+    hub: LoopbackHub, online: dict[str, str], offline: dict[str, str], tmp_path: Path
+) -> None:
     """The records of a study from the hub name both commits. The same study also runs from the fetched folders."""
-    served = tmp_path / "served"
-    config = LoraConfig(target_modules=["query_key_value"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(served / "model"), config).save_pretrained(served / "adapter")
-    file = served / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": MODEL}), encoding="utf-8")
-    models = {MODEL: served / "model", "user/adapter": served / "adapter"}
-    with LoopbackHub(models=models, datasets={ARC: served / "arc"}) as both:
-        online = both.environment(tmp_path / "cache")
-        study = write_study(tmp_path, "user/adapter")
-        folders = study.read_text(encoding="utf-8")
-        from_hub = {key: value for key, value in yaml.safe_load(folders).items() if key not in ("data_dir", "models_dir")}
-        study.write_text(yaml.safe_dump(from_hub), encoding="utf-8")
-        done = command(["study", str(study)], online)
-        assert done.returncode == 0, done.stdout + done.stderr
-        study.write_text(folders, encoding="utf-8")
-        fetched = command(["fetch", str(study)], online)
-        assert fetched.returncode == 0, fetched.stderr
-        commits = {name: HfApi(endpoint=both.endpoint).model_info(name).sha for name in models}
+    study = write_study(tmp_path, ADAPTER)
+    folders = study.read_text(encoding="utf-8")
+    from_hub = {key: value for key, value in yaml.safe_load(folders).items() if key not in ("data_dir", "models_dir")}
+    study.write_text(yaml.safe_dump(from_hub), encoding="utf-8")
+    done = command(["study", str(study)], online)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study.write_text(folders, encoding="utf-8")
+    fetched = command(["fetch", str(study)], online)
+    assert fetched.returncode == 0, fetched.stderr
+    commits = {name: HfApi(endpoint=hub.endpoint).model_info(name).sha for name in (MODEL, ADAPTER)}
     (record,) = (tmp_path / "results").rglob("record.json")
     values = json.loads(record.read_text(encoding="utf-8"))
-    assert values["model_revision"] == commits["user/adapter"]
+    assert values["model_revision"] == commits[ADAPTER]
     assert {one["name"]: one["commit"] for one in values["sources"] if one["kind"] == "model"} == commits
     assert {path.name for path in (tmp_path / "models").glob("*/*")} == {"adapter", "pythia-14m"}
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = command(["study", str(study)], offline)
     assert ran.returncode == 0, ran.stderr
     scores = [json.loads(path.read_text(encoding="utf-8"))["trained"] for path in (tmp_path / "results").rglob("record.json")]

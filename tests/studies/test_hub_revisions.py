@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from fork_server import forked_python
 from hub import LoopbackHub
 from tiny import write_tiny_model
 
@@ -142,8 +142,8 @@ def test_runs_are_waiting_again_after_main_moved_except_offline(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
 
     def output_of(hub: LoopbackHub, command: str, **environment: str) -> str:
-        line = [sys.executable, "-m", "lm_harmony.cli", command, str(tmp_path / "study.yaml")]
         known = {**hub.environment(tmp_path / "cache"), "COLUMNS": "200", **environment}
+        line = [forked_python(known), "-m", "lm_harmony.cli", command, str(tmp_path / "study.yaml")]
         done = subprocess.run(line, env=known, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -152,11 +152,12 @@ def test_runs_are_waiting_again_after_main_moved_except_offline(tmp_path: Path) 
     with LoopbackHub(models={MODEL: before}, datasets=data) as hub:
         assert "2 finished" in output_of(hub, "study")
         commits = {commit_of(hub), commit_of(hub, "allenai/ai2_arc", "datasets")}
+        port = int(hub.endpoint.rpartition(":")[2])
     file, processed = sorted((tmp_path / "results").rglob("record.json"))
     for record in (file, processed):
         sources = json.loads(record.read_text())["sources"]
         assert {source["commit"] for source in sources if "path" not in source} == commits
-    with LoopbackHub(models={MODEL: after}, datasets=data, earlier={MODEL: before}) as hub:
+    with LoopbackHub(models={MODEL: after}, datasets=data, earlier={MODEL: before}, port=port) as hub:
         output = output_of(hub, "status")
         assert "0 finished, 0 running, 0 failed, 2 waiting" in output and "main moved from commit" in output
         assert "2 finished" in output_of(hub, "status", HF_HUB_OFFLINE="1")

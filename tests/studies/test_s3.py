@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import INTERPRETER, forked_python
 from s3 import BUCKET, KEYS, client, keys, s3_server
 from world import write_world
 
@@ -34,6 +35,7 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as endpoint_url:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint_url, "LM_HARMONY_CACHE_DIR": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "executable", forked_python())
         remote_of.cache_clear()  # removes the connection to the server of the previous test
         yield endpoint_url
 
@@ -67,7 +69,7 @@ def test_a_study_on_s3_gives_the_same_records_as_in_a_folder(endpoint: str, tmp_
 def test_finished_epochs_survive_a_machine_that_is_lost_with_its_disk(endpoint: str, tmp_path: Path) -> None:
     recipe = {"epochs": 6, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}}
     file = write_world(tmp_path, **{**SMALL, "benchmarks": ["parity.yaml"], "recipe": recipe}, results_dir=URL)
-    program = [sys.executable, "-m", "lm_harmony.cli", "study", str(file)]
+    program = [INTERPRETER, "-m", "lm_harmony.cli", "study", str(file)]
     process = subprocess.Popen(program, env=dict(os.environ), start_new_session=True, stderr=subprocess.DEVNULL)
     for _ in range(1_200):
         if any(key.endswith("epochs.jsonl") for key in keys(endpoint)):
