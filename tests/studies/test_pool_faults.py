@@ -126,13 +126,24 @@ def read_only(folder: Path) -> str:
     return "cannot be written"
 
 
+WITHOUT_PAUSE = """
+import sys
+from lm_harmony.cli.main import main
+from lm_harmony.studies import study
+
+study.STORE_PAUSE = 0.1
+sys.exit(main())
+"""
+"""The command line. It tries to write results again after a tenth of a second."""
+
+
 @pytest.mark.parametrize("spoil", [without_inodes, read_only])
 def test_a_study_whose_results_cannot_be_written_ends_with_one_line(mounted: Path, tmp_path: Path, spoil: object) -> None:
     study = {"models": ["nobody/nothing"], "benchmarks": ["arc_easy"], "results_dir": str(mounted / "results")}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     (mounted / "results").mkdir()
     cause = spoil(mounted)  # type: ignore[operator]
-    command = [sys.executable, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml")]
+    command = [sys.executable, "-c", WITHOUT_PAUSE, "study", str(tmp_path / "study.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and last.startswith("lm-harmony: ") and cause in last and str(mounted) in last, done.stderr
