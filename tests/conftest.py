@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 
 import pytest
@@ -17,10 +18,14 @@ from huggingface_hub import constants
 from rows import ROWS
 from shared import DATA
 from tiny import write_tiny_model
+from torch.utils import collect_env
 
 gc.disable()  # until the tests are imported: a collection of what the libraries hold takes a quarter of a second
 _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
 os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache is not changed
+
+# lm_eval describes the machine in each result. The processes that are started for this take most of a second.
+collect_env.get_pretty_env_info = cache(collect_env.get_pretty_env_info)
 
 # Children inherit ignored signals. nohup ignores SIGHUP, and a shell ignores SIGINT for what it starts in the background.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
