@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import botocore.retryhandler
 import fsspec.config
 import pytest
 from s3 import BUCKET, KEYS, client, keys, s3_server
@@ -33,6 +34,8 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as endpoint_url:
         for name, value in {**KEYS, "AWS_MAX_ATTEMPTS": "3", "LM_HARMONY_CACHE_DIR": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
+        # Otherwise most of the time of these tests is the pauses of the client between its attempts.
+        monkeypatch.setattr(botocore.retryhandler, "delay_exponential", lambda base, growth_factor, attempts: 0.02)
         monkeypatch.setattr(fsspec.config, "conf", {})
         fsspec.config.set_conf_env(fsspec.config.conf, CLIENT)
         remote_of.cache_clear()
