@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from page_browser import VIEWPORT, Opened, SharedPage, open_page
+from page_browser import VIEWPORT, Opened, Tab
 
 from lm_harmony.report.page import page_text
 
@@ -41,67 +40,52 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def open_text(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Open HTML from a file. At the end, fail if a page sent a request or logged an error."""
-    pages: list[Opened] = []
-    problems: list[str] = []
+Settings = frozenset[tuple[str, Any]]
+"""Names and values of the settings of a tab."""
 
-    def opened(text: str, **how: Any) -> Opened:
-        pages.append(open_page(chromium, text, tmp_path, problems, **how))
-        return pages[-1]
+
+@pytest.fixture(scope="module")
+def idle_tabs() -> defaultdict[Settings, list[Tab]]:
+    """Tabs that no test uses now, by their settings. The tests of a file share them, because a load in a used tab is faster."""
+    return defaultdict(list)
+
+
+@pytest.fixture
+def open_text(
+    chromium: Any,
+    idle_tabs: defaultdict[Settings, list[Tab]],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[..., Opened]]:
+    """Load HTML, with settings of ``Tab``. At the end, fail if a page sent a request or logged an error."""
+    failed = request.session.testsfailed
+    used: list[tuple[Settings, Tab]] = []
+
+    def opened(
+        text: str, *, state: str = "", viewport: Mapping[str, int] = VIEWPORT, color_scheme: str = "light", **settings: Any
+    ) -> Opened:
+        key = frozenset(settings.items())
+        idle = idle_tabs[key]
+        tab = idle.pop() if idle else Tab(chromium, tmp_path_factory.mktemp("tab"), **settings)
+        used.append((key, tab))
+        return tab.load(text, state=state, viewport=viewport, color_scheme=color_scheme)
 
     yield opened
-    for page in pages:
-        page.context.close()
-    assert not problems
+    for key, tab in used:
+        tab.leave()
+        # A test that failed may have left a key or a button of the mouse pressed.
+        if request.session.testsfailed == failed:
+            idle_tabs[key].append(tab)
 
 
 @pytest.fixture
 def open_board(open_text: Callable[..., Opened]) -> Callable[..., Opened]:
-    """Open the page of a board's data."""
+    """Load the page of a board's data."""
 
     def opened(data: Mapping[str, Any], **how: Any) -> Opened:
         return open_text(page_text(data), **how)
 
     return opened
-
-
-@pytest.fixture(scope="module")
-def idle_pages() -> dict[str, SharedPage]:
-    """Pages that the tests of a file share and that none uses now, by data and settings. Each is as it was after its load."""
-    return {}
-
-
-@pytest.fixture
-def shared_board(
-    chromium: Any, idle_pages: dict[str, SharedPage], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Opened]]:
-    """Take the page of a board's data that an earlier test of the file opened, or open it. At the end, reset and compare it.
-
-    A load with four charts takes two seconds of computation. Tests of the load, of downloads and of printing, and tests that
-    change more than the state, the screen, the focus and the scrolling, use ``open_board`` and so have a page of their own.
-    """
-    taken: list[tuple[str, SharedPage]] = []
-
-    def take(data: Mapping[str, Any], *, viewport: Mapping[str, int] = VIEWPORT, scheme: str = "light", **context: Any) -> Opened:
-        key = json.dumps([data, context])
-        shared = idle_pages.pop(key, None)
-        if shared is None:
-            problems: list[str] = []
-            settings = {"viewport": viewport, "color_scheme": scheme, **context}
-            page = open_page(chromium, page_text(data), tmp_path_factory.mktemp("page"), problems, **settings)
-            shared = SharedPage(page, problems, scheme)
-        taken.append((key, shared))
-        # An earlier test may have opened it on another screen.
-        shared.set_screen(viewport, scheme)
-        return shared.page
-
-    yield take
-    for key, shared in taken:
-        shared.reset()
-        # A page that could not be brought back is not used again, so that no other test fails because of it.
-        idle_pages[key] = shared
 
 
 @pytest.fixture

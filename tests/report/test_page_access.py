@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -72,8 +71,8 @@ def drawn(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
-def test_axe_finds_nothing(shared_board: Open, violations: Callable[..., list[str]], screen: str, scheme: str) -> None:
-    page = shared_board(DATA, viewport=SCREENS[screen], scheme=scheme, has_touch=screen == "phone")
+def test_axe_finds_nothing(open_board: Open, violations: Callable[..., list[str]], screen: str, scheme: str) -> None:
+    page = open_board(DATA, viewport=SCREENS[screen], color_scheme=scheme, has_touch=screen == "phone")
     drawn(page)
     assert violations(page) == []
     page.evaluate("harmonyBoard.page.set({pins: ['local/mine', 'google/gemma-2-9b'], view: 'gain'})")
@@ -91,18 +90,18 @@ def test_axe_finds_nothing(shared_board: Open, violations: Callable[..., list[st
     assert sizes and min(sizes) >= 12
 
 
-def test_lines_and_markers_are_visible(open_board: Open) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_markers_are_visible(open_board: Open, scheme: str) -> None:
     """Graphics need the contrast of WCAG's level AA, 3:1. Every hue is used by a family."""
-    page = open_board(DATA)
+    page = open_board(page_data(small_board()), color_scheme=scheme)
     drawn(page)
     page.evaluate("harmonyBoard.board.models.forEach((model, i) => { model.family = `family ${i}`; })")
     page.evaluate("harmonyBoard.board.families = Array.from({ length: 12 }, (_, i) => `family ${i + 2 * (i >= 10)}`)")
-    for theme in ("light", "dark"):
-        page.evaluate("(theme) => harmonyBoard.page.set({ theme })", theme)
-        drawn(page)
-        found = page.evaluate(LINES)
-        assert len({colour for _, colour, _ in found}) >= 10
-        assert {opacity for opacity, *_ in found} == {1} and min(contrast for *_, contrast in found) >= 3, theme
+    page.evaluate("harmonyBoard.page.redraw()")
+    drawn(page)
+    found = page.evaluate(LINES)
+    assert len({colour for _, colour, _ in found}) >= 10
+    assert {opacity for opacity, *_ in found} == {1} and min(contrast for *_, contrast in found) >= 3
 
 
 def test_negative_control_axe_finds_what_is_broken(open_board: Open, violations: Callable[..., list[str]]) -> None:
@@ -120,8 +119,8 @@ def test_negative_control_axe_finds_what_is_broken(open_board: Open, violations:
     assert min(page.evaluate(CONTRASTS)) < 7
 
 
-def test_screen_readers_get_names(shared_board: Open) -> None:
-    page = shared_board(DATA)
+def test_screen_readers_get_names(open_board: Open) -> None:
+    page = open_board(DATA)
     drawn(page)
     for title in ("Ranks before and after training", "Do benchmarks agree", "Variance explained", "PC1 against model size"):
         assert page.get_by_role("figure", name=title).count() >= 1
@@ -135,11 +134,11 @@ def test_screen_readers_get_names(shared_board: Open) -> None:
     assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "hint"
 
 
-def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(shared_board: Open) -> None:
+def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(open_board: Open) -> None:
     """The browser reports scrolling in one of the next frames."""
-    page = shared_board(DATA, viewport={"width": 390, "height": 480})
+    page = open_board(DATA, viewport={"width": 390, "height": 480})
     drawn(page)
-    page.evaluate("addEventListener('scroll', () => { globalThis.scrolled = true; }, { capture: true, once: true })")
+    page.evaluate("addEventListener('scroll', () => { globalThis.scrolled = true; }, true)")
     page.locator("#board-region").focus()
     for key in ("Enter", *["ArrowDown"] * 9, *["ArrowRight"] * 3):
         page.keyboard.press(key)
@@ -149,8 +148,8 @@ def test_a_score_keeps_its_hint_when_the_keyboard_scrolls_to_it(shared_board: Op
     assert page.evaluate("globalThis.scrolled")
 
 
-def test_the_first_screen_tells_what_is_shown(shared_board: Open) -> None:
-    page = shared_board(DATA, viewport=SCREENS["desktop"])
+def test_the_first_screen_tells_what_is_shown(open_board: Open) -> None:
+    page = open_board(DATA, viewport=SCREENS["desktop"])
     drawn(page)
     head = page.locator(".masthead").inner_text()
     for words in (
@@ -170,10 +169,10 @@ def test_the_first_screen_tells_what_is_shown(shared_board: Open) -> None:
     assert page.locator("#findings").bounding_box()["y"] < 900
 
 
-@pytest.mark.parametrize(("benchmarks", "screen"), [(6, "desktop"), (6, "tablet"), (24, "tablet"), (24, "desktop")])
-def test_ranks_and_heat_maps_are_on_the_first_screen(shared_board: Open, screen: str, benchmarks: int) -> None:
-    """The page is loaded on either screen, and resized to the other one."""
-    page = shared_board(page_data(small_board(tasks=tuple(BENCHMARKS)[:benchmarks])), viewport=SCREENS[screen])
+@pytest.mark.parametrize("screen", ["desktop", "tablet"])
+@pytest.mark.parametrize("benchmarks", [6, 24])
+def test_ranks_and_heat_maps_are_on_the_first_screen(open_board: Open, screen: str, benchmarks: int) -> None:
+    page = open_board(page_data(small_board(tasks=tuple(BENCHMARKS)[:benchmarks])), viewport=SCREENS[screen])
     drawn(page)
     boxes = [box.bounding_box() for box in page.locator("#chart-bump .plot, #chart-tau .plot").all()]
     assert len(boxes) == 3 and all(box["x"] + box["width"] <= SCREENS[screen]["width"] for box in boxes)
@@ -230,71 +229,61 @@ DRAW_LATER = """() => {
         return 0;
     };
     globalThis.drawNow = () => draw();
-    globalThis.drawAsBefore = () => { globalThis.setTimeout = later; };
 }"""
-
-
-@contextmanager
-def drawing_when_told(page: Any) -> Iterator[None]:
-    """Delay the drawing of the charts until the test calls drawNow(). The page itself waits for 120 milliseconds."""
-    page.evaluate(DRAW_LATER)
-    try:
-        yield
-    finally:
-        page.evaluate("drawAsBefore()")
+"""JavaScript that delays the drawing of the charts until the test calls it. The page itself waits for 120 milliseconds."""
 
 
 @pytest.mark.parametrize("means", ["mouse", "keyboard"])
-def test_a_box_changes_although_charts_are_drawn_meanwhile(shared_board: Open, means: str) -> None:
+def test_a_box_changes_although_charts_are_drawn_meanwhile(open_board: Open, means: str) -> None:
     """The charts are drawn while the button of the mouse, or the space bar, is held down."""
     # The screen is high enough for the browser not to have scrolled. Otherwise it hides that something above has grown.
-    page = shared_board(DATA, viewport={"width": 1400, "height": 1800})
+    page = open_board(DATA, viewport={"width": 1400, "height": 1800})
     drawn(page)
-    with drawing_when_told(page):
-        page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
-        page.locator("summary", has_text="Benchmarks").click()
+    page.evaluate(DRAW_LATER)
+    page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
+    page.locator("summary", has_text="Benchmarks").click()
+    page.evaluate("drawNow()")
+    drawn(page)
+    start, end = (page.mouse.down, page.mouse.up) if means == "mouse" else (page.keyboard.down, page.keyboard.up)
+    held = () if means == "mouse" else ("Space",)
+    columns = []
+    for name in ("CoLA", "GSM8K", "MNLI"):
+        box = page.get_by_role("checkbox", name=name, exact=True)
+        box.hover() if means == "mouse" else box.focus()
+        start(*held)
         page.evaluate("drawNow()")
         drawn(page)
-        start, end = (page.mouse.down, page.mouse.up) if means == "mouse" else (page.keyboard.down, page.keyboard.up)
-        held = () if means == "mouse" else ("Space",)
-        columns = []
-        for name in ("CoLA", "GSM8K", "MNLI"):
-            box = page.get_by_role("checkbox", name=name, exact=True)
-            box.hover() if means == "mouse" else box.focus()
-            start(*held)
-            page.evaluate("drawNow()")
-            drawn(page)
-            end(*held)
-            columns.append(page.evaluate("harmonyBoard.page.derived.columns"))
+        end(*held)
+        columns.append(page.evaluate("harmonyBoard.page.derived.columns"))
     assert columns == [["mnli"], ["mnli", "gsm8k"], ["gsm8k"]]
 
 
-def test_a_chart_of_an_older_state_is_not_marked_as_drawn(shared_board: Open) -> None:
+def test_a_chart_of_an_older_state_is_not_marked_as_drawn(open_board: Open) -> None:
     """The state changes while Plotly draws the first chart. Other tests wait for the mark before they read a chart."""
-    page = shared_board(DATA)
+    page = open_board(DATA)
     drawn(page)
-    with drawing_when_told(page):
-        marked = page.evaluate(
-            """() => new Promise((done) => {
-                const react = Plotly.react;
-                Plotly.react = async (...all) => {
-                    Plotly.react = react;
-                    await react(...all);
-                    harmonyBoard.page.set({ families: ["Qwen"] });
-                    setTimeout(() => done(document.querySelectorAll("[data-drawn]").length), 0);
-                };
-                harmonyBoard.page.set({ families: ["Gemma"] });
-                drawNow();
-            })"""
-        )
-        assert marked == 0
-        page.evaluate("drawNow()")
-        drawn(page)
+    page.evaluate(DRAW_LATER)
+    marked = page.evaluate(
+        """() => new Promise((done) => {
+            const react = Plotly.react;
+            Plotly.react = async (...all) => {
+                Plotly.react = react;
+                await react(...all);
+                harmonyBoard.page.set({ families: ["Qwen"] });
+                setTimeout(() => done(document.querySelectorAll("[data-drawn]").length), 0);
+            };
+            harmonyBoard.page.set({ families: ["Gemma"] });
+            drawNow();
+        })"""
+    )
+    assert marked == 0
+    page.evaluate("drawNow()")
+    drawn(page)
     assert len(page.evaluate("document.querySelector('#chart-bump .plot').data")) == 3
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_words_and_names_are_whole(shared_board: Open, screen: str) -> None:
+def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
     """No word of a header or of a name continues on the next line, and no name is cut."""
     names = (
         "lab/Llama-3.2-3B-Instruct",
@@ -303,7 +292,7 @@ def test_words_and_names_are_whole(shared_board: Open, screen: str) -> None:
         "EleutherAI/pythia-410m-deduped",
         "lab/" + "very-long-" * 9 + "end",
     )
-    page = shared_board(page_data(small_board(names, (*TASKS[:4], "commonsense_qa"))), viewport=SCREENS[screen])
+    page = open_board(page_data(small_board(names, (*TASKS[:4], "commonsense_qa"))), viewport=SCREENS[screen])
     broken = page.evaluate(
         """() => {
             const found = [];
@@ -332,8 +321,8 @@ def test_words_and_names_are_whole(shared_board: Open, screen: str) -> None:
 
 
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
-def test_every_rank_has_its_range_beside_it(shared_board: Open, screen: str) -> None:
-    page = shared_board(page_data(None, published=True), viewport=SCREENS[screen])
+def test_every_rank_has_its_range_beside_it(open_board: Open, screen: str) -> None:
+    page = open_board(page_data(None, published=True), viewport=SCREENS[screen])
     first = page.locator("#board tbody tr").first
     assert first.locator(".rank .range").is_visible() and first.locator(".rank .range").text_content() == "1–4"
     box, cell = first.locator(".rank .range").bounding_box(), first.locator("td.rank").bounding_box()
@@ -341,8 +330,8 @@ def test_every_rank_has_its_range_beside_it(shared_board: Open, screen: str) -> 
     assert cell["y"] <= box["y"] and box["y"] + box["height"] <= cell["y"] + cell["height"]
 
 
-def test_hints_close_on_phones(shared_board: Open) -> None:
-    page = shared_board(DATA, viewport=SCREENS["phone"], has_touch=True)
+def test_hints_close_on_phones(open_board: Open) -> None:
+    page = open_board(DATA, viewport=SCREENS["phone"], has_touch=True)
     cell = page.locator("#board [data-cell]").first
     for close in (cell.tap, page.locator("#standing").tap, lambda: page.mouse.wheel(0, 200)):
         cell.scroll_into_view_if_needed()

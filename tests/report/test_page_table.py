@@ -39,8 +39,8 @@ def sort_by(page: Any, title: str, direction: str) -> None:
     page.wait_for_selector(f'#board thead th[aria-sort="{direction}"]:has-text("{title}")')
 
 
-def test_the_first_view_is_the_ranking_by_pc1(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_the_first_view_is_the_ranking_by_pc1(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     expected = components(MATRIX.downstream()).pc1.sort_values(ascending=False)
     ranked = list(expected.index)
     assert column(page, "model") == [*ranked, *[name for name in MODELS if name not in ranked]]
@@ -53,8 +53,8 @@ def test_the_first_view_is_the_ranking_by_pc1(shared_board: Open, column: Column
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "mnli", "corpus:wiki"])
-def test_sorting_puts_blanks_last_in_both_directions(shared_board: Open, column: Column, task: str) -> None:
-    page = shared_board(DATA)
+def test_sorting_puts_blanks_last_in_both_directions(open_board: Open, column: Column, task: str) -> None:
+    page = open_board(DATA)
     if task == "corpus:wiki":  # a text corpus is not part of PC1, so it is not selected at first
         page.evaluate("harmonyBoard.page.set({columns: ['gsm8k', 'corpus:wiki']})")
     for times, better_first in ((1, True), (2, False)):
@@ -71,8 +71,8 @@ def test_sorting_puts_blanks_last_in_both_directions(shared_board: Open, column:
             assert shown[-1] is None and column(page, "model")[-1] == GAP[0]
 
 
-def test_names_sort_by_alphabet_and_numbers_in_them_by_size(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_names_sort_by_alphabet_and_numbers_in_them_by_size(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     sort_by(page, "Model", "ascending")
     numbers_as_numbers = [re.sub(r"\d+", lambda digits: digits[0].zfill(4), name).lower() for name in MODELS]
     assert column(page, "model") == [name for _, name in sorted(zip(numbers_as_numbers, MODELS, strict=True))]
@@ -88,15 +88,15 @@ def test_the_head_is_as_high_as_its_texts_need(open_board: Open) -> None:
     assert page.locator("#board thead tr").count() == 1 and page.locator("#board thead").bounding_box()["height"] <= 30
 
 
-def test_a_benchmark_has_one_name(shared_board: Open) -> None:
-    page = shared_board(page_data(None, published=True))
+def test_a_benchmark_has_one_name(open_board: Open) -> None:
+    page = open_board(page_data(None, published=True))
     words = page.locator("body").inner_text()
     assert "standard errors are not known for CoLA" in words
     assert not [task for task, info in BENCHMARKS.items() if task != info.title and re.search(rf"\b{re.escape(task)}\b", words)]
 
 
-def test_search_matches_every_word(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_search_matches_every_word(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     page.get_by_label("Search models").fill("qwen 7b")
     assert column(page, "model") == ["Qwen/Qwen2.5-7B-Instruct"]
     assert page.locator("#standing").inner_text().startswith("1 of 10 models")
@@ -104,8 +104,8 @@ def test_search_matches_every_word(shared_board: Open, column: Column) -> None:
     assert page.locator("#board tbody").inner_text() == "No model fits these filters."
 
 
-def test_filters_by_family_kind_and_size(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_filters_by_family_kind_and_size(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
 
     def choose(menu: str, choice: str) -> None:
         page.locator("summary", has_text=menu).click()
@@ -146,8 +146,8 @@ def python_pc1(matrix: ScoreMatrix, tasks: list[str], preparation: str) -> dict[
         ["mnli", "gsm8k", "cola", "arc_easy", "corpus:wiki"],
     ],
 )
-def test_pc1_of_selected_benchmarks_agrees_with_python(shared_board: Open, tasks: list[str], preparation: str) -> None:
-    page = shared_board(DATA)
+def test_pc1_of_selected_benchmarks_agrees_with_python(open_board: Open, tasks: list[str], preparation: str) -> None:
+    page = open_board(DATA)
     page.get_by_role("radio", name=preparation.title()).check(force=True)
     page.locator("summary", has_text="Benchmarks").click()
     for benchmark in DATA["benchmarks"]:
@@ -164,9 +164,9 @@ def test_pc1_of_selected_benchmarks_agrees_with_python(shared_board: Open, tasks
     assert f"{len(tasks)} selected benchmarks over {len(expected)} models" in page.locator("#standing").inner_text()
 
 
-def test_pc1_of_the_published_board_is_recomputed_exactly(shared_board: Open) -> None:
+def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> None:
     matrix = ScoreMatrix.published()
-    page = shared_board(page_data(None, published=True))
+    page = open_board(page_data(None, published=True))
     random = np.random.default_rng(1)
     for count in (2, 5, 12, 23):
         tasks = [matrix.benchmark_names[at] for at in sorted(random.choice(24, count, replace=False))]
@@ -197,8 +197,8 @@ def test_new_models_are_projected_and_do_not_change_published_models(open_board:
     assert derived["ranks"][61:] == [1 + int((axis.pc1 > value).sum()) for value in projected]
 
 
-def test_one_benchmark_has_no_pc1_and_none_is_not_a_state(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_one_benchmark_has_no_pc1_and_none_is_not_a_state(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     page.evaluate("harmonyBoard.page.set({columns: ['mnli']})")
     assert "no PC1" in page.locator("#standing").inner_text()
     # Columns without any value are hidden: PC1, its rank, and the mean of a single benchmark.
@@ -214,8 +214,8 @@ def test_one_benchmark_has_no_pc1_and_none_is_not_a_state(shared_board: Open, co
         assert "" not in column(page, "pc1")[:9]
 
 
-def test_the_mean_weights_benchmarks_alike(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_the_mean_weights_benchmarks_alike(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     for view in ("trained", "direct"):
         page.evaluate("(view) => harmonyBoard.page.set({view, columns: ['mnli', 'gsm8k', 'cola', 'corpus:wiki']})", view)
         values = MATRIX.scores(view).values[["mnli", "gsm8k", "cola"]]  # type: ignore[arg-type]
@@ -229,8 +229,8 @@ def test_the_mean_weights_benchmarks_alike(shared_board: Open, column: Column) -
     assert means == sorted(means, reverse=True)
 
 
-def test_direct_scores_trained_scores_and_gains_can_be_shown(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_direct_scores_trained_scores_and_gains_can_be_shown(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     names = column(page, "model")
     trained = dict(zip(names, numbers(column(page, "mnli")), strict=True))
     page.get_by_role("radio", name="Direct").check(force=True)
@@ -249,6 +249,13 @@ def test_direct_scores_trained_scores_and_gains_can_be_shown(shared_board: Open,
     assert shown == {name: pytest.approx(before[name] - after[name], abs=6e-4) for name in MODELS}
 
 
+def test_missing_views_are_hidden_and_named(open_board: Open) -> None:
+    page = open_board(page_data(small_board(direct=False)))
+    assert page.get_by_role("radio").count() == 0
+    assert "PC1 of the trained scores" in page.locator("#standing").inner_text()
+    assert "no direct scores" in page.locator("#standing").inner_text()
+
+
 def test_menus_columns_and_charts_without_data_are_hidden(open_board: Open) -> None:
     page = open_board(page_data(small_board(("a/one", "a/two", "a/three"))))
     assert page.locator("#menus summary").all_inner_texts() == ["Benchmarks", "Download"]
@@ -259,8 +266,8 @@ def test_menus_columns_and_charts_without_data_are_hidden(open_board: Open) -> N
     assert page.locator("#audit").is_hidden()
 
 
-def test_pinned_models_come_first_and_are_compared(shared_board: Open, column: Column) -> None:
-    page = shared_board(DATA)
+def test_pinned_models_come_first_and_are_compared(open_board: Open, column: Column) -> None:
+    page = open_board(DATA)
     page.get_by_label("Pin local/mine").click()
     page.get_by_label("Pin google/gemma-2-9b").click()
     assert set(column(page, "model")[:2]) == {"local/mine", "google/gemma-2-9b"}
@@ -280,8 +287,8 @@ def test_pinned_models_come_first_and_are_compared(shared_board: Open, column: C
     assert page.locator("tr.pinned").count() == 0
 
 
-def test_standard_errors_and_causes_on_hover(shared_board: Open) -> None:
-    page = shared_board(DATA)
+def test_standard_errors_and_causes_on_hover(open_board: Open) -> None:
+    page = open_board(DATA)
     row, task = MATRIX.model_names.index("local/mine"), MATRIX.benchmark_names.index("mnli")
     page.locator(f'[data-cell="{row} {task}"]').hover()
     hint = page.locator("#hint").inner_text()

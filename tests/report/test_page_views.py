@@ -24,7 +24,6 @@ Open = Callable[..., Any]
 Column = Callable[[Any, str], list[str]]
 MATRIX = small_board()
 DATA = page_data(MATRIX)
-WITHOUT_DIRECT = page_data(small_board(direct=False))
 CHARTS = ("bump", "tau", "scree", "size")
 
 
@@ -42,8 +41,8 @@ def note(page: Any, chart: str) -> str:
     return page.locator(f"#chart-{chart} .note").inner_text()
 
 
-def test_charts_agree_with_analysis(shared_board: Open) -> None:
-    page = shared_board(DATA)
+def test_charts_agree_with_analysis(open_board: Open) -> None:
+    page = open_board(DATA)
     drawn(page)
     for at, preparation in enumerate(("direct", "trained")):
         [heat] = traces(page, "tau", at)
@@ -65,7 +64,7 @@ def test_charts_agree_with_analysis(shared_board: Open) -> None:
     assert len(traces(page, "bump")) == len(MODELS) - 1
 
 
-def test_scores_with_examples_are_a_view_of_their_own(open_board: Open, shared_board: Open, column: Column) -> None:
+def test_scores_with_examples_are_a_view_of_their_own(open_board: Open, column: Column) -> None:
     """They have a switch, scores, PC1, hint and download of their own, and none of them enters the direct view."""
     matrix = small_board(few_shot=(5, 25))
     data = page_data(matrix)
@@ -85,12 +84,12 @@ def test_scores_with_examples_are_a_view_of_their_own(open_board: Open, shared_b
     drawn(page, "scree")
     assert [trace["name"] for trace in traces(page, "scree")] == ["direct", "direct 5-shot", "direct 25-shot", "trained"]
     assert page.locator("#findings thead th").all_inner_texts()[1:] == ["direct", "direct 5-shot", "direct 25-shot", "trained"]
-    plain = shared_board(DATA)
+    plain = open_board(DATA)
     assert plain.locator("#views label").all_inner_texts() == ["Direct", "Trained", "Gain"]
 
 
-def test_charts_follow_filters_columns_and_pins(shared_board: Open) -> None:
-    page = shared_board(DATA)
+def test_charts_follow_filters_columns_and_pins(open_board: Open) -> None:
+    page = open_board(DATA)
     page.evaluate("harmonyBoard.page.set({families: ['Qwen', 'Gemma'], columns: ['mnli', 'cola'], pins: ['google/gemma-2-9b']})")
     drawn(page)
     assert len(traces(page, "bump")) == 5
@@ -105,15 +104,8 @@ def test_charts_follow_filters_columns_and_pins(shared_board: Open) -> None:
     assert "bump=mnli" in page.url
 
 
-def test_missing_views_are_hidden_and_named(shared_board: Open) -> None:
-    page = shared_board(WITHOUT_DIRECT)
-    assert page.get_by_role("radio").count() == 0
-    assert "PC1 of the trained scores" in page.locator("#standing").inner_text()
-    assert "no direct scores" in page.locator("#standing").inner_text()
-
-
-def test_charts_without_data_are_hidden(shared_board: Open) -> None:
-    page = shared_board(WITHOUT_DIRECT)
+def test_charts_without_data_are_hidden(open_board: Open) -> None:
+    page = open_board(page_data(small_board(direct=False)))
     drawn(page, "tau", "scree", "size")
     assert page.locator("#story").is_hidden() and page.locator("#chart-bump").is_hidden()
     assert page.locator("#chart-tau .plot:visible").count() == 1
@@ -121,8 +113,8 @@ def test_charts_without_data_are_hidden(shared_board: Open) -> None:
     assert "direct" not in note(page, "scree") and "trained:" in note(page, "scree")
 
 
-def test_findings_agree_with_analysis(shared_board: Open) -> None:
-    page = shared_board(DATA)
+def test_findings_agree_with_analysis(open_board: Open) -> None:
+    page = open_board(DATA)
     ceilings = [noise_ceiling(MATRIX.downstream(), preparation) for preparation in ("direct", "trained")]
     rows = page.locator("#ceiling tbody tr").evaluate_all(
         "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
@@ -138,8 +130,8 @@ def test_findings_agree_with_analysis(shared_board: Open) -> None:
     assert shown == list(found.table.index[found.table["flagged"]])
 
 
-def test_numbers_are_in_a_heat_map_where_they_have_room(open_board: Open, shared_board: Open) -> None:
-    page = shared_board(DATA, viewport={"width": 1440, "height": 900})
+def test_numbers_are_in_a_heat_map_where_they_have_room(open_board: Open) -> None:
+    page = open_board(DATA, viewport={"width": 1440, "height": 900})
     drawn(page, "tau")
     [heat] = traces(page, "tau", 1)
     tau = agreement(MATRIX.downstream(), "trained").tau
@@ -285,8 +277,8 @@ def test_themes(open_board: Open, scheme: str, label: str) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 414, 768])
-def test_narrow_screens(shared_board: Open, width: int) -> None:
-    page = shared_board(DATA, viewport={"width": width, "height": 740}, has_touch=True)
+def test_narrow_screens(open_board: Open, width: int) -> None:
+    page = open_board(DATA, viewport={"width": width, "height": 740}, has_touch=True)
 
     def overflows() -> bool:
         return page.evaluate("document.documentElement.scrollWidth > innerWidth")
