@@ -18,6 +18,7 @@ MEASURED = "COVERAGE_PROCESS_CONFIG"
 """Environment variable that lets a process measure coverage. A server does not have it: only what it forks is measured."""
 LATE = (
     *(MEASURED, "COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_"),
+    *("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", "PYTHONBREAKPOINT"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
 )
 """Environment variables that may differ from the server's. They are read by functions, not by imports."""

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray_nodes import NODE, QUICK, forked_ray_workers
 from world import write_world
 
 from lm_harmony.errors import StoreUnavailable, UsageError
@@ -29,7 +30,6 @@ from lm_harmony.studies.study import Study
 
 STORE_BYTES = 80 << 20
 """Size of the object store of a node; Ray allows no less than 75 MB."""
-NODE = {"num_cpus": 1, "memory": 4 << 30}
 NO_DISK = {"automatic_object_spilling_enabled": False, "local_fs_capacity_threshold": 0.0}
 """Options of a cluster whose object stores do not continue on the disk when they are full."""
 
@@ -43,7 +43,7 @@ def test_the_error_names_a_cluster_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Start a Ray cluster with a head node that has no CPUs. This process stays connected to it. Object stores use no disk."""
-    options = {"num_cpus": 0, "include_dashboard": False, "_system_config": NO_DISK}
+    options = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True, "_system_config": {**QUICK, **NO_DISK}}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "object_store_memory": STORE_BYTES})
     yield cluster
     ray.shutdown()
@@ -73,7 +73,8 @@ def test_a_study_that_loses_nodes_gives_the_same_records(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The object stores are full, one raylet is killed and one node is drained while runs are executed."""
-    nodes = {node.node_id: node for node in [cluster.add_node(**NODE, object_store_memory=STORE_BYTES) for _ in range(3)]}
+    options = {**NODE, **forked_ray_workers(tmp_path), "object_store_memory": STORE_BYTES}
+    nodes = {node.node_id: node for node in [cluster.add_node(**options) for _ in range(3)]}
     local = Study.read(write_world(tmp_path / "local", models=["models/llama", "models/gpt2"], seeds=[0]))
     with pytest.MonkeyPatch.context() as patch:  # not where Ray starts its processes
         patch.setattr(sys, "executable", forked_python())
@@ -120,6 +121,7 @@ def test_a_run_for_which_no_node_is_left_ends_with_one_line(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cluster_watch, "NODE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster_watch, "LOOK_SECONDS", 0.2)
     (run,) = Study.read(write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0])).runs
     kinds = [NodeKind(resource=None, gpus=1, cpus=0, memory=4e9)]  # of a node with a GPU that has left the cluster
     nodes_for(cluster.address, [run])
@@ -132,7 +134,7 @@ def test_a_run_for_which_no_node_is_left_ends_with_one_line(
 
 def test_a_large_run_goes_to_the_node_with_the_large_card(cluster: Cluster, tmp_path: Path) -> None:
     """Two nodes declare a card each. Rows of 500,000 tokens would need more than the 1 GB of the small one."""
-    options = {**NODE, "num_gpus": 1}
+    options = {**NODE, **forked_ray_workers(tmp_path), "num_gpus": 1}
     nodes = {name: cluster.add_node(resources={name: 1}, **options) for name in ("gpu_gb_1", "gpu_gb_9")}
     models = ["models/llama", {"name": "models/gpt2", "recipe": {"max_length": 500_000}}]
     study = Study.read(write_world(tmp_path, models=models, benchmarks=["parity.yaml"], seeds=[0]))

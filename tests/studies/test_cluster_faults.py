@@ -16,21 +16,21 @@ import ray
 from chaos import equal
 from fork_server import forked_python
 from ray.cluster_utils import Cluster
-from world import write_world
+from ray_nodes import NODE, QUICK, forked_ray_workers
+from world import WITHOUT_PAUSE, write_world
 
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.studies.study import Study
 
-NODE = {"num_cpus": 1, "memory": 4 << 30}
-
 
 @pytest.fixture
-def new_cluster() -> Iterator[Callable[[], Cluster]]:
-    """Return a function that starts a cluster with a head of one CPU."""
+def new_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Return a function that starts a cluster with a head of one CPU and with the given options."""
     clusters: list[Cluster] = []
 
-    def begin() -> Cluster:
-        clusters.append(Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False}))
+    def begin(**options: object) -> Cluster:
+        head = {**NODE, **options, "include_dashboard": False, "no_monitor": True, "_system_config": QUICK}
+        clusters.append(Cluster(initialize_head=True, head_node_args=head))
         return clusters[-1]
 
     yield begin
@@ -41,7 +41,7 @@ def new_cluster() -> Iterator[Callable[[], Cluster]]:
 
 def start(file: Path, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
     """Start a study on the cluster and wait until it has connected."""
-    command = [forked_python(), "-m", "lm_harmony.cli", "study", str(file), "--ray", cluster.address]
+    command = [forked_python(), "-c", WITHOUT_PAUSE, "study", str(file), "--ray", cluster.address]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     while "workers on a cluster" not in log.read_text():
@@ -59,7 +59,7 @@ def end(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_line(
-    new_cluster: Callable[[], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_cluster: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study is then repeated on a cluster with a new head. Its matrix equals that of an undisturbed study."""
     file = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml", "threes.yaml"], seeds=[0, 1, 2])
@@ -90,7 +90,7 @@ def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_li
     study = Study.read(file)
     before = {run.name: run.store.record() for run in study.status().finished}
     assert 0 < len(before) < 6
-    status = study.run(ray=new_cluster().address)
+    status = study.run(ray=new_cluster(**forked_ray_workers(tmp_path)).address)
     assert len(status.finished) == 6 and not status.failed
     assert before.items() <= {run.name: run.store.record() for run in status.finished}.items()
     undisturbed = Study(replace(study.spec, results_dir=tmp_path / "undisturbed"))

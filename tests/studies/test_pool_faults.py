@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from boards import write_run
+from world import WITHOUT_PAUSE
 
 from lm_harmony.runs.spec import BenchmarkSpec, ModelSpec, RunSpec
 from lm_harmony.studies import local_pool
@@ -124,17 +125,6 @@ def without_inodes(folder: Path) -> str:
 def read_only(folder: Path) -> str:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     return "cannot be written"
-
-
-WITHOUT_PAUSE = """
-import sys
-from lm_harmony.cli.main import main
-from lm_harmony.studies import study
-
-study.STORE_PAUSE = 0.1
-sys.exit(main())
-"""
-"""The command line. It tries to write results again after a tenth of a second."""
 
 
 @pytest.mark.parametrize("spoil", [without_inodes, read_only])

@@ -13,6 +13,15 @@ MODELS = ("llama", "gpt_neox", "gpt2")
 BENCHMARKS = ("parity", "threes", "fives", "tens")
 SIZES = {"train": 24, "validation": 8, "test": 12}
 RECIPE = {"epochs": 2, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}}
+WITHOUT_PAUSE = """
+import sys
+from lm_harmony.cli.main import main
+from lm_harmony.studies import study
+
+study.STORE_PAUSE = 0.1
+sys.exit(main())
+"""
+"""The command line. It tries to use a storage or a cluster again after a tenth of a second."""
 
 
 def write_world(folder: Path, **changes: object) -> Path:
