@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from page_browser import VIEWPORT, Opened, Tab
+from page_browser import Opened, Tab
 
 from lm_harmony.report.page import page_text
 
@@ -40,42 +39,40 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-Settings = frozenset[tuple[str, Any]]
-"""Names and values of the settings of a tab."""
-
-
 @pytest.fixture(scope="module")
-def idle_tabs() -> defaultdict[Settings, list[Tab]]:
-    """Tabs that no test uses now, by their settings. The tests of a file share them, because a load in a used tab is faster."""
-    return defaultdict(list)
+def idle_tabs() -> dict[bool, Tab]:
+    """Tabs without and with touch that no test uses now. A load in a tab that a test has used is faster."""
+    return {}
 
 
 @pytest.fixture
 def open_text(
-    chromium: Any,
-    idle_tabs: defaultdict[Settings, list[Tab]],
-    tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
+    chromium: Any, idle_tabs: dict[bool, Tab], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Opened]]:
-    """Load HTML, with settings of ``Tab``. At the end, fail if a page sent a request or logged an error."""
+    """Load HTML, as ``Tab.load`` does. Fail if a page sent a request or logged an error, unless it is not watched.
+
+    A test has one page at a time: it leaves the page that it loaded before.
+    """
     failed = request.session.testsfailed
-    used: list[tuple[Settings, Tab]] = []
+    used: list[tuple[Tab, bool, bool]] = []
 
-    def opened(
-        text: str, *, state: str = "", viewport: Mapping[str, int] = VIEWPORT, color_scheme: str = "light", **settings: Any
-    ) -> Opened:
-        key = frozenset(settings.items())
-        idle = idle_tabs[key]
-        tab = idle.pop() if idle else Tab(chromium, tmp_path_factory.mktemp("tab"), **settings)
-        used.append((key, tab))
-        return tab.load(text, state=state, viewport=viewport, color_scheme=color_scheme)
-
-    yield opened
-    for key, tab in used:
-        tab.leave()
+    def leave() -> None:
+        tab, has_touch, watched = used.pop()
+        tab.leave(watched=watched)
         # A test that failed may have left a key or a button of the mouse pressed.
         if request.session.testsfailed == failed:
-            idle_tabs[key].append(tab)
+            idle_tabs[has_touch] = tab
+
+    def opened(text: str, *, has_touch: bool = False, watched: bool = True, **how: Any) -> Opened:
+        if used:
+            leave()
+        tab = idle_tabs.pop(has_touch, None) or Tab(chromium, tmp_path_factory.mktemp("tab"), has_touch=has_touch)
+        used.append((tab, has_touch, watched))
+        return tab.load(text, **how)
+
+    yield opened
+    if used:
+        leave()
 
 
 @pytest.fixture
