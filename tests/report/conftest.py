@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -23,31 +24,43 @@ def _without(what: str) -> None:
     pytest.skip(f"{what} is missing (apt-get install chromium; pip install playwright)")
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Start Chromium once per test file. It is closed afterwards, because its event loop would disturb other tests."""
+_STARTED = ExitStack()
+"""Closes the Chromium that runs, if there is one."""
+_RUNNING: list[Any] = []
+"""The browser that runs, or nothing."""
+_IDLE_TABS: dict[bool, Tab] = {}
+"""Its tabs without and with touch that no test uses now. A load in a tab that a test has used is faster."""
+
+
+@pytest.fixture
+def chromium() -> Any:
+    """Return the browser that the test before this one used, or start it."""
     if CHROMIUM is None:
         _without("chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         _without("playwright")
-    with sync_playwright() as playwright:
+    if not _RUNNING:
+        playwright = _STARTED.enter_context(sync_playwright())
+        _STARTED.callback(_RUNNING.clear)
+        _STARTED.callback(_IDLE_TABS.clear)
         # The sandbox needs a user other than root. A container may have none.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        _RUNNING.append(playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]))
+        _STARTED.callback(_RUNNING[0].close)
+    return _RUNNING[0]
 
 
-@pytest.fixture(scope="module")
-def idle_tabs() -> dict[bool, Tab]:
-    """Tabs without and with touch that no test uses now. A load in a tab that a test has used is faster."""
-    return {}
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Function | None) -> None:
+    """Close the browser after the last of several tests with it, because its event loop would disturb other tests."""
+    if nextitem is None or "chromium" not in nextitem.fixturenames:
+        _STARTED.close()
 
 
 @pytest.fixture
 def open_text(
-    chromium: Any, idle_tabs: dict[bool, Tab], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    chromium: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Opened]]:
     """Load HTML, as ``Tab.load`` does. Fail if a page sent a request or logged an error, unless it is not watched.
 
@@ -61,12 +74,12 @@ def open_text(
         tab.leave(watched=watched)
         # A test that failed may have left a key or a button of the mouse pressed.
         if request.session.testsfailed == failed:
-            idle_tabs[has_touch] = tab
+            _IDLE_TABS[has_touch] = tab
 
     def opened(text: str, *, has_touch: bool = False, watched: bool = True, **how: Any) -> Opened:
         if used:
             leave()
-        tab = idle_tabs.pop(has_touch, None) or Tab(chromium, tmp_path_factory.mktemp("tab"), has_touch=has_touch)
+        tab = _IDLE_TABS.pop(has_touch, None) or Tab(chromium, tmp_path_factory.mktemp("tab"), has_touch=has_touch)
         used.append((tab, has_touch, watched))
         return tab.load(text, **how)
 

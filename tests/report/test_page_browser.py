@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,10 @@ def drawn(page: Any) -> Any:
     return page
 
 
-def test_a_page_has_nothing_of_the_last_page_in_its_tab(tab: Tab) -> None:
-    tab.load("<html data-ready>")
-    tab.leave()
-    first = drawn(tab.load(TEXT)).evaluate(SHOWN)
-    tab.leave()
-    page = tab.load(TEXT, state="#view=gain", viewport={"width": 390, "height": 844}, color_scheme="dark")
+def test_a_page_has_nothing_of_the_last_page_in_its_tab(open_text: Callable[..., Any]) -> None:
+    open_text("<html data-ready>")
+    first = drawn(open_text(TEXT)).evaluate(SHOWN)
+    page = open_text(TEXT, state="#view=gain", viewport={"width": 390, "height": 844}, color_scheme="dark")
     page.evaluate("globalThis.left = 1")
     page.get_by_label("Search models").fill("qwen")
     page.get_by_label("Pin Qwen/Qwen2.5-14B").click()
@@ -55,8 +53,8 @@ def test_a_page_has_nothing_of_the_last_page_in_its_tab(tab: Tab) -> None:
     page.locator("details[open] summary").hover()
     changed = drawn(page).evaluate(SHOWN)
     assert all(one != other for one, other in zip(first, changed, strict=True))
-    tab.leave()
-    assert drawn(tab.load(TEXT)).evaluate(SHOWN) == first
+    again = open_text(TEXT)
+    assert again is page and drawn(again).evaluate(SHOWN) == first
 
 
 @pytest.mark.parametrize(
