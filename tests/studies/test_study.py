@@ -27,16 +27,14 @@ from lm_harmony.studies.study import HELD_PAUSE, Study
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 KILLS = 20
-HOOK = """\
+DEADLY = """\
 import os, signal, sys
-def audit(event, arguments):
-    rows = str(arguments[0]) if event == "open" else ""
-    if "fives" in rows and rows.endswith(".jsonl") and "lm_harmony.studies" in sys.orig_argv:
-        print("about to die", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(audit)
+
+def process(rows):
+    print("about to die", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
-"""Content of a sitecustomize.py that kills a worker when it opens the rows of one benchmark."""
+"""Content of a task's deadly.py that kills a worker when it reads the rows of the task."""
 STARTED: list[object] = []
 """Arguments of every subprocess that this process has started."""
 sys.addaudithook(lambda event, arguments: STARTED.append(arguments) if event == "subprocess.Popen" else None)
@@ -208,20 +206,19 @@ def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> N
     assert len(again.run(retry_failed=True).finished) == 2
 
 
-def test_a_run_whose_worker_always_dies_fails_after_three_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_worker_always_dies_fails_after_three_attempts(tmp_path: Path) -> None:
     """Every worker of one run is killed. The other runs finish, and the failure contains the signal and the log."""
     study = Study.read(write_world(tmp_path, models=["models/llama"], seeds=[0]))
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(HOOK)
-    before = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", f"{hook}{os.pathsep}{before}")
+    task = tmp_path / "fives.yaml"
+    before = task.read_text()
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    task.write_text(before + "process_docs: !function deadly.process\n")
     status = study.run()
     assert len(status.finished) == 3
     (failure,) = status.failed.values()
     assert failure.kind == "worker died" and failure.attempts == 3 and "signal 9" in failure.cause
     assert any("about to die" in line for line in failure.log_tail)
-    monkeypatch.setenv("PYTHONPATH", before)
+    task.write_text(before)
     assert len(study.run(retry_failed=True).finished) == 4
 
 
