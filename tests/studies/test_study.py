@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,8 @@ from lm_harmony.runs.record import RunRecord
 from lm_harmony.studies.study import HELD_PAUSE, Study
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
-KILLS = 20
+KILLS, REAL = 20, 5
+"""Number of times that a study is killed, and the first of them, in which its processes are not forked."""
 DEADLY = """\
 import os, signal, sys
 
@@ -116,11 +117,13 @@ def test_waiting_for_a_run_that_another_process_executes_starts_no_worker(tmp_pa
     assert waited == ["study_started", "run_held", "run_finished", "study_ended"]
 
 
-def processes_below(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def worker_processes() -> list[psutil.Process]:
+    """Return the workers of all studies that this process has started, or the programs that stand for forked workers."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # includes zombies
+            found += [process] if process.cmdline()[-2:] == ["-m", "lm_harmony.studies"] else []
+    return found
 
 
 def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted: Study, tmp_path: Path) -> None:
@@ -128,17 +131,20 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted
     study = Study.read(
         write_world(tmp_path, recipe={"epochs": 2, "learning_rate": 0.01, "lora": {"target_modules": ["all-linear"]}})
     )
-    command = [INTERPRETER, "-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml"), "--workers", "2"]
+    words = ["-m", "lm_harmony.cli", "study", str(tmp_path / "study.yaml"), "--workers", "2"]
     draw, killed, unfinished = random.Random(0), 0, 0
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     while killed < KILLS:
-        process = subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        real = killed < REAL
+        process = subprocess.Popen([INTERPRETER if real else sys.executable, *words], start_new_session=real, **quiet)  # type: ignore[call-overload]
         begun = time.monotonic()
         # The first kills happen while libraries load, the later ones while runs are executed.
-        while time.monotonic() - begun < 30 and not any((study.spec.results_dir).rglob(".*.lease")) and process.poll() is None:
+        while killed >= REAL - 1 and time.monotonic() - begun < 30 and process.poll() is None:
+            if any(study.spec.results_dir.rglob(".*.lease")) if real else worker_processes():
+                break
             time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.6))
-        victims = processes_below(process.pid)
+        time.sleep(draw.uniform(0, 0.6 if real else 1.0))
+        victims = worker_processes()
         if process.poll() is None:
             unfinished += 1
         target = draw.choice(("all", "coordinator", "worker"))
@@ -151,7 +157,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted
         if process.poll() is None:
             process.kill()
         process.wait()
-        for left in victims:  # a worker exits when its coordinator is gone
+        for left in {*victims, *worker_processes()}:  # a worker exits when its coordinator is gone
             left.wait(timeout=120)
     assert unfinished > KILLS // 2
     assert study.run(workers=2).failed == {}
