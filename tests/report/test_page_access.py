@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from page_boards import TASKS, small_board
+from page_boards import TASKS, published_data, small_board
 
 from lm_harmony.benchmarks.catalogue import BENCHMARKS
 from lm_harmony.report.page_data import page_data
@@ -322,7 +322,7 @@ def test_words_and_names_are_whole(open_board: Open, screen: str) -> None:
 
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
 def test_every_rank_has_its_range_beside_it(open_board: Open, screen: str) -> None:
-    page = open_board(page_data(None, published=True), viewport=SCREENS[screen])
+    page = open_board(published_data(), viewport=SCREENS[screen])
     first = page.locator("#board tbody tr").first
     assert first.locator(".rank .range").is_visible() and first.locator(".rank .range").text_content() == "1–4"
     box, cell = first.locator(".rank .range").bounding_box(), first.locator("td.rank").bounding_box()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_boards import GAP, MODELS, small_board
+from page_boards import GAP, MODELS, published_data, small_board
 
 from lm_harmony.analysis.agreement import agreement
 from lm_harmony.analysis.audit import audit
@@ -143,7 +143,7 @@ def test_numbers_are_in_a_heat_map_where_they_have_room(open_board: Open) -> Non
                 "" if row == column_task else f"{tau.loc[row, column_task]:.2f}".replace("0.", ".", 1).replace("-", "−")
             )
     # Negative control: 24 benchmarks at the width of a phone leave no room.
-    page = open_board(page_data(None, published=True), viewport={"width": 390, "height": 844})
+    page = open_board(published_data(), viewport={"width": 390, "height": 844})
     drawn(page, "tau")
     [heat] = traces(page, "tau", 1)
     assert {text for texts in heat["text"] for text in texts} == {""}
