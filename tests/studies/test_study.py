@@ -192,7 +192,7 @@ def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> N
     (tmp_path / "models" / "broken" / "config.json").write_text("{}")
     rows = tmp_path / "data" / "threes" / "train.jsonl"
     rows.write_text(rows.read_text() + '{"number": "x"}\n')
-    command = [INTERPRETER, "-m", "lm_harmony.cli", "study", str(path)]
+    command = [sys.executable, "-m", "lm_harmony.cli", "study", str(path)]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     assert done.returncode == 1, done.stderr
@@ -202,7 +202,7 @@ def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> N
     assert causes["llama/threes"].kind == "BenchmarkError" and "line 25" in causes["llama/threes"].cause
     assert causes["broken/parity"].kind == "ModelError"
     assert causes["gpt2/parity"].kind == "TrainingDiverged" and "step" in causes["gpt2/parity"].cause
-    shown = subprocess.run([*command[:3], "status", str(path)], capture_output=True, text=True, env=environment)
+    shown = subprocess.run([INTERPRETER, *command[1:3], "status", str(path)], capture_output=True, text=True, env=environment)
     assert shown.returncode == 1
     assert all(failure.cause[:12] in shown.stdout for failure in causes.values())
     assert "TrainingDiverged" not in shown.stdout and "ModelError" not in shown.stdout

@@ -18,8 +18,8 @@ from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError
 from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.cluster_nodes import NodeKind, kinds_of_nodes, refuse_too_large
 from lm_harmony.studies.messages import Outcome, RunRequest, RunResult
+from lm_harmony.studies.ray_executor import RayExecutor
 from lm_harmony.studies.run_location import RunLocation
-from lm_harmony.studies.worker import RunExecutor
 
 try:
     import ray
@@ -72,7 +72,7 @@ class RayWorker:
             self.stop()
         try:
             if self._actor is None:
-                actor = ray.remote(RunExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
+                actor = ray.remote(RayExecutor).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
                 self._actor, self._needs = actor.remote(), needs
             answer: str = ray.get(self._actor.answer.remote(RunRequest.of(runs, abandoned).model_dump_json()))
         except RayError as error:
