@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.metrics import matthews_corrcoef, mean, mean_stderr
+from lm_eval.api.metrics import f1_score, matthews_corrcoef, mean, mean_stderr
 
 BOOTSTRAP_DRAWS = 1000
 """Resamples of a standard error that has no closed form (mcc, f1, bits_per_byte); lm_eval draws 100,000, which takes minutes."""
@@ -41,8 +41,9 @@ def standard_error(aggregate: Aggregation, items: Sequence[Any]) -> float | None
     if aggregate is mean:
         return float(mean_stderr(items))
     draw = random.Random(0)
-    # scikit-learn takes 5 ms for one coefficient, most of them to check its input: longer in all than the scoring.
-    compute = matthews_from_counts if aggregate is matthews_corrcoef else aggregate
+    # scikit-learn takes 5 ms for one value, most of them to check its input: longer in all than the scoring.
+    from_counts: dict[Aggregation, Aggregation] = {matthews_corrcoef: matthews_from_counts, f1_score: f1_from_counts}
+    compute = from_counts.get(aggregate, aggregate)
     values = [finite_value(compute, draw.choices(items, k=len(items))) for _ in range(BOOTSTRAP_DRAWS)]
     finite = [value for value in values if value is not None]
     # Of values near the largest float the squares overflow: then there is no standard error either.
@@ -67,3 +68,16 @@ def matthews_from_counts(items: Sequence[tuple[Any, Any]]) -> float:
         documents**2 - sum(count**2 for count in labels.values())
     )
     return 0.0 if spread == 0 else float(np.float64(covariance) / np.sqrt(np.float64(spread)))
+
+
+def f1_from_counts(items: Sequence[tuple[Any, Any]]) -> float:
+    """Return F1 of (label, prediction) pairs, with 1 as the positive class, and the formula and the rounding of scikit-learn.
+
+    Raises:
+        ValueError: as scikit-learn does, for labels other than 0 and 1.
+    """
+    pairs = Counter(map(tuple, items))
+    if any(label not in (0, 1) for pair in pairs for label in pair):
+        return float(f1_score(items))
+    positive = sum(count * (label + prediction) for (label, prediction), count in pairs.items())
+    return float(2.0 * pairs[1, 1] / positive) if positive else 0.0
