@@ -63,8 +63,6 @@ MEASURED = {"docs/runs.md": 4, "docs/performance.md": 7}
 """Pages of measurements -> the smallest number of blocks of commands. Each block is run on a tiny model."""
 AFTER_A_STUDY = ("docs/page.md", "docs/analysis.md", "docs/read_a_board.md", "docs/public_board.md")
 """Pages that start with the results of a study."""
-INSTALLED = ("README.md",)
-"""Pages whose commands are the installed programs. Those of the other pages are forked processes, which start sooner."""
 LONG = ("bench.board", "bench.demo", "bench.full_study", "time lm-harmony demo")
 """Commands that are not run: they need a browser, half an hour, or all 24 benchmarks. Demo and board have other tests."""
 SMALL = {
@@ -73,6 +71,7 @@ SMALL = {
     "_tokens 128": "_tokens 16",
     "models/gemma-3-270m --qwen --tokens 512": "models/third --tokens 64",
     "models/gemma-3-270m --data": "models/third --data",
+    "bench.generation": "bench.generation --rows 16",
     "bench.study": "bench.study --seeds 4 --records 100",
     "bench.lm_head": "bench.lm_head --vocabularies 1000 --widths 16 --rows 8 --runs 1",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
@@ -154,16 +153,15 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
     shutil.rmtree(world / "results", ignore_errors=True)
     if page in AFTER_A_STUDY:
         assert Study.read(world / "study.yaml").run().failed == {}
-    variables, forked = environment(hub, world), page not in INSTALLED
-    printed = ""
-    for command in commands(page):
-        done = in_shell(command, variables, world, forked=forked)
+    variables, printed = environment(hub, world), ""
+    for number, command in enumerate(commands(page)):
+        # Of one command the installed program is started. Those of the others are forked, which is faster.
+        done = in_shell(command, variables, world, forked=page != "README.md" or number > 0)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         printed += done.stdout
         assert "Traceback" not in done.stderr, command
     for block in blocks(page, "python") if page != "docs/analysis.md" else ():  # its code reads a file that is not included
-        python = [forked_python(variables) if forked else INTERPRETER, "-c", block]
-        done = subprocess.run(python, cwd=world, env=variables, capture_output=True, text=True)
+        done = subprocess.run([forked_python(variables), "-c", block], cwd=world, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr
     if page == "README.md":  # three commands from nothing to the place of a model, with rows from the hub, and its page
         assert re.search(r"^model is \d+(st|nd|rd|th) of 62, \d+\w\w to \d+\w\w \(95% interval\)", printed, flags=re.MULTILINE)
