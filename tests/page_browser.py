@@ -12,11 +12,14 @@ VIEWPORT = {"width": 1400, "height": 560}
 """Screen of a page whose test gives none."""
 STORED = "() => localStorage.length + sessionStorage.length + document.cookie.length + window.name.length"
 """JavaScript for the size of what would outlive a page in its tab."""
-
-
 READY = """() => document.documentElement.hasAttribute("data-ready")
     && (!document.getElementById("plotly") || "Plotly" in globalThis)"""
 """JavaScript for whether a page has drawn its table and loaded the library of its charts."""
+PAINTED = """() => new Promise((painted, failed) => {
+    requestAnimationFrame(() => requestAnimationFrame(painted));
+    setTimeout(failed, 30000, "Chromium painted nothing in 30 s");
+})"""
+"""JavaScript that waits for the end of the first frame, because Chromium drops clicks and keys until a document is painted."""
 
 
 class Tab:
@@ -74,8 +77,7 @@ class Tab:
         # Chromium compiles a library again, for 1.6 s, if the address differs from that of the last compilation. A page changes
         # the state in its address, so the library of the charts is loaded before a test acts.
         self._page.wait_for_function(READY)
-        # Chromium drops clicks and keys until a document is painted, which is at the end of the first frame.
-        self._page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        self._page.evaluate(PAINTED)
         return self._page
 
     def leave(self, *, watched: bool = True) -> None:
