@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from test_lease import write_holder
-from test_study import HOOK
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from world import write_world
+from world import let_task_kill_workers, write_world
 
 from lm_harmony.errors import UsageError
 from lm_harmony.recipe import Lora
@@ -83,15 +81,10 @@ def test_runs_of_one_worker_have_the_records_of_separate_runs_and_a_held_run_is_
     assert "3 runs train jointly" in worker.read_text()
 
 
-def test_a_worker_that_is_killed_fails_only_the_run_that_kills_it(
-    separate: Mapping[str, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_killed_fails_only_the_run_that_kills_it(separate: Mapping[str, RunRecord], tmp_path: Path) -> None:
     """The third run kills its worker when it enters, in the middle of the second one. That one continues after its epochs."""
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(HOOK)
-    monkeypatch.setenv("PYTHONPATH", f"{hook}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     study = study_in(tmp_path)
+    let_task_kill_workers(tmp_path / "fives.yaml")
     threes = next(run for run in study.runs if "threes" in run.name)
     kept = [len(threes.store.epochs()) for _ in study.advance(joint=2) if not threes.store.is_finished()]
     assert 1 <= kept[-1] < 4

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fork_server import INTERPRETER
-from world import BENCHMARKS, MODELS, write_world
+from world import BENCHMARKS, MODELS, let_task_kill_workers, write_world
 
 from lm_harmony.errors import StoreError
 from lm_harmony.runs.file_values import without_check
@@ -28,14 +28,6 @@ from lm_harmony.studies.study import HELD_PAUSE, Study
 pytestmark = pytest.mark.usefixtures("forked_workers")
 KILLS, REAL = 20, 5
 """Number of times that a study is killed, and the first of them, in which its processes are not forked."""
-DEADLY = """\
-import os, signal, sys
-
-def process(rows):
-    print("about to die", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-"""Content of a task's deadly.py that kills a worker when it reads the rows of the task."""
 STARTED: list[object] = []
 """Arguments of every subprocess that this process has started."""
 sys.addaudithook(lambda event, arguments: STARTED.append(arguments) if event == "subprocess.Popen" else None)
@@ -126,6 +118,15 @@ def worker_processes() -> list[psutil.Process]:
     return found
 
 
+def wait_until_ended(process: psutil.Process) -> None:
+    """Wait until a process has ended, but not until the first process of the machine has collected its exit status."""
+    deadline = time.monotonic() + 120
+    with suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, process
+            time.sleep(0.01)
+
+
 def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted: Study, tmp_path: Path) -> None:
     """SIGKILL at random times to all processes, to the coordinator or to a worker. At last the study runs to its end."""
     study = Study.read(
@@ -158,7 +159,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted
             process.kill()
         process.wait()
         for left in {*victims, *worker_processes()}:  # a worker exits when its coordinator is gone
-            left.wait(timeout=120)
+            wait_until_ended(left)
     assert unfinished > KILLS // 2
     assert study.run(workers=2).failed == {}
     print(f"survived {killed} kills, {unfinished} of them in the middle of the study")
@@ -215,16 +216,13 @@ def test_failed_runs_are_recorded_and_the_other_runs_finish(tmp_path: Path) -> N
 def test_a_run_whose_worker_always_dies_fails_after_three_attempts(tmp_path: Path) -> None:
     """Every worker of one run is killed. The other runs finish, and the failure contains the signal and the log."""
     study = Study.read(write_world(tmp_path, models=["models/llama"], seeds=[0]))
-    task = tmp_path / "fives.yaml"
-    before = task.read_text()
-    (tmp_path / "deadly.py").write_text(DEADLY)
-    task.write_text(before + "process_docs: !function deadly.process\n")
+    before = let_task_kill_workers(tmp_path / "fives.yaml")
     status = study.run()
     assert len(status.finished) == 3
     (failure,) = status.failed.values()
     assert failure.kind == "worker died" and failure.attempts == 3 and "signal 9" in failure.cause
     assert any("about to die" in line for line in failure.log_tail)
-    task.write_text(before)
+    (tmp_path / "fives.yaml").write_text(before)
     assert len(study.run(retry_failed=True).finished) == 4
 
 

@@ -24,6 +24,24 @@ sys.exit(main())
 """The command line. It tries to use a storage or a cluster again after a tenth of a second."""
 
 
+DEADLY = """\
+import os, signal, sys
+
+def process(rows):
+    print("about to die", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Code of a task that kills the process that reads its rows."""
+
+
+def let_task_kill_workers(task: Path) -> str:
+    """Change a task file so that each worker that reads the task's rows is killed. Return the content that it had before."""
+    before = task.read_text(encoding="utf-8")
+    (task.parent / "deadly.py").write_text(DEADLY, encoding="utf-8")
+    task.write_text(before + "process_docs: !function deadly.process\n", encoding="utf-8")
+    return before
+
+
 def write_world(folder: Path, **changes: object) -> Path:
     """Write models, benchmarks and study.yaml below ``folder``. Return the path of the study file."""
     for model in MODELS:
