@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fork_server import forked_python
 from hub import LoopbackHub, write_arc_dataset
 from rows import ROWS
 from tiny import write_tiny_model
@@ -39,7 +39,7 @@ for line in sys.stdin:
 def process(environment: dict[str, str]) -> Iterator[Callable[[str], list[str]]]:
     """Start a process, and yield a function that asks it for a model or task. It returns warnings and the answer."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", ASK], env=environment, text=True, bufsize=1, **pipes) as running:
+    with subprocess.Popen([forked_python(environment), "-c", ASK], env=environment, text=True, bufsize=1, **pipes) as running:
 
         def ask(question: str) -> list[str]:
             running.stdin.write(f"{question}\n")

@@ -7,11 +7,11 @@ import os
 import py_compile
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import forked_python
 from micro import TASK, write_micro
 from tiny import write_tiny_model
 
@@ -61,7 +61,9 @@ for edit in (False, True):
 def run_script(folder: Path, script: str = SET_UP_TWICE) -> list[Any]:
     """Run ``script`` in a process that writes and reads bytecode. Return its parsed output lines."""
     known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=known, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [forked_python(known), "-c", script], cwd=folder, env=known, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 

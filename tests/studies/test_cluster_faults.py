@@ -44,7 +44,7 @@ def start(file: Path, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
     command = [forked_python(), "-c", WITHOUT_PAUSE, "study", str(file), "--ray", cluster.address]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
-    while "workers on a cluster" not in log.read_text():
+    while " on a cluster with " not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     return process

@@ -180,6 +180,7 @@ def test_the_plan_prints_runs_that_cannot_be_counted(spec: RunSpec, capsys: pyte
     assert f"not counted: {next(iter(plan.missing))}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_number_of_workers_is_limited_by_the_memory_of_the_largest_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,7 +198,7 @@ def test_the_number_of_workers_is_limited_by_the_memory_of_the_largest_run(
     for worker in (worker for pool in pools for worker in pool):
         worker.stop()
     assert [len(pool) for pool in pools] == [2, 1]
-    assert [record.message for record in caplog.records if "1 workers instead of 2" in record.message]
+    assert [record.message for record in caplog.records if "1 worker instead of 2:" in record.message]
 
 
 def test_the_time_of_a_calibration_is_limited(tmp_path: Path) -> None:

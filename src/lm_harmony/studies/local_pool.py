@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lm_harmony.errors import counted
 from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.messages import LEASE_LOST, MemoryRequest, MemoryResult, Outcome, RunRequest, RunResult
 from lm_harmony.studies.pool import stop_all
@@ -165,7 +166,8 @@ def local_workers(count: int, runs: Sequence[RunLocation]) -> list[WorkerProcess
     fitting = max(1, workers[0].runs_that_fit(runs, others)) * max(1, len(_gpus()))
     if fitting >= count:
         return workers
-    log.warning("%d workers instead of %d: the free memory holds no more runs like the largest at once.", fitting, count)
+    found = counted(fitting, "worker"), count
+    log.warning("%s instead of %d: the free memory holds no more runs like the largest at once.", *found)
     stop_all(workers)
     return _make_workers(fitting, runs[0].results_dir)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError
+from lm_harmony.errors import MissingExtra, StoreUnavailable, UsageError, counted
 from lm_harmony.redaction import without_secrets
 from lm_harmony.studies.cluster_nodes import NodeKind, kinds_of_nodes, refuse_too_large
 from lm_harmony.studies.messages import Outcome, RunRequest, RunResult
@@ -102,7 +102,7 @@ def ray_workers(address: str, runs: Sequence[RunLocation], limit: int | None) ->
     kinds = nodes_for(address, runs)
     nodes = [kind for kind in kinds for _ in range(kind.workers(runs))]
     count = max(1, min(len(nodes), len(runs), limit or len(runs)))
-    log.info("%d workers on a cluster with %s", count, ", ".join(str(kind) for kind in kinds))
+    log.info("%s on a cluster with %s", counted(count, "worker"), ", ".join(str(kind) for kind in kinds))
     return [RayWorker(number, node, kinds) for number, node in enumerate(nodes[:count])]
 
 
