@@ -185,9 +185,9 @@ def test_the_number_of_workers_is_limited_by_the_memory_of_the_largest_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (huge := tmp_path / "huge").mkdir()
-    config = LlamaConfig(hidden_size=32_768, intermediate_size=131_072, num_hidden_layers=200, vocab_size=300)
+    config = LlamaConfig(hidden_size=131_072, intermediate_size=524_288, num_hidden_layers=4, vocab_size=300)
     config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(huge)  # the weights would need 2.5 terabytes
+    config.save_pretrained(huge)  # 1.1 trillion weights would need 4.4 terabytes
     tiny_tokenizer().save_pretrained(huge)
     small, large = (
         Study.read(write_world(tmp_path / str(number), models=models, benchmarks=["fives.yaml"], seeds=[0, 1]))
