@@ -29,7 +29,8 @@ from lm_harmony.benchmarks.task_code import unload_modules
 from lm_harmony.errors import NotCurrent, UsageError
 from lm_harmony.progress import display
 from lm_harmony.recipe import Lora, Recipe
-from lm_harmony.runs.file_hashes import LARGE, SMALL, UNSETTLED, HashCache, cache_folder
+from lm_harmony.runs import file_hashes
+from lm_harmony.runs.file_hashes import LARGE, SMALL, HashCache, cache_folder
 from lm_harmony.runs.protocol import score_again, train_before_test
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.setup import set_up_run
@@ -511,14 +512,19 @@ def test_the_command_line_names_the_changed_file(tmp_path: Path) -> None:
         assert "model.safetensors changed since. Restore" in done.stderr and "--overwrite" in done.stderr
 
 
+SETTLED = 0.2
+"""Seconds after which the tests of cached hashes count a file as settled."""
+
+
 @pytest.fixture
-def cache(tmp_path: Path) -> HashCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HashCache:
+    monkeypatch.setattr(file_hashes, "UNSETTLED", SETTLED - 0.1)
     return HashCache(tmp_path / "cache")
 
 
 def write_settled(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
-    time.sleep(UNSETTLED + 0.1)
+    time.sleep(SETTLED)
     return path
 
 
@@ -579,14 +585,14 @@ def test_a_hash_depends_on_the_content_and_not_on_the_modification_time(cache: H
     assert cache.sha256_of(path) == first
 
 
-def test_the_hash_of_a_file_that_has_just_changed_is_not_cached(cache: HashCache, tmp_path: Path) -> None:
+def test_the_hash_of_a_file_that_has_just_changed_is_not_cached(tmp_path: Path) -> None:
     """File times have a limited resolution, so a second change may give the same times. Such a file is read again."""
-    path = tmp_path / "weights"
+    cache, path = HashCache(tmp_path / "cache"), tmp_path / "weights"
     path.write_bytes(b"x" * SMALL)
     cache.sha256_of(path)
     cache.sha256_of(path)
     assert cache.reads == 2 and not (cache.folder / "hashes.jsonl").exists()
-    time.sleep(UNSETTLED + 0.1)
+    time.sleep(file_hashes.UNSETTLED + 0.1)
     cache.sha256_of(path)
     cache.sha256_of(path)
     assert cache.reads == 3
@@ -596,7 +602,7 @@ def test_the_hash_of_a_file_with_a_future_modification_time_is_cached(cache: Has
     path = tmp_path / "weights"
     path.write_bytes(b"x" * SMALL)
     os.utime(path, (time.time() + 86400,) * 2)
-    time.sleep(UNSETTLED + 0.1)
+    time.sleep(SETTLED)
     first = cache.sha256_of(path)
     assert (cache.sha256_of(path), cache.reads) == (first, 1)
     flip(path)  # does not change that time
@@ -604,12 +610,11 @@ def test_the_hash_of_a_file_with_a_future_modification_time_is_cached(cache: Has
 
 
 def test_without_a_writable_cache_hashes_are_computed_again_with_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache: HashCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The warning is logged for large files only."""
-    (tmp_path / "cache").write_text("a file where the folder belongs")
+    cache.folder.write_text("a file where the folder belongs")
     path = write_settled(tmp_path / "weights", b"x" * SMALL)
-    cache = HashCache(tmp_path / "cache")
     assert cache.sha256_of(path) == cache.sha256_of(path)
     assert not caplog.messages
     for name in ("large", "larger"):
