@@ -37,6 +37,7 @@ SMALL = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("head_dim", "attention_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "state_size"), 8),
+    "linear_head_dim": 8,
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "query_pre_attn_scalar", "mamba_d_state"), 8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "time_step_rank"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_key_value_heads", "linear_num_key_heads"), 2),
@@ -45,7 +46,7 @@ SMALL = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "mamba_d_head", "sliding_window", "hidden_size_per_layer_input"), 16),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), MAX_LENGTH),
-    **dict.fromkeys(("linear_num_value_heads", "mamba_n_heads", "rotary_dim"), 4),
+    **dict.fromkeys(("linear_num_heads", "linear_num_value_heads", "mamba_n_heads", "rotary_dim"), 4),
 }
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0}
 MOST_PARAMETERS = 3_000_000
