@@ -146,7 +146,9 @@ def serve(modules: Iterable[str], folder: str, *, unread: str | None) -> None:
     read = [name for name in sorted(names) if unread is not None and name.startswith(unread)]
     assert not read, f"modules read variables: {read}"
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    assert len(threads) - threads.count("jemalloc_bg_thd") == 1, f"modules started threads, as without OMP_NUM_THREADS=1: {threads}"
+    assert len(threads) - threads.count("jemalloc_bg_thd") == 1, (
+        f"modules started threads, as without OMP_NUM_THREADS=1: {threads}"
+    )
     gc.freeze()  # a collection would write to, and so copy, the memory of all objects
     gc.enable()
     listener = socket.socket(socket.AF_UNIX)
