@@ -41,7 +41,8 @@ def standard_error(aggregate: Aggregation, items: Sequence[Any]) -> float | None
     if aggregate is mean:
         return float(mean_stderr(items))
     draw = random.Random(0)
-    # scikit-learn takes 5 ms for one value, most of them to check its input: longer in all than the scoring.
+    # For each of the draws scikit-learn takes 2 ms for 408 documents and 14 ms for 10,000, longer in all than the scoring.
+    # From counts it takes 0.04 and 0.9 ms.
     from_counts: dict[Aggregation, Aggregation] = {matthews_corrcoef: matthews_from_counts, f1_score: f1_from_counts}
     compute = from_counts.get(aggregate, aggregate)
     values = [finite_value(compute, draw.choices(items, k=len(items))) for _ in range(BOOTSTRAP_DRAWS)]
