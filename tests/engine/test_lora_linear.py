@@ -32,6 +32,8 @@ SEQUENCES = [
     TokenSequence(ids=tuple(range(5, 5 + length)), first_label=1, row=length) for length in (9, 14, 6, 30, 21, 17, 26, 12)
 ]
 LORA = Lora(target_modules=("all-linear",), lora_dropout=0.3)
+STEPS = 20
+"""One step is too few to compare the rounding errors of two computations: the ratio of the errors is between 0.6 and 1.3 then."""
 
 
 @cache
@@ -173,8 +175,10 @@ def test_one_compiled_graph_serves_all_layers_steps_and_numbers_of_tokens() -> N
     assert len(graphs) == 1
 
 
-def gradients(architecture: str, lora: Lora, *, own: bool, dtype: torch.dtype = torch.float32) -> tuple[Results, int]:
-    """Return loss and gradients of a step of a model, and how many layers do not compute with PEFT."""
+def gradients(
+    architecture: str, lora: Lora, *, own: bool, steps: int = STEPS, dtype: torch.dtype = torch.float32
+) -> tuple[list[Results], int]:
+    """Return loss and gradients of steps of a model with equal base weights, and how many layers do not compute with PEFT."""
     model = tiny_model(architecture)
     for part in model.module.modules():
         if isinstance(part, torch.nn.Dropout):  # GPT-2 and OPT have dropout of their own
@@ -182,35 +186,43 @@ def gradients(architecture: str, lora: Lora, *, own: bool, dtype: torch.dtype = 
         elif isinstance(getattr(part, "dropout", None), float):
             part.dropout = 0.0
     with trainable(model, Recipe(lora=lora), seed=0) as trainee:
-        prepare(trainee)
         layers = [layer for layer in trainee.module.modules() if isinstance(layer, FusedLoraLinear)]
         if not own:
             for layer in layers:
                 layer.__class__ = LoraLinear
         trainee.module.to(dtype)
-        loss = packed_logprobs(trainee.model.module, SEQUENCES).logprobs_L.double().sum()
-        loss.backward()
-        found = {name: weight.grad for name, weight in trainee.trained_parameters().items() if weight.grad is not None}
-        return found | {"loss": loss.detach()}, len(layers)
+        return [step(trainee, number) for number in range(steps)], len(layers)
 
 
-def prepare(trainee: Trainee) -> None:
-    """Begin a training step, with matrices B that are not zero, because zeros would hide the gradients of A."""
-    trainee.module.train()
-    trainee.dropout.set_step(0, 1, [len(sequence.ids) - 1 for sequence in SEQUENCES])
+def step(trainee: Trainee, number: int) -> Results:
+    """Return loss and gradients of a step with random matrices B. If they were zero, the gradients of A would be zero."""
+    trainee.module.train().zero_grad()
+    trainee.dropout.set_step(0, number, [len(sequence.ids) - 1 for sequence in SEQUENCES])
     for name, weight in trainee.trained_parameters().items():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            random = torch.empty(weight.shape).normal_(std=0.1, generator=torch.Generator().manual_seed(100 * number + len(name)))
+            weight.data.copy_(random)
+    loss = packed_logprobs(trainee.model.module, SEQUENCES).logprobs_L.double().sum()
+    loss.backward()
+    found = {name: weight.grad for name, weight in trainee.trained_parameters().items() if weight.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+def mean_errors(found: Sequence[Results], exact: Sequence[Results]) -> dict[str, float]:
+    total = Counter[str]()
+    for one, other in zip(found, exact, strict=True):
+        total.update(errors(one, other))
+    return {name: error / len(exact) for name, error in total.items()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gpt2", "gemma3_text", "phi3", "opt"])
 def test_a_model_is_as_exact_as_with_peft(architecture: str) -> None:
     (found, layers), (peft, _) = (gradients(architecture, LORA, own=own) for own in (True, False))
     exact, _ = gradients(architecture, LORA, own=False, dtype=torch.float64)
-    assert layers >= 8 and any("lora_A" in name for name in found)
-    ours, theirs = (errors(one, exact) for one in (found, peft))
+    assert layers >= 8 and any("lora_A" in name for name in found[0])
+    ours, theirs = (mean_errors(steps, exact) for steps in (found, peft))
     assert max(theirs.values()) < 1e-5
-    assert max(ours.values()) < 1.5 * max(theirs.values())
+    assert max(ours.values()) < 1.25 * max(theirs.values())
     assert sum(ours.values()) < 1.1 * sum(theirs.values())
 
 
@@ -222,7 +234,7 @@ def test_a_model_is_as_exact_as_with_peft(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["opt", "gpt2"])
 def test_other_adapters_are_left_to_peft(architecture: str, lora: Lora) -> None:
     """Both architectures have biases."""
-    (found, _), (expected, _) = (gradients(architecture, lora, own=own) for own in (True, False))
+    ([found], _), ([expected], _) = (gradients(architecture, lora, own=own, steps=1) for own in (True, False))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
 
 
