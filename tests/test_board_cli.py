@@ -78,7 +78,7 @@ def test_a_folder_of_runs_is_ranked(results: Path) -> None:
 
 
 def test_analyze_writes_tables_and_figures(results: Path, tmp_path: Path) -> None:
-    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"), forked=False)
+    done = harmony("analyze", str(results), "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/figures/tau.pdf").is_file() and (tmp_path / "out/tables/tau_trained.csv").is_file()
     assert "agreement, trained" in (tmp_path / "out/summary.md").read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def test_without_the_extra_analyze_names_the_package_to_install(results: Path, t
 
 
 def test_compare_pairs_outcomes(results: Path) -> None:
-    done = harmony("compare", str(results), "local/d", "local/a", forked=False)
+    done = harmony("compare", str(results), "local/d", "local/a")
     assert done.returncode == 0 and "mcnemar (60)" in done.stdout and "first: local/d, second: local/a" in done.stdout
 
 

@@ -225,13 +225,8 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_equals_an_uninterrupted_o
     write_micro(tmp_path, sizes={"train": 160, "validation": 8, "test": 12})
     write_tiny_model(tmp_path / "model")
     arguments = run_arguments(tmp_path, "--results_dir", "stopped", "--exp_name", "one", "--train_param.num_train_epochs", "6")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lm_harmony.cli", *arguments],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = [forked_python(), "-m", "lm_harmony.cli", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     store = RunStore(tmp_path / "stopped" / "one")
     deadline = time.monotonic() + 120
     while not store.epochs() and process.poll() is None and time.monotonic() < deadline:

@@ -8,11 +8,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fork_server import forked_python
 from rows import ROWS
 from test_cli import status_of
 from tiny import write_tiny_model
@@ -75,7 +75,7 @@ def test_a_placement_that_was_interrupted_continues(
     shutil.rmtree(world / "data" / "openbookqa")
     words = ["place", "model", "--hours", "50", *FAST[:-1], "40"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "lm_harmony.cli", *words]
+    command = [forked_python(environment), "-m", "lm_harmony.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=world, env=environment)
     while not any((world / "results").rglob("epochs.jsonl")):
         assert process.poll() is None

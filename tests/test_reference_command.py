@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import forked_python
 from hub import LoopbackHub
 
 from lm_harmony.recipe import PUBLISHED
@@ -20,18 +21,22 @@ COMMAND = (
     "--dataset_param.max_num_train 50000 --dataset_param.max_num_valid 1000 --dataset_param.max_num_test 10000 --no-use_git"
 )
 
+SCRIPT = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+"""Executes the file that is its first argument, as the interpreter does."""
 
-def run(command: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+
+def run(command: str, environment: dict[str, str], folder: Path, *, forked: bool) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that imports all libraries itself, or one that is ``forked``."""
     python, script, *arguments = shlex.split(command)
     assert python == "python"
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    variables = {**environment, "OMP_NUM_THREADS": "1"}
+    start = [forked_python(variables), "-c", SCRIPT] if forked else [sys.executable]
+    words = [*start, str(ROOT / script), *arguments]
+    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 def test_the_reference_command_works_unchanged(hub: LoopbackHub, tmp_path: Path) -> None:
-    done = run(COMMAND, hub.environment(tmp_path / "cache"), tmp_path)
+    done = run(COMMAND, hub.environment(tmp_path / "cache"), tmp_path, forked=False)
     assert done.returncode == 0, done.stderr
     record = RunStore(tmp_path / "results/arc_easy/EleutherAI/pythia-70m-deduped").record()
     assert record.benchmark == "arc_easy" and record.metric == "acc_norm,none"
@@ -46,7 +51,7 @@ def test_the_reference_command_works_unchanged(hub: LoopbackHub, tmp_path: Path)
 
 def test_a_model_that_is_not_on_the_hub_is_refused_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
     command = "python main.py --base_model nobody/nothing --task_name arc_easy"
-    done = run(command, hub.environment(tmp_path / "cache"), tmp_path)
+    done = run(command, hub.environment(tmp_path / "cache"), tmp_path, forked=True)
     assert done.returncode == 1
     assert "nobody/nothing" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
@@ -54,6 +59,6 @@ def test_a_model_that_is_not_on_the_hub_is_refused_in_one_line(hub: LoopbackHub,
 
 def test_without_a_hub_the_error_gives_a_remedy(hub: LoopbackHub, tmp_path: Path) -> None:
     closed = {**hub.environment(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = run("python main.py --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy", closed, tmp_path)
+    done = run("python main.py --base_model EleutherAI/pythia-70m-deduped --task_name arc_easy", closed, tmp_path, forked=True)
     assert done.returncode == 1
     assert "--data_dir" in done.stderr and "Traceback" not in done.stderr

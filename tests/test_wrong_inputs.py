@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from micro import write_micro
@@ -31,9 +31,9 @@ def answer(words):
     loaded = [name for name in ("torch", "transformers", "datasets", "lm_eval") if name in sys.modules]
     return {"status": status, "out": out.getvalue(), "error": errors.getvalue(), "loaded": loaded}
 
-print(json.dumps([answer(words) for words in json.load(sys.stdin)]))
+print(json.dumps([answer(shlex.split(line)) for line in json.load(sys.stdin)]))
 """
-"""Carries out command lines in one process and prints their answers as JSON."""
+"""Carries out command lines in one process and prints their answers as JSON. Each one must leave torch to the next ones."""
 RUN = "run --base_model model --task_name micro.yaml --data_dir ."
 STUDY = "models: [model]\nbenchmarks: [micro.yaml]\nresults_dir: out\ndata_dir: .\n"
 STUDIES = {
@@ -410,22 +410,30 @@ def write_world(folder: Path) -> None:
         (folder / "data" / "arc_easy" / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", CASES)
-def test_ten_wrong_inputs_of_a_command_are_answered_in_one_line(command: str, tmp_path: Path) -> None:
-    write_world(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    lines = [line for line, _ in CASES[command]]
-    assert len(lines) >= 10
-    given = json.dumps([shlex.split(line) for line in lines])
-    done = subprocess.run([sys.executable, "-c", ALL], cwd=tmp_path, input=given, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the answer to each command line."""
+    folder = tmp_path_factory.mktemp("wrong")
+    write_world(folder)
+    before = sorted(folder.rglob("*"))
+    lines = [line for cases in CASES.values() for line, _ in cases]
+    command = [sys.executable, "-c", ALL]
+    done = subprocess.run(command, cwd=folder, input=json.dumps(lines), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for (line, message), answer in zip(CASES[command], json.loads(done.stdout), strict=True):
+    assert sorted(folder.rglob("*")) == before  # nothing was written
+    return dict(zip(lines, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_ten_wrong_inputs_of_a_command_are_answered_in_one_line(command: str, answers: dict[str, dict[str, Any]]) -> None:
+    assert len(CASES[command]) >= 10
+    for line, message in CASES[command]:
+        answer = answers[line]
         first, *more = answer["error"].splitlines() or [""]
         assert first.startswith("lm-harmony: ") and message in first, f"{line}\n{answer['error']}"
         assert answer["status"] == (2 if more else 1) and answer["out"] == "", line
         assert [text.startswith("See lm-harmony") for text in more] == [True] * len(more) and len(more) <= 1, line
         assert not answer["loaded"], line
-    assert sorted(tmp_path.rglob("*")) == before  # nothing was written
 
 
 def test_every_command_has_wrong_inputs(capsys: pytest.CaptureFixture[str]) -> None:

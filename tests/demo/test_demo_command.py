@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,8 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOK
 
 def interrupted(folder: Path) -> str:
     """Start the demo in ``folder``, press Ctrl-C after a run is finished, and return its output."""
-    process = subprocess.Popen([sys.executable, *COMMAND], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    command = [forked_python(ENVIRONMENT), *COMMAND]
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     results = folder / "results" / "demo"
     deadline = time.monotonic() + 300
     while not list(results.rglob("record.json")) and process.poll() is None and time.monotonic() < deadline:

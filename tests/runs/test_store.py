@@ -6,12 +6,12 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from fork_server import forked_python
 from micro import write_micro
 from tiny import write_tiny_model
 
@@ -61,13 +61,12 @@ def test_after_a_full_disk_the_run_can_be_resumed(tmp_path: Path) -> None:
     limited = textwrap.dedent("""
         import resource, sys
         from lm_harmony.cli.main import main
+        sys.dont_write_bytecode = True
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         sys.exit(main(sys.argv[1:]))
     """)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    limited_run = subprocess.run(
-        [sys.executable, "-c", limited, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    python, options = forked_python(), {"cwd": tmp_path, "capture_output": True, "text": True}
+    limited_run = subprocess.run([python, "-c", limited, *command], check=False, **options)
     assert limited_run.returncode == 1, limited_run.stderr
     assert (
         "cannot be written" in limited_run.stderr
@@ -77,10 +76,7 @@ def test_after_a_full_disk_the_run_can_be_resumed(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "results" / "one")
     assert store.config() is not None and not store.is_finished()
     assert not list(store.folder.rglob("*.part"))
-    again = subprocess.run(
-        [sys.executable, "-m", "lm_harmony.cli", *command, "--resume_from_checkpoint"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    again = subprocess.run([python, "-m", "lm_harmony.cli", *command, "--resume_from_checkpoint"], check=False, **options)
     assert again.returncode == 0, again.stderr
     assert json.loads((store.folder / "record.json").read_text())["chosen_epoch"] in (1, 2)
 
