@@ -128,7 +128,8 @@ def scaled_scoring(work: ScoringWork, share: float) -> ScoringWork:
     if work.decoding.passes:  # the sample is decoded in one batch
         limit = work.decoding.steps + 1
         batches = math.ceil(decoding.tokens / limit / budget.generation_rows)
-        decoding = replace(decoding, passes=batches, steps=batches * (limit - 1))
+        passes = max(batches, math.ceil(decoding.contexts / budget.scoring_tokens))
+        decoding = replace(decoding, passes=passes, steps=batches * (limit - 1))
     return replace(times(work, share), passes=math.ceil(share * work.computed / budget.scoring_tokens), decoding=decoding)
 
 

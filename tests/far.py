@@ -242,8 +242,9 @@ def generation_waits(model: LanguageModel, steps: int) -> list[dict[str, int]]:
                     batch.advance(body(**inputs).last_hidden_state)
                 batch.read_steps()
             else:
-                inputs = batch.enter([0, 1, 2], [range(5, 45), range(7, 28), range(9, 36)])
-                batch.first_tokens(body(**inputs).last_hidden_state)
+                for inputs in batch.enter([0, 1, 2], [range(5, 45), range(7, 28), range(9, 36)], tokens=512):
+                    batch.first_tokens(body(**inputs).last_hidden_state)
+                batch.read_first_tokens()
             found.append(dict(seen))
     return found
 

@@ -62,29 +62,39 @@ def cut(written: Sequence[int], is_finished: Callable[[Sequence[int]], bool]) ->
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, MAX_LENGTH - LIMIT), min_size=1, max_size=9),
+    shared=st.integers(0, 60),
     batch_size=st.integers(1, 5),
     steps=st.integers(1, 7),
     limit=st.integers(1, LIMIT),
     divisor=st.integers(1, 9),
+    tokens=st.integers(1, 200),
 )
 def test_answers_do_not_depend_on_reads_batch_size_or_other_rows(
-    lengths: list[int], batch_size: int, steps: int, limit: int, divisor: int
+    lengths: list[int], shared: int, batch_size: int, steps: int, limit: int, divisor: int, tokens: int
 ) -> None:
-    """Rows enter and leave, and the host reads after any number of steps: each answer is the one that its context gets alone."""
-    model, contexts = model_of("llama"), ids(*lengths)
+    """Rows enter and leave, and the host reads after any number of steps: each answer is the one that its context gets alone.
+
+    Contexts have up to ``shared`` tokens of their beginning in common, and passes over contexts have about ``tokens`` tokens.
+    """
+    model, begin = model_of("llama"), ids(shared)[0]
+    contexts = [[*begin[: len(context)], *context[shared:]] for context in ids(*lengths)]
 
     def is_finished(written: Sequence[int]) -> bool:
         return sum(written) % divisor == divisor - 1
 
     expected = [cut(alone(model, context, limit), is_finished) for context in contexts]
-    options = {"batch_size": batch_size, "max_new_tokens": limit, "is_finished": is_finished, "steps_per_read": steps}
-    assert decoded(model, contexts, **options) == expected
+    options = {"batch_size": batch_size, "max_new_tokens": limit, "is_finished": is_finished}
+    assert decoded(model, contexts, **options, steps_per_read=steps, context_tokens=tokens) == expected
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_every_architecture_generates_with_slots_that_grow(architecture: str) -> None:
-    """Contexts shorter and longer than the sliding window of 16 tokens, answers that need more columns than the slots had."""
+    """Contexts shorter and longer than the sliding window of 16 tokens, answers that need more columns than the slots had.
+
+    Two contexts begin with 20 tokens of another one, one of them has no more, and one context recurs.
+    """
     model, contexts = model_of(architecture), ids(2 * COLUMNS - 3, 3, 20, 2 * COLUMNS - 9, 14, 17, 40)
+    contexts += [[*contexts[0][:20], *contexts[1]], contexts[0][:20], contexts[1]]
     assert choose_backend(model).continuous_batching
     expected = [alone(model, context, LIMIT) for context in contexts]
     for steps in (1, 4):
@@ -127,9 +137,15 @@ class LargeCopies(TorchDispatchMode):
         return {name for name, count in self.seen.items() if count}
 
 
+def new_batch(module: Any) -> _Batch:
+    return _Batch(module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
+
+
 def enter(module: Any, batch: _Batch, contexts: list[list[int]]) -> None:
     """Compute three contexts as ``decode_greedily`` does."""
-    batch.first_tokens(module.base_model(**batch.enter([0, 1, 2], contexts)).last_hidden_state)
+    for inputs in batch.enter([0, 1, 2], contexts, 512):
+        batch.first_tokens(module.base_model(**inputs).last_hidden_state)
+    batch.read_first_tokens()
 
 
 def decode(module: Any, batch: _Batch) -> None:
@@ -144,7 +160,7 @@ def test_a_decoding_step_does_not_copy_the_cache(architecture: str) -> None:
     """Three rows of up to 90 tokens: no operator of four steps makes a tensor as large as their keys in one layer."""
     model, contexts = model_of(architecture), ids(90, 70, 85)
     heads = model.module.config.get_text_config().to_dict().get("num_key_value_heads") or 4
-    batch = _Batch(model.module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
+    batch = new_batch(model.module)
     with torch.no_grad(), packed_attention(model.module):
         enter(model.module, batch, contexts)
         with LargeCopies(3 * 90 * heads * 8) as copies:
@@ -165,7 +181,7 @@ def test_the_host_reads_no_value_between_its_reads_of_the_tokens() -> None:
     """On device meta, tensors have no values: a context and four steps run up to the point where the host reads the tokens."""
     model, contexts = model_of("llama"), ids(90, 70, 85)
     module = copy.deepcopy(model.module).to("meta")
-    batch = _Batch(module, slots=3, longest=90 + LIMIT, max_new_tokens=LIMIT, is_finished=lambda _: False)
+    batch = new_batch(module)
     passes: list[torch.Size] = []
     module.model.embed_tokens.register_forward_hook(lambda *args: passes.append(args[-1].shape))
     with torch.no_grad(), packed_attention(module):
@@ -174,7 +190,7 @@ def test_the_host_reads_no_value_between_its_reads_of_the_tokens() -> None:
                 read()
             for row in batch.rows:
                 row.written.append(0)
-    assert [shape[:2] for shape in passes] == [(3, 90), *[(3, 1)] * 4]
+    assert [shape[:2] for shape in passes] == [(1, 90 + 70 + 85), *[(3, 1)] * 4]
 
 
 def test_logits_after_the_end_of_an_answer_do_not_count() -> None:
@@ -190,6 +206,39 @@ def test_logits_after_the_end_of_an_answer_do_not_count() -> None:
     with pytest.raises(NonFiniteLogits) as found:
         decoded(model, [context], steps_per_read=6)
     assert found.value.place == 0
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    model, begin, ends = model_of("llama"), ids(40)[0], ids(5, 6, 7)
+    contexts, tokens = [[*begin, *end] for end in ends], list[int]()
+    hook = model.module.model.register_forward_pre_hook(
+        lambda module, inputs, given: tokens.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    for texts in (contexts, ids(45, 46, 47)):  # the second ones have nothing in common
+        decoded(model, texts, max_new_tokens=1)
+    hook.remove()
+    assert tokens == [40 + 5 + 6 + 7, 45 + 46 + 47]
+
+
+def test_the_error_names_the_context_that_has_a_logit_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN spreads to the other contexts of its packed row, of which the first one by its ids is another one."""
+    model, contexts = tiny_model(), ids(9, 14, 11, 12)
+    bad = contexts[2][4]
+    contexts = [[token for token in context if token != bad or place == 2] for place, context in enumerate(contexts)]
+    assert min(contexts) != contexts[2]
+    with torch.no_grad():
+        model.module.model.embed_tokens.weight[bad] = torch.nan
+    places, read = list[int](), _Batch._read
+
+    def reading(batch: _Batch, tokens: Any, largest: Any, first: int) -> Any:
+        places.extend(row.place for row, logit in zip(batch.rows, largest[0].tolist(), strict=True) if logit != logit)
+        return read(batch, tokens, largest, first)
+
+    monkeypatch.setattr(_Batch, "_read", reading)
+    with pytest.raises(NonFiniteLogits) as found:
+        decoded(model, contexts)
+    assert found.value.place == 2
+    assert sorted(places[:4]) == [0, 1, 2, 3] and places[4:] == [2]  # negative control: together, all of them have it
 
 
 def test_a_slot_keeps_nothing_of_the_row_that_had_it_before() -> None:

@@ -154,9 +154,22 @@ def test_batches_by_tokens_contain_every_sequence_once(sequences: list[TokenSequ
     while start < len(ordered):
         end = end_by_tokens(ordered, start, size)
         assert end > start
+        columns = zip(*(sequence.ids for sequence in ordered[start:end]), strict=False)
+        common = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+        assert end == start + 1 or prefix_tree_layout(ordered[start:end]).tokens - common <= size
         ends.append(end)
         start = end
     assert ends[-1] == len(ordered)
+
+
+def test_a_beginning_that_all_texts_share_does_not_count_for_the_size_of_a_batch() -> None:
+    """With 300 tokens of examples, a batch of 100 tokens holds four texts of 21 tokens. Without examples that all share, one."""
+    examples = tuple(range(1000, 1300))
+    texts = [TokenSequence(ids=(*examples, *range(row, row + 21)), first_label=310) for row in range(0, 400, 50)]
+    assert end_by_tokens(texts, 0, 100) == 4
+    assert prefix_tree_layout(texts[:4]).tokens == 300 + 4 * 20
+    others = [TokenSequence(ids=(row, *text.ids), first_label=310) for row, text in enumerate(texts)]
+    assert end_by_tokens(others, 0, 100) == 1
 
 
 @settings(max_examples=200, deadline=None)

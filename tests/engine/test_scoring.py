@@ -374,7 +374,7 @@ class MemoryRunsOutWhenRowsEnter(TorchFunctionMode):
     failed = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rows_enter = function is torch.Tensor.__setitem__ and args[0].dim() == 4 and args[1][0].start
+        rows_enter = function is torch.Tensor.__setitem__ and isinstance(args[1], slice) and args[1].start
         if rows_enter and not self.failed:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -228,19 +228,21 @@ def test_planned_passes_and_operators_of_generated_answers_are_those_of_the_engi
     budget = MemoryBudget(generation_rows=2)
     requests = [
         Request(kind="generate_until", context=context, continuation="", generation={"max_gen_toks": limit})
-        for context in ("the quick brown fox", "the dog", "Q: what", "yes no", "is this the city")
+        for context in ("the quick brown fox jumps", "the quick brown fox", "is this the city", "the dog", "Q: what", "yes no")
     ]
     context_tokens, decoding = _decoding_work(model, requests, Recipe(), budget)
     contexts = sorted((model.text.encode([request.context])[0] for request in requests), key=len, reverse=True)
     with torch.no_grad(), Operators() as operators:
         answers = list(decode_greedily(model, contexts, batch_size=2, max_new_tokens=limit, is_finished=lambda _: False))
-    a, b, c, d, e = map(len, contexts)
-    assert context_tokens == a + b + c + d + e and sum(len(one.written) for one in answers) == decoding.tokens == 5 * limit
+    a, b, c, d, e, f = map(len, contexts)
+    assert context_tokens == a + b + c + d + e + f and sum(len(one.written) for one in answers) == decoding.tokens == 6 * limit
     assert (decoding.passes, decoding.steps) == (3, 3 * (limit - 1))
     assert operators.seen["embedding"] == decoding.passes + decoding.steps
-    assert decoding.contexts == 2 * a + 2 * c + e
-    assert decoding.cached == 2 * (4 * a + 10) + 2 * (4 * c + 10) + (4 * e + 10)  # a + 1, a + 2, a + 3, a + 4 positions
-    assert decoding.pairs == decoding.cached + 2 * a**2 + 2 * c**2 + e**2
+    assert contexts[0][:b] == contexts[1] and decoding.contexts == a + c + d + e + f  # the first two have one row of a tokens
+    assert decoding.cached == 2 * (4 * a + 10) + 2 * (4 * c + 10) + 2 * (4 * e + 10)  # a + 1, a + 2, a + 3, a + 4 positions
+    shared = b - 1  # each context of a row keeps a token of its own
+    first = shared * (shared + 1) // 2 + (a - shared) * a
+    assert decoding.pairs == decoding.cached + first + (c + d) ** 2 + e * (e + 1) and e == f
     assert decoding_operators(size_in_memory(model, 12), decoding) == pytest.approx(operators.seen.total(), rel=0.1)
 
 

@@ -3,7 +3,7 @@
 The tokens that a decoding step generates are the input of the next one, so they stay on the device. The host reads them every few
 steps. What a row has generated after its end is dropped then, so that answers do not depend on how often the host reads.
 
-Shapes: B rows, N tokens of the longest context, V vocabulary, S steps since the host has read, D hidden size.
+Shapes: B rows, N tokens of a packed row of contexts, V vocabulary, S steps since the host has read, D hidden size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lm_harmony.engine.key_value_cache import CachePass, KeyValueCache, past_key_values
+from lm_harmony.engine.key_value_cache import ContextPass, KeyValueCache, TokenPass, past_key_values
+from lm_harmony.engine.layout import context_layouts
 from lm_harmony.engine.lm_head import lm_head_of
-from lm_harmony.engine.memory import halve_batch
+from lm_harmony.engine.memory import CPU_SCORING_TOKENS, halve_batch
 from lm_harmony.engine.packed_attention import attention_configs, packed_attention
 from lm_harmony.engine.sequences import to_device
 from lm_harmony.models.loading import LanguageModel
@@ -80,16 +80,18 @@ def decode_greedily(
     batch_size: int,
     max_new_tokens: int,
     is_finished: Callable[[Sequence[int]], bool],
+    context_tokens: int = CPU_SCORING_TOKENS,
     steps_per_read: int | None = None,
 ) -> Iterator[FinishedRow]:
     """Yield each context's answer as soon as it has ended, not in the order of the contexts.
 
     Args:
-        model: a model for which ``supports_continuous_batching`` holds, and whose packed forward pass is exact.
-        contexts: token ids, none empty; sorted by length they need least padding.
+        model: a model for which ``supports_continuous_batching`` holds, and whose packed forward passes are exact.
+        contexts: token ids, none empty. Answers begin in this order.
         batch_size: largest number of rows; halved for the remaining contexts when memory runs out.
         max_new_tokens: longest answer in tokens.
         is_finished: the tokens that a row has generated so far -> whether its answer ends with the last one.
+        context_tokens: about so many tokens of contexts are computed in one forward pass.
         steps_per_read: decoding steps after which the host reads the tokens; None for one on a CPU, else ``STEPS_PER_READ``.
 
     Raises:
@@ -106,15 +108,20 @@ def decode_greedily(
         del waiting[len(waiting) - len(entering) :]
         try:
             with packed_attention(module, configs):
-                ended = batch.first_tokens(body(**batch.enter(entering, contexts)).last_hidden_state) if entering else []
+                for inputs in batch.enter(entering, contexts, context_tokens):
+                    batch.first_tokens(body(**inputs).last_hidden_state)
+                ended = batch.read_first_tokens() if entering else []
                 while not ended:
                     for inputs in batch.steps(steps):
                         batch.advance(body(**inputs).last_hidden_state)
                     ended = batch.read_steps()
-        except (RuntimeError, MemoryError) as error:
-            # Rows of the batch start from their contexts again, because the cache may be half changed.
+        except (RuntimeError, MemoryError, NonFiniteLogits) as error:
+            if isinstance(error, NonFiniteLogits) and (not entering or len(batch.rows) == 1):
+                raise
+            # Rows of the batch start from their contexts again, because the cache may be half changed. NaN spreads from one
+            # context of a packed row to others. One at a time, the error names the one that has it.
             waiting += [row.place for row in reversed(batch.rows)]
-            batch_size = halve_batch(batch_size, error)
+            batch_size = 1 if isinstance(error, NonFiniteLogits) else halve_batch(batch_size, error)
             batch = _Batch(module, min(batch_size, len(waiting)), longest, max_new_tokens, is_finished)
             continue
         yield from ended
@@ -148,31 +155,38 @@ class _Batch:
         # The next input of each row, and its position, which is the number of tokens in the cache.
         self._tokens_B = torch.empty(0, dtype=torch.int64, device=self._device)
         self._lengths_B = self._tokens_B
-        # Of the rows that enter: their lengths, and the place of the last token of each one in the pass.
+        # Of the contexts of a pass: their lengths, and the place of the last token of each one in the packed row.
         self._entering_B = self._last_B = self._tokens_B
-        # Tokens and their logits that were not read yet, of each step.
+        # Tokens and their logits that were not read yet, of each step or of each pass over contexts.
         self._tokens_SxB: list[torch.Tensor] = []
         self._largest_SxB: list[torch.Tensor] = []
 
-    def enter(self, places: Sequence[int], contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Add rows, and return the inputs of the forward pass of their contexts."""
-        first, longest = len(self.rows), max(len(contexts[place]) for place in places)
-        # The rows are added before the pass, so that none is lost when memory runs out in it.
-        self.rows += [_Row(place=place, context=len(contexts[place])) for place in places]
-        # Padding repeats the last token of its own row, so that its keys and values are finite if those of the row are.
-        padded = [[*contexts[place], *[contexts[place][-1]] * (longest - len(contexts[place]))] for place in places]
-        lengths = [row.context for row in self.rows[first:]]
-        last = [row * longest + length - 1 for row, length in enumerate(lengths)]
-        ids, self._entering_B, self._last_B = to_device(self._device, list(chain.from_iterable(padded)), lengths, last)
-        positions_1xN = torch.arange(longest, device=self._device)[None]
-        return self._inputs(ids.view(-1, longest), positions_1xN, self._cache.add_contexts(len(places), longest))
+    def enter(self, places: Sequence[int], contexts: Sequence[Sequence[int]], tokens: int) -> Iterator[dict[str, Any]]:
+        """Add rows, and yield the inputs of forward passes of about so many tokens over their contexts (``first_tokens``)."""
+        passes = context_layouts([contexts[place] for place in places], tokens)
+        # The rows are added before the first pass, so that none is lost when memory runs out.
+        entering = [places[index] for indices, _ in passes for index in indices]
+        self.rows += [_Row(place=place, context=len(contexts[place])) for place in entering]
+        for _, layout in passes:
+            cache_pass, last_B = self._cache.add_contexts(layout), layout.sources_L[np.cumsum(layout.counts) - 1]
+            arrays = layout.ids_N, layout.positions_N, layout.counts, last_B, *cache_pass.arrays
+            ids_N, positions_N, self._entering_B, self._last_B, *placed = to_device(self._device, *arrays)
+            cache_pass.place(placed)
+            yield self._inputs(ids_N[None], positions_N[None], cache_pass)
 
-    def first_tokens(self, hidden_BxNxD: torch.Tensor) -> list[FinishedRow]:
-        """Choose the first token of each row that entered, from its hidden states; return the answers that have ended."""
-        tokens_B, largest_B = self._most_probable(hidden_BxNxD.flatten(0, 1)[self._last_B.to(hidden_BxNxD.device)])
+    def first_tokens(self, hidden_1xNxD: torch.Tensor) -> None:
+        """Choose the first token of each row whose context was computed, from the hidden states of the pass."""
+        tokens_B, largest_B = self._most_probable(hidden_1xNxD[0, self._last_B.to(hidden_1xNxD.device)])
         self._tokens_B = torch.cat([self._tokens_B, tokens_B])
         self._lengths_B = torch.cat([self._lengths_B, self._entering_B])
-        return self._read([tokens_B], [largest_B], len(self.rows) - len(self._entering_B))
+        self._tokens_SxB.append(tokens_B)
+        self._largest_SxB.append(largest_B)
+
+    def read_first_tokens(self) -> list[FinishedRow]:
+        """Read the first tokens of all rows that entered; return the answers that have ended."""
+        tokens_B, largest_B = torch.cat(self._tokens_SxB), torch.cat(self._largest_SxB)
+        self._tokens_SxB, self._largest_SxB = [], []
+        return self._read([tokens_B], [largest_B], len(self.rows) - len(tokens_B))
 
     def steps(self, steps: int) -> Iterator[dict[str, Any]]:
         """Yield the inputs of up to ``steps`` forward passes, each of which generates a token in each row (``advance``)."""
@@ -196,10 +210,10 @@ class _Batch:
         largest_SxB, self._largest_SxB = self._largest_SxB, []
         return self._read(tokens_SxB, largest_SxB, 0)
 
-    def _inputs(self, ids_BxN: torch.Tensor, positions: torch.Tensor, cache_pass: CachePass) -> dict[str, Any]:
-        """Return the arguments of a forward pass of the model's body."""
+    def _inputs(self, ids: torch.Tensor, positions: torch.Tensor, cache_pass: ContextPass | TokenPass) -> dict[str, Any]:
+        """Return the arguments of a forward pass of the model's body; ids and positions are 1 x N of contexts or B x 1."""
         cache = {"past_key_values": self._past_key_values, "use_cache": True, "packed_row": cache_pass}
-        return {"input_ids": ids_BxN, "position_ids": positions, **cache}
+        return {"input_ids": ids, "position_ids": positions, **cache}
 
     def _most_probable(self, hidden_BxD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the most probable next token of each row, the first of equally probable ones, and its logit."""

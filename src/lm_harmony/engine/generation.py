@@ -67,7 +67,7 @@ def generate(
         max_new_tokens: longest answer in tokens where the request sets no limit.
         seed: seed of sampled answers; greedy decoding, the default, does not use it.
         backend: continuous batching where it allows it and the settings are those of plain greedy decoding, else
-            ``transformers.generate``. Attention over the cache is transformers' own in both.
+            ``transformers.generate``.
         think_end: text or token id that ends the think part of an answer, which is cut off; stop strings count after it only.
 
     Raises:
@@ -102,7 +102,8 @@ def _rows(model: LanguageModel, group: _Group, stop: StopStrings, backend: Backe
     if not backend.continuous_batching or not group.greedy or group.alone or not supports_continuous_batching(model.module):
         return _generate_in_batches(model, group, stop, 1 if group.alone else batch_size)
     rows = max(1, min(budget.generation_rows, budget.cache_tokens // (len(group.contexts[0]) + limit)))
-    return decode_greedily(model, group.contexts, batch_size=rows, max_new_tokens=limit, is_finished=stop.is_finished)
+    options = {"batch_size": rows, "context_tokens": budget.scoring_tokens, "max_new_tokens": limit}
+    return decode_greedily(model, group.contexts, is_finished=stop.is_finished, **options)
 
 
 def not_finite(request: Request, number: int, what: str, value: float) -> ScoreNotFinite:

@@ -4,10 +4,12 @@ Every answer (row) has a slot of the cache, and token i of the row has column i 
 so a decoding step neither copies nor concatenates what the cache holds. The rows in use have the first slots. If a row leaves,
 the last row takes its slot. If a row needs more columns than the slots have, all slots get more.
 
-Layers with a sliding window keep all columns too, and a mask hides those outside the window. A pass is given to the model as the
-keyword argument ``packed_row``, so it goes through the same attention function as a packed row.
+Contexts are computed as a packed row, without padding and with what they share computed once. Each pass after that computes one
+token of each row. Both kinds of passes are given to the model as the keyword argument ``packed_row``, so they go through the same
+attention function. Layers with a sliding window keep all columns too, and a mask hides those outside the window.
 
-Shapes: B rows in use, T columns in use, N tokens of each row in a pass, K key heads, H query heads, D head size.
+Shapes: B rows in use, T columns in use, N tokens of a packed row, L tokens of all contexts, K key heads, H query heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lm_harmony.engine.attention_kernels import attention, softcapped_attention
+from lm_harmony.engine.layout import Layout
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.sequences import to_device
 
 COLUMNS = 32
@@ -44,21 +49,21 @@ class KeyValueCache:
         self.windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=module.config).layers]
         """Sliding window of each layer in tokens; None for no window."""
         self.device, self.rows, self.columns = module.device, 0, 0
-        self.current = CachePass(self.device, slice(0), columns=0)
+        self.current: ContextPass | TokenPass = TokenPass(torch.empty(0, dtype=torch.int64, device=self.device), columns=0)
         """Forward pass whose keys and values are written."""
         self._slots, self._longest = slots, math.ceil(longest / ALIGNMENT) * ALIGNMENT
         # Of each layer the keys and the values, each slots x K x columns x D: attention reads them head by head, and what a head
         # reads should be one piece of memory.
         self._stored: list[list[torch.Tensor]] = [[] for _ in self.windows]
 
-    def add_contexts(self, rows: int, longest: int) -> CachePass:
-        """Begin a pass over the contexts of ``rows`` new rows, each padded on the right to ``longest`` tokens."""
-        self._reserve(longest)
-        self.current = CachePass(self.device, slice(self.rows, self.rows + rows), longest)
-        self.rows += rows
+    def add_contexts(self, layout: Layout) -> ContextPass:
+        """Begin a pass over the contexts of new rows: the sequences of ``layout``, with each token as the source of a label."""
+        self._reserve(max(layout.counts))
+        self.current = ContextPass(layout, self.rows)
+        self.rows += len(layout.counts)
         return self.current
 
-    def add_tokens(self, lengths_B: torch.Tensor, longest: int) -> CachePass:
+    def add_tokens(self, lengths_B: torch.Tensor, longest: int) -> TokenPass:
         """Begin a pass over one new token of each row.
 
         Args:
@@ -66,8 +71,7 @@ class KeyValueCache:
             longest: largest number of tokens of a row, with the new one.
         """
         self._reserve(longest)
-        columns = math.ceil(longest / ALIGNMENT) * ALIGNMENT
-        self.current = CachePass(self.device, slice(self.rows), columns, lengths_B)
+        self.current = TokenPass(lengths_B, math.ceil(longest / ALIGNMENT) * ALIGNMENT)
         return self.current
 
     def _reserve(self, columns: int) -> None:
@@ -96,15 +100,16 @@ class KeyValueCache:
         return [taken.get(slot, slot) for slot in slots]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values of the current pass in one layer, B x K x N x D.
+        """Write the keys and values of the current pass in one layer, 1 x K x N x D of contexts or B x K x 1 x D of tokens.
 
         Returns:
-            Keys and values that the tokens of the pass attend to, B x K x T x D.
+            Keys and values that the tokens of the pass attend to: those of the packed row, or B x K x T x D.
         """
         if not self._stored[layer]:
             self._stored[layer] = [new.new_empty(self._slots, new.shape[1], self.columns, new.shape[3]) for new in (key, value)]
         current = self.current.on(key.device)
-        current.window = self.windows[layer]
+        if isinstance(current, TokenPass):
+            current.window = self.windows[layer]
         keys, values = self._stored[layer]
         return current.write(keys, key), current.write(values, value)
 
@@ -132,47 +137,64 @@ class _CachedLayer(DynamicLayer):
         return self._cache.current.columns
 
 
-class CachePass:
-    """A forward pass that writes keys and values into the cache, and the attention of its tokens."""
+class ContextPass(PackedAttention):
+    """A forward pass over the contexts of new rows as a packed row, whose keys and values are copied into their slots."""
 
-    def __init__(self, device: torch.device, rows: slice, columns: int, lengths_B: torch.Tensor | None = None) -> None:
+    def __init__(self, layout: Layout, first: int) -> None:
+        """Describe the pass over ``layout``; ``first`` is the slot of its first context."""
+        super().__init__(layout)
+        self.columns = max(layout.counts)
+        self._rows = slice(first, first + len(layout.counts))
+        slots_L = np.repeat(np.arange(self._rows.start, self._rows.stop), layout.counts)
+        self.arrays = (*self.arrays, layout.sources_L, slots_L, layout.positions_N[layout.sources_L])
+
+    def place(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Take ``arrays`` as tensors on the device of the model."""
+        *own, self._sources_L, self._slots_L, self._columns_L = tensors
+        super().place(own)
+        self._tensors = tensors
+
+    def write(self, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write the ``new`` keys or values of a layer, 1 x K x N x D, and return them: contexts attend to themselves only."""
+        # NaN would spread from masked columns too: a slot may hold that of new memory, or of tokens after the end of a row.
+        cached[self._rows] = 0
+        cached[self._slots_L, :, self._columns_L] = new[0].transpose(0, 1)[self._sources_L]
+        return new
+
+
+class TokenPass:
+    """A forward pass over one new token of each row, whose keys and values are written into the cache, and their attention."""
+
+    def __init__(self, lengths_B: torch.Tensor, columns: int) -> None:
         """Describe the pass.
 
         Args:
-            device: where its tensors are.
-            rows: slots of the rows of this pass.
-            columns: number of columns that the pass writes or reads, T.
-            lengths_B: column of each row's new token; None for a pass over contexts, which begin at the first column.
+            lengths_B: column of each row's new token.
+            columns: number of columns that the pass reads, T.
         """
         self.columns = columns
         self.window: int | None = None
         """Sliding window of the layer that is computed, by the model's configuration."""
-        self._device, self._rows, self._lengths_B = device, rows, lengths_B
+        self._lengths_B = lengths_B
         # For each number of key heads the places of the new tokens if all columns of the cache are joined one after another.
         self._places: dict[int, torch.Tensor] = {}
-        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor | None] = {}
-        self._elsewhere: dict[torch.device, CachePass] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        self._elsewhere: dict[torch.device, TokenPass] = {}
 
-    def on(self, device: torch.device) -> CachePass:
+    def on(self, device: torch.device) -> TokenPass:
         """Return this pass with its tensors on ``device``, where a layer computes; they are copied there once."""
-        if device != self._device and device not in self._elsewhere:
-            lengths_B = None if self._lengths_B is None else self._lengths_B.to(device, non_blocking=True)
-            self._elsewhere[device] = CachePass(device, self._rows, self.columns, lengths_B)
+        if device != self._lengths_B.device and device not in self._elsewhere:
+            self._elsewhere[device] = TokenPass(self._lengths_B.to(device, non_blocking=True), self.columns)
         return self._elsewhere.get(device, self)
 
     def write(self, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Write the ``new`` keys or values of a layer, B x K x N x D; return those to attend to, B x K x T x D."""
-        if self._lengths_B is None:
-            cached[self._rows, :, : self.columns] = new
-            # NaN would spread from masked columns too: a slot may hold that of new memory, or of tokens after the end of a row.
-            cached[self._rows, :, self.columns :] = 0
-            return new
+        """Write the ``new`` keys or values of a layer, B x K x 1 x D; return those to attend to, B x K x T x D."""
         heads, columns = cached.shape[1:3]
         if heads not in self._places:
-            firsts_BK = torch.arange(0, len(new) * heads * columns, columns, device=self._device)
+            firsts_BK = torch.arange(0, len(new) * heads * columns, columns, device=new.device)
             self._places[heads] = (firsts_BK.view(-1, heads) + self._lengths_B[:, None]).flatten()
         cached.flatten(0, 2).index_copy_(0, self._places[heads], new.flatten(0, 2))
-        return cached[self._rows, :, : self.columns]
+        return cached[: len(new), :, : self.columns]
 
     def attend(
         self,
@@ -185,7 +207,7 @@ class CachePass:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Return B x N x H x D from the query B x H x N x D and the keys and values that ``write`` returned.
+        """Return B x 1 x H x D from the query B x H x 1 x D and the keys and values that ``write`` returned.
 
         Raises:
             ValueError: ``window`` is not that of the model's configuration, so another kind of attention is expected.
@@ -193,7 +215,7 @@ class CachePass:
         if window != self.window:
             raise ValueError(f"sliding_window = {window} of an attention layer differs from its cache's ({self.window})")
         mask, heads = self._mask(window, value.dtype), query.shape[1]
-        if self._lengths_B is not None and heads != key.shape[1]:
+        if heads != key.shape[1]:
             # Query heads that share a key head become its queries, so that keys and values are not repeated.
             query = query.reshape(len(query), key.shape[1], -1, query.shape[3])
         if softcap is None:
@@ -202,27 +224,12 @@ class CachePass:
             found = softcapped_attention(query, key, value, mask, scale=scale, softcap=softcap)
         return found.transpose(1, 2) if found.shape[1] == heads else found.reshape(len(query), 1, heads, -1)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return the mask that is added to attention scores, B x 1 x 1 x T or T x T; None for plain causal attention.
-
-        It is made once for all layers with the same window.
-        """
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Return the mask that is added to attention scores, B x 1 x 1 x T, made once for all layers with the same window."""
         if (window, dtype) not in self._masks:
-            hidden = self._hidden(window)
-            self._masks[window, dtype] = None
-            if hidden is not None:
-                shown = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
-                self._masks[window, dtype] = shown.masked_fill_(hidden, -torch.inf)
-        return self._masks[window, dtype]
-
-    def _hidden(self, window: int | None) -> torch.Tensor | None:
-        """Return which columns are hidden from a token, as a boolean mask of the same shape; None for plain causal attention."""
-        columns_T = torch.arange(self.columns, device=self._device)
-        if self._lengths_B is not None:
             # The new token attends to itself and to all earlier ones of its row.
-            own = self._lengths_B[:, None, None, None]
-        elif window is None or window >= self.columns:
-            return None
-        else:
-            own = columns_T[:, None]
-        return columns_T > own if window is None else (columns_T > own) | (columns_T <= own - window)
+            own, columns_T = self._lengths_B[:, None, None, None], torch.arange(self.columns, device=self._lengths_B.device)
+            hidden = columns_T > own if window is None else (columns_T > own) | (columns_T <= own - window)
+            shown = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._masks[window, dtype] = shown.masked_fill_(hidden, -torch.inf)
+        return self._masks[window, dtype]

@@ -136,19 +136,38 @@ def prefix_tree_layout(sequences: Sequence[TokenSequence]) -> Layout:
     )
 
 
+def context_layouts(contexts: Sequence[Sequence[int]], tokens: int) -> list[tuple[list[int], Layout]]:
+    """Put contexts whose answers are generated into rows of about ``tokens`` tokens, with every shared beginning computed once.
+
+    Returns:
+        Of each row the indices of its contexts, and its layout, in which each token of a context is the source of a label.
+    """
+    # A label after the last token lets each token of a context be a source. The label itself is not computed.
+    fed = [TokenSequence(ids=(*ids, 0), first_label=1, row=index) for index, ids in enumerate(contexts)]
+    fed.sort(key=lambda sequence: sequence.ids)
+    rows, start = list[tuple[list[int], Layout]](), 0
+    while start < len(fed):
+        row = fed[start : end_by_tokens(fed, start, tokens)]
+        rows.append(([sequence.row for sequence in row], prefix_tree_layout(row)))
+        start += len(row)
+    return rows
+
+
 def end_by_tokens(items: Sequence[TokenSequence], start: int, size: int) -> int:
     """Return the end of a batch of about ``size`` input tokens that begins at ``start``; ``items`` are sorted by their ids.
 
-    If possible, the batch ends between two trees, so that no shared beginning is computed twice.
+    What all of the batch begins with (few-shot examples) does not count: otherwise a long beginning would be computed again for
+    every few texts. If possible, the batch ends between two trees, so that no shared beginning is computed twice.
     """
-    tokens, end, cut = len(items[start].ids), start + 1, start + 1
+    tokens = prefix = len(items[start].ids)
+    end = cut = start + 1
     while end < len(items):
         before, ids = items[end - 1].ids, items[end].ids
         shared = _common(before, ids)
-        tokens += len(ids) - shared
+        tokens, prefix = tokens + len(ids) - shared, min(prefix, shared)
         if 2 * shared < min(len(before), len(ids)):
             cut = end
-        if tokens > size:
+        if tokens - prefix > size:
             return cut if cut > start + 1 or shared == 0 else end
         end += 1
     return end

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ class PackedAttention:
         self._slots_Q, self._back_N, self._ends_Q, self._positions_Q, bounds = self._tensors = tensors
         self._bounds = bounds.int() if self._kernels.varlen else bounds
         self._masks: dict[tuple[int, int | None, torch.dtype, bool], torch.Tensor | None] = {}
-        self._elsewhere: dict[torch.device, PackedAttention] = {}
+        self._elsewhere: dict[torch.device, Self] = {}
 
-    def on(self, device: torch.device) -> PackedAttention:
+    def on(self, device: torch.device) -> Self:
         """Return this row with its tensors on ``device``, where a layer computes; they are copied there once."""
         if self._slots_Q.device != device and device not in self._elsewhere:
             self._elsewhere[device] = copied = copy(self)

@@ -64,11 +64,11 @@ class DecodingWork:
     """The work of generating answers, if every answer has the largest allowed length. Answers may end sooner."""
 
     contexts: int = 0
-    """Number of context tokens, padding included."""
+    """Number of context tokens that are computed if shared beginnings are computed once."""
     tokens: int = 0
     """Number of generated tokens."""
     passes: int = 0
-    """Passes over the contexts of a batch. Each one generates the first token of its rows."""
+    """Passes over contexts. Each one generates the first token of its rows."""
     steps: int = 0
     """Decoding steps: passes that generate one more token in each row of a batch."""
     pairs: int = 0

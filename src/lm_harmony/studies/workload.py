@@ -15,7 +15,8 @@ from lm_harmony.benchmarks.prompt import Prompt
 from lm_harmony.benchmarks.splits import Splits
 from lm_harmony.benchmarks.types import ChatTemplate, Example, Request
 from lm_harmony.engine.generation_settings import GenerationSettings
-from lm_harmony.engine.layout import concatenated_layout, end_by_tokens, prefix_tree_layout
+from lm_harmony.engine.layout import Layout, concatenated_layout, context_layouts, end_by_tokens, prefix_tree_layout
+from lm_harmony.engine.length_groups import LengthGroup
 from lm_harmony.engine.memory import MemoryBudget
 from lm_harmony.engine.model_size import ModelSize, model_size
 from lm_harmony.engine.packed_attention import PackedAttention
@@ -145,14 +146,13 @@ def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Rec
     while start < len(ordered):
         end = end_of_batch(ordered, start, budget.scoring_tokens)
         layout = prefix_tree_layout(ordered[start:end])
-        groups = PackedAttention(layout).groups
+        groups = _groups(layout)
         computed += layout.tokens
         predicted += len(set(layout.sources_L.tolist()))
         passed += 1
         calls += len(groups)
-        prefixes = [layout.prefix if index else 0 for index in range(len(groups))]
-        masks += sum(bool(prefix) or not group.chains for group, prefix in zip(groups, prefixes, strict=True))
-        multiplied += sum(group.pairs(prefix) for group, prefix in zip(groups, prefixes, strict=True))
+        masks += sum(bool(prefix) or not group.chains for group, prefix in groups)
+        multiplied += sum(group.pairs(prefix) for group, prefix in groups)
         start = end
     return ScoringWork(
         tokens=sum(len(sequence.ids) - 1 for sequence in sequences) + contexts,
@@ -166,30 +166,37 @@ def _scoring_work(model: LanguageModel, examples: Sequence[Example], recipe: Rec
     )
 
 
+def _groups(layout: Layout) -> list[tuple[LengthGroup, int]]:
+    """Return the groups of a row in attention, each with the number of tokens of the shared prefix that it attends to."""
+    return [(group, layout.prefix if index else 0) for index, group in enumerate(PackedAttention(layout).groups)]
+
+
 def _decoding_work(
     model: LanguageModel, requests: Sequence[Request], recipe: Recipe, budget: MemoryBudget
 ) -> tuple[int, DecodingWork]:
     """Return the tokens of the contexts, and the work of generating if every answer has the largest allowed length."""
     encoded = model.text.encode([request.context for request in requests]) if requests else []
-    groups: dict[GenerationSettings, list[int]] = {}
+    by_settings: dict[GenerationSettings, list[Sequence[int]]] = {}
     for request, ids in zip(requests, encoded, strict=True):
         decoding = GenerationSettings.read(request.generation, default_limit=recipe.max_new_tokens)
-        groups.setdefault(decoding, []).append(max(1, min(len(ids), model.max_length - decoding.max_new_tokens)))
+        cut = ids[decoding.max_new_tokens - model.max_length :] or [model.text.prefix_id]
+        by_settings.setdefault(decoding, []).append(cut)
     contexts = tokens = passed = steps = pairs = cached = 0
-    for decoding, lengths in groups.items():
-        lengths.sort(reverse=True)
+    for decoding, members in by_settings.items():
+        members.sort(key=len, reverse=True)
         limit = decoding.max_new_tokens
-        rows = max(1, min(budget.generation_rows, budget.cache_tokens // (lengths[0] + limit)))
-        for start in range(0, len(lengths), rows):
-            batch, longest = len(lengths[start : start + rows]), lengths[start]
+        rows = max(1, min(budget.generation_rows, budget.cache_tokens // (len(members[0]) + limit)))
+        for start in range(0, len(members), rows):
+            batch = members[start : start + rows]
             # In step t each row multiplies the keys of its context and of the t tokens generated before.
-            read = batch * ((limit - 1) * longest + limit * (limit - 1) // 2)
-            contexts += batch * longest
-            tokens += batch * limit
-            passed += 1
+            read = len(batch) * ((limit - 1) * len(batch[0]) + limit * (limit - 1) // 2)
+            layouts = [layout for _, layout in context_layouts(batch, budget.scoring_tokens)]
+            contexts += sum(layout.tokens for layout in layouts)
+            tokens += len(batch) * limit
+            passed += len(layouts)
             steps += limit - 1
             cached += read
-            pairs += batch * longest**2 + read
+            pairs += read + sum(group.pairs(prefix) for layout in layouts for group, prefix in _groups(layout))
     asked = sum(map(len, encoded))
     return asked, DecodingWork(contexts=contexts, tokens=tokens, passes=passed, steps=steps, pairs=pairs, cached=cached)
 
