@@ -33,8 +33,11 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _handler)
 
 
-LONGEST = ("test_cluster.py", "test_readme.py", "test_cluster_faults.py", "test_demo_command.py", "test_study.py", "test_plan.py")
-"""Files whose tests take minutes. They start first, so that no test process waits for one of them at the end."""
+LONGEST = (
+    *("test_cluster.py", "test_readme.py", "test_cluster_faults.py", "test_demo_command.py", "test_study.py", "test_plan.py"),
+    *("test_gpu_day.py", "test_board_cli.py", "test_cli.py", "test_golden.py", "test_architecture.py", "test_public_types.py"),
+)
+"""Long files that start first, so that no test process waits for one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
