@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fork_server import forked_python
+from live_results import is_written
 from rows import ROWS
 from test_cli import status_of
 from tiny import write_tiny_model
@@ -77,7 +78,7 @@ def test_a_placement_that_was_interrupted_continues(
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [forked_python(environment), "-m", "lm_harmony.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=world, env=environment)
-    while not any((world / "results").rglob("epochs.jsonl")):
+    while not is_written(world / "results", "epochs.jsonl"):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

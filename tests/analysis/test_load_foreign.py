@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boards import write_run
@@ -13,6 +15,7 @@ from scipy import stats
 from task_files import write_task
 from tiny import write_tiny_model
 
+from lm_harmony.analysis.load_lm_eval import lm_eval_files
 from lm_harmony.analysis.matrix import ScoreMatrix
 from lm_harmony.analysis.paired import compare
 from lm_harmony.analysis.pca import components
@@ -90,6 +93,25 @@ def test_they_stand_beside_our_runs_which_are_kept_where_both_have_a_score(outpu
     assert matrix.direct.values.loc[first, "numbers"] == 0.25 and matrix.trained.values.loc[second, "numbers"] == 0.5
     assert matrix.direct.values.loc[second, "numbers"] == ScoreMatrix.read(output).direct.values.loc[second, "numbers"]
     assert "1 were left out, because a run of ours has the same score" in matrix.notes[-1]
+
+
+def test_a_folder_that_a_study_removes_during_the_search_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, theirs, scandir = tmp_path / "a" / "run", tmp_path / "b" / "theirs", os.scandir
+    for folder in (run / "checkpoints" / "epoch-1", run / "lm_eval", theirs):
+        folder.mkdir(parents=True)
+    for file in (run / "config.yaml", run / "lm_eval" / "results_ours.json", theirs / "results_theirs.json"):
+        file.touch()
+
+    def removed(folder: Any = ".") -> Any:
+        """List a folder, before which one of another process's folders is removed."""
+        if Path(folder).name == "gone":
+            os.rmdir(folder)
+        return scandir(folder)
+
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr(os, "scandir", removed)
+    assert lm_eval_files(tmp_path) == [theirs / "results_theirs.json"]
+    assert not (tmp_path / "gone").exists()  # negative control: it was removed during the search
 
 
 def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from fork_server import forked_python
+from live_results import is_written
 
 from lm_harmony.cli.main import main
 from lm_harmony.demo.study import FAST_BENCHMARKS, FAST_MODELS, demo_study
@@ -24,7 +25,7 @@ def interrupted(folder: Path) -> str:
     process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     results = folder / "results" / "demo"
     deadline = time.monotonic() + 300
-    while not list(results.rglob("record.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not is_written(results, "record.json") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, output = process.communicate(timeout=60)

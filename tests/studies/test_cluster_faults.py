@@ -15,6 +15,7 @@ import pytest
 import ray
 from chaos import equal
 from fork_server import forked_python
+from live_results import is_written
 from ray.cluster_utils import Cluster
 from ray_nodes import NODE, QUICK, forked_ray_workers
 from world import WITHOUT_PAUSE, write_world
@@ -80,7 +81,7 @@ def test_a_signal_and_the_loss_of_the_raylet_or_the_head_end_a_study_with_one_li
 
     cluster.add_node(**NODE)
     process = start(file, cluster, tmp_path / "head.txt")
-    while not any((tmp_path / "results").rglob("record.json")):
+    while not is_written(tmp_path / "results", "record.json"):
         assert process.poll() is None
         time.sleep(0.02)
     cluster.head_node.all_processes["gcs_server"][0].process.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fork_server import forked_python
+from live_results import is_written
 from world import write_world
 
 
@@ -22,7 +23,7 @@ def test_a_signal_to_the_coordinator_releases_the_leases_and_leaves_no_process(t
     command = [sys.executable, "-m", "lm_harmony.cli", "study", str(path)]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    while not any((tmp_path / "results").rglob("epochs.jsonl")):
+    while not is_written(tmp_path / "results", "epochs.jsonl"):
         assert process.poll() is None
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fork_server import INTERPRETER
+from live_results import is_written
 from world import BENCHMARKS, MODELS, let_task_kill_workers, write_world
 
 from lm_harmony.errors import StoreError
@@ -141,7 +142,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_scores(uninterrupted
         begun = time.monotonic()
         # The first kills happen while libraries load, the later ones while runs are executed.
         while killed >= REAL - 1 and time.monotonic() - begun < 30 and process.poll() is None:
-            if any(study.spec.results_dir.rglob(".*.lease")) if real else worker_processes():
+            if is_written(study.spec.results_dir, ".*.lease") if real else worker_processes():
                 break
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.6 if real else 1.0))
@@ -314,7 +315,7 @@ def test_ctrl_c_prints_how_to_continue(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [INTERPRETER, "-m", "lm_harmony.cli", "study", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not any((tmp_path / "results").rglob(".*.lease")) and process.poll() is None:
+    while not is_written(tmp_path / "results", ".*.lease") and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -7,7 +7,9 @@ Files inside the folder of one of our runs are left out: ``load_records`` reads 
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,12 @@ PREFIX, SAMPLES = "results_", "samples_"
 
 def lm_eval_files(folder: Path) -> list[Path]:
     """Return every results file of lm_eval below ``folder``, oldest first, without those of our own runs."""
-    found = [path for path in folder.rglob(f"{PREFIX}*.json") if not _is_ours(path.parent, folder)]
+    found: list[Path] = []
+    for below, folders, files in os.walk(folder):  # unlike rglob(), it goes on if a study removes a folder meanwhile
+        if "config.yaml" in files:  # a run of ours
+            folders.clear()
+        else:
+            found += [Path(below, name) for name in fnmatch.filter(files, f"{PREFIX}*.json")]
     return sorted(found, key=lambda path: (path.name, str(path)))
 
 
@@ -43,11 +50,6 @@ def lm_eval_rows(folder: Path, metrics: Mapping[str, str]) -> list[ScoreRow]:
         for row in _file_rows(path, metrics):
             rows[row.key] = row
     return list(rows.values())
-
-
-def _is_ours(folder: Path, root: Path) -> bool:
-    places = (folder, *folder.parents)
-    return any((place / "config.yaml").is_file() for place in places if place == root or root in place.parents)
 
 
 def _file_rows(path: Path, metrics: Mapping[str, str]) -> Iterator[ScoreRow]:
