@@ -25,7 +25,7 @@ EXPECTED = {
     3: {"model": 1, "backend": 1, "training": 2, "profiled steps": 2, "shape": 1},
     4: {"model": 1, "backend": 1, "joint training": 2, "shape": 1},
     5: {"model": 1, "backend": 1, "scoring": 3, "shape": 1},
-    6: {"model": 1, "backend": 1, "writing": 2, "shape": 1},
+    6: {"model": 1, "backend": 1, "writing": 3, "shape": 1},
     7: {"model": 1, "backend": 1, "memory": 4, "shape": 1},
     8: {"new backends": 1},
 }
@@ -105,7 +105,7 @@ def test_the_figures_are_plausible(out: Path) -> None:
     small, large, padded = (row for row in rows if row["what"] == "scoring")
     assert small["passes"] > large["passes"] and small["layout_s"] > 0
     assert large["tokens"] < padded["tokens"]  # shared contexts are computed once
-    assert [row["tokens"] for row in rows if row["what"] == "writing"] == [16, 16]
+    assert [row["tokens"] for row in rows if row["what"] == "writing"] == [16, 16, 16]
     long_one, long_two = [row for row in rows if row["what"] == "memory" and row["backend"] == "auto"]
     assert long_two["expected_bytes"] == 2 * long_one["expected_bytes"] > 0
 
@@ -243,13 +243,13 @@ from pathlib import Path
 import torch
 from bench.gpu.exactness import choose_backend, new_backends
 from bench.gpu.rows import TINY, Bench, Rows
-from bench.gpu.scoring import writing
+from bench.gpu.scoring import scoring
 
 rows = Rows(path=Path({str(path)!r}), run="now", step=8)
 sizes = replace(TINY, demo_models=("llama-1",), training=("tiny",), other=("no such shape", "tiny"))
 step_bench = Bench(device=torch.device("cpu"), sizes=sizes, rows=rows)
 new_backends(step_bench, {{"another": choose_backend}})
-writing(step_bench)
+scoring(step_bench)
 """
     done = forked("-c", code)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -259,4 +259,4 @@ writing(step_bench)
     assert [row["backend"] for row in rows if row["what"] == "training"] == ["another"]
     (failed,) = [row for row in rows if "error" in row]
     assert failed["what"] == "shape" and failed["error"] == "KeyError: 'no such shape'"
-    assert [row["backend"] for row in rows if row["what"] == "writing"] == ["auto", "plain"]
+    assert [row["backend"] for row in rows if row["what"] == "scoring"] == ["auto", "auto", "plain"]

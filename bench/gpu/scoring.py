@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from bench.gpu.measure import peak_bytes, reset_peak, timed, wait
 from bench.gpu.models import each_shape, linear_weights, share_of_peak, texts
@@ -117,34 +119,35 @@ def _generate(bench: Bench, model: LanguageModel, backends: dict[str, Backend]) 
     ]
     limit = {"max_gen_toks": sizes.answer_tokens, "until": []}
     requests = [Request(kind="generate_until", context=context, generation=limit) for context in contexts]
+    ways: dict[str, Callable[[], object]] = {}
     for name, backend in backends.items():
-        what = "contexts, answers, and the search for stop strings on the host"
+        large = replace(backend, memory_budget=replace(backend.memory_budget, generation_rows=sizes.answers))
+        ways[name] = partial(Scorer(model=model, backend=large, batch_size=sizes.answers).reply, requests)
+    # The last one, because it may switch the model to another attention function.
+    ways["generate_batch"] = partial(_by_transformers, model, model.text.encode(contexts), sizes.answer_tokens)
+    for name, way in ways.items():
+        what = "contexts and answers" + ("" if name == "generate_batch" else ", and the search for stop strings on the host")
         with bench.measurement("writing", shape=model.name, backend=name, answers=sizes.answers, counted=what) as row:
-            large = replace(backend, memory_budget=replace(backend.memory_budget, generation_rows=sizes.answers))
-            scorer = Scorer(model=model, backend=large, batch_size=sizes.answers)
-            written = _GeneratedTokens(model)
+            passes = list[int]()
+            hook = model.module.get_input_embeddings().register_forward_pre_hook(lambda *_: passes.append(1))  # noqa: B023
             reset_peak(bench.device)
-            with written:
-                row |= timed(lambda: scorer.reply(requests), bench.device, seconds=sizes.seconds, rounds=3)  # noqa: B023
-            tokens = written.tokens / (row["rounds"] + 1)
-            row |= {"tokens": tokens, "passes": written.passes / (row["rounds"] + 1), "peak_bytes": peak_bytes(bench.device)}
-            row |= {"tokens_per_s": tokens / row["median_s"], "ms_per_pass": row["median_s"] * 1e3 / row["passes"]}
+            try:
+                row |= timed(way, bench.device, seconds=sizes.seconds, rounds=3)
+            finally:
+                hook.remove()
+            # No answer ends before its limit.
+            tokens, counted = sizes.answers * sizes.answer_tokens, len(passes) / (row["rounds"] + 1)
+            row |= {"tokens": tokens, "passes": counted, "peak_bytes": peak_bytes(bench.device)}
+            row |= {"tokens_per_s": tokens / row["median_s"], "ms_per_pass": row["median_s"] * 1e3 / counted}
 
 
-class _GeneratedTokens:
-    """Context manager that counts generated tokens. Each forward pass generates one token for each row."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.tokens = self.passes = 0
-        self._embedding = model.module.get_input_embeddings()
-
-    def __enter__(self) -> _GeneratedTokens:
-        self._hook = self._embedding.register_forward_pre_hook(self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def _count(self, _: object, given: tuple[torch.Tensor, ...]) -> None:
-        self.tokens += len(given[0])
-        self.passes += 1
+def _by_transformers(model: LanguageModel, contexts: Sequence[Sequence[int]], tokens: int) -> object:
+    """Generate answers by transformers' own continuous batching."""
+    # By default its cache takes most of the memory, which is right for a GPU and slow on a CPU.
+    small = {} if model.device.type == "cuda" else {"num_blocks": 64, "page_size": 32, "max_batch_tokens": 512}
+    batching = ContinuousBatchingConfig(max_requests_per_batch=len(contexts), **small)
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=model.text.end_id)
+    inputs = [list(context) for context in contexts]
+    found = model.module.generate_batch(inputs, generation_config=config, continuous_batching_config=batching)
+    assert [len(output.generated_tokens) for output in found.values()] == [tokens] * len(contexts)
+    return found

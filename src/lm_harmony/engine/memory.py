@@ -34,7 +34,7 @@ class MemoryBudget:
     training_tokens: int = 1 << 30
     """Tokens of one packed forward and backward pass. A larger batch is split between sequences."""
     scoring_tokens: int = CPU_SCORING_TOKENS
-    """Tokens of one packed row in scoring."""
+    """Tokens of one packed row in scoring, and of contexts in generation, without a beginning that all texts of the row share."""
     generation_rows: int = CPU_GENERATION_ROWS
     """Rows (answers) of one batch in generation."""
     cache_tokens: int = 1 << 30
