@@ -20,6 +20,7 @@ LATE = (
     *(MEASURED, "COLUMNS", "LINES", "NO_COLOR", "LM_HARMONY_CACHE_DIR", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_"),
     *("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", "PYTHONBREAKPOINT"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
+    *("MODEL", "DATA", "TASK"),  # the reader's own variables in commands of the documents
 )
 """Environment variables that may differ from the server's. They are read by functions, not by imports."""
 RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

@@ -126,24 +126,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [{"text": f"Text {number} says little, but it says it {'again and ' * (number % 5)}well."} for number in range(20)]
     (folder / "texts" / "wiki.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    (folder / "bench").symlink_to(ROOT / "bench")
     return folder
 
 
 def environment(hub: LoopbackHub, world: Path) -> dict[str, str]:
-    return {
-        **hub.environment(world / "cache"),
-        "PATH": f"{Path(INTERPRETER).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "200",
-    }
+    names = {"MODEL": "my/model", "DATA": "data", "TASK": "arc_easy"}
+    return {**hub.environment(world / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **names}
 
 
 def in_shell(script: str, environment: Mapping[str, str], folder: Path, *, forked: bool) -> subprocess.CompletedProcess[str]:
     """Run a script until a command fails. The programs ``lm-harmony`` and ``python`` are the installed ones unless ``forked``."""
+    variables = dict(environment)
     if forked:
-        python = forked_python(environment)
+        python = forked_python(variables)
         script = f'python() {{ {python} "$@"; }}\nlm-harmony() {{ {python} -m lm_harmony.cli "$@"; }}\n{script}'
-    return subprocess.run(["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    else:
+        variables["PATH"] = f"{Path(INTERPRETER).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(["bash", "-ec", script], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.usefixtures("forked_workers")
@@ -170,15 +170,13 @@ def test_every_command_runs_in_the_order_of_reading(page: str, hub: LoopbackHub,
 
 @pytest.mark.parametrize("page", MEASURED)
 def test_measured_values_can_be_measured_again(page: str, hub: LoopbackHub, world: Path) -> None:
-    names = {"MODEL": "my/model", "DATA": "data", "TASK": "arc_easy"}
-    names["PYTHONPATH"] = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
     scripts = [block for block in blocks(page, "bash") if not any(one in block for one in LONG)]
     assert len(scripts) >= MEASURED[page]
     for script in scripts:
         for large, small in SMALL.items():
             script = script.replace(large, small)
         shutil.rmtree(world / "results", ignore_errors=True)
-        done = in_shell(script, {**environment(hub, world), **names}, world, forked=True)
+        done = in_shell(script, environment(hub, world), world, forked=True)
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{script}\n{done.stdout}\n{done.stderr}"
 
 
