@@ -104,8 +104,7 @@ def decode_greedily(
     batch = _Batch(module, min(batch_size, len(contexts)), longest, max_new_tokens, is_finished)
     while waiting or batch.rows:
         free = batch_size - len(batch.rows)
-        entering = waiting[-free:][::-1] if waiting and free >= batch_size * REFILL else []
-        del waiting[len(waiting) - len(entering) :]
+        entering = [waiting.pop() for _ in range(min(free, len(waiting)))] if free >= batch_size * REFILL else []
         try:
             with packed_attention(module, configs):
                 for inputs in batch.enter(entering, contexts, context_tokens):
@@ -116,12 +115,11 @@ def decode_greedily(
                         batch.advance(body(**inputs).last_hidden_state)
                     ended = batch.read_steps()
         except (RuntimeError, MemoryError, NonFiniteLogits) as error:
-            if isinstance(error, NonFiniteLogits) and (not entering or len(batch.rows) == 1):
-                raise
-            # Rows of the batch start from their contexts again, because the cache may be half changed. NaN spreads from one
-            # context of a packed row to others. One at a time, the error names the one that has it.
+            # NaN spreads between contexts of a packed row. One at a time, the error names the context that has it.
+            spread = isinstance(error, NonFiniteLogits) and entering and len(batch.rows) > 1
+            # Rows of the batch start from their contexts again, because the cache may be half changed.
             waiting += [row.place for row in reversed(batch.rows)]
-            batch_size = 1 if isinstance(error, NonFiniteLogits) else halve_batch(batch_size, error)
+            batch_size = 1 if spread else halve_batch(batch_size, error)
             batch = _Batch(module, min(batch_size, len(waiting)), longest, max_new_tokens, is_finished)
             continue
         yield from ended
