@@ -1,4 +1,7 @@
-"""The header of every test session, and the loopback hub and forked workers that several test files share."""
+"""The header of every test session, and the loopback hub and forked workers that several test files share.
+
+The process that distributes the tests reads this file before it starts the test processes. So torch is not imported here.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,19 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import pytest
 from fork_server import forked_python
-from hub import LoopbackHub, write_arc_dataset
-from huggingface_hub import constants
 from rows import ROWS
 from shared import DATA
-from tiny import write_tiny_model
-from torch.utils import collect_env
+
+if TYPE_CHECKING:
+    from hub import LoopbackHub
 
 gc.disable()  # until the tests are imported: a collection of what the libraries hold takes a quarter of a second
 _CACHE = tempfile.TemporaryDirectory(prefix="lm-harmony-tests-")
 os.environ["LM_HARMONY_CACHE_DIR"] = _CACHE.name  # the user's own cache is not changed
-
-# lm_eval describes the machine in each result. The processes that are started for this take most of a second.
-collect_env.get_pretty_env_info = cache(collect_env.get_pretty_env_info)
 
 # Children inherit ignored signals. nohup ignores SIGHUP, and a shell ignores SIGINT for what it starts in the background.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -46,7 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave everything that was imported out of later collections. With it, these took a fifth of the time of many test files."""
+    """Prepare what was imported for the tests."""
+    from torch.utils import collect_env
+
+    # lm_eval describes the machine in each result. The processes that are started for this take most of a second.
+    collect_env.get_pretty_env_info = cache(collect_env.get_pretty_env_info)
+    # Later collections leave out everything that was imported. With it, they took a fifth of the time of many test files.
     gc.freeze()
     gc.enable()
 
@@ -60,6 +65,8 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(autouse=True)
 def hub_clients_ask_again() -> Iterator[None]:
     """Undo after each test that a missing network switched the hub's clients in this process to their cache."""
+    from huggingface_hub import constants
+
     offline = constants.HF_HUB_OFFLINE
     yield
     constants.HF_HUB_OFFLINE = offline
@@ -76,6 +83,9 @@ def forked_workers() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     """Serve a tiny pythia and ARC-Easy as the hub does."""
+    from hub import LoopbackHub, write_arc_dataset
+    from tiny import write_tiny_model
+
     folder = tmp_path_factory.mktemp("hub")
     write_arc_dataset(folder / "arc", ROWS["arc_easy"])
     write_tiny_model(folder / "pythia", "gpt_neox")
