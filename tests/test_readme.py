@@ -72,6 +72,7 @@ SMALL = {
     "models/gemma-3-270m --qwen --tokens 512": "models/third --tokens 64",
     "models/gemma-3-270m --data": "models/third --data",
     "bench.generation": "bench.generation --rows 4",
+    "--tasks nq_open gsm8k": "--tasks nq_open",
     "bench.study": "bench.study --seeds 4 --records 100",
     "bench.lm_head": "bench.lm_head --vocabularies 1000 --widths 16 --rows 8 --runs 1",
     "bench.gpu_day --out": "bench.gpu_day --tiny --steps 0,8 --out",
