@@ -21,6 +21,8 @@ import yaml
 from fork_server import forked_python
 from tiny import write_tiny_model
 
+from lm_harmony.runs.environment import cpu_name
+
 GOLDEN = Path(__file__).with_name("golden")
 COMMANDS = (
     "run",
@@ -133,8 +135,12 @@ def command(*words: str, cwd: Path | None = None, columns: int = 200) -> str:
 
 
 def kernels() -> str:
-    """Name what decides the last digits of a training: the processor's instructions and the version of torch."""
-    return f"{torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.split('+')[0]}"
+    """Name what decides the last digits of a training: the processor's maker and instructions, and the version of torch.
+
+    MKL computes with other code on AMD's processors than on Intel's.
+    """
+    maker = cpu_name().split()[0]
+    return f"{maker} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.split('+')[0]}"
 
 
 def without_machine(values: Any, folder: Path) -> Any:
