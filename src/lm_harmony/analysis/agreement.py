@@ -150,7 +150,8 @@ def rank_agreement(left: pd.DataFrame, right: pd.DataFrame) -> RankAgreement:
         left: oriented scores, models x benchmarks.
         right: oriented scores of the same models, models x benchmarks.
     """
-    first, second = _order(left), _order(right)
+    first = _order(left)
+    second = first if right is left else _order(right)
     both_known = first.known.T @ second.known
     # Only pairs of models with scores in both columns count. Signs are 0 elsewhere, so the products need no mask.
     difference = _sum_over_pairs(first.signs, second.signs)
