@@ -29,6 +29,23 @@ CHOICE = {
     "metric_list": [{"metric": "acc"}],
 }
 
+BY_FUNCTIONS = """
+import sys
+from lm_eval import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+
+model, tasks, out = sys.argv[1:]
+tracker = EvaluationTracker(output_path=out)
+manager = TaskManager(include_path=tasks, include_defaults=False)
+options = {"tasks": ["numbers"], "device": "cpu", "task_manager": manager, "evaluation_tracker": tracker}
+results = simple_evaluate("hf", model_args=model, log_samples=True, **options)
+samples = results.pop("samples")
+tracker.save_results_aggregated(results=results, samples=samples)
+tracker.save_results_samples(task_name="numbers", samples=samples["numbers"])
+"""
+"""Scores a model as the command line of lm_eval does."""
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,22 +56,18 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_task(
         folder / "tasks", {"test": rows}, name="numbers", dataset_path="json", dataset_kwargs={"data_files": files}, **CHOICE
     )
+    out = folder / "out"
     for seed in (0, 1):
         write_tiny_model(folder / f"model{seed}", seed=seed)
-        words = [
-            "--model",
-            "hf",
-            "--model_args",
-            f"pretrained={folder / f'model{seed}'}",
-            "--tasks",
-            "numbers",
-            "--device",
-            "cpu",
-        ]
-        words += ["--include_path", str(folder / "tasks"), "--output_path", str(folder / "out"), "--log_samples"]
-        done = subprocess.run([forked_python(), "-m", "lm_eval", *words], capture_output=True, text=True)
+        model = f"pretrained={folder / f'model{seed}'}"
+        words = ["--model", "hf", "--model_args", model, "--tasks", "numbers", "--device", "cpu"]
+        words += ["--include_path", str(folder / "tasks"), "--output_path", str(out), "--log_samples"]
+        by_command = ["-m", "lm_eval", *words]
+        # The same by lm_eval's functions, without its search for all of its own tasks.
+        by_functions = ["-c", BY_FUNCTIONS, model, str(folder / "tasks"), str(out)]
+        done = subprocess.run([forked_python(), *(by_functions if seed else by_command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "out"
+    return out
 
 
 def test_output_folders_of_lm_eval_are_direct_scores(output: Path) -> None:
