@@ -98,6 +98,9 @@ def _shrink(config: Any) -> None:
             setattr(config, name, size)
     for name, token in SPECIAL.items():
         setattr(config, name, token)
+    for name in ("is_decoder", "causal"):  # encoders are refused unless they are decoders, whose tokens do not see later ones
+        if getattr(config, name, None) is False:
+            setattr(config, name, True)
     if getattr(config, "kv_lora_rank", None):  # multi-head latent attention has no grouped heads
         config.num_key_value_heads = config.num_attention_heads
     kinds = getattr(config, "layer_types", None)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import LiveBytes
-from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model
+from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model, tiny_module
 from transformers import AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
@@ -33,7 +33,8 @@ from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.training import fine_tune
-from lm_harmony.models.loading import LanguageModel, load_model
+from lm_harmony.errors import ModelError
+from lm_harmony.models.loading import LanguageModel, build_language_model, load_model
 from lm_harmony.recipe import Lora, Recipe
 
 model_of = cache(tiny_model)
@@ -234,6 +235,34 @@ def test_the_probe_detects_a_missing_sequence_boundary(dtype: str, monkeypatch: 
 
 def test_padded_batches_can_be_requested() -> None:
     assert choose_backend(model_of("llama"), "plain") is PADDED
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("llama", {"is_causal": False}),
+        ("mistral", {"is_causal": False}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("gemma", {"use_bidirectional_attention": True}),
+    ],
+)
+def test_a_model_whose_tokens_see_later_ones_is_refused(architecture: str, fields: dict[str, bool], engine: str) -> None:
+    """Embedding models are loaded as causal language models. A log-likelihood would depend on the padding of its batch."""
+    module = tiny_module(architecture, **fields)
+    model = build_language_model("embedding", module, model_of("llama").text.tokenizer)
+    long, short = (TokenSequence(ids=tuple(range(2, 2 + size)), first_label=1) for size in (30, 9))
+    with torch.no_grad():
+        alone, together = padded_logprobs(module, [short]).logprobs_L, padded_logprobs(module, [short, long]).logprobs_L[:8]
+    assert float((alone - together).abs().max()) > 0.1
+    with pytest.raises(ModelError, match=r"model embedding: the tokens after a token change its log-probability by 0\.\d+ nats"):
+        choose_backend(model, engine)
+
+
+def test_a_field_that_does_not_make_attention_bidirectional_is_accepted() -> None:
+    """The implementation decides, not the configuration: that of gemma2 stays causal."""
+    module = tiny_module("gemma2", use_bidirectional_attention=True)
+    assert choose_backend(build_language_model("gemma2", module, model_of("llama").text.tokenizer)).packed
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bloom"])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS
 from lm_harmony.engine.attention_probe import choose_kernels
+from lm_harmony.engine.causal_probe import refuse_later_tokens
 from lm_harmony.engine.compiled_layers import compiled_layers
 from lm_harmony.engine.forward import Forward, packed_logprobs, padded_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.generation_probe import PROBE_FAILURES, generates_exactly
@@ -110,21 +111,21 @@ def choose_backend(model: LanguageModel, engine: str = "auto") -> Backend:
         engine: "auto"; "compiled" for the same with compiled decoder layers; or "plain" for padded batches.
 
     Raises:
-        ModelError: the engine is "compiled" and the model is not on a CUDA device.
+        ModelError: the engine is "compiled" and the model is not on a CUDA device; the model is not causal, or cannot compute.
     """
     if engine == "compiled" and model.device.type != "cuda":
         raise ModelError(
             f"engine compiled needs a CUDA device, and the model is on {model.device}. Compiling gained nothing on a CPU: use "
             f"--engine auto."
         )
-    if engine == "plain":
-        return PADDED
     sequences = _probe_sequences(model)
+    rounding = max(TOLERANCE, ROUNDING_STEPS * torch.finfo(model.module.dtype).eps)
     with torch.no_grad():
-        padded = _expected(model, sequences)
+        padded = _expected(model, sequences, rounding)
+        if engine == "plain":
+            return PADDED
         alone = padded_logprobs(model.module, sequences[-1:]).logprobs_L
-        noise = float((padded[-len(alone) :] - alone).abs().max())
-        allowed = max(TOLERANCE, ROUNDING_STEPS * torch.finfo(model.module.dtype).eps) + 4 * noise
+        allowed = rounding + 4 * float((padded[-len(alone) :] - alone).abs().max())
         for name, forward in (("packed training", packed_logprobs), ("prefix-tree scoring", prefix_tree_logprobs)):
             reason = _inexact(model, forward, sequences, padded, allowed)
             if reason:
@@ -179,14 +180,15 @@ def _compiles_exactly(model: LanguageModel, sequences: Sequence[TokenSequence], 
     return not reason
 
 
-def _expected(model: LanguageModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+def _expected(model: LanguageModel, sequences: Sequence[TokenSequence], rounding: float) -> torch.Tensor:
     """Return the log-probabilities of padded batches.
 
     Raises:
-        ModelError: the model cannot compute them.
+        ModelError: the model cannot compute them, or its tokens see the ones after them by more than ``rounding``, in nats.
     """
     try:
-        return padded_logprobs(model.module, sequences).logprobs_L
+        padded = padded_logprobs(model.module, sequences).logprobs_L
+        refuse_later_tokens(model.name, model.module, sequences, padded, rounding)
     except PROBE_FAILURES as error:
         if is_out_of_memory(error):
             raise
@@ -194,6 +196,7 @@ def _expected(model: LanguageModel, sequences: Sequence[TokenSequence]) -> torch
         raise ModelError(
             f"model {model.name}: its forward pass fails ({fault}). Use another version of transformers, or another model."
         ) from error
+    return padded
 
 
 def _inexact(
