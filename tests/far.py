@@ -27,11 +27,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine import attention_kernels as attention
 from lm_harmony.engine.adapters import Trainee, trainable
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.backends import PACKED, PADDED, Backend, choose_backend
 from lm_harmony.engine.continuous_batching import _Batch
 from lm_harmony.engine.dropout import DropoutState
 from lm_harmony.engine.forward import prefix_tree_logprobs
-from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.scoring import Scorer
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.engine.train_state import READ_EVERY, TrainState

@@ -13,6 +13,7 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels, chain_attention, varlen_attention
 from lm_harmony.engine.attention_probe import choose_kernels, fastest
 from lm_harmony.engine.backends import choose_backend
@@ -20,7 +21,6 @@ from lm_harmony.engine.compiled_layers import compiled_layers, decoder_layers
 from lm_harmony.engine.forward import packed_logprobs, prefix_tree_logprobs
 from lm_harmony.engine.layout import concatenated_layout
 from lm_harmony.engine.length_groups import group_segments
-from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.errors import ModelError
 from lm_harmony.recipe import Lora, Recipe

@@ -16,10 +16,10 @@ from tiny import MAX_LENGTH, PACKABLE, VOCABULARY, tiny_model, tiny_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.backends import choose_backend
 from lm_harmony.engine.continuous_batching import NonFiniteLogits, _Batch, decode_greedily
 from lm_harmony.engine.key_value_cache import COLUMNS
-from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.models.loading import LanguageModel, build_language_model
 
 LIMIT = 12

@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_module, tiny_tokenizer
 
 from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.forward import packed_logprobs
 from lm_harmony.engine.memory_estimate import (
     PROCESS_BYTES,
@@ -21,7 +22,6 @@ from lm_harmony.engine.memory_estimate import (
     with_checkpointing,
 )
 from lm_harmony.engine.model_size import ModelSize, model_size
-from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.sequences import TokenSequence
 from lm_harmony.models.device import Precision
 from lm_harmony.models.loading import LanguageModel, build_language_model

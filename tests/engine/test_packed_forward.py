@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import LiveBytes
 from tiny import PACKABLE, UNPACKABLE, VOCABULARY, tiny_model, tiny_module
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.demo.study import SHIPPED
 from lm_harmony.engine import backends
 from lm_harmony.engine.adapters import trainable
+from lm_harmony.engine.attention_function import NAME
 from lm_harmony.engine.backends import PACKED, PADDED, choose_backend
 from lm_harmony.engine.continuous_batching import decode_greedily, supports_continuous_batching
 from lm_harmony.engine.forward import Forward, LabelLogprobs, packed_logprobs, padded_logprobs, prefix_tree_logprobs
@@ -235,6 +236,38 @@ def test_the_probe_detects_a_missing_sequence_boundary(dtype: str, monkeypatch: 
 
 def test_padded_batches_can_be_requested() -> None:
     assert choose_backend(model_of("llama"), "plain") is PADDED
+
+
+def test_a_layer_that_chooses_keys_of_long_texts_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
+    """The sparse attention of MiniMax-M3 hides blocks of a text longer than those of the probe, whose keys are one block."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
+    sizes |= {"hidden_size": 32, "intermediate_size": 32, "dense_intermediate_size": 64, "num_local_experts": 4}
+    tokens = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+    sparse = {"index_n_heads": 2, "index_head_dim": 8, "index_block_size": 32, "index_topk_blocks": 1}
+    types = {"layer_types": ["full_attention", "minimax_m3_sparse"], "mlp_layer_types": ["dense", "dense"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING["minimax_m3_vl_text"](**sizes, **tokens, **sparse, **types)
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in module.parameters():
+        weight.data.mul_(10 if weight.dim() > 1 else 1)
+    model = build_language_model("sparse", module, model_of("llama").text.tokenizer)
+    with caplog.at_level(logging.INFO, logger="lm_harmony"):
+        assert choose_backend(model) is PADDED
+    assert "passes block_indices to its attention, which packed rows do not follow" in caplog.text
+    long, indexer = [TokenSequence(ids=tuple(range(2, 100)), first_label=1)], module.model.layers[1].self_attn.indexer
+    with torch.no_grad():
+        expected = padded_logprobs(module, long)
+        indexer.topk_blocks = 4  # all of them
+        assert difference(padded_logprobs(module, long), expected) > 0.01
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "s_aux"])
+def test_packed_attention_refuses_what_it_does_not_follow(name: str) -> None:
+    layer, tensor = torch.nn.Identity(), torch.zeros(1, 2, 4, 8)
+    options: dict[str, Any] = {"attention_mask": None, "position_ids": torch.arange(4)[None], "use_cache": False, name: tensor}
+    with pytest.raises(ValueError, match=f"Identity passes {name} to its attention"):
+        AttentionInterface()[NAME](layer, tensor, tensor, tensor, packed_row=None, **options)
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])

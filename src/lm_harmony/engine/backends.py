@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS
 from lm_harmony.engine.attention_probe import choose_kernels
 from lm_harmony.engine.causal_probe import refuse_later_tokens
@@ -23,7 +24,6 @@ from lm_harmony.engine.lm_head_blocks import HeadBlocks
 from lm_harmony.engine.lm_head_probe import choose_head_blocks
 from lm_harmony.engine.memory import MemoryBudget, memory_budget, recompute_pays
 from lm_harmony.engine.onednn_linear import OneDnnLinear, probe_onednn, use_onednn
-from lm_harmony.engine.packed_attention import packed_attention
 from lm_harmony.engine.rope import reset_dynamic_rope
 from lm_harmony.engine.sequences import TokenSequence, end_by_sequences
 from lm_harmony.errors import ModelError

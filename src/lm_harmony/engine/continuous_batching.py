@@ -18,11 +18,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lm_harmony.engine.attention_function import attention_configs, packed_attention
 from lm_harmony.engine.key_value_cache import ContextPass, KeyValueCache, TokenPass, past_key_values
 from lm_harmony.engine.layout import context_layouts
 from lm_harmony.engine.lm_head import lm_head_of
 from lm_harmony.engine.memory import CPU_SCORING_TOKENS, halve_batch
-from lm_harmony.engine.packed_attention import attention_configs, packed_attention
 from lm_harmony.engine.sequences import to_device
 from lm_harmony.models.loading import LanguageModel
 

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from lm_harmony.engine.attention_function import packed_attention
 from lm_harmony.engine.attention_kernels import DEFAULT_KERNELS, AttentionKernels
 from lm_harmony.engine.layout import Layout, concatenated_layout, prefix_tree_layout
 from lm_harmony.engine.lm_head import lm_head_logprobs, lm_head_of
 from lm_harmony.engine.lm_head_blocks import HeadBlocks
-from lm_harmony.engine.packed_attention import PackedAttention, packed_attention
+from lm_harmony.engine.packed_attention import PackedAttention
 from lm_harmony.engine.recompute import recompute_activations
 from lm_harmony.engine.sequences import TokenSequence, to_device
 

@@ -1,8 +1,6 @@
 """Packed attention: each segment of a packed row attends to itself and to the row's shared prefix only.
 
-The attention matrix of such a row is block-diagonal. The function is registered with transformers without a mask function, so
-that no mask over the full row is made. A model's forward pass takes the row's ``PackedAttention`` as the keyword argument
-``packed_row``, which transformers passes on through every layer to the attention function.
+The attention matrix of such a row is block-diagonal. ``attention_function`` lets the layers of a model call it.
 
 The segments are padded inside attention only: queries, keys and values are gathered into at most three groups of segments of
 similar length, each group is one call of scaled_dot_product_attention, and the results are gathered back. So the number of
@@ -14,14 +12,12 @@ tokens of the shared prefix, Q slots of all groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from lm_harmony.engine.attention_kernels import (
     DEFAULT_KERNELS,
@@ -39,9 +35,6 @@ from lm_harmony.engine.attention_kernels import (
 )
 from lm_harmony.engine.layout import Integers, Layout
 from lm_harmony.engine.length_groups import group_segments
-
-NAME = "lm_harmony_packed"
-"""Name of the attention function in transformers."""
 
 _Groups = Sequence[torch.Tensor]
 """Queries, keys or values of each group, G x H x M x D."""
@@ -195,55 +188,3 @@ class PackedAttention:
                 keys_GxT = torch.cat([before_GxP, keys_GxT], dim=1)
             attends &= positions_GxM[:, :, None] - keys_GxT[:, None, :] < window
         return attends
-
-
-@contextmanager
-def packed_attention(module: PreTrainedModel, configs: Sequence[PretrainedConfig] = ()) -> Iterator[None]:
-    """Let ``module`` use packed attention inside the with-block; ``configs`` are its ``attention_configs`` if they are known.
-
-    A training step stays inside until its backward pass has ended, because gradient checkpointing recomputes the layers there.
-    """
-    # If packed attention is on already, the search through all modules is skipped.
-    configs = [] if module.config._attn_implementation == NAME else configs or attention_configs(module)
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
-
-
-def attention_configs(module: PreTrainedModel) -> list[PretrainedConfig]:
-    """Return the configurations that the attention layers of ``module`` read; a nested text model has its own."""
-    found = {id(module.config): module.config}
-    for part in module.modules():
-        config = getattr(part, "config", None)
-        if isinstance(config, PretrainedConfig):
-            found.setdefault(id(config), config)
-    return list(found.values())
-
-
-def _attend(
-    layer: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    packed_row: PackedAttention,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute packed attention as transformers calls it; some architectures pass softcap and sliding_window.
-
-    An architecture that does not pass keyword arguments on to its attention layers fails here, which the probe catches.
-    """
-    window, softcap = options.get("sliding_window"), options.get("softcap")
-    found = packed_row.on(query.device).attend(query, key, value, scale=scaling, dropout=dropout, window=window, softcap=softcap)
-    return found, None
-
-
-AttentionInterface.register(NAME, _attend)
