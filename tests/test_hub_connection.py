@@ -75,5 +75,14 @@ def test_a_process_without_network_reads_the_cache_at_once_and_asks_again_later(
             assert ask("model a/second")[0].startswith("answer: ('a/second', '")
 
 
+def test_rows_are_asked_for_once_without_network(tmp_path: Path) -> None:
+    """No model has been loaded before, which would have noticed that the hub does not answer."""
+    with LoopbackHub(models={}, datasets={}) as hub:
+        environment = hub.environment(tmp_path / "cache")
+    with process(environment) as ask:  # it checks that no request was repeated
+        warning, (*_, answer) = ask("task arc_easy")[0], ask("task arc_easy")
+    assert warning.startswith(f"log: {hub.endpoint} cannot be reached (") and "cannot be loaded: " in answer
+
+
 def test_a_slow_answer_is_no_missing_connection() -> None:
     assert is_connection_error(ConnectionRefusedError()) and not is_connection_error(TimeoutError())

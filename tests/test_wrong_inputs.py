@@ -96,6 +96,15 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{RUN} --device mps", "it is the GPU of a Mac"),
         (f"{RUN} --device gpu", "device must be auto, cpu, mps, cuda or one such as cuda:1, got 'gpu'"),
         (f"{RUN} --results_dir a_file", "results_dir: a_file is a file"),
+        (f"{RUN} --engine compiled --device cpu", "engine = compiled needs a CUDA device, got device = cpu"),
+        (f"{RUN} --resume_from_checkpoint --overwrite", "overwrite contradicts resume_from_checkpoint"),
+        (f"{RUN} --use_peft False", "unrecognized options: False. A switch has no value: --NAME is yes and --no_NAME is no."),
+        (f"{RUN} --peft_config.bias al", "got 'al'. Did you mean 'all'?"),
+        ("run --base_model model --task_name leaderboard9", "'leaderboard9' is a suite of benchmarks. Name it under"),
+        (
+            "run --base_model model --task_name humaneval --data_dir rows",
+            "it has no training split; --train_on mmlu_aux",
+        ),
         (f"{RUN} --exp_name {LONG}", "has 300 bytes, and file systems allow 255"),
         (f"{RUN} --exp_name ''", "the value of --exp_name is empty"),
         (f"{RUN} --random_seed -1", "random_seed must be from 0 to 4294967295, got -1"),
@@ -430,6 +439,7 @@ def test_ten_wrong_inputs_of_a_command_are_answered_in_one_line(command: str, an
     for line, message in CASES[command]:
         answer = answers[line]
         first, *more = answer["error"].splitlines() or [""]
+        assert "?." not in first, line
         assert first.startswith("lm-harmony: ") and message in first, f"{line}\n{answer['error']}"
         assert answer["status"] == (2 if more else 1) and answer["out"] == "", line
         assert [text.startswith("See lm-harmony") for text in more] == [True] * len(more) and len(more) <= 1, line

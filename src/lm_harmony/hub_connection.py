@@ -37,6 +37,11 @@ def is_connection_error(error: BaseException) -> bool:
     return not _CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
+def is_transport_error(error: BaseException) -> bool:
+    """Return whether an error of an HTTP library means that there is no connection, or that it broke off or was too slow."""
+    return is_connection_error(error) or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+
+
 def missing_hub() -> str | None:
     """Ask the hub whether it answers, and switch its libraries to their cache while it does not.
 

@@ -68,6 +68,28 @@ def test_unsupported_tasks_of_lm_eval_are_refused(tmp_path: Path, name: str, rea
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"output_type": "multi_choice"}, "output_type must be one of {}, got 'multi_choice'. Did you mean 'multiple_choice'?"),
+        ({"doc_to_choice": None}, "output_type multiple_choice needs doc_to_choice, got None. Add the choices."),
+        ({"doc_to_choice": []}, "output_type multiple_choice needs doc_to_choice, got []. Add the choices."),
+        ({"metric_list": [{"metric": "accc"}]}, "metric_list: lm_eval has no metric 'accc'. Did you mean 'acc'"),
+        (
+            {"metric_list": [{"metric": "acc", "aggregation": "meen"}]},
+            "metric_list: lm_eval has no aggregation 'meen' (of acc). Did you mean 'mean'",
+        ),
+    ],
+)
+def test_wrong_values_of_a_task_file_are_refused_with_file_and_field(
+    tmp_path: Path, fields: dict[str, Any], expected: str
+) -> None:
+    """lm_eval would accept them without a message, or blame the rows, or fail while the test rows are scored."""
+    path = write_task(tmp_path, GOOD, **(PARITY | fields))
+    kinds = "loglikelihood, multiple_choice, loglikelihood_rolling, generate_until"
+    assert refusal(path, tmp_path).startswith(f"{path}: {expected.replace('{}', kinds)}")
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("task: [a, b]\n", "`task` must be the name of one task, got ['a', 'b']"),

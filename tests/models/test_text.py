@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from tiny import tiny_model, tiny_module, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lm_harmony.benchmarks.types import Request
 from lm_harmony.engine.backends import choose_backend
@@ -178,6 +179,14 @@ def test_lm_eval_scores_the_appended_token_as_the_answer() -> None:
 
 def test_an_end_of_text_token_in_the_text_is_kept() -> None:
     assert TextEncoder(appending_tokenizer("post-processor", bos=True), name="m").encode(["a<|end|>"])[0][-1] == 0
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Without tokenizer.json, transformers builds a tokenizer of special tokens, and any text is one unknown token."""
+    fields = {"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"model m: its tokenizer has \d tokens, all of them special.* Copy tokenizer.json"):
+        TextEncoder(AutoTokenizer.from_pretrained(tmp_path), name="m")
 
 
 def chat_encoder(template: str, name: str = "m") -> TextEncoder:

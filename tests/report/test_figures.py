@@ -33,6 +33,7 @@ from lm_harmony.report.figures import (
     tau_heatmaps,
     write_figures,
 )
+from lm_harmony.report.report_folder import summary_lines
 
 
 def _texts(figure: Figure) -> list[str]:
@@ -113,6 +114,16 @@ def test_all_figures_are_drawn_and_the_callers_style_is_unchanged(tmp_path: Path
     for path in written:
         head = path.read_bytes()[:8]
         assert head.startswith(b"%PDF") if path.suffix == ".pdf" else head == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_board_on_which_all_models_are_equal_is_drawn(tmp_path: Path) -> None:
+    """Kendall's tau is then undefined for every pair of benchmarks."""
+    table = random_table(3, 4)
+    summary = analyze_matrix(matrix_of(table * 0 + 0.5, stderr=0.1))
+    assert "tau.pdf" in {path.name for path in write_figures(summary, tmp_path)}
+    lines = summary_lines(summary)
+    assert any("mean Kendall's tau undefined" in line for line in lines)
+    assert not any("nan" in line.split() for line in lines)
 
 
 def test_names_are_never_parsed_as_markup(tmp_path: Path) -> None:

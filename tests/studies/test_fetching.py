@@ -184,6 +184,17 @@ def test_a_failed_download_leaves_no_files_and_does_not_affect_the_other_downloa
     assert not [*tmp_path.rglob(".*.part"), *cache.rglob(".*.part")]
 
 
+def test_without_network_each_part_is_one_line(offline: dict[str, str], tmp_path: Path) -> None:
+    file = write_study(tmp_path, MODEL)
+    done = command(["fetch", str(file)], {**offline, "HF_HUB_OFFLINE": "0"})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    rows, model = done.stdout.splitlines()
+    for line, name in ((rows, "arc_easy"), (model, MODEL)):
+        assert line.startswith(f"failed        {name}: {name} cannot be fetched: http://127.0.0.1:9 cannot be reached (")
+        assert line.endswith("Connect to the network and repeat.")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.yaml"]
+
+
 def test_downloaded_rows_that_were_edited_are_an_error(online: dict[str, str], tmp_path: Path) -> None:
     file = write_study(tmp_path, MODEL)
     assert command(["fetch", str(file)], online).returncode == 0

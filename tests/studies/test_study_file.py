@@ -74,6 +74,21 @@ def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
     [
         ({"near_duplicates": "drop", "split_protocol": "published"}, "near_duplicates = drop contradicts split_protocol"),
         ({"benchmarks": ["nothere"]}, "benchmarks[0].task: lm_eval has no task 'nothere'."),
+        (
+            {"benchmarks": ["leaderboard10"]},
+            "benchmarks[0].task: lm_eval has no task 'leaderboard10'. Did you mean 'leaderboard9'",
+        ),
+        (
+            {"benchmarks": ["arc_easy"], "corpora": ["x.txt"]},
+            "corpora = ['x.txt'] has no effect without the benchmark perplexity",
+        ),
+        ({"recipe": {"lora": None, "quantize": "nf4"}}, "recipe: quantize = nf4 needs an adapter"),
+        ({"execution": {"device": "cpu", "device_map": "auto"}}, "execution: device = cpu contradicts device_map = auto"),
+        ({"results_dir": ["x"]}, "results_dir must be text, got ['x']. Give one text."),
+        (
+            {"models": [{"family": "Pythia", "max_params_b": 0.001}]},
+            "models[0]: no catalogued model fits {'family': 'Pythia', 'max_params_b': 0.001}. Families: ",
+        ),
         ({"benchmarks": [{"task": "arc_easy", "train_on": "nothere"}]}, "benchmarks[0].train_on: lm_eval has no task 'nothere'."),
         (
             {"benchmarks": [{"task": "arc_easy", "train_on": "arc_easy"}]},

@@ -73,7 +73,7 @@ def audit(matrix: ScoreMatrix) -> Audit:
         raise UsageError(
             f"audit: {matrix.source} has direct and trained scores of {counted(len(part.models), 'model')} on "
             f"{counted(len(part.benchmarks), 'benchmark')}, "
-            f"but 3 models and 2 benchmarks are needed. Run them without --no-eval_before_train (direct: true)."
+            f"but 3 models and 2 benchmarks are needed. Run more, with direct scores (direct: true; not --no-eval_before_train)."
         )
     pc1 = {name: components(part, name).pc1 for name in ("direct", "trained")}
     ranks = {name: scores.rank(ascending=False, method="min") for name, scores in pc1.items()}

@@ -94,7 +94,7 @@ def noise_ceiling(matrix: ScoreMatrix, preparation: Preparation = "trained") -> 
         raise UsageError(
             f"noise ceiling: {matrix.source} has {counted(len(known), 'benchmark')} with {preparation} scores and standard "
             f"errors of {counted(len(part.models), 'model')}, but two benchmarks and three models are needed. "
-            f"Add scores with standard errors."
+            f"Run more of them, or add their standard errors."
         )
     part = part.subset(benchmarks=known)
     values, errors = part.oriented(preparation), errors[known]

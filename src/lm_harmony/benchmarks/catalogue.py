@@ -151,6 +151,8 @@ def corpus_title(name: str) -> str:
 
 LEADERBOARD9 = tuple(sorted(sorted(BENCHMARKS, key=lambda task: BENCHMARKS[task].train_rows)[:9]))
 """The nine benchmarks with the fewest training rows: the cheapest suite."""
+SUITES = ("paper24", "leaderboard9", "perplexity")
+"""Names that stand for several benchmarks in a study."""
 
 
 def expand(name: str, corpora: Sequence[str]) -> list[str]:

@@ -86,6 +86,10 @@ def find_task_file(name: str, include_path: Path | None = None) -> Path:
 
 def _no_task(name: str, own: TaskNames, theirs: TaskNames) -> UsageError:
     """Return the error that no task has a name, for a name of a group as well."""
+    if name in catalogue.SUITES:
+        return UsageError(
+            f"task_name: {name!r} is a suite of benchmarks. Name it under benchmarks in a study, or give the name of one task."
+        )
     members = tags_of(own.tasks).get(name) or lm_eval_tags().get(name, ())
     if members or name in {**own.groups, **theirs.groups}:
         named = members or tuple(sorted(task for task in theirs.tasks if task.startswith(f"{name}_")))
@@ -96,7 +100,7 @@ def _no_task(name: str, own: TaskNames, theirs: TaskNames) -> UsageError:
         return UsageError(
             f"task_name: {name!r} is a group of lm_eval tasks. Give the name of one task of that group{such}{several}."
         )
-    hint = did_you_mean(name, {**own.tasks, **own.groups, **theirs.tasks})
+    hint = did_you_mean(name, {*own.tasks, *own.groups, *theirs.tasks, *catalogue.SUITES})
     return UsageError(
         f"task_name: lm_eval has no task {name!r}.{hint} `lm-harmony benchmarks` lists the catalogue; "
         f"--include_path adds your own."

@@ -105,7 +105,8 @@ def one_line(box: str, command: str) -> str:
         unknown = re.findall(r"^--[\w.-]+$", rest.partition("Unrecognized options:")[2].split(rule)[0], flags=re.MULTILINE)
         meant = "".join(f" Unknown: {flag}.{did_you_mean(flag, names)}" for flag in unknown)
         return f"missing: {', '.join(names)}.{meant}"
-    said = " ".join(re.sub(r"\(applied to .*?\)", "", message.split("\nArguments are applied")[0]).split()).rstrip(".") + "."
+    said = " ".join(re.sub(r"\(applied to .*?\)", "", message.split("\nArguments are applied")[0]).split()).rstrip(".")
+    said += "" if said.endswith("?") else "."
     said = re.sub(r"^Error parsing __tyro\S*: ", "", said)  # the message of one of our classes, which names the flag
     optional = re.match(
         r"Error parsing (--\S+): No type matching \{None\}\|(\w+) could be instantiated from \['(.*?)'\]", said, re.IGNORECASE
@@ -119,6 +120,8 @@ def one_line(box: str, command: str) -> str:
     number = re.match(r"Error parsing (--\S+): (?:could not convert string to|invalid literal for) (float|int)[^:]*: (.*)", said)
     if number:
         said = f"{number[1]} must be {_KINDS[number[2].upper()]}, got {number[3]}"
+    if re.fullmatch(r"Unrecognized options: (True|False|true|false)\.", said):
+        said += " A switch has no value: --NAME is yes and --no_NAME is no."
     return said[0].lower() + said[1:] + _suggestion(rest, command)
 
 

@@ -86,7 +86,7 @@ def _place(results: str | None, flags: PlaceFlags, given: Collection[str]) -> bo
         if flags.hardware != "here":
             check_hardware(flags.hardware)
         specs = _specs(results, flags, given)
-        check_device(flags.device)
+        check_device(flags.device, flags.engine)
         refuse_no_model(results, flags.revision)
         check_results_folder(flags.results_dir)
         with fast_imports():

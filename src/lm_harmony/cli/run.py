@@ -15,7 +15,7 @@ from lm_harmony.benchmarks.types import FewShotScore
 from lm_harmony.cli.console import Format, lines_beside, logging_to, quiet_libraries, say, show_rows, show_table
 from lm_harmony.cli.run_flags import RunFlags
 from lm_harmony.cli.run_spec import built_in_lines, given_flags, run_spec
-from lm_harmony.errors import counted
+from lm_harmony.errors import UsageError, counted
 from lm_harmony.fast_imports import fast_imports
 from lm_harmony.progress import display
 from lm_harmony.runs.choice import best_by_rate, chosen_rate
@@ -45,6 +45,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
         KeyboardInterrupt: after a line that says how to continue, if the run was begun.
     """
     given = given_flags(arguments)
+    if flags.resume_from_checkpoint and flags.overwrite:
+        raise UsageError("overwrite contradicts resume_from_checkpoint: it removes what would be continued. Remove one of them.")
     spec = run_spec(flags, given)
     store = RunStore.at(flags.results_dir, flags.exp_name or folder_name(spec, flags.results_dir))
     check_request(spec)

@@ -50,8 +50,14 @@ class TextEncoder:
             vocabulary: number of token ids that have an embedding; None: all that the tokenizer has.
 
         Raises:
-            ModelError: the tokenizer has no end-of-text token, which training appends to every text.
+            ModelError: the tokenizer has no end-of-text token, which training appends to every text, or only special tokens.
         """
+        special = {*tokenizer.all_special_ids, *(number for number, one in tokenizer.added_tokens_decoder.items() if one.special)}
+        if len(tokenizer) <= len(special):  # transformers builds such a tokenizer where tokenizer.json is missing
+            raise ModelError(
+                f"model {name}: its tokenizer has {len(tokenizer)} tokens, all of them special, so its vocabulary is missing. "
+                f"Copy tokenizer.json, or the other files of the vocabulary, from the original model."
+            )
         if tokenizer.eos_token_id is None:
             raise ModelError(f"model {name}: its tokenizer has no eos_token. Set eos_token in its tokenizer_config.json.")
         self.tokenizer, self.name = tokenizer, name

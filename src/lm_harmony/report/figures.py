@@ -60,8 +60,8 @@ def _bump_charts(summary: AnalysisSummary, pair: tuple[str, str] | None) -> Iter
     titles = {benchmark.task: benchmark.title for benchmark in summary.matrix.benchmarks}
     trained = summary.agreements.get("trained")
     if pair is None and trained is not None and len(trained.benchmarks) > 1:
-        least = trained.tau.stack().idxmin()
-        pair = (str(least[0]), str(least[1]))
+        known = trained.tau.stack().dropna()  # tau is undefined for a benchmark on which all models are equal
+        pair = None if known.empty else (str(known.idxmin()[0]), str(known.idxmin()[1]))
     if pair is None:
         return
     for preparation in summary.agreements:
@@ -109,7 +109,7 @@ def mean_agreement(agreements: Sequence[Agreement]) -> Figure:
     ax.set_yticks(np.arange(len(table)), list(table.index))
     ax.invert_yaxis()
     ax.axhline(len(table) - 1.5, color="0.7", linewidth=0.6)
-    ax.set_xlim(min(0, float(np.nanmin(table.to_numpy())) - 0.1), 1)
+    ax.set_xlim(min(0, float(table.min(axis=None)) - 0.1), 1)
     ax.set_xlabel("mean Kendall's τ with other benchmarks")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

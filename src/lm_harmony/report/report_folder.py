@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from statistics import median
 
@@ -61,15 +62,16 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
     lines = [f"{counted(len(matrix.models), 'model')}, {counted(len(matrix.benchmarks), 'benchmark')}; {gaps}"]
     for name, found in summary.agreements.items():
         lines.append(
-            f"agreement, {name}: mean Kendall's tau {found.mean_tau:.3f}, Pearson {found.mean_pearson:.3f}, "
-            f"decision accuracy {found.mean_decision:.3f}, on {len(found.models)} models x {len(found.benchmarks)} benchmarks"
+            f"agreement, {name}: mean Kendall's tau {_number(found.mean_tau)}, Pearson {_number(found.mean_pearson)}, "
+            f"decision accuracy {_number(found.mean_decision)}, on {len(found.models)} models x "
+            f"{len(found.benchmarks)} benchmarks"
         )
     if summary.preparations is not None:
         lines += summary.preparations.sentences()
     if (trained := summary.change) is not None:
         lines.append(f"tau is larger after training for {trained.improved:.1%} of {counted(trained.pairs, 'pair')} of benchmarks")
     for name, found in summary.agreements.items():
-        means = [f"{category} {mean:.3f}" for category, mean in found.by_category()["mean"].items()]
+        means = [f"{category} {_number(mean)}" for category, mean in found.by_category()["mean"].items()]
         lines += [f"mean tau with all others by category, {name}: {', '.join(means)}"] if len(means) > 1 else []
     for preparation, fitted in summary.components.items():
         shares = ", ".join(f"{share:.1%}" for share in fitted.explained[:5])
@@ -77,7 +79,8 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
     for preparation, scaled in summary.scaling.items():
         sizes = (("params_b", "parameters"), ("compute", "pre-training compute"))
         parts = (
-            f"with {name} " + (f"{scaled.spearman[size]:.3f} ({scaled.known[size]} models)" if scaled.known[size] else "unknown")
+            f"with {name} "
+            + (f"{_number(scaled.spearman[size])} ({scaled.known[size]} models)" if scaled.known[size] else "unknown")
             for size, name in sizes
         )
         lines.append(f"PC1, {preparation}: Spearman's rho {', '.join(parts)}")
@@ -101,6 +104,11 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
     lines += [*summary.matrix.notes, *(f"not computed: {line}" for line in summary.skipped)]
     names = short_names(summary.matrix.model_names)
     return [with_short_names(line, names) for line in lines]
+
+
+def _number(value: float) -> str:
+    """Return a correlation as text; it is undefined for fewer than three models, or where all of them are equal."""
+    return "undefined" if isnan(value) else f"{value:.3f}"
 
 
 def _noise(summary: AnalysisSummary) -> Iterator[str]:

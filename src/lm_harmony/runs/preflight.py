@@ -49,7 +49,7 @@ def check_request(spec: RunSpec) -> None:
         UsageError: no task has the name, or it runs code that is not allowed.
         BenchmarkError: a file of the task or of its rows does not exist or cannot be read.
     """
-    check_device(spec.execution.device)
+    check_device(spec.execution.device, spec.execution.engine)
     refuse_no_model(spec.model.name, spec.model.revision)
     refuse_no_weights(spec.model.name)
     benchmark = spec.benchmark
@@ -115,6 +115,11 @@ def check_train_on(benchmark: BenchmarkSpec) -> tuple[TaskFiles, ...]:
             f"task_name: {benchmark.task!r} is a group of lm_eval tasks, and these have no training split: "
             f"{shortened(tested.untrained)}. Add --train_on mmlu_aux (in a study: train_on) to train on other rows."
         )
+    if benchmark.train_on is None and tested.untrained and "None" not in tested.output_types.values():
+        raise BenchmarkError(
+            f"benchmark {benchmark.name} cannot be used: it has no training split; --train_on mmlu_aux (in a study: train_on) "
+            f"trains on rows of another benchmark. Choose another (`lm-harmony benchmarks`)."
+        )
     return tuple(found.values())
 
 
@@ -159,12 +164,18 @@ def _check_corpus(path: Path, changed: tuple[int, ...]) -> None:
     read_corpus(path)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, engine: str = "auto") -> None:
     """Check what can be known of a device without torch.
 
+    Args:
+        device: the requested device.
+        engine: the requested engine; "compiled" needs CUDA.
+
     Raises:
-        ModelError: mps on a machine that is no Mac, or cuda with a torch that has no CUDA.
+        ModelError: mps on a machine that is no Mac, or cuda or the compiled engine with a torch that has no CUDA.
     """
+    if engine == "compiled" and (device in ("cpu", "mps") or _torch_version().endswith("+cpu")):
+        raise ModelError(f"engine = compiled needs a CUDA device, got device = {device}. Use --engine auto, or a CUDA device.")
     if device == "mps" and platform.system() != "Darwin":
         raise ModelError(
             f"device 'mps' cannot be used: it is the GPU of a Mac, and this machine runs {platform.system()}. "

@@ -1,7 +1,7 @@
 """study.yaml -> the specification of every run that it asks for. The whole file is checked before the first run.
 
 models: [EleutherAI/pythia-70m-deduped, ./my/model, {family: Pythia, max_params_b: 1}, {name: my/chat, revision: v2}]
-benchmarks: [arc_easy, leaderboard9, {task: mnli, max_num_train: 5000, recipe: {epochs: 2}}]
+benchmarks: [perplexity, leaderboard9, {task: mnli, max_num_train: 5000, recipe: {epochs: 2}}]
 corpora: [texts/wiki.jsonl]       # the texts of the suite `perplexity`
 seeds: [0, 1]
 recipe: {learning_rate: 1e-4}     # what differs from the published recipe; also under one model or one benchmark
@@ -98,28 +98,29 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     ]
     _refuse_equal_names([[benchmark for benchmark, *_ in entry] for entry in entries], places)
     benchmarks = [benchmark for entry in entries for benchmark in entry]
-    execution = Execution(**{"use_git": False, **study.execution})
+    with places.at("execution"):
+        execution = Execution(**{"use_git": False, **study.execution})
     if execution.device_map is not None and study.joint > 1:
         raise places.error(("joint",), f"joint = {study.joint} does not support device_map = auto. Remove one of them.")
-    _check_choice(study, places)
-    _check_direct(study, places)
+    _check_contradictions(study, places)
     common = _override(asdict(PUBLISHED), study.recipe)
-    runs = tuple(
-        RunSpec(
-            model=model,
-            benchmark=benchmark,
-            recipe=Recipe.from_dict(_override(_override(common, model_recipe), benchmark_recipe)),
-            prompt=replace(prompt, **answers),
-            seed=seed,
-            direct=study.direct,
-            direct_fewshot=tuple(study.direct_fewshot),
-            execution=execution,
-            **metric,
+    with places.at("recipe"):
+        runs = tuple(
+            RunSpec(
+                model=model,
+                benchmark=benchmark,
+                recipe=Recipe.from_dict(_override(_override(common, model_recipe), benchmark_recipe)),
+                prompt=replace(prompt, **answers),
+                seed=seed,
+                direct=study.direct,
+                direct_fewshot=tuple(study.direct_fewshot),
+                execution=execution,
+                **metric,
+            )
+            for (model, prompt, model_recipe), (benchmark, metric, answers, benchmark_recipe), seed in product(
+                models, benchmarks, study.seeds
+            )
         )
-        for (model, prompt, model_recipe), (benchmark, metric, answers, benchmark_recipe), seed in product(
-            models, benchmarks, study.seeds
-        )
-    )
     _refuse_duplicates(runs, places)
     if not execution.allow_task_code:
         for task, include_path in ((task, benchmark.include_path) for benchmark, *_ in benchmarks for task, _ in benchmark.tasks):
@@ -135,7 +136,8 @@ def _expand(values: Any, base: Path, places: Places) -> StudySpec:
     )
 
 
-def _check_direct(study: StudyFile, places: Places) -> None:
+def _check_contradictions(study: StudyFile, places: Places) -> None:
+    _check_choice(study, places)
     if not study.direct and "direct_fewshot" in study.model_fields_set:
         raise places.error(
             ("direct_fewshot",),

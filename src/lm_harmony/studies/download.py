@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lm_harmony.benchmarks.catalogue import benchmark_name, corpus_path
@@ -29,6 +29,7 @@ from lm_harmony.benchmarks.task_groups import find_group
 from lm_harmony.benchmarks.task_index import find_task_file
 from lm_harmony.benchmarks.types import SplitUse
 from lm_harmony.errors import BenchmarkError, HarmonyError, ModelError
+from lm_harmony.hub_connection import is_transport_error
 from lm_harmony.models.checkpoint_names import revision_name
 from lm_harmony.models.model_folder import adapter_base, refuse_other_revision, write_source
 from lm_harmony.runs.files import new_folder
@@ -86,6 +87,12 @@ def _catch_error(name: str, folder: Path, task: Callable[[], DownloadResult]) ->
         return task()
     except HarmonyError as error:
         return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FAILED, error=error)
+    except Exception as error:
+        if not is_transport_error(error):
+            raise
+        said = f"{constants.ENDPOINT} cannot be reached ({' '.join(str(error).split())[:300] or type(error).__name__})"
+        failed = ModelError(f"{name} cannot be fetched: {said}. Connect to the network and repeat.")
+        return DownloadResult(name=name, folder=folder, outcome=DownloadOutcome.FAILED, error=failed)
 
 
 def _download_task(task: str, use: SplitUse, include_path: Path | None, data_dir: Path) -> Iterator[DownloadResult]:

@@ -101,7 +101,8 @@ def _group(rule: Mapping[str, Any]) -> list[str]:
     chosen = catalogue.select(**rule)
     if not rule or not chosen:
         families = sorted({info.family for info in catalogue.MODELS.values()})
-        hint = did_you_mean(str(rule.get("family", "")), families)
+        family = str(rule.get("family", ""))
+        hint = "" if family in families else did_you_mean(family, families)
         raise UsageError(
             f"no catalogued model fits {dict(rule)!r}.{hint} Families: {', '.join(families)}; kinds: base, instruct. "
             f"Or give the name of one model."

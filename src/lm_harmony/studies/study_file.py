@@ -10,12 +10,12 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from lm_harmony.benchmarks.recurrence import NearDuplicateRule, check_near_duplicates
 from lm_harmony.benchmarks.types import Caps, Shots, SplitProtocol
-from lm_harmony.errors import check_integer
+from lm_harmony.errors import UsageError, check_integer
 from lm_harmony.recipe import CHAT_TEMPLATE_DATE
 from lm_harmony.runs.shots import check_shots
 from lm_harmony.studies.value_rules import (
@@ -156,6 +156,17 @@ class StudyFile(StudyMapping):
     """Most validation rows of each benchmark."""
     max_num_test: Rows = Caps().test
     """Most test rows of each benchmark."""
+
+    @field_validator("corpora")
+    @classmethod
+    def _check_corpora(cls, corpora: list[str], info: ValidationInfo) -> list[str]:
+        """Check that the suite that consists of the corpora is a benchmark of the study."""
+        asked = info.data.get("benchmarks")
+        if corpora and asked is not None and all(entry.task != "perplexity" for entry in asked):
+            raise UsageError(
+                f"corpora = {corpora} has no effect without the benchmark perplexity. Add perplexity to benchmarks, or remove it."
+            )
+        return corpora
 
 
 def keys_at(place: tuple[int | str, ...]) -> list[str]:

@@ -58,7 +58,8 @@ def rule(check: Callable[[str, Any], object], accepted: Any) -> PlainValidator:
 
 def _check_text(key: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise UsageError(f"{key} must be text, got {value!r}. Write it in quotes: '{value}'.")
+        remedy = "Give one text" if isinstance(value, (list, Mapping)) else f"Write it in quotes: '{value}'"
+        raise UsageError(f"{key} must be text, got {value!r}. {remedy}.")
 
 
 def _check_date(_: str, value: Any) -> None:

@@ -218,6 +218,8 @@ def build_task(name: str, config: dict[str, Any], scored: Path | None) -> Config
     Raises:
         BenchmarkError: the rows cannot be loaded, or do not fit the task.
     """
+    if local_row_files(config) is None and "custom_dataset" not in config:
+        missing_hub()  # without network, `datasets` would repeat each request for 23 seconds
     try:
         with sandboxed_templates():
             return ConfigurableTask(config=config)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lm_eval.api.registry import aggregation_registry, get_aggregation, get_metric, metric_registry
+from lm_eval.api.task import ALL_OUTPUT_TYPES
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lm_harmony.benchmarks.json_lines import ENCODING
 from lm_harmony.benchmarks.row_files import local_row_files
 from lm_harmony.benchmarks.types import SPLIT_FIELDS, Role, SplitUse, used_splits
-from lm_harmony.errors import BenchmarkError
+from lm_harmony.errors import BenchmarkError, did_you_mean
 
 
 def read_config(path: Path, use: SplitUse = "all", changes: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def read_config(path: Path, use: SplitUse = "all", changes: Mapping[str, Any] = 
         changes: fields that replace those of the file.
 
     Raises:
-        BenchmarkError: the file does not define a single task, or a task that can be fine-tuned.
+        BenchmarkError: the file does not define a single task, or a task that can be fine-tuned, or a field has a wrong value.
     """
     plain = {**_read(path, with_functions=False), **changes}
     if not isinstance(plain.get("task"), str):
@@ -35,6 +37,7 @@ def read_config(path: Path, use: SplitUse = "all", changes: Mapping[str, Any] = 
     config = {**_read(path, with_functions=True), **changes}
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
+    _refuse_wrong_fields(path, config)
     return config
 
 
@@ -109,3 +112,34 @@ def _refuse_unusable(name: str, config: Mapping[str, Any], splits: Mapping[Role,
         reason = "it has neither a validation nor a test split to score"
     if reason:
         raise BenchmarkError(f"benchmark {name} cannot be used: {reason}. Choose another (`lm-harmony benchmarks`).")
+
+
+def _refuse_wrong_fields(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse values that lm_eval would accept without a message, or stumble over when rows are read or scored."""
+    kind, choices = config.get("output_type", "generate_until"), config.get("doc_to_choice")
+    if kind not in ALL_OUTPUT_TYPES:
+        hint = did_you_mean(str(kind), ALL_OUTPUT_TYPES)
+        raise BenchmarkError(f"{path}: output_type must be one of {', '.join(ALL_OUTPUT_TYPES)}, got {kind!r}.{hint} Correct it.")
+    if kind == "multiple_choice" and (choices is None or choices == []) and not config.get("use_prompt"):
+        raise BenchmarkError(f"{path}: output_type multiple_choice needs doc_to_choice, got {choices!r}. Add the choices.")
+    listed = config.get("metric_list")
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, Mapping):
+            _refuse_unknown_metric(path, entry, computed=config.get("process_results") is not None)
+
+
+def _refuse_unknown_metric(path: Path, entry: Mapping[str, Any], *, computed: bool) -> None:
+    """Refuse a metric or an aggregation that lm_eval does not have; ``computed``: a function of the task computes its metrics."""
+    metric, aggregation = entry.get("metric"), entry.get("aggregation")
+    if isinstance(metric, str) and not computed and get_metric(metric, bool(entry.get("hf_evaluate"))) is None:
+        known = sorted(metric_registry.keys())
+        raise BenchmarkError(
+            f"{path}: metric_list: lm_eval has no metric {metric!r}.{did_you_mean(metric, known)} Its metrics: "
+            f"{', '.join(known)}. Name one of them, or compute it in process_results."
+        )
+    if isinstance(aggregation, str) and get_aggregation(aggregation) is None:
+        known = sorted(aggregation_registry.keys())
+        raise BenchmarkError(
+            f"{path}: metric_list: lm_eval has no aggregation {aggregation!r} (of {metric})."
+            f"{did_you_mean(aggregation, known)} Its aggregations: {', '.join(known)}. Name one of them."
+        )
