@@ -81,7 +81,7 @@ class Lora:
     """Probability with which an input of the adapter is zeroed in training."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted modules; empty: PEFT's default for the architecture, or else the query and value projections;
-    ("all-linear",): every linear layer."""
+    ``all-linear``: every linear layer."""
     bias: str = "none"
     """Which biases are trained too: none, all or lora_only."""
     use_rslora: bool = False

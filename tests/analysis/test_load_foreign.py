@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,19 @@ def test_a_folder_that_a_study_removes_during_the_search_does_not_end_it(tmp_pat
     assert not (tmp_path / "gone").exists()  # negative control: it was removed during the search
 
 
-def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "results_2026.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"results_2026.json: it is not a results file of lm_eval"):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "it lacks the key 'model_name'"),
+        ('{"model_name": "a"}', "it lacks the key 'results'"),
+        ("[]", "it holds no JSON object"),
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_a_damaged_results_file_is_named(content: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "results_2026.json").write_text(content, encoding="utf-8")
+    expected = f"results_2026.json: it is not a results file of lm_eval ({reason}). Remove it, or name another folder."
+    with pytest.raises(UsageError, match=re.escape(expected)):
         ScoreMatrix.read(tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_a_long_table_can_have_uncatalogued_benchmarks(tmp_path: Path) -> None:
         ("x.csv", "model,arc_easy\na,inf\n", "not finite"),
         ("x.csv", "model,arc_easy\na,0.5\n", "Multiply the scores by 100"),
         ("x.csv", "model,arc_easy\na,50\na,51\n", "has two trained scores"),
-        ("x.csv", "model,benchmark,score\na,arc_easy,0.5\n", "lacks the columns preparation"),
+        ("x.csv", "model,benchmark,score\na,arc_easy,0.5\n", "lacks the column preparation"),
         ("x.csv", "model,benchmark,preparation,score\na,arc_easy,tuned,0.5\n", "or trained (got 'tuned')"),
         ("x.csv", "model,benchmark,preparation,score\na,mine,direct,0.5\n", "its direction is not known"),
         ("x.csv", "model,benchmark,preparation,score,higher_is_better\na,mine,direct,0.5,up\n", "true or false (got 'up')"),

@@ -55,11 +55,12 @@ def lm_eval_rows(folder: Path, metrics: Mapping[str, str]) -> list[ScoreRow]:
 def _file_rows(path: Path, metrics: Mapping[str, str]) -> Iterator[ScoreRow]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError("it holds no JSON object")
         model, results = _model(values), dict(values["results"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path}: it is not a results file of lm_eval ({error!r}). Remove it, or name another folder."
-        ) from error
+        reason = f"it lacks the key {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"{path}: it is not a results file of lm_eval ({reason}). Remove it, or name another folder.") from error
     for task, scores in results.items():
         sized = (values.get("n-samples") or {}).get(task)
         key = _metric(scores, metrics.get(task) or default_metric(task))

@@ -113,7 +113,8 @@ def json_rows(path: Path) -> ScoreRows:
 def _long(path: Path, rows: Iterable[Row], columns: tuple[str, ...]) -> list[ScoreRow]:
     missing = [column for column in LONG[:4] if column not in columns]
     if missing:
-        raise UsageError(f"{path}: the long layout lacks the columns {', '.join(missing)}. Its columns are {', '.join(LONG)}.")
+        what = "the column" if len(missing) == 1 else "the columns"
+        raise UsageError(f"{path}: the long layout lacks {what} {', '.join(missing)}. Its columns are {', '.join(LONG)}.")
     scores = []
     for place, row in rows:
         preparation = _preparation(row["preparation"], place)

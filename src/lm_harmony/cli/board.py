@@ -101,7 +101,7 @@ def compare(
         f"first: {names[found.first]}, second: {names[found.second]}; a positive difference is better for the first; "
         "± one standard error",
         f"* distinguishable at 5% after Holm's correction: {ahead} for the first, {len(clear) - ahead} for the second, "
-        f"of {len(found.tests)} comparisons",
+        f"of {counted(len(found.tests), 'comparison')}",
         *dict.fromkeys(f"{test.benchmark}, {test.preparation}: not paired, {test.note}" for test in found.tests if test.note),
         *(f"left out, because only one model has it: {task} ({preparation})" for task, preparation in found.left_out),
     )

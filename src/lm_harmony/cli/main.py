@@ -110,7 +110,7 @@ def plan(
 
     Args:
         file: the study's YAML file.
-        hardware: h200, h100, a100, a100-40, l40s, rtx4090, or here (this machine, measured in under 60 seconds).
+        hardware: h200, h100, a100, a100-40, l40s, rtx4090, or here (this machine, measured for up to 30 seconds).
         workers: processes or GPUs that share the work.
         ray: address of a Ray cluster, or auto; models that fit on none of its nodes are named before anything is counted.
         only: texts or glob patterns (* and ?); only runs whose name contains one of them are counted.

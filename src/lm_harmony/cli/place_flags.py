@@ -29,7 +29,7 @@ class PlaceFlags:
     dry_run: bool = False
     """Only show the order of the benchmarks, their hours and what is expected of them."""
     hardware: str = "here"
-    """Machine that hours are predicted for: h200, h100, a100, l40s, rtx4090, or here (this machine, measured for about 20
+    """Machine that hours are predicted for: h200, h100, a100, l40s, rtx4090, or here (this machine, measured for up to 30
     seconds)."""
     workers: int = 1
     """Number of benchmarks that run at the same time."""

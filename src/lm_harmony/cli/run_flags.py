@@ -95,7 +95,7 @@ class TrainParam:
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
     warmup_ratio: float = 0.0
-    """Warm-up as a fraction of all steps."""
+    """Warm-up as a fraction of all steps, rounded up; not used beside warmup_steps."""
     max_grad_norm: float = 1.0
     """Largest norm of a gradient before clipping; 0: no clipping."""
     adam_beta1: float = 0.9

@@ -37,7 +37,7 @@ def check_hardware(name: str) -> None:
     if name.lower() not in GPUS:
         raise UsageError(
             f"hardware: no data for {name!r}.{did_you_mean(name.lower(), GPUS)} Known: {', '.join(GPUS)}. "
-            f"Or give here, which measures this machine in under 60 seconds."
+            f"Or give here, which measures this machine for up to 30 seconds."
         )
 
 
