@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,6 +152,8 @@ def serve(modules: Iterable[str], folder: str, *, unread: str | None) -> None:
     )
     gc.freeze()  # a collection would write to, and so copy, the memory of all objects
     gc.enable()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # those of torch undo what its import registered, which takes a process 40 ms at its end
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(64)
