@@ -31,14 +31,13 @@ help:
 
 env: $(STAMP)
 
-# Without --no-compile, pip compiles 25,000 modules. Python compiles those that a program imports.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(or $(PYTHON),python3) -c '$(IS_SUPPORTED)' 2>/dev/null || \
 		{ echo "LM-Harmony needs Python 3.11 or newer; $(or $(PYTHON),python3) is missing or older. Install one, or name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c '$(IS_SUPPORTED)' || \
 		{ echo "The Python in $(VENV) is older than 3.11. Remove the folder $(VENV), then run make env again" >&2; exit 1; }
-	$(BIN)/pip install --no-compile -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo: env
