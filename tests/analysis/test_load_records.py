@@ -291,6 +291,53 @@ def test_runs_that_are_not_or_may_not_be_current_are_noted(tmp_path: Path) -> No
     )
 
 
+def test_files_that_were_added_or_removed_are_noted(tmp_path: Path) -> None:
+    """If other files of the model are there, a missing file is not one of another machine."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "chat_template.jinja"):
+        (model / name).write_text("{}")
+    digest = sha256_of(model / "config.json")
+    sources = [
+        Source(kind="model", name=name, path=str(model / name), size=2, sha256=digest)
+        for name in ("config.json", "chat_template.jinja")
+    ]
+    write_run(tmp_path / "results", model="a", sources=tuple(sources))
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == ()
+    (model / "chat_template.jinja").rename(model / "generation_config.json")
+    stale = "chat_template.jinja no longer there; generation_config.json added since"
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == (f"arc_easy: 1 run is not current: {stale}",)
+    model.rename(tmp_path / "on another machine")
+    assert ScoreMatrix.from_records(tmp_path / "results").notes == ()
+
+
+def test_runs_that_were_made_from_different_files_are_noted(tmp_path: Path) -> None:
+    """The files are not here, as on a laptop: the hashes in the records differ."""
+
+    def sources(weights: str, rows: str, revision: str | None = None) -> tuple[Source, ...]:
+        model = Source(kind="model", name="model.safetensors", path="/elsewhere/model.safetensors", size=1, sha256=weights)
+        if revision is not None:
+            model = Source(kind="model", name="org/a", revision="main", commit=revision)
+        return model, Source(kind="rows", name="own/test.jsonl", path="/elsewhere/test.jsonl", size=1, sha256=rows)
+
+    same = tmp_path / "same"
+    write_run(same, model="a", sources=sources("1", "1"))
+    write_run(same, model="a", seed=1, sources=sources("1", "1"))
+    write_run(same, model="b", sources=sources("2", "1"))  # files of two models may have one name
+    assert ScoreMatrix.from_records(same).notes == ()
+    said = "were not made from the same files, so their scores are not comparable"
+    write_run(same, model="a", seed=2, sources=sources("3", "1"))
+    assert ScoreMatrix.from_records(same).notes == (f"arc_easy: the runs of a {said}: model.safetensors",)
+    rows = tmp_path / "rows"
+    write_run(rows, model="a", sources=sources("1", "1"))
+    write_run(rows, model="b", sources=sources("2", "2"))
+    assert ScoreMatrix.from_records(rows).notes == (f"arc_easy: its runs {said}: own/test.jsonl",)
+    commits = tmp_path / "commits"
+    for seed in (0, 1):
+        write_run(commits, model="org/a", seed=seed, sources=sources("1", "1", revision=str(seed)))
+    assert ScoreMatrix.from_records(commits).notes == (f"arc_easy: the runs of org/a {said}: org/a",)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/mem")
 def test_files_without_permission_are_skipped(tmp_path: Path) -> None:
     """Files that cannot be read, and files below a folder without permission, are skipped. Other files are checked."""

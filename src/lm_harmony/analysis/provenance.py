@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lm_harmony.benchmarks.catalogue import name_parts
 from lm_harmony.benchmarks.recurrence import recurring
-from lm_harmony.errors import counted
+from lm_harmony.errors import ModelError, counted
+from lm_harmony.models.model_folder import model_files
 from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
@@ -22,15 +25,15 @@ FileStates = dict[str, tuple[int, str | None] | None]
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
     """Yield a note for each benchmark with scores of several package versions, quantized weights or chosen learning rates.
 
-    Another note counts the stale runs of each benchmark.
+    Another note counts the stale runs of each benchmark, and one names the sources whose content differs between its runs.
 
     A note on each benchmark says how many of its test questions recur in the training rows, by the run with most of them, and how
     many near duplicates were left out of training, if they were.
 
     Another note names the models whose adapter changes derived modules, if PEFT's default or other modules hold for other models.
 
-    Each source file is checked once, at the path in the records. Files that are missing, as on another machine, or that cannot be
-    read are skipped.
+    Each source file is checked once, at the path in the records. Files that cannot be read are skipped, as are those that are
+    missing together with all others of their kind, as on another machine.
     """
     states: FileStates = {}
     found: dict[str, list[RunRecord]] = defaultdict(list)
@@ -53,6 +56,7 @@ def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
                 yield f"{benchmark}: its scores mix versions of {package}: {counts}"
         for changed, count in sorted(Counter(filter(None, (changed_files(record.sources, states) for record in group))).items()):
             yield f"{benchmark}: {counted(count, 'run is', 'runs are')} not current: {changed}"
+        yield from _other_content(benchmark, group)
         quantized = Counter(kind for record in group if (kind := record.spec.recipe.quantize) is not None)
         for kind, count in sorted(quantized.items()):
             have = "has" if count == 1 else "have"
@@ -80,6 +84,25 @@ def _other_rows(group: Sequence[RunRecord]) -> str:
     )
 
 
+def _other_content(benchmark: str, group: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield a note on sources whose content differs between runs on one benchmark, and one for each model whose files differ.
+
+    The files themselves may be on another machine: their hashes are compared.
+    """
+    found: dict[tuple[str, str] | None, dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in group:
+        model = (record.spec.model.name, record.spec.model.revision)
+        for source in record.sources or ():
+            content = source.sha256 or source.commit
+            if content is not None:
+                found[model if source.kind == "model" else None][source.kind, source.name].add(content)
+    for named, sources in found.items():
+        names = [name for (_, name), contents in sources.items() if len(contents) > 1]
+        if names:
+            runs = "its runs" if named is None else f"the runs of {named[0]}"
+            yield f"{benchmark}: {runs} were not made from the same files, so their scores are not comparable: {shortened(names)}"
+
+
 def _mixed_targets(records: Iterable[RunRecord]) -> Iterator[str]:
     """Yield a note on the modules that adapters change, where the recipe names none and they are not alike for all models."""
     models: dict[tuple[str, ...], set[str]] = defaultdict(set)
@@ -102,16 +125,32 @@ def changed_files(recorded: Sequence[Source] | None, states: FileStates) -> str 
         recorded: sources of a run.
         states: files checked before; files checked now are added.
     """
-    changed = []
-    for source in recorded or ():
-        if source.path is None:
-            continue
-        if source.path not in states:
-            states[source.path] = _file_state(Path(source.path))
-        now = states[source.path]
-        if now is not None and (now[0] != source.size or now[1] not in (None, source.sha256)):
-            changed.append(source.name)
-    return f"{shortened(changed)} changed since" if changed else None
+    changed, gone, here = [], [], set[str]()
+    files = [(source, Path(source.path)) for source in recorded or () if source.path is not None]
+    for source, path in files:
+        if str(path) not in states:
+            states[str(path)] = _file_state(path)
+        now = states[str(path)]
+        if now is not None:
+            here.add(source.kind)
+            if now[0] != source.size or now[1] not in (None, source.sha256):
+                changed.append(source.name)
+        elif not os.path.lexists(path):
+            gone.append(source)
+    missing = [source.name for source in gone if source.kind in here]
+    said = [(changed, "changed since"), (missing, "no longer there"), (_added_files(files), "added since")]
+    return "; ".join(f"{shortened(names)} {what}" for names, what in said if names) or None
+
+
+def _added_files(files: Sequence[tuple[Source, Path]]) -> list[str]:
+    """Return the files of a model's folder that loading would read now, and that its record does not list."""
+    known = {source.name: path for source, path in files if source.kind == "model"}
+    folders = {path.parent for name, path in known.items() if "/" not in name}
+    if len(folders) != 1:  # a model on the hub, or a record whose model has been in several places
+        return []
+    with suppress(OSError, ModelError):
+        return [name for name in model_files(folders.pop()) if name not in known]
+    return []
 
 
 def _file_state(path: Path) -> tuple[int, str | None] | None:
