@@ -90,3 +90,21 @@ def test_a_damaged_failure_file_is_shown_and_its_run_can_be_retried(damaged: Pat
     assert failure.kind == "damaged failure.json" and "failure.json cannot be read" in failure.cause
     store.remove_failure()
     assert len(Study.read(damaged).status().waiting) == 1
+
+
+def test_a_record_of_another_run_does_not_count_and_is_not_overwritten(damaged: Path) -> None:
+    """A folder that was copied or renamed by hand would give one run the score of another."""
+    path, results = damaged, damaged.parent / "results"
+    path.write_text(path.read_text(encoding="utf-8") + "seeds: [0, 1]\n", encoding="utf-8")
+    first, second = (run for run in Study.read(path).runs if run.spec.model.name == "a/a")
+    write_run(results, model="a/a", name=first.name)
+    assert first not in Study.read(path).status().failed, "negative control"
+    first.store.folder.rename(second.store.folder)
+    cause = Study.read(path).status().failed[second].cause
+    assert cause == f"{second.store.folder / 'record.json'} is the record of another run: seed was 0, is 1. Move the folder away."
+    result = RunExecutor().execute(second)
+    assert result.outcome == Outcome.FAILED and result.cause == cause
+    assert second.store.record().spec.seed == 0
+    for model in ("a/b", "b/b"):
+        write_run(results, model=model, name=first.name)
+        assert "model.name was b, is a" in Study.read(path).status().failed[first].cause

@@ -289,6 +289,17 @@ def test_a_run_whose_files_changed_is_waiting_again_and_replaces_its_record(tmp_
     assert study.status().changed == {}
 
 
+def test_runs_wait_again_if_the_study_no_longer_names_the_folder_of_their_rows(tmp_path: Path) -> None:
+    """Without data_dir the rows are those of a data set on the hub, which may differ."""
+    path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)
+    study = Study.read(path)
+    study.run()
+    path.write_text(path.read_text().replace("data_dir: data\n", ""))
+    later = Study.read(path).status()
+    assert not later.finished
+    assert list(later.changed.values()) == [f"the rows were read from data_dir = {tmp_path / 'data'}, which is not given now"]
+
+
 def test_a_record_without_sources_counts_as_finished_but_unverified(tmp_path: Path) -> None:
     """Earlier versions named the folder by content. The record is found, counts as finished and is listed as unverified."""
     path = write_world(tmp_path, models=["models/llama"], benchmarks=["parity.yaml"], seeds=[0], direct=False)

@@ -52,6 +52,29 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
     return fingerprint(asked)
 
 
+def other_request(made: RunSpec, asked: RunSpec) -> str | None:
+    """Return in what the request of a record differs from one that has the same folder; None: in nothing but places."""
+    parts = []
+    for spec in (made, asked):
+        values: dict[str, Any] = spec.to_dict()
+        for key in ("execution", "recipe_fingerprint", "direct", "direct_fewshot"):
+            values.pop(key, None)
+        if not spec.model.apply_chat_template:
+            values["model"].pop("chat_template_date")
+        values["model"]["name"] = os.path.basename(os.path.normpath(spec.model.name))
+        values["benchmark"] |= {"data_dir": None, "include_path": None, "task": spec.benchmark.name}
+        values["benchmark"].pop("train_on", None)  # part of the benchmark's name
+        parts.append({(key, name): item for key, value in values.items() for name, item in _items(value)})
+    before, now = parts
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    said = [f"{'.'.join(filter(None, key))} was {before.get(key)}, is {now.get(key)}" for key in differing]
+    return "; ".join(said) or None
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, Mapping) else (("", value),)
+
+
 def folder_name(spec: RunSpec, base: Path | None = None) -> str:
     """Return the path of a run below the results folder, <benchmark>/<model>/seed<n>-<id>; ``base`` as for ``run_id``."""
     names = (spec.benchmark.name, shown_name(spec.model.name))

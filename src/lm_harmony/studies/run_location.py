@@ -10,14 +10,14 @@ from pathlib import Path
 
 from lm_harmony.errors import LeaseHeld, StoreError
 from lm_harmony.redaction import without_secrets
-from lm_harmony.runs.fingerprint import folder_name
+from lm_harmony.runs.fingerprint import folder_name, other_request
 from lm_harmony.runs.layout import has_leftovers, remove_leftovers
 from lm_harmony.runs.lease import Leases
 from lm_harmony.runs.record import Failure, RunRecord
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.remote_lease import leases_for
 from lm_harmony.runs.sources import UNRECORDED, Source, SourceCheck
-from lm_harmony.runs.spec import RunSpec
+from lm_harmony.runs.spec import BenchmarkSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
 
@@ -85,7 +85,11 @@ class RunLocation:
             record = _record(store.folder, _stamp(store.folder / "record.json"))
         except StoreError as error:
             return RunState(finished=False, reason=str(error), readable=False)
+        if record.sources is not None and (other := other_request(record.spec, self.spec)):
+            reason = f"{store.folder / 'record.json'} is the record of another run: {other}. Move the folder away."
+            return RunState(finished=False, reason=reason, readable=False)
         changed = (check or SourceCheck()).difference(record.sources, self.spec)
+        changed = _rows_elsewhere(record.spec.benchmark, self.spec.benchmark) if changed is None else changed
         missing = set(self.spec.shots) - set(record.spec.shots)
         lacks_direct = bool(missing) or (0 in self.spec.shots and record.direct is None)
         if changed == UNRECORDED:
@@ -151,6 +155,13 @@ def _clean_up(folder: Path, leases: Leases, name: str) -> None:
         if has_leftovers(folder):
             with leases.hold(name, lost=lambda: None) as lease, lease.writing():
                 remove_leftovers(folder, checkpoints=True)
+
+
+def _rows_elsewhere(made: BenchmarkSpec, asked: BenchmarkSpec) -> str | None:
+    """Return what is wrong if the rows that a benchmark names now cannot be compared with those of a record; None: nothing."""
+    if made.data_dir is not None and asked.data_dir is None:
+        return f"the rows were read from data_dir = {made.data_dir}, which is not given now"
+    return None
 
 
 @lru_cache(maxsize=10_000)
