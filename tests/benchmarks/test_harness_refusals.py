@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rows import ROWS
 from task_files import PARITY, Row, own_task, write_rows, write_task
 
@@ -51,6 +52,20 @@ def test_unsupported_tasks_are_refused_with_the_reason(tmp_path: Path, fields: d
     assert message.startswith("benchmark own cannot be used: ")
     assert reason in message
     assert message.endswith("Choose another (`lm-harmony benchmarks`).")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [("prompts.yaml:one", "Not yet implemented to accept doc_to_choice"), ("promptsource:x", "promptsource is not installed")],
+)
+def test_prompts_that_lm_eval_cannot_use_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, reason: str
+) -> None:
+    one = {"doc_to_text": "{{question}}", "doc_to_target": "{{label}}", "doc_to_choice": "[1, 2]"}
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump({"prompts": {"one": one}}))
+    monkeypatch.chdir(tmp_path)
+    message = refusal(write_task(tmp_path, GOOD, **PARITY, use_prompt=prompt), tmp_path)
+    assert message.startswith(f"benchmark own: use_prompt = {prompt!r}: ") and reason in message
 
 
 @pytest.mark.parametrize(

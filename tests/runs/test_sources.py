@@ -273,6 +273,105 @@ def test_a_run_with_relative_names_is_current_from_any_working_folder(
         (tmp_path / "kept").rename(tmp_path / "set" / "test.jsonl")
 
 
+def test_rows_are_told_apart_where_tasks_of_a_group_have_folders_with_files_of_equal_names(world: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load(TASK)
+    for name in ("one", "two"):
+        shutil.copytree(world / "set", tmp_path / name / "rows")
+        config = base | {"task": name, "dataset_path": str(tmp_path / name / "rows")}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    spec = replace(spec_of(world, "folder"), benchmark=BenchmarkSpec(task=str(tmp_path / "both.yaml")))
+    recorded = (*task_sources(spec.benchmark), *model_sources(spec.model))
+    assert len([source for source in recorded if source.kind == "rows"]) == 2 * len(SIZES)
+    for name in ("one", "two"):
+        flip(tmp_path / name / "rows" / "test.jsonl")
+        assert SourceCheck().difference(recorded, spec) == f"{name}/test.jsonl changed since"
+        flip(tmp_path / name / "rows" / "test.jsonl")
+
+
+@pytest.mark.parametrize("named_by", ["data_files", "absolute data_files", "card"])
+def test_files_that_a_data_set_names_outside_of_its_folder_are_sources(named_by: str, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "set", tmp_path / "elsewhere")
+    (tmp_path / "set").mkdir()
+    files = {split: f"../elsewhere/{split}.jsonl" for split in SIZES}
+    options: dict[str, Any] = {"cache_dir": str(tmp_path / "cache")}
+    if named_by == "card":
+        listed = [{"split": split, "path": path} for split, path in files.items()]
+        card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": listed}]})
+        (tmp_path / "set" / "README.md").write_text(f"---\n{card}---\n")
+    elif named_by == "data_files":
+        options["data_files"] = files
+    else:
+        options["data_files"] = {split: str(tmp_path / "elsewhere" / f"{split}.jsonl") for split in SIZES}
+    config = yaml.safe_load(TASK) | {"dataset_path": str(tmp_path / "set"), "dataset_kwargs": options}
+    (tmp_path / "outside.yaml").write_text(yaml.safe_dump(config))
+    spec = replace(spec_of(world, "folder"), benchmark=BenchmarkSpec(task=str(tmp_path / "outside.yaml")))
+    run = set_up_run(spec)
+    assert SourceCheck().difference(run.sources, spec) is None
+    test = tmp_path / "elsewhere" / "test.jsonl"
+    times = test.stat()
+    test.write_text(test.read_text().replace('"number": 32', '"number": 99', 1))
+    os.utime(test, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shown = "elsewhere/test.jsonl" if named_by == "card" else "../elsewhere/test.jsonl"
+    assert SourceCheck().difference(run.sources, spec) == f"{shown} changed since"
+    assert set_up_run(spec).splits.test[0].document["number"] == 99
+
+
+def test_the_file_of_a_prompt_is_a_source(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm_eval opens the file of ``use_prompt`` by its path from the working folder."""
+    prompt = {"prompts": {"one": {"doc_to_text": "number {{number}} is", "doc_to_target": "{{label}}"}}}
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompt))
+    config = yaml.safe_load(TASK) | {
+        "output_type": "generate_until",
+        "doc_to_choice": None,
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "use_prompt": "prompts.yaml:one",
+    }
+    shutil.copytree(world / "given" / "micro", tmp_path / "micro")
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    spec = replace(spec_of(world, "folder"), benchmark=BenchmarkSpec(task=str(tmp_path / "micro.yaml"), data_dir=tmp_path))
+    run = set_up_run(spec)
+    assert run.splits.test[0].requests[0].context == "number 32 is"
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompt).replace("number {{", "Number {{"))
+    for folder in (tmp_path, world):
+        monkeypatch.chdir(folder)
+        assert SourceCheck().difference(run.sources, spec) == "prompts.yaml changed since"
+
+
+def test_weights_that_an_index_or_a_configuration_names_elsewhere_are_sources(world: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    (folder / "shards").mkdir()
+    for file in folder.glob("*.safetensors"):
+        file.rename(folder / "shards" / file.name)
+    index["weight_map"] = {weight: f"shards/{file}" for weight, file in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    spec = replace(spec_of(world, "folder"), model=ModelSpec(name=str(folder)))
+    run = set_up_run(spec)  # transformers reads these files
+    shards = sorted(set(index["weight_map"].values()))
+    assert [source.name for source in run.sources if source.name.startswith("shards/")] == shards
+    flip(folder / shards[0])
+    assert SourceCheck().difference(run.sources, spec) == f"{shards[0]} changed since"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "best/consolidated.safetensors"}))
+    (folder / "best").mkdir()
+    (folder / "best" / "consolidated.safetensors").write_bytes(b"1")
+    assert "best/consolidated.safetensors" in {source.name for source in model_sources(spec.model)}
+
+
+def test_a_data_dir_without_the_rows_is_not_current(
+    world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
+) -> None:
+    """The recorded files still exist in the other folder, but the request does not name them any more."""
+    record, _ = records("data_dir")
+    spec = replace(record.spec, benchmark=replace(record.spec.benchmark, data_dir=tmp_path))
+    difference = SourceCheck().difference(record.sources, spec)
+    assert difference == "own/train.jsonl, own/validation.jsonl, own/test.jsonl no longer read"
+
+
 def test_a_record_stays_current_if_the_folder_is_moved(
     world: Path, records: Callable[[str], tuple[RunRecord, RunStore]], tmp_path: Path
 ) -> None:

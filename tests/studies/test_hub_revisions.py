@@ -41,8 +41,29 @@ def commit_of(hub: LoopbackHub, name: str = MODEL, kind: str = "models") -> str:
     return hub._server.repositories[kind, name].commit
 
 
+def test_weights_below_a_folder_count_if_there_is_an_index(tmp_path: Path) -> None:
+    old_files, new_files = write_tiny_model(tmp_path / "before", "gpt_neox"), tmp_path / "after"
+    (old_files / "shards").mkdir()
+    (old_files / "model.safetensors").rename(old_files / "shards" / "model.safetensors")
+    (old_files / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embed": "shards/model.safetensors"}}))
+    shutil.copytree(old_files, new_files)
+    with (new_files / "shards" / "model.safetensors").open("ab") as opened:
+        opened.write(b"1")
+    with LoopbackHub(models={MODEL: old_files}) as hub:
+        old = commit_of(hub)
+    with LoopbackHub(models={MODEL: new_files}, earlier={MODEL: old_files}) as hub:
+        assert HubRevisions(hub.endpoint).moved([source(old)]).keys() == {source(old)}
+
+
 @pytest.mark.parametrize(
-    ("file", "detected"), [("README.md", False), ("config.json", True), ("chat_template.jinja", True), ("onnx/model.json", False)]
+    ("file", "detected"),
+    [
+        ("README.md", False),
+        ("config.json", True),
+        ("chat_template.jinja", True),
+        ("onnx/model.json", False),
+        ("shards/model.safetensors", False),
+    ],
 )
 def test_a_moved_branch_is_detected_if_a_file_that_is_read_changed(tmp_path: Path, file: str, detected: bool) -> None:
     old_files, new_files = write_tiny_model(tmp_path / "before", "gpt_neox"), tmp_path / "after"

@@ -23,7 +23,7 @@ def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
         return {path: Path(path)}
     files, folder = options.get("data_files"), options.get("data_dir")
     if Path(path).is_dir():
-        return _below(path)
+        return _below(path) | _outside(path, files)
     if "/" in path or not (files or folder):
         return None
     # The name of a format (json, csv, parquet, text ...): `datasets` reads the files in dataset_kwargs.
@@ -36,6 +36,15 @@ def local_row_files(config: Mapping[str, Any]) -> dict[str, Path] | None:
             if not Path(match).is_dir():
                 found[match] = Path(match)
     return found
+
+
+def _outside(folder: str, files: Any) -> dict[str, Path]:
+    """Return the files of ``data_files`` that are not below a data set's folder, from which their paths are relative."""
+    root = Path(folder).resolve()
+    patterns = [os.path.join(folder, pattern) for pattern in _patterns(files)]
+    matches = (match for pattern in patterns for match in sorted(glob.glob(pattern, recursive=True)))
+    found = [match for match in matches if Path(match).is_file() and not Path(match).resolve().is_relative_to(root)]
+    return {Path(os.path.relpath(match, folder)).as_posix(): Path(match) for match in found}
 
 
 def _patterns(files: Any) -> Iterator[str]:

@@ -49,6 +49,12 @@ def files_opened_by(modules: Iterable[Path]) -> Iterator[set[Path]]:
         IMPORTED_MODULES.update(path for path in found if path.suffix == ".py")
 
 
+def note_opened(files: Iterable[Path]) -> None:
+    """Add files to every such block that a library opens for a task outside of Python code."""
+    for _, found in _watched:
+        found.update(file.absolute() for file in files)
+
+
 def _source_of(path: Path) -> Path:
     """Return the source file of a module's bytecode, or any other file as it is. Of valid bytecode Python opens no source."""
     if path.suffix == ".pyc":

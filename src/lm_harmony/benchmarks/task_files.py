@@ -73,9 +73,10 @@ def task_files(task: str, *, include_path: Path | None = None, data_dir: Path | 
 def _files_of_group(group: TaskGroup, data_dir: Path | None, use: SplitUse) -> TaskFiles:
     found = [_files_of_task(one, group.file.parent, data_dir, use) for one in group.subtasks]
     known = [one.metrics for one in found if one.metrics is not None]
+    names = [one.name for one in group.subtasks]
     return TaskFiles(
         code=_named(group.files, group.file.parent) | {name: path for one in found for name, path in one.code.items()},
-        rows={name: path for one in found for name, path in one.rows.items()},
+        rows=distinct_names((task, one.rows) for task, one in zip(names, found, strict=True)),
         datasets=tuple(dict.fromkeys(pair for one in found for pair in one.datasets)),
         imported=tuple(dict.fromkeys(module for one in found for module in one.imported)),
         metric_list=tuple(metric for one in found for metric in one.metric_list),
@@ -85,11 +86,21 @@ def _files_of_group(group: TaskGroup, data_dir: Path | None, use: SplitUse) -> T
     )
 
 
+def distinct_names(parts: Iterable[tuple[str, Mapping[str, Path]]]) -> dict[str, Path]:
+    """Return the files of several parts by name. Where a name stands for several files, the name of its part is put before it."""
+    files = [(part, name, path) for part, names in parts for name, path in names.items()]
+    paths: dict[str, set[Path]] = {}
+    for _, name, path in files:
+        paths.setdefault(name, set()).add(path.absolute())
+    return {name if len(paths[name]) == 1 else f"{part}/{name}": path for part, name, path in files}
+
+
 def _files_of_task(task: Subtask, folder: Path, data_dir: Path | None, use: SplitUse) -> TaskFiles:
     parts = _Parts({}, {}, {})
     config = {**_read(task.file, parts), **task.changes}
     rows = local_row_files(config) if data_dir is None else _rows_in(config, data_dir, use)
     options, path = config.get("dataset_kwargs"), config.get("dataset_path")
+    parts.yamls.update(dict.fromkeys(_prompt_files(config)))
     revision = options.get("revision") if isinstance(options, Mapping) else None
     return TaskFiles(
         code=_named((*parts.yamls, *parts.modules), folder),
@@ -101,6 +112,13 @@ def _files_of_task(task: Subtask, folder: Path, data_dir: Path | None, use: Spli
         untrained=() if config.get(SPLIT_FIELDS["train"]) else (task.name,),
         metrics=_metrics_of(config),
     )
+
+
+def _prompt_files(config: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the file of ``use_prompt: FILE.yaml:NAME``, whose path is relative to the working folder, if it exists."""
+    file = str(config.get("use_prompt")).partition(":")[0]
+    if ".yaml" in file and Path(file).is_file():
+        yield Path(file)
 
 
 def _metrics_of(config: Mapping[str, Any]) -> frozenset[str] | None:

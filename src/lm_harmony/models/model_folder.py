@@ -6,8 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lm_harmony.errors import ModelError, did_you_mean
 from lm_harmony.models.folder_checks import refuse_no_decoder
@@ -109,7 +111,18 @@ def model_files(folder: Path) -> dict[str, Path]:
     inner = {} if base is None or not os.path.isdir(base.name) else model_files(Path(base.name))
     candidates = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja"), *folder.rglob("*.py")]
     files = {file.relative_to(folder).as_posix(): file for file in candidates if file.is_file()}
-    return {name: files[name] for name in files_read(files)} | {BASE + name: path for name, path in inner.items()}
+    shards = {name: folder / name for name in _named_weights(folder) if (folder / name).is_file()}
+    return {name: files[name] for name in files_read(files)} | shards | {BASE + name: path for name, path in inner.items()}
+
+
+def _named_weights(folder: Path) -> list[str]:
+    """Return, sorted, the files of weights that an index or config.json of a model's folder names."""
+    named = set[Any]()
+    for file in (folder / "config.json", *folder.glob("*.safetensors.index.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # loading reports what is wrong with it
+            values = json.loads(file.read_text(encoding="utf-8"))
+            named.update([values.get("transformers_weights")] if file.name == "config.json" else values["weight_map"].values())
+    return sorted(name for name in named if isinstance(name, str))
 
 
 def _may_be_read(name: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_harmony.benchmarks.catalogue import benchmark_name
-from lm_harmony.benchmarks.task_files import TaskFiles, task_files
+from lm_harmony.benchmarks.task_files import TaskFiles, distinct_names, task_files
 from lm_harmony.errors import FILE_RULES, BenchmarkError, HarmonyError, ModelError, StoreError
 from lm_harmony.models.model_folder import AdapterBase, adapter_base, files_read, model_files
 from lm_harmony.runs.file_hashes import sha256_of
@@ -148,11 +148,13 @@ class SourceCheck:
         now = {key: path for one in listed if not isinstance(one, HarmonyError) for key, path in one.items()}
         files = {(source.kind, source.name): source for source in recorded if source.path is not None}
         # Older records also list files of the model's folder that are never read.
-        read = {("model", name) for name in files_read(name for kind, name in files if kind == "model")}
+        read = {("model", name) for name in files_read(name for kind, name in files if kind == "model")} | now.keys()
         files = {key: source for key, source in files.items() if source.kind != "model" or key in read}
         changed, gone, unread = [], [], []
         # Relative paths do not exist from another working folder. Files are then compared at their recorded paths.
         kinds = {kind for kind, _ in now}
+        if spec.benchmark.data_dir is not None and spec.benchmark.data_dir.is_absolute():
+            kinds.add("rows")  # it is the same folder from anywhere, also if it lacks the rows
         for key, source in files.items():
             content = self._content(now.get(key) or _place(source, now), source.size)
             if content is None:
@@ -209,7 +211,7 @@ def _paths(asked: BenchmarkSpec | ModelSpec) -> dict[tuple[str, str], Path]:
     found = {("task", name): path for name, path in tested.code.items()}
     found |= {("rows", name): path for name, path in tested.rows.items()}
     for (task, _), other in zip(asked.tasks[1:], others, strict=True):  # all these files have an effect on training rows alone
-        names = {**other.code, **other.rows}
+        names = distinct_names((("code", other.code), ("rows", other.rows)))
         found |= {("rows", f"train_on/{benchmark_name(task)}/{name}"): path for name, path in names.items()}
     return found
 

@@ -113,7 +113,10 @@ def _files(info: Any, source: Source) -> dict[str, str]:
     """Return the content ids of the files that a run reads. Of a data set these are all files that are not hidden."""
     files = {one.rfilename: str(one.blob_id) for one in info.siblings or ()}
     if source.kind == "model":
-        return {name: files[name] for name in files_read(files)}
+        # An index, which is not read here, may name weights in subfolders.
+        below = [name for name in files if "/" in name and name.endswith(".safetensors")]
+        named = below if any(name.endswith(".safetensors.index.json") for name in files) else []
+        return {name: files[name] for name in {*files_read(files), *named}}
     return {name: content for name, content in files.items() if not name.startswith(".")}
 
 

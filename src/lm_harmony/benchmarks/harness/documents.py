@@ -225,6 +225,12 @@ def build_task(name: str, config: dict[str, Any], scored: Path | None) -> Config
             return ConfigurableTask(config=config)
     except BenchmarkError:
         raise
+    except (ImportError, NotImplementedError) as error:  # a prompt with choices, or of promptsource
+        if config.get("use_prompt") is None:
+            raise
+        prompt, reason = config["use_prompt"], ": ".join(str(one).strip() for one in error.args)
+        remedy = "Write doc_to_text, doc_to_target and doc_to_choice into the task's YAML in its place."
+        raise BenchmarkError(f"benchmark {name}: use_prompt = {prompt!r}: {reason}. {remedy}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         reason = (missing_hub() if local_row_files(config) is None else None) or str(error).strip().split("\n")[0]
         raise BenchmarkError(

@@ -13,20 +13,23 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import jinja2
 from datasets.data_files import DataFilesList
-from datasets.fingerprint import generate_random_fingerprint, get_temporary_cache_files_directory
+from datasets.fingerprint import Hasher, generate_random_fingerprint, get_temporary_cache_files_directory
+from datasets.load import DatasetModule, LocalDatasetModuleFactory
 from datasets.table import InMemoryTable
 from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils as lm_eval_utils
 
 from lm_harmony.benchmarks.harness.hub_rows import sha256
 from lm_harmony.benchmarks.row_files import local_row_files
+from lm_harmony.benchmarks.task_code import note_opened
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.hub_connection import missing_hub
 
@@ -129,19 +132,33 @@ def _generators_always_called() -> Iterator[None]:
 
 @contextmanager
 def files_keyed_by_content() -> Iterator[None]:
-    """Let `datasets` identify local files by their content in place of their modification time.
+    """Let `datasets` identify local files by their content in place of their modification time, and note them as opened.
 
     Processes still share its cache: the first one converts the rows, the others wait and read the result.
     """
     digest = functools.cache(sha256)  # `datasets` makes several lists of the same files
-    original = DataFilesList.__init__
+    original, original_module = DataFilesList.__init__, LocalDatasetModuleFactory.get_module
+    listed = dict[str, Any]()
 
     @functools.wraps(original)
     def init(self: DataFilesList, data_files: list[str], origin_metadata: list[Any]) -> None:
         known = zip(data_files, origin_metadata, strict=True)
-        original(self, data_files, [(digest(Path(file)),) if Path(file).is_file() else other for file, other in known])
+        note_opened(Path(file) for file in data_files if Path(file).is_file())
+        metadata = [(digest(Path(file)),) if Path(file).is_file() else other for file, other in known]
+        listed.update(zip(data_files, metadata, strict=True))
+        original(self, data_files, metadata)
 
-    with _replaced(DataFilesList, "__init__", init):
+    @functools.wraps(original_module)
+    def get_module(self: LocalDatasetModuleFactory) -> DatasetModule:
+        # Where the card of a folder names files, `datasets` identifies the rows by the names alone, even with new times.
+        listed.clear()
+        module = original_module(self)
+        for config in copy.deepcopy(module.builder_configs_parameters.builder_configs or []):
+            with suppress(FileNotFoundError, datasets.exceptions.DatasetsError):  # of a configuration that is not loaded
+                config._resolve_data_files(base_path=self.path, download_config=datasets.DownloadConfig())
+        return replace(module, hash=Hasher.hash([module.hash, sorted(listed.items())]))
+
+    with _replaced(DataFilesList, "__init__", init), _replaced(LocalDatasetModuleFactory, "get_module", get_module):
         yield
 
 
