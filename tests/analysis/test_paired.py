@@ -120,6 +120,70 @@ def test_seeds_are_averaged_by_question(tmp_path: Path) -> None:
     assert found is not None and list(found.columns[:, 0]) == [1.0, 0.5] and not found.is_binary
 
 
+def test_the_paired_bootstrap_contains_the_variance_between_trainings(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    questions, seeds, ability = 1000, 3, {"a": [0.48, 0.52, 0.56], "b": [0.46, 0.49, 0.52]}
+    scores: dict[str, list[float]] = {}
+    for model, shares in ability.items():
+        for seed, share in enumerate(shares):
+            outcomes = list((random.random(questions) < share).astype(float))
+            scores.setdefault(model, []).append(float(np.mean(outcomes)))
+            write_run(tmp_path, model=model, seed=seed, trained=scores[model][-1], outcomes=outcomes)
+    test = _compare_on(tmp_path)
+    between = math.sqrt(sum(np.var(values, ddof=1) / seeds for values in scores.values()))
+    assert test.test == "paired bootstrap" and test.difference == pytest.approx(np.mean(scores["a"]) - np.mean(scores["b"]))
+    assert test.stderr is not None and between < test.stderr < 1.2 * between
+    # With so few trainings, the p-value is larger than that of a normal distribution.
+    assert test.p is not None and test.p > 2 * stats.norm.sf(test.difference / test.stderr)
+
+
+def test_the_matthews_correlation_of_seeds_is_the_mean_of_theirs(tmp_path: Path) -> None:
+    truth = np.array([0, 1] * 40)
+    answers = [truth, 1 - truth, np.zeros(80, dtype=int)]  # 1, -1 and 0
+    for seed, given in enumerate(answers):
+        pairs = [[int(t), int(a)] for t, a in zip(truth, given, strict=True)]
+        score = float(matthews_corrcoef(truth, given))
+        write_run(tmp_path, model="a", task="cola", seed=seed, trained=score, outcomes=pairs, metric="mcc,none")
+    files = ScoreMatrix.from_records(tmp_path).samples["a", "cola", "trained"]
+    found = read_outcomes(files, "mcc,none")
+    assert found is not None and found.seed_scores == pytest.approx([1, -1, 0])
+    assert paired_bootstrap(found, found, draws=10) == pytest.approx(np.zeros(10))
+    half = Outcomes(questions=found.questions, columns=found.seeds[2], kind="mcc")  # always 0
+    assert abs(paired_bootstrap(found, half, draws=10)).max() == pytest.approx(0)  # the mean of 1, -1 and 0
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3, 5])
+def test_a_few_questions_are_not_significant(tmp_path: Path, texts: int) -> None:
+    for model, nats in (("a", -70.0), ("b", -90.0)):
+        outcomes = [[nats - number / 10, 100] for number in range(texts)]
+        score = -sum(one[0] for one in outcomes) / (100 * texts) / math.log(2)
+        write_run(
+            tmp_path, model=model, task="corpus:w", trained=score, outcomes=outcomes, metric="bits_per_byte,none", higher=False
+        )
+    test = _compare_on(tmp_path)
+    assert (test.test, test.questions) == ("paired bootstrap", texts) and test.difference > 0
+    assert test.p == 2.0 ** (1 - texts)  # all questions favour the first model: that of a sign test
+    assert (test.stderr is None) == (texts == 1)
+
+
+def test_five_questions_have_the_p_value_of_students_t(tmp_path: Path) -> None:
+    first, second = [0.5, 0.9, 0.4, 0.7, 0.3], [0.3, 0.4, 0.5, 0.3, 0.2]
+    for model, outcomes in (("a", first), ("b", second)):
+        write_run(tmp_path, model=model, trained=float(np.mean(outcomes)), outcomes=outcomes, metric="f1,none")
+    test, expected = _compare_on(tmp_path), stats.ttest_rel(first, second)
+    assert test.p == pytest.approx(expected.pvalue, abs=0.01)
+    assert test.stderr == pytest.approx(np.std(np.subtract(first, second), ddof=1) / math.sqrt(5), rel=0.05)
+
+
+def test_a_score_that_is_no_mean_of_its_outcomes_is_not_paired(tmp_path: Path) -> None:
+    for model, nats in (("a", [-2.0, -3.0, -2.5]), ("b", [-4.0, -3.5, -3.0])):  # lm_eval's perplexity: exp of minus the mean
+        score = math.exp(-np.mean(nats))
+        write_run(tmp_path, model=model, trained=score, outcomes=nats, stderr=2.0, metric="perplexity,none", higher=False)
+    test = _compare_on(tmp_path)
+    assert (test.test, test.stderr) == ("z", pytest.approx(math.hypot(2, 2))) and test.difference > 0
+    assert test.note == "the score of arc_easy does not follow from its questions alone"
+
+
 @pytest.mark.parametrize("text", ['{"doc_hash": ', "[]\n", "\udcff"], ids=["cut off", "a list", "no text"])
 def test_damaged_samples_are_named_and_the_test_is_unpaired(tmp_path: Path, text: str) -> None:
     for model in "ab":

@@ -30,6 +30,8 @@ class Outcomes:
     """Identifier of each row: the hash of the question, and a number that counts equal questions."""
     columns: Floats
     """Outcomes, questions x columns; the mean over seeds if there are several."""
+    seeds: tuple[Floats, ...] = ()
+    """Outcomes of each seed, questions x columns, if there are several seeds."""
     kind: str
     """Kind of score: "mean", "bits_per_byte" or "mcc"."""
     of_group: bool = False
@@ -38,6 +40,11 @@ class Outcomes:
     def score(self, sums: Floats) -> Floats:
         """Return the score for sums over questions, of shape (..., columns)."""
         return score_of(self.kind, sums)
+
+    @property
+    def seed_scores(self) -> Floats:
+        """The score of each seed, shape (seeds,)."""
+        return np.array([float(self.score(columns.sum(axis=0))) for columns in self.seeds or (self.columns,)])
 
     @property
     def is_binary(self) -> bool:
@@ -81,8 +88,14 @@ def read_outcomes(files: Sequence[Path], metric: str, task: str | None = None) -
     values = [[_columns(seed[question], metric) for question in first] for seed in seeds if seed is not None]
     if not first or any(row is None for seed in values for row in seed):
         return None
-    columns = np.mean(np.array(values, dtype=float), axis=0)
-    return Outcomes(questions=tuple(first), columns=columns, kind=_kind(metric), of_group=tasks != {None})
+    columns = np.array(values, dtype=float)
+    return Outcomes(
+        questions=tuple(first),
+        columns=np.mean(columns, axis=0),
+        seeds=tuple(columns) if len(columns) > 1 else (),
+        kind=_kind(metric),
+        of_group=tasks != {None},
+    )
 
 
 def part_of_samples(

@@ -2,13 +2,20 @@
 
 If the outcomes of both models on the same questions are known, the test is paired. For outcomes that are right or wrong it is
 McNemar's exact test: a binomial test with probability 1/2 on the questions that only one of the models answers correctly. For
-other outcomes it is a paired bootstrap, which resamples the questions for both models together:
-p = 2 min(share <= 0, share >= 0) of the differences, and at least 2 / (draws + 1). Without outcomes it is a z-test with the
-standard errors of the scores. p-values are corrected over the benchmarks of one preparation by Holm's method.
+other outcomes it is a paired bootstrap, which resamples the questions for both models together. Without outcomes it is a z-test
+with the standard errors of the scores. p-values are corrected over the benchmarks of one preparation by Holm's method.
+
+With n questions, the variance of the difference in the paired bootstrap is n / (n - 1) times that of the draws (Hesterberg 2015,
+What Teachers Should Know About the Bootstrap), plus s^2 / seeds for each model with several seeds, where s is the standard
+deviation between the scores of its seeds: all seeds have the same questions, so that resampling these does not show it. The
+p-value is that of Student's t with the degrees of freedom of Welch and Satterthwaite, and at least 2^(1 - n), the smallest one
+of a sign test.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +33,7 @@ from lm_harmony.errors import StoreError, UsageError
 DRAWS = 2_000
 """Number of draws of the paired bootstrap."""
 _CHUNK = 2_000_000
-"""Number of questions drawn at once; it limits memory."""
+"""Number of questions with up to eight columns that are drawn at once; it limits memory."""
 
 Test = Literal["mcnemar", "paired bootstrap", "z", "none"]
 Floats = npt.NDArray[np.float64]
@@ -133,16 +140,13 @@ def _test_difference(
         return replace(test, note=f"no paired test supports the outcomes of {benchmark.metric}")
     if one.questions != other.questions:
         return replace(test, note="the two models have different test questions")
-    if one.of_group and not np.allclose([_mean(one), _mean(other)], [first, second]):
-        return replace(test, note=f"the score of {benchmark.task} is no mean over its questions, because its tasks count equally")
-    return _paired(test, one, other, sign, draws, seed)
+    if not np.allclose([one.seed_scores.mean(), other.seed_scores.mean()], [first, second]):
+        reason = ", because its tasks count equally" if one.of_group else ""
+        return replace(test, note=f"the score of {benchmark.task} does not follow from its questions alone{reason}")
+    return _paired(test, one, other, draws, seed)
 
 
-def _mean(outcomes: Outcomes) -> float:
-    return float(outcomes.score(outcomes.columns.sum(axis=0)))
-
-
-def _paired(test: PairedTest, first: Outcomes, second: Outcomes, sign: float, draws: int, seed: int) -> PairedTest:
+def _paired(test: PairedTest, first: Outcomes, second: Outcomes, draws: int, seed: int) -> PairedTest:
     questions = len(first.questions)
     if first.is_binary and second.is_binary:
         difference = first.columns[:, 0] - second.columns[:, 0]
@@ -154,9 +158,24 @@ def _paired(test: PairedTest, first: Outcomes, second: Outcomes, sign: float, dr
             stderr=stderr,
             p=mcnemar(int((difference > 0).sum()), int((difference < 0).sum())),
         )
-    drawn = sign * paired_bootstrap(first, second, draws=draws, seed=seed)
-    p = min(1.0, 2 * (1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))) / (draws + 1))
-    return replace(test, test="paired bootstrap", questions=questions, stderr=float(drawn.std(ddof=1)), p=p)
+    if questions == 1:
+        return replace(test, test="paired bootstrap", questions=1, stderr=None, p=1.0)
+    drawn = paired_bootstrap(first, second, draws=draws, seed=seed)
+    parts = [(float(drawn.var(ddof=1)) * questions / (questions - 1), questions - 1)]
+    scores = [outcomes.seed_scores for outcomes in (first, second)]
+    parts += [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in scores if len(values) > 1]
+    stderr = math.sqrt(sum(variance for variance, _ in parts))
+    p = max(_t(test.difference, parts), 2.0 ** (1 - questions))
+    return replace(test, test="paired bootstrap", questions=questions, stderr=stderr, p=p)
+
+
+def _t(difference: float, parts: Sequence[tuple[float, int]]) -> float:
+    """Return the two-sided p-value of a difference by Student's t; ``parts``: parts of its variance, with degrees of freedom."""
+    variance = sum(part for part, _ in parts)
+    if difference == 0 or variance == 0:
+        return float(difference == 0)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(2 * stats.t.sf(abs(difference) / math.sqrt(variance), freedom))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -173,14 +192,15 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_bootstrap(first: Outcomes, second: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> Floats:
     """Return differences of the score, first minus second, of shape (draws,), on questions resampled for both models together."""
     random = np.random.default_rng(seed)
-    both = np.hstack([first.columns, second.columns])
+    seeds = [outcomes.seeds or (outcomes.columns,) for outcomes in (first, second)]
+    both = np.hstack([*seeds[0], *seeds[1]])
     questions, width = len(both), first.columns.shape[1]
-    step = max(1, _CHUNK // questions)
+    step = max(1, _CHUNK // (questions * -(-both.shape[1] // 8)))
     found = []
     for start in range(0, draws, step):
         picks = random.integers(questions, size=(min(step, draws - start), questions))
-        sums = both[picks].sum(axis=1)
-        found.append(score_of(first.kind, sums[:, :width]) - score_of(second.kind, sums[:, width:]))
+        scores = score_of(first.kind, both[picks].sum(axis=1).reshape(len(picks), -1, width))  # draws x seeds of both models
+        found.append(scores[:, : len(seeds[0])].mean(axis=1) - scores[:, len(seeds[0]) :].mean(axis=1))
     return np.concatenate(found)
 
 
