@@ -165,7 +165,8 @@ def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
     rows = []
     for preparation in dict.fromkeys((*PREPARATIONS, *(name for record, _ in runs for name in record.scores))):
         kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
-        value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept])
+        count = min((score.documents for score, _ in kept), default=None)
+        value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept], count)
         file = samples_file(preparation)
         rows.append(
             ScoreRow(
@@ -174,7 +175,7 @@ def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
                 preparation=preparation,
                 value=value,
                 stderr=stderr,
-                count=min((score.documents for score, _ in kept), default=None),
+                count=count,
                 metric=first.metric,
                 higher_is_better=first.higher_is_better,
                 samples=tuple(path for _, store in kept if (path := store.folder / file).is_file()),

@@ -149,10 +149,10 @@ class ScoreMatrix:
         models: list[str] = []
         benchmarks: list[str] = []
         while missing.to_numpy().any():
-            shares = [(missing[task].mean(), 1, task) for task in missing] + [
-                (missing.loc[name].mean(), 0, name) for name in missing.index
-            ]
-            _, is_benchmark, name = min(shares, key=lambda share: (-share[0], -share[1], share[2]))
+            by_task, by_model = missing.mean(), missing.mean(axis=1)
+            is_benchmark = by_task.max() >= by_model.max()
+            shares = by_task if is_benchmark else by_model
+            name = min(shares.index[shares == shares.max()])
             (benchmarks if is_benchmark else models).append(name)
             missing = missing.drop(columns=name) if is_benchmark else missing.drop(index=name)
         part = self.subset(missing.index, missing.columns)
