@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from boards import matrix_of, published_ranks, random_table, write_run
+from shared import ROOT
 
 from lm_harmony.analysis.leaderboard import NEW_MODEL_SUFFIX, own_board, published_board
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -22,6 +24,8 @@ def test_the_published_board_has_the_published_values() -> None:
     assert all(abs((row.pc1 or 0) - places[row.model].pc1) < 0.01 and row.rank == places[row.model].rank for row in board.rows)
     assert board.explained == pytest.approx(0.8546, abs=1e-4) and "standard errors are not known for CoLA" in board.notes[0]
     assert "what a place is worth" in board.notes[1]
+    page = (ROOT / "docs" / "read_a_board.md").read_text(encoding="utf-8")
+    assert all(number in page for number in re.findall(r"0\.\d+", board.notes[1]))  # both have the figures of bench.coverage
 
 
 def test_new_models_are_placed_and_do_not_change_published_models(tmp_path: Path) -> None:

@@ -26,6 +26,24 @@ def test_components_equal_scikit_learns() -> None:
     assert np.allclose(np.abs(fitted.pc1), np.abs(expected))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_is_no_component(seed: int) -> None:
+    table = random_table(3, 10, seed)
+    table["b3"] = [0.781, 0.7811, 0.7812]  # standardised, these are rounded ten thousand times as much
+    assert len(components(matrix_of(table)).explained) == 2
+    many = random_table(12, 3, seed)
+    many["b3"] = 0.78 + 1e-6 * many["b0"]
+    assert len(components(matrix_of(many)).explained) == 3
+
+
+@pytest.mark.parametrize("score", [0.1, 12345.678, 33333.33])
+def test_equal_scores_are_refused_whatever_their_size(score: float) -> None:
+    table = random_table(7, 4)
+    table["b2"] = score
+    with pytest.raises(UsageError, match="every model has the same trained score on b2"):
+        components(matrix_of(table))
+
+
 def test_components_without_variance_are_left_out() -> None:
     table = random_table(3, 5)  # the ranks of three centred rows are two
     fitted = components(matrix_of(table))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,13 @@ def test_the_summary_has_the_shares_of_five_components() -> None:
         line for line in summary_lines(analyze_matrix(matrix_of(table, stderr=0.1))) if line.startswith("components, trained")
     ]
     assert line.startswith(f"components, trained: variance explained {', '.join(f'{share:.1%}' for share in shares[:5])}; on ")
+
+
+def test_the_summary_of_equal_scores_has_no_nan() -> None:
+    equal = random_table(4, 5) * 0 + 0.5
+    lines = summary_lines(analyze_matrix(matrix_of(equal, equal, stderr=0.1)))
+    assert not [line for line in lines if re.search(r"\bnan\b", line)]
+    assert any(line.startswith("noise ceiling, trained:") and "measured is undefined" in line for line in lines)
 
 
 def test_a_narrow_terminal_cuts_no_number_and_shows_the_ends_of_paths() -> None:

@@ -19,9 +19,9 @@ from lm_harmony.errors import UsageError
 RowBasis = Literal["board", "computed", "predicted", "none"]
 REPEATED = (
     "what a place is worth: a second training of the published models agrees with this order by Kendall's tau 0.954 (0.863 among "
-    "those of 6 billion parameters and more); two of its benchmarks predict this order with tau 0.906, four with 0.915"
+    "those of 6 billion parameters and more); two of its benchmarks predict this order with tau 0.904, four with 0.918"
 )
-"""Note of boards with the published models; ``python -m bench.coverage`` prints its figures."""
+"""Note of boards with the published models, with figures of ``python -m bench.coverage`` as in docs/analysis.md."""
 NEW_MODEL_SUFFIX = " (these results)"
 """Suffix of a new model whose name is also on the published board."""
 

@@ -74,10 +74,11 @@ class NoiseCeiling:
 
     def sentence(self) -> str:
         """Return the result as a sentence."""
+        measured = "undefined" if np.isnan(self.mean_tau) else f"{self.mean_tau:.3f}"
         share = "" if np.isnan(self.share) else f" ({self.share:.0%})"
         return (
             f"noise ceiling, {self.preparation}: test questions allow a mean tau of {self.mean_ceiling:.3f}, measured is "
-            f"{self.mean_tau:.3f}{share}, on {len(self.benchmarks)} benchmarks with standard errors"
+            f"{measured}{share}, on {len(self.benchmarks)} benchmarks with standard errors"
         )
 
 

@@ -4,7 +4,7 @@ Scores are oriented so that larger is better. Each benchmark's column is standar
 deviation 1, as on the published board). The resulting matrix Z (models x benchmarks) has the singular value decomposition
 Z = U S V'. The component scores are U S, reported times 100. The share of variance of component k is S_k^2 / sum(S^2), and its
 loadings are column k of V. Components that have no variance beyond rounding are left out, because their directions are arbitrary.
-The last component of no more models than benchmarks is always one of these.
+N models have at most N - 1 components, because their columns are centred.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Components:
 def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Components:
     """Return the principal components of the complete part of ``matrix``, including its text corpora.
 
-    Use ``matrix.downstream()`` to leave text corpora out. There are as many components as the matrix has ranks, by the rule of
-    ``numpy.linalg.matrix_rank``. The sign of each component is chosen so that its loadings have a
-    positive sum. On the first component, better models therefore have higher scores.
+    Use ``matrix.downstream()`` to leave text corpora out. There are as many components as the rank of the standardised matrix, by
+    the rule of ``numpy.linalg.matrix_rank`` with the rounding error of the scores. The sign of each component is chosen so that
+    its loadings have a positive sum. On the first component, better models therefore have higher scores.
 
     Raises:
         UsageError: fewer than two models or benchmarks are left, or all models have the same score on a benchmark.
@@ -78,7 +78,7 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
         )
     values = part.oriented(preparation)
     means, scales = values.mean(), values.std(ddof=0)
-    constant = [task for task, scale in scales.items() if scale <= 1e-12]
+    constant = [task for task, scale in scales.items() if scale <= 1e-12 * max(1.0, abs(means[task]))]
     if constant:
         raise UsageError(
             f"components: every model has the same {preparation} score on {', '.join(map(str, constant))}. "
@@ -86,7 +86,9 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
         )
     standardised = np.ascontiguousarray((values - means) / scales)
     _, sizes, right = np.linalg.svd(standardised, full_matrices=False)
-    rank = int((sizes > sizes[0] * max(values.shape) * np.finfo(np.float64).eps).sum())
+    # A standardised score has the rounding error of its score, divided by the scale of its column.
+    rounding = np.finfo(np.float64).eps * max(1.0, float((values.abs().max() / scales).max()))
+    rank = min(int((sizes > sizes[0] * max(values.shape) * rounding).sum()), len(values) - 1)
     sizes, right = sizes[:rank], right[:rank]
     right = right * np.where(right.sum(axis=1) < 0, -1.0, 1.0)[:, None]
     # U S is Z V. Summed row by row, models with equal scores get the same bits, and so one rank. U differs by rounding.

@@ -86,7 +86,9 @@ def compare_preparations(matrix: ScoreMatrix, *, draws: int = DRAWS, seed: int =
     present = [name for name in matrix.preparations if matrix.has(name)]
     part = in_fixed_order(_common(matrix, present))
     values = {name: part.oriented(name).to_numpy() for name in present}
-    constant = [name for name in present if (values[name].std(axis=0) <= 1e-12).any()]
+    constant = [
+        name for name in present if (np.ptp(values[name], axis=0) <= 1e-12 * np.maximum(1.0, np.abs(values[name][0]))).any()
+    ]
     if len(part.models) < 2 or len(part.benchmarks) < 2 or constant:
         reason = f"all models have the same {constant[0]} score on one" if constant else "two of each are needed"
         raise UsageError(

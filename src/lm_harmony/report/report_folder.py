@@ -68,7 +68,7 @@ def summary_lines(summary: AnalysisSummary) -> list[str]:
         )
     if summary.preparations is not None:
         lines += summary.preparations.sentences()
-    if (trained := summary.change) is not None:
+    if (trained := summary.change) is not None and trained.pairs:
         lines.append(f"tau is larger after training for {trained.improved:.1%} of {counted(trained.pairs, 'pair')} of benchmarks")
     for name, found in summary.agreements.items():
         means = [f"{category} {_number(mean)}" for category, mean in found.by_category()["mean"].items()]
