@@ -129,7 +129,7 @@ def test_a_plain_run_is_as_before_and_few_shot_scores_change_nothing_else(run: R
     record = train_before_test(plain, RunStore(tmp_path / "run"))
     assert "direct_fewshot" not in record.to_dict()
     written = json.loads((tmp_path / "run" / "direct.json").read_text())
-    assert written.keys() == {"metrics", "stderrs", "documents", "samples_sha256", "check"}
+    assert written.keys() == {"metrics", "stderrs", "documents", "samples_sha256", "run", "check"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         path.name for path in run.folder.iterdir() if "shot" not in path.name and not path.name.startswith("results_")
     } | {path.name for path in (tmp_path / "run").glob("results_*.json")}

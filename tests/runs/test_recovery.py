@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,26 @@ def test_a_damaged_part_changes_no_number(
     assert len(warnings) == bool(said), warnings
     for warning in warnings:
         assert f"{store.folder}/" in warning and said in warning and "It was set aside, and " in warning and "\n" not in warning
+
+
+@pytest.mark.parametrize("names", [("epochs.jsonl", "checkpoints"), ("direct.json", "samples_direct.jsonl")])
+def test_files_of_another_run_are_set_aside(
+    spec: RunSpec, stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, ...]
+) -> None:
+    """Two results folders that are copied into one may mix the files of runs. Every single file is undamaged."""
+    other = replace(spec, seed=1)
+    reference = train_before_test(other, RunStore(tmp_path / "reference"), caches=CACHES)
+    store = RunStore(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train_before_test(other, Stopping(store.folder), caches=CACHES)
+    for name in names:
+        missing(store.folder / name)
+        (shutil.copytree if (stopped / name).is_dir() else shutil.copy)(stopped / name, store.folder / name)
+    record = train_before_test(other, store, resume=True, caches=CACHES)
+    assert record == reference and store.record() == reference
+    (warning,) = own_warnings(caplog)
+    assert f"{store.folder / names[0]} cannot be read: " in warning
+    assert "it is of a run with another request or other files. It was set aside, and " in warning
 
 
 def test_an_undamaged_run_continues_after_its_last_epoch(

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from lm_harmony.benchmarks.types import FewShotScore, Score
 from lm_harmony.errors import FILE_RULES, UsageError
-from lm_harmony.recipe import Number
+from lm_harmony.recipe import Number, fingerprint
 from lm_harmony.runs.data_record import DataRecord
 from lm_harmony.runs.file_values import from_plain, to_plain
 from lm_harmony.runs.shots import direct_name
@@ -53,7 +53,8 @@ class EpochRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the epoch as plain values, without a learning rate that the recipe has."""
-        return {name: value for name, value in to_plain(self).items() if name != "learning_rate" or value is not None}
+        optional = ("learning_rate", "run")
+        return {name: value for name, value in to_plain(self).items() if name not in optional or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,13 @@ class EpochLine(EpochRecord):
 
     checkpoint: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every file of the epoch's checkpoint, by its path inside the checkpoint's folder."""
+    run: str | None = None
+    """``RunConfig.made_from`` of the run that trained the epoch; None: the line was written by an older version."""
 
     @classmethod
-    def of(cls, epoch: EpochRecord, checkpoint: Mapping[str, str]) -> EpochLine:
-        """Return the line of an epoch whose checkpoint's files have the checksums ``checkpoint``."""
-        return cls(**{one.name: getattr(epoch, one.name) for one in fields(EpochRecord)}, checkpoint=checkpoint)
+    def of(cls, epoch: EpochRecord, checkpoint: Mapping[str, str], run: str | None) -> EpochLine:
+        """Return the line of an epoch of ``run`` whose checkpoint's files have the checksums ``checkpoint``."""
+        return cls(**{one.name: getattr(epoch, one.name) for one in fields(EpochRecord)}, checkpoint=checkpoint, run=run)
 
     @property
     def record(self) -> EpochRecord:
@@ -82,6 +85,8 @@ class DirectScoreFile(Score):
     """SHA-256 of samples_direct.jsonl; None: the score was written by an older version."""
     requests: str | None = None
     """Fingerprint of the requests if they have examples (``FewShotScore``); None: they have none."""
+    run: str | None = None
+    """``RunConfig.made_from`` of the run in whose folder it is; None: it is shared by runs, or of an older version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +218,13 @@ class RunConfig(RunSpec):
     """Fingerprint of every request and training token; None: the run was begun by an older version."""
     sources: tuple[Source, ...] | None = None
     """Every file and hub commit that the run reads; None: the run was begun by an older version."""
+
+    @property
+    def made_from(self) -> str:
+        """Fingerprint of what decides the epochs: recipe, seed, rows, requests and sources, wherever the files are."""
+        sources = None if self.sources is None else sorted(map(repr, (one.content for one in self.sources)))
+        known = self.recipe_fingerprint, self.seed, self.data_fingerprint, self.asked_fingerprint
+        return fingerprint([*known, self.model.apply_chat_template, sources])
 
     @property
     def spec(self) -> RunSpec:

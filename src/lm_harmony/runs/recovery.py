@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError
+from lm_harmony.runs.direct_files import refuse_other_run
 from lm_harmony.runs.file_values import read_json_lines, without_check
 from lm_harmony.runs.files import not_written
 from lm_harmony.runs.record import EpochLine, EpochRecord
@@ -122,9 +123,14 @@ def _good_lines(store: RunStore) -> tuple[list[EpochLine], str | None]:
         lines, cause = list(store.epoch_lines()), None
     except DamagedFile as error:
         lines, cause = _lines_before_damage(path), _said(error)
+    run = store.made_from()
     for place, line in enumerate(lines, 1):
         if line.epoch != place:
             return lines[: place - 1], f"{path} cannot be read: line {place} is of epoch {line.epoch}"
+        try:
+            refuse_other_run(line.run, run)
+        except StoreError as error:
+            return lines[: place - 1], f"{path} cannot be read: line {place}: {error}"
     return lines, cause
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -14,19 +14,12 @@ import yaml
 from lm_harmony.benchmarks.types import Score
 from lm_harmony.errors import DamagedFile, StoreError, UsageError
 from lm_harmony.runs.conflicts import refuse_finished, refuse_other_content, refuse_other_request
+from lm_harmony.runs.direct_files import direct_score_values, read_direct_score
 from lm_harmony.runs.file_values import read_json, read_json_lines, read_yaml, to_plain, with_check, without_check
 from lm_harmony.runs.files import write_atomically
 from lm_harmony.runs.layout import refuse_foreign, refuse_nested, remove_files, remove_leftovers, remove_run
 from lm_harmony.runs.lease import Lease
-from lm_harmony.runs.record import (
-    DirectScoreFile,
-    EpochLine,
-    EpochRecord,
-    Failure,
-    RunConfig,
-    RunRecord,
-    Sample,
-)
+from lm_harmony.runs.record import EpochLine, EpochRecord, Failure, RunConfig, RunRecord, Sample
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.sources import Source
 from lm_harmony.runs.spec import RunSpec
@@ -128,6 +121,13 @@ class RunStore:
         path = self.folder / "config.yaml"
         return read_yaml(path, RunConfig, upgrade_config) if path.exists() else None
 
+    def made_from(self) -> str | None:
+        """Return ``RunConfig.made_from`` of the run, or None where config.yaml is missing or cannot be read."""
+        with suppress(DamagedFile):
+            config = self.config()
+            return None if config is None else config.made_from
+        return None
+
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Return the finished epochs; a last line without its newline, left by a killed process, is skipped."""
         return tuple(line.record for line in self.epoch_lines())
@@ -144,7 +144,7 @@ class RunStore:
 
     def add_epoch(self, epoch: EpochRecord, checkpoint: Mapping[str, str] = {}) -> None:
         """Append a finished epoch, whose checkpoint, of files with these checksums, must be written before."""
-        self.write_epochs([*self.epoch_lines(), EpochLine.of(epoch, checkpoint)])
+        self.write_epochs([*self.epoch_lines(), EpochLine.of(epoch, checkpoint, self.made_from())])
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the path of an epoch's checkpoint folder."""
@@ -167,16 +167,13 @@ class RunStore:
 
     def direct_score(self, name: str = "direct", requests: str | None = None) -> Score | None:
         """Return the direct score ``name`` (``direct_name``) with its samples; None: there is none of these requests."""
-        path = self.folder / f"{name}.json"
-        if not path.exists() or (known := read_json(path, DirectScoreFile)).requests != requests:
-            return None
-        samples = read_json_lines(self.folder / f"samples_{name}.jsonl", Sample, sha256=known.samples_sha256)
-        return Score(**{one.name: getattr(known, one.name) for one in fields(Score)} | {"samples": samples})
+        return read_direct_score(self.folder, name, requests, self.made_from())
 
     def write_direct_score(self, score: Score, name: str = "direct", requests: str | None = None) -> None:
         """Write a score of the untouched model, which a resumed run reads. Its samples are written first."""
-        more = {"samples_sha256": self.write_samples(name, score.samples)} | ({"requests": requests} if requests else {})
-        self._write(f"{name}.json", json.dumps(with_check({**to_plain(score), **more})))
+        sha256 = self.write_samples(name, score.samples)
+        values = direct_score_values(score, samples_sha256=sha256, requests=requests, run=self.made_from())
+        self._write(f"{name}.json", json.dumps(with_check(values)))
         self._push()
 
     def write_samples(self, split: str, samples: Iterable[Mapping[str, object]]) -> str:
