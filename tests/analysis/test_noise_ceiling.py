@@ -11,6 +11,7 @@ from scipy import special, stats
 
 from lm_harmony.analysis.audit import audit, base_of, flips
 from lm_harmony.analysis.benchmark_quality import benchmark_quality
+from lm_harmony.analysis.bootstrap import rank_errors
 from lm_harmony.analysis.correlations import perplexity_agreement, perplexity_change
 from lm_harmony.analysis.logit_scale import logit_matrix
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -93,6 +94,15 @@ def test_the_audit_finds_the_model_that_was_prepared() -> None:
         ).statistic
     ) / 2
     assert found.flips == pytest.approx(expected)
+
+
+def test_an_audit_hardly_depends_on_its_draws() -> None:
+    random = np.random.default_rng(1)
+    trained, direct = (random_table(12, 6) + 0.3 * random.normal(size=(12, 6)) for _ in range(2))
+    matrix = matrix_of(trained, direct, stderr=0.1)
+    table = audit(matrix).table.sort_index()
+    errors = [rank_errors(matrix, name, draws=50_000, seed=1).sort_index() for name in ("direct", "trained")]
+    assert abs(np.hypot(*errors) / table["error"] - 1).max() < 0.025
 
 
 def _both(trained: pd.DataFrame, direct: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
