@@ -611,6 +611,33 @@ def test_the_command_line_names_the_changed_file(tmp_path: Path) -> None:
         assert "model.safetensors changed since. Restore" in done.stderr and "--overwrite" in done.stderr
 
 
+def test_the_command_line_names_what_differs_from_a_finished_run_of_the_same_name(tmp_path: Path) -> None:
+    """A command that scores the run again must not print its score as that of another model, task or setting."""
+    write_micro(tmp_path)
+    for seed, name in enumerate(("model", "other")):
+        write_tiny_model(tmp_path / name, seed=seed)
+    write_tiny_model(tmp_path / "elsewhere" / "model", seed=1)
+    (tmp_path / "second.yaml").write_text(TASK.replace("task: micro", "task: second"))
+    shutil.copytree(tmp_path / "micro", tmp_path / "second")
+    shutil.copytree(tmp_path / "micro", tmp_path / "changed" / "micro")
+    (tmp_path / "changed" / "micro" / "test.jsonl").write_text('{"number": 32, "label": 0}\n')
+    name = ("--exp_name", "one")
+    assert run_command(tmp_path, *name).returncode == 0
+    rate = "recipe.learning_rate was 2e-05, is 0.01"
+    for flags, said in (
+        (("--train_param.learning_rate", "0.01"), rate),
+        (("--only_evaluate", "--train_param.learning_rate", "0.01"), rate),
+        (("--only_evaluate", "--base_model", "other"), "model.name was model, is other"),
+        (("--only_evaluate", "--task_name", "second.yaml"), "task was micro, is second"),
+        (("--only_evaluate", "--base_model", "elsewhere/model"), "model.safetensors changed since"),
+        (("--only_evaluate", "--data_dir", "changed"), "micro/test.jsonl changed since"),
+    ):
+        done = run_command(tmp_path, *name, *flags)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert said in " ".join(done.stderr.split()), done.stderr
+    assert run_command(tmp_path, *name, "--only_evaluate").returncode == 0
+
+
 SETTLED = 0.2
 """Seconds after which the tests of cached hashes count a file as settled."""
 

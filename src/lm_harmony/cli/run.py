@@ -19,6 +19,7 @@ from lm_harmony.errors import UsageError, counted
 from lm_harmony.fast_imports import fast_imports
 from lm_harmony.progress import display
 from lm_harmony.runs.choice import best_by_rate, chosen_rate
+from lm_harmony.runs.conflicts import refuse_other_evaluation
 from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.folder_lease import FolderLeases
 from lm_harmony.runs.lease import STALE
@@ -52,7 +53,8 @@ def run(flags: RunFlags, arguments: Sequence[str]) -> None:
     check_request(spec)
     check_results_folder(flags.results_dir, store.folder.relative_to(flags.results_dir).as_posix())
     if flags.only_evaluate:
-        store.record()  # raises if the run is not finished
+        plain = run_spec(RunFlags(base_model=flags.base_model, task_name=flags.task_name), frozenset())
+        refuse_other_evaluation(store.folder, store.record(), spec, plain)
     elif store.is_finished() and not flags.overwrite:
         store.refuse_conflict(spec, resume=False, overwrite=False)
     console = Console(stderr=True)

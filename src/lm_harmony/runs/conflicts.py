@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lm_harmony.benchmarks.catalogue import benchmark_name
 from lm_harmony.errors import NotCurrent, UsageError
+from lm_harmony.runs.fingerprint import other_request, request_differences
 from lm_harmony.runs.record import RunConfig, RunRecord
 from lm_harmony.runs.sources import Source, SourceCheck, changed_between, model_sources, task_sources
 from lm_harmony.runs.spec import RunSpec
@@ -25,8 +28,8 @@ _SUBMITTED = {
 """Kind of a source -> the flag of `lm-harmony board add` that names its folder, and what is wrong with another one."""
 
 
-def refuse_finished(folder: Path, record: RunRecord) -> None:
-    """Refuse to replace a finished run, with a message that says whether it is current.
+def refuse_finished(folder: Path, record: RunRecord, spec: RunSpec) -> None:
+    """Refuse to replace a finished run, with a message that says whether it is current and of the request ``spec``.
 
     Raises:
         UsageError: the run is finished and current.
@@ -34,11 +37,43 @@ def refuse_finished(folder: Path, record: RunRecord) -> None:
     """
     changed = SourceCheck().difference(record.sources, record.spec)
     if changed is None:
-        raise UsageError(f"exp_name: {folder} holds a finished run. Add --overwrite, or choose another --exp_name.")
+        other = other_request(record.spec, spec)
+        what = "run" if other is None else f"run of another request: {other}"
+        raise UsageError(f"exp_name: {folder} holds a finished {what}. Add --overwrite, or choose another --exp_name.")
     raise NotCurrent(
         f"exp_name: {folder} holds a finished run that is not current: {changed}. Restore what it was made from, "
         f"add --overwrite to carry it out again, or choose another --exp_name."
     )
+
+
+def refuse_other_evaluation(folder: Path, record: RunRecord, spec: RunSpec, plain: RunSpec) -> None:
+    """Refuse to score a finished run again by a command that asks for another one; loads nothing.
+
+    Args:
+        folder: folder of the run.
+        record: its record.
+        spec: specification of the command.
+        plain: specification of a command with this model and task alone: what both share need not be that of the record.
+
+    Raises:
+        UsageError: model, task, or something else that the command gives is not that of the record.
+        NotCurrent: a file that the command names has another content.
+    """
+    given = {"model.name", *request_differences(plain, spec)}
+    other = other_request(record.spec, spec, given)
+    asked, made = spec.benchmark, record.spec.benchmark
+    names = [benchmark_name(one.task) for one in (made, asked)]
+    if other is None and names[0] != names[1]:
+        other = f"task was {names[0]}, is {names[1]}"
+    if other:
+        raise UsageError(
+            f"only_evaluate: {folder} holds a run of another request: {other}. Repeat its request, or choose another --exp_name."
+        )
+    data_dir, include_path = asked.data_dir or made.data_dir, asked.include_path or made.include_path
+    benchmark = replace(made, task=asked.task, data_dir=data_dir, include_path=include_path)
+    here = replace(record.spec, model=replace(record.spec.model, name=spec.model.name), benchmark=benchmark)
+    if changed := SourceCheck().difference(record.sources, here):
+        raise NotCurrent(f"{folder}: {changed}. {_REMEDY}")
 
 
 def refuse_other_request(folder: Path, begun: RunConfig, spec: RunSpec, *, resume: bool = True) -> None:

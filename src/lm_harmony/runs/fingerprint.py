@@ -11,7 +11,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +52,21 @@ def run_id(spec: RunSpec, base: Path | None = None) -> str:
     return fingerprint(asked)
 
 
-def other_request(made: RunSpec, asked: RunSpec) -> str | None:
-    """Return in what the request of a record differs from one that has the same folder; None: in nothing but places."""
+def other_request(made: RunSpec, asked: RunSpec, given: Collection[str] | None = None) -> str | None:
+    """Return in what the request of a record differs from another one; None: in nothing but places.
+
+    Args:
+        made: specification of the record.
+        asked: the other one.
+        given: names of the fields that are compared, such as "recipe.epochs"; None: all.
+    """
+    differing = request_differences(made, asked)
+    said = [f"{key} was {was}, is {now}" for key, (was, now) in differing.items() if given is None or key in given]
+    return "; ".join(said) or None
+
+
+def request_differences(made: RunSpec, asked: RunSpec) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two requests differ, by names such as "recipe.epochs", with both values; no places."""
     parts = []
     for spec in (made, asked):
         values: dict[str, Any] = spec.to_dict()
@@ -67,8 +80,7 @@ def other_request(made: RunSpec, asked: RunSpec) -> str | None:
         parts.append({(key, name): item for key, value in values.items() for name, item in _items(value)})
     before, now = parts
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    said = [f"{'.'.join(filter(None, key))} was {before.get(key)}, is {now.get(key)}" for key in differing]
-    return "; ".join(said) or None
+    return {".".join(filter(None, key)): (before.get(key), now.get(key)) for key in differing}
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]]:

@@ -77,7 +77,7 @@ class RunStore:
         if overwrite:
             refuse_foreign(self.folder, self.results)
         elif self.is_finished():
-            refuse_finished(self.folder, self.record())
+            refuse_finished(self.folder, self.record(), spec)
         begun = None if overwrite else self.config()
         if begun is None:
             return refuse_nested(self.folder, lambda folder: RunStore(folder).requested() is not None)
