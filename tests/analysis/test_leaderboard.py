@@ -28,6 +28,13 @@ def test_the_published_board_has_the_published_values() -> None:
     assert all(number in page for number in re.findall(r"0\.\d+", board.notes[1]))  # both have the figures of bench.coverage
 
 
+def test_scores_outside_the_published_range_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path, model="mine/best", task="arc_challenge", trained=0.95)
+    write_run(tmp_path, model="mine/usual", task="arc_challenge", trained=0.5)
+    [note] = [note for note in published_board(ScoreMatrix.from_records(tmp_path)).notes if note.startswith("extrapolated")]
+    assert note.endswith(": mine/best (ARC-Challenge)")
+
+
 def test_new_models_are_placed_and_do_not_change_published_models(tmp_path: Path) -> None:
     write_run(tmp_path, model="mine/few", trained=0.89)
     write_run(tmp_path, model="mine/other", task="corpus:w", metric="bits_per_byte,none", higher=False)

@@ -131,12 +131,17 @@ def published_board(matrix: ScoreMatrix | None = None) -> Board:
     if matrix is not None:
         _refuse_empty(matrix, "trained")
         new_rows = _new_model_rows(matrix, published)
-        rows += [row for row, _ in new_rows]
-        scores = pd.concat([scores, *(values.to_frame(row.model).T for row, values in new_rows)])
+        rows += [row for row, *_ in new_rows]
+        scores = pd.concat([scores, *(values.to_frame(row.model).T for row, values, _ in new_rows)])
         notes += matrix.notes
         further = tuple(task for task in matrix.benchmark_names if task not in published.benchmark_names)
         if further:
             notes.append(f"not shown, because the published board does not have them: {', '.join(_titles(matrix, further))}")
+        beyond = [f"{row.model} ({', '.join(_titles(published, tasks))})" for row, _, tasks in new_rows if tasks]
+        if beyond:
+            more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+            names = ", ".join(beyond[:5]) + more
+            notes.append(f"extrapolated, because scores are outside the range of the published ones: {names}")
         notes.append("models of these results are ranked among the published models and do not change their PC1 or ranks")
     rows.sort(key=lambda row: (row.pc1 is None, -(row.pc1 or 0), row.model))
     return Board(
@@ -191,8 +196,8 @@ def _appended(published: Scores, new: Scores, names: dict[str, str]) -> Scores:
     )
 
 
-def _new_model_rows(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow, pd.Series[float]]]:
-    """Return the board row and the scores by published benchmark of each model of ``matrix``."""
+def _new_model_rows(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[BoardRow, pd.Series[float], tuple[str, ...]]]:
+    """Return row, scores by published benchmark, and benchmarks with a score outside the published range, of each new model."""
     refuse_other_metrics(matrix)
     board, oriented, stderrs = published_placement(), matrix.oriented("trained"), matrix.trained.stderrs
     found = []
@@ -201,20 +206,12 @@ def _new_model_rows(matrix: ScoreMatrix, published: ScoreMatrix) -> list[tuple[B
         values = matrix.trained.values.loc[name].reindex(list(published.benchmark_names))
         if values.notna().any():
             placed = place(board, name, oriented.loc[name], stderrs.loc[name])
-            row = BoardRow(
-                model=shown_name,
-                basis="predicted" if placed.missing else "computed",
-                pc1=placed.pc1,
-                low=placed.low,
-                high=placed.high,
-                rank=placed.rank,
-                rank_low=placed.rank_low,
-                rank_high=placed.rank_high,
-                group=None,
-            )
+            places = {key: getattr(placed, key) for key in ("pc1", "low", "high", "rank", "rank_low", "rank_high")}
+            basis: RowBasis = "predicted" if placed.missing else "computed"
+            row, outside = BoardRow(model=shown_name, basis=basis, group=None, **places), placed.outside
         else:
-            row = _row_without_pc1(shown_name)
-        found.append((row, values))
+            row, outside = _row_without_pc1(shown_name), ()
+        found.append((row, values, outside))
     return found
 
 
