@@ -111,8 +111,10 @@ def test_a_patch_is_detected() -> None:
     with sandboxed_templates():
         assert changed(before, library_state()) == ["env.from_string"]
     with suppress(ZeroDivisionError), files_keyed_by_content():
-        patched = {"datasets.data_files.DataFilesList.__init__", "datasets.load.LocalDatasetModuleFactory.get_module"}
-        assert set(changed(before, library_state())) == patched
+        assert set(changed(before, library_state())) == {
+            "datasets.data_files.DataFilesList.__init__",
+            "datasets.load.LocalDatasetModuleFactory.get_module",
+        }
         raise ZeroDivisionError
     assert changed(before, library_state()) == []
     datasets.disable_caching()

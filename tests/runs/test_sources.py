@@ -26,7 +26,7 @@ from tiny import CHAT_TEMPLATE, write_tiny_model
 
 from lm_harmony.benchmarks.harness import HarnessTask
 from lm_harmony.benchmarks.task_code import unload_modules
-from lm_harmony.errors import NotCurrent, UsageError
+from lm_harmony.errors import BenchmarkError, NotCurrent, UsageError
 from lm_harmony.progress import display
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs import file_hashes
@@ -316,6 +316,35 @@ def test_files_that_a_data_set_names_outside_of_its_folder_are_sources(named_by:
     shown = "elsewhere/test.jsonl" if named_by == "card" else "../elsewhere/test.jsonl"
     assert SourceCheck().difference(run.sources, spec) == f"{shown} changed since"
     assert set_up_run(spec).splits.test[0].document["number"] == 99
+
+
+def test_local_files_that_a_url_names_are_sources(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "set", tmp_path / "set")
+    files = {split: f"file://{tmp_path}/set/{split}.jsonl" for split in SIZES}
+    options = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": options}
+    (tmp_path / "url.yaml").write_text(yaml.safe_dump(config))
+    spec = replace(spec_of(world, "folder"), benchmark=BenchmarkSpec(task=str(tmp_path / "url.yaml")))
+    run = set_up_run(spec)
+    test = tmp_path / "set" / "test.jsonl"
+    times = test.stat()
+    test.write_text(test.read_text().replace('"number": 32', '"number": 99', 1))
+    os.utime(test, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert SourceCheck().difference(run.sources, spec) == f"{test} changed since"
+    assert set_up_run(spec).splits.test[0].document["number"] == 99
+    remote = {split: f"https://example.org/{split}.jsonl" for split in SIZES}
+    (tmp_path / "url.yaml").write_text(yaml.safe_dump(config | {"dataset_kwargs": {"data_files": remote}}))
+    assert not [source for source in task_sources(spec.benchmark) if source.kind == "rows" and source.path]
+
+
+def test_files_in_a_local_archive_whose_edits_datasets_does_not_see_are_refused(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.zip").write_bytes(b"PK")
+    archived = {split: f"zip://{split}.jsonl::{tmp_path}/rows.zip" for split in SIZES}
+    config = yaml.safe_load(TASK) | {"dataset_path": "json", "dataset_kwargs": {"data_files": archived}}
+    (tmp_path / "archive.yaml").write_text(yaml.safe_dump(config))
+    spec = replace(spec_of(world, "folder"), benchmark=BenchmarkSpec(task=str(tmp_path / "archive.yaml")))
+    with pytest.raises(BenchmarkError, match=r"does not see edits\. Give the archive itself \(.*/rows\.zip\), or extract it"):
+        set_up_run(spec)
 
 
 def test_the_file_of_a_prompt_is_a_source(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

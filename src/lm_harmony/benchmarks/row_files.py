@@ -48,11 +48,26 @@ def _outside(folder: str, files: Any) -> dict[str, Path]:
 
 
 def _patterns(files: Any) -> Iterator[str]:
-    """Yield every pattern of local files in ``data_files``: a string, a list, or a mapping from splits to either."""
-    if isinstance(files, str) and "://" not in files:
+    """Yield every pattern of local files in ``data_files``."""
+    yield from (local for name in _names(files) if "://" not in (local := local_part(name)))
+
+
+def names_in_archives(files: Any) -> Iterator[str]:
+    """Yield every name in ``data_files`` of a file inside of a local archive, as zip://rows.jsonl::PATH."""
+    yield from (name for name in _names(files) if "::" in name and "://" not in local_part(name))
+
+
+def _names(files: Any) -> Iterator[str]:
+    """Yield every name in ``data_files``: a string, a list, or a mapping from splits to either."""
+    if isinstance(files, str):
         yield files
     for item in files.values() if isinstance(files, Mapping) else files if isinstance(files, list) else ():
-        yield from _patterns(item)
+        yield from _names(item)
+
+
+def local_part(name: str) -> str:
+    """Return the path in a name of rows as `datasets` takes it: of file://PATH, or of an archive (zip://rows.jsonl::PATH)."""
+    return name.rpartition("::")[2].removeprefix("file://")
 
 
 def _below(folder: Any) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils as lm_eval_utils
 
 from lm_harmony.benchmarks.harness.hub_rows import sha256
-from lm_harmony.benchmarks.row_files import local_row_files
+from lm_harmony.benchmarks.row_files import local_part, local_row_files, names_in_archives
 from lm_harmony.benchmarks.task_code import note_opened
 from lm_harmony.errors import BenchmarkError
 from lm_harmony.hub_connection import missing_hub
@@ -143,8 +143,9 @@ def files_keyed_by_content() -> Iterator[None]:
     @functools.wraps(original)
     def init(self: DataFilesList, data_files: list[str], origin_metadata: list[Any]) -> None:
         known = zip(data_files, origin_metadata, strict=True)
-        note_opened(Path(file) for file in data_files if Path(file).is_file())
-        metadata = [(digest(Path(file)),) if Path(file).is_file() else other for file, other in known]
+        local = {file: path for file in data_files if (path := Path(local_part(file))).is_file()}
+        note_opened(local.values())
+        metadata = [(digest(local[file]),) if file in local else other for file, other in known]
         listed.update(zip(data_files, metadata, strict=True))
         original(self, data_files, metadata)
 
@@ -171,6 +172,11 @@ def _load(task: str, path: Any, name: Any, options: Mapping[str, Any], /, **_: A
     local = local_row_files({"dataset_path": path, "dataset_kwargs": options})
     if local is None:
         missing_hub()
+    if inner := next(names_in_archives(options.get("data_files")), None):
+        raise BenchmarkError(
+            f"benchmark {task}: data_files = {inner}: `datasets` copies a file of an archive once and does not see edits. Give "
+            f"the archive itself ({local_part(inner)}), or extract it."
+        )
     try:
         with files_keyed_by_content():
             return _in_memory(datasets.load_dataset(path=path, name=name, **options))
