@@ -39,6 +39,16 @@ def test_the_ceiling_is_the_tau_of_benchmarks_that_differ_by_noise_only() -> Non
     assert np.mean([ceiling.disattenuated.loc["b0", "b1"] for ceiling in found]) == pytest.approx(1.0, abs=0.03)
 
 
+@pytest.mark.parametrize("models", [6, 15])
+def test_the_ceiling_of_few_models_is_not_too_low(models: int) -> None:
+    random, shape, found = np.random.default_rng(models), (models, 5), []
+    for _ in range(150):
+        table = _noisy(np.repeat(random.normal(size=(models, 1)), 5, axis=1), np.full(shape, 0.5), random)
+        found.append(noise_ceiling(matrix_of(table, stderr=0.5)))
+    expected = 2 / np.pi * np.arcsin(1 / 1.25)  # Kendall's tau of a normal distribution with this correlation
+    assert np.mean([ceiling.mean_ceiling for ceiling in found]) == pytest.approx(expected, abs=0.03)
+
+
 def test_without_noise_the_ceiling_is_one_and_correlations_stay() -> None:
     table = random_table(20, 3)
     found = noise_ceiling(matrix_of(table, stderr=0.0))
