@@ -13,10 +13,11 @@ import yaml
 from boards import write_failure, write_run
 from huggingface_hub import parse_eval_result_entries
 
+from lm_harmony.analysis.load_records import record_rows
 from lm_harmony.cli.main import main
 from lm_harmony.recipe import PUBLISHED
 from lm_harmony.report.finished_scores import dataset_of
-from lm_harmony.runs.file_hashes import sha256_of
+from lm_harmony.runs.file_hashes import SMALL, HashCache, _stamp, sha256_of
 from lm_harmony.runs.sources import Source
 
 SCHEMA = Path(__file__).parents[1] / "every_eval_ever" / "eval.schema.json"
@@ -170,6 +171,30 @@ def test_the_reason_for_which_runs_are_left_out_is_told_once(tmp_path: Path, cap
     write_run(tmp_path / "results", model="a/hub", sources=ON_HUB)
     assert main(command) == 0  # negative control: one file is written
     assert "of the hub: 3, the first is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_large_weights_that_changed_in_place_are_read(
+    seen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that were trained on have the same size, so that only their content says that a score is not theirs."""
+    monkeypatch.setenv("LM_HARMONY_CACHE_DIR", str(tmp_path / "cache"))
+    weights, results = tmp_path / "model.safetensors", tmp_path / "results"
+    weights.write_bytes(bytes(SMALL))
+    cache = HashCache(tmp_path / "cache")
+    source = file_source(weights, "model")
+    if seen:  # as by a run whose model is older than two seconds
+        cache._append(weights, _stamp(weights), str(source.sha256))
+    write_run(results, model="m", sources=(source,), outcomes=[1, 0])
+    assert main(["export", str(results), "--to", "csv", "--output", str(tmp_path / "out")]) == 0  # negative control
+    with weights.open("r+b") as file:
+        file.write(b"1")
+    for command in ("export", "submit"):
+        options = ["--to", "csv"] if command == "export" else []
+        assert main([command, str(results), *options, "--output", str(tmp_path / command)]) == 1
+        assert "the run is not current: model.safetensors changed since" in capsys.readouterr().err
+    notes = record_rows(results).notes
+    assert any("model.safetensors changed since" in note for note in notes) == seen
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ from lm_harmony.benchmarks.catalogue import name_parts
 from lm_harmony.benchmarks.recurrence import recurring
 from lm_harmony.errors import ModelError, counted
 from lm_harmony.models.model_folder import model_files
-from lm_harmony.runs.file_hashes import SMALL, remembered, sha256_of
+from lm_harmony.runs.file_hashes import SMALL, sha256_if_known, sha256_of
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.sources import UNRECORDED, Source, shortened
 
 _DECIDING = ("lm_eval", "lm-harmony")
 """Packages whose code determines requests and metrics."""
 FileStates = dict[str, tuple[int, str | None] | None]
-"""Current size and hash of each file by path. Hash None: a large file without a cached hash. None: the file cannot be read."""
+"""Current size and hash of each file by path. Hash None: a large file that was never read here. None: it cannot be read."""
 
 
 def provenance_notes(records: Iterable[RunRecord]) -> Iterator[str]:
@@ -118,18 +118,19 @@ def _mixed_targets(records: Iterable[RunRecord]) -> Iterator[str]:
     yield f"adapters change different modules, because PEFT has no default for some models: {'; '.join(listed)}{others}"
 
 
-def changed_files(recorded: Sequence[Source] | None, states: FileStates) -> str | None:
+def changed_files(recorded: Sequence[Source] | None, states: FileStates, *, read_all: bool = False) -> str | None:
     """Return which source files differ from the record ("rte.yaml changed since"); None: none does.
 
     Args:
         recorded: sources of a run.
         states: files checked before; files checked now are added.
+        read_all: read also large files that were never read here; otherwise only their size is compared.
     """
     changed, gone, here = [], [], set[str]()
     files = [(source, Path(source.path)) for source in recorded or () if source.path is not None]
     for source, path in files:
         if str(path) not in states:
-            states[str(path)] = _file_state(path)
+            states[str(path)] = _file_state(path, read_all)
         now = states[str(path)]
         if now is not None:
             here.add(source.kind)
@@ -153,12 +154,12 @@ def _added_files(files: Sequence[tuple[Source, Path]]) -> list[str]:
     return []
 
 
-def _file_state(path: Path) -> tuple[int, str | None] | None:
+def _file_state(path: Path, read_all: bool) -> tuple[int, str | None] | None:
     try:
         if not path.is_file():
             return None
         size = path.stat().st_size
-        return size, sha256_of(path) if size < SMALL else remembered(path)
+        return size, sha256_of(path) if read_all or size < SMALL else sha256_if_known(path)
     except OSError:  # no permission
         return None
 

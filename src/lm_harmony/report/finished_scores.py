@@ -128,7 +128,7 @@ def finished_scores(results: Path) -> tuple[list[FinishedScore], list[str]]:
             continue
         if not isinstance(record, RunRecord):
             left_out.append(f"{store.folder}: the run has failed, so that it has no score")
-        elif changed := changed_files(record.sources, states):
+        elif changed := changed_files(record.sources, states, read_all=True):
             left_out.append(f"{store.folder}: the run is not current: {changed}")
         else:
             records.append((record, store))

@@ -122,7 +122,7 @@ def _finished(store: RunStore, states: FileStates) -> RunRecord:
     record = store.outcome()
     if not isinstance(record, RunRecord):
         raise UsageError(f"{store.folder}: the run is not finished, so that it has no scores. Finish it, then submit it.")
-    if changed := changed_files(record.sources, states):
+    if changed := changed_files(record.sources, states, read_all=True):
         raise UsageError(f"{store.folder}: the run is not current: {changed}. Carry it out again, then submit it.")
     for path in (store.folder / samples_file(score) for score in record.scores):
         if not path.is_file():

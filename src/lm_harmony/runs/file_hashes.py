@@ -61,9 +61,9 @@ def sha256_of(path: Path) -> str:
     return _cache_in(cache_folder()).sha256_of(path)
 
 
-def remembered(path: Path) -> str | None:
-    """Return the cached SHA-256 of a file, or None if it is not cached or the file has changed."""
-    return _cache_in(cache_folder()).remembered(path)
+def sha256_if_known(path: Path) -> str | None:
+    """Return the SHA-256 of a file that was read here before, also if it has changed since; None: it never was."""
+    return _cache_in(cache_folder()).sha256_if_known(path)
 
 
 @dataclass
@@ -96,12 +96,11 @@ class HashCache:
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}. Make it readable and repeat.") from error
 
-    def remembered(self, path: Path) -> str | None:
-        """Return the cached hash of a file that has not changed, or None."""
-        try:
-            return self._find(path.resolve())
-        except OSError:
-            return None
+    def sha256_if_known(self, path: Path) -> str | None:
+        """Return the hash of a file that was read here before (see the module's function)."""
+        path = path.resolve()
+        known = self._find(path)
+        return self.sha256_of(path) if known is None and str(path) in self._known else known
 
     def _find(self, path: Path) -> str | None:
         """Return the cached hash of a file that has not changed, or None."""
