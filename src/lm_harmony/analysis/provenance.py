@@ -89,15 +89,17 @@ def _other_content(benchmark: str, group: Sequence[RunRecord]) -> Iterator[str]:
 
     The files themselves may be on another machine: their hashes are compared.
     """
-    found: dict[tuple[str, str] | None, dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
+    found: dict[tuple[str, str] | None, dict[tuple[str, str], set[frozenset[str]]]] = defaultdict(lambda: defaultdict(set))
     for record in group:
         model = (record.spec.model.name, record.spec.model.revision)
+        read: dict[tuple[str, str], set[str]] = defaultdict(set)  # tasks of a group may read several commits of a data set
         for source in record.sources or ():
-            content = source.sha256 or source.commit
-            if content is not None:
-                found[model if source.kind == "model" else None][source.kind, source.name].add(content)
+            if content := source.sha256 or source.commit:
+                read[source.kind, source.name].add(content)
+        for (kind, name), contents in read.items():
+            found[model if kind == "model" else None][kind, name].add(frozenset(contents))
     for named, sources in found.items():
-        names = [name for (_, name), contents in sources.items() if len(contents) > 1]
+        names = [name for (_, name), known in sources.items() if len(known) > 1]
         if names:
             runs = "its runs" if named is None else f"the runs of {named[0]}"
             yield f"{benchmark}: {runs} were not made from the same files, so their scores are not comparable: {shortened(names)}"

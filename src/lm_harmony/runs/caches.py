@@ -28,7 +28,7 @@ from lm_harmony.models.text import TextEncoder
 from lm_harmony.runs.lease import Lease
 from lm_harmony.runs.remote import RemoteSync
 from lm_harmony.runs.remote_lease import leases_for
-from lm_harmony.runs.sources import Source, base_on_hub, model_sources, with_commit
+from lm_harmony.runs.sources import Source, base_on_hub, model_sources, with_commits
 from lm_harmony.runs.spec import ModelSpec, RunSpec
 from lm_harmony.runs.store import RunStore
 
@@ -244,5 +244,6 @@ def _load(key: _ModelKey) -> LoadedModel:
     if key.gradient_checkpointing:
         enable_gradient_checkpointing(model.module)
     backend = choose_backend(model, key.engine)
-    sources = (*with_commit(key.sources, "model", model.revision), *base_on_hub(model.base))
+    commits = {(source.name, source.revision): [model.revision] for source in key.sources}
+    sources = (*with_commits(key.sources, "model", commits), *base_on_hub(model.base))
     return LoadedModel(model=model, backend=backend, checksum=checksum(model.module), sources=sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from lm_harmony.runs.memory_check import fit_into_memory, free_for
 from lm_harmony.runs.memory_errors import memory_errors
 from lm_harmony.runs.metric_choice import choosing_metric
 from lm_harmony.runs.run_setup import RunSetup
-from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commit
+from lm_harmony.runs.sources import Source, sources_opened_by_code, task_sources, with_commits
 from lm_harmony.runs.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,12 @@ def _splits(spec: RunSpec, task: Benchmark, others: Sequence[HarnessTask], chat:
 
 def _with_commits(found: tuple[Source, ...], benchmarks: Iterable[Benchmark]) -> tuple[Source, ...]:
     """Return the sources with the commits of the data sets on the hub that the tasks were loaded from."""
+    commits: dict[tuple[str, str | None], dict[str | None, None]] = defaultdict(dict)
     for task in (task for benchmark in benchmarks for task in benchmark.subtasks):
-        found = with_commit(found, "rows", dataset_commit(task), name=task.lm_eval_task.DATASET_PATH)
-    return found
+        config = task.lm_eval_task.config
+        revision = (config.dataset_kwargs or {}).get("revision") or "main"
+        commits[str(config.dataset_path), revision][dataset_commit(task)] = None
+    return with_commits(found, "rows", commits)
 
 
 def _fitted(spec: RunSpec, structure: LanguageModel, sequences: Sequence[TokenSequence], models: ModelCache) -> RunSpec:

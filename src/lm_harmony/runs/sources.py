@@ -103,26 +103,27 @@ def base_on_hub(base: AdapterBase | None) -> tuple[Source, ...]:
     return () if base is None else (Source(kind="model", name=base.name, revision=base.revision, commit=base.commit),)
 
 
-def with_commit(sources: Iterable[Source], kind: Kind, commit: str | None, name: str | None = None) -> tuple[Source, ...]:
-    """Return ``sources`` with the commit of the hub repository of one kind filled in; ``name``: of that repository only."""
-    return tuple(
-        Source(kind=source.kind, name=source.name, revision=source.revision, commit=commit)
-        if source.kind == kind and source.path is None and name in (None, source.name)
-        else source
-        for source in sources
-    )
+Commits = Mapping[tuple[str, str | None], Iterable[str | None]]
+"""Name and requested revision of a hub repository -> its commits that were read; several ones may be in a cache."""
+
+
+def with_commits(sources: Sequence[Source], kind: Kind, commits: Commits) -> tuple[Source, ...]:
+    """Return ``sources`` with the commits of the hub repositories of one kind filled in, as one source for each."""
+    on_hub = {one: commits.get((one.name, one.revision)) for one in sources if one.kind == kind and one.path is None}
+    return tuple(replace(one, commit=commit) for one in sources for commit in on_hub.get(one) or (one.commit,))
 
 
 def changed_between(recorded: Iterable[Source], now: Iterable[Source]) -> str | None:
     """Return a sentence that names the first source whose content or commit differs from the recorded one, or None."""
-    found = {(source.kind, source.name): source for source in now}
+    current = list(now)
     for source in recorded:
-        other = found.get((source.kind, source.name))
-        if other is None or None in (source.content[2], other.content[2]) or source.content == other.content:
+        named = [one for one in current if (one.kind, one.name) == (source.kind, source.name)]
+        named = [one for one in named if one.revision == source.revision] or named  # tasks may read several of one data set
+        if not named or any(None in (source.content[2], one.content[2]) or source.content == one.content for one in named):
             continue
-        if source.commit and other.commit:
-            return f"{source.name} moved from commit {source.commit[:12]} to {other.commit[:12]} since"
-        return f"{source.name} changed since"
+        commits = source.commit, named[0].commit
+        moved = "moved from commit {:.12} to {:.12}".format(*commits) if all(commits) else "changed"
+        return f"{source.name} {moved} since"
     return None
 
 
