@@ -21,6 +21,16 @@ def test_without_resampling_the_interval_is_a_point() -> None:
     assert np.allclose(table["pc1"], components(matrix).pc1[table.index])
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_models_with_equal_scores_share_rank_and_interval(seed: int) -> None:
+    table = random_table(8, 5, seed)
+    table.loc["m5"] = table.loc["m7"] = table.loc["m2"]
+    found = pc1_intervals(matrix_of(table)).table
+    copies = found.loc[["m2", "m5", "m7"]]
+    assert len(copies.drop_duplicates()) == 1
+    assert found["rank"].between(found["rank_low"], found["rank_high"]).all()
+
+
 def test_a_weight_equals_that_number_of_copies() -> None:
     table = random_table(9, 3)
     copies = table[["b0", "b2", "b2"]].set_axis(["x", "y", "z"], axis=1)

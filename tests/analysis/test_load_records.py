@@ -56,6 +56,14 @@ def test_recorded_parameters_and_names_tell_size_and_kind_of_uncatalogued_models
     }
 
 
+def test_models_with_as_many_right_answers_are_tied_whatever_their_seeds(tmp_path: Path) -> None:
+    answers = {"a": (56, 58, 60), "b": (58, 58, 58), "c": (59, 57, 58), "d": (58,)}  # of 100 questions
+    for model, counts in answers.items():
+        for seed, right in enumerate(counts):
+            write_run(tmp_path, model=model, trained=right / 100, seed=seed)
+    assert set(ScoreMatrix.from_records(tmp_path).trained.values["arc_easy"]) == {0.58}
+
+
 def test_an_unknown_standard_error_stays_unknown() -> None:
     assert mean_over_seeds([(0.5, 0.1), (0.7, None)]) == (pytest.approx(0.6), None)
     assert mean_over_seeds([]) == (None, None)

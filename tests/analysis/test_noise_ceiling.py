@@ -11,6 +11,7 @@ from scipy import special, stats
 
 from lm_harmony.analysis.audit import audit, base_of, flips
 from lm_harmony.analysis.benchmark_quality import benchmark_quality
+from lm_harmony.analysis.bootstrap import rank_errors
 from lm_harmony.analysis.correlations import perplexity_agreement, perplexity_change
 from lm_harmony.analysis.logit_scale import logit_matrix
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -36,6 +37,16 @@ def test_the_ceiling_is_the_tau_of_benchmarks_that_differ_by_noise_only() -> Non
     assert np.mean([ceiling.retest["b0"] for ceiling in found]) == pytest.approx(expected, abs=0.02)
     # Both benchmarks have the same true scores, so that their correlation without noise is 1.
     assert np.mean([ceiling.disattenuated.loc["b0", "b1"] for ceiling in found]) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("models", [6, 15])
+def test_the_ceiling_of_few_models_is_not_too_low(models: int) -> None:
+    random, shape, found = np.random.default_rng(models), (models, 5), []
+    for _ in range(150):
+        table = _noisy(np.repeat(random.normal(size=(models, 1)), 5, axis=1), np.full(shape, 0.5), random)
+        found.append(noise_ceiling(matrix_of(table, stderr=0.5)))
+    expected = 2 / np.pi * np.arcsin(1 / 1.25)  # Kendall's tau of a normal distribution with this correlation
+    assert np.mean([ceiling.mean_ceiling for ceiling in found]) == pytest.approx(expected, abs=0.03)
 
 
 def test_without_noise_the_ceiling_is_one_and_correlations_stay() -> None:
@@ -93,6 +104,15 @@ def test_the_audit_finds_the_model_that_was_prepared() -> None:
         ).statistic
     ) / 2
     assert found.flips == pytest.approx(expected)
+
+
+def test_an_audit_hardly_depends_on_its_draws() -> None:
+    random = np.random.default_rng(1)
+    trained, direct = (random_table(12, 6) + 0.3 * random.normal(size=(12, 6)) for _ in range(2))
+    matrix = matrix_of(trained, direct, stderr=0.1)
+    table = audit(matrix).table.sort_index()
+    errors = [rank_errors(matrix, name, draws=50_000, seed=1).sort_index() for name in ("direct", "trained")]
+    assert abs(np.hypot(*errors) / table["error"] - 1).max() < 0.025
 
 
 def _both(trained: pd.DataFrame, direct: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -36,6 +36,16 @@ def test_rounding_is_no_component(seed: int) -> None:
     assert len(components(matrix_of(many)).explained) == 3
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_opposite_orders_have_the_sign_of_the_first_name(seed: int) -> None:
+    """Both loadings of PC1 are equally large, so that the sign of their sum is that of rounding."""
+    random = np.random.default_rng(seed)
+    table = pd.DataFrame({"b": random.normal(size=5)}, index=list("vwxyz"))
+    table["a"] = random.normal(size=5) - 3 * table["b"]
+    for columns in (["a", "b"], ["b", "a"]):
+        assert components(matrix_of(table[columns])).loadings[1].sort_index().to_list() == pytest.approx([0.5**0.5, -(0.5**0.5)])
+
+
 @pytest.mark.parametrize("score", [0.1, 12345.678, 33333.33])
 def test_equal_scores_are_refused_whatever_their_size(score: float) -> None:
     table = random_table(7, 4)

@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from boards import matrix_of
 from page_boards import CAUSE, GAP, MODELS, published_data, small_board
 
 from lm_harmony.analysis.matrix import ScoreMatrix
@@ -176,6 +178,18 @@ def test_pc1_of_the_published_board_is_recomputed_exactly(open_board: Open) -> N
         np.testing.assert_allclose(derived["pc1"], chosen.pc1, atol=1e-6)
         np.testing.assert_allclose(derived["explained"], chosen.explained, atol=1e-9)
         np.testing.assert_allclose(derived["loadings"], chosen.loadings[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_opposite_orders_have_the_sign_of_python(open_board: Open, seed: int) -> None:
+    """Both loadings of PC1 are equally large, so that the sign of their sum is that of rounding."""
+    random = np.random.default_rng(seed)
+    matrix = matrix_of(pd.DataFrame(random.random((6, 3)), index=list("uvwxyz"), columns=["mnli", "cola", "arc_easy"]))
+    matrix.trained.values["cola"] = 1 - matrix.trained.values["mnli"] * 0.9 - 0.1 * random.random(6)
+    page = open_board(page_data(matrix))
+    page.evaluate("harmonyBoard.page.set({columns: ['mnli', 'cola']})")
+    expected = components(matrix.subset(benchmarks=["mnli", "cola"])).pc1
+    np.testing.assert_allclose(page.evaluate("harmonyBoard.page.derived")["pc1"], expected, atol=1e-6)
 
 
 def test_new_models_are_projected_and_do_not_change_published_models(open_board: Open, column: Column) -> None:

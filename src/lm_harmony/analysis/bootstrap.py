@@ -197,7 +197,14 @@ def _hull(intervals: list[Floats]) -> tuple[Floats, Floats]:
 
 
 def _ranks(drawn: Floats) -> npt.NDArray[np.int64]:
-    return np.argsort(np.argsort(-drawn, axis=1, kind="stable"), axis=1, kind="stable") + 1
+    """Return ranks, draws x models; ties share the better rank, as in ``pca.ranks``."""
+    order = np.argsort(-drawn, axis=1)
+    ordered = np.take_along_axis(drawn, order, axis=1)
+    firsts = np.zeros(drawn.shape, dtype=np.int64)
+    firsts[:, 1:] = np.where(ordered[:, 1:] != ordered[:, :-1], np.arange(1, drawn.shape[1]), 0)
+    found = np.empty_like(firsts)
+    np.put_along_axis(found, order, np.maximum.accumulate(firsts, axis=1) + 1, axis=1)
+    return found
 
 
 def _draws(
@@ -235,4 +242,6 @@ def _weighted_pc1(scores: Floats, weights: Floats) -> Floats:
     weighted = centred / np.where(scales > 0, scales, 1) * np.sqrt(weights)[:, None, :]
     vectors = np.linalg.eigh(weighted.transpose(0, 2, 1) @ weighted).eigenvectors[:, :, -1]
     signs = np.where((vectors * np.sqrt(weights)).sum(axis=1) < 0, -1.0, 1.0)
-    return (weighted @ (vectors * signs[:, None])[:, :, None])[:, :, 0] * PC1_SCALE  # type: ignore[no-any-return]
+    # A matrix product may round equal rows differently. Summed row by row, models with equal scores stay tied.
+    found = np.einsum("dmt,dt->dm", weighted, vectors * signs[:, None])
+    return found * PC1_SCALE  # type: ignore[no-any-return]

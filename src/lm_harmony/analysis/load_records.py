@@ -166,7 +166,7 @@ def _score_rows(model: str, runs: Sequence[Run]) -> list[ScoreRow]:
     for preparation in dict.fromkeys((*PREPARATIONS, *(name for record, _ in runs for name in record.scores))):
         kept = [(score, store) for record, store in runs if (score := _score(record, preparation)) is not None]
         count = min((score.documents for score, _ in kept), default=None)
-        value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept])
+        value, stderr = mean_over_seeds([_read(score, first.metric) for score, _ in kept], count)
         file = samples_file(preparation)
         rows.append(
             ScoreRow(

@@ -36,10 +36,11 @@ def score_without_near_duplicates(
         return None
     parts = [_part(record, store.folder, preparation, metric) for record, store in runs if preparation in record.scores]
     known = [part for part in parts if part is not None]
-    value, stderr = mean_over_seeds([(part.value, part.stderr) for part in known])
-    if value is None or len(known) < len(parts):
+    count = min((part.count for part in known), default=None)
+    value, stderr = mean_over_seeds([(part.value, part.stderr) for part in known], count)
+    if value is None or count is None or len(known) < len(parts):
         return None
-    return PartScore(value=value, stderr=stderr, count=min(part.count for part in known))
+    return PartScore(value=value, stderr=stderr, count=count)
 
 
 def _part(record: RunRecord, folder: Path, preparation: Preparation, metric: str) -> PartScore | None:
@@ -60,17 +61,24 @@ def _part(record: RunRecord, folder: Path, preparation: Preparation, metric: str
     return None if found is None else PartScore(value=found[0], stderr=found[1], count=record.data.test - len(rows))
 
 
-def mean_over_seeds(scores: Sequence[tuple[float, float | None]]) -> tuple[float | None, float | None]:
+def mean_over_seeds(scores: Sequence[tuple[float, float | None]], count: int | None = None) -> tuple[float | None, float | None]:
     """Return the mean of a score over seeds and its standard error, as ``record_rows`` describes; None: not known.
 
     Args:
         scores: score and standard error of each seed.
+        count: number of test examples; None: not known. If the mean is k answers of count x seeds, it is the quotient of these
+            numbers, so that models with as many right answers are tied. Sums of fractions differ by rounding.
     """
     if not scores:
         return None, None
     values = [value for value, _ in scores]
     errors = [error for _, error in scores if error is not None]
+    mean = float(np.mean(values))
+    if count is not None:
+        answers = mean * count * len(values)
+        if math.isclose(answers, round(answers), rel_tol=1e-12, abs_tol=1e-9):
+            mean = round(answers) / (count * len(values))
     spread = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
     if len(errors) < len(scores):
-        return float(np.mean(values)), None
-    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + spread)
+        return mean, None
+    return mean, math.sqrt(float(np.mean(np.square(errors))) + spread)

@@ -8,10 +8,12 @@ order with probability Phi(d / sqrt(e_k^2 + e_l^2)), where d is the difference o
 
     c(k, l) = 2 Phi(d / sqrt(e_k^2 + e_l^2)) - 1.
 
-The ceiling of two benchmarks with the same true order is the expectation of Kendall's tau, the mean of c_1 c_2 over all pairs of
-places. With two measurements of one benchmark it is the test-retest tau, the mean of c^2. Pearson's r without noise is r divided
-by the square root of the product of both reliabilities (Spearman 1904, The Proof and Measurement of Association between Two
-Things).
+The ceiling of two benchmarks with the same true order is the expectation of Kendall's tau, the mean of c_1 c_2 over all pairs
+of places. With two measurements of one benchmark it is the test-retest tau, the mean of c^2. With few models this mean is too
+low, because c_1 c_2 bends with reliabilities that are estimated. The jackknife over models (Quenouille 1956, Notes on Bias in
+Estimation) removes this: G t - (G - 1) m, where t is the mean, and m that of all means without one of G groups of models.
+Pearson's r without noise is r divided by the square root of the product of both reliabilities (Spearman 1904, The Proof and
+Measurement of Association between Two Things).
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ from lm_harmony.analysis.metadata import ModelMetadata
 from lm_harmony.analysis.score_rows import Preparation
 from lm_harmony.errors import UsageError, counted
 
+_MOST_CORRECTED = 200
+"""Largest number of models whose ceiling is corrected: with more, less than 0.01 is missing, and it would take seconds."""
+_GROUPS = 20
+"""Largest number of groups of models that the jackknife leaves out in turn."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -99,9 +105,7 @@ def noise_ceiling(matrix: ScoreMatrix, preparation: Preparation = "trained") -> 
         )
     part = part.subset(benchmarks=known)
     values, errors = part.oriented(preparation), errors[known]
-    variance = values.var(ddof=0)
-    reliability = (1 - (errors**2).mean() / variance.where(variance > 0)).clip(lower=0).fillna(0.0)
-    signs = np.column_stack([_expected_signs(values[task], errors[task], float(reliability[task])) for task in known])
+    reliability = _reliability(values, errors)
     measured = agreement(part, preparation)
     attenuation = np.sqrt(np.outer(reliability, reliability))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -113,7 +117,7 @@ def noise_ceiling(matrix: ScoreMatrix, preparation: Preparation = "trained") -> 
         benchmarks=tuple(known),
         models=len(part.models),
         tau=measured.tau,
-        ceiling=pd.DataFrame(signs.T @ signs / len(signs), **table),
+        ceiling=pd.DataFrame(_ceiling(values, errors), **table),
         reliability=reliability,
         disattenuated=pd.DataFrame(exact, **table),
     )
@@ -134,6 +138,28 @@ def ceiling_by(matrix: ScoreMatrix, grouping: Grouping, preparation: Preparation
             continue
         table[group] = [found.models, found.mean_tau, found.mean_ceiling, found.share]
     return pd.DataFrame.from_dict(table, orient="index", columns=["models", "tau", "ceiling", "share"])
+
+
+def _reliability(values: pd.DataFrame, errors: pd.DataFrame) -> pd.Series[float]:
+    variance = values.var(ddof=0)
+    return (1 - (errors**2).mean() / variance.where(variance > 0)).clip(lower=0).fillna(0.0)
+
+
+def _ceiling(values: pd.DataFrame, errors: pd.DataFrame) -> Floats:
+    """Return the expected tau of every two benchmarks, corrected by the jackknife, benchmarks x benchmarks."""
+    if len(values) > _MOST_CORRECTED:
+        return _plain_ceiling(values, errors)
+    names = sorted(values.index)  # so that the groups do not depend on the order of the models
+    count = min(len(names), _GROUPS)
+    rest = [[name for place, name in enumerate(names) if place % count != group] for group in range(count)]
+    without = np.mean([_plain_ceiling(values.loc[kept], errors.loc[kept]) for kept in rest], axis=0)
+    return np.asarray(np.clip(count * _plain_ceiling(values, errors) - (count - 1) * without, 0.0, 1.0))
+
+
+def _plain_ceiling(values: pd.DataFrame, errors: pd.DataFrame) -> Floats:
+    reliability = _reliability(values, errors)
+    signs = np.column_stack([_expected_signs(values[task], errors[task], float(reliability[task])) for task in values])
+    return np.asarray(signs.T @ signs / len(signs))
 
 
 def _expected_signs(values: pd.Series[float], errors: pd.Series[float], reliability: float) -> Floats:

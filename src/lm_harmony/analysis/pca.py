@@ -65,7 +65,8 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
 
     Use ``matrix.downstream()`` to leave text corpora out. There are as many components as the rank of the standardised matrix, by
     the rule of ``numpy.linalg.matrix_rank`` with the rounding error of the scores. The sign of each component is chosen so that
-    its loadings have a positive sum. On the first component, better models therefore have higher scores.
+    its loadings have a positive sum. On the first component, better models therefore have higher scores. If the sum is 0, as for
+    two benchmarks with opposite orders, the benchmark whose name comes first has a positive loading.
 
     Raises:
         UsageError: fewer than two models or benchmarks are left, or all models have the same score on a benchmark.
@@ -84,19 +85,24 @@ def components(matrix: ScoreMatrix, preparation: Preparation = "trained") -> Com
             f"components: every model has the same {preparation} score on {', '.join(map(str, constant))}. "
             "Leave the benchmark out, or add models."
         )
-    left, sizes, right = np.linalg.svd(((values - means) / scales).to_numpy(), full_matrices=False)
+    standardised = np.ascontiguousarray((values - means) / scales)
+    _, sizes, right = np.linalg.svd(standardised, full_matrices=False)
     # A standardised score has the rounding error of its score, divided by the scale of its column.
     rounding = np.finfo(np.float64).eps * max(1.0, float((values.abs().max() / scales).max()))
     rank = min(int((sizes > sizes[0] * max(values.shape) * rounding).sum()), len(values) - 1)
-    left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
-    signs = np.where(right.sum(axis=1) < 0, -1.0, 1.0)
+    sizes, right = sizes[:rank], right[:rank]
+    sums, first = right.sum(axis=1), right[:, values.columns.get_loc(min(values.columns))]
+    signs = np.where(np.abs(sums) < 1e-9, first, sums)  # a sum of 0 has the sign of its rounding
+    right = right * np.where(signs < 0, -1.0, 1.0)[:, None]
+    # U S is Z V. Summed row by row, models with equal scores get the same bits, and so one rank. U differs by rounding.
+    scores = np.column_stack([(standardised * loadings).sum(axis=1) for loadings in right])
     numbers = range(1, len(sizes) + 1)
     return Components(
         preparation=preparation,
         basis=basis,
         explained=tuple(float(share) for share in sizes**2 / (sizes**2).sum()),
-        loadings=pd.DataFrame((right * signs[:, None]).T, index=values.columns, columns=numbers),
-        scores=pd.DataFrame(left * sizes * signs * PC1_SCALE, index=values.index, columns=numbers),
+        loadings=pd.DataFrame(right.T, index=values.columns, columns=numbers),
+        scores=pd.DataFrame(scores * PC1_SCALE, index=values.index, columns=numbers),
         means=means,
         scales=scales,
     )

@@ -84,7 +84,7 @@ const recomputed = (view, columns) => {
   // PC1 is fitted on the reference models, or on all models if no reference model has all these scores.
   const complete = oriented.map((row) => row.every((value) => value !== null));
   const fitted = reference.some((is, i) => is && complete[i]) ? reference : board.models.map(() => true);
-  const found = firstComponent(oriented, fitted);
+  const found = firstComponent(oriented, fitted, columns.indexOf([...columns].sort()[0]));
   if (found === null) return { trouble: "fewer than two models have scores on all selected benchmarks" };
   if (found.constant) {
     const titles = columns.filter((_, j) => found.constant[j]).map((task) => board.benchmarks[board.taskIndex.get(task)].title);

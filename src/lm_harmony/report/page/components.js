@@ -29,9 +29,10 @@ const rotate = (a, vectors, p, q) => {
   for (const row of vectors) [row[p], row[q]] = [c * row[p] - s * row[q], s * row[p] + c * row[q]];
 };
 
-// scores: oriented scores, models x benchmarks, null for a missing one; fitted: mask of the models that it may be fitted on.
+// scores: oriented scores, models x benchmarks, null for a missing one; fitted: mask of the models that it may be fitted on; first:
+// the column whose loading is positive if the loadings add up to 0, as those of two benchmarks with opposite orders do.
 // Returns null with fewer than two complete models, else PC1 (times 100) of every model that has all the benchmarks.
-const firstComponent = (scores, fitted) => {
+const firstComponent = (scores, fitted, first) => {
   const complete = scores.map((row) => row.every((value) => value !== null));
   const rows = scores.filter((_, index) => complete[index] && fitted[index]);
   if (rows.length < 2) return null;
@@ -44,7 +45,8 @@ const firstComponent = (scores, fitted) => {
   const correlations = means.map((_, i) => means.map((__, j) => z.reduce((sum, row) => sum + row[i] * row[j], 0) / z.length));
   const { values, vectors } = eigen(correlations);
   const total = values.reduce((sum, value) => sum + value, 0);
-  const direction = vectors[0].reduce((sum, value) => sum + value, 0) < 0 ? -1 : 1;
+  const sum = vectors[0].reduce((whole, value) => whole + value, 0);
+  const direction = (Math.abs(sum) < 1e-9 ? vectors[0][first] : sum) < 0 ? -1 : 1;
   const loadings = vectors[0].map((value) => direction * value);
   const project = (row) => 100 * standard(row).reduce((sum, value, j) => sum + value * loadings[j], 0);
   return {
