@@ -272,6 +272,20 @@ def test_only_finished_and_current_runs_are_submitted(tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_with_other_weights_than_those_that_were_tested_is_not_submitted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = shutil.copytree(world / "results", tmp_path / "results")
+    (weights,) = results.rglob("adapter/adapter_model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    words = ["submit", str(results), "--output", str(tmp_path / "out"), "--name", "lab/tiny"]
+    assert main(words) == 1
+    assert "adapter_model.safetensors differs from its checksum in epochs.jsonl" in capsys.readouterr().err
+    weights.write_bytes(content)
+    assert main(words) == 0  # negative control
+
+
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
     """Results of two models in folders that have one name, of another one, and of two revisions of one on the hub."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import write_tiny_model
 
 from lm_harmony import recipe as recipes
-from lm_harmony.errors import BenchmarkError, ModelError, NotCurrent, StoreError, TrainingDiverged, UsageError
+from lm_harmony.errors import BenchmarkError, DamagedFile, ModelError, NotCurrent, StoreError, TrainingDiverged, UsageError
 from lm_harmony.recipe import Lora, Recipe
 from lm_harmony.runs import protocol
 from lm_harmony.runs.protocol import choose_epoch, score_again, train_before_test
@@ -212,6 +212,30 @@ def test_scoring_a_finished_run_again_gives_the_same_score(finished: tuple[RunRe
     before = (store.folder / "record.json").read_bytes()
     assert score_again(store).trained == record.trained
     assert (store.folder / "record.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_only_the_weights_that_were_tested_are_scored_again(lora: bool, spec: RunSpec, tmp_path: Path) -> None:
+    """Those of another run, or edited ones, fit the model just as well."""
+    recipe = spec.recipe if lora else Recipe(lora=None, epochs=2, learning_rate=1e-3)
+    stores = [RunStore(tmp_path / str(seed)) for seed in (0, 1)]
+    for seed, store in enumerate(stores):
+        train_before_test(dataclasses.replace(spec, seed=seed, recipe=recipe, direct=False), store)
+    store, other = stores
+    (weights,) = (store.folder / "adapter").glob("*.safetensors")
+    before = weights.read_bytes()
+    for content in ((other.folder / "adapter" / weights.name).read_bytes(), before[:-1] + bytes([before[-1] ^ 1])):
+        weights.write_bytes(content)
+        with pytest.raises(DamagedFile, match=f"{weights.name} differs from its checksum in epochs.jsonl, so these are not"):
+            score_again(store)
+    assert len(list(store.folder.glob("results_*.json"))) == 1
+    epochs = (store.folder / "epochs.jsonl").read_bytes()
+    (store.folder / "epochs.jsonl").write_bytes((other.folder / "epochs.jsonl").read_bytes())
+    with pytest.raises(DamagedFile, match="it is of a run with another request"):
+        score_again(store)
+    (store.folder / "epochs.jsonl").write_bytes(epochs)
+    weights.write_bytes(before)
+    assert score_again(store).trained == store.record().trained
 
 
 def test_scoring_an_unfinished_run_again_is_refused(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def _rescore(found: Submission, spec: RunSpec, adapter: Path | None) -> None:
         UsageError: the adapter has other files than the submitted run's, or too many outcomes differ.
     """
     from lm_harmony.cli.console import quiet_libraries
-    from lm_harmony.report.submission import weights_of
+    from lm_harmony.runs.tested_weights import weights_of
 
     if adapter is not None and (not found.manifest.adapter or weights_of(adapter) != found.manifest.adapter):
         raise UsageError(f"adapter: the files in {adapter} are not those of the submitted run. Ask its sender for them.")

@@ -34,6 +34,7 @@ from lm_harmony.runs.fingerprint import folder_name
 from lm_harmony.runs.record import RunRecord
 from lm_harmony.runs.shots import samples_file
 from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.tested_weights import refuse_other_weights, weights_of
 from lm_harmony.runs.untrusted_files import MOST_JSON, MOST_LINES
 from lm_harmony.runs.upgrades import upgrade_record
 
@@ -128,6 +129,7 @@ def _finished(store: RunStore, states: FileStates) -> RunRecord:
         if not path.is_file():
             again = f"Restore the file, or remove {store.folder} and carry the run out again."
             raise UsageError(f"{path} does not exist, so that a score cannot be checked. {again}")
+    refuse_other_weights(store, record)
     return record
 
 
@@ -163,16 +165,6 @@ def pack(store: RunStore, record: RunRecord, path: Path, name: str | None = None
         for file, content in files.items():
             archive.writestr(zipfile.ZipInfo(file, _DATE), content, compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
     return sha256_of(path)
-
-
-def weights_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a folder of weights; empty if there is no folder.
-
-    Raises:
-        StoreError: a file cannot be read.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ()
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def portable(record: RunRecord, name: str | None = None) -> bytes:

@@ -32,6 +32,7 @@ from lm_harmony.runs.setup import set_up_run
 from lm_harmony.runs.shots import direct_name
 from lm_harmony.runs.spec import RunSpec
 from lm_harmony.runs.store import RunStore
+from lm_harmony.runs.tested_weights import refuse_other_weights
 from lm_harmony.runs.tracking import Tracker, open_trackers
 
 log = logging.getLogger(__name__)
@@ -220,10 +221,11 @@ def score_again(store: RunStore, *, allow_task_code: bool = True) -> RunRecord:
 
     Raises:
         UsageError: the task runs code that is not allowed.
-        StoreError: the run is not finished, or its weights are missing.
+        StoreError: the run is not finished, or its weights are missing or others than those that were tested.
         NotCurrent: a file, a library or a request differs from the recorded one.
     """
     record = store.record()
+    refuse_other_weights(store, record)
     execution = replace(record.spec.execution, allow_task_code=allow_task_code)
     run = _set_up_again(store, record, replace(record.spec, execution=execution), None)
     with trainable(run.model, record.spec.recipe, seed=record.spec.seed) as trainee:
