@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,34 @@ def test_exported_files_are_read_as_an_output_folder_of_lm_eval(run: RunStore, t
         assert samples.read_bytes() == (run.folder / f"samples_{split}.jsonl").read_bytes()
     direct = ScoreMatrix.read(tmp_path / "out").scores("direct").values
     assert run.record().direct is not None and direct.notna().any(axis=None)
+
+
+def test_files_of_another_score_are_not_exported_as_those_of_a_run(run: RunStore, tmp_path: Path) -> None:
+    store = RunStore(Path(shutil.copytree(run.folder, tmp_path / "run")))
+    trained = files_of(store)["trained"]
+    before = json.loads(trained.read_text(encoding="utf-8"))
+    changed = json.loads(json.dumps(before))
+    changed["results"]["micro"]["acc,none"] += 0.25
+    later = trained.with_name("results_2999-01-01T00-00-00.000000.json")
+    later.write_text(json.dumps(changed), encoding="utf-8")
+    written = export(store.folder, tmp_path / "first", "lm_eval")  # a file that has the scores is copied instead
+    assert written.left_out == () and trained.name in {file.name for file in written.files}
+    assert later.name not in {file.name for file in written.files}
+    later.rename(trained)
+    written = export(store.folder, tmp_path / "second", "lm_eval")
+    assert written.left_out == (
+        f"{store.folder}: no results file has the scores of record.json. Score the run again to write one",
+    )
+    assert len(written.files) == 2  # of the direct score
+    trained.write_text(json.dumps(before), encoding="utf-8")
+    samples = store.folder / "samples_test.jsonl"
+    first, *others = samples.read_text(encoding="utf-8").splitlines()
+    sample = json.loads(first)
+    for lines in ([json.dumps({**sample, "acc": 1.0 - sample["acc"]}), *others], others):
+        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        written = export(store.folder, tmp_path / "third", "lm_eval")
+        assert len(written.left_out) == 1 and "samples_test.jsonl: it is not of this score" in written.left_out[0]
+        assert len(written.files) == 3
 
 
 def test_the_every_eval_ever_schema_refuses_a_record_without_model_or_direction(run: RunStore) -> None:

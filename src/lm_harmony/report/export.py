@@ -21,11 +21,12 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from lm_harmony.analysis.load_tables import csv_text
 from lm_harmony.analysis.score_rows import APART, PartScore
-from lm_harmony.errors import UsageError
+from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
+from lm_harmony.report.recomputed_scores import is_equal, recompute_score
 from lm_harmony.runs.choice import chosen_rate
 from lm_harmony.runs.files import write_atomically
-from lm_harmony.runs.shots import shots_of
+from lm_harmony.runs.shots import samples_file, shots_of
 
 ExportFormat = Literal["csv", "parquet", "lm_eval", "every-eval-ever", "hub"]
 SCHEMA_VERSION = "0.3.0"
@@ -110,20 +111,30 @@ def _write_table(found: Sequence[FinishedScore], file: Path) -> Path:
 
 
 def _copy_lm_eval(result: FinishedScore, output: Path, left_out: list[str]) -> Iterator[Path]:
-    """Copy the last results file of a score and its samples under the names that lm_eval gives them."""
-    trained, name = result.preparation == "trained", result.preparation
-    folder, split = (result.store.folder, "test") if trained else (result.store.folder / name, name)
+    """Copy the last results file with a score and its samples under the names that lm_eval gives them.
+
+    Files of other scores, which were edited or are of another run, are left out: neither holds a checksum.
+    """
+    name = result.preparation
+    folder = result.store.folder if name == "trained" else result.store.folder / name
     written = sorted(folder.glob("results_*.json"))
-    if not written:
-        left_out.append(f"{folder}: it holds no results file. Score the run again to write one")
+    known = [file for file in written if _has_scores(file, result)]
+    if not known:
+        what = "no results file has the scores of record.json" if written else "it holds no results file"
+        left_out.append(f"{folder}: {what}. Score the run again to write one")
         return
-    values = json.loads(written[-1].read_text(encoding="utf-8"))
+    values = json.loads(known[-1].read_text(encoding="utf-8"))
     place = output / str(values["model_name_sanitized"])
     place.mkdir(parents=True, exist_ok=True)
-    yield Path(shutil.copyfile(written[-1], place / written[-1].name))
-    samples = result.store.folder / f"samples_{split}.jsonl"
+    yield Path(shutil.copyfile(known[-1], place / known[-1].name))
+    samples = result.store.folder / samples_file(name)
     if samples.is_file():
-        stamp = written[-1].stem.removeprefix("results_")
+        try:
+            recompute_score(result.record, result.store.folder, name)
+        except StoreError as error:
+            left_out.append(f"{samples}: it is not of this score: {str(error).rstrip('.')}")
+            return
+        stamp = known[-1].stem.removeprefix("results_")
         subtasks = dict.fromkeys(one.subtask for one in result.values if one.subtask is not None)
         if not subtasks:
             yield Path(shutil.copyfile(samples, place / f"samples_{result.record.benchmark}_{stamp}.jsonl"))
@@ -132,6 +143,17 @@ def _copy_lm_eval(result: FinishedScore, output: Path, left_out: list[str]) -> I
             lines = samples.read_text(encoding="utf-8").split("\n")
             write_atomically(file, "".join(f"{line}\n" for line in lines if line and json.loads(line).get("task") == task))
             yield file
+
+
+def _has_scores(file: Path, result: FinishedScore) -> bool:
+    """Return whether a results file of lm_eval holds all values of a score."""
+    tested = result.record.tested_benchmark
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        tables = {**values.get("groups", {}), **values["results"]}
+        return all(is_equal(tables[one.subtask or tested][one.metric], one.value) for one in result.values)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _write_every_eval_ever(result: FinishedScore, output: Path, organization: str) -> Path:

@@ -18,29 +18,37 @@ def recompute(record: RunRecord, folder: Path) -> tuple[tuple[str, ...], tuple[s
     Raises:
         StoreError: a score differs, or the number of documents.
     """
-    equal, unknown = [], []
+    equal, unknown = list[str](), list[str]()
     expected = {samples_file(name) for name in record.scores}
     for file in sorted(expected ^ {path.name for path in folder.glob("samples_*")}):
         raise StoreError(f"{file} and its score in record.json are not both there")
-    for name, score in record.scores.items():
-        file = samples_file(name)
-        parts = [(name, None, score), *((f"{name} {task}", task, one) for task, one in score.subtasks.items())]
-        for label, task, part in parts[1:] or parts:  # the score of a group follows from those of its tasks
-            for metric, value in part.metrics.items():
-                outcomes = read_outcomes([folder / file], metric, task)
-                if outcomes is None:
-                    unknown.append(f"{label} {metric}")
-                    continue
-                computed = float(outcomes.score(outcomes.columns.sum(axis=0)))
-                if len(outcomes.questions) != part.documents or not _equal(computed, value):
-                    raise StoreError(
-                        f"the {label} {metric} of record.json is {value!r} on {part.documents} documents, and {file} gives "
-                        f"{computed!r} on {len(outcomes.questions)}"
-                    )
-                equal.append(f"{label} {metric}")
-        equal += _means_of_tasks(record, name)
+    for name in record.scores:
+        found = recompute_score(record, folder, name)
+        equal += [*found[0], *_means_of_tasks(record, name)]
+        unknown += found[1]
     _check_without_near_duplicates(record, folder, equal)
     return tuple(equal), tuple(unknown)
+
+
+def recompute_score(record: RunRecord, folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Compute one score of a record, of a group those of its tasks, as ``recompute`` does; raises the same."""
+    equal, unknown = list[str](), list[str]()
+    file, score = samples_file(name), record.scores[name]
+    parts = [(name, None, score), *((f"{name} {task}", task, one) for task, one in score.subtasks.items())]
+    for label, task, part in parts[1:] or parts:  # the score of a group follows from those of its tasks
+        for metric, value in part.metrics.items():
+            outcomes = read_outcomes([folder / file], metric, task)
+            if outcomes is None:
+                unknown.append(f"{label} {metric}")
+                continue
+            computed = float(outcomes.score(outcomes.columns.sum(axis=0)))
+            if len(outcomes.questions) != part.documents or not is_equal(computed, value):
+                raise StoreError(
+                    f"the {label} {metric} of record.json is {value!r} on {part.documents} documents, and {file} gives "
+                    f"{computed!r} on {len(outcomes.questions)}"
+                )
+            equal.append(f"{label} {metric}")
+    return equal, unknown
 
 
 def _means_of_tasks(record: RunRecord, name: str) -> Iterator[str]:
@@ -53,7 +61,7 @@ def _means_of_tasks(record: RunRecord, name: str) -> Iterator[str]:
     for metric in score.metrics if score.subtasks else ():
         weighted = [(one.metrics[metric], one.documents) for one in score.subtasks.values() if metric in one.metrics]
         means = _mean(weighted), _mean([(value, 1) for value, _ in weighted])
-        if not any(_equal(mean, score.metrics[metric]) for mean in means):
+        if not any(is_equal(mean, score.metrics[metric]) for mean in means):
             raise StoreError(
                 f"the {name} {metric} of record.json is {score.metrics[metric]!r}, and the mean of its tasks is {means[0]!r} by "
                 f"documents and {means[1]!r} by tasks"
@@ -65,7 +73,8 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
     return sum(value * weight for value, weight in weighted) / max(1, sum(weight for _, weight in weighted))
 
 
-def _equal(computed: float, recorded: float) -> bool:
+def is_equal(computed: float, recorded: float) -> bool:
+    """Return whether two values of a score differ by rounding at most."""
     return math.isclose(computed, recorded, rel_tol=1e-9, abs_tol=1e-12)
 
 
@@ -80,7 +89,7 @@ def _check_without_near_duplicates(record: RunRecord, folder: Path, known: Colle
     for name, score in record.without_near_duplicates.items():
         for metric, value in score.metrics.items():
             part = part_of_samples(folder / samples_file(name), metric, rows) if f"{name} {metric}" in known else None
-            if part is not None and (score.documents != left or not _equal(part[0], value)):
+            if part is not None and (score.documents != left or not is_equal(part[0], value)):
                 raise StoreError(
                     f"the {name} {metric} without near duplicates of record.json is {value!r} on {score.documents} documents, "
                     f"and the samples give {part[0]!r} on {left}"

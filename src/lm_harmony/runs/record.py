@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
+from lm_harmony.benchmarks.catalogue import name_parts
 from lm_harmony.benchmarks.types import FewShotScore, Score
 from lm_harmony.errors import FILE_RULES, UsageError
 from lm_harmony.recipe import Number, fingerprint
@@ -186,6 +187,11 @@ class RunRecord:
         direct = {0: self.direct, **self.direct_fewshot}
         found = {**{direct_name(shots): direct.get(shots) for shots in sorted(direct)}, "trained": self.trained}
         return {name: score for name, score in found.items() if score is not None}
+
+    @property
+    def tested_benchmark(self) -> str:
+        """Name of the benchmark whose test rows were scored, whatever the training rows are of."""
+        return name_parts(self.benchmark)[0]
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain values for JSON, without per-document samples."""
