@@ -110,6 +110,16 @@ def test_what_cannot_be_sent_is_refused_in_one_line(words: str, message: str, se
     assert len(sender.hub.commits) == before
 
 
+def test_an_adapter_that_was_not_tested_is_not_uploaded(sender: Sender) -> None:
+    (weights,) = sender.folder.joinpath("results").rglob("adapter/adapter_model.safetensors")
+    content, before = weights.read_bytes(), len(sender.hub.commits)
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = sender.command("export", "results", "--to", "hub", "--push_adapter", "lab/d")
+    weights.write_bytes(content)
+    assert done.returncode == 1 and "adapter_model.safetensors differs from its checksum in epochs.jsonl" in done.stderr
+    assert len(sender.hub.commits) == before
+
+
 def test_a_hub_that_cannot_be_reached_is_named(sender: Sender) -> None:
     done = sender.command("export", "results", "--to", "hub", "--push_adapter", "lab/c", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1 and "lab/c on the hub:" in done.stderr and "Check the network" in done.stderr

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from lm_harmony.errors import StoreError, UsageError
 from lm_harmony.report.finished_scores import TRAINED, FinishedScore, dataset_of, finished_scores
 from lm_harmony.report.submission import portable
+from lm_harmony.runs.tested_weights import refuse_other_weights
 
 RECORD = "lm_harmony_record.json"
 """Name of the run's record in an adapter's repository."""
@@ -69,6 +70,7 @@ def push_adapter(results: Path, name: str, *, private: bool) -> str:
 
     Raises:
         UsageError: there is not exactly one finished and current run, it has no adapter, or its base model is in a folder.
+        DamagedFile: the adapter is not the one that was tested.
         StoreError: the hub refuses or cannot be reached.
     """
     check_repository("push_adapter", name)
@@ -84,6 +86,7 @@ def push_adapter(results: Path, name: str, *, private: bool) -> str:
         raise UsageError(
             f"push_adapter: the base model is the folder {base}, which nobody else can load. Upload it, and run on its name."
         )
+    refuse_other_weights(found[0].store, record)
     weights = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "README.md"]
     added = [CommitOperationAdd(path.name, path) for path in weights]
     added += [CommitOperationAdd("README.md", adapter_card(found, name).encode()), CommitOperationAdd(RECORD, portable(record))]
