@@ -29,6 +29,34 @@ def location(folder: Path) -> RunLocation:
     return RunLocation(spec=spec, results_dir=folder)
 
 
+def test_a_stop_that_python_drops_ends_the_wait_for_results(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from test_pool_faults import location
+from lm_harmony.stop_signals import exit_status, stop_on_signals
+from lm_harmony.studies.pool import RunQueue
+
+class WithDel:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # Python calls the handler here
+            pass
+
+stop_on_signals()
+queue = RunQueue([location(Path({str(tmp_path)!r}))])
+try:
+    WithDel()
+    print("dropped", flush=True)
+    next(queue.results())
+except KeyboardInterrupt:
+    sys.exit(exit_status())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("dropped\n", 130), done.stderr
+
+
 def outcome_of(folder: Path) -> tuple[Outcome, str]:
     """Return how the only run of a queue ends on one worker."""
     run = location(folder)

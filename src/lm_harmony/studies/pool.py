@@ -1,7 +1,4 @@
-"""The queue of runs, the threads that pass runs to workers, and the log of events.
-
-A worker goes on with the model that it has loaded.
-"""
+"""The queue of runs, and the threads that pass runs to workers. A worker goes on with the model that it has loaded."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Protocol
 from lm_harmony.errors import UsageError, check_integer
 from lm_harmony.recipe import shared_adapter
 from lm_harmony.runs.lease import Leases
+from lm_harmony.stop_signals import raise_if_stopped
 from lm_harmony.studies.messages import Outcome, RunResult, result_of
 from lm_harmony.studies.run_location import RunLocation
 
@@ -171,7 +169,8 @@ class RunQueue:
         while True:
             with self._changed:
                 while not self._results and (self._executing or any(self._waiting.values())):
-                    self._changed.wait()
+                    raise_if_stopped()
+                    self._changed.wait(1.0)  # seconds until a signal is noticed whose exception Python dropped
                 if not self._results:
                     self._changed.notify_all()
                     return
